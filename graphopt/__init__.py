@@ -1,0 +1,46 @@
+"""A graph compiler: an ONNX model goes in, a verified program of generated kernels comes out.
+
+    artifact = graphopt.compile("model.onnx")
+    artifact.save("model.gopt")
+    session = graphopt.open("model.gopt").session(threads=2)
+    outputs = session.run({"x": x})
+
+Names are resolved when they are first used, so that `import graphopt` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphopt.artifact import Artifact as Artifact
+    from graphopt.artifact import open_artifact as open
+    from graphopt.compiler import compile as compile
+    from graphopt.frontend import load as load
+    from graphopt.pipeline import Pass as Pass
+    from graphopt.pipeline import Pipeline as Pipeline
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Artifact": ("graphopt.artifact", "Artifact"),
+    "Pass": ("graphopt.pipeline", "Pass"),
+    "Pipeline": ("graphopt.pipeline", "Pipeline"),
+    "compile": ("graphopt.compiler", "compile"),
+    "load": ("graphopt.frontend", "load"),
+    "open": ("graphopt.artifact", "open_artifact"),
+}
+
+__all__ = ["Artifact", "Pass", "Pipeline", "compile", "load", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "errors", "program"])

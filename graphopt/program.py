@@ -1,0 +1,154 @@
+"""The Program: for each rank a list of actions, fixed ahead of time, over values at planned offsets of one arena.
+
+A `Program` is what the compiler hands to the runtime. It is plain data: it prints, parses back, is checked
+(`graphopt.schedule`) and executed (`graphopt.runtime`) without any compiler in the process.
+
+    stage    what one rank computes for one micro-batch: values, one arena, segments in order
+    segment  a run of kernel calls (native), or one ONNX model run by ONNX Runtime (fallback)
+    action   run a stage on a micro-batch, or send or receive the values that cross a stage boundary
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+ALIGNMENT = 64
+"""Bytes: every value starts at a multiple of it (one AVX-512 vector, one cache line)."""
+
+ITEM_BYTES = {
+    "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "float16": 2, "bfloat16": 2,
+    "int32": 4, "uint32": 4, "float32": 4, "int64": 8, "uint64": 8, "float64": 8,
+}  # fmt: skip
+
+
+class Place(StrEnum):
+    """Where the bytes of a value live while a stage runs."""
+
+    ARENA = "arena"  # at `offset` of the stage's arena; stage inputs and outputs are there too
+    WEIGHT = "weight"  # constant: the tensor `name` of the stage's weights file
+    VIEW = "view"  # the same bytes as value `of`, under another shape
+    HOST = "host"  # a run-time object between fallback segments: dynamic shape, string, sequence or optional
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One tensor of a stage. `shape` is None only for HOST values; `dtype` is numpy's name ("float32", "bfloat16")."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] | None
+    place: Place
+    offset: int = 0  # bytes, a multiple of ALIGNMENT; ARENA only
+    of: str = ""  # VIEW only
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor; 0 for a HOST value."""
+        return 0 if self.shape is None else math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """One call of a compiled function: `symbol(*inputs, *outputs)` on tensor views.
+
+    `scratch` values are written and read only inside the call and follow the outputs.
+    `origin` names the ONNX nodes that the kernel computes, for reports.
+    """
+
+    symbol: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    scratch: tuple[str, ...] = ()
+    origin: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSegment:
+    """Kernel calls in order."""
+
+    calls: tuple[KernelCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackSegment:
+    """An ONNX model (file `model` inside the artifact) that ONNX Runtime runs on `inputs`, giving `outputs`.
+
+    The model's own input and output names equal the value names. `reasons` says, per node, why it is not native.
+    """
+
+    model: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    reasons: tuple[tuple[str, str], ...]
+
+
+Segment = NativeSegment | FallbackSegment
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What one rank computes for one micro-batch.
+
+    `inputs` and `outputs` are value names: graph inputs and outputs of the model, and values that cross a boundary.
+    `library` and `weights` are file names inside the artifact ("" when the stage needs none).
+    `arena_lower_bound` is the largest sum of live bytes, `arena_bytes` what the plan needs.
+    """
+
+    index: int
+    values: tuple[Value, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    segments: tuple[Segment, ...]
+    arena_bytes: int
+    arena_lower_bound: int
+    library: str = ""
+    weights: str = ""
+
+
+class Verb(StrEnum):
+    """What an action does."""
+
+    RUN = "F"
+    SEND = "SEND"
+    RECV = "RECV"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One step of a rank. Its text parses back (`schedule.parse_action`): `1F0`, `0SEND0>1`, `1RECV0<0`.
+
+    `stage` is the acting stage, `micro_batch` counts from 0, `peer` is the other stage of a SEND or RECV, and
+    `values` are the names sent or received, in order.
+    """
+
+    verb: Verb
+    stage: int
+    micro_batch: int
+    peer: int = -1
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of the whole program: per micro-batch dtype and shape (None where dynamic)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Stages and, for each rank, its actions in order. Rank r owns stage r.
+
+    With `micro_batches` m > 1 the caller feeds m times the per-micro-batch extent on axis 0 of every input, and gets
+    the outputs joined on axis 0.
+    """
+
+    stages: tuple[Stage, ...]
+    actions: tuple[tuple[Action, ...], ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    micro_batches: int = 1
