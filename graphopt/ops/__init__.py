@@ -1,0 +1,85 @@
+"""The custom operators: ONNX model-local functions of the domain `graphopt` whose bodies are the algorithms.
+
+    fn = ops.function("Conv2dBlocked")       a fresh onnx_ir.Function
+    ops.ensure(model, "Conv2dBlocked")       the function and the opset imports are in the model, once
+
+A body is text in ONNX's own syntax, generic in shape and dtype, with attributes taken by reference; a node must give
+every attribute of its function. Next to each body stand the numpy functions that pack its constant inputs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from graphopt.errors import ModelError
+from graphopt.ops import attention, conv, im2col, layout, lrn, pool, winograd
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["DOMAIN", "MINIMUM_OPSET", "VERSION", "attributes", "ensure", "function", "names"]
+
+DOMAIN = "graphopt"
+VERSION = 1
+MINIMUM_OPSET = 18
+"""The bodies use `Shape` with start and end (15), and reductions with axes as an input (18)."""
+
+_BODIES = {
+    "ToBlocked": layout.TO_BLOCKED,
+    "FromBlocked": layout.FROM_BLOCKED,
+    "Conv2dBlocked": conv.CONV2D_BLOCKED,
+    "DepthwiseConv2dBlocked": conv.DEPTHWISE_CONV2D_BLOCKED,
+    "Conv2dWinograd": winograd.CONV2D_WINOGRAD,
+    "Conv2dIm2col": im2col.CONV2D_IM2COL,
+    "MaxPoolBlocked": pool.MAX_POOL_BLOCKED,
+    "AveragePoolBlocked": pool.AVERAGE_POOL_BLOCKED,
+    "GlobalAveragePoolBlocked": pool.GLOBAL_AVERAGE_POOL_BLOCKED,
+    "LRNBlocked": lrn.LRN_BLOCKED,
+    "Attention": attention.ATTENTION,
+    "AttentionMasked": attention.ATTENTION_MASKED,
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every operator of the domain."""
+    return tuple(_BODIES)
+
+
+def function(op_type: str, opset: int = MINIMUM_OPSET) -> ir.Function:
+    """A fresh function whose body uses ONNX opset `opset` (18 or later).
+
+    Raises:
+        ModelError: no such operator, or the opset is too old for the bodies.
+    """
+    import onnx.parser
+    import onnx_ir as ir
+
+    if op_type not in _BODIES:
+        raise ModelError(f"the domain {DOMAIN} has no operator {op_type}; it has {', '.join(_BODIES)}")
+    if opset < MINIMUM_OPSET:
+        raise ModelError(
+            f"graphopt.{op_type} needs ONNX opset {MINIMUM_OPSET} or later, the model has {opset}; convert the model"
+        )
+    text = f'<domain: "{DOMAIN}", opset_import: ["": {opset}]>\n{_BODIES[op_type]}'
+    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
+
+
+def attributes(op_type: str) -> tuple[str, ...]:
+    """Names of the attributes that a node of `op_type` must give."""
+    return tuple(function(op_type).attributes)
+
+
+def ensure(model: ir.Model, op_type: str) -> bool:
+    """Add the function `op_type` and its opset import to `model` unless they are there; say whether it was added.
+
+    The body is written for the opset of the model: ONNX Runtime inlines it, so the two must agree.
+
+    Raises:
+        ModelError: the model's opset is older than `MINIMUM_OPSET`.
+    """
+    model.opset_imports.setdefault(DOMAIN, VERSION)
+    if (DOMAIN, op_type, "") in model.functions:
+        return False
+    added = function(op_type, model.opset_imports.get("", 1))
+    model.functions[added.identifier()] = added
+    return True

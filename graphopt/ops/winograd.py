@@ -1,0 +1,204 @@
+"""Winograd convolution F(m x m, 3 x 3): Y = A^T [ (G g G^T) . (B^T d B) ] A on overlapping tiles.
+
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv:1509.09308), with the points of Barabasz,
+Anderson, Soodhalter and Gregg, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural
+Networks" (ACM TOMS 46(4), 2020, arXiv:1803.10986) for m = 4: they give the smallest rounding error of that size.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.ops.layout import blocks
+
+KERNEL = 3
+POINTS = {
+    2: (Fraction(0), Fraction(1), Fraction(-1)),
+    4: (Fraction(0), Fraction(-1), Fraction(1), Fraction(1, 2), Fraction(-2)),
+}
+"""Interpolation points per output tile size m; the point at infinity comes last and is not listed."""
+
+Matrix = tuple[tuple[Fraction, ...], ...]
+
+
+def exact_matrices(m: int) -> tuple[Matrix, Matrix, Matrix]:
+    """(A^T [m, a], G [a, 3], B^T [a, a]) with a = m + 2, exactly, by the Cook-Toom construction.
+
+    Row j < a - 1 evaluates at point p_j: A^T[i, j] = p_j^i, G[j, k] = p_j^k / prod_{l != j} (p_j - p_l), and B^T[j]
+    holds the coefficients of prod_{l != j} (x - p_l); the last row belongs to infinity. (Blahut, "Fast Algorithms for
+    Signal Processing", Cambridge 2010, section 5.1, transposed as in arXiv:1509.09308.)
+    """
+    points = POINTS[m]
+    a = m + KERNEL - 1
+    infinity = Fraction(1)
+    none = Fraction(0)
+    at = tuple(
+        (*(p**i for p in points), infinity if i == m - 1 else none)
+        for i in range(m)
+    )  # fmt: skip
+    g_rows = []
+    bt_rows = []
+    for j, p in enumerate(points):
+        others = [q for l, q in enumerate(points) if l != j]  # noqa: E741
+        scale = Fraction(1)
+        for q in others:
+            scale *= p - q
+        g_rows.append(tuple(p**k / scale for k in range(KERNEL)))
+        bt_rows.append((*_expand(others), none))
+    g_rows.append((*[none] * (KERNEL - 1), infinity))
+    bt_rows.append(_expand(points))
+    assert len(g_rows) == len(bt_rows) == a
+    return at, tuple(g_rows), tuple(bt_rows)
+
+
+def _expand(roots: list[Fraction] | tuple[Fraction, ...]) -> tuple[Fraction, ...]:
+    """Coefficients, constant first, of prod (x - root)."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *coefficients]
+        scaled = [*(-root * c for c in coefficients), Fraction(0)]
+        coefficients = [x + y for x, y in zip(shifted, scaled, strict=True)]
+    return tuple(coefficients)
+
+
+def matrices(m: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(A^T, G, B^T) of `exact_matrices` in float64."""
+    at, g, bt = (np.array([[float(v) for v in row] for row in matrix]) for matrix in exact_matrices(m))
+    return at, g, bt
+
+
+def winograd_weight(w: NDArray[np.generic], m: int, b: int) -> NDArray[np.generic]:
+    """u of `Conv2dWinograd`: [O, C, 3, 3] -> [(m+2)^2, CO, CI, b, b] (tap, out block, in block, in lane, out lane).
+
+    u = G w G^T is computed in float64 and rounded once, to the dtype of `w`. Padded lanes are zero.
+    """
+    out_channels, in_channels, kh, kw = w.shape
+    if (kh, kw) != (KERNEL, KERNEL):
+        raise ValueError(f"Winograd needs a 3x3 kernel, not {kh}x{kw}")
+    _, g, _ = matrices(m)
+    taps = (m + KERNEL - 1) ** 2
+    co, ci = blocks(out_channels, b), blocks(in_channels, b)
+    packed = np.zeros((taps, co, ci, b, b), w.dtype)
+    both = np.kron(g, g)  # [a*a, 9]: row (i, j), column (r, s)
+    for block in range(co):  # one block of output channels at a time keeps the float64 copy small
+        rows = w[block * b : (block + 1) * b]
+        lanes = len(rows)
+        u = both @ rows.reshape(lanes * in_channels, kh * kw).T.astype(np.float64)
+        padded = np.zeros((taps, lanes, ci * b), w.dtype)
+        padded[:, :, :in_channels] = u.reshape(taps, lanes, in_channels)
+        packed[:, block, :, :, :lanes] = padded.reshape(taps, lanes, ci, b).transpose(0, 2, 3, 1)
+    return packed
+
+
+def _table(name: str, index: int) -> str:
+    """Text of a Constant [2, rows, columns] with the matrices of m = 2 and m = 4, the smaller one padded with zeros."""
+    both = [matrices(m)[index] for m in (2, 4)]
+    rows, columns = both[1].shape
+    table = np.zeros((2, rows, columns))
+    for slot, matrix in enumerate(both):
+        table[slot, : matrix.shape[0], : matrix.shape[1]] = matrix
+    values = ", ".join(repr(float(v)) for v in table.reshape(-1))
+    return f"{name} = Constant <value = double[2, {rows}, {columns}] {{{values}}}>()"
+
+
+# a = m + 2; P = N * TH * TW tiles; the two transforms run along one axis of the tile after the other.
+CONV2D_WINOGRAD = f"""
+Conv2dWinograd <m, pads>(x, u, bias) => (y)
+{{
+    zero = Constant <value_int = 0>()
+    one = Constant <value_int = 1>()
+    two = Constant <value_int = 2>()
+    zeros = Constant <value_ints = [0, 0]>()
+    infer = Constant <value_ints = [-1]>()
+    axis_1 = Constant <value_ints = [1]>()
+    plane_axes = Constant <value_ints = [2, 3]>()
+    m = Constant <value_int: int = @m>()
+    m_vector = Reshape(m, infer)
+    a = Add(m, two)
+    a_vector = Reshape(a, infer)
+    a_by_a = Concat <axis = 0>(a_vector, a_vector)
+    m_by_a = Concat <axis = 0>(m_vector, a_vector)
+    half = Div(m, two)
+    which = Sub(half, one)
+    {_table("bt_table", 2)}
+    bt_wide = Gather(bt_table, which)
+    bt_double = Slice(bt_wide, zeros, a_by_a)
+    bt = CastLike(bt_double, x)
+    {_table("at_table", 0)}
+    at_wide = Gather(at_table, which)
+    at_double = Slice(at_wide, zeros, m_by_a)
+    at = CastLike(at_double, x)
+
+    batch = Shape <start = 0, end = 1>(x)
+    in_blocks = Shape <start = 1, end = 2>(x)
+    plane = Shape <start = 2, end = 4>(x)
+    pads = Constant <value_ints: ints = @pads>()
+    pad_begin, pad_end = Split <num_outputs = 2>(pads)
+    pads_sum = Add(pad_begin, pad_end)
+    plane_padded = Add(plane, pads_sum)
+    out_plane = Sub(plane_padded, two)
+    out_and_m = Add(out_plane, m)
+    out_rounding = Sub(out_and_m, one)
+    tiles = Div(out_rounding, m)
+    covered = Mul(tiles, m)
+    covered_input = Add(covered, two)
+    after_begin = Sub(covered_input, plane)
+    pad_cover = Sub(after_begin, pad_begin)
+    none = Constant <value_ints = [0]>()
+    all_pads = Concat <axis = 0>(zeros, pad_begin, none, zeros, pad_cover, none)
+    padded = Pad(x, all_pads)
+
+    tile_offsets = Range(zero, a, one)
+    tile_rows = Gather(tiles, zero)
+    tile_row_numbers = Range(zero, tile_rows, one)
+    first_rows = Mul(tile_row_numbers, m)
+    first_rows_column = Unsqueeze(first_rows, axis_1)
+    rows = Add(first_rows_column, tile_offsets)
+    tile_columns = Gather(tiles, one)
+    tile_column_numbers = Range(zero, tile_columns, one)
+    first_columns = Mul(tile_column_numbers, m)
+    first_columns_column = Unsqueeze(first_columns, axis_1)
+    columns = Add(first_columns_column, tile_offsets)
+    by_row = Gather <axis = 2>(padded, rows)
+    d_natural = Gather <axis = 4>(by_row, columns)
+    d_tiles = Transpose <perm = [3, 5, 1, 6, 0, 2, 4]>(d_natural)
+
+    d_rows_shape = Concat <axis = 0>(a_vector, infer)
+    d_rows = Reshape(d_tiles, d_rows_shape)
+    bt_d = MatMul(bt, d_rows)
+    d_columns_shape = Concat <axis = 0>(a_by_a, infer)
+    d_columns = Reshape(bt_d, d_columns_shape)
+    bt_d_b = MatMul(bt, d_columns)
+    taps = Shape <start = 0, end = 1>(u)
+    in_lanes = Shape <start = 3, end = 4>(u)
+    in_channels = Mul(in_blocks, in_lanes)
+    v_shape = Concat <axis = 0>(taps, in_channels, infer)
+    v = Reshape(bt_d_b, v_shape)
+
+    out_blocks = Shape <start = 1, end = 2>(u)
+    out_lanes = Shape <start = 4, end = 5>(u)
+    out_channels = Mul(out_blocks, out_lanes)
+    u_out_first = Transpose <perm = [0, 1, 4, 2, 3]>(u)
+    u_shape = Concat <axis = 0>(taps, out_channels, in_channels)
+    u_matrices = Reshape(u_out_first, u_shape)
+    products = MatMul(u_matrices, v)
+
+    m_rows = Reshape(products, d_rows_shape)
+    at_m = MatMul(at, m_rows)
+    m_columns_shape = Concat <axis = 0>(m_by_a, infer)
+    m_columns = Reshape(at_m, m_columns_shape)
+    at_m_a = MatMul(at, m_columns)
+    y_tiles_shape = Concat <axis = 0>(m_vector, m_vector, out_blocks, out_lanes, batch, tiles)
+    y_tiles = Reshape(at_m_a, y_tiles_shape)
+    y_natural = Transpose <perm = [4, 2, 5, 0, 6, 1, 3]>(y_tiles)
+    y_covered_shape = Concat <axis = 0>(batch, out_blocks, covered, out_lanes)
+    y_covered = Reshape(y_natural, y_covered_shape)
+    y_plane = Slice(y_covered, zeros, out_plane, plane_axes)
+    bias_axes = Constant <value_ints = [1, 2]>()
+    bias_lanes = Unsqueeze(bias, bias_axes)
+    y = Add(y_plane, bias_lanes)
+}}
+"""
