@@ -1,0 +1,272 @@
+"""`load`: whatever a user calls a model becomes one checked, static, folded `onnx_ir.Model`.
+
+read        path, ModelProto, onnx_ir.Model, torch.nn.Module or zoo:NAME; nothing of the source is modified
+check       structure, payloads and external paths, before any library walks the graph
+inline      functions of other domains than our own
+fix         symbolic input dimensions
+convert     up to opset 20, IR version 11
+infer, fold until nothing changes
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from graphopt.errors import GraphoptError, ModelError
+from graphopt.frontend_checks import OWN_DOMAIN, check_structure
+from graphopt.frontend_files import check_external, each_tensor, plain_tensor, read_model, refuse_nan
+from graphopt.frontend_fold import fold_constants
+from graphopt.frontend_shapes import fix_inputs, infer_shapes, one_line, parse_shapes, with_skeleton
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["IR_VERSION", "OPSET", "Loaded", "Source", "load", "parse_shapes"]
+
+OPSET = 20
+"""Models of an older opset are converted to this one: Gelu (20) and LayerNormalization (17) exist, TVM imports it."""
+
+IR_VERSION = 11
+"""Multi-device annotations need 11, ONNX Runtime 1.31 reads up to 13."""
+
+_MAX_ROUNDS = 16
+
+Source = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | torch.nn.Module"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready for the pipeline, and what loading assumed or changed, a sentence each."""
+
+    model: ir.Model
+    notes: tuple[str, ...]
+
+
+def load(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, example_inputs: Any = None) -> Loaded:
+    """Load and prepare a model.
+
+    `source` is a path, `zoo:NAME`, an onnx.ModelProto, an onnx_ir.Model, or a torch.nn.Module; a module needs
+    `example_inputs` (a tensor, a tuple of arguments or a dict of keyword arguments). `shapes` gives inputs their
+    static shapes; a batch dimension (axis 0) left open becomes 1 and `notes` says so.
+
+    Raises ModelError, one sentence that names the file, node or input and says what to do.
+    """
+    wanted = {name: tuple(dims) for name, dims in (shapes or {}).items()}
+    origin = _origin(source)
+    notes: list[str] = []
+    try:
+        model = _open(source, example_inputs, notes)
+        return Loaded(_prepare(model, wanted, notes), tuple(notes))
+    except GraphoptError as error:
+        if origin and origin not in str(error):
+            raise type(error)(f"{origin}: {error}") from error
+        raise
+    except Exception as error:  # the libraries' own complaints about what our checks let through
+        raise ModelError(
+            f"{origin or 'the model'} cannot be loaded ({type(error).__name__}: {one_line(str(error))}); "
+            "check it with onnx.checker or export it again"
+        ) from error
+
+
+def _origin(source: Any) -> str:
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+
+
+def _open(source: Any, example_inputs: Any, notes: list[str]) -> ir.Model:
+    """The model of `source` in IR form, checked, sharing weights with the source but no mutable object."""
+    if isinstance(source, str) and source.startswith("zoo:"):
+        from graphopt import models
+
+        source = models.build(source.removeprefix("zoo:"))
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        return _from_proto(read_model(path), path.resolve().parent, notes)
+    if isinstance(source, onnx.ModelProto):
+        return _from_proto(source, None, notes)
+    if isinstance(source, ir.Model):
+        return _from_ir(source, notes)
+    module_type = type(source)
+    if any(base.__module__ == "torch.nn.modules.module" for base in module_type.__mro__):
+        return _from_ir(_export(source, example_inputs), notes)
+    raise ModelError(
+        f"a {module_type.__name__} is no model; give a path, an onnx.ModelProto, an onnx_ir.Model or a torch.nn.Module"
+    )
+
+
+def _from_proto(proto: onnx.ModelProto, base_dir: Path | None, notes: list[str]) -> ir.Model:
+    in_order = check_structure(proto, base_dir)
+    model = ir.from_proto(proto)
+    if base_dir is not None:
+        for _, tensor in each_tensor(model):
+            if isinstance(tensor, ir.ExternalTensor):
+                tensor.base_dir = base_dir
+    _detach(model)
+    _sort(model, in_order, notes)
+    return model
+
+
+def _from_ir(source: ir.Model, notes: list[str]) -> ir.Model:
+    model = source.clone()
+    for where, tensor in each_tensor(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            base_dir = Path(tensor.base_dir or ".").resolve()
+            check_external(where, os.fspath(tensor.location), tensor.offset, tensor.length, tensor.nbytes, base_dir)
+    _detach(model)
+    in_order = with_skeleton(model, lambda proto: check_structure(proto, None))
+    _sort(model, in_order, notes)
+    return model
+
+
+def _detach(model: ir.Model) -> None:
+    """Give `model` tensor objects of its own over shared bytes: renaming a value renames its tensor."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = plain_tensor(value.const_value)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    node.attributes[name] = ir.AttrTensor(name, plain_tensor(attribute.as_tensor()))
+
+
+def _sort(model: ir.Model, in_order: bool, notes: list[str]) -> None:
+    if not in_order:
+        common.TopologicalSortPass()(model)
+        notes.append("the nodes were not in execution order and were sorted")
+
+
+def _export(module: torch.nn.Module, example_inputs: Any) -> ir.Model:
+    """Export a PyTorch module in inference mode; its training flag is left as found."""
+    import torch
+
+    if example_inputs is None:
+        raise ModelError("a torch.nn.Module needs example inputs; pass example_inputs=(tensor, ...)")
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_inputs, Mapping):
+        kwargs = dict(example_inputs)
+    elif isinstance(example_inputs, tuple | list):
+        args = tuple(example_inputs)
+    else:
+        args = (example_inputs,)
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter about itself
+            program = torch.onnx.export(module, args, kwargs=kwargs, dynamo=True, opset_version=OPSET, verbose=False)
+    except Exception as error:
+        raise ModelError(
+            f"torch.onnx.export cannot export {type(module).__name__} ({one_line(str(error))}); "
+            "change the module or export it yourself"
+        ) from error
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    assert program is not None
+    return program.model
+
+
+def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list[str]) -> ir.Model:
+    for where, tensor in each_tensor(model):
+        refuse_nan(where, tensor)
+    _constant_initializers(model, notes)
+    common.InlinePass(criteria=lambda function: function.domain != OWN_DOMAIN)(model)
+    model.ir_version = IR_VERSION
+    _canonical_domain(model)
+    notes.extend(fix_inputs(model, shapes))
+    with_skeleton(model, _check)
+    infer_shapes(model)
+    model = _convert(model, notes)
+    for _ in range(_MAX_ROUNDS):
+        if not fold_constants(model):
+            break
+        common.RemoveUnusedNodesPass()(model)
+        infer_shapes(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    common.RemoveUnusedOpsetsPass()(model)
+    common.NameFixPass(_Names())(model)
+    return model
+
+
+class _Names(common.naming.SimpleNameGenerator):
+    """Unnamed nodes are called after their operator, unnamed values after the node that computes them."""
+
+    def generate_node_name(self, node: ir.Node) -> str:
+        return node.name or node.op_type
+
+    def generate_value_name(self, value: ir.Value) -> str:
+        producer = value.producer()
+        return value.name or (f"{producer.op_type}_out" if producer is not None else "value")
+
+
+def _constant_initializers(model: ir.Model, notes: list[str]) -> None:
+    """Initializers are constants: before IR version 4 all of them were inputs too, later ones have a default value."""
+    defaults = [value.name for value in model.graph.inputs if value.is_initializer()]
+    if defaults and model.ir_version >= 4:
+        notes.append(f"the default values of the inputs {', '.join(map(str, defaults))} became constants")
+    common.RemoveInitializersFromInputsPass()(model)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.type = ir.TensorType(value.const_value.dtype)
+                value.shape = ir.Shape(value.const_value.shape.numpy())
+
+
+def _canonical_domain(model: ir.Model) -> None:
+    """ "ai.onnx" is another spelling of ""."""
+    if "ai.onnx" in model.opset_imports:
+        model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
+    for graph in model.graphs():
+        for node in graph:
+            if node.domain == "ai.onnx":
+                node.domain = ""
+
+
+def _check(proto: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"the model is not valid ONNX: {one_line(str(error))}; export it again") from error
+
+
+def _convert(model: ir.Model, notes: list[str]) -> ir.Model:
+    """Convert to OPSET, or keep the model's own opset and say why."""
+    version = model.opset_imports.get("", OPSET)
+    if version >= OPSET:
+        return model
+    kept = f"opset {version} is kept, since its conversion to {OPSET} failed"
+    if model.functions or (version < 9 and any(node.op_type == "Scan" for node in model.graph.all_nodes())):
+        notes.append(kept)
+        return model
+    try:
+        converted = ir.from_proto(with_skeleton(model, _to_opset))
+    except Exception as error:  # the converter raises RuntimeError, ValueError, and what its adapters throw
+        notes.append(f"{kept} ({one_line(str(error))})")
+        return model
+    weights = model.graph.initializers
+    for value in list(converted.graph.inputs):
+        if value.name is not None and value.name in weights:
+            converted.graph.inputs.remove(value)
+            value.const_value = weights[value.name].const_value
+            converted.graph.register_initializer(value)
+    _detach(converted)
+    return converted
+
+
+def _to_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
+    converted = onnx.version_converter.convert_version(proto, OPSET)
+    converted.ir_version = IR_VERSION
+    onnx.checker.check_model(converted)
+    return converted

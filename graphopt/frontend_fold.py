@@ -1,0 +1,237 @@
+"""Constant folding: what does not depend on the inputs is computed once, here, within fixed bounds.
+
+    s = Shape(x); b = Gather(s, 0); t = Concat(b, [-1]); y = Reshape(x, t)   ->   y = Reshape(x, [1, -1])
+    w = ConstantOfShape(d)                                                   ->   w: initializer (broadcast)
+    y = Dropout(x), y = Identity(x)                                          ->   x
+
+Only operators of the two tables are evaluated: each is deterministic and its work is bounded by the size of its
+operands and result, so that no model can make the compiler hang or allocate at will. Everything else stays a node.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.reference.ops
+import onnx_ir as ir
+
+MAX_FILL_BYTES = 2**31
+"""A ConstantOfShape becomes an initializer up to this size; it occupies one element until somebody writes it out."""
+
+_MAX_RESULT_BYTES = 2**24  # a result larger than this must not be larger than its operands
+_MAX_SLOW_ELEMENTS = 2**12  # operators without a vectorised evaluation
+
+# Data movement: worth folding on weights of any size, since the result replaces the operand.
+_MOVES = frozenset({
+    "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
+    "Unsqueeze",
+})  # fmt: skip
+_ELEMENTWISE = frozenset({
+    "Abs", "Add", "And", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "CastLike", "Ceil", "Clip", "Cos", "Div",
+    "Equal", "Erf", "Exp", "EyeLike", "Floor", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Log",
+    "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "Range", "Reciprocal", "Relu", "Round",
+    "Sigmoid", "Sign", "Sin", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "Tile", "Trilu", "Where", "Xor", "ConstantOfShape",
+})  # fmt: skip
+_SLOW = frozenset({
+    "ArgMax", "ArgMin", "CumSum", "GatherElements", "GatherND", "MatMul", "OneHot", "ReduceMax", "ReduceMean", "ReduceMin",
+    "ReduceProd", "ReduceSum", "ScatterElements", "ScatterND", "Softmax", "TopK",
+})  # fmt: skip
+
+
+def fold_constants(model: ir.Model) -> bool:
+    """Fold the main graph and drop Identity and inference Dropout everywhere, in place; True when anything changed."""
+    version = model.opset_imports.get("", 0)
+    changed = False
+    for node in list(model.graph):
+        if node.domain != "":
+            continue
+        results = _evaluate(node, version, model.ir_version)
+        if results is None or any(output.is_graph_output() for output in node.outputs):
+            continue
+        constants = [_constant_value(*pair) for pair in zip(node.outputs, results, strict=True) if pair[0].uses()]
+        model.graph.remove(node, safe=True)
+        for constant in constants:
+            model.graph.register_initializer(constant)
+        changed = True
+    for graph in list(model.graphs()):
+        for node in list(graph):
+            changed |= _bypass(node, graph)
+    return changed
+
+
+def _constant_value(output: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:
+    """A constant that takes over the name and the consumers of `output`."""
+    constant = ir.Value(
+        name=output.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+    )
+    tensor.name = output.name
+    output.replace_all_uses_with(constant)
+    return constant
+
+
+def _bypass(node: ir.Node, graph: ir.Graph) -> bool:
+    """Connect the consumers of an Identity, or of a Dropout outside training, with its operand."""
+    if node.domain != "" or node.op_type not in ("Identity", "Dropout") or node.inputs[0] is None:
+        return False
+    if node.op_type == "Dropout":
+        training = node.inputs[2] if len(node.inputs) > 2 else None
+        if training is not None and (training.const_value is None or bool(np.any(training.const_value.numpy()))):
+            return False
+        if any(mask.uses() or mask.is_graph_output() for mask in node.outputs[1:]):
+            return False
+    operand, output = node.inputs[0], node.outputs[0]
+    if output.is_graph_output():
+        producer = operand.producer()
+        if operand.is_graph_output() or producer is None or producer.graph is not graph:
+            return False  # an input or weight that is an output needs the Identity
+        index = next((index for index, value in enumerate(graph.outputs) if value is output), None)
+        if index is None:
+            return False
+        name, output.name = output.name, None
+        graph.outputs[index] = operand
+        operand.name = name
+    output.replace_all_uses_with(operand)
+    graph.remove(node, safe=True)
+    return True
+
+
+def _evaluate(node: ir.Node, version: int, ir_version: int) -> list[ir.TensorProtocol] | None:
+    """The values of all outputs of `node`, or None when they depend on an input or are not worth it."""
+    if node.op_type == "Constant":
+        return _constant(node)
+    if node.op_type in ("Shape", "Size"):
+        return _shape(node)
+    if node.op_type not in _MOVES | _ELEMENTWISE | _SLOW:
+        return None
+    operands = [None if value is None else value.const_value for value in node.inputs]
+    if any(value is not None and tensor is None for value, tensor in zip(node.inputs, operands, strict=True)):
+        _infer_node(node, version, ir_version)
+        return None
+    constants = [tensor for tensor in operands if tensor is not None]
+    if any(tensor.dtype == ir.DataType.STRING for tensor in constants):
+        return None
+    _infer_node(node, version, ir_version)
+    elements, nbytes = 0, 0
+    for output in node.outputs:
+        if output.shape is None or not output.shape.is_static() or output.dtype in (None, ir.DataType.STRING):
+            return None
+        assert output.dtype is not None
+        elements += math.prod(output.shape.numpy())
+        nbytes += math.prod(output.shape.numpy()) * math.ceil(output.dtype.itemsize)
+    if node.op_type == "ConstantOfShape":
+        return _fill(node, nbytes)
+    operand_elements = sum(tensor.size for tensor in constants)
+    operand_bytes = sum(tensor.nbytes for tensor in constants)
+    if node.op_type in _SLOW and elements + operand_elements > _MAX_SLOW_ELEMENTS:
+        return None
+    if nbytes > _MAX_RESULT_BYTES and not (node.op_type in _MOVES and nbytes <= operand_bytes):
+        return None
+    if node.op_type not in _MOVES and operand_bytes > _MAX_RESULT_BYTES:
+        return None
+    return _run_reference(node, version, [None if tensor is None else tensor.numpy() for tensor in operands])
+
+
+def _run_reference(
+    node: ir.Node, version: int, operands: list[np.ndarray[Any, Any] | None]
+) -> list[ir.TensorProtocol] | None:
+    """Evaluate one node with onnx.reference; None when it cannot, or disagrees with the inferred types."""
+    attributes = {
+        name: ir.serde.serialize_tensor(attribute.as_tensor())
+        if attribute.type == ir.AttributeType.TENSOR
+        else attribute.value
+        for name, attribute in node.attributes.items()
+    }
+    try:
+        operator = onnx.reference.ops.load_op("", node.op_type, version)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            found = operator.eval(*operands, n_outputs=len(node.outputs), **attributes)
+    except Exception:  # whatever the evaluator cannot do stays a node, and runs where the model runs
+        return None
+    arrays = list(found) if isinstance(found, (tuple, list)) else [found]
+    if len(arrays) != len(node.outputs):
+        return None
+    tensors: list[ir.TensorProtocol] = []
+    for output, result in zip(node.outputs, arrays, strict=True):
+        array = np.asarray(result)
+        assert output.shape is not None
+        assert output.dtype is not None
+        if array.shape != output.shape.numpy() or array.dtype != output.dtype.numpy():
+            return None
+        tensors.append(ir.Tensor(array, dtype=output.dtype))
+    return tensors
+
+
+def _constant(node: ir.Node) -> list[ir.TensorProtocol] | None:
+    if len(node.attributes) != 1:
+        return None
+    name, attribute = next(iter(node.attributes.items()))
+    if name == "value" and attribute.type == ir.AttributeType.TENSOR:
+        return [attribute.as_tensor()]
+    if name in ("value_int", "value_ints"):
+        return [ir.Tensor(np.array(attribute.value, dtype=np.int64))]
+    if name in ("value_float", "value_floats"):
+        return [ir.Tensor(np.array(attribute.value, dtype=np.float32))]
+    return None  # strings and sparse tensors stay
+
+
+def _shape(node: ir.Node) -> list[ir.TensorProtocol] | None:
+    operand = node.inputs[0]
+    if operand is None or operand.shape is None or not operand.shape.is_static():
+        return None
+    dims = operand.shape.numpy()
+    if node.op_type == "Size":
+        return [ir.Tensor(np.array(math.prod(dims), dtype=np.int64))]
+    start = node.attributes.get_int("start", 0)
+    end = node.attributes.get_int("end", len(dims))
+    return [ir.Tensor(np.array(dims[start:end], dtype=np.int64))]
+
+
+def _fill(node: ir.Node, nbytes: int) -> list[ir.TensorProtocol] | None:
+    """ConstantOfShape as a broadcast view of one element: weights of any size cost nothing until they are read."""
+    output = node.outputs[0]
+    assert output.shape is not None
+    assert output.dtype is not None
+    if nbytes > MAX_FILL_BYTES:
+        return None
+    value = node.attributes.get("value")
+    one = np.zeros(1, dtype=np.float32) if value is None else value.as_tensor().numpy()
+    return [ir.Tensor(np.broadcast_to(one.reshape(-1)[:1].reshape(()), output.shape.numpy()), dtype=output.dtype)]
+
+
+def _infer_node(node: ir.Node, version: int, ir_version: int) -> None:
+    """Infer the outputs of one node from constants folded just now, where the whole-model inference left them open."""
+    if all(output.shape is not None and output.shape.is_static() and output.dtype for output in node.outputs):
+        return
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for value in node.inputs:
+        if value is None or not value.name:
+            continue
+        if value.type is None or value.shape is None:
+            return
+        types[value.name] = ir.serde.serialize_value(value).type
+        if value.const_value is not None and value.const_value.size <= 64:
+            data[value.name] = ir.serde.serialize_tensor(value.const_value)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, "")
+        found = onnx.shape_inference.infer_node_outputs(
+            schema,
+            ir.to_proto(node),
+            types,
+            data,
+            opset_imports=[onnx.helper.make_opsetid("", version)],
+            ir_version=ir_version,
+        )
+    except Exception:  # the whole-model inference that follows names the node if this is the model's fault
+        return
+    for output in node.outputs:
+        if output.name in found:
+            info = ir.serde.deserialize_value_info_proto(
+                onnx.helper.make_value_info(output.name, found[output.name]), None
+            )
+            output.type, output.shape = info.type or output.type, info.shape or output.shape

@@ -1,0 +1,246 @@
+"""Static shapes: the `--shapes` spelling, the inputs' symbolic dimensions, and inference over the whole model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+import onnx
+import onnx_ir as ir
+
+from graphopt.errors import ModelError
+from graphopt.frontend_files import checked_size
+
+_SMALL_BYTES = 1024  # initializers up to this size go into the protobuf that inference sees: shapes, axes, pads
+_LARGEST_DIM = 2**31 - 1
+_Result = TypeVar("_Result")
+
+
+def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
+    """Read the `--shapes` spelling: `x:1x3x224x224,y:2x4`; `s:` is a scalar. Names may contain colons, not commas.
+
+    Raises ModelError that quotes the part it cannot read.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in text.split(","):
+        name, colon, dims = part.strip().rpartition(":")
+        if not colon or not name or not re.fullmatch(r"(\d{1,10}(x\d{1,10})*)?", dims, re.ASCII):
+            raise ModelError(f"--shapes {part.strip()!r} is not NAME:DxDxD; write for example --shapes x:1x3x224x224")
+        if name in shapes:
+            raise ModelError(f"--shapes names the input {name} twice; keep one of them")
+        shapes[name] = tuple(int(dim) for dim in dims.split("x")) if dims else ()
+        if any(dim > _LARGEST_DIM for dim in shapes[name]):
+            raise ModelError(f"--shapes {part.strip()!r} has a dimension above {_LARGEST_DIM}; write a smaller one")
+    return shapes
+
+
+def print_shape(dims: Iterator[object] | tuple[object, ...] | ir.Shape) -> str:
+    """`1x3x224x224`; `?` for an unnamed dimension."""
+    return "x".join("?" if isinstance(dim, ir.SymbolicDim) and dim.value is None else str(dim) for dim in dims)
+
+
+def fix_inputs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Make the shape of every tensor input static, in place; the sentences say what was assumed.
+
+    A dimension comes from `shapes`, from another input that uses the same symbol, or, on axis 0 only, is 1.
+    Raises ModelError for a dimension that has neither, and for `shapes` that contradict the declared ones.
+    """
+    inputs = {value.name or "": value for value in model.graph.inputs}
+    for name in shapes:
+        if name not in inputs:
+            raise ModelError(f"--shapes names {name!r}, which is no input; the inputs are {', '.join(inputs)}")
+    tensors = {
+        name: value for name, value in inputs.items() if value.type is None or isinstance(value.type, ir.TensorType)
+    }
+    symbols: dict[str, tuple[int, str]] = {}
+    for name, dims in shapes.items():
+        _bind(name, inputs[name], dims, symbols)
+    notes: list[str] = []
+    open_inputs: dict[str, list[str]] = {}
+    for name, value in tensors.items():
+        if name in shapes:
+            value.shape = ir.Shape(shapes[name])
+            continue
+        if value.shape is None:
+            open_inputs[name] = ["its rank"]
+            continue
+        fixed: list[int | ir.SymbolicDim] = list(value.shape.dims)
+        for axis, dim in enumerate(fixed):
+            if isinstance(dim, int):
+                continue
+            if dim.value is not None and dim.value in symbols:
+                fixed[axis] = symbols[dim.value][0]
+            elif axis == 0:
+                fixed[axis] = 1
+                what = "unnamed batch dimension" if dim.value is None else f"batch dimension {dim.value!r}"
+                notes.append(f"input {name}: {what} fixed to 1")
+                if dim.value is not None:
+                    symbols[dim.value] = (1, name)
+            else:
+                open_inputs.setdefault(name, []).append(f"dimension {axis}" + (f" ({dim.value})" if dim.value else ""))
+        value.shape = ir.Shape(fixed)
+    if open_inputs:
+        name, dimensions = next(iter(open_inputs.items()))
+        spelling = ",".join(_example(tensors[other]) for other in open_inputs)
+        raise ModelError(
+            f"input {name} leaves {', '.join(dimensions)} open; give it a size, for example --shapes {spelling}"
+        )
+    for value in tensors.values():
+        assert value.shape is not None
+        checked_size(value.shape.numpy(), value.dtype or ir.DataType.UNDEFINED, f"input {value.name}")
+    _substitute(model, {symbol: size for symbol, (size, _) in symbols.items()})
+    return notes
+
+
+def _example(value: ir.Value) -> str:
+    if value.shape is None:
+        return f"{value.name}:1x3x224x224"
+    usual = 224 if len(value.shape) == 4 else 128
+    return f"{value.name}:" + "x".join(str(dim) if isinstance(dim, int) else str(usual) for dim in value.shape)
+
+
+def _bind(name: str, value: ir.Value, dims: tuple[int, ...], symbols: dict[str, tuple[int, str]]) -> None:
+    """Check `dims` against the declared shape of `value` and add the symbols they settle."""
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        raise ModelError(f"--shapes gives {name} a shape, but this input is not a tensor; leave it out")
+    if value.shape is None:
+        return
+    asked, declared = print_shape(dims), print_shape(value.shape)
+    if len(dims) != len(value.shape):
+        raise ModelError(
+            f"--shapes {name}:{asked} has {len(dims)} dimensions, and the input is declared {declared or 'a scalar'}; "
+            "give one size per dimension"
+        )
+    for axis, (size, dim) in enumerate(zip(dims, value.shape, strict=True)):
+        if isinstance(dim, int):
+            if dim != size:
+                raise ModelError(
+                    f"--shapes {name}:{asked} asks for {size} on axis {axis}, and the input is declared {declared}; "
+                    "export the model with that dimension symbolic"
+                )
+        elif dim.value is not None:
+            first, source = symbols.setdefault(dim.value, (size, name))
+            if first != size:
+                raise ModelError(
+                    f"--shapes gives the dimension {dim.value!r} as {first} in {source} and {size} in {name}; "
+                    "make them equal"
+                )
+
+
+def _substitute(model: ir.Model, symbols: Mapping[str, int]) -> None:
+    """Put sizes for symbols into every declared shape of the model."""
+    if not symbols:
+        return
+    for graph in model.graphs():
+        for value in _values(graph):
+            if value.shape is not None and not value.shape.is_static():
+                value.shape = ir.Shape(
+                    [
+                        symbols.get(dim.value or "", dim) if isinstance(dim, ir.SymbolicDim) else dim
+                        for dim in value.shape
+                    ]
+                )
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Infer type and shape of every value, in place; large weights take no part but their shapes.
+
+    Declared shapes of computed values are hints of whoever wrote the model: inference starts without them, and they
+    fill only what it leaves open. Raises ModelError, naming the node, for operands that do not fit each other.
+    """
+    declared: dict[ir.Value, tuple[ir.TypeProtocol | None, ir.Shape | None]] = {}
+    for graph in model.graphs():
+        for node in graph:
+            if onnx.defs.has(node.op_type, node.domain):
+                for value in node.outputs:
+                    declared[value] = (value.type, value.shape)
+                    value.shape = None
+                    if isinstance(value.type, ir.TensorType):
+                        value.type = None
+    inferred = ir.from_proto(with_skeleton(model, _infer))
+    for graph, other in zip(model.graphs(), inferred.graphs(), strict=True):
+        found = {value.name: value for value in _values(other)}
+        for value in _values(graph):
+            source = found.get(value.name)
+            if source is None or value.is_graph_input() or value.is_initializer():
+                continue
+            value.type = source.type if source.type is not None else value.type
+            value.shape = source.shape if source.shape is not None else value.shape
+    for value, (kind, shape) in declared.items():
+        if value.type is None:
+            value.type = kind
+        value.shape = _merge(value.shape, shape)
+    for graph in model.graphs():
+        for node in graph:
+            for value in node.outputs:
+                if value.shape is not None and value.name:
+                    dims = tuple(dim if isinstance(dim, int) else 1 for dim in value.shape)
+                    checked_size(dims, value.dtype or ir.DataType.UNDEFINED, f"the value {value.name} ({node.op_type})")
+
+
+def _merge(found: ir.Shape | None, declared: ir.Shape | None) -> ir.Shape | None:
+    """`found`, with its open dimensions taken from `declared` where both have the same rank."""
+    if found is None or declared is None:
+        return found or declared
+    if found.is_static() or len(found) != len(declared):
+        return found
+    return ir.Shape(
+        [a if isinstance(a, int) or not isinstance(b, int) else b for a, b in zip(found, declared, strict=True)]
+    )
+
+
+def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        text = one_line(str(error))
+        # An operator defined by a function fails inside its own body on legal models (MeanVarianceNormalization).
+        if text.count("Inference error(s)") < 2:
+            raise ModelError(f"shapes do not fit: {text}; correct the model or its input shapes") from error
+    return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+
+
+def one_line(text: str) -> str:
+    """A library's message as part of a sentence: one line, without a final stop, of bounded length."""
+    line = " ".join(text.split()).rstrip(".;")
+    return line if len(line) <= 400 else line[:397] + "..."
+
+
+def with_skeleton(model: ir.Model, function: Callable[[onnx.ModelProto], _Result]) -> _Result:
+    """Call `function` on a protobuf of `model` in which large weights are mere inputs, after the real ones."""
+    with _without_weights(model):
+        proto = ir.to_proto(model)
+    return function(proto)
+
+
+@contextmanager
+def _without_weights(model: ir.Model) -> Iterator[None]:
+    graph = model.graph
+    real_inputs = len(graph.inputs)
+    weights = [value for value in graph.initializers.values() if _is_large(value.const_value)]
+    tensors = [value.const_value for value in weights]
+    for value in weights:
+        assert value.name is not None
+        graph.initializers.pop(value.name)
+        value.const_value = None
+        graph.inputs.append(value)
+    try:
+        yield
+    finally:
+        del graph.inputs[real_inputs:]
+        for value, tensor in zip(weights, tensors, strict=True):
+            value.const_value = tensor
+            graph.register_initializer(value)
+
+
+def _is_large(tensor: ir.TensorProtocol | None) -> bool:
+    return tensor is not None and tensor.nbytes > _SMALL_BYTES
