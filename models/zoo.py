@@ -1,0 +1,230 @@
+"""The models by name: one literal table, and the cache in which they are built once.
+
+A built model lies in the user's cache directory as `NAME-KEY.onnx`; the key covers torch's version, the sources that
+made the model and the seed, so that a file under that name is never out of date.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from graphopt.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+HERE = Path(__file__).parent
+TRAINED = HERE / "trained"
+SEED = 2026
+EXTERNAL_BYTES = 1_500_000_000
+"""Above this the weights go into a file beside the model: one protobuf message holds 2 GB at most."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input: its name, dtype, shape, and for integers the number of values it may take (0 .. high - 1)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "int64"] = "float32"
+    high: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model before it is built.
+
+    `source` says where it comes from: `built` with torch and seeded weights, `trained` and committed, or in `onnx`.
+    """
+
+    name: str
+    family: str
+    title: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]
+    source: Literal["built", "trained", "onnx"] = "built"
+    builder: str = ""
+
+
+PHOTO = (TensorInfo("image", (1, 3, 224, 224)),)
+LOGITS = ("logits",)
+TOKENS = (1, 128)
+BERT_INPUTS = (
+    TensorInfo("input_ids", TOKENS, "int64", 30_522),
+    TensorInfo("attention_mask", TOKENS, "int64", 2),
+    TensorInfo("token_type_ids", TOKENS, "int64", 2),
+)
+
+
+def _light(name: str, title: str, data: str, output: str) -> ModelInfo:
+    return ModelInfo(f"light/{name}", "light", title, (TensorInfo(data, (1, 3, 224, 224)),), (output,), "onnx")
+
+
+_MODELS = (
+    ModelInfo("lenet5", "lenet", "LeNet-5", (TensorInfo("image", (1, 1, 32, 32)),), LOGITS, builder="lenet5"),
+    ModelInfo("alexnet", "alexnet", "AlexNet", PHOTO, LOGITS, builder="alexnet"),
+    ModelInfo("vgg16", "vgg", "VGG-16", PHOTO, LOGITS, builder="vgg16"),
+    ModelInfo("resnet18", "resnet", "ResNet-18", PHOTO, LOGITS, builder="resnet18"),
+    ModelInfo("resnet50", "resnet", "ResNet-50", PHOTO, LOGITS, builder="resnet50"),
+    ModelInfo(
+        "wideresnet28-2",
+        "wideresnet",
+        "WideResNet-28-2 (CIFAR)",
+        (TensorInfo("image", (1, 3, 32, 32)),),
+        LOGITS,
+        builder="wideresnet28_2",
+    ),
+    ModelInfo("googlenet", "googlenet", "GoogLeNet", PHOTO, LOGITS, builder="googlenet"),
+    ModelInfo("mobilenetv2", "mobilenet", "MobileNetV2", PHOTO, LOGITS, builder="mobilenetv2"),
+    ModelInfo("densenet121", "densenet", "DenseNet-121", PHOTO, LOGITS, builder="densenet121"),
+    ModelInfo("unet", "unet", "U-Net", (TensorInfo("image", (1, 3, 256, 256)),), ("mask",), builder="unet"),
+    ModelInfo("mlp", "mlp", "MLP, 7 x 2048", (TensorInfo("x", (1, 2048)),), ("y",), builder="mlp"),
+    ModelInfo("lstm", "recurrent", "LSTM, 5 x 512", (TensorInfo("sequence", (1, 100, 512)),), LOGITS, builder="lstm"),
+    ModelInfo(
+        "bilstm",
+        "recurrent",
+        "Bidirectional LSTM, 2 x 256",
+        (TensorInfo("tokens", (1, 100), "int64", 10_000),),
+        LOGITS,
+        builder="bilstm",
+    ),
+    ModelInfo(
+        "bert-base", "bert", "BERT-base", BERT_INPUTS, ("last_hidden_state", "pooler_output"), builder="bert_base"
+    ),
+    ModelInfo(
+        "gpt2-small",
+        "gpt2",
+        "GPT-2 small",
+        (TensorInfo("input_ids", TOKENS, "int64", 50_257),),
+        LOGITS,
+        builder="gpt2_small",
+    ),
+    ModelInfo("vit-b16", "vit", "ViT-B/16", PHOTO, LOGITS, builder="vit_b16"),
+    ModelInfo(
+        "lenet-digits",
+        "lenet",
+        "LeNet trained on 8 x 8 digits",
+        (TensorInfo("image", (1, 1, 8, 8)),),
+        LOGITS,
+        "trained",
+        builder="lenet_digits",
+    ),
+    _light("bvlc_alexnet", "AlexNet (BVLC)", "data_0", "prob_1"),
+    _light("densenet121", "DenseNet-121", "data_0", "fc6_1"),
+    _light("inception_v1", "Inception v1", "data_0", "prob_1"),
+    _light("inception_v2", "Inception v2", "data_0", "prob_1"),
+    _light("resnet50", "ResNet-50", "gpu_0/data_0", "gpu_0/softmax_1"),
+    _light("shufflenet", "ShuffleNet", "gpu_0/data_0", "gpu_0/softmax_1"),
+    _light("squeezenet", "SqueezeNet", "data_0", "softmaxout_1"),
+    _light("vgg19", "VGG-19", "data_0", "prob_1"),
+    _light("zfnet512", "ZFNet-512", "gpu_0/data_0", "gpu_0/softmax_1"),
+)
+_BY_NAME = {info.name: info for info in _MODELS}
+
+
+def names() -> tuple[str, ...]:
+    """All names that `describe` and `build` accept."""
+    return tuple(_BY_NAME)
+
+
+def describe(name: str) -> ModelInfo:
+    """What is known of the model without building it. Raises ModelError for a name that the zoo lacks."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    wanted = name.lower().removeprefix("zoo:")
+    close = difflib.get_close_matches(wanted, _BY_NAME, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`graphopt models` lists all names."
+    raise ModelError(f"the model zoo has no model {name!r}; {hint}")
+
+
+def build(name: str) -> Path:
+    """The path of the model's ONNX file, built now if the cache lacks it.
+
+    Raises ModelError for an unknown name, and where the file cannot be written or is not installed.
+    """
+    info = describe(name)
+    if info.source == "trained":
+        return TRAINED / f"{name}.onnx"
+    if info.source == "onnx":
+        return _shipped(info)
+    path = _cache_directory() / f"{name}-{_key(info)}.onnx"
+    if path.is_file():
+        return path
+    with _writing(name, path):  # before the work, not after it
+        path.parent.mkdir(parents=True, exist_ok=True)
+    from graphopt.models.export import instantiate, to_onnx
+
+    builder = getattr(importlib.import_module(f"graphopt.models.{info.family}"), info.builder)
+    inputs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in info.inputs}
+    model = to_onnx(instantiate(builder, SEED), name, inputs, info.outputs)
+    with _writing(name, path):
+        save(model, path)
+    return path
+
+
+@contextlib.contextmanager
+def _writing(name: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"the model {name} cannot be written to {path.parent} ({error.strerror or error}); "
+            "make room there or set XDG_CACHE_HOME to another directory."
+        ) from error
+
+
+def save(model: ir.Model, path: Path, external_bytes: int = EXTERNAL_BYTES) -> None:
+    """Write beside `path` and rename: a reader sees no file or a whole one, whoever else builds the same model.
+
+    Models above `external_bytes` of weights get a second file `path.data`, in place before the first one names it.
+    """
+    import onnx_ir
+
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-", ignore_cleanup_errors=True) as scratch:
+        draft = Path(scratch) / path.name
+        data = f"{path.name}.data" if size > external_bytes else None
+        onnx_ir.save(model, draft, external_data=data)
+        if data:
+            os.replace(draft.with_name(data), path.with_name(data))
+        os.replace(draft, path)
+
+
+def _cache_directory() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("graphopt")) / "models"
+
+
+def _key(info: ModelInfo) -> str:
+    """Sixteen hexadecimal digits of everything that the file's bytes depend on."""
+    from importlib import metadata
+
+    digest = hashlib.sha256()
+    for package in ("torch", "onnxscript", "onnx-ir"):
+        digest.update(f"{package} {metadata.version(package)}\n".encode())
+    digest.update(f"{info}\n{SEED}\n".encode())
+    for source in (f"{info.family}.py", "weights.py", "export.py"):
+        digest.update((HERE / source).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _shipped(info: ModelInfo) -> Path:
+    """A model of the installed onnx package, found without importing it."""
+    spec = importlib.util.find_spec("onnx")
+    folders = spec.submodule_search_locations if spec is not None else None
+    file = f"backend/test/data/light/light_{info.name.removeprefix('light/')}.onnx"
+    for folder in folders or ():
+        if (path := Path(folder) / file).is_file():
+            return path
+    raise ModelError(f"the model {info.name} is not in the installed onnx package ({file}); reinstall onnx from PyPI.")
