@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
@@ -24,8 +25,8 @@ import onnx_ir.passes.common as common
 
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.frontend_checks import OWN_DOMAIN, check_structure
-from graphopt.frontend_files import check_external, each_tensor, plain_tensor, read_model, refuse_nan
-from graphopt.frontend_fold import fold_constants
+from graphopt.frontend_files import check_external, each_tensor, own_tensor, read_model, refuse_nan
+from graphopt.frontend_fold import fold_constants, lift_constants
 from graphopt.frontend_shapes import fix_inputs, infer_shapes, one_line, parse_shapes, with_skeleton
 
 if TYPE_CHECKING:
@@ -132,11 +133,12 @@ def _detach(model: ir.Model) -> None:
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
-                value.const_value = plain_tensor(value.const_value)
-        for node in graph:
+                value.const_value = own_tensor(value.const_value)
+    for part in (*model.graphs(), *model.functions.values()):
+        for node in part:
             for name, attribute in list(node.attributes.items()):
                 if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    node.attributes[name] = ir.AttrTensor(name, plain_tensor(attribute.as_tensor()))
+                    node.attributes[name] = ir.AttrTensor(name, own_tensor(attribute.as_tensor()))
 
 
 def _sort(model: ir.Model, in_order: bool, notes: list[str]) -> None:
@@ -174,16 +176,22 @@ def _export(module: torch.nn.Module, example_inputs: Any) -> ir.Model:
         for part, mode in modes:
             part.training = mode
     assert program is not None
+    for graph in program.model.graphs():
+        for value in graph.initializers.values():  # a snapshot: training the module goes on with its own memory
+            if value.const_value is not None:
+                value.const_value = ir.Tensor(np.array(value.const_value.numpy()), dtype=value.const_value.dtype)
     return program.model
 
 
 def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list[str]) -> ir.Model:
     for where, tensor in each_tensor(model):
-        refuse_nan(where, tensor)
+        if not where.startswith("attribute"):  # an operator may well compare with NaN
+            refuse_nan(where, tensor)
     _constant_initializers(model, notes)
     common.InlinePass(criteria=lambda function: function.domain != OWN_DOMAIN)(model)
     model.ir_version = IR_VERSION
-    _canonical_domain(model)
+    _canonical_names(model)
+    lift_constants(model)
     notes.extend(fix_inputs(model, shapes))
     with_skeleton(model, _check)
     infer_shapes(model)
@@ -224,11 +232,12 @@ def _constant_initializers(model: ir.Model, notes: list[str]) -> None:
                 value.shape = ir.Shape(value.const_value.shape.numpy())
 
 
-def _canonical_domain(model: ir.Model) -> None:
+def _canonical_names(model: ir.Model) -> None:
     """ "ai.onnx" is another spelling of ""."""
     if "ai.onnx" in model.opset_imports:
         model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
     for graph in model.graphs():
+        graph.name = graph.name or "graph"
         for node in graph:
             if node.domain == "ai.onnx":
                 node.domain = ""

@@ -24,6 +24,9 @@ MAX_FILE_BYTES = 2**31 - 1
 MAX_TENSOR_BYTES = 2**40
 """No tensor that a model declares or implies may be larger (1 TiB): beyond it is damage, not a model."""
 
+SMALL_BYTES = 1024
+"""Constants up to this size are seen by shape inference; larger ones take part with their shapes only."""
+
 _NAN_CHUNK = 1 << 22  # elements looked at together, so that a mapped weight is never copied as a whole
 _FLOATS = frozenset({"FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16"})
 # The typed field of TensorProto that holds each dtype when `raw_data` is absent, and elements per entry.
@@ -204,7 +207,8 @@ def each_tensor(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
                 if attribute.is_ref():
                     continue
                 if attribute.type == ir.AttributeType.TENSOR:
-                    yield f"attribute {attribute.name} of node {label(node)}", attribute.as_tensor()
+                    what = "constant" if node.op_type == "Constant" else f"attribute {attribute.name} of node"
+                    yield f"{what} {label(node)}", attribute.as_tensor()
                 elif attribute.type == ir.AttributeType.TENSORS:
                     for tensor in attribute.as_tensors():
                         yield f"attribute {attribute.name} of node {label(node)}", tensor
@@ -240,8 +244,20 @@ def refuse_nan(where: str, tensor: ir.TensorProtocol) -> None:
             )
 
 
-def plain_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """`tensor` without its protobuf: parsing keeps every message alive, and each access to its bytes copies them."""
-    if isinstance(tensor, ir.TensorProtoTensor):
-        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
-    return tensor
+def own_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A tensor object of our own over the bytes of `tensor`: renaming a value renames its tensor.
+
+    A tensor inside a protobuf leaves it, since every access to those copies, and one of them keeps the whole message
+    alive. External data stays mapped, unless it is small enough to be a shape that inference wants to see.
+    """
+    name, doc = tensor.name, tensor.doc_string
+    if isinstance(tensor, ir.ExternalTensor):
+        if tensor.nbytes <= SMALL_BYTES:
+            return ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=name, doc_string=doc)
+        return ir.ExternalTensor(
+            tensor.location, tensor.offset, tensor.length, tensor.dtype,
+            shape=tensor.shape, name=name or "", doc_string=doc, base_dir=tensor.base_dir,
+        )  # fmt: skip
+    if isinstance(tensor, ir.StringTensor):
+        return ir.StringTensor(list(tensor.string_data()), shape=tensor.shape, name=name, doc_string=doc)
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name, doc_string=doc)

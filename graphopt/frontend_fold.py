@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnx.reference.ops
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 MAX_FILL_BYTES = 2**31
 """A ConstantOfShape becomes an initializer up to this size; it occupies one element until somebody writes it out."""
@@ -27,18 +28,19 @@ _MAX_SLOW_ELEMENTS = 2**12  # operators without a vectorised evaluation
 
 # Data movement: worth folding on weights of any size, since the result replaces the operand.
 _MOVES = frozenset({
-    "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
-    "Unsqueeze",
+    "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
+    "Transpose", "Unsqueeze",
 })  # fmt: skip
 _ELEMENTWISE = frozenset({
-    "Abs", "Add", "And", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "CastLike", "Ceil", "Clip", "Cos", "Div",
-    "Equal", "Erf", "Exp", "EyeLike", "Floor", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Log",
-    "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "Range", "Reciprocal", "Relu", "Round",
-    "Sigmoid", "Sign", "Sin", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "Tile", "Trilu", "Where", "Xor", "ConstantOfShape",
+    "Abs", "Add", "And", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "CastLike", "Ceil", "Clip",
+    "ConstantOfShape", "Cos", "Div", "Equal", "Erf", "Exp", "EyeLike", "Floor", "Greater", "GreaterOrEqual",
+    "IsInf", "IsNaN", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad",
+    "Pow", "Range", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Sqrt", "Sub", "Sum", "Tan", "Tanh",
+    "Tile", "Trilu", "Where", "Xor",
 })  # fmt: skip
 _SLOW = frozenset({
-    "ArgMax", "ArgMin", "CumSum", "GatherElements", "GatherND", "MatMul", "OneHot", "ReduceMax", "ReduceMean", "ReduceMin",
-    "ReduceProd", "ReduceSum", "ScatterElements", "ScatterND", "Softmax", "TopK",
+    "ArgMax", "ArgMin", "CumSum", "GatherElements", "GatherND", "MatMul", "OneHot", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSum", "ScatterElements", "ScatterND", "Softmax", "TopK",
 })  # fmt: skip
 
 
@@ -61,6 +63,18 @@ def fold_constants(model: ir.Model) -> bool:
         for node in list(graph):
             changed |= _bypass(node, graph)
     return changed
+
+
+def lift_constants(model: ir.Model) -> None:
+    """Turn the Constant nodes of the main graph into initializers, and move the initializers of subgraphs up to it."""
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+    for node in list(model.graph):
+        if node.domain == "" and node.op_type == "Constant" and not node.outputs[0].is_graph_output():
+            tensors = _constant(node)
+            if tensors is not None:
+                constant = _constant_value(node.outputs[0], tensors[0])
+                model.graph.remove(node, safe=True)
+                model.graph.register_initializer(constant)
 
 
 def _constant_value(output: ir.Value, tensor: ir.TensorProtocol) -> ir.Value:

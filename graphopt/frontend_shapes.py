@@ -11,9 +11,8 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
-from graphopt.frontend_files import checked_size
+from graphopt.frontend_files import SMALL_BYTES, checked_size
 
-_SMALL_BYTES = 1024  # initializers up to this size go into the protobuf that inference sees: shapes, axes, pads
 _LARGEST_DIM = 2**31 - 1
 _Result = TypeVar("_Result")
 
@@ -174,7 +173,8 @@ def infer_shapes(model: ir.Model) -> None:
             if source is None or value.is_graph_input() or value.is_initializer():
                 continue
             value.type = source.type if source.type is not None else value.type
-            value.shape = source.shape if source.shape is not None else value.shape
+            if source.shape is not None:
+                value.shape = source.shape if graph is model.graph else _possible(source.shape)
     for value, (kind, shape) in declared.items():
         if value.type is None:
             value.type = kind
@@ -185,6 +185,11 @@ def infer_shapes(model: ir.Model) -> None:
                 if value.shape is not None and value.name:
                     dims = tuple(dim if isinstance(dim, int) else 1 for dim in value.shape)
                     checked_size(dims, value.dtype or ir.DataType.UNDEFINED, f"the value {value.name} ({node.op_type})")
+
+
+def _possible(shape: ir.Shape) -> ir.Shape:
+    """`shape` without negative dimensions: inference finds them in branches that the given inputs never take."""
+    return ir.Shape([None if isinstance(dim, int) and dim < 0 else dim for dim in shape])
 
 
 def _merge(found: ir.Shape | None, declared: ir.Shape | None) -> ir.Shape | None:
@@ -243,4 +248,4 @@ def _without_weights(model: ir.Model) -> Iterator[None]:
 
 
 def _is_large(tensor: ir.TensorProtocol | None) -> bool:
-    return tensor is not None and tensor.nbytes > _SMALL_BYTES
+    return tensor is not None and tensor.nbytes > SMALL_BYTES
