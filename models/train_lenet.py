@@ -59,7 +59,7 @@ def train(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Module:
 
 @contextlib.contextmanager
 def repeatable() -> Iterator[None]:
-    """One thread: the order of the sums, and with it the last digits of the weights, depends on the number of threads."""
+    """One thread: the order of the sums, and so the last digits of the weights, depends on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -76,7 +76,7 @@ def accuracy(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> f
 
 
 def write(folder: Path, epochs: int = EPOCHS) -> dict[str, object]:
-    """Train and write `lenet-digits.onnx`, `.safetensors` (the test split) and `.json` into `folder`; returns the last."""
+    """Train; write `lenet-digits.onnx`, `.safetensors` (the test split) and `.json` to `folder`; return the record."""
     import onnx_ir
     from safetensors.numpy import save
     from sklearn.datasets import load_digits

@@ -142,7 +142,7 @@ def describe(name: str) -> ModelInfo:
     if name in _BY_NAME:
         return _BY_NAME[name]
     wanted = name.lower().removeprefix("zoo:")
-    close = difflib.get_close_matches(wanted, _BY_NAME, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(wanted, _BY_NAME, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}?" if close else "`graphopt models` lists all names."
     raise ModelError(f"the model zoo has no model {name!r}; {hint}")
 
