@@ -129,6 +129,10 @@ class Action:
     peer: int = -1
     values: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        arrow = {Verb.RUN: "", Verb.SEND: f">{self.peer}", Verb.RECV: f"<{self.peer}"}[self.verb]
+        return f"{self.stage}{self.verb.value}{self.micro_batch}{arrow}"
+
 
 @dataclass(frozen=True, slots=True)
 class Port:

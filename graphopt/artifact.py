@@ -1,0 +1,346 @@
+"""The artifact: everything a compiled model needs to run, in one zip file (`model.gopt`) or one directory.
+
+    manifest.json         versions, target, pipeline, choices, and size and SHA-256 of every file, and of itself
+    program.json          the Program
+    stage_0.so ...        compiled kernels
+    weights_0.safetensors constants
+    fallback/...onnx      models that ONNX Runtime runs
+
+Nothing in an artifact is code except the shared objects, and all digests are checked before anything is used.
+Files are mapped into memory, so opening costs one pass over the bytes and running reads the weights where they stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import stat
+import tempfile
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt import program_json, zipstore
+from graphopt.errors import ArtifactError
+from graphopt.program import FallbackSegment, Program
+from graphopt.program_check import file_name_problem, problems
+from graphopt.runtime import cpu
+from graphopt.weights import Entry, read_index
+
+if TYPE_CHECKING:
+    from graphopt.runtime.session import Session
+
+FORMAT = 1
+"""Version of the artifact's layout; another version is refused."""
+
+MANIFEST = "manifest.json"
+PROGRAM = "program.json"
+_RESERVED = ("format", "graphopt", "files", "sha256")
+_MAX_MANIFEST = 64 << 20
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled model. Make one with `graphopt.compile`, or `open_artifact`; `session()` runs it.
+
+    `manifest` holds what manifest.json does; `files` the bytes of every other file by name.
+    """
+
+    program: Program
+    manifest: Mapping[str, Any]
+    files: Mapping[str, memoryview]
+
+    @staticmethod
+    def create(program: Program, files: Mapping[str, bytes | Path], manifest: Mapping[str, Any]) -> Artifact:
+        """An artifact of a fresh program.
+
+        Args:
+            program: must satisfy `program_check.problems`; program.json is made from it.
+            files: every file the program names, as bytes or as the path of a file (which is mapped, and may be deleted
+                afterwards, but must not be changed).
+            manifest: JSON values to keep with it. `target.arch` and `target.features` (flags of /proc/cpuinfo) say
+                which processors may open it.
+
+        Raises:
+            ArtifactError: the program may not run, a file is missing, or a name is not allowed.
+        """
+        from graphopt import __version__
+
+        found = problems(program)
+        if found:
+            raise ArtifactError(f"the program is not valid: {found[0]}")
+        for key in _RESERVED:
+            if key in manifest:
+                raise ArtifactError(f"the manifest key {key!r} is reserved: choose another name")
+        contents = {PROGRAM: memoryview(program_json.dumps(program))}
+        for name, content in sorted(files.items()):
+            if (reason := file_name_problem(name)) is not None or name in (MANIFEST, PROGRAM):
+                raise ArtifactError(reason or f"the file name {name!r} is reserved: choose another name")
+            contents[name] = memoryview(content) if isinstance(content, bytes) else _map(content)
+        listed = {name: {"bytes": len(contents[name]), "sha256": digest} for name, digest in _digests(contents).items()}
+        document = {**manifest, "format": FORMAT, "graphopt": __version__, "files": listed}
+        try:
+            document = json.loads(json.dumps(document, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(f"the manifest cannot be written as JSON: {error}") from None
+        document["sha256"] = _own_digest(document)
+        artifact = Artifact(program, document, contents)
+        artifact._check_references()
+        return artifact
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the artifact to `path`: a directory if `path` ends in "/" or is one, else a single zip file.
+
+        It is written beside and renamed, so that whatever stood there before stays whole if anything fails.
+
+        Raises:
+            ArtifactError: it cannot be written, or a directory that is no artifact stands there.
+        """
+        target = Path(path)
+        as_directory = os.fspath(path).endswith(os.sep) or target.is_dir()
+        try:
+            if as_directory:
+                _save_directory(target, self._everything())
+            else:
+                _save_zip(target, self._everything())
+        except OSError as error:
+            raise ArtifactError(f"{target} cannot be written: {error.strerror or error}") from error
+        return target
+
+    def session(self, threads: int | None = None) -> Session:
+        """A session that runs the program in this process, on `threads` threads (default: one per physical core)."""
+        from graphopt.runtime.session import Session
+
+        return Session(self, threads=threads)
+
+    def weights(self, name: str) -> tuple[memoryview, dict[str, Entry]]:
+        """The bytes of the weights file `name`, and where in them each tensor stands."""
+        return self.files[name], read_index(self.files[name], name)
+
+    def library_file(self, name: str) -> Path:
+        """A file with the bytes of the shared object `name`, which the dynamic loader needs.
+
+        It is kept in the user's cache under its digest and checked again before use; a temporary directory stands in
+        where the cache cannot be written.
+        """
+        digest = self.manifest["files"][name]["sha256"]
+        from platformdirs import user_cache_path
+
+        for folder in (user_cache_path("graphopt") / "libraries", None):
+            try:
+                if folder is None:
+                    folder = Path(tempfile.mkdtemp(prefix="graphopt-"))
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                file = folder / f"{digest}.so"
+                if not file.is_file() or _sha256(_map(file)) != digest:
+                    _write_file(file, self.files[name])
+                return file
+            except OSError as error:
+                failure = error
+        raise ArtifactError(f"library {name} cannot be unpacked to {folder}: {failure}") from failure
+
+    def _everything(self) -> dict[str, memoryview]:
+        return {MANIFEST: memoryview(_manifest_bytes(self.manifest)), **self.files}
+
+    def _check_references(self) -> None:
+        """Every file the program names is there, and its weights have the types and shapes the program says."""
+        for stage in self.program.stages:
+            names = [stage.library, stage.weights]
+            names += [segment.model for segment in stage.segments if isinstance(segment, FallbackSegment)]
+            for name in filter(None, names):
+                if name not in self.files:
+                    raise ArtifactError(f"the artifact has no file {name!r}, which stage {stage.index} needs")
+            index = self.weights(stage.weights)[1] if stage.weights else {}
+            for value in stage.values:
+                if value.place.value != "weight":
+                    continue
+                entry = index.get(value.name)
+                if entry is None or (entry.dtype, entry.shape) != (value.dtype, value.shape):
+                    raise ArtifactError(
+                        f"weight {value.name!r} of stage {stage.index} is not in {stage.weights} "
+                        f"as {value.dtype} {value.shape}"
+                    )
+
+
+def open_artifact(path: str | os.PathLike[str], *, check_cpu: bool = True) -> Artifact:
+    """Open an artifact and check all of it: the frame of the file, every digest, the program, and this processor.
+
+    Args:
+        path: a `.gopt` file or an artifact directory.
+        check_cpu: refuse an artifact whose kernels this processor cannot execute.
+
+    Raises:
+        ArtifactError: it is missing, damaged, changed, of another format, or for another processor.
+    """
+    target = Path(path)
+    try:
+        contents = _read_directory(target) if target.is_dir() else zipstore.read(_map(target), str(target))
+    except OSError as error:
+        raise ArtifactError(f"{target} cannot be opened: {error.strerror or error}") from error
+    manifest = _read_manifest(contents.pop(MANIFEST, None), target)
+    listed = manifest["files"]
+    if set(listed) != set(contents):
+        odd = sorted(set(listed) ^ set(contents))[0]
+        raise ArtifactError(f"{target} is damaged: its manifest and its files disagree about {odd[:100]!r}")
+    for name, digest in _digests(contents).items():
+        if digest != listed[name]["sha256"] or len(contents[name]) != listed[name]["bytes"]:
+            raise ArtifactError(
+                f"{target} was changed after it was written: {name} has another SHA-256; compile it again"
+            )
+    if PROGRAM not in contents:
+        raise ArtifactError(f"{target} is damaged: it has no {PROGRAM}")
+    if check_cpu:
+        _check_cpu(manifest, target)
+    artifact = Artifact(program_json.loads(bytes(contents[PROGRAM])), manifest, contents)
+    artifact._check_references()
+    return artifact
+
+
+def _read_manifest(data: memoryview | None, path: Path) -> dict[str, Any]:
+    if data is None or len(data) > _MAX_MANIFEST:
+        raise ArtifactError(f"{path} is not a graphopt artifact: it has no {MANIFEST}")
+    manifest = program_json.strict_json(bytes(data), f"{MANIFEST} of {path}")
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise ArtifactError(f"{path} is not a graphopt artifact: its {MANIFEST} names no format")
+    if manifest["format"] != FORMAT:
+        raise ArtifactError(
+            f"{path} has format {str(manifest['format'])[:20]} and this graphopt reads {FORMAT}: "
+            "compile the model again"
+        )
+    listed = manifest.get("files")
+    if manifest.get("sha256") != _own_digest(manifest) or bytes(data) != _manifest_bytes(manifest):
+        raise ArtifactError(
+            f"{path} was changed after it was written: {MANIFEST} has another SHA-256; compile it again"
+        )
+    if not isinstance(listed, dict) or not all(map(_is_listing, listed.values())):
+        raise ArtifactError(f"{path} is damaged: its {MANIFEST} does not list its files")
+    for name in listed:
+        if (reason := file_name_problem(name)) is not None:
+            raise ArtifactError(f"{path} is damaged: {reason}")
+    return manifest
+
+
+def _is_listing(item: object) -> bool:
+    return isinstance(item, dict) and set(item) == {"bytes", "sha256"}
+
+
+def _check_cpu(manifest: Mapping[str, Any], path: Path) -> None:
+    target = manifest.get("target")
+    if not isinstance(target, dict):
+        return
+    arch = target.get("arch")
+    if isinstance(arch, str) and arch != cpu.architecture():
+        raise ArtifactError(
+            f"{path} was built for {arch} and this machine is {cpu.architecture()}: compile it again here"
+        )
+    needed = target.get("features")
+    missing = sorted(set(map(str, needed)) - cpu.features()) if isinstance(needed, list) else []
+    if missing:
+        raise ArtifactError(
+            f"{path} was built for a processor with {', '.join(missing)}, which this one lacks: compile it again here"
+        )
+
+
+def _own_digest(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(_manifest_bytes(rest)).hexdigest()
+
+
+def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _digests(contents: Mapping[str, memoryview]) -> dict[str, str]:
+    """SHA-256 of every file, one thread per file: hashing releases the interpreter lock."""
+    with ThreadPoolExecutor(max_workers=min(8, cpu.available_cpus())) as pool:
+        return dict(zip(contents, pool.map(_sha256, contents.values()), strict=True))
+
+
+def _sha256(data: memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _map(path: Path) -> memoryview:
+    """The file's bytes, mapped. Private and writable, because kernel arguments must be; the file is never changed."""
+    with path.open("rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ArtifactError(f"{path} is not a regular file")
+        if os.fstat(file.fileno()).st_size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def _read_directory(path: Path) -> dict[str, memoryview]:
+    """manifest.json and the files it lists. Files it does not list are not looked at."""
+    if not (path / MANIFEST).is_file():
+        raise ArtifactError(f"{path} is not a graphopt artifact: it has no {MANIFEST}")
+    contents = {MANIFEST: _map(path / MANIFEST)}
+    for name in _read_manifest(contents[MANIFEST], path)["files"]:
+        file = path / name
+        parts = [path.joinpath(*Path(name).parts[: depth + 1]) for depth in range(len(Path(name).parts))]
+        if any(part.is_symlink() for part in parts) or not file.is_file():
+            raise ArtifactError(f"{path} is damaged: {name} is missing or a link")
+        contents[name] = _map(file)
+    return contents
+
+
+def _save_zip(target: Path, contents: Mapping[str, memoryview]) -> None:
+    members = [zipstore.Member(name, len(data), zlib.crc32(data)) for name, data in contents.items()]
+    frame = zipstore.frame(members)
+    pieces: list[bytes | memoryview] = []
+    for header, data in zip(frame.headers, contents.values(), strict=True):
+        pieces += [header, data]
+    _write_file(target, *pieces, frame.tail)
+
+
+def _save_directory(target: Path, contents: Mapping[str, memoryview]) -> None:
+    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise ArtifactError(f"{target} is a directory with other files in it: give the artifact a path of its own")
+    parent = target.absolute().parent
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
+    try:
+        for name, data in contents.items():
+            file = fresh / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _write_file(file, data)
+        fresh.chmod(0o755)
+        _replace_directory(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace_directory(fresh: Path, target: Path) -> None:
+    if not target.is_dir():
+        fresh.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    target.rename(old)
+    try:
+        fresh.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_file(target: Path, *pieces: bytes | memoryview) -> None:
+    """Write beside `target` and rename: readers see the old file or the new one, never half of one."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.absolute().parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

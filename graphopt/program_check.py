@@ -1,0 +1,239 @@
+"""What must hold of a Program before it may run: nothing outside the arena, nothing unknown, nothing that hangs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from graphopt import schedule
+from graphopt.program import (
+    ALIGNMENT,
+    ITEM_BYTES,
+    FallbackSegment,
+    KernelCall,
+    NativeSegment,
+    Place,
+    Port,
+    Program,
+    Stage,
+    Value,
+    Verb,
+)
+
+MAX_ARENA_BYTES = 1 << 46
+"""More than any machine has; a larger number can only be damage."""
+
+_MAX_VIEWS = 64
+_SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,511}", re.ASCII)
+_FILE = re.compile(r"[A-Za-z0-9_.-]{1,100}(/[A-Za-z0-9_.-]{1,100}){0,3}", re.ASCII)
+
+
+def file_name_problem(name: str) -> str | None:
+    """Why `name` may not be the name of a file inside an artifact, or None.
+
+    Only relative names of plain characters: `program.json`, `fallback/segment_0.onnx`.
+    """
+    if not _FILE.fullmatch(name) or any(part.startswith(".") for part in name.split("/")):
+        return f"the file name {name[:100]!r} is not allowed (letters, digits, '_', '-', '.' and '/', nothing hidden)"
+    return None
+
+
+def problems(program: Program) -> list[str]:
+    """Every reason, as a sentence, why `program` must not run; empty if it may."""
+    found = list(_program_problems(program))
+    for stage in program.stages:
+        found += [f"stage {stage.index}: {reason}" for reason in _stage_problems(stage)]
+    if not found:
+        found += _flow_problems(program)
+    if not found and (stuck := schedule.deadlock(program.actions)) is not None:
+        found.append(stuck.partition("\n")[0])
+    return found
+
+
+def _program_problems(program: Program) -> Iterator[str]:
+    if not program.stages:
+        yield "the program has no stage"
+    for position, stage in enumerate(program.stages):
+        if stage.index != position:
+            yield f"stage {stage.index} stands at position {position}"
+    if len(program.actions) != len(program.stages):
+        yield f"there are {len(program.actions)} action lists for {len(program.stages)} stages"
+    if program.micro_batches < 1:
+        yield f"there are {program.micro_batches} micro-batches"
+    for kind, ports in (("input", program.inputs), ("output", program.outputs)):
+        if len({port.name for port in ports}) != len(ports):
+            yield f"two {kind}s have the same name"
+        for port in ports:
+            if port.shape is not None and port.dtype not in ITEM_BYTES:
+                yield f"{kind} {port.name!r} has the unknown type {port.dtype!r}"
+            if port.shape is not None and min(port.shape, default=0) < 0:
+                yield f"{kind} {port.name!r} has a negative dimension"
+            if program.micro_batches > 1 and not port.shape:
+                yield f"{kind} {port.name!r} has no first axis to split into {program.micro_batches} micro-batches"
+
+
+def _stage_problems(stage: Stage) -> Iterator[str]:
+    values = {value.name: value for value in stage.values}
+    if len(values) != len(stage.values):
+        yield "two values have the same name"
+    if not 0 <= stage.arena_lower_bound <= stage.arena_bytes <= MAX_ARENA_BYTES:
+        yield f"an arena of {stage.arena_bytes} bytes with the lower bound {stage.arena_lower_bound} is impossible"
+    for value in stage.values:
+        yield from _value_problems(value, values, stage)
+    for kind, names in (("input", stage.inputs), ("output", stage.outputs)):
+        if len(set(names)) != len(names):
+            yield f"an {kind} is listed twice"
+        for name in names:
+            if name not in values:
+                yield f"{kind} {name!r} is not a value of the stage"
+            elif kind == "input" and values[name].place not in (Place.ARENA, Place.HOST):
+                yield f"input {name!r} is a {values[name].place} value, which cannot be fed"
+    for file in (stage.library, stage.weights):
+        if file and (reason := file_name_problem(file)) is not None:
+            yield reason
+    for segment in stage.segments:
+        if isinstance(segment, NativeSegment):
+            for call in segment.calls:
+                yield from _call_problems(call, values, stage)
+        else:
+            yield from _fallback_problems(segment, values)
+
+
+def _value_problems(value: Value, values: dict[str, Value], stage: Stage) -> Iterator[str]:
+    name = repr(value.name)
+    if value.place is Place.HOST:
+        if value.shape is not None:
+            yield f"host value {name} has a fixed shape"
+        return
+    if value.shape is None:
+        yield f"{value.place} value {name} has no shape"
+        return
+    if value.dtype not in ITEM_BYTES:
+        yield f"value {name} has the unknown type {value.dtype!r}"
+        return
+    if min(value.shape, default=0) < 0 or value.nbytes > MAX_ARENA_BYTES:
+        yield f"value {name} has the impossible shape {value.shape}"
+    elif value.place is Place.ARENA:
+        if value.offset < 0 or value.offset % ALIGNMENT or value.offset + value.nbytes > stage.arena_bytes:
+            yield (
+                f"value {name} at offset {value.offset} with {value.nbytes} bytes does not fit, "
+                f"aligned to {ALIGNMENT}, into the arena of {stage.arena_bytes} bytes"
+            )
+    elif value.place is Place.WEIGHT and not stage.weights:
+        yield f"weight {name} has no weights file"
+    elif value.place is Place.VIEW:
+        base = base_of(value, values)
+        if base is None or base.place is Place.HOST:
+            yield f"view {name} leads to no value with bytes"
+        elif base.nbytes != value.nbytes:
+            yield f"view {name} has {value.nbytes} bytes, and {base.name!r} that it shows has {base.nbytes}"
+
+
+def base_of(value: Value, values: dict[str, Value]) -> Value | None:
+    """The value whose bytes `value` shows, itself unless it is a view; None if the chain of views is broken or long."""
+    for _ in range(_MAX_VIEWS):
+        if value.place is not Place.VIEW:
+            return value
+        following = values.get(value.of)
+        if following is None:
+            return None
+        value = following
+    return None
+
+
+def _call_problems(call: KernelCall, values: dict[str, Value], stage: Stage) -> Iterator[str]:
+    if not _SYMBOL.fullmatch(call.symbol):
+        yield f"{call.symbol[:100]!r} is no function name"
+    if not stage.library:
+        yield f"kernel {call.symbol!r} has no library"
+    for name in (*call.inputs, *call.outputs, *call.scratch):
+        if name not in values:
+            yield f"kernel {call.symbol!r} uses the unknown value {name!r}"
+        elif values[name].place is Place.HOST:
+            yield f"kernel {call.symbol!r} uses the host value {name!r}"
+    yield from _written_problems(f"kernel {call.symbol!r}", (*call.outputs, *call.scratch), values)
+
+
+def _fallback_problems(segment: FallbackSegment, values: dict[str, Value]) -> Iterator[str]:
+    if (reason := file_name_problem(segment.model)) is not None:
+        yield reason
+    for name in (*segment.inputs, *segment.outputs):
+        if name not in values:
+            yield f"fallback model {segment.model!r} uses the unknown value {name!r}"
+    yield from _written_problems(f"fallback model {segment.model!r}", segment.outputs, values)
+
+
+def _written_problems(writer: str, names: tuple[str, ...], values: dict[str, Value]) -> Iterator[str]:
+    for name in names:
+        if name in values and (base := base_of(values[name], values)) is not None and base.place is Place.WEIGHT:
+            yield f"{writer} writes the weight {base.name!r}"
+
+
+def _flow_problems(program: Program) -> Iterator[str]:
+    """Whether every value that a stage needs is fed or received, and every output of the program is made."""
+    edges = schedule.carried(program.actions)
+    fed = {port.name for port in program.inputs}
+    tables = [{value.name: value for value in stage.values} for stage in program.stages]
+    for stage, values in zip(program.stages, tables, strict=True):
+        for port in program.inputs:
+            if port.name in stage.inputs:
+                yield from _port_problems("input", port, values[port.name], stage.index)
+    for port in program.outputs:
+        maker = next((stage.index for stage in program.stages if port.name in stage.outputs), None)
+        if maker is None:
+            yield f"output {port.name!r} comes out of no stage"
+        else:
+            yield from _port_problems("output", port, tables[maker][port.name], maker)
+    for rank, (stage, actions) in enumerate(zip(program.stages, program.actions, strict=True)):
+        ran: list[int] = []
+        received: dict[int, set[str]] = {}
+        for action in actions:
+            if action.stage != rank or not 0 <= action.micro_batch < program.micro_batches:
+                yield f"rank {rank} cannot do {action}"
+            elif action.verb is Verb.RUN:
+                lacking = set(stage.inputs) - fed - received.get(action.micro_batch, set())
+                if lacking:
+                    yield f"rank {rank} runs {action} without having received {sorted(lacking)[0]!r}"
+                ran.append(action.micro_batch)
+            elif not 0 <= action.peer < len(program.stages) or action.peer == rank:
+                yield f"rank {rank} cannot do {action}: there is no such neighbour"
+            else:
+                yield from _message_problems(program, rank, action.verb, action.peer, action.values, edges, tables)
+                if action.verb is Verb.RECV:
+                    received.setdefault(action.micro_batch, set()).update(action.values)
+                elif action.micro_batch not in ran:
+                    yield f"rank {rank} sends {action} before it ran micro-batch {action.micro_batch}"
+        if len(ran) != program.micro_batches or ran != list(range(program.micro_batches)):
+            yield f"rank {rank} runs {len(ran)} micro-batches and not each of {program.micro_batches} once, in order"
+
+
+def _message_problems(
+    program: Program,
+    rank: int,
+    verb: Verb,
+    peer: int,
+    names: tuple[str, ...],
+    edges: dict[tuple[int, int], tuple[str, ...]],
+    tables: list[dict[str, Value]],
+) -> Iterator[str]:
+    source, target = (rank, peer) if verb is Verb.SEND else (peer, rank)
+    if source > target:
+        yield f"the message {source}>{target} goes backwards"
+    if not names or len(set(names)) != len(names):
+        yield f"the message {source}>{target} carries no value, or one twice"
+    elif names != edges[source, target]:
+        yield f"the messages {source}>{target} do not all carry the same values"
+    for name in names:
+        if name not in program.stages[source].outputs or name not in program.stages[target].inputs:
+            yield f"value {name!r} cannot go from stage {source} to stage {target}: no output there, or no input here"
+            continue
+        sent, received = tables[source][name], tables[target][name]
+        if sent.shape is None or (sent.dtype, sent.shape) != (received.dtype, received.shape):
+            yield f"value {name!r} has no fixed type and shape that stages {source} and {target} agree on"
+
+
+def _port_problems(kind: str, port: Port, value: Value, stage: int) -> Iterator[str]:
+    if port.shape is not None and value.shape is not None and (port.dtype, port.shape) != (value.dtype, value.shape):
+        yield f"{kind} {port.name!r} is {port.dtype} {port.shape}, but in stage {stage} {value.dtype} {value.shape}"
+    if port.shape is None and value.shape is not None:
+        yield f"{kind} {port.name!r} has no fixed shape, but in stage {stage} {value.shape}"

@@ -1,0 +1,284 @@
+"""A Program as JSON: strict in both directions, so that a damaged or hostile file is refused before anything uses it.
+
+Every object must have exactly the keys written here, every number its range, and the whole must satisfy
+`program_check.problems`. Nothing is executed while reading.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from graphopt.errors import ArtifactError
+from graphopt.program import (
+    Action,
+    FallbackSegment,
+    KernelCall,
+    NativeSegment,
+    Place,
+    Port,
+    Program,
+    Segment,
+    Stage,
+    Value,
+    Verb,
+)
+from graphopt.program_check import problems
+
+FORMAT = 1
+"""Version of the layout below; another version is refused."""
+
+_MAX_INTEGER = 1 << 62
+_MAX_TEXT = 100_000
+
+_T = TypeVar("_T")
+
+
+def dumps(program: Program) -> bytes:
+    """`program` as UTF-8 JSON, the same bytes for equal programs."""
+    document = {
+        "format": FORMAT,
+        "micro_batches": program.micro_batches,
+        "inputs": [_from_port(port) for port in program.inputs],
+        "outputs": [_from_port(port) for port in program.outputs],
+        "stages": [_from_stage(stage) for stage in program.stages],
+        "actions": [[_from_action(action) for action in actions] for actions in program.actions],
+    }
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def loads(data: bytes) -> Program:
+    """The Program that `dumps` wrote.
+
+    Raises:
+        ArtifactError: the text is not such a document, or the program it holds may not run.
+    """
+    document = strict_json(data, "program.json")
+    fields = _object(document, "program", "format", "micro_batches", "inputs", "outputs", "stages", "actions")
+    if fields["format"] != FORMAT:
+        raise ArtifactError(
+            f"program.json has format {_shown(fields['format'])} and this graphopt reads {FORMAT}: "
+            "compile the model again"
+        )
+    program = Program(
+        stages=_list(fields["stages"], "stages", _to_stage),
+        actions=_list(fields["actions"], "actions", lambda item, where: _list(item, where, _to_action)),
+        inputs=_list(fields["inputs"], "inputs", _to_port),
+        outputs=_list(fields["outputs"], "outputs", _to_port),
+        micro_batches=_integer(fields["micro_batches"], "micro_batches"),
+    )
+    found = problems(program)
+    if found:
+        raise ArtifactError(f"program.json is not valid: {found[0]}")
+    return program
+
+
+def strict_json(data: bytes, name: str) -> object:
+    """JSON without doubled keys, without NaN and of sane depth.
+
+    Raises:
+        ArtifactError: it is not.
+    """
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
+        raise ArtifactError(f"{name} is damaged: {reason}") from None
+
+
+def _from_port(port: Port) -> dict[str, Any]:
+    return {"name": port.name, "dtype": port.dtype, "shape": _from_shape(port.shape)}
+
+
+def _from_stage(stage: Stage) -> dict[str, Any]:
+    return {
+        "index": stage.index,
+        "library": stage.library,
+        "weights": stage.weights,
+        "arena_bytes": stage.arena_bytes,
+        "arena_lower_bound": stage.arena_lower_bound,
+        "inputs": list(stage.inputs),
+        "outputs": list(stage.outputs),
+        "values": [_from_value(value) for value in stage.values],
+        "segments": [_from_segment(segment) for segment in stage.segments],
+    }
+
+
+def _from_value(value: Value) -> dict[str, Any]:
+    fields = {"name": value.name, "dtype": value.dtype, "shape": _from_shape(value.shape), "place": value.place.value}
+    if value.place is Place.ARENA:
+        return {**fields, "offset": value.offset}
+    if value.place is Place.VIEW:
+        return {**fields, "of": value.of}
+    return fields
+
+
+def _from_segment(segment: Segment) -> dict[str, Any]:
+    if isinstance(segment, NativeSegment):
+        return {"calls": [_from_call(call) for call in segment.calls]}
+    return {
+        "model": segment.model,
+        "inputs": list(segment.inputs),
+        "outputs": list(segment.outputs),
+        "reasons": [list(reason) for reason in segment.reasons],
+    }
+
+
+def _from_call(call: KernelCall) -> dict[str, Any]:
+    return {
+        "symbol": call.symbol,
+        "inputs": list(call.inputs),
+        "outputs": list(call.outputs),
+        "scratch": list(call.scratch),
+        "origin": list(call.origin),
+    }
+
+
+def _from_action(action: Action) -> dict[str, Any]:
+    fields: dict[str, Any] = {"verb": action.verb.value, "stage": action.stage, "micro_batch": action.micro_batch}
+    return fields if action.verb is Verb.RUN else {**fields, "peer": action.peer, "values": list(action.values)}
+
+
+def _from_shape(shape: tuple[int, ...] | None) -> list[int] | None:
+    return None if shape is None else list(shape)
+
+
+def _to_port(item: object, where: str) -> Port:
+    fields = _object(item, where, "name", "dtype", "shape")
+    return Port(
+        _text(fields["name"], f"{where}.name"),
+        _text(fields["dtype"], f"{where}.dtype"),
+        _to_shape(fields["shape"], where),
+    )
+
+
+def _to_stage(item: object, where: str) -> Stage:
+    fields = _object(
+        item,
+        where,
+        *("index", "library", "weights", "arena_bytes", "arena_lower_bound", "inputs", "outputs", "values", "segments"),
+    )
+    return Stage(
+        index=_integer(fields["index"], f"{where}.index"),
+        values=_list(fields["values"], f"{where}.values", _to_value),
+        inputs=_texts(fields["inputs"], f"{where}.inputs"),
+        outputs=_texts(fields["outputs"], f"{where}.outputs"),
+        segments=_list(fields["segments"], f"{where}.segments", _to_segment),
+        arena_bytes=_integer(fields["arena_bytes"], f"{where}.arena_bytes"),
+        arena_lower_bound=_integer(fields["arena_lower_bound"], f"{where}.arena_lower_bound"),
+        library=_text(fields["library"], f"{where}.library"),
+        weights=_text(fields["weights"], f"{where}.weights"),
+    )
+
+
+def _to_value(item: object, where: str) -> Value:
+    place = item.get("place") if isinstance(item, dict) else None
+    extra = {"arena": ("offset",), "view": ("of",)}.get(place, ()) if isinstance(place, str) else ()
+    fields = _object(item, where, "name", "dtype", "shape", "place", *extra)
+    if place not in set(Place):
+        raise ArtifactError(f"program.json is not valid: {where}.place is {_shown(place)}")
+    return Value(
+        name=_text(fields["name"], f"{where}.name"),
+        dtype=_text(fields["dtype"], f"{where}.dtype"),
+        shape=_to_shape(fields["shape"], where),
+        place=Place(place),
+        offset=_integer(fields.get("offset", 0), f"{where}.offset"),
+        of=_text(fields.get("of", ""), f"{where}.of"),
+    )
+
+
+def _to_segment(item: object, where: str) -> Segment:
+    if isinstance(item, dict) and "calls" in item:
+        return NativeSegment(_list(_object(item, where, "calls")["calls"], f"{where}.calls", _to_call))
+    fields = _object(item, where, "model", "inputs", "outputs", "reasons")
+    return FallbackSegment(
+        model=_text(fields["model"], f"{where}.model"),
+        inputs=_texts(fields["inputs"], f"{where}.inputs"),
+        outputs=_texts(fields["outputs"], f"{where}.outputs"),
+        reasons=_list(fields["reasons"], f"{where}.reasons", _to_reason),
+    )
+
+
+def _to_reason(item: object, where: str) -> tuple[str, str]:
+    texts = _texts(item, where)
+    if len(texts) != 2:
+        raise ArtifactError(f"program.json is not valid: {where} is not a node and its reason")
+    return texts[0], texts[1]
+
+
+def _to_call(item: object, where: str) -> KernelCall:
+    fields = _object(item, where, "symbol", "inputs", "outputs", "scratch", "origin")
+    return KernelCall(
+        symbol=_text(fields["symbol"], f"{where}.symbol"),
+        inputs=_texts(fields["inputs"], f"{where}.inputs"),
+        outputs=_texts(fields["outputs"], f"{where}.outputs"),
+        scratch=_texts(fields["scratch"], f"{where}.scratch"),
+        origin=_texts(fields["origin"], f"{where}.origin"),
+    )
+
+
+def _to_action(item: object, where: str) -> Action:
+    verb = item.get("verb") if isinstance(item, dict) else None
+    extra = () if verb == Verb.RUN.value else ("peer", "values")
+    fields = _object(item, where, "verb", "stage", "micro_batch", *extra)
+    if verb not in set(Verb):
+        raise ArtifactError(f"program.json is not valid: {where}.verb is {_shown(verb)}")
+    return Action(
+        verb=Verb(verb),
+        stage=_integer(fields["stage"], f"{where}.stage"),
+        micro_batch=_integer(fields["micro_batch"], f"{where}.micro_batch"),
+        peer=_integer(fields["peer"], f"{where}.peer") if extra else -1,
+        values=_texts(fields["values"], f"{where}.values") if extra else (),
+    )
+
+
+def _to_shape(item: object, where: str) -> tuple[int, ...] | None:
+    return None if item is None else _list(item, f"{where}.shape", _integer)
+
+
+def _object(item: object, where: str, *keys: str) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not an object")
+    if set(item) != set(keys):
+        odd = sorted(set(item) ^ set(keys))[0]
+        raise ArtifactError(f"program.json is not valid: {where} has the wrong keys, see {_shown(odd)}")
+    return item
+
+
+def _list(item: object, where: str, parse: Callable[[object, str], _T]) -> tuple[_T, ...]:
+    if not isinstance(item, list):
+        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not a list")
+    return tuple(parse(element, f"{where}[{index}]") for index, element in enumerate(item))
+
+
+def _integer(item: object, where: str) -> int:
+    if type(item) is not int or not 0 <= item <= _MAX_INTEGER:
+        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not a whole number from 0 on")
+    return item
+
+
+def _text(item: object, where: str) -> str:
+    if not isinstance(item, str) or len(item) > _MAX_TEXT:
+        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not a text")
+    return item
+
+
+def _texts(item: object, where: str) -> tuple[str, ...]:
+    return _list(item, where, _text)
+
+
+def _shown(item: object) -> str:
+    text = repr(item)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return result
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")

@@ -1,0 +1,65 @@
+"""Checking what a caller feeds to a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt.errors import FeedError
+from graphopt.program import Port
+from graphopt.weights import numpy_dtype
+
+
+def check(ports: Sequence[Port], feeds: Mapping[str, Any], micro_batches: int = 1) -> dict[str, Any]:
+    """The feeds by input name: arrays of the declared dtype and shape, or the objects given for dynamic inputs.
+
+    With several micro-batches the first axis is that many times the port's.
+
+    Raises:
+        FeedError: an input is missing or unknown, or has another dtype or shape.
+    """
+    known = {port.name for port in ports}
+    for name in feeds:
+        if name not in known:
+            raise FeedError(
+                f"there is no input {name!r}: the program's inputs are {', '.join(sorted(known)) or 'none'}"
+            )
+    checked = {}
+    for port in ports:
+        if port.name not in feeds:
+            raise FeedError(f"input {port.name!r} is missing: feed {describe(port, micro_batches)}")
+        checked[port.name] = _check(port, feeds[port.name], micro_batches)
+    return checked
+
+
+def describe(port: Port, micro_batches: int = 1) -> str:
+    """`a float32 array of shape (1, 3, 224, 224)`."""
+    if port.shape is None:
+        return f"a {port.dtype} value of any shape"
+    return f"a {port.dtype} array of shape {full_shape(port.shape, micro_batches)}"
+
+
+def full_shape(shape: tuple[int, ...], micro_batches: int) -> tuple[int, ...]:
+    """The caller's shape of an input or output: all micro-batches on axis 0."""
+    return shape if micro_batches == 1 else (shape[0] * micro_batches, *shape[1:])
+
+
+def _check(port: Port, feed: Any, micro_batches: int) -> Any:
+    if port.shape is None:
+        return feed
+    if not hasattr(feed, "__array__"):
+        raise FeedError(
+            f"input {port.name!r} is a {type(feed).__name__}, and {describe(port, micro_batches)} is expected: "
+            "make it a numpy array"
+        )
+    array = np.asarray(feed)
+    expected = numpy_dtype(port.dtype)
+    if array.dtype.kind == "V" and port.dtype == "bfloat16" and array.dtype.itemsize == 2:
+        array = array.view(expected)  # a .npy file forgets the name of the type
+    if array.dtype != expected:
+        raise FeedError(f"input {port.name!r} is {array.dtype}, and {port.dtype} is expected: convert it with .astype")
+    if array.shape != full_shape(port.shape, micro_batches):
+        raise FeedError(f"input {port.name!r} has shape {array.shape}, and {describe(port, micro_batches)} is expected")
+    return array

@@ -1,0 +1,128 @@
+"""TVM's runtime without TVM: shared objects with kernels, tensor views on memory of ours, and the thread count.
+
+`import tvm` takes seconds, because it brings the compiler and torch. A compiled kernel needs only tvm_ffi and two
+libraries of the tvm package, which are loaded here by name: some 0.1 s, and neither torch nor the compiler comes along.
+
+Threads: TVM keeps one pool per calling thread, sized when that thread first uses it. The pool is made as large as the
+processors this process may use (TVM_NUM_THREADS, unless the user set it), and each session takes as many of its threads
+as it was told. Threads are not pinned to cores (TVM_BIND_THREADS=0, unless the user set it): TVM would pin every
+process to the same first cores, so that several ranks, or two programs side by side, would fight over them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.runtime import cpu
+
+_LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
+_DEFAULT_MODE = 1  # ThreadGroup::kBig: all cores that are alike
+
+
+@functools.cache
+def runtime() -> ModuleType:
+    """The tvm_ffi module, with TVM's runtime libraries loaded.
+
+    Raises:
+        GraphoptError: the apache-tvm package is not installed.
+    """
+    os.environ.setdefault("TVM_NUM_THREADS", str(cpu.available_cpus()))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    if "tvm_ffi" not in sys.modules:
+        _import_without_torch()
+    if "tvm" not in sys.modules:
+        for name in _LIBRARIES:
+            ctypes.CDLL(str(_library_folder() / name), mode=ctypes.RTLD_GLOBAL)
+    return sys.modules["tvm_ffi"]
+
+
+def version() -> str:
+    """The version of the installed apache-tvm package: kernels run on the runtime of the version that compiled them."""
+    return importlib.metadata.version("apache-tvm")
+
+
+def load(file: Path) -> Callable[[str], Callable[..., Any]]:
+    """Load the shared object `file`; the result maps a symbol to its function, raising ArtifactError if there is none.
+
+    Raises:
+        ArtifactError: the file cannot be loaded.
+    """
+    try:
+        module = runtime().load_module(str(file))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ArtifactError(f"{file.name} cannot be loaded: {str(error).strip().splitlines()[-1]}") from error
+
+    def function(symbol: str) -> Callable[..., Any]:
+        if not module.implements_function(symbol):
+            raise ArtifactError(f"{file.name} has no function {symbol!r}: the artifact is damaged, compile it again")
+        found: Callable[..., Any] = module.get_function(symbol)
+        return found
+
+    return function
+
+
+def tensor(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> Any:
+    """A tensor argument for kernels: the bytes `data` (one axis, writable, 64-byte aligned) as `dtype` of `shape`."""
+    # The view is made at byte offset 0 of an array of its own: kernels refuse tensors with an offset.
+    ffi = runtime()
+    view = ffi.get_global_func("runtime.TVMTensorCreateView")
+    return view(ffi.from_dlpack(data), ffi.Shape(shape), ffi.dtype(dtype), 0)
+
+
+class Threads:
+    """How many threads parallel kernels use when they are called from the current thread."""
+
+    def __init__(self, count: int) -> None:
+        """Args: count: at least 1.
+
+        Raises:
+            GraphoptError: count is less than 1, or more than TVM's pool has.
+        """
+        ffi = runtime()
+        self._count = count
+        self._current = ffi.get_global_func("runtime.NumThreads")
+        self._configure = ffi.get_global_func("runtime.config_threadpool")
+        self.apply()
+
+    def apply(self) -> None:
+        """Make it so for the current thread; a fraction of a microsecond if it is so already."""
+        if self._current() == self._count:
+            return
+        self._configure(_DEFAULT_MODE, self._count)
+        if self._current() != self._count:
+            raise GraphoptError(
+                f"{self._count} threads are not available: TVM's pool has {self._current()}; ask for at most as many, "
+                "or set the environment variable TVM_NUM_THREADS before the first session"
+            )
+
+
+def _import_without_torch() -> None:
+    """Import tvm_ffi, which imports torch if it can (2.6 s); where torch is not loaded yet, hide it meanwhile."""
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("tvm_ffi")
+    finally:
+        if hide:
+            del sys.modules["torch"]
+
+
+def _library_folder() -> Path:
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or not spec.submodule_search_locations:
+        raise GraphoptError("the package apache-tvm is not installed: install graphopt again with its dependencies")
+    return Path(spec.submodule_search_locations[0]) / "lib"

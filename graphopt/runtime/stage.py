@@ -1,0 +1,155 @@
+"""One stage in this process: its arena, a view for every value, and the prepared calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.artifact import Artifact
+from graphopt.errors import GraphoptError
+from graphopt.program import ALIGNMENT, NativeSegment, Place, Stage
+from graphopt.program_check import base_of
+from graphopt.runtime import library
+from graphopt.weights import Array, numpy_dtype
+
+Bytes = npt.NDArray[np.uint8]
+
+_GUARD = 4096
+"""Bytes behind every arena that no plan uses: a kernel that writes past the arena is seen there by `high_water`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallTime:
+    """Seconds that one call took in one run; `origin` names the ONNX nodes it computes."""
+
+    stage: int
+    name: str
+    origin: tuple[str, ...]
+    seconds: float
+
+
+class StageRunner:
+    """Runs one stage, again and again, on the same memory.
+
+    `arrays[name]` is the memory of every value with bytes (a numpy view), `host[name]` the current object of a HOST
+    value. Fill the inputs, `run()`, read the outputs; the next run overwrites them.
+    """
+
+    def __init__(self, stage: Stage, artifact: Artifact, threads: int) -> None:
+        """Allocate and bind.
+
+        Raises:
+            ArtifactError: a library, function, weight or model of the stage cannot be used.
+        """
+        self.stage = stage
+        self.host: dict[str, Any] = {}
+        self._memory = _aligned(stage.arena_bytes + _GUARD)
+        self._values = {value.name: value for value in stage.values}
+        self._bytes = self._place(artifact)
+        self.arrays: dict[str, Array] = {}
+        for name, data in self._bytes.items():
+            value = self._values[name]
+            assert value.shape is not None
+            self.arrays[name] = data.view(numpy_dtype(value.dtype)).reshape(value.shape)
+        self._calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._names: list[tuple[str, tuple[str, ...]]] = []
+        self._bind(artifact, threads)
+
+    def run(self) -> None:
+        """Run all segments once, from the input views to the output views.
+
+        Raises:
+            GraphoptError: a kernel or a fallback model failed; names it.
+        """
+        index = 0
+        try:
+            for index, (function, arguments) in enumerate(self._calls):  # noqa: B007
+                function(*arguments)
+        except GraphoptError:
+            raise
+        except Exception as error:
+            name, origin = self._names[index]
+            raise GraphoptError(
+                f"kernel {name} of stage {self.stage.index} (nodes {', '.join(origin) or 'unknown'}) failed: "
+                + " ".join(str(error).split())[:300]
+            ) from error
+
+    def profile(self) -> list[CallTime]:
+        """Run once like `run`, taking the time of every call."""
+        times = []
+        for (function, arguments), (name, origin) in zip(self._calls, self._names, strict=True):
+            start = time.perf_counter()
+            function(*arguments)
+            times.append(CallTime(self.stage.index, name, origin, time.perf_counter() - start))
+        return times
+
+    def poison(self, pattern: int) -> None:
+        """Set every byte of the arena, and of the guard behind it, to `pattern` (0 to 255)."""
+        self._memory[:] = pattern
+
+    def high_water(self, pattern: int) -> int:
+        """One past the highest byte that no longer holds `pattern`; more than the arena's size if it overflowed."""
+        touched = np.flatnonzero(self._memory != pattern)
+        return int(touched[-1]) + 1 if touched.size else 0
+
+    def _place(self, artifact: Artifact) -> dict[str, Bytes]:
+        """The bytes of every value that has any."""
+        places: dict[str, Bytes] = {}
+        weights, index = artifact.weights(self.stage.weights) if self.stage.weights else (memoryview(b""), {})
+        constants = _writable(weights)
+        for value in self.stage.values:
+            base = base_of(value, self._values)
+            if base is None or base.place is Place.HOST:
+                continue
+            if base.place is Place.ARENA:
+                places[value.name] = self._memory[base.offset : base.offset + base.nbytes]
+            else:
+                start = index[base.name].start
+                places[value.name] = constants[start : start + base.nbytes]
+        return places
+
+    def _bind(self, artifact: Artifact, threads: int) -> None:
+        function = library.load(artifact.library_file(self.stage.library)) if self.stage.library else None
+        tensors: dict[str, Any] = {}
+        for segment in self.stage.segments:
+            if not isinstance(segment, NativeSegment):
+                from graphopt.runtime import fallback
+
+                model = artifact.files[segment.model]
+                call = fallback.bind(segment, model, self._values, self.arrays, self.host, threads)
+                self._calls.append((call, ()))
+                self._names.append((segment.model, tuple(node for node, _ in segment.reasons)))
+                continue
+            for kernel in segment.calls:
+                assert function is not None
+                arguments = []
+                for name in (*kernel.inputs, *kernel.outputs, *kernel.scratch):
+                    if name not in tensors:
+                        value = self._values[name]
+                        assert value.shape is not None
+                        tensors[name] = library.tensor(self._bytes[name], value.dtype, value.shape)
+                    arguments.append(tensors[name])
+                self._calls.append((function(kernel.symbol), tuple(arguments)))
+                self._names.append((kernel.symbol, kernel.origin))
+
+
+def _aligned(size: int) -> Bytes:
+    """`size` uninitialised bytes at a multiple of 64."""
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size]
+
+
+def _writable(data: memoryview) -> Bytes:
+    """`data` as an array kernels accept: where it stands if it is mapped, else an aligned copy."""
+    found = np.frombuffer(data, np.uint8)
+    if found.flags.writeable and found.ctypes.data % ALIGNMENT == 0:
+        return found
+    copy = _aligned(found.size)
+    copy[:] = found
+    return copy

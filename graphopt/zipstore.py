@@ -1,0 +1,132 @@
+"""The single-file form of an artifact: a zip whose members are stored uncompressed, each at a multiple of 64 bytes.
+
+Such a file is mapped into memory and its members are used where they stand; any zip tool lists and extracts them. All
+that is not content (headers, padding, directory) is a function of the members' names, sizes and CRCs. The reader
+rebuilds it from those and compares every byte: nothing can hide in a header, and a changed byte cannot go unseen.
+
+Layout: APPNOTE.TXT 6.3 (PKWARE), always with the ZIP64 records so that weights may pass 4 GiB.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graphopt.errors import ArtifactError
+from graphopt.program import ALIGNMENT
+
+_LOCAL = struct.Struct("<4s5H3I2H")
+_CENTRAL = struct.Struct("<4s6H3I5H2I")
+_ZIP64_END = struct.Struct("<4sQ2H2I4Q")
+_ZIP64_LOCATOR = struct.Struct("<4sIQI")
+_END = struct.Struct("<4s4H2IH")
+_TAIL = _ZIP64_END.size + _ZIP64_LOCATOR.size + _END.size
+
+_VERSION = 45  # ZIP64
+_UTF8 = 1 << 11
+_DATE = (1 << 5) | 1  # 1 January 1980, the earliest: equal artifacts are equal files
+_MAX32 = 0xFFFFFFFF
+_PAD_EXTRA = 0xD935  # the alignment field that Android's zipalign writes
+_UNIX_FILE = (0o100644 << 16) & _MAX32
+_MAX_MEMBERS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file of the zip: `crc` is CRC-32 of its `size` bytes."""
+
+    name: str
+    size: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Everything of the zip but the contents: the local header before each member, its start, and the tail."""
+
+    headers: tuple[bytes, ...]
+    starts: tuple[int, ...]
+    tail: bytes
+    tail_start: int
+
+
+def frame(members: Sequence[Member]) -> Frame:
+    """The bytes around the contents of `members`, in order."""
+    headers, starts, central = [], [], []
+    position = 0
+    for member in members:
+        offset = position
+        name = member.name.encode()
+        sizes = struct.pack("<2H2Q", 1, 16, member.size, member.size)
+        bare = _LOCAL.size + len(name) + len(sizes) + 4
+        padding = -(offset + bare) % ALIGNMENT
+        extra = sizes + struct.pack("<2H", _PAD_EXTRA, padding) + bytes(padding)
+        common = (_VERSION, _UTF8, 0, 0, _DATE, member.crc, _MAX32, _MAX32, len(name))
+        headers.append(_LOCAL.pack(b"PK\x03\x04", *common, len(extra)) + name + extra)
+        starts.append(offset + len(headers[-1]))
+        position = starts[-1] + member.size
+        extra = struct.pack("<2H3Q", 1, 24, member.size, member.size, offset)
+        made_by = (3 << 8) | _VERSION
+        record = _CENTRAL.pack(b"PK\x01\x02", made_by, *common, len(extra), 0, 0, 0, _UNIX_FILE, _MAX32)
+        central.append(record + name + extra)
+    directory = b"".join(central)
+    count = len(members)
+    end = position + len(directory)
+    tail = directory
+    tail += _ZIP64_END.pack(
+        b"PK\x06\x06", _ZIP64_END.size - 12, _VERSION, _VERSION, 0, 0, count, count, len(directory), position
+    )
+    tail += _ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, end, 1)
+    tail += _END.pack(b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, _MAX32, _MAX32, 0)
+    return Frame(tuple(headers), tuple(starts), tail, position)
+
+
+def read(data: memoryview, path: str) -> dict[str, memoryview]:
+    """The members of a zip that `frame` describes: name -> its bytes, not copied.
+
+    Raises:
+        ArtifactError: the file is no such zip or was changed outside its members.
+    """
+    damaged = ArtifactError(f"{path} is not a graphopt artifact or is damaged: compile the model again")
+    if len(data) < _TAIL or bytes(data[:4]) not in (b"PK\x03\x04", b"PK\x06\x06"):
+        raise damaged
+    *_, count, size, start = _ZIP64_END.unpack(data[-_TAIL : -_TAIL + _ZIP64_END.size])
+    if count > _MAX_MEMBERS or start + size + _TAIL != len(data):
+        raise damaged
+    members = _members(bytes(data[start : start + size]), count)
+    if members is None or len({member.name for member in members}) != len(members):
+        raise damaged
+    if any(member.size > len(data) for member in members):
+        raise damaged
+    expected = frame(members)
+    if expected.tail_start + len(expected.tail) != len(data) or data[expected.tail_start :] != expected.tail:
+        raise damaged
+    found = {}
+    for member, header, begin in zip(members, expected.headers, expected.starts, strict=True):
+        if data[begin - len(header) : begin] != header:
+            raise damaged
+        found[member.name] = data[begin : begin + member.size]
+    return found
+
+
+def _members(directory: bytes, count: int) -> list[Member] | None:
+    members = []
+    position = 0
+    for _ in range(count):
+        if position + _CENTRAL.size > len(directory):
+            return None
+        fields = _CENTRAL.unpack_from(directory, position)
+        crc, name_length, extra_length = fields[7], fields[10], fields[11]
+        name_start = position + _CENTRAL.size
+        extra_start = name_start + name_length
+        position = extra_start + extra_length
+        if extra_length != 28 or position > len(directory):
+            return None
+        try:
+            name = directory[name_start:extra_start].decode()
+        except UnicodeDecodeError:
+            return None
+        (size,) = struct.unpack_from("<Q", directory, extra_start + 4)
+        members.append(Member(name, size, crc))
+    return members if position == len(directory) else None

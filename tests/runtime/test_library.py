@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graphopt.artifact import Artifact
+from graphopt.errors import ArtifactError
+from graphopt.runtime import cpu, library
+
+_RUN = """
+import json, sys
+import numpy as np
+import graphopt
+session = graphopt.open(sys.argv[1]).session(threads=1)
+y = session.run({"x": np.ones(1000, np.float32)})["y"]
+maps = open("/proc/self/maps").read()
+heavy = ["torch", "tvm", "onnx", "onnx_ir", "onnxruntime", "onnxscript"]
+print(json.dumps({
+    "modules": [name for name in heavy if name in sys.modules],
+    "mapped": [name for name in ("libtvm_compiler", "libtorch", "onnxruntime") if name in maps],
+    "runtime": "libtvm_runtime.so" in maps,
+    "sum": float(y.sum()),
+}))
+"""
+
+
+def run_python(*arguments: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_session_loads_neither_torch_nor_the_compiler(one_stage: Artifact, tmp_path: Path) -> None:
+    path = one_stage.save(tmp_path / "model.gopt")
+    found = json.loads(run_python("-c", _RUN, str(path), XDG_CACHE_HOME=str(tmp_path / "cache")))
+    assert found["modules"] == []
+    assert found["mapped"] == []
+    assert found["runtime"]
+    assert found["sum"] > 0
+    assert len(list((tmp_path / "cache/graphopt/libraries").iterdir())) == 1
+
+
+def test_torch_and_the_compiler_can_follow_a_session(one_stage: Artifact, tmp_path: Path) -> None:
+    path = one_stage.save(tmp_path / "model.gopt")
+    code = _RUN + "import torch, tvm; print(float((torch.ones(2, 2) @ torch.ones(2, 2)).sum()), tvm.__name__)"
+    assert run_python("-c", code, str(path)).splitlines()[-1] == "8.0 tvm"
+
+
+def test_a_spoilt_cache_file_is_replaced(one_stage: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = one_stage.library_file("stage_0.so")
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + b"?")
+    assert one_stage.library_file("stage_0.so").read_bytes() == good
+
+
+def test_without_a_cache_a_temporary_file_serves(
+    one_stage: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    file = one_stage.library_file("stage_0.so")
+    assert file.is_relative_to(tmp_path)
+    assert file.read_bytes() == bytes(one_stage.files["stage_0.so"])
+
+
+def test_a_library_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "k.so").write_bytes(b"rubbish")
+    with pytest.raises(ArtifactError, match=r"k\.so cannot be loaded"):
+        library.load(tmp_path / "k.so")
+
+
+def test_empty_and_scalar_tensors() -> None:
+    memory = np.zeros(64, np.uint8)
+    assert tuple(library.tensor(memory[:0], "float32", (0, 3)).shape) == (0, 3)
+    assert tuple(library.tensor(memory[:8], "int64", ()).shape) == ()
+
+
+def test_cpu_flags(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\nflags\t\t: other\n")
+    assert cpu.features(tmp_path / "cpuinfo") == {"fpu", "avx2", "fma"}
+    assert cpu.features(tmp_path / "absent") == frozenset()
+    assert 1 <= cpu.default_threads() <= cpu.available_cpus() <= (os.cpu_count() or 1)
