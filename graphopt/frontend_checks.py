@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import networkx as nx
 import onnx
 import onnx_ir as ir
 
@@ -92,19 +92,16 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto], who: str) -> dict[str, i
 
 def _check_expansion(graph: onnx.GraphProto, functions: Mapping[tuple[str, str, str], onnx.FunctionProto]) -> None:
     """Refuse recursive functions and graphs whose inlined size is unreasonable, by counting without inlining."""
-    calls: nx.DiGraph[tuple[str, str, str]] = nx.DiGraph()
-    calls.add_nodes_from(functions)
+    calls: TopologicalSorter[tuple[str, str, str]] = TopologicalSorter()
     counts: dict[tuple[str, str, str], list[onnx.NodeProto]] = {}
     for key, function in functions.items():
         counts[key] = list(_all_nodes(function.node))
-        for node in counts[key]:
-            callee = (_domain(node.domain), node.op_type, node.overload)
-            if callee in functions:
-                calls.add_edge(key, callee)
+        callees = ((_domain(node.domain), node.op_type, node.overload) for node in counts[key])
+        calls.add(key, *(callee for callee in callees if callee in functions))
     try:
-        order = list(nx.topological_sort(calls))
-    except nx.NetworkXUnfeasible:
-        cycle = " -> ".join(edge[0][1] for edge in nx.find_cycle(calls))
+        order = list(calls.static_order())  # callees first
+    except CycleError as error:
+        cycle = " -> ".join(key[1] for key in error.args[1])
         raise ModelError(
             f"the functions {cycle} call each other in a circle; export the model without recursion"
         ) from None
@@ -113,7 +110,7 @@ def _check_expansion(graph: onnx.GraphProto, functions: Mapping[tuple[str, str, 
     def expanded(nodes: Iterable[onnx.NodeProto]) -> int:
         return sum(size.get((_domain(node.domain), node.op_type, node.overload), 1) for node in nodes)
 
-    for key in reversed(order):
+    for key in order:
         size[key] = expanded(counts[key])
     total = expanded(_all_nodes(graph.node))
     if total > MAX_NODES:
@@ -250,12 +247,14 @@ def _check_nodes(
             elif name not in defined and name not in outer and name in node.input:
                 raise ModelError(f"node {_label(node)} reads {name}, which nothing computes; export the model again")
     if any(source >= sink for source, sink in edges):
-        graph: nx.DiGraph[int] = nx.DiGraph(edges)
-        if not nx.is_directed_acyclic_graph(graph):
-            cycle = [_label(nodes[edge[0]]) for edge in nx.find_cycle(graph)]
-            raise ModelError(
-                f"the nodes {' -> '.join(cycle[:6])} form a cycle, so none can run first; export the model again"
-            )
+        order: TopologicalSorter[int] = TopologicalSorter()
+        for source, sink in edges:
+            order.add(sink, source)
+        try:
+            order.prepare()
+        except CycleError as error:
+            cycle = " -> ".join(_label(nodes[index]) for index in error.args[1][:6])
+            raise ModelError(f"the nodes {cycle} form a cycle, so none can run first; export the model again") from None
     return in_order, all_names
 
 
@@ -264,13 +263,14 @@ def _has_graphs(node: onnx.NodeProto) -> bool:
 
 
 def _captured(attribute: onnx.AttributeProto) -> set[str]:
-    """Names that the graphs of `attribute` may take from outside (a superset: their own names are harmless)."""
-    graphs = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+    """Names that the graphs of `attribute` take from outside."""
     names: set[str] = set()
-    for graph in graphs:
-        inner = {name for node in _all_nodes(graph.node) for name in node.input}
-        names |= (inner | {info.name for info in graph.output}) - {name for node in graph.node for name in node.output}
-        names -= {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
+    for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+        free = {info.name for info in graph.output}
+        for node in graph.node:
+            free.update(node.input, *map(_captured, node.attribute))
+        free.difference_update(*(node.output for node in graph.node))
+        names |= free - {info.name for info in graph.input} - {tensor.name for tensor in graph.initializer} - {""}
     return names
 
 

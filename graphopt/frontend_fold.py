@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.reference.ops
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
@@ -153,6 +152,8 @@ def _run_reference(
     node: ir.Node, version: int, operands: list[np.ndarray[Any, Any] | None]
 ) -> list[ir.TensorProtocol] | None:
     """Evaluate one node with onnx.reference; None when it cannot, or disagrees with the inferred types."""
+    from onnx.reference.ops import load_op  # a quarter of a second, which most models do not need
+
     attributes = {
         name: ir.serde.serialize_tensor(attribute.as_tensor())
         if attribute.type == ir.AttributeType.TENSOR
@@ -160,7 +161,7 @@ def _run_reference(
         for name, attribute in node.attributes.items()
     }
     try:
-        operator = onnx.reference.ops.load_op("", node.op_type, version)
+        operator = load_op("", node.op_type, version)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             found = operator.eval(*operands, n_outputs=len(node.outputs), **attributes)
