@@ -1,0 +1,90 @@
+"""Moves that the schedule rules share: inlining an epilogue, choosing tiles, dealing out parallel work."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+
+RULE = "graphopt.rule"
+"""Block annotation by which a compute definition names the schedule rule it wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of a PrimFunc with what the rules ask about it."""
+
+    rv: Any
+    name: str
+    spatial: tuple[int, ...]  # extents of the spatial iterators, in order
+    reduce: tuple[int, ...]
+    rule: str
+
+
+def blocks_of(schedule: s_tir.Schedule) -> list[Block]:
+    """The blocks below the root of the function being scheduled, in program order."""
+    root = schedule.get_sblock("root")
+    found = []
+    for rv in schedule.get_child_blocks(root):
+        block = schedule.get(rv)
+        spatial, reduce = [], []
+        for iterator in block.iter_vars:
+            extent = int(iterator.dom.extent)
+            (reduce if iterator.iter_type == tirx.IterVar.CommReduce else spatial).append(extent)
+        rule = str(block.annotations[RULE]) if RULE in block.annotations else ""
+        found.append(Block(rv, str(block.name_hint), tuple(spatial), tuple(reduce), rule))
+    return found
+
+
+def inline_after(schedule: s_tir.Schedule, anchor: Block) -> Any:
+    """Inline every block after `anchor` into the last one and return that last block (the fused epilogue)."""
+    blocks = blocks_of(schedule)
+    position = next(i for i, block in enumerate(blocks) if block.name == anchor.name)
+    for block in blocks[position + 1 : -1]:
+        schedule.compute_inline(block.rv)
+    return blocks[-1].rv
+
+
+def dtype_of(schedule: s_tir.Schedule, block: Any) -> str:
+    """Dtype of the tensor that `block` writes."""
+    return str(schedule.get(block).writes[0].source.dtype)
+
+
+def largest_divisor(extent: int, limit: int) -> int:
+    """The largest divisor of `extent` that is at most `limit`."""
+    return max(d for d in range(1, max(1, min(extent, limit)) + 1) if extent % d == 0)
+
+
+def padded_tile(extent: int, limit: int, waste: float = 0.08) -> int:
+    """The widest tile of at most `limit` whose rounding up of `extent` wastes at most `waste`, else the least wasteful."""
+    best, best_key = 1, (math.inf, 0)
+    for tile in range(1, min(extent, limit) + 1):
+        padded = math.ceil(extent / tile) * tile
+        loss = padded / extent - 1
+        key = (0.0 if loss <= waste else loss, -tile)
+        if key < best_key:
+            best, best_key = tile, key
+    return best
+
+
+def round_up(extent: int, multiple: int) -> int:
+    """`extent` rounded up to a multiple."""
+    return -(-extent // multiple) * multiple
+
+
+def extent_of(schedule: s_tir.Schedule, loop: Any) -> int:
+    """Static extent of a loop."""
+    return int(schedule.get(loop).extent)
+
+
+def const(value: float, dtype: str) -> Any:
+    """A typed scalar for compute definitions."""
+    return tvm.tirx.const(value, dtype)
+
+
+def dims(tensor: Any) -> list[int]:
+    """Static shape of a TE tensor."""
+    return [int(d) for d in tensor.shape]

@@ -1,0 +1,124 @@
+"""Direct convolution on the channel-blocked layout: one register tile of output columns x channel vectors.
+
+    y[n, co, oh, ow, :] = bias[co, :] + sum over ci, kh, kw, i of x[n, ci, oh*s+kh, ow*s+kw, i] * w[co, ci, kh, kw, i, :]
+
+The innermost loops hold `columns x vectors` accumulators in registers; each step loads `vectors` weight vectors and
+broadcasts `columns` scalars, so a tile of 14 x 2 issues 28 fused multiply-adds for 16 loads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import s_tir, te, tirx
+
+from graphopt.targets.kernels.common import (
+    RULE,
+    Block,
+    const,
+    dims,
+    extent_of,
+    inline_after,
+    padded_tile,
+    round_up,
+)
+from graphopt.targets.machine import CpuMachine
+
+NAME = "conv_direct"
+
+
+def pad_input(x: Any, pads: tuple[int, int, int, int]) -> Any:
+    """Zero-pad rows and columns of x[N, C, H, W, b] by (top, left, bottom, right)."""
+    n, c, h, w, b = dims(x)
+    top, left, bottom, right = pads
+
+    def element(i: Any, j: Any, y: Any, z: Any, k: Any) -> Any:
+        inside = tirx.all(y >= top, y < top + h, z >= left, z < left + w)
+        return tirx.if_then_else(inside, x[i, j, y - top, z - left, k], const(0, x.dtype))
+
+    return te.compute((n, c, h + top + bottom, w + left + right, b), element, name="pad")
+
+
+def tile_shape(out_width: int, vectors: int, machine: CpuMachine) -> tuple[int, int]:
+    """(columns, vectors) of the register tile: as many accumulators as fit beside the weights and one broadcast.
+
+    Prefers two or more weight vectors per broadcast, since the load ports bound the loop before the multipliers do.
+    """
+    registers = machine.level.registers
+    best, best_cost = (1, 1), math.inf
+    for count in (1, 2, 3, 4):
+        if vectors % count:
+            continue
+        limit = (registers - count - 1) // count
+        columns = padded_tile(out_width, limit)
+        steps = math.ceil(out_width / columns) * (vectors // count)
+        # Cycles of one reduction step: two multiply-adds and two loads each cycle, four cycles of latency.
+        cycles = steps * max(columns * count / 2, (columns + count) / 2, 4)
+        if cycles < best_cost * 0.97:
+            best, best_cost = (columns, count), cycles
+    return best
+
+
+def compute(x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tuple[int, int], machine: CpuMachine) -> Any:
+    """The convolution of an input that is already padded.
+
+    Args:
+        x: [N, CI, H, W, bi].
+        w: [CO, CI / groups, KH, KW, bi, b].
+        bias: [CO, b].
+    """
+    n, ci, h, width, bi = dims(x)
+    co, ci_group, kh, kw, _, b = dims(w)
+    out_h = (h - (kh - 1) * dilations[0] - 1) // strides[0] + 1
+    out_w = (width - (kw - 1) * dilations[1] - 1) // strides[1] + 1
+    co_group = co // (ci // ci_group)
+    columns, _ = tile_shape(out_w, co_group, machine)
+    computed = round_up(out_w, columns)
+    rc = te.reduce_axis((0, ci_group), "ci")
+    rh = te.reduce_axis((0, kh), "kh")
+    rw = te.reduce_axis((0, kw), "kw")
+    ri = te.reduce_axis((0, bi), "i")
+
+    def product(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+        column = z * strides[1] + rw * dilations[1]
+        if computed != out_w:  # the last tile computes columns that nobody keeps
+            column = tirx.min(column, width - 1)
+        channel = rc if ci_group == ci else tirx.floordiv(o, co_group) * ci_group + rc
+        return te.sum(
+            x[i, channel, y * strides[0] + rh * dilations[0], column, ri] * w[o, rc, rh, rw, ri, lane],
+            axis=[rc, rh, rw, ri],
+        )
+
+    sums = te.compute((n, co, out_h, computed, b), product, name="conv", attrs={RULE: NAME, "graphopt.vectors": co_group})
+    return te.compute((n, co, out_h, out_w, b), lambda i, o, y, z, lane: sums[i, o, y, z, lane] + bias[o, lane], name="bias")
+
+
+def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
+    """Parallel over (batch, channel tile, row); the epilogue runs on the accumulators' tile before it is stored."""
+    conv = anchor.rv
+    width, (_, _, _, bi) = anchor.spatial[3], anchor.reduce
+    vectors = int(sch.get(conv).annotations["graphopt.vectors"])
+    columns, count = tile_shape(width, vectors, machine)
+    last = inline_after(sch, anchor)
+    n, co, oh, ow, lane = sch.get_loops(last)
+    co_out, co_in = sch.split(co, [None, count])
+    ow_out, ow_in = sch.split(ow, [None, columns])
+    sch.reorder(n, co_out, oh, ow_out, co_in, ow_in, lane)
+    tile = sch.fuse(n, co_out, oh)
+    sch.compute_at(conv, ow_out, preserve_unit_loops=True)
+    sch.set_scope(conv, 0, "local")
+    tile_co, tile_ow, tile_lane, ci, kh, kw, i = sch.get_loops(conv)[-7:]
+    i_out, i_in = sch.split(i, [None, 4 if bi % 4 == 0 else bi if bi <= 4 else 1])
+    sch.reorder(ci, kh, kw, i_out, i_in, tile_co, tile_ow, tile_lane)
+    sch.parallel(tile)
+    for loop in (i_in, tile_co, tile_ow, co_in, ow_in):
+        sch.unroll(loop)
+    sch.vectorize(tile_lane)
+    sch.vectorize(lane)
+    start = sch.decompose_reduction(conv, ci)
+    *_, zero_co, zero_ow, zero_lane = sch.get_loops(start)
+    sch.unroll(zero_co)
+    sch.unroll(zero_ow)
+    sch.vectorize(zero_lane)
+    assert extent_of(sch, tile) > 0

@@ -1,0 +1,195 @@
+"""Winograd convolution F(m x m, 3 x 3) on the channel-blocked layout, in three kernels.
+
+    V[t, ci, p, :]  = (B^T d B)[t]                      input tiles, t = (m+2)^2 taps, p tiles
+    M[t, co, p, :]  = sum over ci, i of V[t, ci, p, i] * U[t, co, ci, i, :]
+    y[co, tile p]   = A^T M A + bias
+
+Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2016). The transform matrices are compile-time
+constants: their zeros and ones disappear from the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import s_tir, te, tirx
+
+from graphopt.targets.kernels.common import RULE, Block, const, dims, inline_after, padded_tile, round_up
+from graphopt.targets.kernels.conv_direct import tile_shape
+from graphopt.targets.machine import CpuMachine
+
+INPUT, PRODUCT, OUTPUT = "winograd_input", "winograd_product", "winograd_output"
+
+Matrix = Sequence[Sequence[float]]
+
+
+def _entry(matrix: Matrix, row: Any, column: Any, dtype: str) -> Any:
+    """matrix[row][column] for loop variables: a tree of selects that unrolling folds to a constant."""
+    values = np.asarray(matrix, dtype="float64")
+    result = const(0, dtype)
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            if values[i, j]:
+                result = tirx.Select(tirx.all(row == i, column == j), const(float(values[i, j]), dtype), result)
+    return result
+
+
+def transform_input(x: Any, m: int, pads: tuple[int, int, int, int], out: tuple[int, int], bt: Matrix) -> Any:
+    """V[(m+2)^2, N, CI, tiles, b] of x[N, CI, H, W, b]; reads outside the image give zero."""
+    n, ci, h, w, b = dims(x)
+    size = m + 2
+    rows, columns = -(-out[0] // m), -(-out[1] // m)
+
+    def load(i: Any, c: Any, p: Any, u: Any, v: Any, lane: Any) -> Any:
+        row = tirx.floordiv(p, columns) * m + u - pads[0]
+        column = tirx.floormod(p, columns) * m + v - pads[1]
+        inside = tirx.all(row >= 0, row < h, column >= 0, column < w)
+        return tirx.if_then_else(inside, x[i, c, row, column, lane], const(0, x.dtype))
+
+    d = te.compute((n, ci, rows * columns, size, size, b), load, name="tile")
+    ra, rb = te.reduce_axis((0, size), "a"), te.reduce_axis((0, size), "b")
+    half = te.compute(
+        (n, ci, rows * columns, size, size, b),
+        lambda i, c, p, u, v, lane: te.sum(_entry(bt, u, ra, x.dtype) * d[i, c, p, ra, v, lane], axis=[ra]),
+        name="half",
+    )
+    return te.compute(
+        (size * size, n, ci, rows * columns, b),
+        lambda t, i, c, p, lane: te.sum(
+            half[i, c, p, tirx.floordiv(t, size), rb, lane] * _entry(bt, tirx.floormod(t, size), rb, x.dtype), axis=[rb]
+        ),
+        name="transform",
+        attrs={RULE: INPUT},
+    )
+
+
+def schedule_input(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
+    """One task per (image, channel block, tile); everything inside a tile is unrolled straight-line vector code."""
+    t, n, c, p, lane, rb = sch.get_loops(anchor.rv)
+    sch.reorder(n, c, p, t, rb, lane)
+    size = anchor.reduce[0]
+    tu, tv = sch.split(t, [size, size])
+    tile = sch.fuse(c, p)
+    sch.compute_at("half", p_loop := tile, preserve_unit_loops=True)
+    sch.compute_at("tile", p_loop, preserve_unit_loops=True)
+    sch.set_scope("half", 0, "local")
+    sch.set_scope("tile", 0, "local")
+    sch.parallel(sch.fuse(n, tile))
+    for loop in (tu, tv, rb):
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    *_, hu, hv, half_lane, ra = sch.get_loops("half")
+    sch.reorder(hu, hv, ra, half_lane)
+    for loop in (hu, hv, ra):
+        sch.unroll(loop)
+    sch.vectorize(half_lane)
+    *_, du, dv, tile_lane = sch.get_loops("tile")
+    sch.unroll(du)
+    sch.unroll(dv)
+    sch.vectorize(tile_lane)
+    _zero_unrolled(sch, sch.decompose_reduction("half", ra), 2)
+    _zero_unrolled(sch, sch.decompose_reduction(anchor.rv, rb), 0)
+
+
+def _zero_unrolled(sch: s_tir.Schedule, start: Any, unrolled: int) -> None:
+    loops = sch.get_loops(start)
+    for loop in loops[len(loops) - 1 - unrolled : -1]:
+        sch.unroll(loop)
+    sch.vectorize(loops[-1])
+
+
+def product(v: Any, u: Any, machine: CpuMachine) -> Any:
+    """M[t, N, CO, tiles, b] from V[t, N, CI, tiles, b] and U[t, CO, CI, b, b]."""
+    taps, n, ci, p, bi = dims(v)
+    _, co, _, _, b = dims(u)
+    columns, _ = tile_shape(p, co, machine)
+    computed = round_up(p, columns)
+    rc, ri = te.reduce_axis((0, ci), "ci"), te.reduce_axis((0, bi), "i")
+
+    def element(t: Any, i: Any, o: Any, q: Any, lane: Any) -> Any:
+        at = q if computed == p else tirx.min(q, p - 1)
+        return te.sum(v[t, i, rc, at, ri] * u[t, o, rc, ri, lane], axis=[rc, ri])
+
+    sums = te.compute((taps, n, co, computed, b), element, name="product", attrs={RULE: PRODUCT, "graphopt.vectors": co})
+    return te.compute((taps, n, co, p, b), lambda t, i, o, q, lane: sums[t, i, o, q, lane], name="crop")
+
+
+def schedule_product(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
+    """The register tile of the direct convolution, over tiles instead of columns; parallel over (tap, channel tile)."""
+    vectors = int(sch.get(anchor.rv).annotations["graphopt.vectors"])
+    columns, count = tile_shape(anchor.spatial[3], vectors, machine)
+    last = inline_after(sch, anchor)
+    t, n, o, q, lane = sch.get_loops(last)
+    o_out, o_in = sch.split(o, [None, count])
+    q_out, q_in = sch.split(q, [None, columns])
+    sch.reorder(t, o_out, n, q_out, o_in, q_in, lane)
+    task = sch.fuse(t, o_out)
+    sch.compute_at(anchor.rv, q_out, preserve_unit_loops=True)
+    sch.set_scope(anchor.rv, 0, "local")
+    tile_o, tile_q, tile_lane, rc, ri = sch.get_loops(anchor.rv)[-5:]
+    i_out, i_in = sch.split(ri, [None, 4])
+    sch.reorder(rc, i_out, i_in, tile_o, tile_q, tile_lane)
+    sch.parallel(task)
+    for loop in (i_in, tile_o, tile_q, o_in, q_in):
+        sch.unroll(loop)
+    sch.vectorize(tile_lane)
+    sch.vectorize(lane)
+    _zero_unrolled(sch, sch.decompose_reduction(anchor.rv, rc), 2)
+
+
+def transform_output(mm: Any, bias: Any, m: int, out: tuple[int, int], at: Matrix) -> Any:
+    """y[N, CO, OH, OW, b] = A^T M A + bias from M[t, N, CO, tiles, b] and bias[CO, b]."""
+    _, n, co, p, b = dims(mm)
+    size = m + 2
+    columns = -(-out[1] // m)
+    ra, rb = te.reduce_axis((0, size), "a"), te.reduce_axis((0, size), "b")
+    half = te.compute(
+        (n, co, p, m, size, b),
+        lambda i, o, q, u, v, lane: te.sum(_entry(at, u, ra, mm.dtype) * mm[ra * size + v, i, o, q, lane], axis=[ra]),
+        name="half",
+    )
+    tile = te.compute(
+        (n, co, p, m, m, b),
+        lambda i, o, q, u, v, lane: te.sum(half[i, o, q, u, rb, lane] * _entry(at, v, rb, mm.dtype), axis=[rb]),
+        name="inverse",
+        attrs={RULE: OUTPUT, "graphopt.m": m},
+    )
+
+    def finish(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+        place = tirx.floordiv(y, m) * columns + tirx.floordiv(z, m)
+        return tile[i, o, place, tirx.floormod(y, m), tirx.floormod(z, m), lane] + bias[o, lane]
+
+    return te.compute((n, co, out[0], out[1], b), finish, name="finish")
+
+
+def schedule_output(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
+    """One row of tiles per task; the epilogue runs on each m x m tile as it is stored."""
+    m = int(sch.get(anchor.rv).annotations["graphopt.m"])
+    last = inline_after(sch, anchor)
+    n, o, y, z, lane = sch.get_loops(last)
+    y_out, y_in = sch.split(y, [None, m])
+    z_out, z_in = sch.split(z, [None, m])
+    sch.reorder(n, o, y_out, z_out, y_in, z_in, lane)
+    sch.compute_at(anchor.rv, z_out, preserve_unit_loops=True)
+    sch.set_scope(anchor.rv, 0, "local")
+    sch.compute_at("half", z_out, preserve_unit_loops=True)
+    sch.set_scope("half", 0, "local")
+    sch.parallel(sch.fuse(n, o, y_out))
+    sch.unroll(y_in)
+    sch.unroll(z_in)
+    sch.vectorize(lane)
+    for block in ("half", anchor.rv):
+        *_, u, v, tile_lane, r = sch.get_loops(block)
+        sch.reorder(u, v, r, tile_lane)
+        for loop in (u, v, r):
+            sch.unroll(loop)
+        sch.vectorize(tile_lane)
+        _zero_unrolled(sch, sch.decompose_reduction(block, r), 2)
+
+
+__all__ = [
+    "INPUT", "OUTPUT", "PRODUCT", "product", "schedule_input", "schedule_output", "schedule_product",
+    "transform_input", "transform_output", "padded_tile",
+]  # fmt: skip

@@ -1,0 +1,131 @@
+"""Depthwise convolution and pooling on the channel-blocked layout: a window reduced lane by lane.
+
+Both read a small window per output and never mix channels, so they share one schedule: parallel over
+(batch, channel block, row), a tile of output columns in registers, one vector of channels in the lanes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import s_tir, te, tirx
+
+from graphopt.targets.kernels.common import RULE, Block, const, dims, inline_after, padded_tile, round_up
+from graphopt.targets.machine import CpuMachine
+
+NAME = "window"
+
+
+def depthwise(x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tuple[int, int]) -> Any:
+    """y[n, c, oh, ow, :] = bias[c, :] + sum over kh, kw of x[n, c, oh*s+kh, ow*s+kw, :] * w[c, kh, kw, :].
+
+    Args:
+        x: [N, CB, H, W, b], already padded.
+        w: [CB, KH, KW, b].
+        bias: [CB, b].
+    """
+    n, cb, h, width, b = dims(x)
+    _, kh, kw, _ = dims(w)
+    out_h = (h - (kh - 1) * dilations[0] - 1) // strides[0] + 1
+    out_w = (width - (kw - 1) * dilations[1] - 1) // strides[1] + 1
+    rh, rw = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
+    computed = round_up(out_w, _columns(out_w))
+
+    def product(i: Any, c: Any, y: Any, z: Any, lane: Any) -> Any:
+        column = z * strides[1] + rw * dilations[1]
+        if computed != out_w:
+            column = tirx.min(column, width - 1)
+        return te.sum(x[i, c, y * strides[0] + rh * dilations[0], column, lane] * w[c, rh, rw, lane], axis=[rh, rw])
+
+    sums = te.compute((n, cb, out_h, computed, b), product, name="depthwise", attrs={RULE: NAME})
+    return te.compute((n, cb, out_h, out_w, b), lambda i, c, y, z, lane: sums[i, c, y, z, lane] + bias[c, lane], name="bias")
+
+
+def pool(
+    x: Any,
+    mode: str,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    dilations: tuple[int, int],
+    out: tuple[int, int],
+    count_include_pad: bool,
+) -> Any:
+    """Maximum or average over a window of x[N, CB, H, W, b]; `mode` is "max" or "average", `out` the output (OH, OW).
+
+    An average divides by the elements inside the image, or inside image and explicit padding.
+    """
+    n, cb, h, width, b = dims(x)
+    rh, rw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
+    padded = any(pads) or (out[0] - 1) * strides[0] + (kernel[0] - 1) * dilations[0] >= h
+    padded = padded or (out[1] - 1) * strides[1] + (kernel[1] - 1) * dilations[1] >= width
+    neutral = tirx.min_value(x.dtype) if mode == "max" else const(0, x.dtype)
+    computed = round_up(out[1], _columns(out[1]))
+
+    def element(i: Any, c: Any, y: Any, z: Any, lane: Any) -> Any:
+        row = y * strides[0] + rh * dilations[0] - pads[0]
+        column = z * strides[1] + rw * dilations[1] - pads[1]
+        if not padded:
+            if computed != out[1]:
+                column = tirx.min(column, width - 1)
+            return x[i, c, row, column, lane]
+        inside = tirx.all(row >= 0, row < h, column >= 0, column < width)
+        return tirx.if_then_else(inside, x[i, c, row, column, lane], neutral)
+
+    reduce = te.max if mode == "max" else te.sum
+    window = te.compute(
+        (n, cb, out[0], computed, b),
+        lambda i, c, y, z, lane: reduce(element(i, c, y, z, lane), axis=[rh, rw]),
+        name="pool",
+        attrs={RULE: NAME},
+    )
+
+    def finish(i: Any, c: Any, y: Any, z: Any, lane: Any) -> Any:
+        value = window[i, c, y, z, lane]
+        if mode == "max":
+            return value
+        if not padded:
+            return value * const(1.0 / (kernel[0] * kernel[1]), x.dtype)
+        low, high = (0, 0) if not count_include_pad else (pads[0], pads[2])
+        left, right = (0, 0) if not count_include_pad else (pads[1], pads[3])
+        rows = _inside(y * strides[0] - pads[0], kernel[0], dilations[0], -low, h + high)
+        columns = _inside(z * strides[1] - pads[1], kernel[1], dilations[1], -left, width + right)
+        return value / tirx.Cast(x.dtype, tirx.max(rows * columns, 1))
+
+    return te.compute((n, cb, out[0], out[1], b), finish, name="finish")
+
+
+def _inside(start: Any, size: int, dilation: int, low: int, high: int) -> Any:
+    """How many of `start, start + dilation, ...` (`size` of them) lie in [low, high)."""
+    if dilation == 1:
+        return tirx.min(start + size, high) - tirx.max(start, low)
+    first = tirx.max(tirx.floordiv(low - start + dilation - 1, dilation), 0)
+    last = tirx.min(tirx.floordiv(high - start - 1, dilation), size - 1)
+    return last - first + 1
+
+
+def _columns(out_width: int) -> int:
+    return padded_tile(out_width, 8)
+
+
+def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
+    """A row of tiles per task; the window is unrolled where it is small."""
+    last = inline_after(sch, anchor)
+    n, c, oh, ow, lane = sch.get_loops(last)
+    ow_out, ow_in = sch.split(ow, [None, _columns(anchor.spatial[3])])
+    task = sch.fuse(n, c, oh)
+    sch.compute_at(anchor.rv, ow_out, preserve_unit_loops=True)
+    sch.set_scope(anchor.rv, 0, "local")
+    tile, tile_lane, kh, kw = sch.get_loops(anchor.rv)[-4:]
+    sch.reorder(kh, kw, tile, tile_lane)
+    sch.parallel(task)
+    sch.unroll(tile)
+    sch.unroll(ow_in)
+    if anchor.reduce[1] <= 7:
+        sch.unroll(kw)
+    sch.vectorize(tile_lane)
+    sch.vectorize(lane)
+    start = sch.decompose_reduction(anchor.rv, kh)
+    *_, zero, zero_lane = sch.get_loops(start)
+    sch.unroll(zero)
+    sch.vectorize(zero_lane)

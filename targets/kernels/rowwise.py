@@ -1,0 +1,91 @@
+"""Row by row work: softmax, layer normalization, and every reduction over the last axes.
+
+All blocks of one row (maximum, exponentials, sum, scaling) run inside one parallel loop over rows, so that a row is
+read from memory once and stays in the first-level cache. A sum along the row is kept in one vector of partial sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import s_tir, te, tirx
+
+from graphopt.targets.kernels import math as fast
+from graphopt.targets.kernels.common import RULE, Block, blocks_of, const, dims, dtype_of, largest_divisor
+from graphopt.targets.machine import CpuMachine
+
+NAME = "rowwise"
+
+
+def softmax(x: Any, scale: float = 1.0, logarithm: bool = False) -> Any:
+    """Softmax (or its logarithm) of `scale * x` along the last axis of x[rows, n]."""
+    rows, n = dims(x)
+    r, q = te.reduce_axis((0, n), "r"), te.reduce_axis((0, n), "q")
+    factor = const(scale, x.dtype)
+    top = te.compute((rows,), lambda i: te.max(x[i, r] * factor, axis=[r]), name="top", attrs={RULE: NAME})
+    if logarithm:
+        sums = te.compute((rows,), lambda i: te.sum(fast.exp(x[i, q] * factor - top[i]), axis=[q]), name="sum", attrs={RULE: NAME})
+        return te.compute((rows, n), lambda i, j: x[i, j] * factor - top[i] - tirx.log(sums[i]), name="scale")
+    powers = te.compute((rows, n), lambda i, j: fast.exp(x[i, j] * factor - top[i]), name="powers")
+    sums = te.compute((rows,), lambda i: te.sum(powers[i, q], axis=[q]), name="sum", attrs={RULE: NAME})
+    return te.compute((rows, n), lambda i, j: powers[i, j] / sums[i], name="scale")
+
+
+def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias along the last axis of x[rows, n]; two passes, so that a
+    large mean does not cancel the variance."""
+    rows, n = dims(x)
+    r, q = te.reduce_axis((0, n), "r"), te.reduce_axis((0, n), "q")
+    inverse = const(1.0 / n, x.dtype)
+    sums = te.compute((rows,), lambda i: te.sum(x[i, r], axis=[r]), name="sum", attrs={RULE: NAME})
+    centred = te.compute((rows, n), lambda i, j: x[i, j] - sums[i] * inverse, name="centred")
+    squares = te.compute((rows,), lambda i: te.sum(centred[i, q] * centred[i, q], axis=[q]), name="squares", attrs={RULE: NAME})
+
+    def finish(i: Any, j: Any) -> Any:
+        scaled = centred[i, j] * tirx.rsqrt(squares[i] * inverse + const(epsilon, x.dtype)) * weight[j]
+        return scaled if bias is None else scaled + bias[j]
+
+    return te.compute((rows, n), finish, name="finish")
+
+
+def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
+    """One parallel loop over the rows of the last block; every other block computed inside it, in vectors."""
+    for block in blocks_of(sch):
+        if block.reduce:
+            _split_sum(sch, block, machine)
+    *before, last = blocks_of(sch)
+    row, _ = sch.get_loops(last.rv)
+    for block in reversed(before):
+        sch.compute_at(block.rv, row, preserve_unit_loops=True)
+        sch.set_scope(block.rv, 0, "local")
+        if len(block.spatial) == 2:
+            _vectorise(sch, block, machine)
+    _vectorise(sch, last, machine)
+    if anchor.spatial[0] * max(anchor.reduce) >= 1 << 13:
+        sch.parallel(row)
+
+
+def _split_sum(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
+    """Reduce into one vector of partial results (several, where the row is long) before reducing that vector."""
+    extent = block.reduce[-1]
+    width = largest_divisor(extent, machine.lanes(dtype_of(sch, block.rv)))
+    if width == 1 or extent == width:
+        return
+    _, lane = sch.split(sch.get_loops(block.rv)[-1], [None, width])
+    sch.rfactor(lane, 1)
+
+
+def _vectorise(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
+    """Vectors along the row; a block of partial sums keeps them innermost, below its reduction."""
+    loops = sch.get_loops(block.rv)
+    if block.reduce:
+        _, lane, _, reduction = loops  # row, lane, the row again (extent 1), steps along the row
+        sch.reorder(reduction, lane)
+        sch.vectorize(lane)
+        start = sch.decompose_reduction(block.rv, reduction)
+        sch.vectorize(sch.get_loops(start)[-1])
+        return
+    width = largest_divisor(block.spatial[-1], machine.lanes(dtype_of(sch, block.rv)))
+    if width > 1:
+        _, lane = sch.split(loops[-1], [None, width])
+        sch.vectorize(lane)

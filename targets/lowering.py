@@ -1,0 +1,228 @@
+"""A Relax function becomes a list of kernel calls: fusion, schedules, views, and constants computed ahead of time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import relax
+from tvm.ir import GenericConst
+
+from graphopt.errors import GraphoptError
+from graphopt.program import KernelCall, Place, Value
+from graphopt.targets import build, schedule
+from graphopt.targets.machine import CpuMachine
+from graphopt.targets.relax_import import Imported
+
+
+@dataclass(slots=True)
+class Lowered:
+    """Kernel calls over named values; nothing has an offset yet.
+
+    `functions` maps a symbol to its scheduled PrimFunc; `constants` maps a WEIGHT value to its array.
+    """
+
+    calls: list[KernelCall] = field(default_factory=list)
+    values: dict[str, Value] = field(default_factory=dict)
+    functions: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+FUSION = (
+    relax.transform.LegalizeOps,
+    relax.transform.AnnotateTIROpPattern,
+    relax.transform.FuseOps,
+    relax.transform.FuseTIR,
+    relax.transform.RewriteDataflowReshape,
+    relax.transform.DeadCodeElimination,
+)
+
+
+def legalize(module: Any) -> Any:
+    """Relax operators to PrimFuncs, one each; nothing fused."""
+    return relax.transform.LegalizeOps()(module)
+
+
+def lower(imported: Imported, machine: CpuMachine, prefix: str) -> Lowered:
+    """Fuse, schedule and list the calls of `imported.main`.
+
+    Args:
+        prefix: starts every symbol and every new value name, so that segments share one library and one name space.
+    """
+    module = imported.module
+    for make in FUSION:
+        module = make()(module)
+    lowered = Lowered(inputs=imported.inputs)
+    names: dict[Any, str] = {}
+    main = module["main"]
+    parameters = list(main.params)
+    for parameter, name in zip(parameters, imported.inputs, strict=False):
+        names[parameter] = name
+        _declare(lowered, name, parameter.ty, Place.ARENA)
+    for parameter in parameters[len(imported.inputs) :]:
+        value = imported.weights[str(parameter.name)]
+        name = names[parameter] = str(value.name)
+        assert value.const_value is not None
+        _constant(lowered, name, value.const_value.numpy())
+    reader = _Reader(module, lowered, names, machine, prefix)
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            reader.bind(binding.var, binding.value)
+    reader.name_outputs(main.body.body, imported.outputs)
+    return lowered
+
+
+def _declare(lowered: Lowered, name: str, ty: Any, place: Place, of: str = "") -> None:
+    shape = tuple(int(d) for d in ty.shape)
+    lowered.values[name] = Value(name, str(ty.dtype), shape, place, of=of)
+
+
+def _constant(lowered: Lowered, name: str, array: NDArray[Any]) -> None:
+    lowered.values[name] = Value(name, str(array.dtype), tuple(array.shape), Place.WEIGHT)
+    lowered.constants[name] = array
+
+
+class _Reader:
+    """Walks the bindings of a fused `main` and writes calls and values."""
+
+    def __init__(self, module: Any, lowered: Lowered, names: dict[Any, str], machine: CpuMachine, prefix: str) -> None:
+        self.module, self.lowered, self.names, self.machine, self.prefix = module, lowered, names, machine, prefix
+        self.tuples: dict[Any, list[str]] = {}
+        self.symbols: dict[str, str] = {}
+        self.count = 0
+
+    def fresh(self, stem: str) -> str:
+        self.count += 1
+        return f"{self.prefix}{stem}{self.count}"
+
+    def bind(self, variable: Any, value: Any) -> None:
+        """One binding of `main`: a kernel, a view, or a name for something that has one."""
+        if isinstance(value, relax.Tuple):
+            self.tuples[variable] = [self.name_of(item) for item in value.fields]
+        elif isinstance(value, relax.TupleGetItem):
+            self.names[variable] = self.tuples[value.tuple_value][int(value.index)]
+        elif isinstance(value, relax.Var):
+            if value in self.tuples:
+                self.tuples[variable] = self.tuples[value]
+            else:
+                self.names[variable] = self.names[value]
+        elif isinstance(value, GenericConst):
+            self.names[variable] = self.name_of(value)
+        elif str(value.op.name) == "relax.call_tir":
+            self._call(variable, value)
+        elif str(value.op.name) == "relax.reshape":
+            name = self.names[variable] = self.fresh("view")
+            _declare(self.lowered, name, variable.ty, Place.VIEW, self._storage(self.name_of(value.args[0])))
+        else:
+            raise GraphoptError(f"operator {value.op.name} of TVM is no kernel; report this model as a bug of graphopt.")
+
+    def _storage(self, name: str) -> str:
+        value = self.lowered.values[name]
+        return value.of if value.place is Place.VIEW else name
+
+    def _call(self, variable: Any, call: Any) -> None:
+        function = call.args[0]
+        symbol = self.symbols.get(function.name_hint)
+        if symbol is None:
+            symbol = self.symbols[function.name_hint] = f"{self.prefix}{function.name_hint}"
+            scheduled = schedule.apply(self.module[function], self.machine)
+            self.lowered.functions[symbol] = scheduled.with_attr("global_symbol", symbol)
+        inputs = tuple(self.name_of(item) for item in call.args[1].fields)
+        types = list(variable.ty.fields) if isinstance(variable.ty, relax.TupleType) else [variable.ty]
+        outputs = []
+        for ty in types:
+            name = self.fresh("t")
+            _declare(self.lowered, name, ty, Place.ARENA)
+            outputs.append(name)
+        if isinstance(variable.ty, relax.TupleType):
+            self.tuples[variable] = outputs
+        else:
+            self.names[variable] = outputs[0]
+        self.lowered.calls.append(KernelCall(symbol, inputs, tuple(outputs)))
+
+    def name_of(self, expression: Any) -> str:
+        """Name of a variable's value; a constant becomes a weight."""
+        if isinstance(expression, GenericConst):
+            name = self.fresh("const")
+            _constant(self.lowered, name, np.array(expression.value.numpy()))
+            return name
+        return self.names[expression]
+
+    def name_outputs(self, result: Any, wanted: tuple[str, ...]) -> None:
+        """Give the results the names that the segment promises."""
+        self.lowered.outputs = wanted
+        rename: dict[str, str] = {}
+        for name, found in zip(wanted, self.tuples[result], strict=True):
+            value = self.lowered.values[found]
+            internal = found.startswith(self.prefix) and value.place is not Place.WEIGHT
+            if internal and found not in rename:
+                rename[found] = name
+            elif name != found:  # an input, a constant, or a second name for one result: the same bytes again
+                storage = value.of if value.place is Place.VIEW else found
+                alias = Value(name, value.dtype, value.shape, Place.VIEW, of=rename.get(storage, storage))
+                self.lowered.values[name] = alias
+        _rename(self.lowered, rename)
+
+
+def _rename(lowered: Lowered, names: dict[str, str]) -> None:
+    def new(name: str) -> str:
+        return names.get(name, name)
+
+    lowered.values = {new(k): replace(v, name=new(k), of=new(v.of)) for k, v in lowered.values.items()}
+    lowered.calls = [
+        replace(c, inputs=tuple(map(new, c.inputs)), outputs=tuple(map(new, c.outputs))) for c in lowered.calls
+    ]
+
+
+def evaluate_constants(lowered: Lowered, machine: CpuMachine) -> None:
+    """Run now, once, every call whose inputs are all constant (packing, transposing), and keep its result as a weight."""
+    constant = set(lowered.constants)
+    constant |= {v.name for v in lowered.values.values() if v.place is Place.VIEW and v.of in constant}
+    early, late = [], []
+    for call in lowered.calls:
+        if call.inputs and constant.issuperset(call.inputs):
+            early.append(call)
+            constant.update(call.outputs)
+            constant |= {v.name for v in lowered.values.values() if v.place is Place.VIEW and v.of in call.outputs}
+        else:
+            late.append(call)
+    lowered.calls = late
+    used = {call.symbol for call in late}
+    functions = lowered.functions
+    lowered.functions = {s: f for s, f in functions.items() if s in used}
+    if early:
+        _run(lowered, early, functions, machine)
+    _prune(lowered)
+
+
+def _run(lowered: Lowered, early: list[KernelCall], functions: dict[str, Any], machine: CpuMachine) -> None:
+    symbols = {call.symbol for call in early}
+    module = build.compile_functions({s: functions[s] for s in symbols}, machine)
+    for call in early:
+        arguments = [_tensor(lowered, name) for name in call.inputs]
+        results = []
+        for name in call.outputs:
+            value = lowered.values[name]
+            results.append(build.empty(value.shape or (), value.dtype))
+        module[call.symbol](*map(build.tensor, [*arguments, *results]))
+        for name, array in zip(call.outputs, results, strict=True):
+            _constant(lowered, name, array)
+
+
+def _tensor(lowered: Lowered, name: str) -> NDArray[Any]:
+    value = lowered.values[name]
+    array = lowered.constants[value.of if value.place is Place.VIEW else name]
+    return np.ascontiguousarray(array).reshape(value.shape or ())
+
+
+def _prune(lowered: Lowered) -> None:
+    """Forget values that no call touches and that are neither inputs nor outputs."""
+    live = {name for call in lowered.calls for name in (*call.inputs, *call.outputs)}
+    live.update(lowered.inputs, lowered.outputs)
+    live |= {lowered.values[name].of for name in live if lowered.values[name].place is Place.VIEW}
+    lowered.values = {name: value for name, value in lowered.values.items() if name in live}
+    lowered.constants = {name: array for name, array in lowered.constants.items() if name in live}

@@ -1,0 +1,100 @@
+"""What the generated code must know about the CPU it will run on: vector width, registers, caches, cores."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from graphopt.errors import GraphoptError
+
+
+@dataclass(frozen=True, slots=True)
+class CpuLevel:
+    """An x86-64 micro-architecture level: LLVM's name for it, what a CPU must offer, and its register file."""
+
+    name: str
+    mcpu: str
+    features: tuple[str, ...]  # as /proc/cpuinfo spells them
+    vector_bytes: int
+    registers: int
+    attributes: tuple[str, ...] = ()
+
+
+# LLVM splits 512-bit vectors in two by default on its x86-64-v4, which halves the rate where the units are full width.
+LEVELS = {
+    "avx512": CpuLevel(
+        "avx512",
+        "x86-64-v4",
+        ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2", "f16c"),
+        64,
+        32,
+        ("-prefer-256-bit",),
+    ),
+    "avx2": CpuLevel("avx2", "x86-64-v3", ("avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"), 32, 16),
+    "x86-64": CpuLevel("x86-64", "x86-64", ("sse2",), 16, 16),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CpuMachine:
+    """The machine that kernels are generated for. Caches in bytes, per core."""
+
+    level: CpuLevel
+    cores: int
+    l1_bytes: int = 32 << 10
+    l2_bytes: int = 1 << 20
+
+    def lanes(self, dtype: str = "float32") -> int:
+        """Elements of `dtype` in one vector register."""
+        return self.level.vector_bytes // {"float64": 8, "int64": 8, "float16": 4}.get(dtype, 4)
+
+    @property
+    def llvm_target(self) -> dict[str, object]:
+        """The dictionary that `tvm.target.Target` takes."""
+        target: dict[str, object] = {"kind": "llvm", "mcpu": self.level.mcpu, "num-cores": self.cores}
+        if self.level.attributes:
+            target["mattr"] = list(self.level.attributes)
+        return target
+
+
+def host_features() -> frozenset[str]:
+    """CPU flags of this machine as the kernel reports them; empty where it does not."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    match = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return frozenset(match.group(1).split()) if match else frozenset()
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity mask where the system has one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def detect(level: str | None = None, cores: int | None = None) -> CpuMachine:
+    """Describe this host, or the named level on it.
+
+    Raises:
+        GraphoptError: `level` is not one of `LEVELS`.
+    """
+    if level is not None and level not in LEVELS:
+        raise GraphoptError(f"CPU level {level!r} is unknown; choose one of {', '.join(LEVELS)}.")
+    flags = host_features()
+    best = next((item for item in LEVELS.values() if flags.issuperset(item.features)), LEVELS["x86-64"])
+    chosen = LEVELS[level] if level is not None else best
+    return CpuMachine(chosen, cores or available_cores(), _cache_bytes("index0", 32 << 10), _cache_bytes("index2", 1 << 20))
+
+
+def _cache_bytes(index: str, default: int) -> int:
+    path = Path("/sys/devices/system/cpu/cpu0/cache") / index / "size"
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError:
+        return default
+    match = re.fullmatch(r"(\d+)([KM]?)", text)
+    if match is None:
+        return default
+    return int(match.group(1)) << {"": 0, "K": 10, "M": 20}[match.group(2)]

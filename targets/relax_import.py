@@ -1,0 +1,215 @@
+"""ONNX nodes -> Relax: our own converters first, TVM's for the rest. The only file that touches TVM's private importer.
+
+TVM's importer ignores a node's domain and a model's functions, so nodes are converted one at a time here: a node of
+the domain `graphopt` can only reach `converters.CUSTOM`, and an operator that TVM is known to import wrongly is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax
+from tvm.ir import GenericConst
+from tvm.relax.frontend.onnx import onnx_frontend
+
+from graphopt.program import ITEM_BYTES
+from graphopt.targets import converters
+from graphopt.targets.machine import CpuMachine
+
+SMALL_FLOATS = 16
+SMALL_INTEGERS = 4096
+"""Constants up to these sizes are part of the code (axes, shapes, scalars); larger ones are weights."""
+
+
+class NotSupported(Exception):
+    """A node cannot become native code; the message is the reason in a sentence."""
+
+
+@dataclass(slots=True)
+class Imported:
+    """A Relax module whose `main` takes `inputs` then `weights` and returns a tuple of `outputs`.
+
+    `weights` maps a parameter of `main` to the ONNX value whose constant it is.
+    """
+
+    module: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weights: dict[str, ir.Value]
+
+
+@dataclass(slots=True)
+class _Scope:
+    builder: Any
+    machine: CpuMachine
+    expressions: dict[ir.Value, Any] = field(default_factory=dict)
+    weights: dict[str, ir.Value] = field(default_factory=dict)
+    parameters: list[Any] = field(default_factory=list)
+
+
+def value_type(value: ir.Value) -> tuple[str, tuple[int, ...]] | None:
+    """(dtype, shape) of a value whose type is a static tensor that kernels can hold, else None."""
+    if value.dtype is None or value.shape is None or not isinstance(value.type, ir.TensorType):
+        return None
+    try:
+        dtype = str(value.dtype.numpy())
+    except (TypeError, KeyError):
+        return None
+    shape = value.shape.dims
+    if dtype not in ITEM_BYTES or not all(isinstance(d, int) for d in shape):
+        return None
+    return dtype, tuple(int(d) for d in shape if isinstance(d, int))
+
+
+def import_nodes(
+    nodes: Sequence[ir.Node],
+    inputs: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+    opsets: Mapping[str, int],
+    machine: CpuMachine,
+) -> Imported:
+    """Build one Relax function from nodes in topological order.
+
+    Raises:
+        NotSupported: a node, named with the reason, has no native form.
+    """
+    builder = relax.BlockBuilder()
+    scope = _Scope(builder, machine)
+    parameters = []
+    for index, value in enumerate(inputs):
+        parameter = _variable(f"in{index}", value)
+        scope.expressions[value] = parameter
+        parameters.append(parameter)
+    for value in _constants(nodes, outputs):
+        _bind_constant(scope, value)
+    with builder.function("main", params=[*parameters, *scope.parameters]):
+        with builder.dataflow():
+            for node in nodes:
+                _convert(scope, node, opsets)
+            results = [scope.expressions[value] for value in outputs]
+            result = builder.emit_output(relax.Tuple(results))
+        builder.emit_func_output(result)
+    return Imported(
+        builder.get(),
+        tuple(str(value.name) for value in inputs),
+        tuple(str(value.name) for value in outputs),
+        scope.weights,
+    )
+
+
+def _constants(nodes: Iterable[ir.Node], outputs: Iterable[ir.Value]) -> Iterator[ir.Value]:
+    seen: set[ir.Value] = set()
+    for group in (*(node.inputs for node in nodes), tuple(outputs)):
+        for value in group:
+            if value is not None and value.const_value is not None and value not in seen:
+                seen.add(value)
+                yield value
+
+
+def _bind_constant(scope: _Scope, value: ir.Value) -> None:
+    tensor = value.const_value
+    assert tensor is not None
+    size = int(np.prod(tensor.shape.numpy())) if len(tensor.shape) else 1
+    is_float = tensor.dtype.is_floating_point()
+    if size <= (SMALL_FLOATS if is_float else SMALL_INTEGERS):
+        if str(tensor.dtype.numpy()) not in ITEM_BYTES:
+            raise NotSupported(f"constant {value.name} has dtype {tensor.dtype.name}, which kernels cannot hold")
+        scope.expressions[value] = relax.const(np.ascontiguousarray(tensor.numpy()))
+        return
+    name = f"w{len(scope.weights)}"
+    scope.expressions[value] = parameter = _variable(name, value)
+    scope.weights[name] = value
+    scope.parameters.append(parameter)
+
+
+def _variable(name: str, value: ir.Value) -> Any:
+    described = value_type(value)
+    if described is None and value.const_value is not None:
+        tensor = value.const_value
+        dtype = str(tensor.dtype.numpy())
+        if dtype in ITEM_BYTES:
+            described = dtype, tuple(tensor.shape.numpy())
+    if described is None:
+        raise NotSupported(f"value {value.name} has no static shape or a dtype that kernels cannot hold")
+    dtype, shape = described
+    return relax.Var(name, relax.TensorType(shape, dtype))
+
+
+def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
+    reason = refusal(node)
+    if reason is not None:
+        raise NotSupported(reason)
+    inputs = [None if value is None else scope.expressions[value] for value in node.inputs]
+    custom = converters.lookup(node)
+    result = NotImplemented
+    if custom is not None:
+        result = custom(converters.Context(scope.builder, scope.machine, node), inputs)
+    if result is NotImplemented:
+        result = _convert_with_tvm(scope, node, inputs, opsets.get("", 1))
+    results = list(result.fields) if isinstance(result, relax.Tuple) else result if isinstance(result, list) else [result]
+    if len(results) == 1 and isinstance(getattr(results[0], "ty", None), relax.TupleType):
+        whole = scope.builder.emit(results[0])
+        results = [relax.TupleGetItem(whole, i) for i in range(len(whole.ty.fields))]
+    if len(results) < len(node.outputs):
+        raise NotSupported(f"{node.op_type} has no native form with {len(node.outputs)} outputs")
+    for value, expression in zip(node.outputs, results, strict=False):
+        if expression is None:  # an output that nobody reads
+            continue
+        scope.expressions[value] = _checked(scope, value, expression)
+
+
+def _checked(scope: _Scope, value: ir.Value, expression: Any) -> Any:
+    """Emit `expression` and hold its type against the one that ONNX shape inference gave."""
+    if isinstance(expression, relax.ShapeExpr):
+        raise NotSupported(f"value {value.name} is a shape that is not known before run time")
+    expression = scope.builder.normalize(expression)
+    if not isinstance(expression, GenericConst | relax.Var):
+        expression = scope.builder.emit(expression)
+    found = expression.ty
+    expected = value_type(value)
+    if not isinstance(found, relax.TensorType) or found.shape is None or expected is None:
+        raise NotSupported(f"value {value.name} has no static shape or a dtype that kernels cannot hold")
+    try:
+        shape = tuple(int(d) for d in found.shape)
+    except TypeError:
+        raise NotSupported(f"value {value.name} has a shape that is not known before run time") from None
+    dtype = str(found.dtype)
+    if (dtype, shape) != expected:
+        raise NotSupported(f"value {value.name} would become {dtype}{list(shape)} instead of {expected[0]}{list(expected[1])}")
+    return expression
+
+
+def refusal(node: ir.Node) -> str | None:
+    """Why `node` is not even tried, in a sentence; None if it may be."""
+    domain = node.domain or ""
+    if domain not in ("", "ai.onnx", "graphopt"):
+        return f"operators of the domain {domain} have no native form"
+    if domain == "graphopt":
+        return None if converters.lookup(node) else f"graphopt.{node.op_type} has no kernel on this target"
+    if any(isinstance(a, ir.Attr) and a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        return f"{node.op_type} holds subgraphs, which have no native form"
+    if converters.lookup(node) is None and node.op_type not in onnx_frontend._get_convert_map():
+        return f"{node.op_type} has no native form"
+    return None
+
+
+def _convert_with_tvm(scope: _Scope, node: ir.Node, inputs: list[Any], opset: int) -> Any:
+    if node.domain == "graphopt" or node.op_type not in onnx_frontend._get_convert_map():
+        raise NotSupported(f"{node.op_type} has no native form for these types and attributes")
+    wrong = converters.WRONG_IN_TVM.get(node.op_type)
+    if wrong is not None and (reason := wrong(node)) is not None:
+        raise NotSupported(reason)
+    importer = onnx_frontend.ONNXGraphImporter({}, "float32")
+    importer.bb = scope.builder
+    importer.opset = opset
+    proto = ir.serde.serialize_node(node)
+    attributes = importer._parse_attr(proto.attribute)
+    attributes["tvm_custom"] = {"name": proto.name, "num_outputs": len(node.outputs)}
+    with contextlib.redirect_stdout(io.StringIO()):
+        return importer._convert_operator(node.op_type, onnx_frontend.onnx_input(inputs), attributes, opset)
