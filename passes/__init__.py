@@ -1,0 +1,35 @@
+"""The passes, one rewrite per file. `PASSES` maps a spelling to its module and class, which load when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphopt.passes.fuse import Fuse as Fuse
+    from graphopt.passes.layout import Layout as Layout
+    from graphopt.passes.normalize import Normalize as Normalize
+    from graphopt.passes.select_conv import SelectConv as SelectConv
+
+PASSES = {
+    "normalize": ("graphopt.passes.normalize", "Normalize"),
+    "fuse": ("graphopt.passes.fuse", "Fuse"),
+    "select-conv": ("graphopt.passes.select_conv", "SelectConv"),
+    "layout": ("graphopt.passes.layout", "Layout"),
+}
+
+DEFAULT = "normalize,fuse,select-conv,layout"
+"""The pipeline of `graphopt compile` when --passes is not given."""
+
+__all__ = ["DEFAULT", "PASSES", "Fuse", "Layout", "Normalize", "SelectConv"]
+
+
+def __getattr__(name: str) -> Any:
+    for module, attribute in PASSES.values():
+        if name == attribute:
+            return getattr(importlib.import_module(module), attribute)
+    raise AttributeError(f"module 'graphopt.passes' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

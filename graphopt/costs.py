@@ -1,0 +1,116 @@
+"""What a convolution costs, by a roofline: seconds = max(arithmetic at an attainable rate, bytes over bandwidth).
+
+The estimates rank algorithms; they do not predict latencies. Rates are fractions of the peak that kernels of that kind
+reach (shared across machines; measured costs replace them where they exist).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One CPU as the cost model sees it. `peak_flops` and `bandwidth` (bytes/s) are of all `cores` together."""
+
+    vector_lanes: int = 16
+    cores: int = 2
+    peak_flops: float = 250e9
+    bandwidth: float = 20e9
+
+
+DIRECT_RATE = 0.75
+WINOGRAD_PRODUCT_RATE = 0.7
+WINOGRAD_TRANSFORM_RATE = 0.15
+IM2COL_RATE = 0.6
+DEPTHWISE_RATE = 0.25
+PLANAR_RATE = 0.04
+"""Fractions of the peak. A standard NCHW convolution has no schedule of ours, hence the last one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvShape:
+    """A 2-D convolution: x [n, c, h, w], w [o, c / group, kh, kw], y [n, o, oh, ow]."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    o: int
+    kh: int
+    kw: int
+    oh: int
+    ow: int
+    group: int = 1
+    itemsize: int = 4
+
+    @property
+    def flops(self) -> int:
+        """Two per multiply-add, without padding lanes."""
+        return 2 * self.n * self.o * self.oh * self.ow * (self.c // self.group) * self.kh * self.kw
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _seconds(machine: Machine, weighted_flops: float, values: float, itemsize: int) -> float:
+    return max(weighted_flops / machine.peak_flops, values * itemsize / machine.bandwidth)
+
+
+def blocked(machine: Machine, s: ConvShape, block: int, in_block: int) -> float:
+    """Seconds of `Conv2dBlocked`: the padded lanes are computed too."""
+    c, o = _round_up(s.c, in_block), _round_up(s.o, block)
+    flops = s.flops * (c * o) / (s.c * s.o)
+    values = s.n * (c * s.h * s.w + o * s.oh * s.ow) + o * c // s.group * s.kh * s.kw
+    return _seconds(machine, flops / DIRECT_RATE, values, s.itemsize)
+
+
+def depthwise(machine: Machine, s: ConvShape, block: int) -> float:
+    """Seconds of `DepthwiseConv2dBlocked`."""
+    c = _round_up(s.c, block)
+    values = s.n * c * (s.h * s.w + s.oh * s.ow) + c * s.kh * s.kw
+    return _seconds(machine, s.flops * c / s.c / DEPTHWISE_RATE, values, s.itemsize)
+
+
+def winograd(machine: Machine, s: ConvShape, m: int, block: int) -> float:
+    """Seconds of `Conv2dWinograd`: (m+2)^2 matrix products, and the two transforms at about half their dense work."""
+    a = m + 2
+    c, o = _round_up(s.c, block), _round_up(s.o, block)
+    tiles = s.n * -(-s.oh // m) * -(-s.ow // m)
+    products = 2 * a * a * tiles * c * o
+    transforms = tiles * (c * 2 * a**3 + o * (m * a * a + m * m * a))
+    flops = products / WINOGRAD_PRODUCT_RATE + transforms / WINOGRAD_TRANSFORM_RATE
+    values = s.n * (c * s.h * s.w + o * s.oh * s.ow) + a * a * c * o
+    return _seconds(machine, flops, values, s.itemsize)
+
+
+def im2col(machine: Machine, s: ConvShape) -> float:
+    """Seconds of `Conv2dIm2col`: the patches are written and read once."""
+    depth = s.c * s.kh * s.kw
+    patches = 0 if s.kh == s.kw == 1 and (s.h, s.w) == (s.oh, s.ow) else 2 * s.n * depth * s.oh * s.ow
+    values = s.n * (s.c * s.h * s.w + s.o * s.oh * s.ow) + s.o * depth
+    product = _seconds(machine, s.flops / IM2COL_RATE, values, s.itemsize)
+    return product + patches * s.itemsize / machine.bandwidth
+
+
+def planar(machine: Machine, s: ConvShape) -> float:
+    """Seconds of a standard NCHW `Conv`."""
+    values = s.n * (s.c * s.h * s.w + s.o * s.oh * s.ow) + s.o * s.c // s.group * s.kh * s.kw
+    return _seconds(machine, s.flops / PLANAR_RATE, values, s.itemsize)
+
+
+def transform(machine: Machine, nbytes: int) -> float:
+    """Seconds to change the layout of a tensor of `nbytes`: read once, written once."""
+    return 2 * nbytes / machine.bandwidth
+
+
+def winograd_workspace(s: ConvShape, m: int, block: int) -> int:
+    """Bytes of the transformed input and of the products, of all tiles."""
+    tiles = s.n * -(-s.oh // m) * -(-s.ow // m)
+    return (m + 2) ** 2 * tiles * (_round_up(s.c, block) + _round_up(s.o, block)) * s.itemsize
+
+
+def im2col_workspace(s: ConvShape) -> int:
+    """Bytes of the patches."""
+    return s.n * s.c * s.kh * s.kw * s.oh * s.ow * s.itemsize

@@ -1,0 +1,120 @@
+"""Observers of a pipeline: callables that get an `Event` before the first pass and after every pass.
+
+pipeline.run(model, [Check(), Dump(Path("dumps")), Time(print), Verify(seed=0)])
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnx_ir.passes.common
+
+from graphopt import ops
+from graphopt.errors import PipelineError
+from graphopt.pipeline import Event
+from graphopt.verify import TOLERANCES, Tolerance, needs_external_data, random_inputs, require_equal, run_onnxruntime
+
+PASS_KEY = "graphopt.pass"
+"""Metadata key of a dumped model: the spelling of the pass that wrote it."""
+
+_DUMP_NAME = re.compile(r"\d{3}_.+\.(onnx|data)")
+
+
+@dataclass(frozen=True)
+class Check:
+    """Fails when the model is not valid ONNX, or a custom operator lacks its function or an attribute."""
+
+    def __call__(self, event: Event) -> None:
+        """Raises PipelineError."""
+        where = f"after pass {event.step.spelling}" if event.step else "before the first pass"
+        try:
+            ir.passes.common.CheckerPass()(event.model)
+        except Exception as error:  # the checker raises its own kinds, wrapped or not
+            sentence = " ".join(str(error.__cause__ or error).split())
+            raise PipelineError(f"{where} the model is not valid ONNX: {sentence}") from error
+        names: set[str] = set()
+        for node in event.model.graph.all_nodes():
+            if not node.name or node.name in names:
+                raise PipelineError(f"{where} two nodes are called {node.name!r}, or one has no name")
+            names.add(node.name)
+            if node.domain == ops.DOMAIN:
+                _check_custom(event.model, node, where)
+
+
+def _check_custom(model: ir.Model, node: ir.Node, where: str) -> None:
+    function = model.functions.get(node.op_identifier())
+    if function is None:
+        raise PipelineError(f"{where} node {node.name} calls {node.op_type}, whose function is not in the model")
+    missing = [name for name in function.attributes if name not in node.attributes]
+    if missing:
+        raise PipelineError(f"{where} node {node.name} lacks the attribute {missing[0]} of {node.op_type}")
+
+
+@dataclass(frozen=True)
+class Dump:
+    """Writes `000_input.onnx`, `001_normalize.onnx`, ...; dumps of an earlier run in the folder are replaced.
+
+    Every file is complete when its name appears. Large weights lie beside it (`001_normalize.data`).
+    """
+
+    directory: Path
+
+    def __call__(self, event: Event) -> None:
+        """Write one file."""
+        if event.step is None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for stale in self.directory.iterdir():
+                if _DUMP_NAME.fullmatch(stale.name):
+                    stale.unlink()
+        stem = f"{event.index:03d}_{event.name}"
+        temporary = self.directory / f".{stem}.tmp"
+        external = f"{stem}.data" if needs_external_data(event.model) else None
+        event.model.metadata_props[PASS_KEY] = event.step.spelling if event.step else "input"
+        try:
+            ir.save(event.model, temporary, format="protobuf", external_data=external)
+            os.replace(temporary, self.directory / f"{stem}.onnx")
+        finally:
+            del event.model.metadata_props[PASS_KEY]
+            temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Time:
+    """Tells `sink(spelling, seconds)` after every pass."""
+
+    sink: Callable[[str, float], None]
+
+    def __call__(self, event: Event) -> None:
+        """Report one step."""
+        if event.step:
+            self.sink(event.step.spelling, event.step.seconds)
+
+
+@dataclass
+class Verify:
+    """Runs the input model on random inputs, and every modified model after it, and compares the outputs.
+
+    After the first event `feeds` and `expected` hold what was fed and what came out. With `each=False` it only prepares
+    them, for a caller that compares the end of the whole way.
+    """
+
+    seed: int = 0
+    each: bool = True
+    tolerances: Mapping[str, Tolerance] = field(default_factory=lambda: TOLERANCES)
+    feeds: dict[str, Any] = field(default_factory=dict)
+    expected: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, event: Event) -> None:
+        """Raises VerificationError that names the pass and the worst place."""
+        if event.step is None:
+            self.feeds = random_inputs(event.model, self.seed)
+            self.expected = run_onnxruntime(event.model, self.feeds)
+        elif self.each and event.step.modified:
+            actual = run_onnxruntime(event.model, self.feeds)
+            require_equal(self.expected, actual, f"after pass {event.step.spelling}", self.tolerances)

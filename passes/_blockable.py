@@ -1,0 +1,285 @@
+"""Which standard operators also work on blocked tensors, and how: shared by select-conv and layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from graphopt.passes._edit import Editor, array_of, dims, ints, is_custom, is_op
+from numpy.typing import NDArray
+
+from graphopt import costs, ops
+from graphopt.ops.layout import blocks, pad_to_blocks
+from graphopt.solve.layout import Problem, Value
+
+# Whatever finite number a padded lane holds, these keep it finite, so zero weights still cancel it. Log, Sqrt, Pow and
+# Reciprocal do not, and a division by a padded lane divides by zero.
+UNARY = frozenset({
+    "Abs", "Ceil", "Celu", "Clip", "Elu", "Erf", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish",
+    "Neg", "Relu", "Round", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
+})  # fmt: skip
+BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu"})
+POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE})
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A node that can be blocked: the inputs that are tensors [N, C, H, W], and those that are constants to pack."""
+
+    data: tuple[int, ...]
+    constants: tuple[int, ...] = ()
+
+
+def form_of(node: ir.Node, block: int) -> Form | str:
+    """How `node` would work on blocked tensors, or why it cannot, in a sentence."""
+    if node.domain != "":
+        return f"{node.op_type} is not a standard operator"
+    y = dims(node.outputs[0]) if node.outputs else None
+    if y is None or len(y) != 4:
+        return "the output is not a tensor of four static extents"
+    if node.outputs[0].dtype not in FLOATS:
+        return "the output is not float32 or float64"
+    if node.op_type in UNARY:
+        return Form((0,))
+    if node.op_type in BINARY:
+        return _binary(node, y)
+    if node.op_type == "Concat":
+        return _concat(node, block)
+    if node.op_type in POOLS:
+        return _pool(node)
+    if node.op_type == "LRN":
+        return Form((0,))
+    if node.op_type == "Pad":
+        return _pad(node)
+    return f"{node.op_type} has no blocked form"
+
+
+def _binary(node: ir.Node, y: tuple[int, ...]) -> Form | str:
+    data, constants = [], []
+    if len(node.inputs) != 2:
+        return "only two inputs have a blocked form"
+    for index, value in enumerate(node.inputs):
+        array = array_of(value)
+        shape = dims(value)
+        if shape is None:
+            return f"input {index} has no static shape"
+        if array is not None:
+            if len(shape) > 4:
+                return f"constant {index} has more than four extents"
+            if math.prod(shape) > 1:
+                constants.append(index)
+        elif math.prod(shape) > 1 or len(shape) == 4:
+            if len(shape) != 4 or shape[1] != y[1]:
+                return f"input {index} has not the channels of the output"
+            data.append(index)
+    if not data:
+        return "no input is a tensor of four static extents"
+    if node.op_type in ("Div", "PRelu") and 1 in data:
+        return f"the second input of {node.op_type} is no constant: padded lanes would not stay finite"
+    return Form(tuple(data), tuple(constants))
+
+
+def _concat(node: ir.Node, block: int) -> Form | str:
+    if node.attributes.get_int("axis", 1) not in (1, -3):
+        return "only a Concat of channels has a blocked form"
+    shapes = [dims(value) for value in node.inputs]
+    if any(shape is None or array_of(value) is not None for shape, value in zip(shapes, node.inputs, strict=True)):
+        return "an input is constant or has no static shape"
+    if any(shape is not None and shape[1] % block for shape in shapes[:-1]):
+        return f"an input before the last has channels that are no multiple of {block}"
+    return Form(tuple(range(len(shapes))))
+
+
+def _pool(node: ir.Node) -> Form | str:
+    if len([value for value in node.outputs if value.uses() or value.is_graph_output()]) > 1:
+        return "the indices of the maxima are used"
+    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return "auto_pad is set; run normalize first"
+    if node.op_type == "AveragePool" and any(d != 1 for d in ints(node, "dilations", [1, 1])):
+        return "a dilated AveragePool has no blocked form"
+    return Form((0,))
+
+
+def _pad(node: ir.Node) -> Form | str:
+    pads = array_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    if node.attributes.get_string("mode", "constant") != "constant" or pads is None or len(node.inputs) > 3:
+        return "only a Pad with constant pads and a constant value has a blocked form"
+    if len(node.inputs) > 2 and node.inputs[2] is not None and array_of(node.inputs[2]) is None:
+        return "the value of the Pad is no constant"
+    if pads.size != 8 or any(pads.reshape(2, 4)[:, :2].reshape(-1)):
+        return "the Pad changes batch or channels"
+    return Form((0,))
+
+
+def pack_planar(array: NDArray[Any], block: int, fill: float) -> NDArray[Any]:
+    """A constant that broadcasts against [N, C, H, W] as one that broadcasts against [N, CB, H, W, block].
+
+    The padded lanes hold `fill`: 0, or 1 for a divisor.
+    """
+    planar = array.reshape((1,) * (4 - array.ndim) + array.shape)
+    if planar.shape[1] == 1:
+        return planar[..., None]
+    n, c, h, w = planar.shape
+    padded = pad_to_blocks(planar, 1, block).copy()
+    padded[:, c:] = fill
+    return padded.reshape(n, -1, block, h, w).transpose(0, 1, 3, 4, 2)
+
+
+def to_blocked_form(editor: Editor, node: ir.Node, form: Form, inputs: Sequence[ir.Value], block: int) -> ir.Value:
+    """Insert the blocked twin of `node` before it and return its output; `inputs` are the blocked `form.data`."""
+    y = dims(node.outputs[0])
+    assert y is not None
+    n, c, h, w = y
+    arguments = list(node.inputs)
+    for index, value in zip(form.data, inputs, strict=True):
+        arguments[index] = value
+    for index in form.constants:
+        array = array_of(node.inputs[index])
+        assert array is not None
+        fill = 1.0 if node.op_type == "Div" and index == 1 else 0.0
+        arguments[index] = editor.constant(pack_planar(array, block, fill), f"{node.name}.packed")
+    op_type, domain, attributes = _twin(node, c)
+    if is_op(node, "Pad"):
+        pads = array_of(node.inputs[1])
+        assert pads is not None
+        arguments[1] = editor.constant(np.insert(pads, (4, 8), 0), f"{node.name}.pads")
+    return editor.insert(
+        node,
+        op_type,
+        arguments,
+        attributes,
+        shape=(n, blocks(c, block), h, w, block),
+        dtype=node.outputs[0].dtype,
+        name=f"{node.name}.blocked",
+        output=f"{node.outputs[0].name}.blocked",
+        origin=[node],
+        domain=domain,
+    )
+
+
+def _twin(node: ir.Node, channels: int) -> tuple[str, str, dict[str, Any]]:
+    """(operator, domain, attributes) of the blocked twin."""
+    given = {name: attribute.value for name, attribute in node.attributes.items()}
+    if node.op_type not in POOLS and node.op_type != "LRN":
+        return node.op_type, "", given
+    if node.op_type == "LRN":
+        defaults = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
+        return "LRNBlocked", ops.DOMAIN, {"channels": channels, **defaults, **given}
+    if node.op_type == "GlobalAveragePool":
+        return "GlobalAveragePoolBlocked", ops.DOMAIN, {}
+    attributes: dict[str, Any] = {
+        "kernel_shape": ints(node, "kernel_shape", []),
+        "strides": ints(node, "strides", [1, 1]),
+        "pads": ints(node, "pads", [0, 0, 0, 0]),
+        "ceil_mode": node.attributes.get_int("ceil_mode", 0),
+    }
+    if node.op_type == "MaxPool":
+        attributes["dilations"] = ints(node, "dilations", [1, 1])
+    else:
+        attributes["count_include_pad"] = node.attributes.get_int("count_include_pad", 0)
+    return f"{node.op_type}Blocked", ops.DOMAIN, attributes
+
+
+def padded_bytes(value: ir.Value, block: int) -> int:
+    """Bytes of a tensor [N, C, H, W] when blocked."""
+    shape = dims(value)
+    if shape is None or len(shape) != 4 or value.dtype is None:
+        return 0
+    n, c, h, w = shape
+    return int(n * blocks(c, block) * block * h * w * value.dtype.itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """The layout problem of a graph: its node i is `nodes[i]`, and its last node the world outside."""
+
+    problem: Problem
+    nodes: tuple[ir.Node, ...]
+    forms: dict[ir.Node, Form]
+    refusals: dict[ir.Node, str]
+
+
+def layout_problem(
+    graph: ir.Graph, block: int, machine: costs.Machine, convolutions: dict[ir.Node, tuple[float, float]]
+) -> Labelled:
+    """The problem of `graphopt.solve.layout` for the main graph.
+
+    `convolutions` gives (blocked, planar) seconds of nodes that may become blocked convolutions. `FromBlocked` and
+    `ToBlocked` of this block size stand for the blocked world on their other side.
+    """
+    nodes = tuple(graph)
+    numbers = {node: number for number, node in enumerate(nodes)}
+    outside = len(nodes)
+    forms: dict[ir.Node, Form] = {}
+    refusals: dict[ir.Node, str] = {}
+    node_costs: list[tuple[float, float]] = []
+    for node in nodes:
+        if node in convolutions:
+            node_costs.append(convolutions[node])
+        elif border(node, block):
+            node_costs.append((0.0, math.inf))
+        elif isinstance(form := form_of(node, block), Form):
+            forms[node] = form
+            node_costs.append(_node_costs(node, form, block, machine))
+        else:
+            refusals[node] = form
+            node_costs.append((math.inf, 0.0))
+    node_costs.append((math.inf, 0.0))
+    values = []
+    for value in [*graph.inputs, *graph.initializers.values(), *(v for node in nodes for v in node.outputs)]:
+        shape = dims(value)
+        if shape is None or len(shape) != 4 or value.dtype not in FLOATS:
+            continue
+        consumers = _consumers(value, numbers, forms, convolutions, outside)
+        producer = value.producer()
+        size = padded_bytes(value, block)
+        if shape[1] < block and producer is None:
+            size = size // block * shape[1]  # a first layer takes blocks of just its channels
+        values.append(
+            Value(numbers[producer] if producer is not None else None, consumers, costs.transform(machine, size))
+        )
+    return Labelled(Problem(tuple(node_costs), tuple(values)), nodes, forms, refusals)
+
+
+def _consumers(
+    value: ir.Value,
+    numbers: dict[ir.Node, int],
+    forms: dict[ir.Node, Form],
+    convolutions: dict[ir.Node, tuple[float, float]],
+    outside: int,
+) -> tuple[int, ...]:
+    found: dict[int, None] = {}
+    for node, index in value.uses():
+        if node in convolutions and index > 0 or node in forms and index not in forms[node].data:
+            continue  # weights and constants are packed, not converted
+        found[numbers.get(node, outside)] = None
+    if value.is_graph_output():
+        found[outside] = None
+    return tuple(found)
+
+
+def border(node: ir.Node, block: int) -> bool:
+    """Whether `node` converts between planar and this blocked layout."""
+    if is_custom(node, "ToBlocked"):
+        return node.attributes.get_int("block", 0) == block
+    if is_custom(node, "FromBlocked"):
+        shape = dims(node.inputs[0])
+        return shape is not None and shape[4] == block
+    return False
+
+
+def _node_costs(node: ir.Node, form: Form, block: int, machine: costs.Machine) -> tuple[float, float]:
+    """(blocked, planar) seconds. Elementwise work joins a blocked convolution for nothing; planar loops are plainer."""
+    tensors = [value for index in form.data if (value := node.inputs[index]) is not None] + [node.outputs[0]]
+    blocked = sum(padded_bytes(value, block) for value in tensors) / machine.bandwidth
+    planar = sum(padded_bytes(value, 1) for value in tensors) / machine.bandwidth
+    if node.op_type in UNARY or node.op_type in BINARY:
+        return 0.0, planar / 4
+    if node.op_type in POOLS or node.op_type == "LRN":
+        return blocked, 2 * planar
+    return blocked, planar

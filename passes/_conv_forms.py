@@ -1,0 +1,121 @@
+"""The rewrites of one Conv: conversions around a graphopt operator, and its packed weights as initializers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from graphopt.passes._edit import AttributeValue, Editor
+from numpy.typing import NDArray
+
+from graphopt.costs import ConvShape
+from graphopt.ops import DOMAIN
+from graphopt.ops.conv import pack_bias, pack_conv_weight, pack_depthwise_weight
+from graphopt.ops.im2col import pack_im2col_weight
+from graphopt.ops.layout import blocks
+from graphopt.ops.winograd import winograd_weight
+
+
+@dataclass(frozen=True, slots=True)
+class ConvNode:
+    """A Conv, attributes resolved: weight [O, C/group, kh, kw], bias [O], pads top, left, bottom, right."""
+
+    node: ir.Node
+    weight: NDArray[Any]
+    bias: NDArray[Any]
+    shape: ConvShape
+    strides: tuple[int, int]
+    pads: tuple[int, ...]
+    dilations: tuple[int, int]
+
+    @property
+    def x(self) -> ir.Value:
+        """The input now: an earlier rewrite may have replaced the one that was read."""
+        x = self.node.inputs[0]
+        assert x is not None
+        return x
+
+
+def emit_blocked(editor: Editor, conv: ConvNode, in_block: int, block: int) -> None:
+    """Conv -> ToBlocked, Conv2dBlocked, FromBlocked."""
+    weight = pack_conv_weight(conv.weight, conv.shape.group, in_block, block)
+    attributes: dict[str, AttributeValue] = _window(conv) | {"group": conv.shape.group}
+    _wrap(editor, conv, "Conv2dBlocked", weight, attributes, in_block, block)
+
+
+def emit_depthwise(editor: Editor, conv: ConvNode, block: int) -> None:
+    """Conv -> ToBlocked, DepthwiseConv2dBlocked, FromBlocked."""
+    weight = pack_depthwise_weight(conv.weight, block)
+    _wrap(editor, conv, "DepthwiseConv2dBlocked", weight, _window(conv), block, block)
+
+
+def emit_winograd(editor: Editor, conv: ConvNode, m: int, block: int) -> None:
+    """Conv -> ToBlocked, Conv2dWinograd, FromBlocked."""
+    u = winograd_weight(conv.weight, m, block)
+    _wrap(editor, conv, "Conv2dWinograd", u, {"m": m, "pads": conv.pads}, block, block)
+
+
+def emit_im2col(editor: Editor, conv: ConvNode) -> None:
+    """Conv -> Conv2dIm2col."""
+    node, s = conv.node, conv.shape
+    weight = editor.constant(pack_im2col_weight(conv.weight), f"{node.name}.matrix")
+    bias = editor.constant(conv.bias, f"{node.name}.bias")
+    y = editor.insert(
+        node,
+        "Conv2dIm2col",
+        [conv.x, weight, bias],
+        _window(conv) | {"kernel_shape": (s.kh, s.kw)},
+        shape=(s.n, s.o, s.oh, s.ow),
+        dtype=conv.x.dtype,
+        name=f"{node.name}.im2col",
+        output=f"{node.outputs[0].name}.im2col",
+        origin=[node],
+        domain=DOMAIN,
+    )
+    editor.swap(node, y)
+
+
+def _window(conv: ConvNode) -> dict[str, AttributeValue]:
+    return {"strides": conv.strides, "pads": conv.pads, "dilations": conv.dilations}
+
+
+def _wrap(
+    editor: Editor,
+    conv: ConvNode,
+    op_type: str,
+    weight: NDArray[Any],
+    attributes: dict[str, AttributeValue],
+    in_block: int,
+    block: int,
+) -> None:
+    """Replace the Conv by ToBlocked, the operator and FromBlocked; `layout` removes needless conversions."""
+    node, s, x = conv.node, conv.shape, conv.x
+
+    def insert(
+        kind: str, inputs: Sequence[ir.Value], given: dict[str, AttributeValue], shape: Sequence[int], output: str
+    ) -> ir.Value:
+        name = f"{node.name}.{kind}"
+        return editor.insert(
+            node,
+            kind,
+            inputs,
+            given,
+            shape=shape,
+            dtype=x.dtype,
+            name=name,
+            output=output,
+            origin=[node],
+            domain=DOMAIN,
+        )
+
+    y_name = node.outputs[0].name
+    in_shape = (s.n, blocks(s.c, in_block), s.h, s.w, in_block)
+    x_blocked = insert("ToBlocked", [x], {"block": in_block}, in_shape, f"{x.name}.blocked")
+    w = editor.constant(weight, f"{node.name}.weight")
+    bias = editor.constant(pack_bias(conv.bias, block), f"{node.name}.bias")
+    out_shape = (s.n, blocks(s.o, block), s.oh, s.ow, block)
+    blocked = insert(op_type, [x_blocked, w, bias], attributes, out_shape, f"{y_name}.blocked")
+    y = insert("FromBlocked", [blocked], {"channels": s.o}, (s.n, s.o, s.oh, s.ow), f"{y_name}.planar")
+    editor.swap(node, y)
