@@ -1,4 +1,4 @@
-"""The table: names, descriptions, error texts; and the architectures, on torch's meta device, against published sizes."""
+"""The table: names, descriptions, error texts; and the architectures, on the meta device, against published sizes."""
 
 from __future__ import annotations
 
