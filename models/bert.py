@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from graphopt.models.weights import scaled
 from torch import Tensor, nn
 from torch.nn import functional
+
+from graphopt.models.weights import scaled
 
 VOCABULARY = 30_522
 WIDTH = 768

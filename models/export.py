@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from graphopt.models.weights import draw
 from torch import nn
+
+from graphopt.models.weights import draw
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from graphopt.models.weights import scaled, uniform
 from torch import Tensor, nn
 from torch.nn import functional
+
+from graphopt.models.weights import scaled, uniform
 
 VOCABULARY = 50_257
 WIDTH = 768

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from graphopt.models.weights import scaled
 from torch import nn
+
+from graphopt.models.weights import scaled
 
 
 def lenet5() -> nn.Module:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from graphopt.models.weights import scaled
 from torch import Tensor, nn
+
+from graphopt.models.weights import scaled
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """(expansion, channels, blocks, stride of the first block), table 2 of the paper."""

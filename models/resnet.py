@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from graphopt.models.weights import scaled
 from torch import Tensor, nn
 from torch.nn import functional
+
+from graphopt.models.weights import scaled
 
 BRANCH_GAIN = 0.4
 """Scale of a residual branch beside its skip: sixteen of them grow the variance by (1 + 0.16)^16, about tenfold."""

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional
+
 from graphopt.models.export import to_onnx
 from graphopt.models.lenet import lenet_digits
 from graphopt.models.samples import LEVELS, TRAINED
 from graphopt.models.weights import draw
-from torch import nn
-from torch.nn import functional
 
 NAME = "lenet-digits"
 SEED = 7

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from graphopt.models.weights import scaled
 from torch import Tensor, nn
+
+from graphopt.models.weights import scaled
 
 WIDTHS = (32, 64, 128, 256)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from graphopt.models.weights import scaled, uniform
 from torch import Tensor, nn
 from torch.nn import functional
+
+from graphopt.models.weights import scaled, uniform
 
 IMAGE = 224
 PATCH = 16

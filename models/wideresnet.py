@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from graphopt.models.weights import scaled
 from torch import Tensor, nn
 from torch.nn import functional
+
+from graphopt.models.weights import scaled
 
 DEPTH = 28
 WIDEN = 2

@@ -1,0 +1,26 @@
+"""The targets. `TARGETS` maps the name on the command line to a module and class, which load when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from graphopt.errors import GraphoptError
+
+if TYPE_CHECKING:
+    from graphopt.targets.base import Target
+
+TARGETS = {"llvm": ("graphopt.targets.cpu", "CpuTarget")}
+
+
+def load_target(name: str, level: str | None = None) -> Target:
+    """The target called `name`, for this host or for the named level of its architecture.
+
+    Raises:
+        GraphoptError: no such target, or no such level.
+    """
+    if name not in TARGETS:
+        raise GraphoptError(f"--target {name} is unknown; choose one of {', '.join(TARGETS)}.")
+    module, attribute = TARGETS[name]
+    target: Target = getattr(importlib.import_module(module), attribute)(level)
+    return target

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from graphopt.errors import GraphoptError
 from graphopt.program import ALIGNMENT
+from graphopt.runtime import library as library_runtime
 from graphopt.targets.machine import CpuMachine
 
 
 def compile_functions(functions: Mapping[str, Any], machine: CpuMachine) -> Any:
     """Generate code for PrimFuncs by symbol; the result is callable by `module[symbol]`."""
+    library_runtime.runtime()  # settles how TVM's thread pool starts, before the first kernel starts it
     module = tvm.IRModule({tvm.ir.GlobalVar(symbol): function for symbol, function in functions.items()})
     return tvm.compile(module, tvm.target.Target(machine.llvm_target))
 

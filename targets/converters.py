@@ -34,9 +34,9 @@ class Context:
     machine: CpuMachine
     node: ir.Node
 
-    def te(self, function: Callable[..., Any], *args: Any, pattern: int) -> Any:
-        """Emit a TE definition over Relax expressions as one kernel."""
-        return self.builder.emit_te(function, *args, primfunc_attrs={"op_pattern": pattern})
+    def te(self, name: str, function: Callable[..., Any], *args: Any, pattern: int) -> Any:
+        """Emit a TE definition over Relax expressions as one kernel called `name`."""
+        return self.builder.emit_te(function, *args, primfunc_name_hint=name, primfunc_attrs={"op_pattern": pattern})
 
     def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
         """Emit a view; nothing where the shape is already right."""
@@ -93,11 +93,13 @@ def to_blocked(c: Context, inputs: list[Any]) -> Any:
         def element(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
             channel = o * block + lane
             value = x[i, channel, y, z]
-            return value if channels % block == 0 else tirx.if_then_else(channel < channels, value, tirx.const(0, x.dtype))
+            return (
+                value if channels % block == 0 else tirx.if_then_else(channel < channels, value, tirx.const(0, x.dtype))
+            )
 
         return te.compute((n, -(-channels // block), h, w, block), element, name="to_blocked")
 
-    return c.te(compute, inputs[0], pattern=INJECTIVE)
+    return c.te("to_blocked", compute, inputs[0], pattern=INJECTIVE)
 
 
 def from_blocked(c: Context, inputs: list[Any]) -> Any:
@@ -111,13 +113,13 @@ def from_blocked(c: Context, inputs: list[Any]) -> Any:
             name="from_blocked",
         )
 
-    return c.te(compute, inputs[0], pattern=INJECTIVE)
+    return c.te("from_blocked", compute, inputs[0], pattern=INJECTIVE)
 
 
 def _padded(c: Context, x: Any, pads: tuple[int, ...]) -> Any:
     if not any(pads):
         return x
-    return c.te(lambda v: conv_direct.pad_input(v, _four(pads)), x, pattern=INJECTIVE)
+    return c.te("pad", lambda v: conv_direct.pad_input(v, _four(pads)), x, pattern=INJECTIVE)
 
 
 def _four(pads: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -134,14 +136,23 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
     x, w, bias = inputs
     padded = _padded(c, x, c.ints("pads", (0, 0, 0, 0)))
     strides, dilations = _two(c.ints("strides", (1, 1))), _two(c.ints("dilations", (1, 1)))
-    return c.te(lambda p, q, r: conv_direct.compute(p, q, r, strides, dilations, c.machine), padded, w, bias, pattern=EPILOGUE)
+    return c.te(
+        "conv_direct",
+        lambda p, q, r: conv_direct.compute(p, q, r, strides, dilations, c.machine),
+        padded,
+        w,
+        bias,
+        pattern=EPILOGUE,
+    )
 
 
 def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
     x, w, bias = inputs
     padded = _padded(c, x, c.ints("pads", (0, 0, 0, 0)))
     strides, dilations = _two(c.ints("strides", (1, 1))), _two(c.ints("dilations", (1, 1)))
-    return c.te(lambda p, q, r: depthwise.depthwise(p, q, r, strides, dilations), padded, w, bias, pattern=EPILOGUE)
+    return c.te(
+        "depthwise", lambda p, q, r: depthwise.depthwise(p, q, r, strides, dilations), padded, w, bias, pattern=EPILOGUE
+    )
 
 
 def winograd(c: Context, inputs: list[Any]) -> Any:
@@ -149,9 +160,11 @@ def winograd(c: Context, inputs: list[Any]) -> Any:
     m, pads = c.int("m"), _four(c.ints("pads", (0, 0, 0, 0)))
     out = _two(c.out_shape[2:4])
     at, _, bt = matrices(m)
-    v = c.te(lambda p: conv_winograd.transform_input(p, m, pads, out, bt), x, pattern=OPAQUE)
-    mm = c.te(lambda p, q: conv_winograd.product(p, q, c.machine), v, u, pattern=OPAQUE)
-    return c.te(lambda p, q: conv_winograd.transform_output(p, q, m, out, at), mm, bias, pattern=EPILOGUE)
+    v = c.te("winograd_input", lambda p: conv_winograd.transform_input(p, m, pads, out, bt), x, pattern=OPAQUE)
+    mm = c.te("winograd_product", lambda p, q: conv_winograd.product(p, q, c.machine), v, u, pattern=OPAQUE)
+    return c.te(
+        "winograd_output", lambda p, q: conv_winograd.transform_output(p, q, m, out, at), mm, bias, pattern=EPILOGUE
+    )
 
 
 def pool_blocked(mode: str) -> Converter:
@@ -161,7 +174,10 @@ def pool_blocked(mode: str) -> Converter:
         dilations, out = _two(c.ints("dilations", (1, 1))), _two(c.out_shape[2:4])
         include = bool(c.int("count_include_pad"))
         return c.te(
-            lambda x: depthwise.pool(x, mode, kernel, strides, pads, dilations, out, include), inputs[0], pattern=EPILOGUE
+            f"pool_{mode}",
+            lambda x: depthwise.pool(x, mode, kernel, strides, pads, dilations, out, include),
+            inputs[0],
+            pattern=EPILOGUE,
         )
 
     return convert
@@ -170,7 +186,10 @@ def pool_blocked(mode: str) -> Converter:
 def global_average_pool_blocked(c: Context, inputs: list[Any]) -> Any:
     kernel = _two(shape_of(inputs[0])[2:4])
     return c.te(
-        lambda x: depthwise.pool(x, "average", kernel, (1, 1), (0, 0, 0, 0), (1, 1), (1, 1), False), inputs[0], pattern=EPILOGUE
+        "pool_global",
+        lambda x: depthwise.pool(x, "average", kernel, (1, 1), (0, 0, 0, 0), (1, 1), (1, 1), False),
+        inputs[0],
+        pattern=EPILOGUE,
     )
 
 
@@ -193,7 +212,7 @@ def lrn_blocked(c: Context, inputs: list[Any]) -> Any:
 
         return te.compute((n, cb, h, w, b), element, name="lrn")
 
-    return c.te(compute, inputs[0], pattern=OPAQUE)
+    return c.te("lrn", compute, inputs[0], pattern=OPAQUE)
 
 
 def _power(base: Any, exponent: float) -> Any:
@@ -229,13 +248,18 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     positions = math.prod(out[2:])
     tile = gemm.choose_tile(per_group, positions, c.machine, dtype_of(x))
     panels = c.te(
-        lambda v: gemm.pack_patches(v, groups, kernel, strides, begins, dilations, out[2:], tile.width), x, pattern=OPAQUE
+        "patches",
+        lambda v: gemm.pack_patches(v, groups, kernel, strides, begins, dilations, out[2:], tile.width),
+        x,
+        pattern=OPAQUE,
     )
     parts = (1, 1, rank)
     if bias is None:
-        return c.te(lambda p, q: gemm.compute(p, q, out, parts, tile.rows, groups), a, panels, pattern=EPILOGUE)
+        return c.te("gemm", lambda p, q: gemm.compute(p, q, out, parts, tile.rows, groups), a, panels, pattern=EPILOGUE)
     del batch
-    return c.te(lambda p, q, r: gemm.compute(p, q, out, parts, tile.rows, groups, r), a, panels, bias, pattern=EPILOGUE)
+    return c.te(
+        "gemm", lambda p, q, r: gemm.compute(p, q, out, parts, tile.rows, groups, r), a, panels, bias, pattern=EPILOGUE
+    )
 
 
 def _begin_pads(
@@ -272,9 +296,9 @@ def _product(c: Context, a: Any, b: Any, out: tuple[int, ...], transposed: bool 
         batch, m, parts = math.prod(sa[:-2]), sa[-2], (len(out) - 2, 1, 1)
     tile = gemm.choose_tile(m, n, c.machine, dtype_of(a))
     right = c.reshape(b, (right_batch, sb[-2], sb[-1]))
-    panels = c.te(lambda v: gemm.pack(v, tile.width, transposed), right, pattern=OPAQUE)
+    panels = c.te("pack", lambda v: gemm.pack(v, tile.width, transposed), right, pattern=OPAQUE)
     left = c.reshape(a, (batch, m, k))
-    return c.te(lambda p, q: gemm.compute(p, q, out, parts, tile.rows), left, panels, pattern=EPILOGUE)
+    return c.te("gemm", lambda p, q: gemm.compute(p, q, out, parts, tile.rows), left, panels, pattern=EPILOGUE)
 
 
 def matmul(c: Context, inputs: list[Any]) -> Any:
@@ -316,7 +340,7 @@ def attention(c: Context, inputs: list[Any]) -> Any:
         scores, scale = c.builder.emit(relax.op.add(scaled, inputs[3])), 1.0
     rows = math.prod(sq[:-1])
     flat = c.reshape(scores, (rows, sk[-2]))
-    weights = c.te(lambda s: rowwise.softmax(s, scale), flat, pattern=OPAQUE)
+    weights = c.te("softmax", lambda s: rowwise.softmax(s, scale), flat, pattern=OPAQUE)
     return _product(c, c.reshape(weights, (*sq[:-1], sk[-2])), v, c.out_shape)
 
 
@@ -331,7 +355,7 @@ def softmax(logarithm: bool) -> Converter:
         if dtype_of(x) not in ("float32", "float64") or not shape or 0 in shape or axis != len(shape) - 1:
             return NotImplemented
         flat = c.reshape(x, (math.prod(shape[:-1]), shape[-1]))
-        return c.reshape(c.te(lambda v: rowwise.softmax(v, 1.0, logarithm), flat, pattern=OPAQUE), shape)
+        return c.reshape(c.te("softmax", lambda v: rowwise.softmax(v, 1.0, logarithm), flat, pattern=OPAQUE), shape)
 
     return convert
 
@@ -348,7 +372,7 @@ def layer_norm(c: Context, inputs: list[Any]) -> Any:
     epsilon = c.float("epsilon", 1e-5)
     flat = c.reshape(x, (math.prod(shape[:axis]), n))
     args = [flat, c.reshape(weight, (n,)), *([] if bias is None else [c.reshape(bias, (n,))])]
-    y = c.te(lambda v, w, b=None: rowwise.layer_norm(v, w, b, epsilon), *args, pattern=OPAQUE)
+    y = c.te("layer_norm", lambda v, w, b=None: rowwise.layer_norm(v, w, b, epsilon), *args, pattern=OPAQUE)
     return [c.reshape(y, shape), *(None for _ in c.node.outputs[1:])]
 
 
@@ -358,7 +382,8 @@ def elementwise(function: Callable[[Any], Any]) -> Converter:
     def convert(c: Context, inputs: list[Any]) -> Any:
         if dtype_of(inputs[0]) != "float32" or not shape_of(inputs[0]):
             return NotImplemented
-        return c.te(lambda x: te.compute(x.shape, lambda *i: function(x[i]), name="element"), inputs[0], pattern=0)
+        name = c.node.op_type.lower()
+        return c.te(name, lambda x: te.compute(x.shape, lambda *i: function(x[i]), name=name), inputs[0], pattern=0)
 
     return convert
 
@@ -377,7 +402,11 @@ def gelu(c: Context, inputs: list[Any]) -> Any:
 
 
 def _refuse_isinf(node: ir.Node) -> str | None:
-    flags = {name: node.attributes[name].as_int() for name in ("detect_negative", "detect_positive") if name in node.attributes}
+    flags = {
+        name: node.attributes[name].as_int()
+        for name in ("detect_negative", "detect_positive")
+        if name in node.attributes
+    }
     return "TVM ignores detect_negative and detect_positive of IsInf" if 0 in flags.values() else None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,38 +14,43 @@ from tvm.ir import GenericConst
 from graphopt.errors import GraphoptError
 from graphopt.program import KernelCall, Place, Value
 from graphopt.targets import build, schedule
+from graphopt.targets.base import Lowered
 from graphopt.targets.machine import CpuMachine
 from graphopt.targets.relax_import import Imported
 
-
-@dataclass(slots=True)
-class Lowered:
-    """Kernel calls over named values; nothing has an offset yet.
-
-    `functions` maps a symbol to its scheduled PrimFunc; `constants` maps a WEIGHT value to its array.
-    """
-
-    calls: list[KernelCall] = field(default_factory=list)
-    values: dict[str, Value] = field(default_factory=dict)
-    functions: dict[str, Any] = field(default_factory=dict)
-    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-
-
-FUSION = (
-    relax.transform.LegalizeOps,
-    relax.transform.AnnotateTIROpPattern,
-    relax.transform.FuseOps,
-    relax.transform.FuseTIR,
-    relax.transform.RewriteDataflowReshape,
-    relax.transform.DeadCodeElimination,
-)
+VIEWS = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
+"""Operators that only rename the shape: they stay outside fusion, and cost nothing."""
 
 
 def legalize(module: Any) -> Any:
-    """Relax operators to PrimFuncs, one each; nothing fused."""
-    return relax.transform.LegalizeOps()(module)
+    """Relax operators to PrimFuncs, one each; views stay, nothing is fused."""
+    return relax.transform.LegalizeOps(skip_ops=list(VIEWS))(module)
+
+
+def obstacle(module: Any) -> str | None:
+    """Why a legalized module is not all kernels and views, in a sentence; None if it is."""
+    for block in module["main"].body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, relax.Tuple | relax.TupleGetItem | relax.Var | GenericConst):
+                continue
+            name = str(value.op.name) if hasattr(value, "op") and hasattr(value.op, "name") else type(value).__name__
+            if name != "relax.call_tir" and name not in VIEWS:
+                return f"TVM leaves {name} to its virtual machine, which a program does not have"
+    return None
+
+
+def fuse(module: Any) -> Any:
+    """Elementwise neighbours into the kernels before them (TVM's FuseOps and FuseTIR)."""
+    for make in (
+        relax.transform.AnnotateTIROpPattern,
+        relax.transform.FuseOps,
+        relax.transform.FuseTIR,
+        relax.transform.RewriteDataflowReshape,
+        relax.transform.DeadCodeElimination,
+    ):
+        module = make()(module)
+    return module
 
 
 def lower(imported: Imported, machine: CpuMachine, prefix: str) -> Lowered:
@@ -53,9 +59,7 @@ def lower(imported: Imported, machine: CpuMachine, prefix: str) -> Lowered:
     Args:
         prefix: starts every symbol and every new value name, so that segments share one library and one name space.
     """
-    module = imported.module
-    for make in FUSION:
-        module = make()(module)
+    module = fuse(legalize(imported.module))
     lowered = Lowered(inputs=imported.inputs)
     names: dict[Any, str] = {}
     main = module["main"]
@@ -114,11 +118,13 @@ class _Reader:
             self.names[variable] = self.name_of(value)
         elif str(value.op.name) == "relax.call_tir":
             self._call(variable, value)
-        elif str(value.op.name) == "relax.reshape":
+        elif str(value.op.name) in VIEWS:
             name = self.names[variable] = self.fresh("view")
             _declare(self.lowered, name, variable.ty, Place.VIEW, self._storage(self.name_of(value.args[0])))
         else:
-            raise GraphoptError(f"operator {value.op.name} of TVM is no kernel; report this model as a bug of graphopt.")
+            raise GraphoptError(
+                f"operator {value.op.name} of TVM is no kernel; report this model as a bug of graphopt."
+            )
 
     def _storage(self, name: str) -> str:
         value = self.lowered.values[name]
@@ -128,8 +134,10 @@ class _Reader:
         function = call.args[0]
         symbol = self.symbols.get(function.name_hint)
         if symbol is None:
-            symbol = self.symbols[function.name_hint] = f"{self.prefix}{function.name_hint}"
-            scheduled = schedule.apply(self.module[function], self.machine)
+            symbol = self.symbols[function.name_hint] = self.prefix + re.sub(r"\W", "_", function.name_hint)
+            scheduled, note = schedule.apply(self.module[function], self.machine)
+            if note:
+                self.lowered.notes.append(f"kernel {symbol}: {note}")
             self.lowered.functions[symbol] = scheduled.with_attr("global_symbol", symbol)
         inputs = tuple(self.name_of(item) for item in call.args[1].fields)
         types = list(variable.ty.fields) if isinstance(variable.ty, relax.TupleType) else [variable.ty]

@@ -85,7 +85,9 @@ def detect(level: str | None = None, cores: int | None = None) -> CpuMachine:
     flags = host_features()
     best = next((item for item in LEVELS.values() if flags.issuperset(item.features)), LEVELS["x86-64"])
     chosen = LEVELS[level] if level is not None else best
-    return CpuMachine(chosen, cores or available_cores(), _cache_bytes("index0", 32 << 10), _cache_bytes("index2", 1 << 20))
+    return CpuMachine(
+        chosen, cores or available_cores(), _cache_bytes("index0", 32 << 10), _cache_bytes("index2", 1 << 20)
+    )
 
 
 def _cache_bytes(index: str, default: int) -> int:

@@ -152,7 +152,9 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
         result = custom(converters.Context(scope.builder, scope.machine, node), inputs)
     if result is NotImplemented:
         result = _convert_with_tvm(scope, node, inputs, opsets.get("", 1))
-    results = list(result.fields) if isinstance(result, relax.Tuple) else result if isinstance(result, list) else [result]
+    results = (
+        list(result.fields) if isinstance(result, relax.Tuple) else result if isinstance(result, list) else [result]
+    )
     if len(results) == 1 and isinstance(getattr(results[0], "ty", None), relax.TupleType):
         whole = scope.builder.emit(results[0])
         results = [relax.TupleGetItem(whole, i) for i in range(len(whole.ty.fields))]
@@ -181,7 +183,9 @@ def _checked(scope: _Scope, value: ir.Value, expression: Any) -> Any:
         raise NotSupported(f"value {value.name} has a shape that is not known before run time") from None
     dtype = str(found.dtype)
     if (dtype, shape) != expected:
-        raise NotSupported(f"value {value.name} would become {dtype}{list(shape)} instead of {expected[0]}{list(expected[1])}")
+        raise NotSupported(
+            f"value {value.name} would become {dtype}{list(shape)} instead of {expected[0]}{list(expected[1])}"
+        )
     return expression
 
 
@@ -192,7 +196,10 @@ def refusal(node: ir.Node) -> str | None:
         return f"operators of the domain {domain} have no native form"
     if domain == "graphopt":
         return None if converters.lookup(node) else f"graphopt.{node.op_type} has no kernel on this target"
-    if any(isinstance(a, ir.Attr) and a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+    if any(
+        isinstance(a, ir.Attr) and a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for a in node.attributes.values()
+    ):
         return f"{node.op_type} holds subgraphs, which have no native form"
     if converters.lookup(node) is None and node.op_type not in onnx_frontend._get_convert_map():
         return f"{node.op_type} has no native form"

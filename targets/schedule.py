@@ -24,12 +24,25 @@ RULES: dict[str, Rule] = {
 }
 
 
-def apply(function: Any, machine: CpuMachine) -> Any:
-    """The scheduled PrimFunc; its name and signature stay."""
+def apply(function: Any, machine: CpuMachine) -> tuple[Any, str]:
+    """The scheduled PrimFunc, its name and signature unchanged, and a sentence if its rule did not fit it.
+
+    Every schedule computes the same function, so a rule that a shape defeats costs speed and nothing else.
+    """
     sch = s_tir.Schedule(function)
     anchor = next((block for block in blocks_of(sch) if block.rule), None)
-    if anchor is None:
+    note = ""
+    if anchor is not None:
+        try:
+            RULES[anchor.rule](sch, anchor, machine)
+            return sch.mod["main"], note
+        except (s_tir.ScheduleError, ValueError, TypeError) as error:
+            note = (
+                f"the schedule rule {anchor.rule} does not fit its shape ({str(error).strip().splitlines()[-1][:120]})"
+            )
+    sch = s_tir.Schedule(function)
+    try:
         generic.schedule(sch, machine)
-    else:
-        RULES[anchor.rule](sch, anchor, machine)
-    return sch.mod["main"]
+    except s_tir.ScheduleError:
+        return function, note or "no schedule fits, it runs on one core"
+    return sch.mod["main"], note

@@ -60,7 +60,9 @@ def tile_shape(out_width: int, vectors: int, machine: CpuMachine) -> tuple[int, 
     return best
 
 
-def compute(x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tuple[int, int], machine: CpuMachine) -> Any:
+def compute(
+    x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tuple[int, int], machine: CpuMachine
+) -> Any:
     """The convolution of an input that is already padded.
 
     Args:
@@ -90,8 +92,12 @@ def compute(x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tupl
             axis=[rc, rh, rw, ri],
         )
 
-    sums = te.compute((n, co, out_h, computed, b), product, name="conv", attrs={RULE: NAME, "graphopt.vectors": co_group})
-    return te.compute((n, co, out_h, out_w, b), lambda i, o, y, z, lane: sums[i, o, y, z, lane] + bias[o, lane], name="bias")
+    sums = te.compute(
+        (n, co, out_h, computed, b), product, name="conv", attrs={RULE: NAME, "graphopt.vectors": co_group}
+    )
+    return te.compute(
+        (n, co, out_h, out_w, b), lambda i, o, y, z, lane: sums[i, o, y, z, lane] + bias[o, lane], name="bias"
+    )
 
 
 def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:

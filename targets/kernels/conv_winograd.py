@@ -112,7 +112,9 @@ def product(v: Any, u: Any, machine: CpuMachine) -> Any:
         at = q if computed == p else tirx.min(q, p - 1)
         return te.sum(v[t, i, rc, at, ri] * u[t, o, rc, ri, lane], axis=[rc, ri])
 
-    sums = te.compute((taps, n, co, computed, b), element, name="product", attrs={RULE: PRODUCT, "graphopt.vectors": co})
+    sums = te.compute(
+        (taps, n, co, computed, b), element, name="product", attrs={RULE: PRODUCT, "graphopt.vectors": co}
+    )
     return te.compute((taps, n, co, p, b), lambda t, i, o, q, lane: sums[t, i, o, q, lane], name="crop")
 
 

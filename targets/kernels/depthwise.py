@@ -38,7 +38,9 @@ def depthwise(x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tu
         return te.sum(x[i, c, y * strides[0] + rh * dilations[0], column, lane] * w[c, rh, rw, lane], axis=[rh, rw])
 
     sums = te.compute((n, cb, out_h, computed, b), product, name="depthwise", attrs={RULE: NAME})
-    return te.compute((n, cb, out_h, out_w, b), lambda i, c, y, z, lane: sums[i, c, y, z, lane] + bias[c, lane], name="bias")
+    return te.compute(
+        (n, cb, out_h, out_w, b), lambda i, c, y, z, lane: sums[i, c, y, z, lane] + bias[c, lane], name="bias"
+    )
 
 
 def pool(

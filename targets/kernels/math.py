@@ -80,11 +80,11 @@ def tanh(x: Any) -> Any:
     def joined(x: Any) -> Any:
         magnitude = tirx.abs(x)
         far = _f(1.0) - _f(2.0) / (exp(magnitude * _f(2.0)) + _f(1.0))
-        return _let(
-            "z",
-            x * x,
-            lambda z: tirx.Select(magnitude < _f(0.625), near(x, z), tirx.Select(x < _f(0.0), -far, far)),
-        )
+        return _let("f", far, lambda far: _let("z", x * x, lambda z: chosen(x, z, far)))
+
+    def chosen(x: Any, z: Any, far: Any) -> Any:
+        signed = tirx.Select(x < _f(0.0), -far, far)
+        return tirx.Select(tirx.abs(x) < _f(0.625), near(x, z), signed)
 
     def near(x: Any, z: Any) -> Any:
         p = _poly(z, (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1))

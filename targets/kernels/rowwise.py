@@ -24,7 +24,9 @@ def softmax(x: Any, scale: float = 1.0, logarithm: bool = False) -> Any:
     factor = const(scale, x.dtype)
     top = te.compute((rows,), lambda i: te.max(x[i, r] * factor, axis=[r]), name="top", attrs={RULE: NAME})
     if logarithm:
-        sums = te.compute((rows,), lambda i: te.sum(fast.exp(x[i, q] * factor - top[i]), axis=[q]), name="sum", attrs={RULE: NAME})
+        sums = te.compute(
+            (rows,), lambda i: te.sum(fast.exp(x[i, q] * factor - top[i]), axis=[q]), name="sum", attrs={RULE: NAME}
+        )
         return te.compute((rows, n), lambda i, j: x[i, j] * factor - top[i] - tirx.log(sums[i]), name="scale")
     powers = te.compute((rows, n), lambda i, j: fast.exp(x[i, j] * factor - top[i]), name="powers")
     sums = te.compute((rows,), lambda i: te.sum(powers[i, q], axis=[q]), name="sum", attrs={RULE: NAME})
@@ -39,7 +41,9 @@ def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
     inverse = const(1.0 / n, x.dtype)
     sums = te.compute((rows,), lambda i: te.sum(x[i, r], axis=[r]), name="sum", attrs={RULE: NAME})
     centred = te.compute((rows, n), lambda i, j: x[i, j] - sums[i] * inverse, name="centred")
-    squares = te.compute((rows,), lambda i: te.sum(centred[i, q] * centred[i, q], axis=[q]), name="squares", attrs={RULE: NAME})
+    squares = te.compute(
+        (rows,), lambda i: te.sum(centred[i, q] * centred[i, q], axis=[q]), name="squares", attrs={RULE: NAME}
+    )
 
     def finish(i: Any, j: Any) -> Any:
         scaled = centred[i, j] * tirx.rsqrt(squares[i] * inverse + const(epsilon, x.dtype)) * weight[j]

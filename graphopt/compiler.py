@@ -1,0 +1,243 @@
+"""The composition root: the only module that sees the front end, the passes, the solvers and the targets together.
+
+load -> pipeline -> native or fallback per node -> stages -> lower -> memory plan -> Program -> Artifact
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt import schedule
+from graphopt import verify as checking
+from graphopt.artifact import Artifact
+from graphopt.errors import GraphoptError, UnsupportedError
+from graphopt.observe import Check, Dump, Verify
+from graphopt.pipeline import Pipeline, PipelineResult
+from graphopt.program import Port, Program, Stage
+from graphopt.stage_build import BuiltStage, build_stage
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graphopt.targets.base import Target
+
+Progress = Callable[[str], None]
+
+VERIFY = ("off", "ends", "each")
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """An artifact, and how it came about.
+
+    `notes` are sentences of the front end and the target; `fallbacks` pairs of (node, reason); `seconds` by phase;
+    `mismatch` the largest error that `--verify` saw, as a share of its tolerance.
+    """
+
+    artifact: Artifact
+    notes: tuple[str, ...]
+    pipeline: PipelineResult
+    fallbacks: tuple[tuple[str, str], ...]
+    seconds: Mapping[str, float]
+
+
+def compile(source: Any, **options: Any) -> Artifact:
+    """Compile a model; see `compile_model` for the options, which also tells how it went."""
+    return compile_model(source, **options).artifact
+
+
+def compile_model(
+    source: Any,
+    *,
+    target: str = "llvm",
+    level: str | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    example_inputs: Any = None,
+    passes: str | Pipeline | None = None,
+    verify: str = "off",
+    dump: Path | str | None = None,
+    ranks: int = 1,
+    micro_batches: int = 1,
+    fallback: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Compilation:
+    """Compile a model into an artifact.
+
+    Args:
+        source: a path, `zoo:NAME`, an onnx.ModelProto, an onnx_ir.Model, or a torch.nn.Module with `example_inputs`.
+        target: a name in `graphopt.targets.TARGETS`.
+        level: CPU level to generate for; None takes this host's.
+        shapes: static shapes of inputs that the model leaves open.
+        passes: a pipeline or its spelling; None takes the default one for the target.
+        verify: "off", "ends" (the finished program against the loaded model) or "each" (every pass too).
+        dump: a folder that receives the model after every pass.
+        ranks: pipeline stages, one for each rank.
+        micro_batches: how many times the compiled batch a run takes, piece by piece.
+        fallback: whether nodes that are not native may run in ONNX Runtime.
+        progress: is told the name of each phase as it begins.
+
+    Raises:
+        GraphoptError: one of its subclasses, in a sentence that names the place.
+    """
+    _check_options(verify, ranks, micro_batches)
+    clock = _Clock(progress)
+    clock.start("load")
+    from graphopt.frontend import load
+    from graphopt.targets import load_target
+
+    backend = load_target(target, level)
+    loaded = load(source, shapes=shapes, example_inputs=example_inputs)
+    model = loaded.model
+    clock.start("passes")
+    chosen = _pipeline(passes, backend)
+    verifier = Verify(seed=seed, each=verify == "each")
+    observers: list[Any] = [Check()]
+    if verify != "off":
+        observers.append(verifier)
+    if dump is not None:
+        observers.append(Dump(Path(dump)))
+    ports = _ports(model)
+    result = chosen.run(model, observers)
+    clock.start("lower")
+    built, fallbacks = _stages(model, backend, ranks, fallback)
+    clock.start("build")
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        artifact = _artifact(built, ports, micro_batches, backend, chosen, result, loaded.notes, Path(folder))
+    if verify != "off":
+        clock.start("verify")
+        _verify(artifact, verifier)
+    clock.stop()
+    notes = (*loaded.notes, *(note for stage in built for note in stage.notes))
+    return Compilation(artifact, notes, result, fallbacks, clock.seconds)
+
+
+def _check_options(verify: str, ranks: int, micro_batches: int) -> None:
+    if verify not in VERIFY:
+        raise GraphoptError(f"--verify {verify} is unknown; choose one of {', '.join(VERIFY)}.")
+    for flag, count in (("--ranks", ranks), ("--micro-batches", micro_batches)):
+        if count < 1:
+            raise GraphoptError(f"{flag} must be at least 1, not {count}.")
+
+
+def _pipeline(passes: str | Pipeline | None, backend: Target) -> Pipeline:
+    """The pipeline with the target's machine given to the passes that choose by cost."""
+    from graphopt.passes import DEFAULT
+
+    pipeline = passes if isinstance(passes, Pipeline) else Pipeline.parse(DEFAULT if passes is None else passes)
+    machine = backend.machine
+    fitted = []
+    for each in pipeline.passes:
+        if hasattr(each, "machine"):
+            each = replace(each, machine=machine, block=machine.vector_lanes)
+        fitted.append(each)
+    return Pipeline(tuple(fitted))
+
+
+def _ports(model: ir.Model) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Inputs and outputs of the program, named as the user's model names them."""
+    return tuple(map(_port, model.graph.inputs)), tuple(map(_port, model.graph.outputs))
+
+
+def _port(value: ir.Value) -> Port:
+    from graphopt.stage_build import static_type
+
+    found = static_type(value)
+    if found is not None:
+        return Port(str(value.name), *found)
+    dtype = str(value.dtype.name).lower() if value.dtype is not None else "object"
+    return Port(str(value.name), dtype, None)
+
+
+def _stages(
+    model: ir.Model, backend: Target, ranks: int, fallback: bool
+) -> tuple[list[BuiltStage], tuple[tuple[str, str], ...]]:
+    nodes = list(model.graph)
+    opsets = model.opset_imports
+    refusals = {node: reason for node in nodes if (reason := backend.supports(node, opsets)) is not None}
+    fallbacks = tuple((f"{node.name} ({node.op_type})", reason) for node, reason in refusals.items())
+    if refusals and not fallback:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in fallbacks)
+        raise UnsupportedError(
+            f"{len(refusals)} of {len(nodes)} nodes have no native form, and --no-fallback forbids ONNX Runtime: {listed}."
+        )
+    stages = []
+    for index, part in enumerate(_cut(model, nodes, refusals, ranks)):
+        stages.append(build_stage(index, model, part, refusals, backend))
+    return stages, fallbacks
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The nodes of one stage, and the values that cross its boundaries or the program's."""
+
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
+
+
+def _cut(model: ir.Model, nodes: list[ir.Node], refusals: Mapping[ir.Node, str], ranks: int) -> list[Part]:
+    """Contiguous cuts that balance the work and cross few bytes."""
+    if ranks == 1:
+        return [Part(tuple(nodes), tuple(model.graph.inputs), tuple(model.graph.outputs))]
+    raise GraphoptError("--ranks above 1 is not wired up yet")
+
+
+class _Clock:
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress, self._phase, self._since = progress, "", 0.0
+
+    def start(self, phase: str) -> None:
+        self.stop()
+        self._phase, self._since = phase, time.perf_counter()
+        if self._progress is not None:
+            self._progress(phase)
+
+    def stop(self) -> None:
+        if self._phase:
+            self.seconds[self._phase] = time.perf_counter() - self._since
+
+
+def _artifact(
+    built: Sequence[BuiltStage],
+    ports: tuple[tuple[Port, ...], tuple[Port, ...]],
+    micro_batches: int,
+    backend: Target,
+    pipeline: Pipeline,
+    result: PipelineResult,
+    notes: Sequence[str],
+    folder: Path,
+) -> Artifact:
+    stages: tuple[Stage, ...] = tuple(stage.stage for stage in built)
+    files: dict[str, bytes | Path] = {}
+    for stage in built:
+        files.update(stage.write(folder, backend))
+    program = Program(
+        stages, schedule.build(stages, [port.name for port in ports[0]], micro_batches), *ports, micro_batches
+    )
+    manifest = {
+        "target": backend.describe(),
+        "pipeline": str(pipeline),
+        "choices": [
+            {"node": choice.node, "algorithm": choice.algorithm} for step in result.steps for choice in step.choices
+        ],
+        "notes": list(notes),
+    }
+    return Artifact.create(program, files, manifest)
+
+
+def _verify(artifact: Artifact, verifier: Verify) -> None:
+    """Run the finished program on the inputs of the first model; micro-batches all get the same piece."""
+    import numpy as np
+
+    count = artifact.program.micro_batches
+    feeds = {name: np.concatenate([value] * count) if count > 1 else value for name, value in verifier.feeds.items()}
+    expected = {k: np.concatenate([v] * count) if count > 1 else v for k, v in verifier.expected.items()}
+    actual = artifact.session().run(feeds)
+    checking.require_equal(expected, actual, "in the compiled program", verifier.tolerances)

@@ -1,0 +1,96 @@
+"""Cuts a list of nodes into runs: native ones for the target's kernels, fallback ones for ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRun:
+    """Nodes in topological order that one segment computes, with the values it reads and the values others need.
+
+    `reasons` says for each node of a fallback run why it is not native: (node name, sentence).
+    """
+
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
+    reasons: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def native(self) -> bool:
+        """Whether the target's kernels compute it."""
+        return not self.reasons
+
+
+def read_by(node: ir.Node) -> Iterator[ir.Value]:
+    """Every value `node` needs from outside: its inputs, and what its subgraphs capture."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if not isinstance(attribute, ir.Attr):
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs = [attribute.as_graph()]
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = list(attribute.as_graphs())
+        else:
+            continue
+        for graph in graphs:
+            inside = set(graph.inputs) | set(graph.initializers.values())
+            inside |= {value for inner in graph for value in inner.outputs}
+            for inner in graph:
+                yield from (value for value in read_by(inner) if value not in inside)
+            yield from (value for value in graph.outputs if value not in inside)
+
+
+def node_runs(nodes: Sequence[ir.Node], refusals: Mapping[ir.Node, str], needed: Iterable[ir.Value]) -> list[NodeRun]:
+    """Group nodes so that few runs alternate between native and fallback.
+
+    Starting with the kind of the first node, every node that is ready and of the current kind joins the run; only when
+    none is left does the kind change. Constants are no inputs of a run.
+
+    Args:
+        nodes: in topological order.
+        refusals: why a node is not native; nodes not in it are native.
+        needed: values that must survive besides those another run reads (graph outputs, values of later stages).
+    """
+    known = set(nodes)
+    reads = {node: tuple(read_by(node)) for node in nodes}
+    waiting = {node: {v.producer() for v in reads[node]} & known for node in nodes}
+    readers: dict[ir.Value, set[ir.Node]] = {}
+    for node in nodes:
+        for value in reads[node]:
+            readers.setdefault(value, set()).add(node)
+    groups: list[list[ir.Node]] = []
+    done: set[ir.Node | None] = set()
+    remaining = list(nodes)
+    native = bool(remaining) and remaining[0] not in refusals
+    while remaining:
+        group, kept = [], []
+        for node in remaining:
+            if (node not in refusals) == native and waiting[node] <= done:
+                group.append(node)
+                done.add(node)
+            else:
+                kept.append(node)
+        if group:
+            groups.append(group)
+        remaining, native = kept, not native
+    wanted = set(needed)
+    runs = []
+    for group in groups:
+        inside = {value for node in group for value in node.outputs}
+        inputs = dict.fromkeys(v for node in group for v in reads[node] if v not in inside and v.const_value is None)
+        members = set(group)
+        outputs = [
+            value
+            for node in group
+            for value in node.outputs
+            if value in wanted or not readers.get(value, set()) <= members
+        ]
+        reasons = tuple((str(node.name), refusals[node]) for node in group if node in refusals)
+        runs.append(NodeRun(tuple(group), tuple(inputs), tuple(outputs), reasons))
+    return runs

@@ -1,0 +1,57 @@
+"""What the compiler asks of a target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphopt.costs import Machine
+from graphopt.program import KernelCall, Value
+
+
+@dataclass(slots=True)
+class Lowered:
+    """Kernel calls over named values; nothing has an offset yet.
+
+    `functions` maps a symbol to code the target can build; `constants` maps a WEIGHT value to its array.
+    `notes` are sentences about kernels that got less than their best schedule.
+    """
+
+    calls: list[KernelCall] = field(default_factory=list)
+    values: dict[str, Value] = field(default_factory=dict)
+    functions: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+
+class Target(Protocol):
+    """One kind of hardware."""
+
+    @property
+    def machine(self) -> Machine:
+        """What the cost model sees."""
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest's `target`: name, architecture and the features a processor must have."""
+
+    def supports(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
+        """Why `node` cannot become native code, in a sentence; None if it can."""
+
+    def lower(
+        self,
+        nodes: Sequence[ir.Node],
+        inputs: Sequence[ir.Value],
+        outputs: Sequence[ir.Value],
+        opsets: Mapping[str, int],
+        prefix: str,
+    ) -> Lowered:
+        """Kernel calls for nodes in topological order that are all supported."""
+
+    def library(self, functions: Mapping[str, Any]) -> bytes:
+        """A shared library with one entry per symbol."""

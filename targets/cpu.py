@@ -1,0 +1,98 @@
+"""The CPU target: x86-64 code from TVM's LLVM back end, with our schedules."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt.costs import Machine
+from graphopt.targets import build, lowering, relax_import
+from graphopt.targets.base import Lowered
+from graphopt.targets.machine import detect
+
+
+class CpuTarget:
+    """Code for this host, or for a named level ("avx512", "avx2", "x86-64") that other hosts share."""
+
+    def __init__(self, level: str | None = None) -> None:
+        self.cpu = detect(level)
+        self._answers: dict[Any, str | None] = {}
+
+    @property
+    def machine(self) -> Machine:
+        """Vector lanes and cores of the host, with the cost model's own rates scaled to them."""
+        lanes = self.cpu.lanes()
+        return Machine(vector_lanes=lanes, cores=self.cpu.cores)
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest's `target`."""
+        level = self.cpu.level
+        return {"name": "llvm", "arch": platform.machine(), "level": level.name, "features": list(level.features)}
+
+    def supports(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
+        """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
+        key = _signature(node)
+        if key is None or key not in self._answers:
+            self._answers[key] = self._try(node, opsets)
+        return self._answers[key]
+
+    def _try(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
+        inputs = list(dict.fromkeys(v for v in node.inputs if v is not None and v.const_value is None))
+        outputs = [v for v in node.outputs if v.uses() or v.is_graph_output()] or list(node.outputs[:1])
+        try:
+            imported = relax_import.import_nodes([node], inputs, outputs, opsets, self.cpu)
+            return lowering.obstacle(lowering.legalize(imported.module))
+        except relax_import.NotSupported as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001  TVM's converters raise anything at what they do not know
+            return f"TVM cannot convert {node.op_type}: {_first_line(error)}"
+
+    def lower(
+        self,
+        nodes: Sequence[ir.Node],
+        inputs: Sequence[ir.Value],
+        outputs: Sequence[ir.Value],
+        opsets: Mapping[str, int],
+        prefix: str,
+    ) -> Lowered:
+        """Import, fuse, schedule; then run what depends on constants only."""
+        imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu)
+        lowered = lowering.lower(imported, self.cpu, prefix)
+        lowering.evaluate_constants(lowered, self.cpu)
+        return lowered
+
+    def library(self, functions: Mapping[str, Any]) -> bytes:
+        """Compile and link."""
+        return build.library(functions, self.cpu)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:160].rstrip(".")
+
+
+def _signature(node: ir.Node) -> Any:
+    """Equal for nodes that get the same answer."""
+    inputs: list[Any] = []
+    for value in node.inputs:
+        if value is None:
+            inputs.append(None)
+        elif value.const_value is not None and value.const_value.size <= relax_import.SMALL_INTEGERS:
+            constant = value.const_value
+            inputs.append(
+                (
+                    constant.dtype,
+                    tuple(constant.shape),
+                    constant.numpy().tobytes() if constant.dtype.numpy() != object else repr(constant),
+                )
+            )
+        else:
+            inputs.append((value.const_value is None, relax_import.value_type(value)))
+    position: dict[Any, int] = {}
+    repeated = tuple(position.setdefault(value, len(position)) for value in node.inputs)
+    outputs = tuple((relax_import.value_type(v), bool(v.uses()) or v.is_graph_output()) for v in node.outputs)
+    attributes = tuple(sorted(str(a) for a in node.attributes.values()))
+    return node.domain, node.op_type, attributes, tuple(inputs), repeated, outputs
