@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from graphopt.passes._edit import Editor, array_of, dims, ints, is_custom, is_op
 from numpy.typing import NDArray
 
 from graphopt import costs, ops
 from graphopt.ops.layout import blocks, pad_to_blocks
+from graphopt.passes._edit import Editor, array_of, dims, ints, is_custom, is_op
 from graphopt.solve.layout import Problem, Value
 
 # Whatever finite number a padded lane holds, these keep it finite, so zero weights still cancel it. Log, Sqrt, Pow and

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
-from graphopt.passes._edit import AttributeValue, Editor
 from numpy.typing import NDArray
 
 from graphopt.costs import ConvShape
@@ -16,6 +15,7 @@ from graphopt.ops.conv import pack_bias, pack_conv_weight, pack_depthwise_weight
 from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.layout import blocks
 from graphopt.ops.winograd import winograd_weight
+from graphopt.passes._edit import AttributeValue, Editor
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import onnx_ir as ir
-from graphopt.passes._blockable import Form, border, layout_problem, to_blocked_form
-from graphopt.passes._edit import Editor, dims, is_custom
 
 from graphopt.costs import Machine
 from graphopt.ops import DOMAIN
 from graphopt.ops.layout import blocks
+from graphopt.passes._blockable import Form, border, layout_problem, to_blocked_form
+from graphopt.passes._edit import Editor, dims, is_custom
 from graphopt.pipeline import Pass, PassResult, Refusal, option
 from graphopt.solve.layout import solve
 

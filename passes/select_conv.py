@@ -10,13 +10,13 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from graphopt.passes._blockable import FLOATS, layout_problem
-from graphopt.passes._conv_forms import ConvNode, emit_blocked, emit_depthwise, emit_im2col, emit_winograd
-from graphopt.passes._edit import Editor, array_of, dims, ints, is_op
 
 from graphopt import costs
 from graphopt.costs import ConvShape, Machine
 from graphopt.ops import MINIMUM_OPSET
+from graphopt.passes._blockable import FLOATS, layout_problem
+from graphopt.passes._conv_forms import ConvNode, emit_blocked, emit_depthwise, emit_im2col, emit_winograd
+from graphopt.passes._edit import Editor, array_of, dims, ints, is_op
 from graphopt.pipeline import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve.layout import solve
 

@@ -81,16 +81,15 @@ def winograd_weight(w: NDArray[np.generic], m: int, b: int) -> NDArray[np.generi
     _, g, _ = matrices(m)
     taps = (m + KERNEL - 1) ** 2
     co, ci = blocks(out_channels, b), blocks(in_channels, b)
-    packed = np.zeros((taps, co, ci, b, b), w.dtype)
+    packed = np.empty((taps, co, ci * b * b), w.dtype)
     both = np.kron(g, g)  # [a*a, 9]: row (i, j), column (r, s)
-    for block in range(co):  # one block of output channels at a time keeps the float64 copy small
-        rows = w[block * b : (block + 1) * b]
-        lanes = len(rows)
-        u = both @ rows.reshape(lanes * in_channels, kh * kw).T.astype(np.float64)
-        padded = np.zeros((taps, lanes, ci * b), w.dtype)
-        padded[:, :, :in_channels] = u.reshape(taps, lanes, in_channels)
-        packed[:, block, :, :, :lanes] = padded.reshape(taps, lanes, ci, b).transpose(0, 2, 3, 1)
-    return packed
+    rows = np.zeros((kh * kw, ci * b, b))
+    for block in range(co):  # one block of output channels at a time: the float64 copy stays in the cache
+        lanes = w[block * b : (block + 1) * b]
+        rows[:, :in_channels, : len(lanes)] = lanes.reshape(len(lanes), in_channels, kh * kw).transpose(2, 1, 0)
+        rows[:, :, len(lanes) :] = 0
+        packed[:, block] = both @ rows.reshape(kh * kw, -1)
+    return packed.reshape(taps, co, ci, b, b)
 
 
 def _table(name: str, index: int) -> str:

@@ -1,0 +1,57 @@
+"""Fold constants into weights and recognise what exporters took apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from graphopt.passes._edit import Editor
+from graphopt.passes._fuse_affine import AFFINE
+from graphopt.passes._fuse_attention import ATTENTION, Masks
+from graphopt.passes._fuse_patterns import PATTERNS
+from graphopt.pipeline import Pass, PassResult, Refusal, option
+
+
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """Merge operators where the result is one operator that a kernel can do.
+
+        Add(Mul(Conv(x, w, b), s), t)                ->  Conv(x, w s, b s + t)          also ConvTranspose and Gemm
+        Mul(Add(Mul(x, s), t), u)                    ->  Add(Mul(x, s u), t u)
+        Conv(Pad(x))                                 ->  Conv{pads}(x)
+        (x - mean) / sqrt(variance + epsilon) * g + h  ->  LayerNormalization(x, g, h)
+        x / 2 (1 + erf(x / sqrt 2)), and by tanh     ->  Gelu(x)
+        softmax(q k^T scale + mask) v                ->  graphopt.Attention(q, k, v) or AttentionMasked
+
+    Activations and residual sums stay nodes of their own: they join the kernel before them when it is lowered. A chain is
+    folded only when nothing else reads the values in it, for otherwise the work would be done twice.
+    """
+
+    name: ClassVar[str] = "fuse"
+
+    attention: bool = option(True, "recognise attention")
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Rewrite the main graph until nothing changes."""
+        editor = Editor(model, self.name)
+        refusals: dict[str, Refusal] = {}
+        masks: Masks = {}
+        changed = True
+        while changed:
+            before, editor.modified = editor.modified, False
+            for node in tuple(editor.graph):
+                if node.graph is None or node.domain != "":
+                    continue
+                rules = (*AFFINE.get(node.op_type, ()), *PATTERNS.get(node.op_type, ()))
+                reason = next(
+                    (reason for rule in rules if node.graph is not None and (reason := rule(editor, node))), ""
+                )
+                if not reason and self.attention and node.graph is not None and node.op_type == "Softmax":
+                    reason = ATTENTION(editor, node, masks) or ""
+                if reason:
+                    refusals[str(node.name)] = Refusal(str(node.name), reason)
+            changed = editor.modified
+            editor.modified = before or changed
+        return PassResult(model, editor.modified, tuple(refusals.values()))

@@ -1,0 +1,88 @@
+"""One spelling for each thing, so that the passes after it match one form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from graphopt.passes._edit import Editor
+from graphopt.passes._normalize_arithmetic import ARITHMETIC
+from graphopt.passes._normalize_shapes import SHAPES
+from graphopt.passes._normalize_windows import WINDOWS
+from graphopt.pipeline import Pass, PassResult, Refusal
+
+Rule = Callable[[Editor, ir.Node], str | None]
+"""Rewrites the node through the editor if it can; a sentence back is a refusal worth reporting."""
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    name: (*SHAPES.get(name, ()), *ARITHMETIC.get(name, ()), *WINDOWS.get(name, ()))
+    for name in {*SHAPES, *ARITHMETIC, *WINDOWS}
+}
+
+SMALL = 4096
+"""Bytes: constants up to this size are compared and shared; hashing gigabytes of weights would find nothing."""
+
+
+@dataclass(frozen=True)
+class Normalize(Pass):
+    """Drop what does nothing and give each operation one form.
+
+        Identity(x), Dropout(x), Cast to the same type, Reshape, Transpose, Pad, Expand without effect   ->  x
+        Reshape(Flatten(x))                      ->  Reshape(x)              Transpose(Transpose(x))  ->  Transpose(x)
+        Sum(a, b, c)                             ->  Add(Add(a, b), c)
+        Sub(x, const), Div(x, const), Mul(const, x)  ->  Add(x, -const), Mul(x, 1/const), Mul(x, const)
+        BatchNormalization(x)                    ->  Add(Mul(x, scale), shift)        constants [1, C, 1, 1]
+        Gemm {alpha, beta}                       ->  Gemm with both folded into its constants
+        AveragePool over the plane, ReduceMean over H and W  ->  GlobalAveragePool
+        auto_pad                                 ->  explicit pads
+        equal constants                          ->  one constant
+
+    It pays because every later pattern and kernel then has one case. Only static shapes and constant parameters are
+    rewritten.
+    """
+
+    name: ClassVar[str] = "normalize"
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Rewrite the main graph until nothing changes."""
+        editor = Editor(model, self.name)
+        refusals: dict[str, Refusal] = {}
+        _share_constants(editor)
+        while _sweep(editor, refusals):
+            pass
+        _share_constants(editor)
+        return PassResult(model, editor.modified, tuple(refusals.values()))
+
+
+def _sweep(editor: Editor, refusals: dict[str, Refusal]) -> bool:
+    """Apply the rules to every node once; whether anything changed."""
+    before = editor.modified
+    editor.modified = False
+    for node in tuple(editor.graph):
+        for rule in RULES.get(node.op_type, ()):
+            if node.graph is None or node.domain != "":
+                break
+            reason = rule(editor, node)
+            if reason:
+                refusals[str(node.name)] = Refusal(str(node.name), reason)
+    changed = editor.modified
+    editor.modified = before or changed
+    return changed
+
+
+def _share_constants(editor: Editor) -> None:
+    """Let equal small initializers be one."""
+    first: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+    for value in tuple(editor.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes > SMALL or tensor.dtype == ir.DataType.STRING:
+            continue
+        key = tensor.dtype.name, tuple(tensor.shape.numpy()), tensor.tobytes()
+        kept = first.setdefault(key, value)
+        if kept is not value and not value.is_graph_output():
+            ir.convenience.replace_all_uses_with(value, kept)
+            editor.graph.initializers.pop(str(value.name))
+            editor.modified = True
