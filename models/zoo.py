@@ -14,7 +14,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -44,7 +44,8 @@ class TensorInfo:
 class ModelInfo:
     """What is known of a model before it is built.
 
-    `source` says where it comes from: `built` with torch and seeded weights, `trained` and committed, or in `onnx`.
+    `source` says where it comes from: `built` with torch and seeded weights, `trained` and committed, in `onnx`, or
+    `seeded`: the graph of the model in `onnx`, with seeded weights.
     """
 
     name: str
@@ -52,7 +53,7 @@ class ModelInfo:
     title: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
-    source: Literal["built", "trained", "onnx"] = "built"
+    source: Literal["built", "trained", "onnx", "seeded"] = "built"
     builder: str = ""
 
 
@@ -69,6 +70,23 @@ BERT_INPUTS = (
 def _light(name: str, title: str, data: str, output: str) -> ModelInfo:
     return ModelInfo(f"light/{name}", "light", title, (TensorInfo(data, (1, 3, 224, 224)),), (output,), "onnx")
 
+
+def _seeded(light: ModelInfo) -> ModelInfo:
+    name = light.name.replace("light/", "seeded/")
+    return replace(light, name=name, family="seeded", title=f"{light.title}, seeded weights", source="seeded")
+
+
+_LIGHT = (
+    _light("bvlc_alexnet", "AlexNet (BVLC)", "data_0", "prob_1"),
+    _light("densenet121", "DenseNet-121", "data_0", "fc6_1"),
+    _light("inception_v1", "Inception v1", "data_0", "prob_1"),
+    _light("inception_v2", "Inception v2", "data_0", "prob_1"),
+    _light("resnet50", "ResNet-50", "gpu_0/data_0", "gpu_0/softmax_1"),
+    _light("shufflenet", "ShuffleNet", "gpu_0/data_0", "gpu_0/softmax_1"),
+    _light("squeezenet", "SqueezeNet", "data_0", "softmaxout_1"),
+    _light("vgg19", "VGG-19", "data_0", "prob_1"),
+    _light("zfnet512", "ZFNet-512", "gpu_0/data_0", "gpu_0/softmax_1"),
+)
 
 _MODELS = (
     ModelInfo("lenet5", "lenet", "LeNet-5", (TensorInfo("image", (1, 1, 32, 32)),), LOGITS, builder="lenet5"),
@@ -119,15 +137,8 @@ _MODELS = (
         "trained",
         builder="lenet_digits",
     ),
-    _light("bvlc_alexnet", "AlexNet (BVLC)", "data_0", "prob_1"),
-    _light("densenet121", "DenseNet-121", "data_0", "fc6_1"),
-    _light("inception_v1", "Inception v1", "data_0", "prob_1"),
-    _light("inception_v2", "Inception v2", "data_0", "prob_1"),
-    _light("resnet50", "ResNet-50", "gpu_0/data_0", "gpu_0/softmax_1"),
-    _light("shufflenet", "ShuffleNet", "gpu_0/data_0", "gpu_0/softmax_1"),
-    _light("squeezenet", "SqueezeNet", "data_0", "softmaxout_1"),
-    _light("vgg19", "VGG-19", "data_0", "prob_1"),
-    _light("zfnet512", "ZFNet-512", "gpu_0/data_0", "gpu_0/softmax_1"),
+    *_LIGHT,
+    *map(_seeded, _LIGHT),
 )
 _BY_NAME = {info.name: info for info in _MODELS}
 
@@ -157,19 +168,29 @@ def build(name: str) -> Path:
         return TRAINED / f"{name}.onnx"
     if info.source == "onnx":
         return _shipped(info)
-    path = _cache_directory() / f"{name}-{_key(info)}.onnx"
+    path = _cache_directory() / f"{name.replace('/', '-')}-{_key(info)}.onnx"
     if path.is_file():
         return path
     with _writing(name, path):  # before the work, not after it
         path.parent.mkdir(parents=True, exist_ok=True)
+    model = _drawn(info) if info.source == "seeded" else _exported(info)
+    with _writing(name, path):
+        save(model, path)
+    return path
+
+
+def _drawn(info: ModelInfo) -> ir.Model:
+    from graphopt.models.seeded import draw
+
+    return draw(_shipped(info), SEED)
+
+
+def _exported(info: ModelInfo) -> ir.Model:
     from graphopt.models.export import instantiate, to_onnx
 
     builder = getattr(importlib.import_module(f"graphopt.models.{info.family}"), info.builder)
     inputs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in info.inputs}
-    model = to_onnx(instantiate(builder, SEED), name, inputs, info.outputs)
-    with _writing(name, path):
-        save(model, path)
-    return path
+    return to_onnx(instantiate(builder, SEED), info.name, inputs, info.outputs)
 
 
 @contextlib.contextmanager
@@ -211,6 +232,8 @@ def _key(info: ModelInfo) -> str:
     from importlib import metadata
 
     digest = hashlib.sha256()
+    if info.source == "seeded":
+        digest.update(_shipped(info).read_bytes())
     for package in ("torch", "onnxscript", "onnx-ir"):
         digest.update(f"{package} {metadata.version(package)}\n".encode())
     digest.update(f"{info}\n{SEED}\n".encode())
@@ -223,7 +246,7 @@ def _shipped(info: ModelInfo) -> Path:
     """A model of the installed onnx package, found without importing it."""
     spec = importlib.util.find_spec("onnx")
     folders = spec.submodule_search_locations if spec is not None else None
-    file = f"backend/test/data/light/light_{info.name.removeprefix('light/')}.onnx"
+    file = f"backend/test/data/light/light_{info.name.rpartition('/')[2]}.onnx"
     for folder in folders or ():
         if (path := Path(folder) / file).is_file():
             return path

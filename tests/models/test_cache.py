@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 import onnx_ir
 import pytest
-from graphopt.models import zoo
 
 from graphopt import models
 from graphopt.errors import ModelError
+from graphopt.models import zoo
 
 
 def test_a_second_build_builds_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from graphopt.models.zoo import SEED
 
 from graphopt import models
+from graphopt.models.zoo import SEED
 
 SMALL = ("lenet5", "wideresnet28-2", "resnet18", "mobilenetv2", "unet", "mlp", "lstm", "bilstm")
 LARGE = ("googlenet", "densenet121", "vit-b16")
@@ -48,6 +48,7 @@ def operators(path: Path) -> Counter[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_onnxruntime_agrees_with_torch(name: str) -> None:
     import torch
+
     from graphopt.models.export import instantiate
 
     info = models.describe(name)
@@ -126,6 +127,7 @@ def test_a_transformer_has_the_standard_operators() -> None:
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not() -> None:
     import onnx_ir
+
     from graphopt.models.export import instantiate, to_onnx
     from graphopt.models.wideresnet import wideresnet28_2
 
@@ -140,6 +142,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not() -> None:
 
 def test_drawing_leaves_torchs_own_generator_alone_and_covers_every_tensor() -> None:
     import torch
+
     from graphopt.models.export import instantiate
     from graphopt.models.resnet import resnet18
 
@@ -152,8 +155,9 @@ def test_drawing_leaves_torchs_own_generator_alone_and_covers_every_tensor() -> 
 
 
 def test_a_layer_without_a_rule_is_refused() -> None:
-    from graphopt.models.weights import draw
     from torch import nn
+
+    from graphopt.models.weights import draw
 
     with pytest.raises(TypeError, match="no rule draws the parameters of PReLU"):
         draw(nn.PReLU(), 0)
@@ -162,8 +166,9 @@ def test_a_layer_without_a_rule_is_refused() -> None:
 @pytest.mark.parametrize(("channels", "width", "stride", "kernel"), [(64, 32, 2, 2), (48, 16, 1, 3)])
 def test_a_unit_gain_keeps_the_scale(channels: int, width: int, stride: int, kernel: int) -> None:
     import torch
-    from graphopt.models.weights import draw, scaled
     from torch import nn
+
+    from graphopt.models.weights import draw, scaled
 
     layer = scaled(nn.ConvTranspose2d(channels, width, kernel, stride=stride, bias=False), 1.0)
     draw(layer, 0)

@@ -57,6 +57,7 @@ def test_the_test_split_was_not_trained_on() -> None:
 @pytest.mark.slow
 def test_training_again_gives_the_same_network(tmp_path: Path) -> None:
     import torch
+
     from graphopt.models.train_lenet import write
 
     threads = torch.get_num_threads()

@@ -9,10 +9,10 @@ from typing import Any
 
 import onnx
 import pytest
-from graphopt.models import ModelInfo
 
 from graphopt import models
 from graphopt.errors import ModelError
+from graphopt.models import ModelInfo
 
 # torchvision's weight tables; the WideResNet of MixMatch; the U-Net of Buda et al.; Hugging Face's BertModel and
 # GPT2LMHeadModel. The last four follow from their dimensions.
@@ -47,6 +47,7 @@ OUTPUTS = {
     "gpt2-small": [(1, 128, 50_257)],
 }
 LIGHT = tuple(name for name in models.names() if name.startswith("light/"))
+SEEDED = tuple(name for name in models.names() if name.startswith("seeded/"))
 
 
 def meta_module(info: ModelInfo) -> Any:
@@ -58,7 +59,7 @@ def meta_module(info: ModelInfo) -> Any:
 
 def test_every_name_is_described_and_accounted_for() -> None:
     assert [models.describe(name).name for name in models.names()] == list(models.names())
-    assert set(models.names()) == {*PUBLISHED, *LIGHT}
+    assert set(models.names()) == {*PUBLISHED, *LIGHT, *SEEDED}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -101,6 +102,7 @@ def test_light_models_are_described_as_they_are(name: str) -> None:
 
 def test_all_nine_light_models_are_there() -> None:
     assert len(LIGHT) == 9
+    assert [name.replace("seeded/", "light/") for name in SEEDED] == list(LIGHT)
 
 
 @pytest.mark.parametrize(
