@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 _FREE = frozenset({
     "Cast", "CastLike", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Expand", "Flatten", "FromBlocked",
-    "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Range", "Reshape", "ScatterElements", "ScatterND", "Shape",
-    "Size", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "ToBlocked", "Transpose", "Unsqueeze",
+    "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Range", "Reshape", "ScatterElements", "ScatterND",
+    "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "ToBlocked", "Transpose", "Unsqueeze",
 })  # fmt: skip
 # Operations per element of the result, where one is too few; the exponential counts as one.
 _PER_ELEMENT = {
@@ -43,7 +43,7 @@ def nbytes(value: ir.Value | None) -> int:
 def parameters(model: ir.Model) -> int:
     """Elements of all floating point initializers, in all graphs; integer constants are shapes and indices."""
     tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
-    return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())  # type: ignore[no-untyped-call]
+    return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())
 
 
 def weight_bytes(model: ir.Model) -> int:

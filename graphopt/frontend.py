@@ -74,9 +74,15 @@ def load(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, exam
         raise
     except Exception as error:  # the libraries' own complaints about what our checks let through
         raise ModelError(
-            f"{origin or 'the model'} cannot be loaded ({type(error).__name__}: {one_line(str(error))}); "
-            "check it with onnx.checker or export it again"
+            f"{origin or 'the model'} cannot be loaded ({_root(error)}); check it with onnx.checker or export it again"
         ) from error
+
+
+def _root(error: BaseException) -> str:
+    """The innermost cause of `error`: the libraries wrap each level of a model in an exception of its own."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return f"{type(error).__name__}: {one_line(str(error))}"
 
 
 def _origin(source: Any) -> str:

@@ -5,13 +5,15 @@ Each refusal is one sentence that names the node or value. The checks are linear
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
 
 from graphopt.errors import ModelError
 from graphopt.frontend_files import check_tensor, checked_size
@@ -39,6 +41,7 @@ class _Scope:
 
 def check_structure(model: onnx.ModelProto, base_dir: Path | None) -> bool:
     """Check `model`; True when its nodes are already in topological order. Raises ModelError."""
+    _check_text(model)
     if not 1 <= model.ir_version <= onnx.IR_VERSION:
         raise ModelError(
             f"the model has IR version {model.ir_version}, and onnx {onnx.__version__} knows 1 to {onnx.IR_VERSION}; "
@@ -71,6 +74,28 @@ def check_structure(model: onnx.ModelProto, base_dir: Path | None) -> bool:
     return _check_graph(model.graph, _Scope(opsets, functions, base_dir), frozenset(), 0) and in_order
 
 
+def _check_text(model: onnx.ModelProto) -> None:
+    """Refuse text that is not UTF-8: protobuf hands it out as bytes, which no library expects."""
+    stack: list[Any] = [model]
+    while stack:
+        message = stack.pop()
+        if isinstance(message, onnx.TensorProto):  # without ListFields, which would copy the weights
+            texts = [message.name, message.doc_string]
+            stack += [*message.external_data, *message.metadata_props]
+        else:
+            texts = []
+            for descriptor, value in message.ListFields():
+                if descriptor.type == FieldDescriptor.TYPE_STRING:
+                    texts += [value] if isinstance(value, str | bytes) else value
+                elif descriptor.type == FieldDescriptor.TYPE_MESSAGE:
+                    stack += value if isinstance(value, Sequence) else [value]
+        if any(isinstance(text, bytes) for text in texts):
+            kind = type(message).__name__.removesuffix("Proto").lower()
+            raise ModelError(
+                f"a {kind} of the model has a text that is not UTF-8; the file is damaged, export it again"
+            )
+
+
 def _domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
@@ -82,10 +107,10 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto], who: str) -> dict[str, i
         domain = _domain(entry.domain)
         if opsets.setdefault(domain, entry.version) != entry.version:
             raise ModelError(f"{who} imports two versions of the domain {domain or 'ai.onnx'!r}; export it again")
-        if entry.version < 1 or (domain == "" and entry.version > known):
+        if not 1 <= entry.version <= (known if domain == "" else 2**31 - 1):
             raise ModelError(
                 f"{who} imports opset {entry.version} of {domain or 'ai.onnx'}, "
-                f"and onnx {onnx.__version__} knows 1 to {known}; export it for one of these"
+                f"and onnx {onnx.__version__} knows 1 to {known} of ai.onnx; export it for one of these"
             )
     return opsets
 

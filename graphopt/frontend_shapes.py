@@ -159,6 +159,8 @@ def infer_shapes(model: ir.Model) -> None:
     declared: dict[ir.Value, tuple[ir.TypeProtocol | None, ir.Shape | None]] = {}
     for graph in model.graphs():
         for node in graph:
+            for value in node.outputs:
+                value.shape = None if value.type is None else value.shape  # no shape without a dtype
             if onnx.defs.has(node.op_type, node.domain):
                 for value in node.outputs:
                     declared[value] = (value.type, value.shape)
