@@ -67,9 +67,9 @@ def _constants(graph: ir.Graph) -> Iterator[tuple[ir.Value, tuple[int, ...]]]:
 
 def _reader(value: ir.Value) -> tuple[ir.Node, int]:
     """The layer that reads a constant, and as which input, looking through changes of its shape."""
-    node, index = value.uses()[0]
+    node, index = next(iter(value.uses()))
     while node.op_type in _SHAPE_CHANGES:
-        node, index = node.outputs[0].uses()[0]
+        node, index = next(iter(node.outputs[0].uses()))
     return node, index
 
 
