@@ -48,6 +48,25 @@ def inline_after(schedule: s_tir.Schedule, anchor: Block) -> Any:
     return blocks[-1].rv
 
 
+def flatten(schedule: s_tir.Schedule, block: Any, start: int, stop: int) -> None:
+    """Make one iterator of the spatial iterators start..stop-1 of `block`.
+
+    Fusing the loops alone would hide from `compute_at` that a tile of the fused loop reads a contiguous range.
+    """
+    iterators = schedule.get(block).iter_vars
+    extents = [int(iterator.dom.extent) for iterator in iterators]
+
+    def index_map(*index: Any) -> list[Any]:
+        flat = index[start]
+        for axis in range(start + 1, stop):
+            flat = flat * extents[axis] + index[axis]
+        return [*index[:start], flat, *index[stop:]]
+
+    if stop - start > 1:
+        kind = str(iterators[0].var.ty.dtype)
+        schedule.transform_block_layout(block, tirx.IndexMap.from_func(index_map, ndim=len(extents), index_dtype=kind))
+
+
 def dtype_of(schedule: s_tir.Schedule, block: Any) -> str:
     """Dtype of the tensor that `block` writes."""
     return str(schedule.get(block).writes[0].source.dtype)

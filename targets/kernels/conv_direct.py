@@ -18,7 +18,7 @@ from graphopt.targets.kernels.common import (
     Block,
     const,
     dims,
-    extent_of,
+    flatten,
     inline_after,
     padded_tile,
     round_up,
@@ -60,10 +60,10 @@ def tile_shape(out_width: int, vectors: int, machine: CpuMachine) -> tuple[int, 
     return best
 
 
-def compute(
-    x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tuple[int, int], machine: CpuMachine
-) -> Any:
+def compute(x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tuple[int, int], machine: CpuMachine) -> Any:
     """The convolution of an input that is already padded.
+
+    A 1x1 convolution with stride 1 runs over all positions of the map as one row, where tiles fit better.
 
     Args:
         x: [N, CI, H, W, bi].
@@ -75,56 +75,68 @@ def compute(
     out_h = (h - (kh - 1) * dilations[0] - 1) // strides[0] + 1
     out_w = (width - (kw - 1) * dilations[1] - 1) // strides[1] + 1
     co_group = co // (ci // ci_group)
-    columns, _ = tile_shape(out_w, co_group, machine)
-    computed = round_up(out_w, columns)
+    flat = (kh, kw, *strides) == (1, 1, 1, 1)
+    rows, row_width = (1, out_h * out_w) if flat else (out_h, out_w)
+    columns, _ = tile_shape(row_width, co_group, machine)
+    computed = round_up(row_width, columns)
     rc = te.reduce_axis((0, ci_group), "ci")
     rh = te.reduce_axis((0, kh), "kh")
     rw = te.reduce_axis((0, kw), "kw")
     ri = te.reduce_axis((0, bi), "i")
 
     def product(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
-        column = z * strides[1] + rw * dilations[1]
-        if computed != out_w:  # the last tile computes columns that nobody keeps
-            column = tirx.min(column, width - 1)
+        row, column = y * strides[0] + rh * dilations[0], z * strides[1] + rw * dilations[1]
+        if computed != row_width:  # the last tile computes columns that nobody keeps
+            column = tirx.min(column, (h * width if flat else width) - 1)
+        if flat:
+            row, column = tirx.floordiv(column, width), tirx.floormod(column, width)
         channel = rc if ci_group == ci else tirx.floordiv(o, co_group) * ci_group + rc
-        return te.sum(
-            x[i, channel, y * strides[0] + rh * dilations[0], column, ri] * w[o, rc, rh, rw, ri, lane],
-            axis=[rc, rh, rw, ri],
-        )
+        return te.sum(x[i, channel, row, column, ri] * w[o, rc, rh, rw, ri, lane], axis=[rc, rh, rw, ri])
 
-    sums = te.compute(
-        (n, co, out_h, computed, b), product, name="conv", attrs={RULE: NAME, "graphopt.vectors": co_group}
-    )
-    return te.compute(
-        (n, co, out_h, out_w, b), lambda i, o, y, z, lane: sums[i, o, y, z, lane] + bias[o, lane], name="bias"
-    )
+    attributes = {RULE: NAME, "graphopt.vectors": co_group, "graphopt.flat": int(flat)}
+    sums = te.compute((n, co, rows, computed, b), product, name="conv", attrs=attributes)
+
+    def finish(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+        place = (0, y * out_w + z) if flat else (y, z)
+        return sums[(i, o, *place, lane)] + bias[o, lane]
+
+    return te.compute((n, co, out_h, out_w, b), finish, name="bias")
 
 
 def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
     """Parallel over (batch, channel tile, row); the epilogue runs on the accumulators' tile before it is stored."""
     conv = anchor.rv
     width, (_, _, _, bi) = anchor.spatial[3], anchor.reduce
-    vectors = int(sch.get(conv).annotations["graphopt.vectors"])
-    columns, count = tile_shape(width, vectors, machine)
+    annotations = sch.get(conv).annotations
+    columns, count = tile_shape(width, int(annotations["graphopt.vectors"]), machine)
     last = inline_after(sch, anchor)
-    n, co, oh, ow, lane = sch.get_loops(last)
+    flat = int(annotations["graphopt.flat"])
+    if flat:
+        flatten(sch, last, 2, 4)
+        n, co, ow, lane = sch.get_loops(last)
+    else:
+        n, co, oh, ow, lane = sch.get_loops(last)
     co_out, co_in = sch.split(co, [None, count])
-    ow_out, ow_in = sch.split(ow, [None, columns])
-    sch.reorder(n, co_out, oh, ow_out, co_in, ow_in, lane)
-    tile = sch.fuse(n, co_out, oh)
-    sch.compute_at(conv, ow_out, preserve_unit_loops=True)
+    if flat:
+        ow_out, ow_in = sch.split(ow, [None, columns])
+        sch.reorder(n, co_out, ow_out, co_in, ow_in, lane)
+        task = at = sch.fuse(n, co_out, ow_out)
+    else:
+        ow_out, ow_in = sch.split(ow, [None, columns])
+        sch.reorder(n, co_out, oh, ow_out, co_in, ow_in, lane)
+        task, at = sch.fuse(n, co_out, oh), ow_out
+    sch.compute_at(conv, at, preserve_unit_loops=True)
     sch.set_scope(conv, 0, "local")
-    tile_co, tile_ow, tile_lane, ci, kh, kw, i = sch.get_loops(conv)[-7:]
+    tile_co, _, tile_ow, tile_lane, ci, kh, kw, i = sch.get_loops(conv)[-8:]
     i_out, i_in = sch.split(i, [None, 4 if bi % 4 == 0 else bi if bi <= 4 else 1])
     sch.reorder(ci, kh, kw, i_out, i_in, tile_co, tile_ow, tile_lane)
-    sch.parallel(tile)
+    sch.parallel(task)
     for loop in (i_in, tile_co, tile_ow, co_in, ow_in):
         sch.unroll(loop)
     sch.vectorize(tile_lane)
     sch.vectorize(lane)
     start = sch.decompose_reduction(conv, ci)
-    *_, zero_co, zero_ow, zero_lane = sch.get_loops(start)
+    *_, zero_co, _, zero_ow, zero_lane = sch.get_loops(start)
     sch.unroll(zero_co)
     sch.unroll(zero_ow)
     sch.vectorize(zero_lane)
-    assert extent_of(sch, tile) > 0

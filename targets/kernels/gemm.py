@@ -17,7 +17,7 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
-from graphopt.targets.kernels.common import RULE, Block, const, dims, dtype_of, inline_after, padded_tile, round_up
+from graphopt.targets.kernels.common import RULE, Block, const, dims, dtype_of, flatten, inline_after, padded_tile, round_up
 from graphopt.targets.machine import CpuMachine
 
 NAME = "gemm"
@@ -37,16 +37,15 @@ def choose_tile(m: int, n: int, machine: CpuMachine, dtype: str) -> Tile:
     best, best_cost = Tile(1, lanes), math.inf
     for vectors in range(1, 9):
         limit = (registers - vectors - 1) // vectors
-        if limit < 1 or (vectors - 1) * lanes >= n:
+        if limit < 1 or (vectors > 1 and (vectors - 1) * lanes >= n):
             continue
-        for rows in {padded_tile(m, limit), min(m, limit)}:
-            width = vectors * lanes
-            tiles = math.ceil(m / rows) * math.ceil(n / width)
-            cycles = max(rows * vectors / 2, (rows + vectors) / 2, 4)
-            # Weights come from memory when there is one row of tiles only: their bytes, padding included, decide.
-            cost = tiles * cycles + (tiles * vectors if m <= rows else 0)
-            if cost < best_cost * 0.98:
-                best, best_cost = Tile(rows, width), cost
+        for rows in sorted({padded_tile(m, limit), min(m, limit)}, reverse=True):
+            tiles = math.ceil(n / (vectors * lanes))
+            cycles = math.ceil(m / rows) * max(rows * vectors / 2, (rows + vectors) / 2, 4)
+            # With one row of tiles each weight is used once: the bytes read, padding included, decide.
+            cost = tiles * (vectors * 8 + cycles) if m <= rows else tiles * cycles
+            if cost < best_cost * 0.995:
+                best, best_cost = Tile(rows, vectors * lanes), cost
     return best
 
 
@@ -156,12 +155,15 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
     parts = [int(p) for p in annotations["graphopt.parts"]]
     lanes = machine.lanes(dtype_of(sch, gemm))
     last = inline_after(sch, anchor)
+    rank = sum(parts)
+    flatten(sch, last, rank - parts[2], rank)
+    flatten(sch, last, parts[0], parts[0] + parts[1])
+    flatten(sch, last, 0, parts[0])
     loops = sch.get_loops(last)
-    axes = [loops[: parts[0]], loops[parts[0] : parts[0] + parts[1]], loops[parts[0] + parts[1] :]]
+    batch, m, n = (None, *loops) if not parts[0] else loops if parts[1] else (loops[0], None, loops[1])
     if groups > 1:
-        outer, inner = sch.split(axes[1][0], [groups, None])
-        axes[0], axes[1] = [*axes[0], outer], [inner]
-    batch, m, n = (sch.fuse(*group) if len(group) > 1 else group[0] if group else None for group in axes)
+        outer, m = sch.split(m, [groups, None])
+        batch = sch.fuse(batch, outer)
     n_out, n_in = sch.split(n, [None, width])
     if m is None:
         m = sch.add_unit_loop(n_out)
