@@ -50,7 +50,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        name = ml_dtypes.bfloat16
     return np.dtype(name)
 
 
@@ -143,4 +143,4 @@ def _pieces(tensors: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
     for tensor, gap in layout:
         yield bytes(gap)
         little = tensor.astype(tensor.dtype.newbyteorder("<"), copy=False)
-        yield memoryview(np.ascontiguousarray(little).reshape(-1).view(np.uint8))
+        yield np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
