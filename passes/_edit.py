@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,10 @@ class Editor:
         """Replace the single output of `old` by `new` and erase `old`."""
         self.replace(old.outputs[0], new)
         self.erase(old)
+
+
+Rule = Callable[[Editor, ir.Node], str | None]
+"""Rewrites a node through the editor if it can; a sentence back is a refusal worth reporting."""
 
 
 def _names(graph: ir.Graph) -> Iterable[str | None]:

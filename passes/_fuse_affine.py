@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.passes._edit import Editor, array_of, dims, ints, is_op, only_use, scalar_of
+from graphopt.passes._edit import Editor, Rule, array_of, dims, ints, is_op, only_use, scalar_of
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -162,7 +162,7 @@ def _pad_into_conv(editor: Editor, node: ir.Node) -> str | None:
     return None
 
 
-AFFINE = {
+AFFINE: dict[str, tuple[Rule, ...]] = {
     "Mul": (_merge, _fold),
     "Add": (_merge, _fold),
     "Conv": (_pad_into_conv,),

@@ -174,8 +174,20 @@ def _untransposed(editor: Editor, before: ir.Node, transposed: ir.Value) -> ir.V
             return None
         k = first.inputs[0]
         merged, wanted = (shape[0] * shape[1], shape[3], shape[2]), (shape[0], shape[1], shape[3], shape[2])
-        if ints(middle, "perm", []) == [0, 2, 1] and dims(first.outputs[0]) == merged and dims(k) == wanted:
+        if ints(middle, "perm", []) != [0, 2, 1] or dims(first.outputs[0]) != merged:
+            return None
+        if dims(k) == wanted:
             return k
+        return editor.insert(
+            before,
+            "Reshape",
+            [k, editor.constant(np.array(wanted, np.int64), f"{first.name}.shape")],
+            shape=wanted,
+            dtype=transposed.dtype,
+            name=f"{first.name}.heads",
+            output=f"{transposed.name}.untransposed",
+            origin=[first],
+        )
     return None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.passes._edit import Editor, array_of, dims, ints, is_op, only_use, scalar_of
+from graphopt.passes._edit import Editor, Rule, array_of, dims, ints, is_op, only_use, scalar_of
 
 _GELU_OPSET = 20
 _LAYER_NORM_OPSET = 17
@@ -60,7 +60,7 @@ def _gelu(editor: Editor, node: ir.Node) -> str | None:
         return None
     x, inner = cone
     if editor.model.opset_imports.get("", 1) < _GELU_OPSET:
-        return f"it computes Gelu, an operator of opset {_GELU_OPSET}, which the model does not have"
+        return f"it computes Gelu, which needs opset {_GELU_OPSET}"
     values: dict[ir.Value, Vector] = {x: _SAMPLES}
     with np.errstate(all="ignore"):
         curve = _evaluate(node.outputs[0], values)
@@ -128,9 +128,7 @@ def _layer_norm(editor: Editor, node: ir.Node) -> str | None:
         return None
     x, epsilon, inner = match
     if editor.model.opset_imports.get("", 1) < _LAYER_NORM_OPSET:
-        return (
-            f"it computes LayerNormalization, an operator of opset {_LAYER_NORM_OPSET}, which the model does not have"
-        )
+        return f"it computes LayerNormalization, which needs opset {_LAYER_NORM_OPSET}"
     shape = dims(x)
     if shape is None or x.dtype is None:
         return "its shape is not static"
@@ -214,4 +212,4 @@ def _flat(
     return editor.constant(numbers.astype(dtype.numpy()), f"{node.name}.vector")
 
 
-PATTERNS = {"Mul": (_gelu,), "Div": (_layer_norm,)}
+PATTERNS: dict[str, tuple[Rule, ...]] = {"Mul": (_gelu,), "Div": (_layer_norm,)}

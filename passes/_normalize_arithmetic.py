@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.passes._edit import Editor, array_of, dims
+from graphopt.passes._edit import Editor, Rule, array_of, dims
 from graphopt.passes._normalize_shapes import drop
 
 
@@ -174,7 +174,7 @@ def _clip(editor: Editor, node: ir.Node) -> None:
         _replace(editor, node, "Relu", [node.inputs[0]])
 
 
-ARITHMETIC = {
+ARITHMETIC: dict[str, tuple[Rule, ...]] = {
     "Sum": (_sum,),
     "Add": (_constant_second, _neutral),
     "Mul": (_constant_second, _neutral),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, array_of, dims, ints, is_op
+from graphopt.passes._edit import Editor, Rule, array_of, dims, ints, is_op
 
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
@@ -114,7 +114,7 @@ def _concat(editor: Editor, node: ir.Node) -> None:
         drop(editor, node)
 
 
-SHAPES = {
+SHAPES: dict[str, tuple[Rule, ...]] = {
     "Identity": (_identity,),
     "Dropout": (_dropout,),
     "Cast": (_cast,),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, array_of, dims, ints
+from graphopt.passes._edit import Editor, Rule, array_of, dims, ints
 
 
 def _explicit_pads(editor: Editor, node: ir.Node) -> str | None:
@@ -89,7 +89,7 @@ def _emit_global(editor: Editor, node: ir.Node, pooled_shape: tuple[int, ...]) -
     editor.swap(node, new)
 
 
-WINDOWS = {
+WINDOWS: dict[str, tuple[Rule, ...]] = {
     "Conv": (_explicit_pads,),
     "MaxPool": (_explicit_pads,),
     "AveragePool": (_explicit_pads, _global_pool),

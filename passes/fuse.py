@@ -25,8 +25,8 @@ class Fuse(Pass):
         x / 2 (1 + erf(x / sqrt 2)), and by tanh     ->  Gelu(x)
         softmax(q k^T scale + mask) v                ->  graphopt.Attention(q, k, v) or AttentionMasked
 
-    Activations and residual sums stay nodes of their own: they join the kernel before them when it is lowered. A chain is
-    folded only when nothing else reads the values in it, for otherwise the work would be done twice.
+    Activations and residual sums stay nodes of their own: they join the kernel before them when it is lowered. A chain
+    is folded only when nothing else reads the values in it, for otherwise the work would be done twice.
     """
 
     name: ClassVar[str] = "fuse"
@@ -44,14 +44,19 @@ class Fuse(Pass):
             for node in tuple(editor.graph):
                 if node.graph is None or node.domain != "":
                     continue
-                rules = (*AFFINE.get(node.op_type, ()), *PATTERNS.get(node.op_type, ()))
-                reason = next(
-                    (reason for rule in rules if node.graph is not None and (reason := rule(editor, node))), ""
-                )
-                if not reason and self.attention and node.graph is not None and node.op_type == "Softmax":
-                    reason = ATTENTION(editor, node, masks) or ""
+                reason = self._apply(editor, node, masks)
                 if reason:
                     refusals[str(node.name)] = Refusal(str(node.name), reason)
             changed = editor.modified
             editor.modified = before or changed
         return PassResult(model, editor.modified, tuple(refusals.values()))
+
+    def _apply(self, editor: Editor, node: ir.Node, masks: Masks) -> str | None:
+        """Try every rule of the operator until one rewrites the node or gives a reason."""
+        for rule in (*AFFINE.get(node.op_type, ()), *PATTERNS.get(node.op_type, ())):
+            reason = rule(editor, node)
+            if reason or node.graph is None:
+                return reason
+        if self.attention and node.op_type == "Softmax":
+            return ATTENTION(editor, node, masks)
+        return None

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor
+from graphopt.passes._edit import Editor, Rule
 from graphopt.passes._normalize_arithmetic import ARITHMETIC
 from graphopt.passes._normalize_shapes import SHAPES
 from graphopt.passes._normalize_windows import WINDOWS
 from graphopt.pipeline import Pass, PassResult, Refusal
-
-Rule = Callable[[Editor, ir.Node], str | None]
-"""Rewrites the node through the editor if it can; a sentence back is a refusal worth reporting."""
 
 RULES: dict[str, tuple[Rule, ...]] = {
     name: (*SHAPES.get(name, ()), *ARITHMETIC.get(name, ()), *WINDOWS.get(name, ()))

@@ -82,14 +82,24 @@ def winograd_weight(w: NDArray[np.generic], m: int, b: int) -> NDArray[np.generi
     taps = (m + KERNEL - 1) ** 2
     co, ci = blocks(out_channels, b), blocks(in_channels, b)
     packed = np.empty((taps, co, ci * b * b), w.dtype)
-    both = np.kron(g, g)  # [a*a, 9]: row (i, j), column (r, s)
     rows = np.zeros((kh * kw, ci * b, b))
     for block in range(co):  # one block of output channels at a time: the float64 copy stays in the cache
         lanes = w[block * b : (block + 1) * b]
         rows[:, :in_channels, : len(lanes)] = lanes.reshape(len(lanes), in_channels, kh * kw).transpose(2, 1, 0)
         rows[:, :, len(lanes) :] = 0
-        packed[:, block] = both @ rows.reshape(kh * kw, -1)
+        g_w = _along_first(g, rows.reshape(kh, kw, -1))
+        g_w_gt = _along_first(g, g_w.transpose(1, 0, 2))  # [column, row, lanes]
+        packed[:, block] = g_w_gt.transpose(1, 0, 2).reshape(taps, -1)
     return packed.reshape(taps, co, ci, b, b)
+
+
+def _along_first(g: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.float64]:
+    """sum_k g[i, k] w[k] for [3, n, lanes], by whole rows: a matrix product of depth 3 is not worth BLAS's threads."""
+    out = np.empty((len(g), *w.shape[1:]))
+    for i, factors in enumerate(g):
+        terms = [factor * w[k] for k, factor in enumerate(factors) if factor]
+        out[i] = sum(terms[1:], terms[0])
+    return out
 
 
 def _table(name: str, index: int) -> str:
