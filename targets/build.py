@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,11 @@ def library(functions: Mapping[str, Any], machine: CpuMachine) -> bytes:
 
 def _link(output: str, objects: Sequence[str], **_: object) -> None:
     """Link with the LLD that pip installs (in the `ziglang` package), so that no system compiler is needed."""
-    command = [sys.executable, "-m", "ziglang", "ld.lld", "-shared", "-z", "noexecstack", "-o", output, *objects]
+    spec = importlib.util.find_spec("ziglang")
+    if spec is None or not spec.submodule_search_locations:
+        raise GraphoptError("the package ziglang is not installed: install graphopt again with its dependencies")
+    zig = str(Path(spec.submodule_search_locations[0]) / "zig")  # without a second Python in between
+    command = [zig, "ld.lld", "-shared", "-z", "noexecstack", "-o", output, *objects]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise GraphoptError(f"linking {Path(output).name} failed: {done.stderr.strip().splitlines()[-1]}")
