@@ -123,7 +123,7 @@ def _value_problems(value: Value, values: dict[str, Value], stage: Stage) -> Ite
         yield f"weight {name} has no weights file"
     elif value.place is Place.VIEW:
         base = base_of(value, values)
-        if base is None or base.place is Place.HOST:
+        if base is None or base.shape is None or base.dtype not in ITEM_BYTES:
             yield f"view {name} leads to no value with bytes"
         elif base.nbytes != value.nbytes:
             yield f"view {name} has {value.nbytes} bytes, and {base.name!r} that it shows has {base.nbytes}"

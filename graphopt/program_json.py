@@ -174,10 +174,10 @@ def _to_stage(item: object, where: str) -> Stage:
 
 def _to_value(item: object, where: str) -> Value:
     place = item.get("place") if isinstance(item, dict) else None
-    extra = {"arena": ("offset",), "view": ("of",)}.get(place, ()) if isinstance(place, str) else ()
-    fields = _object(item, where, "name", "dtype", "shape", "place", *extra)
-    if place not in set(Place):
+    if not isinstance(place, str) or place not in set(Place):
         raise ArtifactError(f"program.json is not valid: {where}.place is {_shown(place)}")
+    extra = {"arena": ("offset",), "view": ("of",)}.get(place, ())
+    fields = _object(item, where, "name", "dtype", "shape", "place", *extra)
     return Value(
         name=_text(fields["name"], f"{where}.name"),
         dtype=_text(fields["dtype"], f"{where}.dtype"),
@@ -220,10 +220,10 @@ def _to_call(item: object, where: str) -> KernelCall:
 
 def _to_action(item: object, where: str) -> Action:
     verb = item.get("verb") if isinstance(item, dict) else None
+    if not isinstance(verb, str) or verb not in set(Verb):
+        raise ArtifactError(f"program.json is not valid: {where}.verb is {_shown(verb)}")
     extra = () if verb == Verb.RUN.value else ("peer", "values")
     fields = _object(item, where, "verb", "stage", "micro_batch", *extra)
-    if verb not in set(Verb):
-        raise ArtifactError(f"program.json is not valid: {where}.verb is {_shown(verb)}")
     return Action(
         verb=Verb(verb),
         stage=_integer(fields["stage"], f"{where}.stage"),
