@@ -197,6 +197,7 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
     common.InlinePass(criteria=lambda function: function.domain != OWN_DOMAIN)(model)
     model.ir_version = IR_VERSION
     _canonical_names(model)
+    common.NameFixPass(_Names())(model)  # before the checks, whose messages name nodes
     lift_constants(model)
     notes.extend(fix_inputs(model, shapes))
     with_skeleton(model, _check)
@@ -215,10 +216,10 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
 
 
 class _Names(common.naming.SimpleNameGenerator):
-    """Unnamed nodes are called after their operator, unnamed values after the node that computes them."""
+    """Unnamed nodes are called after their first output, unnamed values after the node that computes them."""
 
     def generate_node_name(self, node: ir.Node) -> str:
-        return node.name or node.op_type
+        return node.name or next((value.name for value in node.outputs if value.name), node.op_type)
 
     def generate_value_name(self, value: ir.Value) -> str:
         producer = value.producer()

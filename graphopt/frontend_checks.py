@@ -80,7 +80,7 @@ def _check_text(model: onnx.ModelProto) -> None:
     while stack:
         message = stack.pop()
         if isinstance(message, onnx.TensorProto):  # without ListFields, which would copy the weights
-            texts = [message.name, message.doc_string]
+            texts: list[Any] = [message.name, message.doc_string]
             stack += [*message.external_data, *message.metadata_props]
         else:
             texts = []
@@ -299,8 +299,30 @@ def _captured(attribute: onnx.AttributeProto) -> set[str]:
     return names
 
 
+_MESSAGE_FIELDS = {
+    onnx.AttributeProto.TENSOR: "t",
+    onnx.AttributeProto.GRAPH: "g",
+    onnx.AttributeProto.SPARSE_TENSOR: "sparse_tensor",
+    onnx.AttributeProto.TYPE_PROTO: "tp",
+}
+
+
 def _check_operator(node: onnx.NodeProto, scope: _Scope) -> None:
     domain = _domain(node.domain)
+    names: set[str] = set()
+    for attribute in node.attribute:
+        missing = _MESSAGE_FIELDS.get(attribute.type, "")
+        if not attribute.name or attribute.name in names:
+            raise ModelError(
+                f"node {_label(node)} has the attribute {attribute.name!r} twice or nameless; export it again"
+            )
+        if attribute.type == onnx.AttributeProto.UNDEFINED or (
+            missing and not attribute.ref_attr_name and not attribute.HasField(missing)
+        ):
+            raise ModelError(
+                f"the attribute {attribute.name} of node {_label(node)} has no value; export the model again"
+            )
+        names.add(attribute.name)
     if (domain, node.op_type, node.overload) in scope.functions or domain in _RUNTIME_DOMAINS:
         return
     if domain not in scope.opsets:
@@ -308,11 +330,12 @@ def _check_operator(node: onnx.NodeProto, scope: _Scope) -> None:
             f"node {_label(node)} is of the domain {domain or 'ai.onnx'!r}, which the model does not import; "
             "export it again"
         )
+    version = scope.opsets[domain]
     try:
-        schema = onnx.defs.get_schema(node.op_type, scope.opsets[domain], domain)
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
     except onnx.defs.SchemaError:
         raise ModelError(
-            f"node {_label(node)} uses an operator that {domain or 'ai.onnx'} {scope.opsets[domain]} does not define; "
+            f"node {_label(node)} uses an operator that {domain or 'ai.onnx'} {version} does not define; "
             "add it to the model as a function or replace it"
         ) from None
     for side, count, least, most in (
@@ -322,6 +345,16 @@ def _check_operator(node: onnx.NodeProto, scope: _Scope) -> None:
         if not least <= count <= most:
             raise ModelError(
                 f"node {_label(node)} has {count} {side}, and its operator takes {least} to {most}; correct the node"
+            )
+    for attribute in node.attribute:
+        wanted = schema.attributes.get(attribute.name)
+        if wanted is None:
+            raise ModelError(f"node {_label(node)} has no attribute {attribute.name} at opset {version}; remove it")
+        found, takes = onnx.AttributeProto.AttributeType.Name(attribute.type), str(wanted.type).rpartition(".")[2]
+        if found != takes:
+            raise ModelError(
+                f"the attribute {attribute.name} of node {_label(node)} is {found}, and its operator takes "
+                f"{takes}; correct the node"
             )
 
 

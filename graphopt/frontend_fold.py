@@ -249,4 +249,5 @@ def _infer_node(node: ir.Node, version: int, ir_version: int) -> None:
             info = ir.serde.deserialize_value_info_proto(
                 onnx.helper.make_value_info(output.name, found[output.name]), None
             )
-            output.type, output.shape = info.type or output.type, info.shape or output.shape
+            output.type = info.type
+            output.shape = info.shape if info.shape is not None else output.shape  # the shape of a scalar is false

@@ -197,7 +197,7 @@ def _possible(shape: ir.Shape) -> ir.Shape:
 def _merge(found: ir.Shape | None, declared: ir.Shape | None) -> ir.Shape | None:
     """`found`, with its open dimensions taken from `declared` where both have the same rank."""
     if found is None or declared is None:
-        return found or declared
+        return declared if found is None else found  # the shape of a scalar is false
     if found.is_static() or len(found) != len(declared):
         return found
     return ir.Shape(
@@ -212,8 +212,16 @@ def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
         text = one_line(str(error))
         # An operator defined by a function fails inside its own body on legal models (MeanVarianceNormalization).
         if text.count("Inference error(s)") < 2:
-            raise ModelError(f"shapes do not fit: {text}; correct the model or its input shapes") from error
+            raise ModelError(f"{_naming_node(text)}; correct the model or its input shapes") from error
     return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+
+
+def _naming_node(text: str) -> str:
+    """onnx's message as a sentence that begins with the node."""
+    found = re.search(r"\(op_type:([^,)]+)(?:, node name: (.*?))?\): (?:\[\w+\] )?(.*)", text)
+    if found is None:
+        return f"the shapes do not fit: {text}"
+    return f"node {found[2] or '(unnamed)'} ({found[1]}) does not fit its operands: {found[3]}"
 
 
 def one_line(text: str) -> str:

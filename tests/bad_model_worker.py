@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -60,7 +61,7 @@ def change_fields(content: bytes, rng: np.random.Generator) -> bytes:
     """Well-formed protobuf, ill-formed model: fields of nodes, tensors and types get values of other fields."""
     model = onnx.ModelProto.FromString(content)
     for _ in range(int(rng.integers(1, 4))):
-        message = model
+        message: Any = model
         while True:
             fields = [(field, value) for field, value in message.ListFields() if field.name not in ("raw_data",)]
             if not fields:
@@ -100,8 +101,8 @@ NAMES = [
 ]
 
 
-def _change(message, field, value, rng) -> None:
-    def other(old):
+def _change(message: Any, field: Any, value: Any, rng: np.random.Generator) -> None:
+    def other(old: Any) -> Any:
         if isinstance(old, bool):
             return not old
         if isinstance(old, int):
@@ -129,7 +130,7 @@ def _change(message, field, value, rng) -> None:
         pass  # the value does not fit the field
 
 
-def _rearrange(repeated, rng) -> None:
+def _rearrange(repeated: Any, rng: np.random.Generator) -> None:
     place = int(rng.integers(len(repeated)))
     if rng.random() < 0.5:
         repeated.add().CopyFrom(repeated[place])
@@ -138,6 +139,11 @@ def _rearrange(repeated, rng) -> None:
     else:
         source = repeated[place]
         repeated[int(rng.integers(len(repeated)))].MergeFrom(type(source).FromString(source.SerializeToString()))
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -154,18 +160,17 @@ def main() -> None:
         for seed in range(first, last):
             kind, mutated = mutate(content, seed)
             damaged.write_bytes(mutated)
-            sys.stdout.write(f"start {seed} {kind}" + "\n")
-            signal.alarm(
-                seconds
-            )  # its default action ends the process: a hang inside C++ cannot be interrupted otherwise
+            say(f"start {seed} {kind}")
+            # The default action ends the process: a hang inside C++ cannot be interrupted otherwise.
+            signal.alarm(seconds)
             try:
                 load(damaged)
             except GraphoptError as error:
-                sys.stdout.write(f"refused {seed} {error}" + "\n")
+                say(f"refused {seed} {error}")
             else:
-                sys.stdout.write(f"loaded {seed}" + "\n")
+                say(f"loaded {seed}")
             signal.alarm(0)
-            if any(Path(folder).iterdir()) and sorted(item.name for item in Path(folder).iterdir()) != ["model.onnx"]:
+            if [item.name for item in Path(folder).iterdir()] != ["model.onnx"]:
                 raise AssertionError("load wrote a file")
 
 
