@@ -1,0 +1,51 @@
+"""Options that several commands share, and the values they take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphopt.errors import GraphoptError
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file, or zoo:NAME (see `graphopt models`).")]
+ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="What `graphopt compile` wrote.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shapes", metavar="NAME:DxDxD", help="Static shape of an input; repeat, or separate with commas."),
+]
+Passes = Annotated[
+    str | None, typer.Option("--passes", metavar="SPEC", help="The pipeline, as `graphopt passes` shows it.")
+]
+Target = Annotated[str, typer.Option("--target", metavar="NAME", help="Hardware to compile for.")]
+NoFallback = Annotated[bool, typer.Option("--no-fallback", help="Fail if a node would need ONNX Runtime.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads of every kernel; default one per physical core.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the random inputs.")]
+Ranks = Annotated[int, typer.Option("--ranks", metavar="N", min=1, help="Pipeline stages, one process each.")]
+
+
+def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of repeated `--shapes` options, None where there are none.
+
+    Raises:
+        GraphoptError: a text is no shape.
+    """
+    if not texts:
+        return None
+    from graphopt.frontend import parse_shapes as parse
+
+    return dict(parse(",".join(texts)))
+
+
+def check_output(path: Path, flag: str) -> Path:
+    """`path`, if a file can be written there; checked before long work begins.
+
+    Raises:
+        GraphoptError: its folder does not exist.
+    """
+    if not path.absolute().parent.is_dir():
+        raise GraphoptError(f"{flag} {path}: the folder {path.parent} does not exist; make it first")
+    return path

@@ -1,0 +1,19 @@
+"""Progress of long work: a spinner on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def progress(first: str) -> Iterator[Callable[[str], None]]:
+    """Shows `first` on stderr until told otherwise; the function it gives changes the text."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from graphopt.cli._screen import spinner
+
+    with spinner(first) as update:
+        yield update

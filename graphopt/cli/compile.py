@@ -1,0 +1,106 @@
+"""`graphopt compile`: a model becomes an artifact."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphopt.cli import _options as options
+from graphopt.cli._progress import progress
+from graphopt.errors import GraphoptError
+from graphopt.report.document import Report
+
+EXAMPLES = (
+    "graphopt compile model.onnx -o model.gopt --shapes x:1x3x224x224 --verify ends",
+    "graphopt compile zoo:resnet18 --explain",
+)
+
+SUFFIX = ".gopt"
+_PHASES = {
+    "load": "reading the model",
+    "passes": "rewriting the graph",
+    "lower": "lowering and planning memory",
+    "build": "generating code",
+    "verify": "comparing with ONNX Runtime",
+}
+
+
+class Verify(StrEnum):
+    """What is compared with ONNX Runtime while compiling."""
+
+    OFF = "off"
+    ENDS = "ends"
+    EACH = "each"
+
+
+_VERIFIED = {
+    Verify.OFF: "no (--verify ends compares the program with ONNX Runtime)",
+    Verify.ENDS: "the program agrees with ONNX Runtime",
+    Verify.EACH: "every pass and the program agree with ONNX Runtime",
+}
+
+
+def command(
+    model: options.Model,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT.gopt", help="Where to write; default NAME.gopt in this folder."),
+    ] = None,
+    target: options.Target = "llvm",
+    shapes: options.Shapes = None,
+    passes: options.Passes = None,
+    verify: Annotated[
+        Verify, typer.Option("--verify", help="Compare with ONNX Runtime: the ends, or every pass too.")
+    ] = Verify.OFF,
+    dump: Annotated[
+        Path | None, typer.Option("--dump", metavar="DIR", help="Write the model after every pass there.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show every choice with its cost, and every refusal with its reason.")
+    ] = False,
+    ranks: options.Ranks = 1,
+    micro_batches: Annotated[
+        int, typer.Option("--micro-batches", metavar="M", min=1, help="A run takes M times the batch, in M pieces.")
+    ] = 1,
+    no_fallback: options.NoFallback = False,
+    seed: options.Seed = 0,
+) -> Report:
+    """Compile a model into an artifact that `graphopt run` executes."""
+    file = output if output is not None else Path(default_name(model))
+    options.check_output(file, "-o")
+    if dump is not None and dump.exists() and not dump.is_dir():
+        raise GraphoptError(f"--dump {dump} is a file; name a folder")
+    with progress("starting") as say:
+        from graphopt.compiler import compile_model
+        from graphopt.report import compilation as reporting
+
+        compilation = compile_model(
+            model,
+            target=target,
+            shapes=options.parse_shapes(shapes),
+            passes=passes,
+            verify=verify.value,
+            dump=dump,
+            ranks=ranks,
+            micro_batches=micro_batches,
+            fallback=not no_fallback,
+            seed=seed,
+            progress=lambda phase: say(_PHASES.get(phase, phase)),
+        )
+        say("writing the artifact")
+        compilation.artifact.save(file)
+    blocks = reporting.summary(compilation, model, file, _VERIFIED[verify])
+    if explain:
+        blocks += reporting.explanation(compilation)
+    return Report(reporting.document(compilation, file), blocks)
+
+
+def default_name(model: str) -> str:
+    """`resnet50.gopt` for `models/resnet50.onnx` and for `zoo:light/resnet50`."""
+    last = model.removeprefix("zoo:").rstrip("/").rpartition("/")[2]
+    stem = last.removesuffix(".onnx")
+    return (re.sub(r"[^\w.+-]", "_", stem).lstrip(".") or "model") + SUFFIX

@@ -1,0 +1,39 @@
+"""`graphopt passes`: what a pipeline can be made of."""
+
+from __future__ import annotations
+
+from graphopt.report.document import Block, Report, Table
+
+EXAMPLES = ("graphopt passes", "graphopt compile model.onnx --passes 'normalize,fuse,select-conv{max-error=1e-7}'")
+
+
+def command() -> Report:
+    """List the passes, their options, and the pipeline that `graphopt compile` uses by default."""
+    from graphopt.passes import DEFAULT, PASSES
+    from graphopt.pipeline import load_pass
+
+    found = {name: load_pass(name) for name in PASSES}
+    heads = {name: (each.__doc__ or "").strip().splitlines()[0] for name, each in found.items()}
+    document = {
+        "default": DEFAULT,
+        "passes": [
+            {
+                "name": name,
+                "summary": heads[name],
+                "options": [
+                    {"name": option.name, "kind": option.kind, "default": option.default, "help": option.help}
+                    for option in each.options()
+                ],
+            }
+            for name, each in found.items()
+        ],
+    }
+    blocks: list[Block] = [Table(("pass", "what it does"), tuple(heads.items()))]
+    rows = tuple(
+        (name, option.name, option.kind, option.default, option.help)
+        for name, each in found.items()
+        for option in each.options()
+    )
+    blocks.append(Table(("pass", "option", "kind", "default", "meaning"), rows, "Options"))
+    blocks.append(f"Default pipeline: {DEFAULT}")
+    return Report(document, blocks)

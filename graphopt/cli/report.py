@@ -1,0 +1,50 @@
+"""`graphopt report`: what an artifact holds, its memory plan as a picture."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphopt.cli import _options as options
+from graphopt.report.document import Report
+
+EXAMPLES = ("graphopt report model.gopt", "graphopt report model.gopt --svg plan.svg")
+
+
+def command(
+    context: typer.Context,
+    artifact: options.ArtifactPath,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="Draw the memory plan: time by offset.")
+    ] = None,
+) -> Report:
+    """Show what is in an artifact: target, stages, choices, memory plan, fallbacks."""
+    if svg is not None:
+        options.check_output(svg, "--svg")
+    from graphopt.artifact import open_artifact
+    from graphopt.report import contents, memory_plan
+
+    opened = open_artifact(artifact, check_cpu=False)  # any machine may look at it
+    full, free = ("█", "·") if context.obj.terminal else ("#", ".")
+    blocks = contents.blocks(opened, full, free)
+    if svg is not None:
+        _write(svg, memory_plan.svg([memory_plan.plan(stage) for stage in opened.program.stages]))
+        blocks.append(f"The memory plan is drawn in {svg}.")
+    return Report({"artifact": str(artifact), **contents.document(opened)}, blocks)
+
+
+def _write(path: Path, text: str) -> None:
+    """Beside and renamed."""
+    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.absolute().parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(draft, 0o644)
+        os.replace(draft, path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,71 @@
+"""How far outputs are from what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from graphopt.report.document import Table
+from graphopt.verify import EXACT, TOLERANCES, compare
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One output: its largest absolute difference, the largest that is allowed, and what is wrong, if anything.
+
+    `largest` and `allowed` are None for outputs that are not numbers.
+    """
+
+    output: str
+    dtype: str
+    shape: str
+    largest: float | None
+    allowed: float | None
+    problem: str
+
+
+def differences(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[Difference]:
+    """One per output of `expected`, by the bound of `graphopt.verify`."""
+    found = []
+    for name, value in expected.items():
+        problems = compare({name: value}, actual)
+        largest, allowed = _distance(value, actual.get(name))
+        shape = "x".join(map(str, np.shape(value))) if isinstance(value, np.ndarray) else "?"
+        dtype = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
+        found.append(Difference(name, dtype, shape, largest, allowed, problems[0].message if problems else ""))
+    return found
+
+
+def table(found: list[Difference]) -> Table:
+    """One row per output."""
+    rows = tuple(
+        (each.output, each.dtype, each.shape, _number(each.largest), _number(each.allowed), each.problem or "equal")
+        for each in found
+    )
+    columns = ("output", "dtype", "shape", "largest difference", "allowed", "verdict")
+    return Table(columns, rows, right=("largest difference", "allowed"))
+
+
+def document(found: list[Difference]) -> list[dict[str, Any]]:
+    """JSON objects."""
+    return [asdict(each) for each in found]
+
+
+def _distance(expected: Any, actual: Any) -> tuple[float | None, float | None]:
+    both = isinstance(expected, np.ndarray) and isinstance(actual, np.ndarray)
+    if not both or expected.shape != actual.shape or expected.dtype != actual.dtype or not expected.size:
+        return None, None
+    if expected.dtype.hasobject or expected.dtype.kind in "cSU":
+        return None, None
+    x, y = expected.astype(np.float64), actual.astype(np.float64)
+    finite = np.isfinite(x) & np.isfinite(y)
+    tolerance = TOLERANCES.get(expected.dtype.name, EXACT)
+    largest = float(np.abs(x[finite] - y[finite]).max(initial=0.0))
+    return largest, tolerance.atol + tolerance.rtol * float(np.abs(x[finite]).max(initial=0.0))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

@@ -1,0 +1,163 @@
+"""The memory plan of a stage as a picture: when each value lives, and where in the arena it lies."""
+
+from __future__ import annotations
+
+import colorsys
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from graphopt.program import FallbackSegment, Place, Stage
+from graphopt.report.units import nbytes
+
+LINES = 40
+"""Lines of a picture in text; a stage of more steps is shown a few steps per line."""
+
+_WIDTH, _HEIGHT, _MARGIN, _LEGEND = 1100, 420, 60, 46
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """One value of the arena: live in steps `first` to `last`, both included, at bytes `offset` to `offset + size`."""
+
+    name: str
+    first: int
+    last: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The arena of a stage over its steps: step 0 takes the inputs, the last gives the outputs."""
+
+    stage: int
+    steps: tuple[str, ...]
+    rectangles: tuple[Rectangle, ...]
+    arena: int
+    lower_bound: int
+
+
+def plan(stage: Stage) -> Plan:
+    """The picture's data, from the calls of the stage."""
+    values = {value.name: value for value in stage.values}
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    names = []
+    for step, (title, used) in enumerate(_steps(stage)):
+        names.append(title)
+        for name in used:
+            value = values[name]
+            while value.place is Place.VIEW:
+                value = values[value.of]
+            if value.place is Place.ARENA:
+                first.setdefault(value.name, step)
+                last[value.name] = step
+    rectangles = tuple(
+        Rectangle(name, first[name], last[name], values[name].offset, values[name].nbytes) for name in first
+    )
+    return Plan(stage.index, tuple(names), rectangles, stage.arena_bytes, stage.arena_lower_bound)
+
+
+def _steps(stage: Stage) -> Iterator[tuple[str, Sequence[str]]]:
+    yield "inputs", stage.inputs
+    for segment in stage.segments:
+        if isinstance(segment, FallbackSegment):
+            yield segment.model, (*segment.inputs, *segment.outputs)
+        else:
+            for call in segment.calls:
+                yield call.symbol, (*call.inputs, *call.outputs, *call.scratch)
+    yield "outputs", stage.outputs
+
+
+def text(found: Plan, width: int = 64, full: str = "#", free: str = ".") -> str:
+    """One line per step (or few steps), the arena from left to right; a value that lives is `full`."""
+    head = f"stage {found.stage}: arena {nbytes(found.arena)}, lower bound {nbytes(found.lower_bound)}"
+    if not found.arena:
+        return head
+    head += f", {full} is in use, one column is {nbytes(-(-found.arena // width))}"
+    stride = -(-len(found.steps) // LINES)
+    lines = [head]
+    digits = len(str(len(found.steps) - 1))
+    for start in range(0, len(found.steps), stride):
+        end = min(start + stride, len(found.steps)) - 1
+        alive = [each for each in found.rectangles if each.first <= end and each.last >= start]
+        cells = [free] * width
+        for each in alive:
+            low = each.offset * width // found.arena
+            high = -(-(each.offset + each.size) * width // found.arena)
+            cells[low:high] = [full] * (min(high, width) - low)
+        live = max(
+            sum(each.size for each in alive if each.first <= step <= each.last) for step in range(start, end + 1)
+        )
+        lines.append(f"{start:>{digits}} {''.join(cells)} {nbytes(live):>8}  {found.steps[start]}")
+    return "\n".join(lines)
+
+
+def svg(plans: Sequence[Plan]) -> str:
+    """A drawing: time to the right, offset upwards, one rectangle per value, one panel per stage."""
+    height = len(plans) * (_HEIGHT + _LEGEND + _MARGIN)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
+    ]
+    for index, each in enumerate(plans):
+        parts += _panel(each, index * (_HEIGHT + _LEGEND + _MARGIN) + _LEGEND)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _panel(found: Plan, top: int) -> Iterator[str]:
+    right = _WIDTH - 2 * _MARGIN
+    steps, arena = max(len(found.steps), 1), max(found.arena, 1)
+
+    def x(step: int) -> float:
+        return _MARGIN * 1.5 + step * right / steps
+
+    def y(offset: int) -> float:
+        return top + _HEIGHT - offset * _HEIGHT / arena
+
+    bound = f"lower bound {nbytes(found.lower_bound)}"
+    yield (
+        f'<text x="{x(0):.0f}" y="{top - 16}" font-size="15">Stage {found.stage}: arena {nbytes(found.arena)}, '
+        f"{bound}, {len(found.rectangles)} values over {len(found.steps)} steps</text>"
+    )
+    yield (f'<rect x="{x(0):.1f}" y="{top}" width="{right}" height="{_HEIGHT}" fill="#f4f4f4" stroke="#888"/>')
+    for each in found.rectangles:
+        title = f"{each.name}: {nbytes(each.size)} at {each.offset}, steps {each.first} to {each.last}"
+        wide, high = x(each.last + 1) - x(each.first), each.size * _HEIGHT / arena
+        yield (
+            f'<rect x="{x(each.first):.1f}" y="{y(each.offset + each.size):.1f}" width="{wide:.1f}" '
+            f'height="{max(high, 0.5):.1f}" fill="{_colour(each.name)}" stroke="white" stroke-width="0.5">'
+            f"<title>{escape(title)}</title></rect>"
+        )
+        label = each.name if len(each.name) * 6.5 < wide else ""
+        if label and high > 14:
+            yield (
+                f'<text x="{x(each.first) + 3:.1f}" y="{y(each.offset + each.size) + high / 2 + 4:.1f}" '
+                f'font-size="11" pointer-events="none">{escape(label)}</text>'
+            )
+    if 0 < found.lower_bound < found.arena:
+        yield (
+            f'<line x1="{x(0):.1f}" x2="{x(steps):.1f}" y1="{y(found.lower_bound):.1f}" '
+            f'y2="{y(found.lower_bound):.1f}" stroke="#c00" stroke-dasharray="6 4"/>'
+        )
+    for share in range(5):
+        offset = found.arena * share // 4
+        yield (
+            f'<text x="{x(0) - 6:.1f}" y="{y(offset) + 4:.1f}" text-anchor="end" fill="#444">{nbytes(offset)}</text>'
+        )
+    for step in range(0, steps, max(steps // 10, 1)):
+        yield (
+            f'<text x="{(x(step) + x(step + 1)) / 2:.1f}" y="{top + _HEIGHT + 16}" text-anchor="middle" '
+            f'fill="#444">{step}</text>'
+        )
+    yield f'<text x="{x(0) + right / 2:.0f}" y="{top + _HEIGHT + 34}" text-anchor="middle" fill="#444">step</text>'
+
+
+def _colour(name: str) -> str:
+    """A light colour that is always the same for a name."""
+    hue = zlib.crc32(name.encode()) % 360 / 360
+    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.72, 0.55))
+    return f"#{red:02x}{green:02x}{blue:02x}"
