@@ -24,8 +24,9 @@ WINOGRAD_PRODUCT_RATE = 0.7
 WINOGRAD_TRANSFORM_RATE = 0.15
 IM2COL_RATE = 0.6
 DEPTHWISE_RATE = 0.25
-PLANAR_RATE = 0.04
-"""Fractions of the peak. A standard NCHW convolution has no schedule of ours, hence the last one."""
+PLANAR_RATE = 0.4
+PLANAR_ROW_RATE = 0.03
+"""Fractions of the peak: a product of patches per group, and the share of one row of its register tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,12 @@ def im2col(machine: Machine, s: ConvShape) -> float:
 
 
 def planar(machine: Machine, s: ConvShape) -> float:
-    """Seconds of a standard NCHW `Conv`."""
-    values = s.n * (s.c * s.h * s.w + s.o * s.oh * s.ow) + s.o * s.c // s.group * s.kh * s.kw
-    return _seconds(machine, s.flops / PLANAR_RATE, values, s.itemsize)
+    """Seconds of a standard NCHW `Conv`: patches of each group times its weights; few outputs per group fill no tile."""
+    depth = s.c // s.group * s.kh * s.kw
+    values = s.n * (s.c * s.h * s.w + s.o * s.oh * s.ow) + s.o * depth
+    rate = min(PLANAR_RATE, PLANAR_ROW_RATE * (s.o // s.group))
+    patches = 2 * s.n * s.group * depth * s.oh * s.ow
+    return _seconds(machine, s.flops / rate, values, s.itemsize) + patches * s.itemsize / machine.bandwidth
 
 
 def transform(machine: Machine, nbytes: int) -> float:

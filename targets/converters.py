@@ -244,9 +244,16 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     begins = _begin_pads(c, image, kernel, strides, dilations, out[2:])
     batch, channels = shape_of(x)[:2]
     per_group = out[1] // groups
+    if groups == 1 and math.prod(out[2:]) == 1 and kernel == image and not any(begins):
+        # One output position that sees the whole image: a matrix product, with the weights on the streaming side.
+        depth = channels * math.prod(kernel)
+        y = _product(c, c.reshape(x, (batch, depth)), c.reshape(w, (out[1], depth)), out, True, 1 + rank)
+        if bias is None:
+            return y
+        return c.builder.emit(relax.op.add(y, c.reshape(bias, (1, out[1], *(1,) * rank))))
     a = c.reshape(w, (groups, per_group, channels // groups * math.prod(kernel)))
     positions = math.prod(out[2:])
-    tile = gemm.choose_tile(per_group, positions, c.machine, dtype_of(x))
+    tile = gemm.choose_tile(per_group, positions, channels // groups * math.prod(kernel), c.machine, dtype_of(x))
     panels = c.te(
         "patches",
         lambda v: gemm.pack_patches(v, groups, kernel, strides, begins, dilations, out[2:], tile.width),
@@ -256,7 +263,6 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     parts = (1, 1, rank)
     if bias is None:
         return c.te("gemm", lambda p, q: gemm.compute(p, q, out, parts, tile.rows, groups), a, panels, pattern=EPILOGUE)
-    del batch
     return c.te(
         "gemm", lambda p, q, r: gemm.compute(p, q, out, parts, tile.rows, groups, r), a, panels, bias, pattern=EPILOGUE
     )
@@ -284,17 +290,20 @@ def _begin_pads(
 # ---------------------------------------------------------------- matrix products
 
 
-def _product(c: Context, a: Any, b: Any, out: tuple[int, ...], transposed: bool = False) -> Any:
-    """a[..., M, K] times b[..., K, N] ([..., N, K] if transposed) whose batch axes are equal, or absent on one side."""
+def _product(c: Context, a: Any, b: Any, out: tuple[int, ...], transposed: bool = False, trailing: int = 1) -> Any:
+    """a[..., M, K] times b[..., K, N] ([..., N, K] if transposed) whose batch axes are equal, or absent on one side.
+
+    The last `trailing` axes of `out` hold N.
+    """
     sa, sb = shape_of(a), shape_of(b)
     k = sa[-1]
     n = sb[-2] if transposed else sb[-1]
     right_batch = math.prod(sb[:-2])
     if right_batch == 1:  # every leading axis of the left side is one more row
-        batch, m, parts = 1, math.prod(sa[:-1]), (0, len(out) - 1, 1)
+        batch, m, parts = 1, math.prod(sa[:-1]), (0, len(out) - trailing, trailing)
     else:
         batch, m, parts = math.prod(sa[:-2]), sa[-2], (len(out) - 2, 1, 1)
-    tile = gemm.choose_tile(m, n, c.machine, dtype_of(a))
+    tile = gemm.choose_tile(m, n, k, c.machine, dtype_of(a))
     right = c.reshape(b, (right_batch, sb[-2], sb[-1]))
     panels = c.te("pack", lambda v: gemm.pack(v, tile.width, transposed), right, pattern=OPAQUE)
     left = c.reshape(a, (batch, m, k))

@@ -19,7 +19,7 @@ from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from graphopt.program import ITEM_BYTES
-from graphopt.targets import converters
+from graphopt.targets import converters, converters_standard, refusals
 from graphopt.targets.machine import CpuMachine
 
 SMALL_FLOATS = 16
@@ -88,13 +88,19 @@ def import_nodes(
         parameters.append(parameter)
     for value in _constants(nodes, outputs):
         _bind_constant(scope, value)
+    failure: Exception | None = None
     with builder.function("main", params=[*parameters, *scope.parameters]):
         with builder.dataflow():
-            for node in nodes:
-                _convert(scope, node, opsets)
-            results = [scope.expressions[value] for value in outputs]
+            try:
+                for node in nodes:
+                    _convert(scope, node, opsets)
+                results = [scope.expressions[value] for value in outputs]
+            except Exception as error:  # noqa: BLE001  the builder complains on stderr unless its blocks are closed
+                failure, results = error, []
             result = builder.emit_output(relax.Tuple(results))
         builder.emit_func_output(result)
+    if failure is not None:
+        raise failure
     return Imported(
         builder.get(),
         tuple(str(value.name) for value in inputs),
@@ -146,11 +152,12 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
     if reason is not None:
         raise NotSupported(reason)
     inputs = [None if value is None else scope.expressions[value] for value in node.inputs]
-    custom = converters.lookup(node)
     result = NotImplemented
-    if custom is not None:
-        result = custom(converters.Context(scope.builder, scope.machine, node), inputs)
-    if result is NotImplemented:
+    for converter in _converters(node):
+        result = converter(converters.Context(scope.builder, scope.machine, node), inputs)
+        if result is not NotImplemented:
+            break
+    else:
         result = _convert_with_tvm(scope, node, inputs, opsets.get("", 1))
     results = (
         list(result.fields) if isinstance(result, relax.Tuple) else result if isinstance(result, list) else [result]
@@ -164,6 +171,19 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
         if expression is None:  # an output that nobody reads
             continue
         scope.expressions[value] = _checked(scope, value, expression)
+
+
+def _converters(node: ir.Node) -> list[converters.Converter]:
+    """Our converters of `node` in the order in which they are tried."""
+    if 0 in _shape(node.outputs[0]) and node.domain in ("", "ai.onnx"):
+        return [converters_standard.nothing]
+    found = (converters.lookup(node), converters_standard.lookup(node))
+    return [converter for converter in found if converter is not None]
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    described = value_type(value)
+    return () if described is None else described[1]
 
 
 def _checked(scope: _Scope, value: ir.Value, expression: Any) -> Any:
@@ -182,6 +202,8 @@ def _checked(scope: _Scope, value: ir.Value, expression: Any) -> Any:
     except TypeError:
         raise NotSupported(f"value {value.name} has a shape that is not known before run time") from None
     dtype = str(found.dtype)
+    if shape != expected[1] and all(d == 1 for d in (*shape, *expected[1])):  # TVM has few scalars: one element is one
+        expression, shape = scope.builder.emit(relax.op.reshape(expression, expected[1])), expected[1]
     if (dtype, shape) != expected:
         raise NotSupported(
             f"value {value.name} would become {dtype}{list(shape)} instead of {expected[0]}{list(expected[1])}"
@@ -195,13 +217,13 @@ def refusal(node: ir.Node) -> str | None:
     if domain not in ("", "ai.onnx", "graphopt"):
         return f"operators of the domain {domain} have no native form"
     if domain == "graphopt":
-        return None if converters.lookup(node) else f"graphopt.{node.op_type} has no kernel on this target"
+        return None if _converters(node) else f"graphopt.{node.op_type} has no kernel on this target"
     if any(
         isinstance(a, ir.Attr) and a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         for a in node.attributes.values()
     ):
         return f"{node.op_type} holds subgraphs, which have no native form"
-    if converters.lookup(node) is None and node.op_type not in onnx_frontend._get_convert_map():
+    if not _converters(node) and node.op_type not in onnx_frontend._get_convert_map():
         return f"{node.op_type} has no native form"
     return None
 
@@ -209,7 +231,7 @@ def refusal(node: ir.Node) -> str | None:
 def _convert_with_tvm(scope: _Scope, node: ir.Node, inputs: list[Any], opset: int) -> Any:
     if node.domain == "graphopt" or node.op_type not in onnx_frontend._get_convert_map():
         raise NotSupported(f"{node.op_type} has no native form for these types and attributes")
-    wrong = converters.WRONG_IN_TVM.get(node.op_type)
+    wrong = refusals.WRONG_IN_TVM.get(node.op_type)
     if wrong is not None and (reason := wrong(node)) is not None:
         raise NotSupported(reason)
     importer = onnx_frontend.ONNXGraphImporter({}, "float32")

@@ -11,7 +11,7 @@ from graphopt.targets.kernels import conv_direct, conv_winograd, depthwise, gemm
 from graphopt.targets.kernels.common import Block, blocks_of
 from graphopt.targets.machine import CpuMachine
 
-Rule = Callable[[s_tir.Schedule, Block, CpuMachine], None]
+Rule = Callable[[s_tir.Schedule, Block, CpuMachine], s_tir.Schedule | None]
 
 RULES: dict[str, Rule] = {
     conv_direct.NAME: conv_direct.schedule,
@@ -30,12 +30,16 @@ def apply(function: Any, machine: CpuMachine) -> tuple[Any, str]:
     Every schedule computes the same function, so a rule that a shape defeats costs speed and nothing else.
     """
     sch = s_tir.Schedule(function)
-    anchor = next((block for block in blocks_of(sch) if block.rule), None)
+    try:
+        blocks = blocks_of(sch)
+    except s_tir.ScheduleError:  # TVM wrote its loops by hand (scatter): nothing to schedule
+        return function, "it is no compute definition, it runs on one core"
+    anchor = next((block for block in blocks if block.rule), None)
     note = ""
     if anchor is not None:
         try:
-            RULES[anchor.rule](sch, anchor, machine)
-            return sch.mod["main"], note
+            done = RULES[anchor.rule](sch, anchor, machine)
+            return (done or sch).mod["main"], note
         except (s_tir.ScheduleError, ValueError, TypeError) as error:
             note = (
                 f"the schedule rule {anchor.rule} does not fit its shape ({str(error).strip().splitlines()[-1][:120]})"

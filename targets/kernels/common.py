@@ -48,23 +48,18 @@ def inline_after(schedule: s_tir.Schedule, anchor: Block) -> Any:
     return blocks[-1].rv
 
 
-def flatten(schedule: s_tir.Schedule, block: Any, start: int, stop: int) -> None:
-    """Make one iterator of the spatial iterators start..stop-1 of `block`.
+def renumber(schedule: s_tir.Schedule, block: Any, index_map: Any) -> s_tir.Schedule:
+    """A schedule of the same function in which the iterators of `block` are a bijective function of the old ones.
 
-    Fusing the loops alone would hide from `compute_at` that a tile of the fused loop reads a contiguous range.
+    Fusing loops alone would hide from `compute_at` that a tile of the fused loop reads a contiguous range. The indices
+    are simplified with the iterators' ranges known, which the primitive itself does not do.
     """
+    name = str(schedule.get(block).name_hint)
     iterators = schedule.get(block).iter_vars
-    extents = [int(iterator.dom.extent) for iterator in iterators]
-
-    def index_map(*index: Any) -> list[Any]:
-        flat = index[start]
-        for axis in range(start + 1, stop):
-            flat = flat * extents[axis] + index[axis]
-        return [*index[:start], flat, *index[stop:]]
-
-    if stop - start > 1:
-        kind = str(iterators[0].var.ty.dtype)
-        schedule.transform_block_layout(block, tirx.IndexMap.from_func(index_map, ndim=len(extents), index_dtype=kind))
+    kind = str(iterators[0].var.ty.dtype)
+    bound = tirx.IndexMap.from_func(index_map, ndim=len(iterators), index_dtype=kind)
+    schedule.transform_block_layout(name, bound)
+    return s_tir.Schedule(s_tir.transform.StmtSimplify()(schedule.mod))
 
 
 def dtype_of(schedule: s_tir.Schedule, block: Any) -> str:

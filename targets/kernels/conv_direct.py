@@ -16,11 +16,12 @@ from tvm import s_tir, te, tirx
 from graphopt.targets.kernels.common import (
     RULE,
     Block,
+    blocks_of,
     const,
     dims,
-    flatten,
     inline_after,
     padded_tile,
+    renumber,
     round_up,
 )
 from graphopt.targets.machine import CpuMachine
@@ -60,7 +61,9 @@ def tile_shape(out_width: int, vectors: int, machine: CpuMachine) -> tuple[int, 
     return best
 
 
-def compute(x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tuple[int, int], machine: CpuMachine) -> Any:
+def compute(
+    x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tuple[int, int], machine: CpuMachine
+) -> Any:
     """The convolution of an input that is already padded.
 
     A 1x1 convolution with stride 1 runs over all positions of the map as one row, where tiles fit better.
@@ -103,19 +106,21 @@ def compute(x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tupl
     return te.compute((n, co, out_h, out_w, b), finish, name="bias")
 
 
-def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
+def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.Schedule:
     """Parallel over (batch, channel tile, row); the epilogue runs on the accumulators' tile before it is stored."""
-    conv = anchor.rv
     width, (_, _, _, bi) = anchor.spatial[3], anchor.reduce
-    annotations = sch.get(conv).annotations
+    annotations = sch.get(anchor.rv).annotations
     columns, count = tile_shape(width, int(annotations["graphopt.vectors"]), machine)
     last = inline_after(sch, anchor)
     flat = int(annotations["graphopt.flat"])
     if flat:
-        flatten(sch, last, 2, 4)
+        map_width = int(sch.get(last).iter_vars[3].dom.extent)
+        sch = renumber(sch, last, lambda n, co, oh, ow, lane: [n, co, oh * map_width + ow, lane])
+        last = blocks_of(sch)[-1].rv
         n, co, ow, lane = sch.get_loops(last)
     else:
         n, co, oh, ow, lane = sch.get_loops(last)
+    conv = sch.get_sblock(anchor.name)
     co_out, co_in = sch.split(co, [None, count])
     if flat:
         ow_out, ow_in = sch.split(ow, [None, columns])
@@ -140,3 +145,4 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
     sch.unroll(zero_co)
     sch.unroll(zero_ow)
     sch.vectorize(zero_lane)
+    return sch

@@ -11,13 +11,25 @@ independent sums hide the latency. With many rows the register tile is rows x ve
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import s_tir, te, tirx
 
-from graphopt.targets.kernels.common import RULE, Block, const, dims, dtype_of, flatten, inline_after, padded_tile, round_up
+from graphopt.program import ITEM_BYTES
+from graphopt.targets.kernels.common import (
+    RULE,
+    Block,
+    blocks_of,
+    const,
+    dims,
+    dtype_of,
+    inline_after,
+    padded_tile,
+    renumber,
+    round_up,
+)
 from graphopt.targets.machine import CpuMachine
 
 NAME = "gemm"
@@ -31,19 +43,24 @@ class Tile:
     width: int
 
 
-def choose_tile(m: int, n: int, machine: CpuMachine, dtype: str) -> Tile:
+def choose_tile(m: int, n: int, k: int, machine: CpuMachine, dtype: str) -> Tile:
     """The register tile with the fewest estimated cycles per step of K over the whole (padded) output."""
     lanes, registers = machine.lanes(dtype), machine.level.registers
     best, best_cost = Tile(1, lanes), math.inf
     for vectors in range(1, 9):
         limit = (registers - vectors - 1) // vectors
+        if k * ITEM_BYTES[dtype] % 4096 == 0:
+            limit = min(limit, 8)  # rows a multiple of 4 KiB apart share one set of the first-level cache: 8 to 12 ways
         if limit < 1 or (vectors > 1 and (vectors - 1) * lanes >= n):
             continue
         for rows in sorted({padded_tile(m, limit), min(m, limit)}, reverse=True):
-            tiles = math.ceil(n / (vectors * lanes))
-            cycles = math.ceil(m / rows) * max(rows * vectors / 2, (rows + vectors) / 2, 4)
-            # With one row of tiles each weight is used once: the bytes read, padding included, decide.
-            cost = tiles * (vectors * 8 + cycles) if m <= rows else tiles * cycles
+            rows_of_tiles, panels = math.ceil(m / rows), math.ceil(n / (vectors * lanes))
+            # Multiply-adds, loads and latency bound a step; panels stream from the second-level cache at about four
+            # cycles a vector, of which most hides behind the arithmetic; broadcasts from the first.
+            cycles = max(rows * vectors / 2, (rows + vectors) / 2, 4) + vectors / 4 + rows / 10
+            tasks = round_up(rows_of_tiles * panels, machine.cores)
+            # With one row of tiles each weight is read once, from memory: the bytes, padding included, decide.
+            cost = panels * (vectors * 8 + cycles) if rows_of_tiles == 1 else tasks * cycles
             if cost < best_cost * 0.995:
                 best, best_cost = Tile(rows, vectors * lanes), cost
     return best
@@ -146,30 +163,52 @@ def compute(
     return te.compute(tuple(shape), finish, name="finish")
 
 
-def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
+def _product_axes(sch: s_tir.Schedule, last: Any, parts: list[int], groups: int) -> Callable[..., list[Any]]:
+    """The map from the output's indices to (batch, m, n)."""
+    extents = [int(iterator.dom.extent) for iterator in sch.get(last).iter_vars]
+    height = extents[parts[0]] // groups
+
+    def index_map(*index: Any) -> list[Any]:
+        axes: list[Any] = []
+        start = 0
+        for length in parts:
+            flat: Any = tirx.IntImm(index[0].ty.dtype, 0)
+            for axis in range(start, start + length):
+                flat = flat * extents[axis] + index[axis]
+            axes.append(flat)
+            start += length
+        batch, m, n = axes
+        if groups > 1:
+            batch, m = batch * groups + tirx.floordiv(m, height), tirx.floormod(m, height)
+        return [batch, m, n]
+
+    return index_map
+
+
+def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.Schedule:
     """Parallel over (batch, panel, row tile), rows innermost, so that a panel stays in the second-level cache."""
-    gemm = anchor.rv
     width = anchor.spatial[3]
-    annotations = sch.get(gemm).annotations
+    annotations = sch.get(anchor.rv).annotations
     rows, groups = int(annotations["graphopt.rows"]), int(annotations["graphopt.groups"])
     parts = [int(p) for p in annotations["graphopt.parts"]]
-    lanes = machine.lanes(dtype_of(sch, gemm))
+    lanes = machine.lanes(dtype_of(sch, anchor.rv))
     last = inline_after(sch, anchor)
-    rank = sum(parts)
-    flatten(sch, last, rank - parts[2], rank)
-    flatten(sch, last, parts[0], parts[0] + parts[1])
-    flatten(sch, last, 0, parts[0])
-    loops = sch.get_loops(last)
-    batch, m, n = (None, *loops) if not parts[0] else loops if parts[1] else (loops[0], None, loops[1])
-    if groups > 1:
-        outer, m = sch.split(m, [groups, None])
-        batch = sch.fuse(batch, outer)
+    sch = renumber(sch, last, _product_axes(sch, last, parts, groups))
+    last, gemm = blocks_of(sch)[-1].rv, sch.get_sblock(anchor.name)
+    ragged = bool(int(sch.get(last).iter_vars[2].dom.extent) % width)
+    if ragged:
+        # A store under a condition on the lane would be taken apart into scalars, and indexing the accumulators in a
+        # rolled loop would push them out of the registers: so they are copied out, and the copy is stored in a plain
+        # loop that LLVM vectorises with masks.
+        reads = [str(region.source.name) for region in sch.get(last).reads]
+        copy = sch.cache_read(last, reads.index(anchor.name), "local")
+    batch, m, n = sch.get_loops(last)
     n_out, n_in = sch.split(n, [None, width])
-    if m is None:
-        m = sch.add_unit_loop(n_out)
     m_out, m_in = sch.split(m, [None, rows])
-    sch.reorder(n_out, m_out, m_in, n_in)
-    task = sch.fuse(*([batch] if batch is not None else []), n_out, m_out)
+    sch.reorder(batch, n_out, m_out, m_in, n_in)
+    task = sch.fuse(batch, n_out, m_out)
+    if ragged:
+        _copy_out(sch, copy, task, lanes)
     sch.compute_at(gemm, task, preserve_unit_loops=True)
     sch.set_scope(gemm, 0, "local")
     tile_m, tile_n, k = sch.get_loops(gemm)[-3:]
@@ -177,14 +216,26 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
     k_out, k_in = sch.split(k, [None, 4 if anchor.reduce[0] % 4 == 0 else 1])
     sch.reorder(k_out, k_in, vectors, tile_m, lane)
     sch.parallel(task)
-    for loop in (k_in, vectors, tile_m, m_in):
+    for loop in (k_in, vectors, tile_m):
         sch.unroll(loop)
     sch.vectorize(lane)
-    columns, store_lane = sch.split(n_in, [None, lanes])
-    sch.unroll(columns)
-    sch.vectorize(store_lane)
+    if not ragged:
+        columns, store_lane = sch.split(n_in, [None, lanes])
+        sch.unroll(m_in)
+        sch.unroll(columns)
+        sch.vectorize(store_lane)
     start = sch.decompose_reduction(gemm, k_out)
     *_, zero_vectors, zero_rows, zero_lane = sch.get_loops(start)
     sch.unroll(zero_vectors)
     sch.unroll(zero_rows)
     sch.vectorize(zero_lane)
+    return sch
+
+
+def _copy_out(sch: s_tir.Schedule, copy: Any, task: Any, lanes: int) -> None:
+    sch.compute_at(copy, task, preserve_unit_loops=True)
+    *_, rows, columns = sch.get_loops(copy)
+    vectors, lane = sch.split(columns, [None, lanes])
+    sch.unroll(rows)
+    sch.unroll(vectors)
+    sch.vectorize(lane)
