@@ -119,7 +119,7 @@ _RECURRENT = {"RNN", "LSTM", "GRU"}
 
 def _integer_range(value: ir.Value) -> tuple[int, int]:
     """[low, high) that every consumer accepts."""
-    low, high = _default_integers(value)
+    start = 0
     seen: set[int] = set()
     pending = [value]
     mask = False
@@ -133,8 +133,7 @@ def _integer_range(value: ir.Value) -> tuple[int, int]:
             if node.op_type in _SAME_VALUES and position == 0:
                 pending.extend(node.outputs)
             elif node.op_type == "Cast":
-                target = node.outputs[0].dtype
-                to_integer = target is not None and target.is_integer()
+                to_integer = _is_integer(node.attributes.get_int("to", 0))
                 mask = mask or not to_integer
                 pending.extend(node.outputs if to_integer else ())
             elif node.op_type in _INDEX_AXIS and position == 1:
@@ -142,13 +141,20 @@ def _integer_range(value: ir.Value) -> tuple[int, int]:
             elif node.op_type in ("GatherND", "ScatterND") and position == 1:
                 upper += _extent(node, None)
             elif node.op_type in _RECURRENT and position == 4:
-                low = 1
+                start = 1
                 upper += [extent + 1 for extent in _extent(node, 0)]
             elif node.op_type in _COMPARISONS:
                 mask = True
     if upper:
-        return (low if low == 1 and min(upper) > 1 else 0), max(min(upper), 1)
-    return (0, 2) if mask else (low, high)
+        return start, max(min(upper), start + 1)
+    return (0, 2) if mask else _default_integers(value)
+
+
+def _is_integer(dtype: int) -> bool:
+    """Whether the number of an ONNX data type is that of an integer type."""
+    import onnx_ir as ir
+
+    return ir.DataType(dtype).is_integer()
 
 
 def _default_integers(value: ir.Value) -> tuple[int, int]:

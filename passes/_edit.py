@@ -28,17 +28,12 @@ class Editor:
         self.graph = model.graph
         self.rule = rule
         self.modified = False
-        self._names = {str(name) for graph in model.graphs() for name in _names(graph)}
-        self._numbers: dict[str, int] = {}
+        self._values = _FreeNames(name for graph in model.graphs() for name in _value_names(graph))
+        self._nodes = _FreeNames(node.name for graph in model.graphs() for node in graph)
 
     def fresh(self, hint: str) -> str:
-        """A name that no value and no node of the model has."""
-        name = hint
-        while name in self._names:
-            self._numbers[hint] = self._numbers.get(hint, 0) + 1
-            name = f"{hint}.{self._numbers[hint]}"
-        self._names.add(name)
-        return name
+        """A name that no value of the model has."""
+        return self._values.take(hint)
 
     def constant(self, array: NDArray[Any], hint: str) -> ir.Value:
         """A new initializer."""
@@ -77,7 +72,7 @@ class Editor:
             dict(attributes or {}),
             domain=domain,
             outputs=[value],
-            name=self.fresh(name),
+            name=self._nodes.take(name),
             metadata_props=metadata,
         )
         self.graph.insert_before(before, node)
@@ -119,6 +114,8 @@ class Editor:
         pending = [node]
         while pending:
             dead = pending.pop()
+            if dead.graph is None:
+                continue  # two inputs came from it
             inputs = [value for value in dead.inputs if value is not None]
             self.graph.remove(dead, safe=True)
             for value in inputs:
@@ -141,11 +138,26 @@ Rule = Callable[[Editor, ir.Node], str | None]
 """Rewrites a node through the editor if it can; a sentence back is a refusal worth reporting."""
 
 
-def _names(graph: ir.Graph) -> Iterable[str | None]:
+class _FreeNames:
+    """Hands out each name once."""
+
+    def __init__(self, taken: Iterable[str | None]) -> None:
+        self._taken = set(taken)
+        self._numbers: dict[str, int] = {}
+
+    def take(self, hint: str) -> str:
+        name = hint
+        while name in self._taken:
+            self._numbers[hint] = self._numbers.get(hint, 0) + 1
+            name = f"{hint}.{self._numbers[hint]}"
+        self._taken.add(name)
+        return name
+
+
+def _value_names(graph: ir.Graph) -> Iterable[str | None]:
     yield from (value.name for value in graph.inputs)
     yield from graph.initializers
     for node in graph:
-        yield node.name
         yield from (value.name for value in node.outputs)
 
 

@@ -69,7 +69,9 @@ class SelectConv(Pass):
 
     name: ClassVar[str] = "select-conv"
 
-    algorithms: tuple[Algorithm, ...] = option(tuple(Algorithm), "algorithms that may be chosen; planar always may")
+    algorithms: tuple[Algorithm, ...] = option(
+        tuple(Algorithm), "algorithms that may be chosen; planar is used where none of them is possible"
+    )
     max_workspace: ByteSize = option(ByteSize(256 << 20), "largest scratch memory of one convolution")
     max_error: float = option(1e-6, "largest relative rounding error of one convolution")
     block: int = option(16, "channels per block, the vector width in floats")
@@ -113,8 +115,12 @@ class SelectConv(Pass):
         """Every algorithm with its cost or the reason against it."""
         s, machine, block = conv.shape, self.machine, self.block
         in_block = min(s.c, block)
+        possible = False
         for algorithm in Algorithm:
             reason = self._against(algorithm, conv)
+            if algorithm == Algorithm.PLANAR and not possible:
+                reason = ""  # something must be
+            possible = possible or not reason
             if algorithm == Algorithm.BLOCKED:
                 seconds = costs.blocked(machine, s, block, in_block)
             elif algorithm == Algorithm.DEPTHWISE:
@@ -130,10 +136,10 @@ class SelectConv(Pass):
     def _against(self, algorithm: Algorithm, conv: ConvNode) -> str:
         """Why `conv` cannot use `algorithm`; empty when it can."""
         s = conv.shape
-        if algorithm == Algorithm.PLANAR:
-            return ""
         if algorithm not in self.algorithms:
             return "not among the allowed algorithms"
+        if algorithm == Algorithm.PLANAR:
+            return ""
         if algorithm == Algorithm.DEPTHWISE:
             return "" if s.group == s.c == s.o and s.group > 1 else "not one channel per group"
         if algorithm == Algorithm.BLOCKED:

@@ -1,0 +1,145 @@
+"""Which pass, and which node, first made a model compute something else: every dump runs, so every dump is asked.
+
+verdict = bisect(Path("dumps"))        # the folder that observe.Dump wrote
+verdict.ok, verdict.sentence
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.errors import ModelError, VerificationError
+from graphopt.observe import PASS_KEY
+from graphopt.ops.layout import blocks
+from graphopt.verify import TOLERANCES, Mismatch, Tolerance, compare, random_inputs, run_onnxruntime
+
+_DUMP = re.compile(r"(\d{3})_(.+)\.onnx")
+_BLOCKED = re.compile(r"(.+)\.blocked(\.\d+)?")
+ORIGIN_KEY = "graphopt.origin"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What `bisect` found. When `ok`, only `sentence` means something.
+
+    `dump` is the first file that differs from the one before, `spelling` the pass that wrote it, `node` the first node
+    in it whose value differs, `value` that value, `origin` the loaded model's nodes it stands for, and `suspects` the
+    nodes between the last values that agree and `value`, `node` included.
+    """
+
+    ok: bool
+    sentence: str
+    dump: str = ""
+    spelling: str = ""
+    node: str = ""
+    value: str = ""
+    origin: str = ""
+    suspects: tuple[str, ...] = ()
+
+
+def bisect(directory: Path, seed: int = 0, tolerances: Mapping[str, Tolerance] = TOLERANCES) -> Verdict:
+    """Run all dumps of `directory` on the same random inputs, each against the one before.
+
+    Raises:
+        ModelError: the folder holds no two dumps.
+    """
+    dumps = sorted(path for path in directory.glob("*.onnx") if _DUMP.fullmatch(path.name))
+    if len(dumps) < 2:
+        raise ModelError(
+            f"{directory} holds {len(dumps)} dumps; write them with graphopt compile MODEL --dump {directory}"
+        )
+    before = dumps[0]
+    feeds = random_inputs(ir.load(before), seed)
+    expected = run_onnxruntime(before, feeds)
+    for after in dumps[1:]:
+        spelling = ir.load(after).metadata_props.get(PASS_KEY, after.name)
+        try:
+            actual = run_onnxruntime(after, feeds)
+        except VerificationError as error:
+            return Verdict(
+                False, f"pass {spelling} wrote {after.name}, which does not run: {error}", after.name, spelling
+            )
+        mismatches = compare(expected, actual, tolerances)
+        if mismatches:
+            return _find_node(before, after, spelling, feeds, mismatches[0], tolerances)
+        before, expected = after, actual
+    return Verdict(True, f"all {len(dumps)} dumps in {directory} compute the same outputs")
+
+
+def _find_node(
+    before: Path,
+    after: Path,
+    spelling: str,
+    feeds: Mapping[str, Any],
+    output: Mismatch,
+    tolerances: Mapping[str, Tolerance],
+) -> Verdict:
+    """The first value of `after`, in the order of computation, that differs from the one that it stands for."""
+    model = ir.load(after)
+    old_values = run_onnxruntime(_with_all_outputs(ir.load(before)), feeds)
+    new_values = run_onnxruntime(_with_all_outputs(model), feeds)
+    agreeing = {str(value.name) for value in model.graph.inputs} | set(model.graph.initializers)
+    for node in model.graph:
+        for value in node.outputs:
+            pair = _pair(str(value.name), old_values, new_values)
+            if pair is None:
+                continue
+            found = compare({str(value.name): pair[0]}, {str(value.name): pair[1]}, tolerances)
+            if not found:
+                agreeing.add(str(value.name))
+                continue
+            suspects = tuple(str(n.name) for n in _between(value, agreeing))
+            origin = node.metadata_props.get(ORIGIN_KEY, str(node.name))
+            sentence = (
+                f"pass {spelling} wrote {after.name}, the first dump that differs; node {node.name} "
+                f"(from {origin}) is the first that computes something else: {found[0].message}"
+            )
+            return Verdict(False, sentence, after.name, spelling, str(node.name), str(value.name), origin, suspects)
+    sentence = f"pass {spelling} wrote {after.name}, the first dump that differs: {output.message}"
+    return Verdict(False, sentence, after.name, spelling, value=output.output)
+
+
+def _with_all_outputs(model: ir.Model) -> ir.Model:
+    """The model with every typed value of its main graph among the outputs."""
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name and value.dtype is not None and not value.is_graph_output():
+                model.graph.outputs.append(value)
+    return model
+
+
+def _pair(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """(old, new) numbers of a value: of the same name, or planar before and blocked (`x.blocked`) after."""
+    if name in old and name in new:
+        return old[name], new[name]
+    match = _BLOCKED.fullmatch(name)
+    planar = old.get(match[1]) if match else None
+    blocked = new.get(name)
+    if planar is None or blocked is None or np.ndim(planar) != 4 or np.ndim(blocked) != 5:
+        return None
+    n, c, h, w = planar.shape
+    block = blocked.shape[4]
+    if blocked.shape != (n, blocks(c, block), h, w, block):
+        return None
+    return planar, blocked.transpose(0, 1, 4, 2, 3).reshape(n, -1, h, w)[:, :c]
+
+
+def _between(value: ir.Value, agreeing: set[str]) -> Iterator[ir.Node]:
+    """Nodes that lead from values that agree to `value`, its own first."""
+    pending, seen = [value], {id(value)}
+    while pending:
+        node = pending.pop(0).producer()
+        if node is None:
+            continue
+        yield node
+        for source in node.inputs:
+            if source is not None and source.name not in agreeing and id(source) not in seen:
+                seen.add(id(source))
+                pending.append(source)

@@ -1,0 +1,137 @@
+"""before -> after per algorithm; the `rewrite` fixture checks validity, numbers and idempotence each time."""
+
+import re
+
+import pytest
+
+from graphopt.passes import SelectConv
+from graphopt.passes.select_conv import Algorithm
+from graphopt.pipeline import ByteSize
+
+WEIGHTS = {"w": (24, 20, 3, 3), "b": (24,)}
+CONV3X3 = """
+g (float[1,20,9,9] x, float[24,20,3,3] w, float[24] b) => (float[1,24,9,9] y)
+{ y = Conv<pads = [1, 1, 1, 1]>(x, w, b) }
+"""
+
+
+def only(*algorithms: Algorithm) -> SelectConv:
+    return SelectConv(algorithms=algorithms)
+
+
+GOLDEN = {
+    Algorithm.BLOCKED: """
+x.blocked[1,2,9,9,16] = ToBlocked(x) {block=16}
+y.blocked[1,2,9,9,16] = Conv2dBlocked(x.blocked, const[2,2,3,3,16,16], const[2,16]) \
+{dilations=[1, 1], group=1, pads=[1, 1, 1, 1], strides=[1, 1]}
+y[1,24,9,9] = FromBlocked(y.blocked) {channels=24}""",
+    Algorithm.WINOGRAD2: """
+x.blocked[1,2,9,9,16] = ToBlocked(x) {block=16}
+y.blocked[1,2,9,9,16] = Conv2dWinograd(x.blocked, const[16,2,2,16,16], const[2,16]) {m=2, pads=[1, 1, 1, 1]}
+y[1,24,9,9] = FromBlocked(y.blocked) {channels=24}""",
+    Algorithm.WINOGRAD4: """
+x.blocked[1,2,9,9,16] = ToBlocked(x) {block=16}
+y.blocked[1,2,9,9,16] = Conv2dWinograd(x.blocked, const[36,2,2,16,16], const[2,16]) {m=4, pads=[1, 1, 1, 1]}
+y[1,24,9,9] = FromBlocked(y.blocked) {channels=24}""",
+    Algorithm.IM2COL: """
+y[1,24,9,9] = Conv2dIm2col(x, const[24,180], const[24]) \
+{dilations=[1, 1], kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[1, 1]}""",
+}
+
+
+@pytest.mark.parametrize("algorithm", GOLDEN)
+def test_golden(rewrite, algorithm: Algorithm) -> None:
+    after, result = rewrite(only(algorithm), CONV3X3, WEIGHTS)
+    assert after == GOLDEN[algorithm].strip()
+    (choice,) = result.choices
+    assert choice.algorithm == algorithm
+    assert {other.algorithm for other in choice.alternatives} == set(Algorithm) - {algorithm}
+
+
+def test_depthwise(rewrite) -> None:
+    text = "g (float[1,40,9,9] x, float[40,1,5,5] w) => (float[1,40,5,5] y) { y = Conv<group = 40>(x, w) }"
+    after, _ = rewrite(SelectConv(), text, {"w": (40, 1, 5, 5)})
+    assert "DepthwiseConv2dBlocked(x.blocked, const[3,5,5,16], const[3,16])" in after
+
+
+def test_first_layer_takes_blocks_of_its_channels(rewrite) -> None:
+    text = "g (float[1,3,32,32] x, float[32,3,7,7] w) => (float[1,32,26,26] y) { y = Conv(x, w) }"
+    after, _ = rewrite(only(Algorithm.BLOCKED), text, {"w": (32, 3, 7, 7)})
+    assert "x.blocked[1,1,32,32,3] = ToBlocked(x) {block=3}" in after
+    assert "const[2,1,7,7,3,16]" in after
+
+
+def test_groups_that_fill_blocks(rewrite) -> None:
+    text = "g (float[1,32,9,9] x, float[64,16,3,3] w) => (float[1,64,7,7] y) { y = Conv<group = 2>(x, w) }"
+    after, _ = rewrite(SelectConv(), text, {"w": (64, 16, 3, 3)})
+    assert "group=2" in after
+    assert "Conv2dBlocked" in after
+
+
+def reasons(result: object) -> dict[str, str]:
+    (choice,) = result.choices  # type: ignore[attr-defined]
+    return {other.algorithm: other.reason for other in choice.alternatives}
+
+
+def test_groups_that_do_not_fill_blocks_stay(rewrite) -> None:
+    text = "g (float[1,24,9,9] x, float[24,12,3,3] w) => (float[1,24,7,7] y) { y = Conv<group = 2>(x, w) }"
+    after, result = rewrite(SelectConv(), text, {"w": (24, 12, 3, 3)})
+    assert after == "y[1,24,7,7] = Conv(x, const[24,12,3,3]) {group=2}"
+    assert not result.modified
+    assert reasons(result)["blocked"] == "the channels of a group are no multiple of 16"
+
+
+def test_workspace_and_error_limits(rewrite) -> None:
+    _, result = rewrite(SelectConv(max_workspace=ByteSize(1024), max_error=1e-7), CONV3X3, WEIGHTS)
+    found = reasons(result)
+    assert re.fullmatch(r"its workspace of .* MiB is above 1KiB", found["winograd2"])
+    assert found["winograd4"] == "its rounding error 3.3e-07 is above 1.0e-07"
+    assert "workspace" in found["im2col"]
+
+
+def test_both_costs_are_in_the_choice(rewrite) -> None:
+    _, result = rewrite(SelectConv(), CONV3X3, WEIGHTS)
+    (choice,) = result.choices
+    possible = [other for other in choice.alternatives if other.seconds is not None]
+    assert possible
+    assert all(other.seconds > 0 for other in possible)
+    assert choice.seconds > 0
+
+
+REFUSED = {
+    "weights or bias are not constant": (CONV3X3, {"w": (24, 20, 3, 3)}, 20),
+    "it is 1-dimensional": (
+        "g (float[1,4,9] x, float[8,4,3] w) => (float[1,8,7] y) { y = Conv(x, w) }",
+        {"w": (8, 4, 3)},
+        20,
+    ),
+    "not float32 or float64": (
+        "g (float16[1,4,9,9] x, float16[8,4,3,3] w) => (float16[1,8,7,7] y) { y = Conv(x, w) }",
+        {"w": (8, 4, 3, 3)},
+        22,
+    ),
+    "auto_pad is set": (
+        'g (float[1,4,9,9] x, float[8,4,3,3] w) => (float[1,8,9,9] y) { y = Conv<auto_pad = "SAME_UPPER">(x, w) }',
+        {"w": (8, 4, 3, 3)},
+        20,
+    ),
+    "opset is older": (
+        "g (float[1,4,9,9] x, float[8,4,3,3] w) => (float[1,8,7,7] y) { y = Conv(x, w) }",
+        {"w": (8, 4, 3, 3)},
+        17,
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_refusal(rewrite, reason: str) -> None:
+    text, weights, opset = REFUSED[reason]
+    _, result = rewrite(SelectConv(), text, weights, opset)
+    assert [reason in refusal.reason for refusal in result.refusals] == [True]
+    assert not result.modified
+
+
+def test_provenance(rewrite) -> None:
+    _, result = rewrite(only(Algorithm.BLOCKED), CONV3X3, WEIGHTS)
+    assert {node.metadata_props["graphopt.origin"] for node in result.model.graph} == {"conv0"}
+    assert {node.metadata_props["graphopt.rule"] for node in result.model.graph} == {"select-conv"}

@@ -1,0 +1,50 @@
+import onnx_ir as ir
+
+from graphopt.explain import Row, Summary, explain, summarize
+from graphopt.pipeline import Alternative, Choice, PipelineResult, Refusal, Step
+
+
+def result() -> PipelineResult:
+    model = ir.Model(ir.Graph([], [], nodes=[], name="g"), ir_version=11)
+    choices = (
+        Choice(
+            "conv1",
+            "winograd4",
+            1e-4,
+            (
+                Alternative("blocked", 2e-4, "slower"),
+                Alternative("im2col", 3e-4, "slower"),
+                Alternative("depthwise", None, "not one channel per group"),
+            ),
+        ),
+        Choice("conv2", "planar", 5e-6, ()),
+    )
+    steps = (
+        Step(1, "fuse", "fuse{attention=false}", False, (Refusal("mul", "no"),), (), 0.25),
+        Step(2, "select-conv", "select-conv", True, (), choices, 0.5),
+    )
+    return PipelineResult(model, steps)
+
+
+def test_rows_hold_both_costs() -> None:
+    assert explain(result()) == [
+        Row("fuse", "mul", "left alone", None, "", None, "no"),
+        Row(
+            "select-conv",
+            "conv1",
+            "winograd4",
+            1e-4,
+            "blocked",
+            2e-4,
+            "slower",
+            (("depthwise", "not one channel per group"),),
+        ),
+        Row("select-conv", "conv2", "planar", 5e-6, "", None, ""),
+    ]
+
+
+def test_summary() -> None:
+    assert summarize(result()) == [
+        Summary("fuse{attention=false}", False, 0.25, 1, {}),
+        Summary("select-conv", True, 0.5, 0, {"winograd4": 1, "planar": 1}),
+    ]
