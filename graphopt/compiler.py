@@ -17,6 +17,7 @@ from graphopt import verify as checking
 from graphopt.artifact import Artifact
 from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.observe import Check, Dump, Verify
+from graphopt.partition import partition
 from graphopt.pipeline import Pipeline, PipelineResult
 from graphopt.program import Port, Program, Stage
 from graphopt.stage_build import BuiltStage, build_stage
@@ -164,28 +165,13 @@ def _stages(
     if refusals and not fallback:
         listed = "; ".join(f"{name}: {reason}" for name, reason in fallbacks)
         raise UnsupportedError(
-            f"{len(refusals)} of {len(nodes)} nodes have no native form, and --no-fallback forbids ONNX Runtime: {listed}."
+            f"{len(refusals)} of {len(nodes)} nodes have no native form, and --no-fallback forbids ONNX Runtime: "
+            f"{listed}."
         )
     stages = []
-    for index, part in enumerate(_cut(model, nodes, refusals, ranks)):
+    for index, part in enumerate(partition(model, ranks, backend.machine)):
         stages.append(build_stage(index, model, part, refusals, backend))
     return stages, fallbacks
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The nodes of one stage, and the values that cross its boundaries or the program's."""
-
-    nodes: tuple[ir.Node, ...]
-    inputs: tuple[ir.Value, ...]
-    outputs: tuple[ir.Value, ...]
-
-
-def _cut(model: ir.Model, nodes: list[ir.Node], refusals: Mapping[ir.Node, str], ranks: int) -> list[Part]:
-    """Contiguous cuts that balance the work and cross few bytes."""
-    if ranks == 1:
-        return [Part(tuple(nodes), tuple(model.graph.inputs), tuple(model.graph.outputs))]
-    raise GraphoptError("--ranks above 1 is not wired up yet")
 
 
 class _Clock:

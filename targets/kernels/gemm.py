@@ -89,11 +89,14 @@ def pack_patches(
     dilations: Sequence[int],
     out: Sequence[int],
     width: int,
+    spread: Sequence[int] = (),
 ) -> Any:
     """im2col straight into panels: x[N, C, *spatial] becomes [N * groups, ceil(P / width), C / groups * K, width].
 
     P counts output positions, K kernel taps; taps outside the image are zero. Any number of spatial dimensions.
+    `spread` s reads an image with s - 1 zeros between neighbours, as a transposed convolution does.
     """
+    spread = spread or (1,) * len(kernel)
     n, channels, *image = dims(x)
     per_group, taps, positions = channels // groups, math.prod(kernel), math.prod(out)
 
@@ -106,9 +109,12 @@ def pack_patches(
             step = tirx.floormod(tap, kernel[axis]) if axis else tap
             position, tap = tirx.floordiv(position, out[axis]), tirx.floordiv(tap, kernel[axis])
             place = at * strides[axis] + step * dilations[axis] - pads[axis]
-            if pads[axis] or (out[axis] - 1) * strides[axis] + (kernel[axis] - 1) * dilations[axis] >= image[axis]:
-                conditions += [place >= 0, place < image[axis]]
-            index.insert(0, place)
+            if spread[axis] > 1:
+                conditions.append(tirx.floormod(place, spread[axis]) == 0)
+            size = (image[axis] - 1) * spread[axis] + 1
+            if pads[axis] or (out[axis] - 1) * strides[axis] + (kernel[axis] - 1) * dilations[axis] >= size:
+                conditions += [place >= 0, place < size]
+            index.insert(0, tirx.floordiv(place, spread[axis]) if spread[axis] > 1 else place)
         channel = tirx.floormod(i, groups) * per_group + tirx.floordiv(row, taps)
         value = x[(tirx.floordiv(i, groups), channel, *index)]
         return tirx.if_then_else(tirx.all(*conditions), value, const(0, x.dtype)) if conditions else value

@@ -1,0 +1,94 @@
+"""The nodes of a model in contiguous pieces, one for each pipeline stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphopt import analysis, schedule
+from graphopt.costs import Machine
+from graphopt.errors import GraphoptError
+from graphopt.segments import read_by
+from graphopt.solve.stages import Crossing, StageProblem, solve
+from graphopt.stage_build import static_type
+
+_UNMOVABLE = 1 << 50
+"""Bytes charged for cutting through a value that cannot be sent: such cuts are taken only where there is no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The nodes of one stage, and the values that cross its boundaries or the program's."""
+
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
+
+
+def partition(model: ir.Model, ranks: int, machine: Machine) -> list[Part]:
+    """Cut the main graph into `ranks` parts of equal estimated time that exchange few bytes.
+
+    Raises:
+        GraphoptError: fewer nodes than ranks, or every cut would go through a value of unknown size.
+    """
+    graph = model.graph
+    nodes = list(graph)
+    if ranks == 1:
+        return [Part(tuple(nodes), tuple(graph.inputs), tuple(graph.outputs))]
+    reads = [tuple(dict.fromkeys(v for v in read_by(node) if v.const_value is None)) for node in nodes]
+    problem = _problem(nodes, reads, ranks, machine)
+    if len(nodes) < ranks:
+        raise GraphoptError(f"--ranks {ranks} asks for more stages than the model's {len(nodes)} nodes; ask for fewer.")
+    pieces = solve(problem).ranges(len(nodes))
+    by_name = {str(v.name): v for node in nodes for v in node.outputs} | {str(v.name): v for v in graph.inputs}
+    makes, needs = [], []
+    for piece in pieces:
+        made = dict.fromkeys(str(value.name) for i in piece for value in nodes[i].outputs)
+        needed = dict.fromkeys(str(value.name) for i in piece for value in reads[i])
+        makes.append(tuple(made))
+        needs.append(tuple(name for name in needed if name not in made))
+    fed = [str(value.name) for value in graph.inputs]
+    wanted = [str(value.name) for value in graph.outputs if value.const_value is None]
+    boundaries = schedule.boundaries(makes, needs, fed, wanted)
+    parts = []
+    for index, (piece, boundary) in enumerate(zip(pieces, boundaries, strict=True)):
+        inputs = tuple(by_name[name] for name in boundary.inputs)
+        if (
+            lost := next((v for v in inputs if index and name_is_sent(v, fed) and static_type(v) is None), None)
+        ) is not None:
+            raise GraphoptError(
+                f"--ranks {ranks} would send {lost.name}, whose size is known at run time only; ask for fewer ranks."
+            )
+        constants = [v for v in graph.outputs if v.const_value is not None and index == ranks - 1]
+        outputs = (*(by_name[name] for name in boundary.outputs), *constants)
+        parts.append(Part(tuple(nodes[i] for i in piece), inputs, outputs))
+    return parts
+
+
+def name_is_sent(value: ir.Value, fed: Sequence[str]) -> bool:
+    """Whether a stage input comes from another stage rather than from the caller."""
+    return str(value.name) not in fed
+
+
+def _problem(
+    nodes: Sequence[ir.Node], reads: Sequence[Sequence[ir.Value]], ranks: int, machine: Machine
+) -> StageProblem:
+    made = {value: index for index, node in enumerate(nodes) for value in node.outputs}
+    last: dict[ir.Value, int] = {}
+    for index, values in enumerate(reads):
+        for value in values:
+            if value in made:
+                last[value] = index
+    tensors = []
+    for value, used in last.items():
+        size = analysis.nbytes(value) if static_type(value) is not None else _UNMOVABLE
+        tensors.append(Crossing(size, made[value], used))
+    return StageProblem(tuple(_seconds(node, machine) for node in nodes), tuple(tensors), ranks)
+
+
+def _seconds(node: ir.Node, machine: Machine) -> float:
+    """A roofline estimate: arithmetic at the peak, or all operands once through memory."""
+    moved = sum(analysis.nbytes(value) for value in (*node.inputs, *node.outputs) if value is not None)
+    return max(analysis.node_flops(node) / machine.peak_flops, moved / machine.bandwidth)
