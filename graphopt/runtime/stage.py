@@ -36,8 +36,9 @@ class CallTime:
 class StageRunner:
     """Runs one stage, again and again, on the same memory.
 
-    `arrays[name]` is the memory of every value with bytes (a numpy view), `host[name]` the current object of a HOST
-    value. Fill the inputs, `run()`, read the outputs; the next run overwrites them.
+    `bytes[name]` is the memory of every value that has any, `arrays[name]` the same in its dtype and shape, and
+    `host[name]` the current object of a HOST value. Fill the inputs, `run()`, read the outputs; the next run overwrites
+    them.
     """
 
     def __init__(self, stage: Stage, artifact: Artifact, threads: int) -> None:
@@ -50,9 +51,9 @@ class StageRunner:
         self.host: dict[str, Any] = {}
         self._memory = _aligned(stage.arena_bytes + _GUARD)
         self._values = {value.name: value for value in stage.values}
-        self._bytes = self._place(artifact)
+        self.bytes = self._place(artifact)
         self.arrays: dict[str, Array] = {}
-        for name, data in self._bytes.items():
+        for name, data in self.bytes.items():
             value = self._values[name]
             assert value.shape is not None
             self.arrays[name] = data.view(numpy_dtype(value.dtype)).reshape(value.shape)
@@ -132,7 +133,7 @@ class StageRunner:
                     if name not in tensors:
                         value = self._values[name]
                         assert value.shape is not None
-                        tensors[name] = library.tensor(self._bytes[name], value.dtype, value.shape)
+                        tensors[name] = library.tensor(self.bytes[name], value.dtype, value.shape)
                     arguments.append(tensors[name])
                 self._calls.append((function(kernel.symbol), tuple(arguments)))
                 self._names.append((kernel.symbol, kernel.origin))

@@ -27,7 +27,7 @@ N = 1000
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A shared object with `relu`, `add` and `relu_bfloat16`, `not_bool` over N elements, and a parallel `double`."""
+    """A shared object with kernels over N elements; `double` is parallel, `slow` takes some 0.1 s."""
     import tvm
     from tvm import te, tirx
 
@@ -42,7 +42,10 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     parallel = tvm.s_tir.Schedule(unary("double", "float32", lambda v: v + v))
     (loop,) = parallel.get_loops(parallel.get_sblock("y"))
     parallel.parallel(loop)
+    many = te.reduce_axis((0, 100_000), name="many")
+    late = te.compute((N,), lambda i: te.sum(x[i] * many.astype("float32"), axis=many), name="late")
     functions = {
+        "slow": te.create_prim_func([x, late]).with_attr("global_symbol", "slow"),
         "relu": unary("relu", "float32", lambda v: te.max(v, tirx.const(0, "float32"))),
         "relu_bfloat16": unary("relu_bfloat16", "bfloat16", lambda v: te.max(v, tirx.const(0, "bfloat16"))),
         "not_bool": unary("not_bool", "bool", tirx.Not),
@@ -187,3 +190,16 @@ def mixed(kernels: bytes) -> Artifact:
         "fallback/1.onnx": host.SerializeToString(),
     }
     return Artifact.create(program, files, {})
+
+
+@pytest.fixture(scope="session")
+def slow_pipeline(kernels: bytes) -> Artifact:
+    """Three stages that compute for a while on each of 2000 micro-batches: x -> a -> b -> y."""
+    made = []
+    for index, (before, after) in enumerate((("x", "a"), ("a", "b"), ("b", "y"))):
+        values = (arena(before, 0), arena(after, 4032))
+        segment = NativeSegment((KernelCall("slow", (before,), (after,)),))
+        made.append(Stage(index, values, (before,), (after,), (segment,), 8064, 8064, library="kernels.so"))
+    ports = (Port("x", "float32", (N,)),), (Port("y", "float32", (N,)),)
+    program = Program(tuple(made), schedule.build(made, ["x"], 2000), *ports, 2000)
+    return Artifact.create(program, {"kernels.so": kernels}, {})

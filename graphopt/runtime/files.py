@@ -1,0 +1,61 @@
+"""Feeds and outputs as .npy files, one per name, never pickled."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from graphopt.errors import FeedError, GraphoptError
+
+
+def file_name(name: str) -> str:
+    """The file of an output: `NAME.npy`, with characters that a file name cannot have written as %XX."""
+    return quote(name, safe=" !#$&'()+,;=@[]^_{}~") + ".npy"
+
+
+def read(path: Path, name: str) -> Any:
+    """The array in `path`, mapped, for input `name`.
+
+    Raises:
+        FeedError: there is no such file or it holds no plain array.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FeedError(f"input {name!r} cannot be read from {path}: {reason}") from error
+
+
+def write(folder: Path, outputs: Mapping[str, Any]) -> dict[str, Path]:
+    """Write every output to its file in `folder`, each beside and renamed; the paths by name.
+
+    Raises:
+        GraphoptError: an output is no array, or cannot be written.
+    """
+    written = {}
+    for name, output in outputs.items():
+        array = np.asarray(output) if not isinstance(output, list | tuple | dict) and output is not None else None
+        if array is None:
+            raise GraphoptError(f"output {name!r} is a {type(output).__name__}, which a .npy file cannot hold")
+        if array.dtype.hasobject:
+            array = array.astype(str)
+        path = folder / file_name(name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    np.save(file, array, allow_pickle=False)
+                Path(temporary).replace(path)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+        except OSError as error:
+            raise GraphoptError(f"output {name!r} cannot be written to {path}: {error.strerror or error}") from error
+        written[name] = path
+    return written
