@@ -1,0 +1,1 @@
+"""Timing compiled models beside other runtimes: interleaved in one process per model, medians with intervals."""

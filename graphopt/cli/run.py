@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from graphopt.cli import _options as options
+from graphopt.cli._progress import progress
 from graphopt.errors import GraphoptError
 from graphopt.report.document import Report
 
@@ -30,7 +32,7 @@ def command(
         typer.Option(
             "--output",
             metavar="DIR",
-            help="Write DIR/NAME.npy for every output; what is no letter, digit or one of _.+- in a name becomes _.",
+            help="Write DIR/NAME.npy for every output; a / in a name becomes %2F.",
         ),
     ] = None,
     ranks: Annotated[
@@ -47,37 +49,42 @@ def command(
     """Run an artifact once and show, or write, its outputs."""
     if output is not None and output.exists() and not output.is_dir():
         raise GraphoptError(f"--output {output} is a file; name a folder")
+    import numpy as np
+
     import graphopt
     from graphopt.cli import _feeds
     from graphopt.report import outputs as reporting
+    from graphopt.runtime import files
+    from graphopt.runtime.launch import launch
 
     opened = graphopt.open(artifact)
     program = opened.program
-    if output is not None:
-        _feeds.file_names([port.name for port in program.outputs])
-    feeds = _feeds.read(inputs or [], program.inputs, program.micro_batches)
+    feeds = _feeds.read(inputs or [], program.inputs)
     missing = [port for port in program.inputs if port.name not in feeds]
     if missing and not random:
-        raise GraphoptError(
-            f"input {missing[0].name!r} is missing; give --input {missing[0].name}=FILE.npy or --random"
-        )
+        name = missing[0].name
+        raise GraphoptError(f"input {name!r} is missing; give --input {name}=FILE.npy or --random")
     feeds |= _feeds.random(missing, program.micro_batches, seed)
     if ranks is None:
         session = opened.session(threads=threads)
         start = time.perf_counter()
         outputs = session.run(feeds)
-        used, seconds = session.threads, time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        written = {} if output is None else files.write(output, outputs)
+        how = f"one run took {seconds * 1e3:.2f} ms on {session.threads} threads"
     else:
-        raise GraphoptError("--ranks is not here yet")
-    files = {} if output is None else _feeds.write(outputs, output)
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch, progress(f"running on {ranks} ranks"):
+            found = launch(artifact, ranks, feeds, output or Path(scratch), timeout, threads)
+            # Copied out of the files, which may go with the temporary folder.
+            outputs = {name: np.array(files.read(path, name)) for name, path in found.items()}
+        seconds = time.perf_counter() - start
+        written = {} if output is None else found
+        how = f"{ranks} ranks took {seconds:.2f} s, the start of their processes included"
     document = {
         "artifact": str(artifact),
-        "ranks": ranks or 1,
-        "threads": used,
+        "ranks": ranks,
         "seconds": seconds,
-        "outputs": reporting.document(outputs, files),
+        "outputs": reporting.document(outputs, written),
     }
-    where = "in this process" if ranks is None else f"on {ranks} ranks"
-    return Report(
-        document, [reporting.table(outputs, files), f"one run of {seconds * 1e3:.2f} ms {where}, {used} threads"]
-    )
+    return Report(document, [reporting.table(outputs, written), how])

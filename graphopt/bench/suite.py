@@ -1,0 +1,83 @@
+"""The benchmark of many models, one process each; a model that fails is a row like the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from graphopt.bench import intervals
+from graphopt.bench.peers import PEERS
+
+SUITES = ("light", "zoo", "seeded")
+_SOURCES = {"light": ("onnx",), "zoo": ("built", "trained"), "seeded": ("seeded",)}
+
+
+def suite(name: str) -> list[str]:
+    """The models of a suite: onnx's light models, the zoo's own, or the light models with seeded weights."""
+    from graphopt import models
+
+    return [f"zoo:{each}" for each in models.names() if models.describe(each).source in _SOURCES[name]]
+
+
+def run(
+    models: Sequence[str],
+    threads: int,
+    runs: int | None = None,
+    peers: Sequence[str] = tuple(PEERS),
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Benchmark `models` one after the other; the document that `--json` prints. `say` is told the progress."""
+    rows = []
+    for number, model in enumerate(models, 1):
+        where = f"[{number}/{len(models)}] {model}"
+        rows.append(_row(model, threads, runs, peers, lambda text, where=where: say(f"{where}: {text}")))  # type: ignore[misc]
+    means = {}
+    for name in peers:
+        ratios = [row["ratios"][name] for row in rows if row["error"] is None]
+        mean = intervals.geometric_mean([(each["value"], each["log_deviation"]) for each in ratios])
+        means[name] = None if mean is None else {"value": mean.value, "low": mean.low, "high": mean.high}
+    return {"threads": threads, "environment": environment(), "models": rows, "geometric_mean": means}
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that the numbers belong to."""
+    versions = {name: metadata.version(name) for name in ("graphopt", "apache-tvm", "onnxruntime", "numpy")}
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": _processor(), "cpus": cpus, "system": platform.system(), "versions": versions}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _row(
+    model: str, threads: int, runs: int | None, peers: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Any]:
+    arguments = [sys.executable, "-m", "graphopt.bench.worker", "model", model, str(threads), str(runs or 0), *peers]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
+    ) as process:
+        assert process.stdout is not None
+        result: dict[str, Any] | None = None
+        for line in process.stdout:
+            message = json.loads(line)
+            result = message.get("result", result)
+            if "say" in message:
+                say(message["say"])
+    if result is not None:
+        return result
+    code = process.returncode
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return {"model": model, "error": f"the process {how} without a result; run `graphopt compile {model}` to see more"}

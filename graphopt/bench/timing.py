@@ -1,0 +1,88 @@
+"""Interleaved timing of runtimes that share one process and its cores.
+
+Both sides keep worker threads that spin for a while after a run, waiting for more work. Whoever runs while the other's
+threads still spin gets a part of the cores only: strictly alternating single runs (A B A B) times the spinning, not the
+models. One side per process would be free of that, but then frequency, page cache and neighbours differ. So:
+
+- the sides alternate in short blocks, A B, then B A, then A B, ...: slow drifts of the machine hit both alike;
+- before a block, nothing runs until the CPU clock of the process stands still, that is, until all threads sleep;
+- the first run of a block wakes the side's own threads and fills the caches: it is run, but not counted;
+- inside a block a side runs back to back, as a server under load would.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+ROUNDS = 12
+BLOCK_SECONDS = 0.2
+"""A block without a wanted number of runs takes about so long."""
+_LEAST, _MOST = 3, 200
+_LOOK_SECONDS = 0.01
+_QUIET = 0.1
+"""The process is quiet when its threads together use less than this share of one core."""
+_LONGEST_WAIT = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of every counted run: `rounds[round][side]`. `quiet` is False if some block began among spinning."""
+
+    rounds: tuple[tuple[tuple[float, ...], ...], ...]
+    quiet: bool
+
+
+def interleave(sides: Sequence[Callable[[], object]], runs: int | None = None, rounds: int = ROUNDS) -> Timings:
+    """Time `sides` against each other.
+
+    Args:
+        sides: each does one run.
+        runs: counted runs per side, all rounds together; default what fits blocks of 0.2 s, 3 to 200 runs each.
+        rounds: blocks per side.
+    """
+    if runs is not None:
+        rounds = min(rounds, runs)
+    lengths = [_block_length(side, runs, rounds) for side in sides]
+    measured: list[tuple[tuple[float, ...], ...]] = []
+    quiet = True
+    for number in range(rounds):
+        order = range(len(sides)) if number % 2 == 0 else reversed(range(len(sides)))
+        blocks: list[tuple[float, ...]] = [()] * len(sides)
+        for index in order:
+            quiet &= wait_until_quiet()
+            blocks[index] = _block(sides[index], lengths[index])
+        measured.append(tuple(blocks))
+    return Timings(tuple(measured), quiet)
+
+
+def wait_until_quiet() -> bool:
+    """Return when the threads of this process sleep; False if they still ran after a second."""
+    deadline = time.perf_counter() + _LONGEST_WAIT
+    while time.perf_counter() < deadline:
+        wall, used = time.perf_counter(), time.process_time()
+        time.sleep(_LOOK_SECONDS)
+        if time.process_time() - used < _QUIET * (time.perf_counter() - wall):
+            return True
+    return False
+
+
+def _block_length(side: Callable[[], object], runs: int | None, rounds: int) -> int:
+    """Runs per block, after some to warm up."""
+    if runs is not None:
+        side()
+        return math.ceil(runs / rounds)
+    fastest = min(_block(side, _LEAST))
+    return max(_LEAST, min(_MOST, round(BLOCK_SECONDS / max(fastest, 1e-9))))
+
+
+def _block(side: Callable[[], object], runs: int) -> tuple[float, ...]:
+    side()
+    found = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        side()
+        found.append(time.perf_counter() - start)
+    return tuple(found)

@@ -1,0 +1,63 @@
+"""The process that a model is benchmarked in, so that a crash costs one row and not the table.
+
+python -m graphopt.bench.worker model SOURCE THREADS RUNS PEER...     lines of JSON: {"say": ...}, {"result": ...}
+python -m graphopt.bench.worker peak SIDE FILE THREADS FOLDER         a number of bytes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from graphopt.errors import GraphoptError
+
+
+def main(arguments: list[str]) -> int:
+    """Run one job; the exit code."""
+    # Libraries write to stdout as they like, some from C: they get stderr, and the answer has a descriptor of its own.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            return _model(arguments[1:], out) if arguments[0] == "model" else _peak(arguments[1:], out)
+
+
+def _model(arguments: list[str], out: TextIO) -> int:
+    from graphopt.bench.one import measure
+
+    source, threads, runs, *peers = arguments
+
+    def tell(**message: Any) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    try:
+        tell(result=measure(source, int(threads), int(runs) or None, peers, lambda text: tell(say=text)))
+    except GraphoptError as error:
+        tell(result={"model": source, "error": str(error)})
+    except Exception as error:  # one model's bug must not look like another's, nor end the table
+        tell(result={"model": source, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+    return 0
+
+
+def _peak(arguments: list[str], out: TextIO) -> int:
+    import numpy as np
+
+    from graphopt.bench.one import peak_memory
+
+    side, file, threads, folder = arguments
+    names = (Path(folder) / "feeds.txt").read_text(encoding="utf-8").split("\n")
+    with np.load(Path(folder) / "feeds.npz", allow_pickle=False) as arrays:
+        feeds = {name: arrays[f"a{index}"] for index, name in enumerate(names)}
+    found = peak_memory(side, Path(file), int(threads), feeds)
+    if found is None:
+        return 1
+    out.write(str(found))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
