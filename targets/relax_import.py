@@ -1,7 +1,7 @@
 """ONNX nodes -> Relax: our own converters first, TVM's for the rest. The only file that touches TVM's private importer.
 
 TVM's importer ignores a node's domain and a model's functions, so nodes are converted one at a time here: a node of
-the domain `graphopt` can only reach `converters.CUSTOM`, and an operator that TVM is known to import wrongly is refused.
+the domain `graphopt` can only reach `converters.CUSTOM`, and what TVM is known to import wrongly is refused.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def _bind_constant(scope: _Scope, value: ir.Value) -> None:
     if size <= (SMALL_FLOATS if is_float else SMALL_INTEGERS):
         if str(tensor.dtype.numpy()) not in ITEM_BYTES:
             raise NotSupported(f"constant {value.name} has dtype {tensor.dtype.name}, which kernels cannot hold")
-        scope.expressions[value] = relax.const(np.ascontiguousarray(tensor.numpy()))
+        array = np.ascontiguousarray(tensor.numpy()).reshape(tensor.numpy().shape)
+        scope.expressions[value] = relax.const(array, str(array.dtype))  # else 64 bits become 32
         return
     name = f"w{len(scope.weights)}"
     scope.expressions[value] = parameter = _variable(name, value)

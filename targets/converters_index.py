@@ -1,0 +1,215 @@
+"""Operators that move elements by index: gathers, scatters, padding, running sums, the largest k.
+
+Indices count from the end where they are negative. An index out of bounds is an error in ONNX; a kernel has no way to
+report it, so that it reads the nearest element instead of foreign memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import relax, te, tirx, topi
+
+from graphopt.targets.converters import INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
+
+MAX_RANKED = 4096
+"""Elements along the axis of a TopK, whose work is quadratic in them."""
+
+
+def constant(c: Context, index: int) -> NDArray[Any] | None:
+    """An operand that is known now; None for one that is not, or is absent."""
+    value = c.node.inputs[index] if index < len(c.node.inputs) else None
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def known(array: NDArray[Any]) -> Any:
+    """A Relax constant of the array's own dtype (`relax.const` alone makes 32 bits of 64)."""
+    return relax.const(array, str(array.dtype))
+
+
+def _within(index: Any, extent: int) -> Any:
+    """`index` counted from the front, inside [0, extent)."""
+    wide = index.astype("int64")
+    positive = tirx.Select(wide < 0, wide + extent, wide)
+    return tirx.max(tirx.min(positive, tirx.const(extent - 1, "int64")), tirx.const(0, "int64"))
+
+
+def gather(c: Context, inputs: list[Any]) -> Any:
+    """y[a.., i.., b..] = x[a.., indices[i..], b..]."""
+    shape, picks = shape_of(inputs[0]), shape_of(inputs[1])
+    axis = c.int("axis") % len(shape)
+    if 0 in shape:
+        return NotImplemented
+
+    def compute(x: Any, indices: Any) -> Any:
+        def element(*i: Any) -> Any:
+            chosen = i[axis : axis + len(picks)]
+            return x(*i[:axis], _within(indices(*chosen), shape[axis]), *i[axis + len(picks) :])
+
+        return te.compute(c.out_shape, element, name="gather")
+
+    return c.te("gather", compute, *inputs, pattern=INJECTIVE)
+
+
+def gather_elements(c: Context, inputs: list[Any]) -> Any:
+    """y[i..] = x[i.. with indices[i..] on one axis]."""
+    shape = shape_of(inputs[0])
+    axis = c.int("axis") % len(shape)
+
+    def compute(x: Any, indices: Any) -> Any:
+        def element(*i: Any) -> Any:
+            return x(*i[:axis], _within(indices(*i), shape[axis]), *i[axis + 1 :])
+
+        return te.compute(c.out_shape, element, name="gather_elements")
+
+    return c.te("gather_elements", compute, *inputs, pattern=INJECTIVE)
+
+
+def gather_nd(c: Context, inputs: list[Any]) -> Any:
+    """y[b.., i.., r..] = x[b.., indices[b.., i.., :], r..]."""
+    shape, picks = shape_of(inputs[0]), shape_of(inputs[1])
+    batch, leading = c.int("batch_dims"), len(picks) - 1
+
+    def compute(x: Any, indices: Any) -> Any:
+        def element(*i: Any) -> Any:
+            chosen = [_within(indices(*i[:leading], j), shape[batch + j]) for j in range(picks[-1])]
+            return x(*i[:batch], *chosen, *i[leading:])
+
+        return te.compute(c.out_shape, element, name="gather_nd")
+
+    return c.te("gather_nd", compute, *inputs, pattern=INJECTIVE)
+
+
+def scatter_nd(c: Context, inputs: list[Any]) -> Any:
+    """TVM's ScatterND, after indices were made positive."""
+    x, indices, updates = inputs
+    shape, picks = shape_of(x), shape_of(indices)
+
+    def compute(table: Any) -> Any:
+        def element(*i: Any) -> Any:
+            found = table(*i)
+            result = _within(found, shape[0])
+            for j in range(1, picks[-1]):
+                result = tirx.Select(i[-1] == j, _within(found, shape[j]), result)
+            return result
+
+        return te.compute(picks, element, name="positive")
+
+    positive = c.te("positive", compute, indices, pattern=INJECTIVE)
+    reduction = {"none": "update"}.get(c.string("reduction", "none"), c.string("reduction", "none"))
+    return relax.op.scatter_nd(x, positive, updates, reduction)
+
+
+def running(function: Any) -> Converter:
+    """CumSum and CumProd, whose axis is known."""
+
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        axis = constant(c, 1)
+        if axis is None or not shape_of(inputs[0]):
+            return NotImplemented
+        place = int(axis.reshape(-1)[0]) % len(shape_of(inputs[0]))
+        x = inputs[0]
+        if c.int("reverse"):
+            x = c.builder.emit(relax.op.flip(x, place))
+        dtype, exclusive = dtype_of(x), bool(c.int("exclusive"))
+        y = c.te("running", lambda v: function(v, axis=place, dtype=dtype, exclusive=exclusive), x, pattern=OPAQUE)
+        return relax.op.flip(y, place) if c.int("reverse") else y
+
+    return convert
+
+
+def pad(c: Context, inputs: list[Any]) -> Any:
+    """Pad in its four modes; the pads and axes are known, the value need not be."""
+    x = inputs[0]
+    shape, out, mode = shape_of(x), c.out_shape, c.string("mode", "constant")
+    pads = constant(c, 1)
+    chosen = constant(c, 3) if len(inputs) > 3 and inputs[3] is not None else np.arange(len(shape))
+    if pads is None or chosen is None or (0 in shape and mode != "constant"):
+        return NotImplemented
+    begins = [0] * len(shape)
+    for axis, begin in zip(chosen, pads, strict=False):
+        begins[int(axis)] = int(begin)
+    value = inputs[2] if len(inputs) > 2 and inputs[2] is not None else known(np.zeros((), np.dtype(dtype_of(x))))
+    if mode == "constant":
+        fill = c.reshape(value, ())
+
+        def constant_mode(v: Any, f: Any) -> Any:
+            def element(*i: Any) -> Any:
+                source = [index - begin for index, begin in zip(i, begins, strict=True)]
+                if 0 in shape:
+                    return f()
+                inside = [
+                    condition
+                    for s, extent, begin, size in zip(source, shape, begins, out, strict=True)
+                    if begin or size != extent
+                    for condition in (s >= 0, s < extent)
+                ]
+                return tirx.if_then_else(tirx.all(*inside), v(*source), f()) if inside else v(*source)
+
+            return te.compute(out, element, name="pad")
+
+        return c.te("pad", constant_mode, x, fill, pattern=INJECTIVE)
+    return c.te("pad", lambda v: _mirrored(v, shape, out, begins, mode), x, pattern=INJECTIVE)
+
+
+def _mirrored(x: Any, shape: Sequence[int], out: Sequence[int], begins: Sequence[int], mode: str) -> Any:
+    def place(index: Any, extent: int, begin: int) -> Any:
+        source = index - begin
+        if mode == "edge":
+            return tirx.max(tirx.min(source, tirx.const(extent - 1, "int64")), tirx.const(0, "int64"))
+        if mode == "wrap":
+            return tirx.floormod(source, extent)
+        period = max(2 * (extent - 1), 1)
+        folded = tirx.floormod(source, period)
+        return tirx.min(folded, period - folded) if extent > 1 else tirx.const(0, "int64")
+
+    return te.compute(out, lambda *i: x(*(place(*each) for each in zip(i, shape, begins, strict=True))), name="pad")
+
+
+def top_k(c: Context, inputs: list[Any]) -> Any:
+    """Values and indices of the k first in order: each element's rank is the number of those before it."""
+    x = inputs[0]
+    shape = shape_of(x)
+    count = constant(c, 1)
+    axis = c.int("axis", -1) % max(len(shape), 1)
+    if count is None or not shape or 0 in shape or shape[axis] > MAX_RANKED:
+        return NotImplemented
+    length, largest = shape[axis], bool(c.int("largest", 1))
+
+    def at(tensor: Any, i: Sequence[Any], place: Any) -> Any:
+        return tensor(*i[:axis], place, *i[axis + 1 :])
+
+    def compute(v: Any) -> Any:
+        def rank(*i: Any) -> Any:
+            j = te.reduce_axis((0, length), name="j")
+            other, own = at(v, i, j), v(*i)
+            before = other > own if largest else other < own
+            return te.sum(tirx.any(before, tirx.all(other == own, j < i[axis])).astype("int32"), axis=j)
+
+        ranks = te.compute(shape, rank, name="rank")
+
+        def found(*i: Any) -> Any:
+            j = te.reduce_axis((0, length), name="p")
+            hit = at(ranks, i, j) == i[axis].astype("int32")
+            return te.max(tirx.Select(hit, j.astype("int64"), tirx.const(0, "int64")), axis=j)
+
+        indices = te.compute(c.out_shape, found, name="indices")
+        values = te.compute(c.out_shape, lambda *i: at(v, i, indices(*i)), name="values")
+        return [values, indices]
+
+    return c.te("top_k", compute, x, pattern=OPAQUE)
+
+
+STANDARD: dict[str, Converter] = {
+    "CumProd": running(topi.cumprod),
+    "CumSum": running(topi.cumsum),
+    "Gather": gather,
+    "GatherElements": gather_elements,
+    "GatherND": gather_nd,
+    "Pad": pad,
+    "ScatterND": scatter_nd,
+    "TopK": top_k,
+}

@@ -1,0 +1,49 @@
+"""Integer arithmetic of quantized models: exact sums in int32, one rounding at the end.
+
+y = saturate(round(a_scale b_scale / y_scale * sum (a - a_zero) (b - b_zero)) + y_zero)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from tvm import relax, tirx
+
+from graphopt.targets.converters import Context, Converter, dtype_of, shape_of
+
+
+def _centred(c: Context, x: Any, zero: Any) -> Any:
+    """x - zero in int32; `zero` is one number."""
+    wide = c.builder.emit(relax.op.astype(x, "int32"))
+    if zero is None:
+        return wide
+    one = c.builder.emit(relax.op.astype(c.reshape(zero, ()), "int32"))
+    return c.builder.emit(relax.op.subtract(wide, one))
+
+
+def _is_one(*values: Any) -> bool:
+    return all(value is None or math.prod(shape_of(value)) == 1 for value in values)
+
+
+def qlinear_matmul(c: Context, inputs: list[Any]) -> Any:
+    """QLinearMatMul with one scale and one zero point for each tensor."""
+    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = inputs
+    target = dtype_of(y_zero)
+    if not _is_one(a_scale, a_zero, b_scale, b_zero, y_scale, y_zero) or target not in ("int8", "uint8"):
+        return NotImplemented
+    emit = c.builder.emit
+    total = emit(relax.op.matmul(_centred(c, a, a_zero), _centred(c, b, b_zero)))
+    scales = [emit(relax.op.astype(c.reshape(scale, ()), "float32")) for scale in (a_scale, b_scale, y_scale)]
+    ratio = emit(relax.op.divide(emit(relax.op.multiply(scales[0], scales[1])), scales[2]))
+    scaled = emit(relax.op.round(emit(relax.op.multiply(emit(relax.op.astype(total, "float32")), ratio))))
+    shifted = emit(relax.op.add(scaled, emit(relax.op.astype(c.reshape(y_zero, ()), "float32"))))
+    limits = np.iinfo(target)
+    clipped = emit(
+        relax.op.clip(shifted, tirx.const(float(limits.min), "float32"), tirx.const(float(limits.max), "float32"))
+    )
+    return relax.op.astype(clipped, target)
+
+
+STANDARD: dict[str, Converter] = {"QLinearMatMul": qlinear_matmul}

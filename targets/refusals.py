@@ -1,0 +1,46 @@
+"""Operators that TVM imports to wrong numbers: predicates that give the reason (measured with the ONNX node suite)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from graphopt.targets import converters
+
+
+def _training_mode(node: ir.Node) -> str | None:
+    attribute = node.attributes.get("training_mode")
+    training = isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.INT and attribute.as_int() != 0
+    return "TVM normalizes with the stored statistics in training mode too" if training else None
+
+
+def _dropout(node: ir.Node) -> str | None:
+    if len(node.outputs) > 1 and node.outputs[1].uses():
+        return "TVM computes no mask of Dropout"
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return None
+    training = node.inputs[2].const_value
+    dropping = training is None or bool(training.numpy().any())
+    return "TVM drops nothing in training mode" if dropping else None
+
+
+def _resize(node: ir.Node) -> str | None:
+    return "TVM ignores the scales, antialias, and the tie of nearest neighbours of Resize"
+
+
+def _roi_align(node: ir.Node) -> str | None:
+    attribute = node.attributes.get("mode")
+    if isinstance(attribute, ir.Attr) and attribute.as_string() != "avg":
+        return "TVM interpolates before it takes the maximum of RoiAlign"
+    return None
+
+
+WRONG_IN_TVM: dict[str, Callable[[ir.Node], str | None]] = {
+    **converters.WRONG_IN_TVM,
+    "BatchNormalization": _training_mode,
+    "Dropout": _dropout,
+    "MaxUnpool": lambda node: "TVM unpools to other places where output_shape is given",
+    "Resize": _resize,
+    "RoiAlign": _roi_align,
+}
