@@ -16,6 +16,9 @@ from graphopt.targets.machine import CpuMachine
 
 NAME = "rowwise"
 
+MIN_PARALLEL = 1 << 13
+"""Elements below which waking another core costs more than it saves."""
+
 
 def softmax(x: Any, scale: float = 1.0, logarithm: bool = False) -> Any:
     """Softmax (or its logarithm) of `scale * x` along the last axis of x[rows, n]."""
@@ -62,11 +65,11 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
     for block in reversed(before):
         sch.compute_at(block.rv, row, preserve_unit_loops=True)
         sch.set_scope(block.rv, 0, "local")
+    if anchor.spatial[0] * max(anchor.reduce) >= MIN_PARALLEL:
+        sch.parallel(row)  # while every block is still whole: a reduction without its start no longer may be
+    for block in (*before, last):
         if len(block.spatial) == 2:
             _vectorise(sch, block, machine)
-    _vectorise(sch, last, machine)
-    if anchor.spatial[0] * max(anchor.reduce) >= 1 << 13:
-        sch.parallel(row)
 
 
 def _split_sum(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
