@@ -16,6 +16,7 @@ from graphopt import schedule
 from graphopt import verify as checking
 from graphopt.artifact import Artifact
 from graphopt.errors import GraphoptError, UnsupportedError
+from graphopt.expand import expand_functions
 from graphopt.observe import Check, Dump, Verify
 from graphopt.partition import partition
 from graphopt.pipeline import Pipeline, PipelineResult
@@ -105,11 +106,20 @@ def compile_model(
         observers.append(Dump(Path(dump)))
     ports = _ports(model)
     result = chosen.run(model, observers)
-    clock.start("lower")
-    built, fallbacks = _stages(model, backend, ranks, fallback)
-    clock.start("build")
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        artifact = _artifact(built, ports, micro_batches, backend, chosen, result, loaded.notes, Path(folder))
+    expand_functions(model, backend.supports)
+    defects: dict[ir.Node, str] = {}
+    while True:
+        clock.start("lower")
+        try:
+            built, fallbacks = _stages(model, backend, ranks, fallback, defects)
+            clock.start("build")
+            with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+                artifact = _artifact(built, ports, micro_batches, backend, chosen, result, loaded.notes, Path(folder))
+            break
+        except GraphoptError:
+            raise
+        except Exception as error:  # noqa: BLE001  TVM raises anything where a kernel cannot be generated
+            defects |= _defects(model, backend, defects, error)
     if verify != "off":
         clock.start("verify")
         _verify(artifact, verifier)
@@ -135,7 +145,7 @@ def _pipeline(passes: str | Pipeline | None, backend: Target) -> Pipeline:
     fitted = []
     for each in pipeline.passes:
         if hasattr(each, "machine"):
-            each = replace(each, machine=machine, block=machine.vector_lanes)
+            each = replace(each, machine=machine)
         fitted.append(each)
     return Pipeline(tuple(fitted))
 
@@ -155,12 +165,24 @@ def _port(value: ir.Value) -> Port:
     return Port(str(value.name), dtype, None)
 
 
+def _defects(model: ir.Model, backend: Target, known: Mapping[ir.Node, str], error: Exception) -> dict[ir.Node, str]:
+    """The nodes that code generation failed on, found by building each alone."""
+    opsets = model.opset_imports
+    suspects = (node for node in model.graph if node not in known and backend.supports(node, opsets) is None)
+    found = {node: reason for node in suspects if (reason := backend.defect(node, opsets)) is not None}
+    if not found:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise GraphoptError(f"code generation failed ({text[:200]}); report this model as a bug of graphopt") from error
+    return found
+
+
 def _stages(
-    model: ir.Model, backend: Target, ranks: int, fallback: bool
+    model: ir.Model, backend: Target, ranks: int, fallback: bool, defects: Mapping[ir.Node, str]
 ) -> tuple[list[BuiltStage], tuple[tuple[str, str], ...]]:
     nodes = list(model.graph)
     opsets = model.opset_imports
-    refusals = {node: reason for node in nodes if (reason := backend.supports(node, opsets)) is not None}
+    reasons = {node: defects.get(node) or backend.supports(node, opsets) for node in nodes}
+    refusals = {node: reason for node, reason in reasons.items() if reason is not None}
     fallbacks = tuple((f"{node.name} ({node.op_type})", reason) for node, reason in refusals.items())
     if refusals and not fallback:
         listed = "; ".join(f"{name}: {reason}" for name, reason in fallbacks)

@@ -174,7 +174,7 @@ def _extent(node: ir.Node, axis: int | None) -> list[int]:
 
 
 def run_onnxruntime(model: ir.Model | Path, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Outputs by name, from ONNX Runtime on one thread of work with every graph optimization off.
+    """Outputs by name, from ONNX Runtime with every graph optimization off.
 
     `model` is a model, or the path of a file (whose external data lies beside it).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from graphopt.ops import DOMAIN
 from graphopt.ops.layout import blocks
 from graphopt.passes._blockable import Form, border, layout_problem, to_blocked_form
 from graphopt.passes._edit import Editor, dims, is_custom
-from graphopt.pipeline import Pass, PassResult, Refusal, option
+from graphopt.pipeline import Pass, PassResult, Refusal
 from graphopt.solve.layout import solve
 
 
@@ -28,72 +29,69 @@ class Layout(Pass):
     of them do is a minimum cut over the cost of their work and of the conversions (`graphopt.solve.layout`), so an
     operator between planar neighbours stays planar. `ToBlocked(FromBlocked(x))` of one block size cancels, and all
     consumers of a tensor share one conversion. Padded lanes may then hold anything finite: operators that could make
-    NaN or infinity of them are left planar.
+    NaN or infinity of them are left planar. The block size is the one that the model's `FromBlocked` nodes have.
     """
 
     name: ClassVar[str] = "layout"
 
-    block: int = option(16, "channels per block, the vector width in floats")
     machine: Machine = field(default_factory=Machine)
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph; refusals name operators beside blocked ones that cannot be blocked."""
-        if not any(border(node, self.block) for node in model.graph):
+        block = _block_size(model.graph)
+        if block is None:
             return PassResult(model, False)
         editor = Editor(model, self.name)
-        labelled = layout_problem(model.graph, self.block, self.machine, {})
+        labelled = layout_problem(model.graph, block, self.machine, {})
         blocked = solve(labelled.problem).blocked
         refusals = tuple(
             Refusal(str(node.name), reason)
             for node, reason in labelled.refusals.items()
             if node.domain != DOMAIN and any(_is_from_blocked(value) for value in node.inputs)
         )
-        conversions: dict[ir.Value, ir.Value] = {}
+        rewrite = _Rewrite(editor, block)
         for number, node in enumerate(labelled.nodes):
-            if is_custom(node, "ToBlocked") and border(node, self.block):
-                self._share(editor, node, conversions)
+            if is_custom(node, "ToBlocked"):
+                rewrite.share(node)
             elif node in labelled.forms and blocked[number]:
-                self._convert(editor, node, labelled.forms[node], conversions)
-        for node in reversed(labelled.nodes):
-            if node.graph is not None and border(node, self.block) and not _used(node):
-                editor.erase(node)
+                rewrite.convert(node, labelled.forms[node])
         for node in reversed(model.graph):
-            if is_custom(node, "FromBlocked") and not _used(node):
+            if is_custom(node, "FromBlocked", "ToBlocked") and not _used(node):
                 editor.erase(node)
         return PassResult(model, editor.modified, refusals)
 
-    def _share(self, editor: Editor, node: ir.Node, conversions: dict[ir.Value, ir.Value]) -> None:
+
+class _Rewrite:
+    """One run of the pass. `conversions` are the ToBlocked outputs so far, by planar tensor and block size."""
+
+    def __init__(self, editor: Editor, block: int) -> None:
+        self.editor = editor
+        self.block = block
+        self.conversions: dict[tuple[ir.Value, int], ir.Value] = {}
+
+    def share(self, node: ir.Node) -> None:
         """Cancel a ToBlocked against the FromBlocked before it, or merge it with an earlier one of the same tensor."""
         planar, here = node.inputs[0], node.outputs[0]
         assert planar is not None
-        existing = self._blocked(planar) or conversions.get(planar)
+        existing = self._existing(planar, node.attributes.get_int("block", 0))
         if existing is None:
-            conversions[planar] = here
+            self.conversions[planar, node.attributes.get_int("block", 0)] = here
         else:
             ir.convenience.replace_all_uses_with(here, existing)
-            editor.erase(node)
+            self.editor.erase(node)
 
-    def _blocked(self, planar: ir.Value) -> ir.Value | None:
-        """The blocked tensor that `planar` was converted from, if any."""
-        producer = planar.producer()
-        if producer is not None and is_custom(producer, "FromBlocked") and border(producer, self.block):
-            return producer.inputs[0]
-        return None
-
-    def _convert(self, editor: Editor, node: ir.Node, form: Form, conversions: dict[ir.Value, ir.Value]) -> None:
+    def convert(self, node: ir.Node, form: Form) -> None:
         """Replace `node` by its blocked twin between conversions; the needless ones go later."""
         inputs = []
         for index in form.data:
             planar = node.inputs[index]
             assert planar is not None
-            inputs.append(self._blocked(planar) or conversions.get(planar) or self._to_blocked(editor, node, planar))
-            if self._blocked(planar) is None:
-                conversions[planar] = inputs[-1]
-        twin = to_blocked_form(editor, node, form, inputs, self.block)
+            inputs.append(self._existing(planar, self.block) or self._to_blocked(node, planar))
+        twin = to_blocked_form(self.editor, node, form, inputs, self.block)
         y = node.outputs[0]
         shape = dims(y)
         assert shape is not None
-        planar_again = editor.insert(
+        planar_again = self.editor.insert(
             node,
             "FromBlocked",
             [twin],
@@ -105,13 +103,20 @@ class Layout(Pass):
             origin=[node],
             domain=DOMAIN,
         )
-        editor.swap(node, planar_again)
+        self.editor.swap(node, planar_again)
 
-    def _to_blocked(self, editor: Editor, before: ir.Node, planar: ir.Value) -> ir.Value:
+    def _existing(self, planar: ir.Value, block: int) -> ir.Value | None:
+        """The blocked tensor that `planar` was converted from, or has been converted to, if any."""
+        producer = planar.producer()
+        if producer is not None and is_custom(producer, "FromBlocked") and border(producer, block):
+            return producer.inputs[0]
+        return self.conversions.get((planar, block))
+
+    def _to_blocked(self, before: ir.Node, planar: ir.Value) -> ir.Value:
         shape = dims(planar)
         assert shape is not None
         n, c, h, w = shape
-        return editor.insert(
+        blocked = self.editor.insert(
             before,
             "ToBlocked",
             [planar],
@@ -123,6 +128,14 @@ class Layout(Pass):
             origin=[before],
             domain=DOMAIN,
         )
+        self.conversions[planar, self.block] = blocked
+        return blocked
+
+
+def _block_size(graph: ir.Graph) -> int | None:
+    """Channels per block of the blocked tensors; the most frequent size when passes ran with different ones."""
+    sizes = Counter(shape[4] for node in graph if is_custom(node, "FromBlocked") and (shape := dims(node.inputs[0])))
+    return sizes.most_common(1)[0][0] if sizes else None
 
 
 def _is_from_blocked(value: ir.Value | None) -> bool:

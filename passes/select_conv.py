@@ -74,8 +74,13 @@ class SelectConv(Pass):
     )
     max_workspace: ByteSize = option(ByteSize(256 << 20), "largest scratch memory of one convolution")
     max_error: float = option(1e-6, "largest relative rounding error of one convolution")
-    block: int = option(16, "channels per block, the vector width in floats")
+    block: int = option(0, "channels per block; 0 for the vector width of the machine, in floats")
     machine: Machine = field(default_factory=Machine)
+
+    @property
+    def lanes(self) -> int:
+        """Channels per block."""
+        return self.block or self.machine.vector_lanes
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph; every Conv gets a Choice or a Refusal."""
@@ -94,7 +99,7 @@ class SelectConv(Pass):
 
         problem = layout_problem(
             model.graph,
-            self.block,
+            self.lanes,
             self.machine,
             {
                 node: (_best(found, True).seconds, _best(found, False).seconds)
@@ -113,7 +118,7 @@ class SelectConv(Pass):
 
     def _candidates(self, conv: ConvNode) -> Iterator[Candidate]:
         """Every algorithm with its cost or the reason against it."""
-        s, machine, block = conv.shape, self.machine, self.block
+        s, machine, block = conv.shape, self.machine, self.lanes
         in_block = min(s.c, block)
         possible = False
         for algorithm in Algorithm:
@@ -143,19 +148,19 @@ class SelectConv(Pass):
         if algorithm == Algorithm.DEPTHWISE:
             return "" if s.group == s.c == s.o and s.group > 1 else "not one channel per group"
         if algorithm == Algorithm.BLOCKED:
-            filled = s.group == 1 or not (s.c // s.group % self.block or s.o // s.group % self.block)
-            return "" if filled else f"the channels of a group are no multiple of {self.block}"
+            filled = s.group == 1 or not (s.c // s.group % self.lanes or s.o // s.group % self.lanes)
+            return "" if filled else f"the channels of a group are no multiple of {self.lanes}"
         if s.group > 1:
             return "the convolution has groups"
         if algorithm == Algorithm.IM2COL:
             return self._against_workspace(costs.im2col_workspace(s))
         if (s.kh, s.kw) != (3, 3) or conv.strides != (1, 1) or conv.dilations != (1, 1):
             return "not 3x3 with stride 1 and dilation 1"
-        if s.c < self.block:
-            return f"fewer than {self.block} input channels"
+        if s.c < self.lanes:
+            return f"fewer than {self.lanes} input channels"
         if RELATIVE_ERROR[algorithm] > self.max_error:
             return f"its rounding error {RELATIVE_ERROR[algorithm]:.1e} is above {self.max_error:.1e}"
-        return self._against_workspace(costs.winograd_workspace(s, TILE[algorithm], self.block))
+        return self._against_workspace(costs.winograd_workspace(s, TILE[algorithm], self.lanes))
 
     def _against_workspace(self, nbytes: int) -> str:
         if nbytes <= self.max_workspace:
@@ -164,12 +169,12 @@ class SelectConv(Pass):
 
     def _emit(self, editor: Editor, conv: ConvNode, algorithm: Algorithm, after_blocked: bool) -> None:
         if algorithm == Algorithm.BLOCKED:
-            in_block = self.block if after_blocked else min(conv.shape.c, self.block)
-            emit_blocked(editor, conv, in_block, self.block)
+            in_block = self.lanes if after_blocked else min(conv.shape.c, self.lanes)
+            emit_blocked(editor, conv, in_block, self.lanes)
         elif algorithm == Algorithm.DEPTHWISE:
-            emit_depthwise(editor, conv, self.block)
+            emit_depthwise(editor, conv, self.lanes)
         elif algorithm in TILE:
-            emit_winograd(editor, conv, TILE[algorithm], self.block)
+            emit_winograd(editor, conv, TILE[algorithm], self.lanes)
         elif algorithm == Algorithm.IM2COL:
             emit_im2col(editor, conv)
 

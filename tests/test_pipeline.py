@@ -45,7 +45,7 @@ def model() -> ir.Model:
         "",
         "normalize",
         DEFAULT,
-        "select-conv{algorithms=blocked+winograd2,max-workspace=256KiB,max-error=1e-07,block=8},layout{block=8}",
+        "select-conv{algorithms=blocked+winograd2,max-workspace=256KiB,max-error=1e-07,block=8},layout",
         "fuse{attention=false}",
     ],
 )
@@ -54,7 +54,7 @@ def test_spelling_goes_round(text: str) -> None:
 
 
 def test_spelling_leaves_defaults_out_and_allows_spaces() -> None:
-    text = " normalize , select-conv{ block = 16 , max-workspace = 256MiB }"
+    text = " normalize , select-conv{ block = 0 , max-workspace = 256MiB }"
     assert str(Pipeline.parse(text)) == "normalize,select-conv"
 
 

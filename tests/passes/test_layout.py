@@ -15,11 +15,12 @@ class Blocked(Pass):
     """select-conv with the blocked kernel only, then layout: what layout sees and does."""
 
     name: ClassVar[str] = "blocked-layout"
+    block: int = 16
 
     def call(self, model: ir.Model) -> PassResult:
         from graphopt.passes.select_conv import Algorithm
 
-        first = SelectConv(algorithms=(Algorithm.BLOCKED, Algorithm.DEPTHWISE))(model)
+        first = SelectConv(algorithms=(Algorithm.BLOCKED, Algorithm.DEPTHWISE), block=self.block)(model)
         second = Layout()(model)
         assert isinstance(second, PassResult)
         return PassResult(model, first.modified or second.modified, second.refusals)
@@ -146,3 +147,20 @@ def test_graph_outputs_of_the_middle(rewrite) -> None:
     after, _ = rewrite(Blocked(), text, WEIGHTS)
     assert "m[1,32,8,8] = FromBlocked(m.blocked.1) {channels=32}" in after
     assert after.count("ToBlocked(") == 1
+
+
+@pytest.mark.parametrize("block", [4, 8])
+def test_other_block_sizes_are_taken_from_the_model(rewrite, block: int) -> None:
+    after, _ = rewrite(Blocked(block), sandwich("m = Relu(a)"), WEIGHTS)
+    assert operators(after) == ["ToBlocked", "Conv2dBlocked", "Relu", "Conv2dBlocked", "FromBlocked"]
+    assert f"[1,{32 // block},8,8,{block}]" in after
+
+
+def test_first_layers_share_one_conversion(rewrite) -> None:
+    text = (
+        "g (float[1,3,9,9] x, float[16,3,3,3] w, float[16,3,3,3] w2) => (float[1,16,7,7] y)"
+        "{ a = Conv(x, w)  b = Conv(x, w2)  y = Add(a, b) }"
+    )
+    after, _ = rewrite(Blocked(), text, {"w": (16, 3, 3, 3), "w2": (16, 3, 3, 3)})
+    assert operators(after) == ["ToBlocked", "Conv2dBlocked", "Conv2dBlocked", "Add", "FromBlocked"]
+    assert "{block=3}" in after

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from graphopt.costs import Machine
 from graphopt.passes import SelectConv
 from graphopt.passes.select_conv import Algorithm
 from graphopt.pipeline import ByteSize
@@ -135,3 +136,8 @@ def test_provenance(rewrite) -> None:
     _, result = rewrite(only(Algorithm.BLOCKED), CONV3X3, WEIGHTS)
     assert {node.metadata_props["graphopt.origin"] for node in result.model.graph} == {"conv0"}
     assert {node.metadata_props["graphopt.rule"] for node in result.model.graph} == {"select-conv"}
+
+
+def test_block_is_the_vector_width_of_the_machine(rewrite) -> None:
+    after, _ = rewrite(SelectConv(algorithms=(Algorithm.BLOCKED,), machine=Machine(vector_lanes=8)), CONV3X3, WEIGHTS)
+    assert "const[3,3,3,3,8,8]" in after
