@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 import sys
 import tempfile
@@ -60,8 +61,9 @@ def measure(
         timings = timing.interleave([functools.partial(run, feeds) for run in sessions.values()], runs)
         sessions.clear()
         say("measuring memory")
-        np.savez(folder / "feeds.npz", **{f"a{index}": array for index, array in enumerate(feeds.values())})
-        (folder / "feeds.txt").write_text("\n".join(feeds), encoding="utf-8")
+        for index, array in enumerate(feeds.values()):
+            np.save(folder / f"{index}.npy", array.astype(str) if array.dtype.hasobject else array, allow_pickle=False)
+        (folder / "names.json").write_text(json.dumps(list(feeds)), encoding="utf-8")
         peaks = {side: _peak(side, path, threads, folder) for side, path in files.items()}
     found = intervals.medians(timings.rounds)
     sides = {

@@ -49,9 +49,8 @@ def _peak(arguments: list[str], out: TextIO) -> int:
     from graphopt.bench.one import peak_memory
 
     side, file, threads, folder = arguments
-    names = (Path(folder) / "feeds.txt").read_text(encoding="utf-8").split("\n")
-    with np.load(Path(folder) / "feeds.npz", allow_pickle=False) as arrays:
-        feeds = {name: arrays[f"a{index}"] for index, name in enumerate(names)}
+    names = json.loads((Path(folder) / "names.json").read_text(encoding="utf-8"))
+    feeds = {name: np.load(Path(folder) / f"{index}.npy", allow_pickle=False) for index, name in enumerate(names)}
     found = peak_memory(side, Path(file), int(threads), feeds)
     if found is None:
         return 1

@@ -27,7 +27,7 @@ def command(
         Suite | None,
         typer.Option("--suite", help="Add onnx's light models, the zoo's own, or light ones with weights."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Of both sides.")] = 2,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Of both sides.")] = 2,
     runs: Annotated[
         int | None, typer.Option("--runs", metavar="N", min=2, help="Counted runs per side; default about 2 seconds.")
     ] = None,

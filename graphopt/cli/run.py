@@ -43,7 +43,7 @@ def command(
     seed: options.Seed = 0,
     timeout: Annotated[
         float,
-        typer.Option("--timeout", min=1.0, help="Seconds after which a rank that is not heard of counts as lost."),
+        typer.Option("--timeout", metavar="SECONDS", min=1.0, help="Seconds after which a rank that is not heard of counts as lost."),
     ] = 60.0,
 ) -> Report:
     """Run an artifact once and show, or write, its outputs."""
@@ -80,7 +80,7 @@ def command(
             outputs = {name: np.array(files.read(path, name)) for name, path in found.items()}
         seconds = time.perf_counter() - start
         written = {} if output is None else found
-        how = f"{ranks} ranks took {seconds:.2f} s, the start of their processes included"
+        how = f"{ranks} {'rank' if ranks == 1 else 'ranks'} took {seconds:.2f} s, the start of their processes included"
     document = {
         "artifact": str(artifact),
         "ranks": ranks,
