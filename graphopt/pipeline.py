@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Self
 
 import onnx_ir as ir
 
+from graphopt.costs import Machine
 from graphopt.errors import GraphoptError, PipelineError
 
 
@@ -92,6 +93,7 @@ def option(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+@dataclass(frozen=True)
 class Pass(ir.passes.InPlacePass):
     """Base of all passes: a frozen dataclass whose `option(...)` fields are its options.
 
@@ -100,6 +102,11 @@ class Pass(ir.passes.InPlacePass):
     """
 
     name: ClassVar[str]
+
+    def on(self, machine: Machine) -> Pass:
+        """The same pass for `machine`; passes that weigh no costs are the same on all."""
+        del machine
+        return self
 
     @classmethod
     def options(cls) -> tuple[Option, ...]:
@@ -139,7 +146,7 @@ class Pass(ir.passes.InPlacePass):
 
 
 def _option_fields(cls: type[Pass]) -> list[dataclasses.Field[Any]]:
-    return [f for f in dataclasses.fields(cls) if "help" in f.metadata] if dataclasses.is_dataclass(cls) else []
+    return [f for f in dataclasses.fields(cls) if "help" in f.metadata]
 
 
 def _spelled(name: str) -> str:
@@ -251,6 +258,10 @@ class Pipeline:
 
     def __str__(self) -> str:
         return ",".join(map(str, self.passes))
+
+    def on(self, machine: Machine) -> Pipeline:
+        """The same passes, weighing the costs of `machine`."""
+        return Pipeline(tuple(each.on(machine) for each in self.passes))
 
     def run(self, model: ir.Model, observers: Sequence[Observer] = ()) -> PipelineResult:
         """Run every pass on `model`, in place, and call every observer before the first pass and after each.

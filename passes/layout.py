@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -35,6 +35,10 @@ class Layout(Pass):
     name: ClassVar[str] = "layout"
 
     machine: Machine = field(default_factory=Machine)
+
+    def on(self, machine: Machine) -> Layout:
+        """The same choices for another machine."""
+        return replace(self, machine=machine)
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph; refusals name operators beside blocked ones that cannot be blocked."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar
 
@@ -76,6 +76,10 @@ class SelectConv(Pass):
     max_error: float = option(1e-6, "largest relative rounding error of one convolution")
     block: int = option(0, "channels per block; 0 for the vector width of the machine, in floats")
     machine: Machine = field(default_factory=Machine)
+
+    def on(self, machine: Machine) -> SelectConv:
+        """The same choices for another machine."""
+        return replace(self, machine=machine)
 
     @property
     def lanes(self) -> int:

@@ -7,8 +7,9 @@ from typing import ClassVar
 import onnx_ir as ir
 import pytest
 
+from graphopt.costs import Machine
 from graphopt.errors import ModelError, PipelineError
-from graphopt.passes import DEFAULT, PASSES, Fuse, SelectConv
+from graphopt.passes import DEFAULT, PASSES, Fuse, Layout, SelectConv
 from graphopt.passes.select_conv import Algorithm
 from graphopt.pipeline import ByteSize, Event, Option, Pass, PassResult, Pipeline, Refusal, load_pass, option
 
@@ -158,3 +159,11 @@ def test_table(name: str) -> None:
 def test_the_table_imports_no_pass() -> None:
     code = "import sys, graphopt.passes; sys.exit(any(m.startswith('graphopt.passes.') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_pipeline_is_fitted_to_a_machine() -> None:
+    machine = Machine(vector_lanes=8)
+    normalize, select, layout = Pipeline.parse("normalize,select-conv{max-error=1e-07},layout").on(machine).passes
+    assert normalize == Pipeline.parse("normalize").passes[0]
+    assert select == SelectConv(max_error=1e-7, machine=machine)
+    assert layout == Layout(machine=machine)
