@@ -16,7 +16,6 @@ from graphopt import schedule
 from graphopt import verify as checking
 from graphopt.artifact import Artifact
 from graphopt.errors import GraphoptError, UnsupportedError
-from graphopt.expand import expand_functions
 from graphopt.observe import Check, Dump, Verify
 from graphopt.partition import partition
 from graphopt.pipeline import Pipeline, PipelineResult
@@ -90,6 +89,7 @@ def compile_model(
     _check_options(verify, ranks, micro_batches)
     clock = _Clock(progress)
     clock.start("load")
+    from graphopt.expand import expand_functions
     from graphopt.frontend import load
     from graphopt.targets import load_target
 

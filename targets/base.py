@@ -43,6 +43,9 @@ class Target(Protocol):
     def supports(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
         """Why `node` cannot become native code, in a sentence; None if it can."""
 
+    def defect(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
+        """Why no code can be generated for a supported `node`, found by building it alone; None if it can."""
+
     def lower(
         self,
         nodes: Sequence[ir.Node],

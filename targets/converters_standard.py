@@ -18,7 +18,7 @@ from graphopt.targets import converters, converters_index, converters_quantized,
 from graphopt.targets.converters import Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters_index import constant, known
 
-ELEMENTWISE = 0
+ELEMENTWISE, REDUCTION = 0, 3
 FLOATS = ("float16", "float32", "float64")
 HALVES = ("float16", "bfloat16")
 
@@ -219,7 +219,7 @@ def concat(c: Context, inputs: list[Any]) -> Any:
 
 
 def reduction(of_nothing: float) -> Converter:
-    """A reduction over no elements is a constant; booleans are reduced as bytes. All others are TVM's."""
+    """A reduction over no elements is a constant. All others are TVM's."""
 
     def convert(c: Context, inputs: list[Any]) -> Any:
         x = inputs[0]
@@ -230,13 +230,52 @@ def reduction(of_nothing: float) -> Converter:
                 limits = np.iinfo(dtype)
                 value = limits.max if value > 0 else limits.min
             return known(np.full(c.out_shape, value, np.dtype(dtype)))
+        return NotImplemented
+
+    return convert
+
+
+def extreme(largest: bool) -> Converter:
+    """ReduceMax and ReduceMin: TVM's maximum starts at the lowest finite number, and has no booleans."""
+    of_nothing = reduction(-math.inf if largest else math.inf)
+
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        x = inputs[0]
+        shape, dtype = shape_of(x), dtype_of(x)
         axes = _axes(c)
-        if dtype != "bool" or axes is None:
+        if 0 in shape:
+            return of_nothing(c, inputs)
+        if dtype not in (*FLOATS, "bool") or axes is None or (not len(axes) and c.int("noop_with_empty_axes")):
             return NotImplemented
-        reduce = relax.op.max if c.node.op_type == "ReduceMax" else relax.op.min
-        integers = c.builder.emit(relax.op.astype(x, "int8"))
-        reduced = c.builder.emit(reduce(integers, list(axes) or None, keepdims=bool(c.int("keepdims", 1))))
-        return relax.op.astype(reduced, "bool")
+        places = sorted(int(axis) % len(shape) for axis in axes) if len(axes) else list(range(len(shape)))
+        if not places:
+            return NotImplemented
+        keep = bool(c.int("keepdims", 1))
+        working = "int8" if dtype == "bool" else dtype
+        low = 0 if working == "int8" else -math.inf
+        high = 1 if working == "int8" else math.inf
+
+        def compute(v: Any) -> Any:
+            combine = tirx.max if largest else tirx.min
+            reducer = te.comm_reducer(combine, lambda t: tirx.const(low if largest else high, t), name="extreme")
+            inner = [te.reduce_axis((0, shape[axis]), name=f"r{axis}") for axis in places]
+
+            def element(*i: Any) -> Any:
+                outer, chosen = iter(i), iter(inner)
+                index = []
+                for axis in range(len(shape)):
+                    if axis in places:
+                        index.append(next(chosen))
+                        if keep:
+                            next(outer)
+                    else:
+                        index.append(next(outer))
+                return reducer(v(*index).astype(working), axis=inner)
+
+            return te.compute(c.out_shape, element, name="extreme")
+
+        y = c.te("extreme", compute, x, pattern=REDUCTION)
+        return y if dtype == working else relax.op.astype(y, dtype)
 
     return convert
 
@@ -314,8 +353,8 @@ STANDARD: dict[str, Converter] = {
     "ReduceL2": reduction(0),
     "ReduceLogSum": reduction(-math.inf),
     "ReduceLogSumExp": reduction(-math.inf),
-    "ReduceMax": reduction(-math.inf),
-    "ReduceMin": reduction(math.inf),
+    "ReduceMax": extreme(largest=True),
+    "ReduceMin": extreme(largest=False),
     "ReduceProd": reduction(1),
     "ReduceSum": reduction(0),
     "ReduceSumSquare": reduction(0),

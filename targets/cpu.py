@@ -40,8 +40,7 @@ class CpuTarget:
         return self._answers[key]
 
     def _try(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
-        inputs = list(dict.fromkeys(v for v in node.inputs if v is not None and v.const_value is None))
-        outputs = [v for v in node.outputs if v.uses() or v.is_graph_output()] or list(node.outputs[:1])
+        inputs, outputs = _ends(node)
         try:
             imported = relax_import.import_nodes([node], inputs, outputs, opsets, self.cpu)
             return lowering.obstacle(lowering.legalize(imported.module))
@@ -49,6 +48,15 @@ class CpuTarget:
             return str(error)
         except Exception as error:  # noqa: BLE001  TVM's converters raise anything at what they do not know
             return f"TVM cannot convert {node.op_type}: {_first_line(error)}"
+
+    def defect(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
+        """Lower the node alone and generate its code."""
+        try:
+            lowered = self.lower([node], *_ends(node), opsets, "probe_")
+            build.compile_functions(lowered.functions, self.cpu)
+        except Exception as error:  # noqa: BLE001  anything may come out of a code generator
+            return f"TVM cannot generate code for {node.op_type}: {_first_line(error)}"
+        return None
 
     def lower(
         self,
@@ -67,6 +75,12 @@ class CpuTarget:
     def library(self, functions: Mapping[str, Any]) -> bytes:
         """Compile and link."""
         return build.library(functions, self.cpu)
+
+
+def _ends(node: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:
+    """The variable inputs of `node`, and its outputs that somebody reads."""
+    inputs = list(dict.fromkeys(v for v in node.inputs if v is not None and v.const_value is None))
+    return inputs, [v for v in node.outputs if v.uses() or v.is_graph_output()] or list(node.outputs[:1])
 
 
 def _first_line(error: Exception) -> str:
