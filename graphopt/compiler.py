@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,13 +141,7 @@ def _pipeline(passes: str | Pipeline | None, backend: Target) -> Pipeline:
     from graphopt.passes import DEFAULT
 
     pipeline = passes if isinstance(passes, Pipeline) else Pipeline.parse(DEFAULT if passes is None else passes)
-    machine = backend.machine
-    fitted = []
-    for each in pipeline.passes:
-        if hasattr(each, "machine"):
-            each = replace(each, machine=machine)
-        fitted.append(each)
-    return Pipeline(tuple(fitted))
+    return pipeline.on(backend.machine)
 
 
 def _ports(model: ir.Model) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

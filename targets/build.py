@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from graphopt.errors import GraphoptError
 from graphopt.program import ALIGNMENT
 from graphopt.runtime import library as library_runtime
-from graphopt.targets.machine import CpuMachine
+from graphopt.targets.machine import CpuMachine, available_cores
 
 
 def compile_functions(functions: Mapping[str, Any], machine: CpuMachine) -> Any:
@@ -27,14 +28,26 @@ def compile_functions(functions: Mapping[str, Any], machine: CpuMachine) -> Any:
 
 
 def library(functions: Mapping[str, Any], machine: CpuMachine) -> bytes:
-    """A shared library with one entry per symbol."""
-    with tempfile.TemporaryDirectory() as folder:
+    """A shared library with one entry per symbol; the same bytes for the same functions, whatever the core count.
+
+    Every function becomes an object file of its own, in parallel (TVM and LLVM run outside Python's lock).
+    """
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+
+        def compile_one(numbered: tuple[int, str]) -> str:
+            number, symbol = numbered
+            path = str(Path(folder) / f"{number}.o")
+            compile_functions({symbol: functions[symbol]}, machine).mod.write_to_file(path, "o")
+            return path
+
+        with ThreadPoolExecutor(available_cores()) as pool:
+            objects = list(pool.map(compile_one, enumerate(functions)))
         path = Path(folder) / "kernels.so"
-        compile_functions(functions, machine).export_library(str(path), fcompile=_link)
+        _link(str(path), objects)
         return path.read_bytes()
 
 
-def _link(output: str, objects: Sequence[str], **_: object) -> None:
+def _link(output: str, objects: Sequence[str]) -> None:
     """Link with the LLD that pip installs (in the `ziglang` package), so that no system compiler is needed."""
     spec = importlib.util.find_spec("ziglang")
     if spec is None or not spec.submodule_search_locations:
