@@ -40,6 +40,18 @@ def nbytes(value: ir.Value | None) -> int:
     return math.ceil(elements(value) * value.dtype.itemsize)
 
 
+def static_type(value: ir.Value) -> tuple[str, tuple[int, ...]] | None:
+    """(dtype, shape) of a value whose bytes can lie in an arena, else None."""
+    if value.dtype is None or value.shape is None or not isinstance(value.type, ir.TensorType):
+        return None
+    try:
+        dtype = str(value.dtype.numpy())
+    except (TypeError, KeyError):
+        return None
+    shape = tuple(d for d in value.shape.dims if isinstance(d, int))
+    return (dtype, shape) if dtype in ITEM_BYTES and len(shape) == len(value.shape.dims) else None
+
+
 def parameters(model: ir.Model) -> int:
     """Elements of all floating point initializers, in all graphs; integer constants are shapes and indices."""
     tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())

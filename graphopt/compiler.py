@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt import schedule
+from graphopt import analysis, schedule
 from graphopt import verify as checking
 from graphopt.artifact import Artifact
 from graphopt.errors import GraphoptError, UnsupportedError
@@ -150,9 +150,7 @@ def _ports(model: ir.Model) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
 
 
 def _port(value: ir.Value) -> Port:
-    from graphopt.stage_build import static_type
-
-    found = static_type(value)
+    found = analysis.static_type(value)
     if found is not None:
         return Port(str(value.name), *found)
     dtype = str(value.dtype.name).lower() if value.dtype is not None else "object"

@@ -96,7 +96,7 @@ def im2col(machine: Machine, s: ConvShape) -> float:
 
 
 def planar(machine: Machine, s: ConvShape) -> float:
-    """Seconds of a standard NCHW `Conv`: patches of each group times its weights; few outputs per group fill no tile."""
+    """Seconds of a standard NCHW `Conv`: patches of each group times its weights; a thin group fills no tile."""
     depth = s.c // s.group * s.kh * s.kw
     values = s.n * (s.c * s.h * s.w + s.o * s.oh * s.ow) + s.o * depth
     rate = min(PLANAR_RATE, PLANAR_ROW_RATE * (s.o // s.group))

@@ -12,7 +12,6 @@ from graphopt.costs import Machine
 from graphopt.errors import GraphoptError
 from graphopt.segments import read_by
 from graphopt.solve.stages import Crossing, StageProblem, solve
-from graphopt.stage_build import static_type
 
 _UNMOVABLE = 1 << 50
 """Bytes charged for cutting through a value that cannot be sent: such cuts are taken only where there is no other."""
@@ -56,7 +55,9 @@ def partition(model: ir.Model, ranks: int, machine: Machine) -> list[Part]:
     for index, (piece, boundary) in enumerate(zip(pieces, boundaries, strict=True)):
         inputs = tuple(by_name[name] for name in boundary.inputs)
         if (
-            lost := next((v for v in inputs if index and name_is_sent(v, fed) and static_type(v) is None), None)
+            lost := next(
+                (v for v in inputs if index and name_is_sent(v, fed) and analysis.static_type(v) is None), None
+            )
         ) is not None:
             raise GraphoptError(
                 f"--ranks {ranks} would send {lost.name}, whose size is known at run time only; ask for fewer ranks."
@@ -83,7 +84,7 @@ def _problem(
                 last[value] = index
     tensors = []
     for value, used in last.items():
-        size = analysis.nbytes(value) if static_type(value) is not None else _UNMOVABLE
+        size = analysis.nbytes(value) if analysis.static_type(value) is not None else _UNMOVABLE
         tensors.append(Crossing(size, made[value], used))
     return StageProblem(tuple(_seconds(node, machine) for node in nodes), tuple(tensors), ranks)
 

@@ -30,8 +30,6 @@ def read_by(node: ir.Node) -> Iterator[ir.Value]:
     """Every value `node` needs from outside: its inputs, and what its subgraphs capture."""
     yield from (value for value in node.inputs if value is not None)
     for attribute in node.attributes.values():
-        if not isinstance(attribute, ir.Attr):
-            continue
         if attribute.type == ir.AttributeType.GRAPH:
             graphs = [attribute.as_graph()]
         elif attribute.type == ir.AttributeType.GRAPHS:

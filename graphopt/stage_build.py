@@ -5,26 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.program import ITEM_BYTES, FallbackSegment, NativeSegment, Place, Segment, Stage, Value
-from graphopt.segments import NodeRun, node_runs
+from graphopt.analysis import static_type
+from graphopt.partition import Part
+from graphopt.program import FallbackSegment, NativeSegment, Place, Segment, Stage, Value
+from graphopt.segments import NodeRun, node_runs, read_by
 from graphopt.solve.memory import Buffer, MemoryProblem, solve
 from graphopt.weights import save_weights
 
 if TYPE_CHECKING:
     from graphopt.targets.base import Target
-
-
-class StageNodes(Protocol):
-    """The nodes of one stage, and the values that cross its boundaries or the program's."""
-
-    nodes: tuple[ir.Node, ...]
-    inputs: tuple[ir.Value, ...]
-    outputs: tuple[ir.Value, ...]
 
 
 @dataclass(slots=True)
@@ -59,21 +53,7 @@ class _Draft:
     notes: list[str] = field(default_factory=list)
 
 
-def static_type(value: ir.Value) -> tuple[str, tuple[int, ...]] | None:
-    """(dtype, shape) of a value whose bytes can lie in an arena, else None."""
-    if value.dtype is None or value.shape is None or not isinstance(value.type, ir.TensorType):
-        return None
-    try:
-        dtype = str(value.dtype.numpy())
-    except (TypeError, KeyError):
-        return None
-    shape = tuple(d for d in value.shape.dims if isinstance(d, int))
-    return (dtype, shape) if dtype in ITEM_BYTES and len(shape) == len(value.shape.dims) else None
-
-
-def build_stage(
-    index: int, model: ir.Model, part: StageNodes, refusals: Mapping[ir.Node, str], target: Target
-) -> BuiltStage:
+def build_stage(index: int, model: ir.Model, part: Part, refusals: Mapping[ir.Node, str], target: Target) -> BuiltStage:
     """Lower the nodes of `part` and plan its memory."""
     draft = _Draft()
     for value in part.inputs:
@@ -150,8 +130,6 @@ def extract(model: ir.Model, run: NodeRun) -> bytes:
 
 
 def _constants_of(run: NodeRun) -> Iterable[Any]:
-    from graphopt.segments import read_by
-
     seen: dict[ir.Value, None] = {}
     inside = {value for node in run.nodes for value in node.outputs}
     for node in run.nodes:

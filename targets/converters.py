@@ -42,22 +42,22 @@ class Context:
         """Emit a view; nothing where the shape is already right."""
         return x if shape_of(x) == shape else self.builder.emit(relax.op.reshape(x, shape))
 
-    def ints(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+    def integers(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
         """An attribute that is a list of integers."""
         attribute = self.node.attributes.get(name)
         return tuple(int(v) for v in attribute.as_ints()) if isinstance(attribute, ir.Attr) else default
 
-    def int(self, name: str, default: int = 0) -> int:
+    def integer(self, name: str, default: int = 0) -> int:
         """An integer attribute."""
         attribute = self.node.attributes.get(name)
         return int(attribute.as_int()) if isinstance(attribute, ir.Attr) else default
 
-    def float(self, name: str, default: float = 0.0) -> float:
+    def real(self, name: str, default: float = 0.0) -> float:
         """A float attribute."""
         attribute = self.node.attributes.get(name)
         return float(attribute.as_float()) if isinstance(attribute, ir.Attr) else default
 
-    def string(self, name: str, default: str = "") -> str:
+    def text(self, name: str, default: str = "") -> str:
         """A string attribute."""
         attribute = self.node.attributes.get(name)
         return str(attribute.as_string()) if isinstance(attribute, ir.Attr) else default
@@ -84,7 +84,7 @@ def dtype_of(x: Any) -> str:
 
 
 def to_blocked(c: Context, inputs: list[Any]) -> Any:
-    block = c.int("block")
+    block = c.integer("block")
     _, channels, _, _ = shape_of(inputs[0])
 
     def compute(x: Any) -> Any:
@@ -103,7 +103,7 @@ def to_blocked(c: Context, inputs: list[Any]) -> Any:
 
 
 def from_blocked(c: Context, inputs: list[Any]) -> Any:
-    channels = c.int("channels")
+    channels = c.integer("channels")
 
     def compute(x: Any) -> Any:
         n, _, h, w, b = (int(d) for d in x.shape)
@@ -134,8 +134,8 @@ def _two(values: tuple[int, ...]) -> tuple[int, int]:
 
 def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
     x, w, bias = inputs
-    padded = _padded(c, x, c.ints("pads", (0, 0, 0, 0)))
-    strides, dilations = _two(c.ints("strides", (1, 1))), _two(c.ints("dilations", (1, 1)))
+    padded = _padded(c, x, c.integers("pads", (0, 0, 0, 0)))
+    strides, dilations = _two(c.integers("strides", (1, 1))), _two(c.integers("dilations", (1, 1)))
     return c.te(
         "conv_direct",
         lambda p, q, r: conv_direct.compute(p, q, r, strides, dilations, c.machine),
@@ -148,8 +148,8 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
 
 def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
     x, w, bias = inputs
-    padded = _padded(c, x, c.ints("pads", (0, 0, 0, 0)))
-    strides, dilations = _two(c.ints("strides", (1, 1))), _two(c.ints("dilations", (1, 1)))
+    padded = _padded(c, x, c.integers("pads", (0, 0, 0, 0)))
+    strides, dilations = _two(c.integers("strides", (1, 1))), _two(c.integers("dilations", (1, 1)))
     return c.te(
         "depthwise", lambda p, q, r: depthwise.depthwise(p, q, r, strides, dilations), padded, w, bias, pattern=EPILOGUE
     )
@@ -157,7 +157,7 @@ def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
 
 def winograd(c: Context, inputs: list[Any]) -> Any:
     x, u, bias = inputs
-    m, pads = c.int("m"), _four(c.ints("pads", (0, 0, 0, 0)))
+    m, pads = c.integer("m"), _four(c.integers("pads", (0, 0, 0, 0)))
     out = _two(c.out_shape[2:4])
     at, _, bt = matrices(m)
     v = c.te("winograd_input", lambda p: conv_winograd.transform_input(p, m, pads, out, bt), x, pattern=OPAQUE)
@@ -169,10 +169,10 @@ def winograd(c: Context, inputs: list[Any]) -> Any:
 
 def pool_blocked(mode: str) -> Converter:
     def convert(c: Context, inputs: list[Any]) -> Any:
-        kernel = _two(c.ints("kernel_shape"))
-        strides, pads = _two(c.ints("strides", (1, 1))), _four(c.ints("pads", (0, 0, 0, 0)))
-        dilations, out = _two(c.ints("dilations", (1, 1))), _two(c.out_shape[2:4])
-        include = bool(c.int("count_include_pad"))
+        kernel = _two(c.integers("kernel_shape"))
+        strides, pads = _two(c.integers("strides", (1, 1))), _four(c.integers("pads", (0, 0, 0, 0)))
+        dilations, out = _two(c.integers("dilations", (1, 1))), _two(c.out_shape[2:4])
+        include = bool(c.integer("count_include_pad"))
         return c.te(
             f"pool_{mode}",
             lambda x: depthwise.pool(x, mode, kernel, strides, pads, dilations, out, include),
@@ -194,8 +194,8 @@ def global_average_pool_blocked(c: Context, inputs: list[Any]) -> Any:
 
 
 def lrn_blocked(c: Context, inputs: list[Any]) -> Any:
-    channels, size = c.int("channels"), c.int("size")
-    alpha, beta, bias = c.float("alpha", 1e-4), c.float("beta", 0.75), c.float("bias", 1.0)
+    channels, size = c.integer("channels"), c.integer("size")
+    alpha, beta, bias = c.real("alpha", 1e-4), c.real("beta", 0.75), c.real("bias", 1.0)
 
     def compute(x: Any) -> Any:
         n, cb, h, w, b = (int(d) for d in x.shape)
@@ -234,13 +234,13 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     bias = inputs[2] if len(inputs) > 2 else None
     if dtype_of(x) not in ("float32", "float64"):
         return NotImplemented
-    groups, out = c.int("group", 1), c.out_shape
+    groups, out = c.integer("group", 1), c.out_shape
     image = shape_of(x)[2:]
-    kernel = shape_of(w)[2:] if len(shape_of(w)) > 2 else c.ints("kernel_shape")
+    kernel = shape_of(w)[2:] if len(shape_of(w)) > 2 else c.integers("kernel_shape")
     rank = len(kernel)
     if rank == 0:
         return NotImplemented
-    strides, dilations = c.ints("strides", (1,) * rank), c.ints("dilations", (1,) * rank)
+    strides, dilations = c.integers("strides", (1,) * rank), c.integers("dilations", (1,) * rank)
     begins = _begin_pads(c, image, kernel, strides, dilations, out[2:])
     batch, channels = shape_of(x)[:2]
     per_group = out[1] // groups
@@ -277,9 +277,9 @@ def _begin_pads(
     out: tuple[int, ...],
 ) -> tuple[int, ...]:
     rank = len(kernel)
-    mode = c.string("auto_pad", "NOTSET")
+    mode = c.text("auto_pad", "NOTSET")
     if mode in ("NOTSET", ""):
-        return c.ints("pads", (0,) * (2 * rank))[:rank]
+        return c.integers("pads", (0,) * (2 * rank))[:rank]
     begins = []
     for axis in range(rank):
         total = max(0, (out[axis] - 1) * strides[axis] + (kernel[axis] - 1) * dilations[axis] + 1 - image[axis])
@@ -326,10 +326,10 @@ def fully_connected(c: Context, inputs: list[Any]) -> Any:
     dtype = dtype_of(a)
     if dtype not in ("float32", "float64") or 0 in (*shape_of(a), *shape_of(b)):
         return NotImplemented
-    if c.int("transA"):
+    if c.integer("transA"):
         a = c.builder.emit(relax.op.permute_dims(a, [1, 0]))
-    y = _product(c, a, b, c.out_shape, bool(c.int("transB")))
-    alpha, beta = c.float("alpha", 1.0), c.float("beta", 1.0)
+    y = _product(c, a, b, c.out_shape, bool(c.integer("transB")))
+    alpha, beta = c.real("alpha", 1.0), c.real("beta", 1.0)
     if alpha != 1.0:
         y = c.builder.emit(relax.op.multiply(y, relax.const(alpha, dtype)))
     if bias is None or beta == 0.0:
@@ -341,7 +341,7 @@ def fully_connected(c: Context, inputs: list[Any]) -> Any:
 
 def attention(c: Context, inputs: list[Any]) -> Any:
     q, k, v = inputs[:3]
-    scale = c.float("scale", 1.0)
+    scale = c.real("scale", 1.0)
     sq, sk = shape_of(q), shape_of(k)
     scores = _product(c, q, k, (*sq[:-1], sk[-2]), transposed=True)
     if len(inputs) > 3:
@@ -360,7 +360,7 @@ def softmax(logarithm: bool) -> Converter:
     def convert(c: Context, inputs: list[Any]) -> Any:
         x = inputs[0]
         shape = shape_of(x)
-        axis = c.int("axis", -1) % max(len(shape), 1)
+        axis = c.integer("axis", -1) % max(len(shape), 1)
         if dtype_of(x) not in ("float32", "float64") or not shape or 0 in shape or axis != len(shape) - 1:
             return NotImplemented
         flat = c.reshape(x, (math.prod(shape[:-1]), shape[-1]))
@@ -373,12 +373,12 @@ def layer_norm(c: Context, inputs: list[Any]) -> Any:
     x, weight = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
     shape = shape_of(x)
-    axis = c.int("axis", -1) % max(len(shape), 1)
+    axis = c.integer("axis", -1) % max(len(shape), 1)
     n = math.prod(shape[axis:])
     used = [o for o in c.node.outputs[1:] if o.uses() or o.is_graph_output()]
     if dtype_of(x) != "float32" or 0 in shape or used or math.prod(shape_of(weight)) != n:
         return NotImplemented
-    epsilon = c.float("epsilon", 1e-5)
+    epsilon = c.real("epsilon", 1e-5)
     flat = c.reshape(x, (math.prod(shape[:axis]), n))
     args = [flat, c.reshape(weight, (n,)), *([] if bias is None else [c.reshape(bias, (n,))])]
     y = c.te("layer_norm", lambda v, w, b=None: rowwise.layer_norm(v, w, b, epsilon), *args, pattern=OPAQUE)
@@ -407,7 +407,7 @@ def gelu(c: Context, inputs: list[Any]) -> Any:
         inner = x * tirx.const(math.sqrt(2 / math.pi), "float32") * (one + tirx.const(0.044715, "float32") * x * x)
         return x * half * (one + fast.tanh(inner))
 
-    return elementwise(approximate if c.string("approximate", "none") == "tanh" else exact)(c, inputs)
+    return elementwise(approximate if c.text("approximate", "none") == "tanh" else exact)(c, inputs)
 
 
 def _refuse_isinf(node: ir.Node) -> str | None:

@@ -40,7 +40,7 @@ def _within(index: Any, extent: int) -> Any:
 def gather(c: Context, inputs: list[Any]) -> Any:
     """y[a.., i.., b..] = x[a.., indices[i..], b..]."""
     shape, picks = shape_of(inputs[0]), shape_of(inputs[1])
-    axis = c.int("axis") % len(shape)
+    axis = c.integer("axis") % len(shape)
     if 0 in shape:
         return NotImplemented
 
@@ -57,7 +57,7 @@ def gather(c: Context, inputs: list[Any]) -> Any:
 def gather_elements(c: Context, inputs: list[Any]) -> Any:
     """y[i..] = x[i.. with indices[i..] on one axis]."""
     shape = shape_of(inputs[0])
-    axis = c.int("axis") % len(shape)
+    axis = c.integer("axis") % len(shape)
 
     def compute(x: Any, indices: Any) -> Any:
         def element(*i: Any) -> Any:
@@ -71,7 +71,7 @@ def gather_elements(c: Context, inputs: list[Any]) -> Any:
 def gather_nd(c: Context, inputs: list[Any]) -> Any:
     """y[b.., i.., r..] = x[b.., indices[b.., i.., :], r..]."""
     shape, picks = shape_of(inputs[0]), shape_of(inputs[1])
-    batch, leading = c.int("batch_dims"), len(picks) - 1
+    batch, leading = c.integer("batch_dims"), len(picks) - 1
 
     def compute(x: Any, indices: Any) -> Any:
         def element(*i: Any) -> Any:
@@ -99,7 +99,7 @@ def scatter_nd(c: Context, inputs: list[Any]) -> Any:
         return te.compute(picks, element, name="positive")
 
     positive = c.te("positive", compute, indices, pattern=INJECTIVE)
-    reduction = {"none": "update"}.get(c.string("reduction", "none"), c.string("reduction", "none"))
+    reduction = {"none": "update"}.get(c.text("reduction", "none"), c.text("reduction", "none"))
     return relax.op.scatter_nd(x, positive, updates, reduction)
 
 
@@ -112,11 +112,11 @@ def running(function: Any) -> Converter:
             return NotImplemented
         place = int(axis.reshape(-1)[0]) % len(shape_of(inputs[0]))
         x = inputs[0]
-        if c.int("reverse"):
+        if c.integer("reverse"):
             x = c.builder.emit(relax.op.flip(x, place))
-        dtype, exclusive = dtype_of(x), bool(c.int("exclusive"))
+        dtype, exclusive = dtype_of(x), bool(c.integer("exclusive"))
         y = c.te("running", lambda v: function(v, axis=place, dtype=dtype, exclusive=exclusive), x, pattern=OPAQUE)
-        return relax.op.flip(y, place) if c.int("reverse") else y
+        return relax.op.flip(y, place) if c.integer("reverse") else y
 
     return convert
 
@@ -124,7 +124,7 @@ def running(function: Any) -> Converter:
 def pad(c: Context, inputs: list[Any]) -> Any:
     """Pad in its four modes; the pads and axes are known, the value need not be."""
     x = inputs[0]
-    shape, out, mode = shape_of(x), c.out_shape, c.string("mode", "constant")
+    shape, out, mode = shape_of(x), c.out_shape, c.text("mode", "constant")
     pads = constant(c, 1)
     chosen = constant(c, 3) if len(inputs) > 3 and inputs[3] is not None else np.arange(len(shape))
     if pads is None or chosen is None or (0 in shape and mode != "constant"):
@@ -174,10 +174,10 @@ def top_k(c: Context, inputs: list[Any]) -> Any:
     x = inputs[0]
     shape = shape_of(x)
     count = constant(c, 1)
-    axis = c.int("axis", -1) % max(len(shape), 1)
+    axis = c.integer("axis", -1) % max(len(shape), 1)
     if count is None or not shape or 0 in shape or shape[axis] > MAX_RANKED:
         return NotImplemented
-    length, largest = shape[axis], bool(c.int("largest", 1))
+    length, largest = shape[axis], bool(c.integer("largest", 1))
 
     def at(tensor: Any, i: Sequence[Any], place: Any) -> Any:
         return tensor(*i[:axis], place, *i[axis + 1 :])

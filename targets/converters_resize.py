@@ -37,16 +37,16 @@ def resize(c: Context, inputs: list[Any]) -> Any:
     """Resize by scales or sizes that are known, on any axes."""
     x = inputs[0]
     axes = _read(c, shape_of(x))
-    mode = c.string("mode", "nearest")
+    mode = c.text("mode", "nearest")
     dtype = dtype_of(x)
     if axes is None or 0 in shape_of(x) or (mode != "nearest" and dtype not in ("float16", "float32", "float64")):
         return NotImplemented
     working = "float32" if mode != "nearest" and dtype == "float16" else dtype
     y = x if working == dtype else c.builder.emit(relax.op.astype(x, working))
     for axis, spec in axes.items():
-        positions, outside = _positions(c.string("coordinate_transformation_mode", "half_pixel"), spec)
+        positions, outside = _positions(c.text("coordinate_transformation_mode", "half_pixel"), spec)
         if mode == "nearest":
-            index, weight = _nearest(c.string("nearest_mode", "round_prefer_floor"), positions, spec), None
+            index, weight = _nearest(c.text("nearest_mode", "round_prefer_floor"), positions, spec), None
         else:
             index, weight = _taps(c, mode, positions, spec)
         y = _along(c, y, axis, index, weight, outside, working)
@@ -60,10 +60,10 @@ def _read(c: Context, shape: tuple[int, ...]) -> dict[int, _Axis] | None:
     if any(present and value is None for present, value in list(zip(given, values, strict=True))[1:]):
         return None
     roi, scales, sizes = (None if v is None or not v.size else v.astype(np.float64) for v in values[1:])
-    places = [axis % len(shape) for axis in c.ints("axes", tuple(range(len(shape))))]
+    places = [axis % len(shape) for axis in c.integers("axes", tuple(range(len(shape))))]
     out = c.out_shape
-    cropped = c.string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
-    policy = c.string("keep_aspect_ratio_policy", "stretch")
+    cropped = c.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
+    policy = c.text("keep_aspect_ratio_policy", "stretch")
     common = None
     if sizes is not None and policy != "stretch":
         ratios = [size / shape[axis] for size, axis in zip(sizes, places, strict=True)]
@@ -113,14 +113,14 @@ def _nearest(mode: str, x: Doubles, axis: _Axis) -> NDArray[np.int64]:
 
 def _taps(c: Context, mode: str, x: Doubles, axis: _Axis) -> tuple[NDArray[np.int64], Doubles]:
     """[out, taps] indices and weights of linear and cubic interpolation, widened when antialiasing."""
-    shrink = min(axis.scale, 1.0) if c.int("antialias") else 1.0
+    shrink = min(axis.scale, 1.0) if c.integer("antialias") else 1.0
     reach = 1 if mode == "linear" else 2
     first = math.floor(-reach / shrink) + 1
     offsets = np.arange(first, 2 - 2 * first + first if mode == "linear" else 2 - first)
     base = np.floor(x)
     base = np.where(base == x, base - 1, base)  # an exact position is the right end of its interval
     distance = np.abs((base[:, None] + offsets[None, :] - x[:, None]) * shrink)
-    a = c.float("cubic_coeff_a", -0.75)
+    a = c.real("cubic_coeff_a", -0.75)
     if mode == "linear":
         weight = np.clip(1 - distance, 0, 1)
     else:
@@ -128,9 +128,9 @@ def _taps(c: Context, mode: str, x: Doubles, axis: _Axis) -> tuple[NDArray[np.in
         far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
         weight = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
     places = (base[:, None] + offsets[None, :]).astype(np.int64)
-    if c.int("antialias"):
+    if c.integer("antialias"):
         weight = weight / weight.sum(1, keepdims=True)
-    if c.int("exclude_outside"):
+    if c.integer("exclude_outside"):
         weight = np.where((places < 0) | (places >= axis.length), 0.0, weight)
         weight = weight / weight.sum(1, keepdims=True)
     return np.clip(places, 0, axis.length - 1), weight
@@ -151,7 +151,7 @@ def _along(
     if weight is not None or (outside is not None and outside.any()):
         kept = np.ones(index.shape) if weight is None else weight
         kept = kept if outside is None else np.where(outside[:, None], 0.0, kept)
-        beyond = np.zeros(len(index)) if outside is None else outside * c.float("extrapolation_value")
+        beyond = np.zeros(len(index)) if outside is None else outside * c.real("extrapolation_value")
         arguments += [known(kept.astype(dtype)), known(beyond.astype(dtype))]
 
     def compute(v: Any, places: Any, weights: Any = None, beyond: Any = None) -> Any:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tvm import relax, te, tirx
 
-from graphopt.targets import converters, converters_index, converters_quantized, converters_resize
+from graphopt.targets import converters, converters_index, converters_quantized, converters_resize, converters_transpose
 from graphopt.targets.converters import Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters_index import constant, known
 
@@ -37,8 +37,8 @@ def shape(c: Context, inputs: list[Any]) -> Any:
     """Shape of a static tensor: a constant."""
     dims = shape_of(inputs[0])
     rank = len(dims)
-    start = min(max(c.int("start") + (rank if c.int("start") < 0 else 0), 0), rank)
-    end = c.int("end", rank)
+    start = min(max(c.integer("start") + (rank if c.integer("start") < 0 else 0), 0), rank)
+    end = c.integer("end", rank)
     end = min(max(end + (rank if end < 0 else 0), 0), rank)
     return known(np.array(dims[start:end], dtype=np.int64))
 
@@ -54,7 +54,7 @@ def eye_like(c: Context, inputs: list[Any]) -> Any:
     if dtype is None:
         return NotImplemented
     rows, columns = shape_of(inputs[0])
-    return known(np.eye(rows, columns, c.int("k")).astype(dtype.numpy()))
+    return known(np.eye(rows, columns, c.integer("k")).astype(dtype.numpy()))
 
 
 def is_inf(c: Context, inputs: list[Any]) -> Any:
@@ -63,7 +63,7 @@ def is_inf(c: Context, inputs: list[Any]) -> Any:
     dtype = dtype_of(x)
     if dtype not in FLOATS:
         return NotImplemented
-    signs = [sign for sign, name in ((1, "detect_positive"), (-1, "detect_negative")) if c.int(name, 1)]
+    signs = [sign for sign, name in ((1, "detect_positive"), (-1, "detect_negative")) if c.integer(name, 1)]
     limits = [tirx.const(sign * math.inf, dtype) for sign in signs]
 
     def found(value: Any) -> Any:
@@ -165,7 +165,7 @@ def modulo(c: Context, inputs: list[Any]) -> Any:
     if dtype not in FLOATS:
         return NotImplemented
     x, y = _broadcast(c, *inputs)
-    truncated = bool(c.int("fmod"))
+    truncated = bool(c.integer("fmod"))
     zero = tirx.const(0, dtype)
 
     def value(a: Any, b: Any) -> Any:
@@ -194,13 +194,13 @@ def space(to_depth: bool) -> Converter:
 
     def convert(c: Context, inputs: list[Any]) -> Any:
         (x,) = inputs
-        block = c.int("blocksize")
+        block = c.integer("blocksize")
         n, channels, h, w = shape_of(x)
         if to_depth:
             split: tuple[int, ...] = (n, channels, h // block, block, w // block, block)
-            column_row = c.string("mode", "DCR") == "CRD"
+            column_row = c.text("mode", "DCR") == "CRD"
             order = [0, 1, 3, 5, 2, 4] if column_row else [0, 3, 5, 1, 2, 4]
-        elif c.string("mode", "DCR") == "CRD":
+        elif c.text("mode", "DCR") == "CRD":
             split, order = (n, channels // block**2, block, block, h, w), [0, 1, 4, 2, 5, 3]
         else:
             split, order = (n, block, block, channels // block**2, h, w), [0, 3, 4, 1, 5, 2]
@@ -215,7 +215,26 @@ def concat(c: Context, inputs: list[Any]) -> Any:
     filled = [x for x in inputs if 0 not in shape_of(x)]
     if len(filled) == len(inputs):
         return NotImplemented
-    return filled[0] if len(filled) == 1 else relax.op.concat(filled, c.int("axis"))
+    return filled[0] if len(filled) == 1 else relax.op.concat(filled, c.integer("axis"))
+
+
+def split(c: Context, inputs: list[Any]) -> Any:
+    """Split, of which a part may be empty."""
+    x = inputs[0]
+    axis = c.integer("axis") % len(shape_of(x))
+    begin = 0
+    parts = []
+    for value in c.node.outputs:
+        if value.shape is None:
+            return NotImplemented
+        length = tuple(value.shape.numpy())[axis]
+        if math.prod(value.shape.numpy()):
+            part = relax.op.strided_slice(x, [axis], [begin], [begin + length])
+        else:
+            part = known(np.zeros(value.shape.numpy(), np.dtype(dtype_of(x))))
+        parts.append(part)
+        begin += length
+    return parts
 
 
 def reduction(of_nothing: float) -> Converter:
@@ -245,19 +264,22 @@ def extreme(largest: bool) -> Converter:
         axes = _axes(c)
         if 0 in shape:
             return of_nothing(c, inputs)
-        if dtype not in (*FLOATS, "bool") or axes is None or (not len(axes) and c.int("noop_with_empty_axes")):
+        if dtype not in (*FLOATS, "bool") or axes is None or (not len(axes) and c.integer("noop_with_empty_axes")):
             return NotImplemented
         places = sorted(int(axis) % len(shape) for axis in axes) if len(axes) else list(range(len(shape)))
         if not places:
             return NotImplemented
-        keep = bool(c.int("keepdims", 1))
+        keep = bool(c.integer("keepdims", 1))
         working = "int8" if dtype == "bool" else dtype
         low = 0 if working == "int8" else -math.inf
         high = 1 if working == "int8" else math.inf
 
         def compute(v: Any) -> Any:
-            combine = tirx.max if largest else tirx.min
-            reducer = te.comm_reducer(combine, lambda t: tirx.const(low if largest else high, t), name="extreme")
+            reducer = te.comm_reducer(
+                lambda a, b: tirx.max(a, b) if largest else tirx.min(a, b),
+                lambda t: tirx.const(low if largest else high, t),
+                name="extreme",
+            )
             inner = [te.reduce_axis((0, shape[axis]), name=f"r{axis}") for axis in places]
 
             def element(*i: Any) -> Any:
@@ -282,7 +304,7 @@ def extreme(largest: bool) -> Converter:
 
 def _axes(c: Context) -> NDArray[Any] | tuple[int, ...] | None:
     if len(c.node.inputs) < 2 or c.node.inputs[1] is None:
-        return c.ints("axes")
+        return c.integers("axes")
     return constant(c, 1)
 
 
@@ -320,9 +342,9 @@ def lp_normalization(c: Context, inputs: list[Any]) -> Any:
     dtype = dtype_of(x)
     if dtype not in ("float32", "float64"):
         return NotImplemented
-    axis = c.int("axis", -1)
+    axis = c.integer("axis", -1)
     emit = c.builder.emit
-    if c.int("p", 2) == 1:
+    if c.integer("p", 2) == 1:
         norm = emit(relax.op.sum(emit(relax.op.abs(x)), axis, keepdims=True))
     else:
         norm = emit(relax.op.sqrt(emit(relax.op.sum(emit(relax.op.multiply(x, x)), axis, keepdims=True))))
@@ -337,6 +359,7 @@ STANDARD: dict[str, Converter] = {
     **converters_resize.STANDARD,
     "BitCast": bit_cast,
     "Concat": concat,
+    "ConvTranspose": converters_transpose.conv_transpose,
     "Cosh": _hyperbolic(1),
     "DepthToSpace": space(to_depth=False),
     "Dropout": dropout,
@@ -363,6 +386,7 @@ STANDARD: dict[str, Converter] = {
     "Size": size,
     "Softmax": in_single,
     "SpaceToDepth": space(to_depth=True),
+    "Split": split,
 }
 
 

@@ -23,10 +23,10 @@ def conv_transpose(c: Context, inputs: list[Any]) -> Any:
     bias = inputs[2] if len(inputs) > 2 else None
     batch, channels, *image = shape_of(x)
     _, out_group, *kernel = shape_of(w)
-    rank, groups, out = len(kernel), c.int("group", 1), c.out_shape
+    rank, groups, out = len(kernel), c.integer("group", 1), c.out_shape
     if dtype_of(x) not in ("float32", "float64") or not rank or 0 in (*shape_of(x), *shape_of(w), *out):
         return NotImplemented
-    strides, dilations = c.ints("strides", (1,) * rank), c.ints("dilations", (1,) * rank)
+    strides, dilations = c.integers("strides", (1,) * rank), c.integers("dilations", (1,) * rank)
     begins = _begins(c, image, kernel, strides, dilations, out[2:])
     taps, depth = math.prod(kernel), channels // groups
     grouped = c.reshape(w, (groups, depth, out_group, taps))
@@ -56,10 +56,10 @@ def _begins(
 ) -> tuple[int, ...]:
     """Padding before each axis; derived from the output's size where the node gives that instead."""
     rank = len(kernel)
-    mode = c.string("auto_pad", "NOTSET")
+    mode = c.text("auto_pad", "NOTSET")
     if mode in ("NOTSET", "") and "output_shape" not in c.node.attributes:
-        return c.ints("pads", (0,) * (2 * rank))[:rank]
-    extra = c.ints("output_padding", (0,) * rank)
+        return c.integers("pads", (0,) * (2 * rank))[:rank]
+    extra = c.integers("output_padding", (0,) * rank)
     begins = []
     for axis in range(rank):
         full = strides[axis] * (image[axis] - 1) + extra[axis] + (kernel[axis] - 1) * dilations[axis] + 1

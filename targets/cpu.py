@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from graphopt.analysis import static_type
 from graphopt.costs import Machine
 from graphopt.targets import build, lowering, relax_import
 from graphopt.targets.base import Lowered
@@ -19,7 +20,7 @@ class CpuTarget:
 
     def __init__(self, level: str | None = None) -> None:
         self.cpu = detect(level)
-        self._answers: dict[Any, str | None] = {}
+        self._answers: dict[str, str | None] = {}
 
     @property
     def machine(self) -> Machine:
@@ -35,7 +36,7 @@ class CpuTarget:
     def supports(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
         """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
         key = _signature(node)
-        if key is None or key not in self._answers:
+        if key not in self._answers:
             self._answers[key] = self._try(node, opsets)
         return self._answers[key]
 
@@ -88,25 +89,18 @@ def _first_line(error: Exception) -> str:
     return (lines[-1] if lines else type(error).__name__)[:160].rstrip(".")
 
 
-def _signature(node: ir.Node) -> Any:
+def _signature(node: ir.Node) -> str:
     """Equal for nodes that get the same answer."""
     inputs: list[Any] = []
     for value in node.inputs:
         if value is None:
             inputs.append(None)
         elif value.const_value is not None and value.const_value.size <= relax_import.SMALL_INTEGERS:
-            constant = value.const_value
-            inputs.append(
-                (
-                    constant.dtype,
-                    tuple(constant.shape),
-                    constant.numpy().tobytes() if constant.dtype.numpy() != object else repr(constant),
-                )
-            )
+            inputs.append((value.const_value.dtype, tuple(value.const_value.shape), value.const_value.numpy().tolist()))
         else:
-            inputs.append((value.const_value is None, relax_import.value_type(value)))
+            inputs.append((value.const_value is None, static_type(value)))
     position: dict[Any, int] = {}
     repeated = tuple(position.setdefault(value, len(position)) for value in node.inputs)
-    outputs = tuple((relax_import.value_type(v), bool(v.uses()) or v.is_graph_output()) for v in node.outputs)
+    outputs = tuple((static_type(v), bool(v.uses()) or v.is_graph_output()) for v in node.outputs)
     attributes = tuple(sorted(str(a) for a in node.attributes.values()))
-    return node.domain, node.op_type, attributes, tuple(inputs), repeated, outputs
+    return repr((node.domain, node.op_type, attributes, inputs, repeated, outputs))

@@ -187,7 +187,7 @@ def _rename(lowered: Lowered, names: dict[str, str]) -> None:
 
 
 def evaluate_constants(lowered: Lowered, machine: CpuMachine) -> None:
-    """Run now, once, every call whose inputs are all constant (packing, transposing), and keep its result as a weight."""
+    """Run now, once, every call whose inputs are all constant (packing, say), and keep its result as a weight."""
     constant = set(lowered.constants)
     constant |= {v.name for v in lowered.values.values() if v.place is Place.VIEW and v.of in constant}
     early, late = [], []

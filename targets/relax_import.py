@@ -18,6 +18,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
+from graphopt.analysis import static_type
 from graphopt.program import ITEM_BYTES
 from graphopt.targets import converters, converters_standard, refusals
 from graphopt.targets.machine import CpuMachine
@@ -51,20 +52,6 @@ class _Scope:
     expressions: dict[ir.Value, Any] = field(default_factory=dict)
     weights: dict[str, ir.Value] = field(default_factory=dict)
     parameters: list[Any] = field(default_factory=list)
-
-
-def value_type(value: ir.Value) -> tuple[str, tuple[int, ...]] | None:
-    """(dtype, shape) of a value whose type is a static tensor that kernels can hold, else None."""
-    if value.dtype is None or value.shape is None or not isinstance(value.type, ir.TensorType):
-        return None
-    try:
-        dtype = str(value.dtype.numpy())
-    except (TypeError, KeyError):
-        return None
-    shape = value.shape.dims
-    if dtype not in ITEM_BYTES or not all(isinstance(d, int) for d in shape):
-        return None
-    return dtype, tuple(int(d) for d in shape if isinstance(d, int))
 
 
 def import_nodes(
@@ -136,7 +123,7 @@ def _bind_constant(scope: _Scope, value: ir.Value) -> None:
 
 
 def _variable(name: str, value: ir.Value) -> Any:
-    described = value_type(value)
+    described = static_type(value)
     if described is None and value.const_value is not None:
         tensor = value.const_value
         dtype = str(tensor.dtype.numpy())
@@ -183,7 +170,7 @@ def _converters(node: ir.Node) -> list[converters.Converter]:
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:
-    described = value_type(value)
+    described = static_type(value)
     return () if described is None else described[1]
 
 
@@ -195,7 +182,7 @@ def _checked(scope: _Scope, value: ir.Value, expression: Any) -> Any:
     if not isinstance(expression, GenericConst | relax.Var):
         expression = scope.builder.emit(expression)
     found = expression.ty
-    expected = value_type(value)
+    expected = static_type(value)
     if not isinstance(found, relax.TensorType) or found.shape is None or expected is None:
         raise NotSupported(f"value {value.name} has no static shape or a dtype that kernels cannot hold")
     try:

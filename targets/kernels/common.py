@@ -30,7 +30,8 @@ def blocks_of(schedule: s_tir.Schedule) -> list[Block]:
     found = []
     for rv in schedule.get_child_blocks(root):
         block = schedule.get(rv)
-        spatial, reduce = [], []
+        spatial: list[int] = []
+        reduce: list[int] = []
         for iterator in block.iter_vars:
             extent = int(iterator.dom.extent)
             (reduce if iterator.iter_type == tirx.IterVar.CommReduce else spatial).append(extent)
@@ -73,7 +74,7 @@ def largest_divisor(extent: int, limit: int) -> int:
 
 
 def padded_tile(extent: int, limit: int, waste: float = 0.08) -> int:
-    """The widest tile of at most `limit` whose rounding up of `extent` wastes at most `waste`, else the least wasteful."""
+    """The widest tile of at most `limit` whose rounding up wastes at most `waste` of `extent`, else the least wasteful."""
     best, best_key = 1, (math.inf, 0)
     for tile in range(1, min(extent, limit) + 1):
         padded = math.ceil(extent / tile) * tile

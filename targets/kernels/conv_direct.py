@@ -1,6 +1,7 @@
 """Direct convolution on the channel-blocked layout: one register tile of output columns x channel vectors.
 
-    y[n, co, oh, ow, :] = bias[co, :] + sum over ci, kh, kw, i of x[n, ci, oh*s+kh, ow*s+kw, i] * w[co, ci, kh, kw, i, :]
+    y[n, co, oh, ow, :] = bias[co, :]
+                          + sum over ci, kh, kw, i of x[n, ci, oh*s+kh, ow*s+kw, i] * w[co, ci, kh, kw, i, :]
 
 The innermost loops hold `columns x vectors` accumulators in registers; each step loads `vectors` weight vectors and
 broadcasts `columns` scalars, so a tile of 14 x 2 issues 28 fused multiply-adds for 16 loads.

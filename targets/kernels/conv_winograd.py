@@ -10,10 +10,10 @@ constants: their zeros and ones disappear from the code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
 from graphopt.targets.kernels.common import RULE, Block, const, dims, inline_after, padded_tile, round_up
@@ -22,17 +22,16 @@ from graphopt.targets.machine import CpuMachine
 
 INPUT, PRODUCT, OUTPUT = "winograd_input", "winograd_product", "winograd_output"
 
-Matrix = Sequence[Sequence[float]]
+Matrix = NDArray[np.float64]
 
 
 def _entry(matrix: Matrix, row: Any, column: Any, dtype: str) -> Any:
     """matrix[row][column] for loop variables: a tree of selects that unrolling folds to a constant."""
-    values = np.asarray(matrix, dtype="float64")
     result = const(0, dtype)
-    for i in range(values.shape[0]):
-        for j in range(values.shape[1]):
-            if values[i, j]:
-                result = tirx.Select(tirx.all(row == i, column == j), const(float(values[i, j]), dtype), result)
+    for i in range(matrix.shape[0]):
+        for j in range(matrix.shape[1]):
+            if matrix[i, j]:
+                result = tirx.Select(tirx.all(row == i, column == j), const(float(matrix[i, j]), dtype), result)
     return result
 
 

@@ -37,8 +37,10 @@ def softmax(x: Any, scale: float = 1.0, logarithm: bool = False) -> Any:
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
-    """(x - mean) / sqrt(variance + epsilon) * weight + bias along the last axis of x[rows, n]; two passes, so that a
-    large mean does not cancel the variance."""
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias along the last axis of x[rows, n].
+
+    Two passes over the row, so that a large mean does not cancel the variance.
+    """
     rows, n = dims(x)
     r, q = te.reduce_axis((0, n), "r"), te.reduce_axis((0, n), "q")
     inverse = const(1.0 / n, x.dtype)
