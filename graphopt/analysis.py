@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from graphopt.program import ITEM_BYTES
+
 _FREE = frozenset({
     "Cast", "CastLike", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Expand", "Flatten", "FromBlocked",
     "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Range", "Reshape", "ScatterElements", "ScatterND",

@@ -74,7 +74,7 @@ def largest_divisor(extent: int, limit: int) -> int:
 
 
 def padded_tile(extent: int, limit: int, waste: float = 0.08) -> int:
-    """The widest tile of at most `limit` whose rounding up wastes at most `waste` of `extent`, else the least wasteful."""
+    """The widest tile up to `limit` whose rounding up wastes at most `waste` of `extent`, else the least wasteful."""
     best, best_key = 1, (math.inf, 0)
     for tile in range(1, min(extent, limit) + 1):
         padded = math.ceil(extent / tile) * tile
