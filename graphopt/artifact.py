@@ -13,6 +13,7 @@ Files are mapped into memory, so opening costs one pass over the bytes and runni
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import mmap
 import os
@@ -197,6 +198,7 @@ def open_artifact(path: str | os.PathLike[str], *, check_cpu: bool = True) -> Ar
         raise ArtifactError(f"{target} is damaged: it has no {PROGRAM}")
     if check_cpu:
         _check_cpu(manifest, target)
+    _check_runtime(manifest, target)
     artifact = Artifact(program_json.loads(bytes(contents[PROGRAM])), manifest, contents)
     artifact._check_references()
     return artifact
@@ -244,6 +246,16 @@ def _check_cpu(manifest: Mapping[str, Any], path: Path) -> None:
     if missing:
         raise ArtifactError(
             f"{path} was built for a processor with {', '.join(missing)}, which this one lacks: compile it again here"
+        )
+
+
+def _check_runtime(manifest: Mapping[str, Any], path: Path) -> None:
+    """Kernels call TVM's runtime by an interface that changes with its version."""
+    versions = manifest.get("versions")
+    built = versions.get("apache-tvm") if isinstance(versions, dict) else None
+    if built is not None and built != (here := importlib.metadata.version("apache-tvm")):
+        raise ArtifactError(
+            f"{path} was built with apache-tvm {str(built)[:40]} and {here} is installed: compile it again here"
         )
 
 

@@ -5,6 +5,7 @@ load -> pipeline -> native or fallback per node -> stages -> lower -> memory pla
 
 from __future__ import annotations
 
+import importlib.metadata
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -223,6 +224,7 @@ def _artifact(
     )
     manifest = {
         "target": backend.describe(),
+        "versions": {name: importlib.metadata.version(name) for name in ("apache-tvm", "onnx", "onnxruntime")},
         "pipeline": str(pipeline),
         "choices": [
             {"node": choice.node, "algorithm": choice.algorithm} for step in result.steps for choice in step.choices

@@ -54,23 +54,15 @@ def partition(model: ir.Model, ranks: int, machine: Machine) -> list[Part]:
     parts = []
     for index, (piece, boundary) in enumerate(zip(pieces, boundaries, strict=True)):
         inputs = tuple(by_name[name] for name in boundary.inputs)
-        if (
-            lost := next(
-                (v for v in inputs if index and name_is_sent(v, fed) and analysis.static_type(v) is None), None
-            )
-        ) is not None:
-            raise GraphoptError(
-                f"--ranks {ranks} would send {lost.name}, whose size is known at run time only; ask for fewer ranks."
-            )
+        for value in inputs:
+            if str(value.name) not in fed and analysis.static_type(value) is None:
+                raise GraphoptError(
+                    f"--ranks {ranks} would send {value.name}, whose size is known at run time only; ask for fewer ranks."
+                )
         constants = [v for v in graph.outputs if v.const_value is not None and index == ranks - 1]
         outputs = (*(by_name[name] for name in boundary.outputs), *constants)
         parts.append(Part(tuple(nodes[i] for i in piece), inputs, outputs))
     return parts
-
-
-def name_is_sent(value: ir.Value, fed: Sequence[str]) -> bool:
-    """Whether a stage input comes from another stage rather than from the caller."""
-    return str(value.name) not in fed
 
 
 def _problem(

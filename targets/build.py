@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from graphopt.errors import GraphoptError
 from graphopt.program import ALIGNMENT
+from graphopt.runtime import cpu
 from graphopt.runtime import library as library_runtime
-from graphopt.targets.machine import CpuMachine, available_cores
+from graphopt.targets.machine import CpuMachine
 
 
 def compile_functions(functions: Mapping[str, Any], machine: CpuMachine) -> Any:
@@ -40,7 +41,7 @@ def library(functions: Mapping[str, Any], machine: CpuMachine) -> bytes:
             compile_functions({symbol: functions[symbol]}, machine).mod.write_to_file(path, "o")
             return path
 
-        with ThreadPoolExecutor(available_cores()) as pool:
+        with ThreadPoolExecutor(cpu.available_cpus()) as pool:
             objects = list(pool.map(compile_one, enumerate(functions)))
         path = Path(folder) / "kernels.so"
         _link(str(path), objects)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from graphopt.errors import GraphoptError
+from graphopt.runtime import cpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +59,6 @@ class CpuMachine:
         return target
 
 
-def host_features() -> frozenset[str]:
-    """CPU flags of this machine as the kernel reports them; empty where it does not."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return frozenset()
-    match = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
-    return frozenset(match.group(1).split()) if match else frozenset()
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity mask where the system has one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
 def detect(level: str | None = None, cores: int | None = None) -> CpuMachine:
     """Describe this host, or the named level on it.
 
@@ -82,11 +67,11 @@ def detect(level: str | None = None, cores: int | None = None) -> CpuMachine:
     """
     if level is not None and level not in LEVELS:
         raise GraphoptError(f"CPU level {level!r} is unknown; choose one of {', '.join(LEVELS)}.")
-    flags = host_features()
+    flags = cpu.features()
     best = next((item for item in LEVELS.values() if flags.issuperset(item.features)), LEVELS["x86-64"])
     chosen = LEVELS[level] if level is not None else best
     return CpuMachine(
-        chosen, cores or available_cores(), _cache_bytes("index0", 32 << 10), _cache_bytes("index2", 1 << 20)
+        chosen, cores or cpu.available_cpus(), _cache_bytes("index0", 32 << 10), _cache_bytes("index2", 1 << 20)
     )
 
 
