@@ -1,0 +1,125 @@
+"""`graphopt compile`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graphopt.cli.compile import default_name
+
+Cli = Callable[..., Any]
+
+ODD = """
+<ir_version: 8, opset_import: ["": 18]>
+odd (float[2, 3] x) => (float[2, 3] y, float[n] u)
+{
+    y = Abs (x)
+    [unique] u = Unique (x)
+}
+"""
+
+
+def test_summary_and_file(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
+    result = graphopt("compile", tiny, "-o", tmp_path / "t.gopt", "--verify", "each", "--explain")
+    assert (result.code, result.err) == (0, "")
+    assert (tmp_path / "t.gopt").is_file()
+    for words in ("llvm", "native, 0 in ONNX Runtime", "its lower bound", "agree", "Choices", "select-conv"):
+        assert words in result.out
+    assert "\x1b" not in result.out
+
+
+def test_json(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
+    document = graphopt("compile", tiny, "-o", tmp_path / "t.gopt", "--json").document
+    assert document["file"] == str(tmp_path / "t.gopt")
+    assert document["nodes"]["fallback"] == 0
+    assert document["memory"]["arena"] >= document["memory"]["lower_bound"] > 0
+    assert {"load", "passes", "lower", "build"} <= set(document["seconds"])
+    assert len(document["choices"]) == 1
+    assert sum(document["algorithms"].values()) == 1
+
+
+def test_default_name_is_in_this_folder(
+    graphopt: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert graphopt("compile", tiny).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gopt"]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("a/b/net.onnx", "net.gopt"),
+        ("zoo:light/resnet50", "resnet50.gopt"),
+        ("zoo:mlp", "mlp.gopt"),
+        ("my net?.onnx", "my_net_.gopt"),
+        ("..", "model.gopt"),
+    ],
+)
+def test_default_names(model: str, name: str) -> None:
+    assert default_name(model) == name
+
+
+def test_dump_and_passes(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
+    result = graphopt(
+        "compile", tiny, "-o", tmp_path / "t.gopt", "--dump", tmp_path / "d", "--passes", "normalize,fuse", "--json"
+    )
+    assert result.document["pipeline"] == "normalize,fuse"
+    assert sorted(path.name for path in (tmp_path / "d").glob("*.onnx")) == [
+        "000_input.onnx",
+        "001_normalize.onnx",
+        "002_fuse.onnx",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--target", "abacus"], "--target abacus"),
+        (["--passes", "fuze"], "fuse"),
+        (["--shapes", "x=3"], "--shapes"),
+        (["--shapes", "q:1x2"], "q"),
+        (["-o", "/nowhere/at/all.gopt"], "-o /nowhere/at/all.gopt"),
+    ],
+)
+def test_errors_write_nothing(
+    graphopt: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = graphopt("compile", tiny, *flags)
+    assert (result.code, result.out) == (1, "")
+    assert result.one_sentence
+    assert words in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_model_is_named(graphopt: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cut.onnx").write_bytes(tiny.read_bytes()[:200])
+    result = graphopt("compile", "cut.onnx")
+    assert result.code == 1
+    assert result.one_sentence
+    assert "cut.onnx" in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.onnx"]
+
+
+def test_fallback_is_grouped_by_reason_and_can_be_refused(
+    graphopt: Cli, write_model: Callable[[str, Path], Path], tmp_path: Path
+) -> None:
+    model = write_model(ODD, tmp_path / "odd.onnx")
+    result = graphopt("compile", model, "-o", tmp_path / "o.gopt")
+    assert result.code == 0
+    assert "Nodes that run in ONNX Runtime" in result.out
+    assert "unique" in result.out
+    refused = graphopt("compile", model, "-o", tmp_path / "p.gopt", "--no-fallback")
+    assert refused.code == 1
+    assert "unique" in refused.err
+    assert not (tmp_path / "p.gopt").exists()
+
+
+def test_two_stages(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
+    document = graphopt("compile", tiny, "-o", tmp_path / "t.gopt", "--ranks", "2", "--json").document
+    assert document["stages"] == 2

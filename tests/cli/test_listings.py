@@ -1,0 +1,42 @@
+"""`graphopt passes` and `graphopt models`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from graphopt import analysis, models
+from graphopt.models.sizes import SIZES
+from graphopt.pipeline import Pipeline
+
+Cli = Callable[..., Any]
+
+
+def test_every_pass_is_listed_with_its_options(graphopt: Cli) -> None:
+    from graphopt.passes import DEFAULT, PASSES
+
+    document = graphopt("passes", "--json").document
+    assert [each["name"] for each in document["passes"]] == list(PASSES)
+    assert document["default"] == DEFAULT == str(Pipeline.parse(DEFAULT))
+    for each in document["passes"]:
+        for option in each["options"]:
+            spelling = f"{each['name']}{{{option['name']}={option['default']}}}"
+            assert str(Pipeline.parse(spelling)) == each["name"]
+
+
+def test_every_model_is_listed(graphopt: Cli) -> None:
+    document = graphopt("models", "--json").document
+    assert [each["name"] for each in document["models"]] == list(models.names()) == list(SIZES)
+    text = graphopt("models").out
+    assert "resnet50" in text
+    assert "25.6 M" in text
+
+
+@pytest.mark.parametrize("name", ["lenet5", "lenet-digits", "light/squeezenet", "mlp", "wideresnet28-2"])
+def test_sizes_are_what_the_models_have(name: str) -> None:
+    from graphopt import load
+
+    model = load(f"zoo:{name}").model
+    assert (analysis.parameters(model), analysis.flops(model)) == (SIZES[name].parameters, SIZES[name].flops)

@@ -1,0 +1,127 @@
+"""The command line itself: help, wrong usage, errors, interruptions, closed pipes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from graphopt.cli import _app, main
+from graphopt.errors import GraphoptError
+
+Cli = Callable[..., Any]
+
+
+def test_help_names_every_command(graphopt: Cli) -> None:
+    result = graphopt("--help")
+    assert result.code == 0
+    for name, summary in _app.COMMANDS.items():
+        assert name in result.out
+        assert summary.split()[0] in result.out
+
+
+@pytest.mark.parametrize("name", _app.COMMANDS)
+def test_help_of_a_command_has_an_example_and_the_shared_flags(graphopt: Cli, name: str) -> None:
+    result = graphopt(name, "--help")
+    assert result.code == 0
+    assert f"Example: graphopt {name}" in result.out or "&& graphopt bisect" in result.out.replace("\n", " ")
+    assert "--json" in result.out
+    assert "--debug" in result.out
+    assert "\x1b" not in result.out
+
+
+def test_version(graphopt: Cli) -> None:
+    from graphopt import __version__
+
+    assert graphopt("--version").out == f"graphopt {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compil", "x"], "Did you mean 'compile'?"),
+        (["compile"], "MODEL"),
+        (["compile", "--foo"], "--foo"),
+        (["run", "a.gopt", "--threads", "0"], "--threads"),
+        (["compile", "m.onnx", "--verify", "sometimes"], "--verify"),
+        (["bench"], "--suite"),
+    ],
+)
+def test_wrong_usage_is_two(graphopt: Cli, arguments: list[str], words: str) -> None:
+    result = graphopt(*arguments)
+    assert result.code == 2
+    assert result.out == ""
+    assert words in result.err
+    assert "--help`" in result.err
+
+
+def _replace(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def command() -> None:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module("graphopt.cli.passes"), "command", command)
+
+
+def test_an_error_is_one_sentence(graphopt: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    _replace(monkeypatch, GraphoptError("node a is bad; change it"))
+    result = graphopt("passes")
+    assert (result.code, result.out, result.err) == (1, "", "graphopt: node a is bad; change it\n")
+
+
+def test_a_bug_says_so(graphopt: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    _replace(monkeypatch, ValueError("first\nsecond"))
+    result = graphopt("passes")
+    assert result.code == 1
+    assert result.err == "graphopt: this is a bug in graphopt (ValueError: first second); run it again with --debug\n"
+
+
+def test_debug_shows_the_traceback(graphopt: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    _replace(monkeypatch, ValueError("inner"))
+    with pytest.raises(ValueError, match="inner"):
+        graphopt("passes", "--debug")
+
+
+def test_an_interruption_is_130(graphopt: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    _replace(monkeypatch, KeyboardInterrupt())
+    result = graphopt("passes")
+    assert result.code == 130
+    assert "Traceback" not in result.err
+
+
+def test_a_missing_file_is_named(graphopt: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    _replace(monkeypatch, FileNotFoundError(2, "No such file or directory", "gone.bin"))
+    result = graphopt("passes")
+    assert (result.code, result.err) == (1, "graphopt: gone.bin cannot be used: No such file or directory\n")
+
+
+def test_what_libraries_print_does_not_reach_stdout(graphopt: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphopt.report.document import Report
+
+    def command() -> Any:
+        print("noise")  # noqa: T201
+        return Report({"a": 1})
+
+    monkeypatch.setattr(importlib.import_module("graphopt.cli.passes"), "command", command)
+    result = graphopt("passes", "--json")
+    assert result.document == {"a": 1}
+    assert result.err == "noise\n"
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "graphopt", "models"], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode != 0
+
+
+def test_main_returns_the_exit_code() -> None:
+    assert main(["passes", "--json"]) == 0

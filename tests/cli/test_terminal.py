@@ -1,0 +1,51 @@
+"""What a person sees on a terminal, and what a pipe gets instead."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+
+def _on_terminal(*arguments: str) -> str:
+    """stdout and stderr of graphopt on a pseudo terminal."""
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "graphopt", *arguments], stdout=follower, stderr=follower, env=environment
+    )
+    os.close(follower)
+    parts = []
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:  # the last holder of the other end is gone
+            break
+        if not part:
+            break
+        parts.append(part)
+    os.close(leader)
+    assert process.wait() == 0
+    return b"".join(parts).decode()
+
+
+def test_terminal_gets_colour_and_a_pipe_does_not() -> None:
+    assert "\x1b[" in _on_terminal("models")
+    piped = subprocess.run([sys.executable, "-m", "graphopt", "models"], capture_output=True, text=True, check=True)
+    assert "\x1b" not in piped.stdout
+    assert piped.stderr == ""
+
+
+def test_json_is_plain_even_on_a_terminal() -> None:
+    assert "\x1b" not in _on_terminal("passes", "--json")
+
+
+def test_progress_is_shown_on_a_terminal_only(tiny: Path, tmp_path: Path) -> None:
+    arguments = ("compile", str(tiny), "-o", str(tmp_path / "t.gopt"))
+    assert "reading the model" in _on_terminal(*arguments)
+    piped = subprocess.run([sys.executable, "-m", "graphopt", *arguments], capture_output=True, text=True, check=True)
+    assert piped.stderr == ""
+    assert "reading the model" not in piped.stdout
