@@ -1,0 +1,235 @@
+"""MatMul, Gemm, Conv and ConvTranspose on plain layouts, and attention: everything that is a product in the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+few = settings(deadline=None, max_examples=40, derandomize=True)
+
+
+def numbers(*shape: int, dtype: str = "float32") -> Any:
+    return np.random.default_rng([5, *shape]).standard_normal(shape).astype(dtype)
+
+
+# ---------------------------------------------------------------- MatMul
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ((8, 32), (32, 64)),
+        ((1, 33), (33, 65)),
+        ((7, 1), (1, 19)),
+        ((1, 1), (1, 1)),
+        ((29, 40), (40, 7)),
+        ((130, 17), (17, 100)),
+        ((2, 5, 16), (16, 24)),
+        ((2, 3, 5, 16), (2, 3, 16, 9)),
+        ((3, 5, 7), (3, 7, 1)),
+        ((1, 5, 7), (4, 7, 3)),
+        ((4, 5, 7), (1, 7, 3)),
+        ((2, 1, 5, 7), (3, 7, 6)),
+        ((7,), (7, 5)),
+        ((5, 7), (7,)),
+        ((7,), (7,)),
+        ((3, 2, 7), (7,)),
+        ((4, 1024), (1024, 20)),
+    ],
+)
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_matmul(any_lab: Any, left: Any, right: Any, constant: bool, dtype: str) -> None:
+    a, b = numbers(*left, dtype=dtype), numbers(*right, dtype=dtype)
+    feeds, constants = ({"a": a}, {"b": b}) if constant else ({"a": a, "b": b}, {})
+    lowered = any_lab.same("y = MatMul(a, b)", feeds, constants)
+    if constant and len(left) > 1 and b.size > 16:
+        assert len(lowered.calls) == 1, "the constant is packed when the model is compiled"
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint32"])
+def test_matmul_of_integers(lab: Any, dtype: str) -> None:
+    a, b = (np.random.default_rng(0).integers(0, 9, (5, 5)).astype(dtype) for _ in range(2))
+    lab.same("y = MatMul(a, b)", {"a": a, "b": b})
+
+
+@given(m=st.integers(1, 70), n=st.integers(1, 140), k=st.integers(1, 40), constant=st.booleans())
+@few
+def test_matmul_of_any_shape(lab: Any, m: int, n: int, k: int, constant: bool) -> None:
+    a, b = numbers(m, k), numbers(k, n)
+    lab.same("y = MatMul(a, b)", {"a": a} if constant else {"a": a, "b": b}, {"b": b} if constant else {})
+
+
+def test_matmul_takes_an_epilogue(any_lab: Any) -> None:
+    body = "t = MatMul(x, w) u = Add(t, bias) v = Relu(u) y = Add(v, residual)"
+    feeds = {"x": numbers(9, 20), "residual": numbers(9, 50)}
+    lowered = any_lab.same(body, feeds, {"w": numbers(20, 50), "bias": numbers(50)})
+    assert len(lowered.calls) == 1
+
+
+# ---------------------------------------------------------------- Gemm
+
+
+@pytest.mark.parametrize("trans_a", [0, 1])
+@pytest.mark.parametrize("trans_b", [0, 1])
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("bias", [None, (), (1,), (21,), (6, 1), (1, 21), (6, 21)])
+def test_gemm(lab: Any, trans_a: int, trans_b: int, constant: bool, bias: tuple[int, ...] | None) -> None:
+    feeds = {"a": numbers(10, 6) if trans_a else numbers(6, 10)}
+    b = numbers(21, 10) if trans_b else numbers(10, 21)
+    others = {"b": b} | ({} if bias is None else {"c": np.asarray(numbers(*bias))})
+    names = ", ".join(["a", *others])
+    body = f"y = Gemm<transA={trans_a}, transB={trans_b}, alpha=0.5, beta=-2.0>({names})"
+    if constant:
+        lab.same(body, feeds, others)
+    else:
+        lab.same(body, feeds | others)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.25, 1.0), (1.0, 0.0), (0.0, 3.0)])
+def test_gemm_factors(any_lab: Any, alpha: float, beta: float) -> None:
+    feeds = {"a": numbers(6, 10), "b": numbers(10, 7), "c": numbers(7)}
+    any_lab.same(f"y = Gemm<alpha={alpha}, beta={beta}>(a, b, c)", feeds)
+
+
+# ---------------------------------------------------------------- Conv
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "attributes"),
+    [
+        ((1, 3, 9, 9), (8, 3, 3, 3), "pads=[1, 1, 1, 1]"),
+        ((2, 3, 9, 8), (5, 3, 3, 2), "strides=[2, 1], pads=[0, 2, 1, 0]"),
+        ((1, 4, 11, 12), (6, 4, 3, 3), "dilations=[2, 3]"),
+        ((1, 6, 7, 7), (9, 2, 3, 3), "group=3, pads=[1, 1, 1, 1]"),
+        ((2, 5, 7, 7), (10, 1, 3, 3), "group=5"),
+        ((2, 4, 19), (7, 4, 5), "strides=[3], pads=[2, 1]"),
+        ((1, 2, 5, 6, 7), (3, 2, 2, 3, 3), "strides=[1, 2, 1], pads=[0, 1, 1, 1, 0, 1]"),
+        ((2, 4, 4, 5, 4), (4, 2, 3, 3, 3), "group=2, pads=[1, 1, 1, 1, 1, 1]"),
+        ((1, 3, 10, 11), (4, 3, 3, 4), 'auto_pad="SAME_UPPER", strides=[2, 3]'),
+        ((1, 3, 10, 11), (4, 3, 3, 4), 'auto_pad="SAME_LOWER", strides=[2, 3]'),
+        ((1, 3, 10, 11), (4, 3, 2, 2), 'auto_pad="SAME_LOWER"'),
+        ((1, 3, 10, 11), (4, 3, 3, 4), 'auto_pad="VALID", strides=[2, 1]'),
+        ((1, 2, 9), (4, 2, 4), 'auto_pad="SAME_UPPER"'),
+        ((2, 8, 6, 6), (20, 8, 6, 6), ""),
+        ((1, 8, 4, 4), (20, 8, 4, 4), "pads=[1, 1, 1, 1]"),
+        ((1, 1, 1, 1), (1, 1, 1, 1), ""),
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_conv(any_lab: Any, x: Any, w: Any, attributes: str, bias: bool) -> None:
+    constants = {"w": numbers(*w)} | ({"b": numbers(w[0])} if bias else {})
+    any_lab.same(f"y = Conv<{attributes}>({', '.join(['x', *constants])})", {"x": numbers(*x)}, constants)
+
+
+def test_conv_of_weights_that_are_inputs(any_lab: Any) -> None:
+    any_lab.same("y = Conv(x, w, b)", {"x": numbers(2, 3, 8, 8), "w": numbers(7, 3, 3, 3), "b": numbers(7)})
+
+
+@given(
+    batch=st.integers(1, 2),
+    group=st.integers(1, 3),
+    channels=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    plane=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    pads=st.tuples(*[st.integers(0, 2)] * 4),
+    dilations=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+)
+@few
+def test_conv_of_any_shape(
+    lab: Any, batch: int, group: int, channels: Any, plane: Any, kernel: Any, strides: Any, pads: Any, dilations: Any
+) -> None:
+    for i in range(2):
+        assume(plane[i] + pads[i] + pads[i + 2] >= (kernel[i] - 1) * dilations[i] + 1)
+    c, o = channels[0] * group, channels[1] * group
+    attributes = f"group={group}, strides={list(strides)}, pads={list(pads)}, dilations={list(dilations)}"
+    constants = {"w": numbers(o, channels[0], *kernel), "b": numbers(o)}
+    lab.same(f"y = Conv<{attributes}>(x, w, b)", {"x": numbers(batch, c, *plane)}, constants)
+
+
+# ---------------------------------------------------------------- ConvTranspose
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "attributes"),
+    [
+        ((1, 3, 4, 5), (3, 6, 3, 3), ""),
+        ((2, 4, 5, 5), (4, 3, 2, 2), "strides=[2, 2]"),
+        ((1, 4, 5, 5), (4, 3, 2, 2), "strides=[2, 2], output_padding=[1, 0]"),
+        ((1, 3, 6, 4), (3, 5, 3, 4), "strides=[2, 3], pads=[1, 2, 0, 1]"),
+        ((1, 3, 5, 5), (3, 5, 3, 3), "dilations=[2, 3], strides=[2, 1], pads=[1, 1, 1, 1]"),
+        ((1, 6, 4, 4), (6, 2, 3, 3), "group=3, strides=[2, 2]"),
+        ((1, 4, 4, 4), (4, 3, 2, 2), "group=2, strides=[2, 2]"),
+        ((1, 2, 7), (2, 3, 4), "strides=[3], pads=[1, 0]"),
+        ((1, 2, 3, 4, 3), (2, 3, 2, 3, 2), "strides=[1, 2, 2]"),
+        ((1, 2, 3, 4, 3), (2, 3, 2, 2, 2), "strides=[2, 2, 2]"),
+        ((1, 2, 5, 4), (2, 3, 3, 3), "strides=[3, 2], output_shape=[10, 8]"),
+        ((1, 2, 5, 4), (2, 3, 3, 3), "strides=[3, 2], output_shape=[16, 10]"),
+        ((1, 2, 5, 4), (2, 3, 3, 3), 'strides=[2, 2], auto_pad="SAME_UPPER"'),
+        ((1, 2, 5, 4), (2, 3, 4, 4), 'strides=[2, 3], auto_pad="SAME_LOWER"'),
+        ((1, 2, 5, 4), (2, 3, 3, 3), 'strides=[2, 2], auto_pad="VALID"'),
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_conv_transpose(any_lab: Any, x: Any, w: Any, attributes: str, bias: bool) -> None:
+    group = int(attributes.split("group=")[1][0]) if "group=" in attributes else 1
+    constants = {"w": numbers(*w)} | ({"b": numbers(w[1] * group)} if bias else {})
+    body = f"y = ConvTranspose<{attributes}>({', '.join(['x', *constants])})"
+    any_lab.same(body, {"x": numbers(*x)}, constants)
+
+
+@given(
+    group=st.integers(1, 2),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    plane=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilations=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    pads=st.tuples(*[st.integers(0, 1)] * 4),
+    extra=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+)
+@few
+def test_conv_transpose_of_any_shape(
+    lab: Any, group: int, channels: Any, plane: Any, kernel: Any, strides: Any, dilations: Any, pads: Any, extra: Any
+) -> None:
+    for i in range(2):
+        assume(extra[i] < max(strides[i], dilations[i]))
+        size = strides[i] * (plane[i] - 1) + extra[i] + (kernel[i] - 1) * dilations[i] + 1 - pads[i] - pads[i + 2]
+        assume(size > 0)
+    attributes = (
+        f"group={group}, strides={list(strides)}, dilations={list(dilations)}, pads={list(pads)}, "
+        f"output_padding={list(extra)}"
+    )
+    constants = {"w": numbers(channels[0] * group, channels[1], *kernel), "b": numbers(channels[1] * group)}
+    body = f"y = ConvTranspose<{attributes}>(x, w, b)"
+    lab.same(body, {"x": numbers(1, channels[0] * group, *plane)}, constants)
+
+
+# ---------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize(
+    ("q", "k"),
+    [((2, 3, 7, 16), (2, 3, 7, 16)), ((1, 1, 1, 5), (1, 1, 9, 5)), ((1, 2, 33, 64), (1, 2, 50, 64))],
+)
+def test_attention(any_lab: Any, q: Any, k: Any) -> None:
+    feeds = {"q": numbers(*q), "k": numbers(*k) + 1, "v": numbers(*k[:3], 12)}
+    any_lab.same("y = graphopt.Attention<scale=0.3>(q, k, v)", feeds)
+
+
+@pytest.mark.parametrize("mask", [(2, 3, 7, 9), (7, 9), (2, 1, 1, 9), (1, 1, 7, 9), (1,)])
+def test_masked_attention(any_lab: Any, mask: tuple[int, ...]) -> None:
+    feeds = {"q": numbers(2, 3, 7, 16), "k": numbers(2, 3, 9, 16), "v": numbers(2, 3, 9, 16)}
+    hidden = np.where(numbers(*mask) > 0.3, np.float32(-1e9), np.float32(0))
+    any_lab.same("y = graphopt.AttentionMasked<scale=0.25>(q, k, v, mask)", feeds | {"mask": hidden})
+
+
+def test_masked_attention_where_a_row_sees_nothing(lab: Any) -> None:
+    """A mask of the lowest finite number everywhere: the mean, and no NaN."""
+    feeds = {name: numbers(1, 1, 4, 8) for name in "qkv"} | {"mask": np.full((4, 4), -3e38, np.float32)}
+    lab.same("y = graphopt.AttentionMasked<scale=0.25>(q, k, v, mask)", feeds)

@@ -1,0 +1,132 @@
+"""Layout changes, pooling and local response normalization on blocked tensors, against the bodies of their functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+few = settings(deadline=None, max_examples=40, derandomize=True)
+
+
+def numbers(*shape: int) -> Any:
+    return np.random.default_rng([3, *shape]).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(("channels", "block"), [(1, 16), (3, 3), (16, 16), (20, 16), (33, 8), (7, 4)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_to_and_from_blocked(any_lab: Any, channels: int, block: int, dtype: str) -> None:
+    x = numbers(2, channels, 3, 5).astype(dtype)
+    any_lab.same(f"y = graphopt.ToBlocked<block={block}>(x)", {"x": x})
+    blocked = numbers(2, -(-channels // block), 3, 5, block).astype(dtype)
+    any_lab.same(f"y = graphopt.FromBlocked<channels={channels}>(x)", {"x": blocked})
+
+
+def test_padded_lanes_are_zero(lab: Any) -> None:
+    x = np.full((1, 5, 2, 2), np.nan, np.float32)
+    lowered = lab.lower(lab.model("y = graphopt.ToBlocked<block=4>(x)", {"x": x}))
+    y = lab.execute(lowered, {"x": x})["y"]
+    assert np.isnan(y[:, 0]).all()
+    assert np.isnan(y[:, 1, :, :, 0]).all()
+    assert not y[:, 1, :, :, 1:].any()
+
+
+def pool(lab: Any, mode: str, channels: int, plane: tuple[int, int], batch: int = 1, **attributes: Any) -> Any:
+    b = lab.target.cpu.lanes()
+    given_attributes = {
+        "kernel_shape": (3, 3), "strides": (1, 1), "pads": (0, 0, 0, 0), "ceil_mode": 0,
+        **({"dilations": (1, 1)} if mode == "Max" else {"count_include_pad": 0}), **attributes,
+    }  # fmt: skip
+    spelled = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in given_attributes.items())
+    x = numbers(batch, -(-channels // b), *plane, b)
+    return lab.same(f"y = graphopt.{mode}PoolBlocked<{spelled}>(x)", {"x": x})
+
+
+@pytest.mark.parametrize("mode", ["Max", "Average"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param({"plane": (8, 8)}, id="plain"),
+        pytest.param({"plane": (13, 21), "strides": (2, 2), "pads": (1, 1, 1, 1), "channels": 40}, id="stride"),
+        pytest.param({"plane": (7, 9), "kernel_shape": (2, 3), "strides": (2, 2), "ceil_mode": 1}, id="ceil"),
+        pytest.param({"plane": (9, 8), "pads": (0, 2, 1, 1), "ceil_mode": 1, "strides": (2, 3)}, id="ceil and pads"),
+        pytest.param({"plane": (11, 11), "kernel_shape": (9, 9), "batch": 2}, id="wide window"),
+        pytest.param({"plane": (3, 3)}, id="one output"),
+    ],
+)
+def test_pool(any_lab: Any, mode: str, case: dict[str, Any]) -> None:
+    pool(any_lab, mode, **{"channels": 16, **case})
+
+
+def test_max_pool_with_dilations(any_lab: Any) -> None:
+    pool(any_lab, "Max", 16, (11, 12), dilations=(2, 3), pads=(1, 2, 0, 1), strides=(2, 1))
+
+
+def test_max_pool_sees_no_padding(lab: Any) -> None:
+    """Padding is no zero: among negative numbers it would win."""
+    b = lab.target.cpu.lanes()
+    x = -1 - np.abs(numbers(1, 1, 5, 5, b))
+    body = "y = graphopt.MaxPoolBlocked<kernel_shape=[3,3],strides=[1,1],pads=[1,1,1,1],dilations=[1,1],ceil_mode=0>(x)"
+    lab.same(body, {"x": x})
+
+
+@pytest.mark.parametrize("ceil_mode", [0, 1])
+@pytest.mark.parametrize("pads", [(1, 1, 1, 1), (0, 2, 1, 0), (0, 0, 0, 0)])
+def test_average_pool_counts_padding_where_told(any_lab: Any, pads: tuple[int, ...], ceil_mode: int) -> None:
+    pool(any_lab, "Average", 16, (8, 10), pads=pads, strides=(2, 3), count_include_pad=1, ceil_mode=ceil_mode)
+
+
+@given(
+    mode=st.sampled_from(["Max", "Average"]),
+    channels=st.integers(1, 40),
+    plane=st.tuples(st.integers(1, 16), st.integers(1, 16)),
+    kernel_shape=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    pads=st.tuples(*[st.integers(0, 2)] * 4),
+    ceil_mode=st.integers(0, 1),
+    extra=st.integers(0, 1),
+)
+@few
+def test_pool_of_any_shape(lab: Any, mode: str, extra: int, **case: Any) -> None:
+    kernel, pads = case["kernel_shape"], case["pads"]
+    for axis in range(2):
+        assume(pads[axis] < kernel[axis] and pads[axis + 2] < kernel[axis])
+        assume(case["plane"][axis] + pads[axis] + pads[axis + 2] >= kernel[axis])
+    if mode == "Average":
+        case["count_include_pad"] = extra
+    pool(lab, mode, **case)
+
+
+@pytest.mark.parametrize("plane", [(1, 1), (7, 7), (5, 12)])
+def test_global_average_pool(any_lab: Any, plane: tuple[int, int]) -> None:
+    b = any_lab.target.cpu.lanes()
+    lowered = any_lab.same("y = graphopt.GlobalAveragePoolBlocked(x)", {"x": numbers(2, 3, *plane, b)})
+    assert len(lowered.calls) == 1
+
+
+@pytest.mark.parametrize("channels", [16, 20, 3])
+@pytest.mark.parametrize("size", [1, 3, 5, 4])
+@pytest.mark.parametrize("beta", [0.75, 0.5, 0.6])
+def test_lrn(any_lab: Any, channels: int, size: int, beta: float) -> None:
+    """Only the real channels count: the rest of a block may hold anything finite."""
+    b = any_lab.target.cpu.lanes()
+    x = numbers(1, -(-channels // b), 4, 3, b) * 3
+    body = f"""
+        z = graphopt.LRNBlocked<channels={channels}, size={size}, alpha=0.3, beta={beta}, bias=1.5>(x)
+        y = graphopt.FromBlocked<channels={channels}>(z)
+    """
+    any_lab.same(body, {"x": x})
+
+
+def test_pool_takes_an_epilogue(any_lab: Any) -> None:
+    b = any_lab.target.cpu.lanes()
+    body = """
+        p = graphopt.AveragePoolBlocked<kernel_shape=[2,2],strides=[2,2],pads=[0,0,0,0],ceil_mode=0,count_include_pad=0>(x)
+        s = Mul(p, scale)
+        y = Relu(s)
+    """
+    lowered = any_lab.same(body, {"x": numbers(1, 2, 8, 8, b)}, {"scale": numbers(1, 2, 1, 1, b)})
+    assert len(lowered.calls) == 1
