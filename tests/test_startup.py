@@ -27,7 +27,7 @@ def _loaded(code: str) -> set[str]:
     program = (
         f"import json, sys\n{code}\nsys.stderr.write(json.dumps(sorted({{m.partition('.')[0] for m in sys.modules}})))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     return set(json.loads(done.stderr.splitlines()[-1]))
 
 
@@ -44,7 +44,7 @@ def test_help_and_listings_are_light(arguments: list[str]) -> None:
 def test_running_loads_no_compiler(tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(MODEL), tmp_path / "small.onnx")
     artifact, model = tmp_path / "small.gopt", tmp_path / "small.onnx"
-    subprocess.run([sys.executable, "-m", "graphopt", "compile", str(model), "-o", str(artifact)], check=True)
+    subprocess.run([sys.executable, "-P", "-m", "graphopt", "compile", str(model), "-o", str(artifact)], check=True)
     arguments = ["run", str(artifact), "--random", "--output", str(tmp_path / "out"), "--json"]
     found = _loaded(f"from graphopt.cli import main\nassert main({arguments!r}) == 0")
     assert not found & HEAVY

@@ -121,7 +121,18 @@ def _status(key: str) -> int | None:
 
 def _peak(side: str, model: Path, threads: int, folder: Path) -> int | None:
     """`peak_memory` in a process of its own, where nothing was compiled before."""
-    arguments = [sys.executable, "-m", "graphopt.bench.worker", "peak", side, str(model), str(threads), str(folder)]
+    # -P: a folder called graphopt where the user stands must not be taken for this package.
+    arguments = [
+        sys.executable,
+        "-P",
+        "-m",
+        "graphopt.bench.worker",
+        "peak",
+        side,
+        str(model),
+        str(threads),
+        str(folder),
+    ]
     try:
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=_MEMORY_SECONDS, check=False)
     except subprocess.TimeoutExpired:

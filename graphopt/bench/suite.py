@@ -65,7 +65,18 @@ def _processor() -> str:
 def _row(
     model: str, threads: int, runs: int | None, peers: Sequence[str], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    arguments = [sys.executable, "-m", "graphopt.bench.worker", "model", model, str(threads), str(runs or 0), *peers]
+    # -P: a folder called graphopt where the user stands must not be taken for this package.
+    arguments = [
+        sys.executable,
+        "-P",
+        "-m",
+        "graphopt.bench.worker",
+        "model",
+        model,
+        str(threads),
+        str(runs or 0),
+        *peers,
+    ]
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
     ) as process:

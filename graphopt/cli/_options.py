@@ -21,7 +21,8 @@ Passes = Annotated[
 Target = Annotated[str, typer.Option("--target", metavar="NAME", help="Hardware to compile for.")]
 NoFallback = Annotated[bool, typer.Option("--no-fallback", help="Fail if a node would need ONNX Runtime.")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Threads of every kernel; default one per physical core.")
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="Threads of every kernel; default one per physical core."),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the random inputs.")]
 Ranks = Annotated[int, typer.Option("--ranks", metavar="N", min=1, help="Pipeline stages, one process each.")]

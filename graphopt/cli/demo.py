@@ -33,7 +33,8 @@ class _Step(Protocol):
 
 
 def command(
-    context: typer.Context, threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Of every step.")] = 2
+    context: typer.Context,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Of every step.")] = 2,
 ) -> Report:
     """Compile two models, check them against ONNX Runtime, time one beside it, and run it on two ranks.
 
@@ -101,7 +102,18 @@ def squeezenet(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
 def shell(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
     """`graphopt run` in a fresh process."""
     results = folder / "one"
-    arguments = [sys.executable, "-m", "graphopt", "run", str(_artifact(folder)), "--random", "--threads", str(threads)]
+    # -P: a folder called graphopt where the user stands must not be taken for this package.
+    arguments = [
+        sys.executable,
+        "-P",
+        "-m",
+        "graphopt",
+        "run",
+        str(_artifact(folder)),
+        "--random",
+        "--threads",
+        str(threads),
+    ]
     start = time.perf_counter()
     done = subprocess.run(
         [*arguments, "--output", str(results)], capture_output=True, text=True, timeout=_RUN_SECONDS, check=False

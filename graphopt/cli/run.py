@@ -43,7 +43,12 @@ def command(
     seed: options.Seed = 0,
     timeout: Annotated[
         float,
-        typer.Option("--timeout", metavar="SECONDS", min=1.0, help="Seconds after which a rank that is not heard of counts as lost."),
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            min=1.0,
+            help="Seconds after which a rank that is not heard of counts as lost.",
+        ),
     ] = 60.0,
 ) -> Report:
     """Run an artifact once and show, or write, its outputs."""

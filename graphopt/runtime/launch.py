@@ -80,7 +80,7 @@ def _run(ranks: int, arguments: list[str], scratch: Path, timeout: float) -> Non
             logs.append((scratch / f"rank_{rank}.log").open("w+b"))
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "graphopt.runtime.worker", *arguments],
+                    [sys.executable, "-P", "-m", "graphopt.runtime.worker", *arguments],
                     env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

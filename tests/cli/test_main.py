@@ -116,7 +116,7 @@ def test_a_closed_pipe_is_quiet() -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "graphopt", "models"], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-P", "-m", "graphopt", "models"], stdout=write, stderr=subprocess.PIPE, text=True, check=False
     )
     os.close(write)
     assert done.stderr == ""

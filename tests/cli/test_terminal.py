@@ -15,7 +15,7 @@ def _on_terminal(*arguments: str) -> str:
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
     environment.pop("NO_COLOR", None)
     process = subprocess.Popen(
-        [sys.executable, "-m", "graphopt", *arguments], stdout=follower, stderr=follower, env=environment
+        [sys.executable, "-P", "-m", "graphopt", *arguments], stdout=follower, stderr=follower, env=environment
     )
     os.close(follower)
     parts = []
@@ -34,7 +34,9 @@ def _on_terminal(*arguments: str) -> str:
 
 def test_terminal_gets_colour_and_a_pipe_does_not() -> None:
     assert "\x1b[" in _on_terminal("models")
-    piped = subprocess.run([sys.executable, "-m", "graphopt", "models"], capture_output=True, text=True, check=True)
+    piped = subprocess.run(
+        [sys.executable, "-P", "-m", "graphopt", "models"], capture_output=True, text=True, check=True
+    )
     assert "\x1b" not in piped.stdout
     assert piped.stderr == ""
 
@@ -46,6 +48,8 @@ def test_json_is_plain_even_on_a_terminal() -> None:
 def test_progress_is_shown_on_a_terminal_only(tiny: Path, tmp_path: Path) -> None:
     arguments = ("compile", str(tiny), "-o", str(tmp_path / "t.gopt"))
     assert "reading the model" in _on_terminal(*arguments)
-    piped = subprocess.run([sys.executable, "-m", "graphopt", *arguments], capture_output=True, text=True, check=True)
+    piped = subprocess.run(
+        [sys.executable, "-P", "-m", "graphopt", *arguments], capture_output=True, text=True, check=True
+    )
     assert piped.stderr == ""
     assert "reading the model" not in piped.stdout
