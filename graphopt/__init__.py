@@ -11,7 +11,13 @@ Names are resolved when they are first used, so that `import graphopt` stays lig
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# In a source tree the folders of the subpackages stand beside this one, not in it: without this, `python -m graphopt`
+# and `python` would find half a package there, even where graphopt is installed.
+if not os.path.isdir(os.path.join(__path__[0], "passes")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 if TYPE_CHECKING:
     from graphopt.artifact import Artifact as Artifact
