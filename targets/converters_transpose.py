@@ -64,7 +64,8 @@ def _begins(
     for axis in range(rank):
         full = strides[axis] * (image[axis] - 1) + extra[axis] + (kernel[axis] - 1) * dilations[axis] + 1
         total = max(0, full - out[axis])
-        begins.append(total // 2 if mode != "SAME_LOWER" else total - total // 2)
+        # The odd one goes before the image in every mode but SAME_UPPER, also where only output_shape is given.
+        begins.append(total // 2 if mode == "SAME_UPPER" else total - total // 2)
     return tuple(begins)
 
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from graphopt import ops
 from graphopt.program import Place
+from graphopt.runtime import cpu
 from graphopt.targets import build
 from graphopt.targets.base import Lowered
 from graphopt.targets.cpu import CpuTarget
-from graphopt.targets.machine import LEVELS, host_features
+from graphopt.targets.machine import LEVELS
 from graphopt.verify import Tolerance, require_equal, run_onnxruntime
 
 Array = NDArray[Any]
@@ -28,7 +29,7 @@ _FENCE = 0xA5
 
 def executable_levels() -> list[str]:
     """The levels whose code this host can run."""
-    flags = host_features()
+    flags = cpu.features()
     return [name for name, level in LEVELS.items() if flags.issuperset(level.features)]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-few = settings(deadline=None, max_examples=40, derandomize=True)
+few = settings(deadline=None, max_examples=30, derandomize=True)
 
 
 def numbers(*shape: int) -> Any:
@@ -108,8 +109,7 @@ def test_global_average_pool(any_lab: Any, plane: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("channels", [16, 20, 3])
-@pytest.mark.parametrize("size", [1, 3, 5, 4])
-@pytest.mark.parametrize("beta", [0.75, 0.5, 0.6])
+@pytest.mark.parametrize(("size", "beta"), [(1, 0.75), (3, 0.75), (3, 0.5), (5, 0.6)])
 def test_lrn(any_lab: Any, channels: int, size: int, beta: float) -> None:
     """Only the real channels count: the rest of a block may hold anything finite."""
     b = any_lab.target.cpu.lanes()
@@ -119,6 +119,24 @@ def test_lrn(any_lab: Any, channels: int, size: int, beta: float) -> None:
         y = graphopt.FromBlocked<channels={channels}>(z)
     """
     any_lab.same(body, {"x": x})
+
+
+def test_lrn_of_even_size(lab: Any) -> None:
+    """ONNX Runtime refuses even sizes; ONNX defines them: one neighbour less before than after."""
+    x = numbers(1, 2, 3, 2, 4)
+    model = lab.model("y = graphopt.LRNBlocked<channels=7, size=3, alpha=0.3, beta=0.75, bias=1.5>(x)", {"x": x})
+    node = model.graph.node(0)
+    node.attributes["size"] = ir.AttrInt64("size", 4)
+    y = lab.execute(lab.lower(model), {"x": x})["y"]
+    planar = x.transpose(0, 1, 4, 2, 3).reshape(1, 8, 3, 2).astype(np.float64)[:, :7]
+    expected = np.stack(
+        [
+            planar[:, c] / (1.5 + 0.3 / 4 * (planar[:, max(0, c - 1) : c + 3] ** 2).sum(axis=1)) ** 0.75
+            for c in range(7)
+        ],
+        axis=1,
+    )
+    np.testing.assert_allclose(y.transpose(0, 1, 4, 2, 3).reshape(1, 8, 3, 2)[:, :7], expected, rtol=1e-5)
 
 
 def test_pool_takes_an_epilogue(any_lab: Any) -> None:
