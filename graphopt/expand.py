@@ -131,6 +131,7 @@ def _function(node: onnx.NodeProto, version: int, types: list[onnx.TypeProto]) -
         return None
     function = onnx.FunctionProto()
     function.ParseFromString(data)
+    del function.output[len(node.output) :]  # a body may leave out what the node does not ask for
     return function
 
 

@@ -16,13 +16,18 @@ def _training_mode(node: ir.Node) -> str | None:
 
 
 def _dropout(node: ir.Node) -> str | None:
-    if len(node.outputs) > 1 and node.outputs[1].uses():
+    if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
         return "TVM computes no mask of Dropout"
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return None
     training = node.inputs[2].const_value
     dropping = training is None or bool(training.numpy().any())
     return "TVM drops nothing in training mode" if dropping else None
+
+
+def _layer_normalization(node: ir.Node) -> str | None:
+    used = [value for value in node.outputs[1:] if value.uses() or value.is_graph_output()]
+    return "TVM gives zeros for the mean and deviation of LayerNormalization" if used else None
 
 
 def _resize(node: ir.Node) -> str | None:
@@ -40,6 +45,7 @@ WRONG_IN_TVM: dict[str, Callable[[ir.Node], str | None]] = {
     **converters.WRONG_IN_TVM,
     "BatchNormalization": _training_mode,
     "Dropout": _dropout,
+    "LayerNormalization": _layer_normalization,
     "MaxUnpool": lambda node: "TVM unpools to other places where output_shape is given",
     "Resize": _resize,
     "RoiAlign": _roi_align,
