@@ -32,6 +32,9 @@ class Algorithm(StrEnum):
     PLANAR = "planar"
 
 
+PLANES = 1
+"""Input block of a convolution over few channels: blocks of one channel are the planes as they lie."""
+
 ON_BLOCKED = (Algorithm.BLOCKED, Algorithm.DEPTHWISE, Algorithm.WINOGRAD2, Algorithm.WINOGRAD4)
 TILE = {Algorithm.WINOGRAD2: 2, Algorithm.WINOGRAD4: 4}
 RELATIVE_ERROR = {Algorithm.WINOGRAD2: 7.7e-8, Algorithm.WINOGRAD4: 3.3e-7}
@@ -123,7 +126,7 @@ class SelectConv(Pass):
     def _candidates(self, conv: ConvNode) -> Iterator[Candidate]:
         """Every algorithm with its cost or the reason against it."""
         s, machine, block = conv.shape, self.machine, self.lanes
-        in_block = min(s.c, block)
+        in_block = block if s.c >= block else PLANES
         possible = False
         for algorithm in Algorithm:
             reason = self._against(algorithm, conv)
@@ -173,7 +176,7 @@ class SelectConv(Pass):
 
     def _emit(self, editor: Editor, conv: ConvNode, algorithm: Algorithm, after_blocked: bool) -> None:
         if algorithm == Algorithm.BLOCKED:
-            in_block = self.lanes if after_blocked else min(conv.shape.c, self.lanes)
+            in_block = self.lanes if after_blocked or conv.shape.c >= self.lanes else PLANES
             emit_blocked(editor, conv, in_block, self.lanes)
         elif algorithm == Algorithm.DEPTHWISE:
             emit_depthwise(editor, conv, self.lanes)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from graphopt.ops.winograd import matrices
-from graphopt.targets.kernels import conv_direct, conv_winograd, depthwise, gemm, rowwise
+from graphopt.targets.kernels import conv_direct, conv_winograd, depthwise, gemm, lrn, rowwise
 from graphopt.targets.kernels import math as fast
 from graphopt.targets.machine import CpuMachine
 
@@ -85,6 +85,8 @@ def dtype_of(x: Any) -> str:
 
 def to_blocked(c: Context, inputs: list[Any]) -> Any:
     block = c.integer("block")
+    if block == 1:
+        return c.reshape(inputs[0], (*shape_of(inputs[0]), 1))
     _, channels, _, _ = shape_of(inputs[0])
 
     def compute(x: Any) -> Any:
@@ -197,32 +199,7 @@ def lrn_blocked(c: Context, inputs: list[Any]) -> Any:
     channels, size = c.integer("channels"), c.integer("size")
     alpha, beta, bias = c.real("alpha", 1e-4), c.real("beta", 0.75), c.real("bias", 1.0)
 
-    def compute(x: Any) -> Any:
-        n, cb, h, w, b = (int(d) for d in x.shape)
-
-        def element(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
-            total: Any = tirx.const(0, x.dtype)
-            for offset in range(-((size - 1) // 2), size - (size - 1) // 2):
-                channel = o * b + lane + offset
-                value = x[i, tirx.floordiv(channel, b), y, z, tirx.floormod(channel, b)]
-                inside = tirx.all(channel >= 0, channel < channels)
-                total = total + tirx.if_then_else(inside, value * value, tirx.const(0, x.dtype))
-            base = total * tirx.const(alpha / size, x.dtype) + tirx.const(bias, x.dtype)
-            return x[i, o, y, z, lane] / _power(base, beta)
-
-        return te.compute((n, cb, h, w, b), element, name="lrn")
-
-    return c.te("lrn", compute, inputs[0], pattern=OPAQUE)
-
-
-def _power(base: Any, exponent: float) -> Any:
-    """base ** exponent for base > 0; quarters are square roots, which have a vector instruction."""
-    if exponent == 0.75:
-        root = tirx.sqrt(base)
-        return root * tirx.sqrt(root)
-    if exponent == 0.5:
-        return tirx.sqrt(base)
-    return tirx.pow(base, tirx.const(exponent, base.ty.dtype))
+    return c.te("lrn", lambda x: lrn.compute(x, channels, size, alpha, beta, bias), inputs[0], pattern=OPAQUE)
 
 
 # ---------------------------------------------------------------- convolution as patches times weights (any layout)

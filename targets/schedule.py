@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import s_tir
 
-from graphopt.targets.kernels import conv_direct, conv_winograd, depthwise, gemm, generic, rowwise
+from graphopt.targets.kernels import conv_direct, conv_winograd, depthwise, gemm, generic, lrn, rowwise
 from graphopt.targets.kernels.common import Block, blocks_of
 from graphopt.targets.machine import CpuMachine
 
@@ -20,6 +20,7 @@ RULES: dict[str, Rule] = {
     conv_winograd.OUTPUT: conv_winograd.schedule_output,
     depthwise.NAME: depthwise.schedule,
     gemm.NAME: gemm.schedule,
+    lrn.NAME: lrn.schedule,
     rowwise.NAME: rowwise.schedule,
 }
 

@@ -137,7 +137,8 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.S
     i_out, i_in = sch.split(i, [None, 4 if bi % 4 == 0 else bi if bi <= 4 else 1])
     sch.reorder(ci, kh, kw, i_out, i_in, tile_co, tile_ow, tile_lane)
     sch.parallel(task)
-    for loop in (i_in, tile_co, tile_ow, co_in, ow_in):
+    steps = (i_in, kw) if bi < 4 else (i_in,)  # a few steps in a row, whatever axis they are on
+    for loop in (*steps, tile_co, tile_ow, co_in, ow_in):
         sch.unroll(loop)
     sch.vectorize(tile_lane)
     sch.vectorize(lane)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from tvm import s_tir
@@ -13,6 +14,9 @@ from graphopt.targets.machine import CpuMachine
 MIN_PARALLEL = 1 << 14
 """Elements (or reduction steps) below which waking another core costs more than it saves."""
 
+MIN_INNER = 64
+"""Elements that a task's plain inner loops should have, so that LLVM has something to vectorise."""
+
 
 def schedule(sch: s_tir.Schedule, machine: CpuMachine) -> None:
     """Inline elementwise blocks forward, then schedule each block that is left on its own."""
@@ -21,21 +25,24 @@ def schedule(sch: s_tir.Schedule, machine: CpuMachine) -> None:
             continue
         try:
             sch.compute_inline(block.rv)
-        except Exception:  # noqa: BLE001, S112  TVM raises ScheduleError for an output, or for an access it cannot follow
+        except Exception:  # noqa: S112  TVM raises ScheduleError for an output, or for an access it cannot follow
             continue
     for block in blocks_of(sch):
+        loops = sch.get_loops(block.rv)
+        if not loops or len(loops) != len(block.spatial) + len(block.reduce):
+            continue
         if block.reduce:
             _reduction(sch, block)
+        elif _depends_on_lane(sch, block) or not _contiguous(sch, block, machine):
+            _rows(sch, block)
         else:
-            _elementwise(sch, block, machine)
+            _vectors(sch, block, machine)
 
 
-def _elementwise(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
-    loops = list(sch.get_loops(block.rv))
-    if not loops or len(loops) != len(block.spatial):
-        return
+def _vectors(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
+    """Vectors of the innermost elements, everything else in parallel."""
     lanes = machine.lanes(dtype_of(sch, block.rv))
-    *outer, inner = loops
+    *outer, inner = sch.get_loops(block.rv)
     extent = block.spatial[-1]
     # The innermost loops are fused only as far as a vector needs: index arithmetic on fused loops is not free.
     while extent % lanes and outer:
@@ -50,14 +57,70 @@ def _elementwise(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None
         sch.parallel(task)
 
 
-def _reduction(sch: s_tir.Schedule, block: Block) -> None:
+def _rows(sch: s_tir.Schedule, block: Block) -> None:
+    """Plain inner loops, which LLVM vectorises with masks where a condition or an odd extent would undo our vectors."""
     loops = list(sch.get_loops(block.rv))
-    if len(loops) != len(block.spatial) + len(block.reduce):
+    kept, inner = len(loops) - 1, block.spatial[-1]
+    while kept > 1 and inner < MIN_INNER:
+        kept -= 1
+        inner *= block.spatial[kept]
+    if kept < 1 or math.prod(block.spatial) < MIN_PARALLEL:
         return
-    spatial: list[Any] = loops[: len(block.spatial)]
+    sch.parallel(sch.fuse(*loops[:kept]) if kept > 1 else loops[0])
+
+
+def _reduction(sch: s_tir.Schedule, block: Block) -> None:
+    spatial = list(sch.get_loops(block.rv))[: len(block.spatial)]
     if not spatial or math.prod(block.spatial) * math.prod(block.reduce) < MIN_PARALLEL:
         return
     kinds = [int(iterator.iter_type) for iterator in sch.get(block.rv).iter_vars]
     if kinds != sorted(kinds):  # a reduction axis stands before a spatial one
         return
     sch.parallel(sch.fuse(*spatial))
+
+
+def _contiguous(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> bool:
+    """Whether the innermost axes that make whole vectors are read as they are written, up to leading or single axes."""
+    lanes = machine.lanes(dtype_of(sch, block.rv))
+    axes, extent = 1, block.spatial[-1]
+    while extent % lanes and axes < len(block.spatial):
+        axes += 1
+        extent *= block.spatial[-axes]
+    if axes == 1:
+        return True
+    body = sch.get(block.rv)
+    written = [part.min for part in body.writes[0].region]
+    return all(_same(part.min, own) for r in body.reads for part, own in _trailing(r.region, written, axes))
+
+
+def _trailing(region: Any, written: list[Any], axes: int) -> list[tuple[Any, Any]]:
+    return list(zip(list(region)[-axes:], written[-min(axes, len(region)) :], strict=True))
+
+
+def _same(index: Any, own: Any) -> bool:
+    return bool(index.same_as(own)) or isinstance(getattr(index, "value", None), int)
+
+
+def _depends_on_lane(sch: s_tir.Schedule, block: Block) -> bool:
+    """Whether a condition in the block looks at its innermost iterator."""
+    body = sch.get(block.rv)
+    lane = body.iter_vars[-1].var
+    value = getattr(body.body, "value", None)
+    return any(
+        str(getattr(getattr(part, "op", None), "name", "")).endswith("if_then_else")
+        and any(inner.same_as(lane) for inner in _parts(part.args[0]))
+        for part in _parts(value)
+    )
+
+
+def _parts(expression: Any) -> Iterator[Any]:
+    """`expression` and everything inside it."""
+    if expression is None:
+        return
+    yield expression
+    for name in ("a", "b", "condition", "true_value", "false_value", "value", "body"):
+        inner = getattr(expression, name, None)
+        if inner is not None and not isinstance(inner, int | float | bool):
+            yield from _parts(inner)
+    for argument in getattr(expression, "args", ()) or ():
+        yield from _parts(argument)

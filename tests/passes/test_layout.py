@@ -163,4 +163,4 @@ def test_first_layers_share_one_conversion(rewrite) -> None:
     )
     after, _ = rewrite(Blocked(), text, {"w": (16, 3, 3, 3), "w2": (16, 3, 3, 3)})
     assert operators(after) == ["ToBlocked", "Conv2dBlocked", "Conv2dBlocked", "Add", "FromBlocked"]
-    assert "{block=3}" in after
+    assert "{block=1}" in after
