@@ -24,6 +24,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graphopt.errors import GraphoptError, ModelError
+from graphopt.frontend_branches import choose_branches
 from graphopt.frontend_checks import OWN_DOMAIN, check_structure
 from graphopt.frontend_files import check_external, each_tensor, own_tensor, read_model, refuse_nan
 from graphopt.frontend_fold import fold_constants, lift_constants
@@ -204,7 +205,8 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
     infer_shapes(model)
     model = _convert(model, notes)
     for _ in range(_MAX_ROUNDS):
-        if not fold_constants(model):
+        changed = fold_constants(model)
+        if not (choose_branches(model) or changed):
             break
         common.RemoveUnusedNodesPass()(model)
         infer_shapes(model)

@@ -1,0 +1,46 @@
+"""An If whose condition is constant becomes the nodes of the branch that is taken.
+
+y = If<then: {a = Neg(x)} => a, else: {...}>(True)   ->   y = Neg(x)
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+
+def choose_branches(model: ir.Model) -> bool:
+    """Replace such nodes of the main graph, in place; True when anything changed."""
+    changed = False
+    for node in list(model.graph):
+        if node.op_type == "If" and node.domain == "":
+            changed |= _choose(node, model.graph)
+    if changed:
+        common.NameFixPass()(model)
+    return changed
+
+
+def _choose(node: ir.Node, graph: ir.Graph) -> bool:
+    condition = node.inputs[0].const_value if node.inputs and node.inputs[0] is not None else None
+    if condition is None or condition.size != 1:
+        return False
+    branch = node.attributes["then_branch" if bool(condition.numpy().reshape(-1)[0]) else "else_branch"].as_graph()
+    results = list(branch.outputs)
+    inside = {value for inner in branch for value in inner.outputs}
+    for value in list(branch.initializers.values()):
+        del branch.initializers[str(value.name)]
+        value.name = f"{node.name or 'If'}/{value.name}"
+        graph.register_initializer(value)
+    nodes = list(branch)
+    branch.outputs.clear()
+    branch.remove(nodes)
+    for index, value in enumerate(results):
+        if value not in inside or results.index(value) != index:  # an outer value, or one that is two outputs
+            copy = ir.node("Identity", [value])
+            nodes.append(copy)
+            results[index] = copy.outputs[0]
+            results[index].type, results[index].shape = value.type, value.shape
+    for output in inside:
+        output.name = f"{node.name or 'If'}/{output.name}"
+    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, list(node.outputs), results)
+    return True

@@ -1,0 +1,63 @@
+"""An If with a constant condition: the branch taken, outer values, names that both branches use, other conditions."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from graphopt.frontend import load
+from graphopt.verify import run_onnxruntime
+
+BODY = """<ir_version: 10, opset_import: ["": 20]>
+agraph (float[2] x{inputs}) => (float[2] y, float[2] z)
+<bool c = {{{condition}}}>
+{{
+  a = Abs (x)
+  y, z = If (c) <
+    then_branch = one () => (float[2] p, float[2] q) {{ p = Neg (a)  q = Identity (a) }},
+    else_branch = two () => (float[2] p, float[2] q) {{ t = Exp (a)  p = Neg (t)  q = Sqrt (t) }}
+  >
+}}"""
+
+
+def model(condition: int, inputs: str = "") -> onnx.ModelProto:
+    return onnx.parser.parse_model(BODY.format(condition=condition, inputs=inputs))
+
+
+@pytest.mark.parametrize(("condition", "operators"), [(1, {"Abs", "Neg"}), (0, {"Abs", "Exp", "Neg", "Sqrt"})])
+def test_the_branch_that_is_taken_replaces_the_node(condition: int, operators: set[str]) -> None:
+    source = model(condition)
+    loaded = load(source).model
+    assert {node.op_type for node in loaded.graph} - {"Identity"} == operators
+    assert [value.name for value in loaded.graph.outputs] == ["y", "z"]
+    feeds = {"x": np.array([1, -4], np.float32)}
+    a = np.abs(feeds["x"])
+    y, z = (-a, a) if condition else (-np.exp(a), np.sqrt(np.exp(a)))
+    found = run_onnxruntime(loaded, feeds)
+    np.testing.assert_allclose(found["y"], y, rtol=1e-6)
+    np.testing.assert_allclose(found["z"], z, rtol=1e-6)
+
+
+def test_two_nodes_may_use_the_same_names_inside() -> None:
+    source = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 20]>
+        agraph (float[2] x) => (float[2] y)
+        <bool c = {1}>
+        {
+          a = If (c) < then_branch = one () => (float[2] p) { t = Neg (x)  p = Exp (t) },
+                       else_branch = two () => (float[2] p) { p = Exp (x) } >
+          y = If (c) < then_branch = three () => (float[2] p) { t = Neg (a)  p = Exp (t) },
+                       else_branch = four () => (float[2] p) { p = Exp (a) } >
+        }"""
+    )
+    loaded = load(source).model
+    assert [node.op_type for node in loaded.graph] == ["Neg", "Exp", "Neg", "Exp"]
+    x = np.array([1, -1], np.float32)
+    np.testing.assert_allclose(run_onnxruntime(loaded, {"x": x})["y"], np.exp(-np.exp(-x)), rtol=1e-6)
+
+
+def test_a_condition_that_is_an_input_stays() -> None:
+    source = model(1, ", bool c")
+    del source.graph.initializer[:]
+    assert "If" in {node.op_type for node in load(source).model.graph}
