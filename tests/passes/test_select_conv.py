@@ -55,11 +55,11 @@ def test_depthwise(rewrite) -> None:
     assert "DepthwiseConv2dBlocked(x.blocked, const[3,5,5,16], const[3,16])" in after
 
 
-def test_first_layer_takes_blocks_of_its_channels(rewrite) -> None:
+def test_first_layer_reads_the_planes_as_they_lie(rewrite) -> None:
     text = "g (float[1,3,32,32] x, float[32,3,7,7] w) => (float[1,32,26,26] y) { y = Conv(x, w) }"
     after, _ = rewrite(only(Algorithm.BLOCKED), text, {"w": (32, 3, 7, 7)})
-    assert "x.blocked[1,1,32,32,3] = ToBlocked(x) {block=3}" in after
-    assert "const[2,1,7,7,3,16]" in after
+    assert "x.blocked[1,3,32,32,1] = ToBlocked(x) {block=1}" in after
+    assert "const[2,3,7,7,1,16]" in after
 
 
 def test_groups_that_fill_blocks(rewrite) -> None:
