@@ -32,7 +32,7 @@ def schedule(sch: s_tir.Schedule, machine: CpuMachine) -> None:
         if not loops or len(loops) != len(block.spatial) + len(block.reduce):
             continue
         if block.reduce:
-            _reduction(sch, block)
+            _reduction(sch, block, machine)
         elif _depends_on_lane(sch, block) or not _contiguous(sch, block, machine):
             _rows(sch, block)
         else:
@@ -69,14 +69,60 @@ def _rows(sch: s_tir.Schedule, block: Block) -> None:
     sch.parallel(sch.fuse(*loops[:kept]) if kept > 1 else loops[0])
 
 
-def _reduction(sch: s_tir.Schedule, block: Block) -> None:
-    spatial = list(sch.get_loops(block.rv))[: len(block.spatial)]
-    if not spatial or math.prod(block.spatial) * math.prod(block.reduce) < MIN_PARALLEL:
+def _reduction(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
+    """Vectors along the axis that lies contiguous in what is read, be it reduced or kept."""
+    loops = list(sch.get_loops(block.rv))
+    body = sch.get(block.rv)
+    kinds = [int(iterator.iter_type) for iterator in body.iter_vars]
+    work = math.prod(block.spatial) * math.prod(block.reduce)
+    if kinds != sorted(kinds) or not block.spatial:  # a reduction axis stands before one that is kept
         return
-    kinds = [int(iterator.iter_type) for iterator in sch.get(block.rv).iter_vars]
-    if kinds != sorted(kinds):  # a reduction axis stands before a spatial one
-        return
-    sch.parallel(sch.fuse(*spatial))
+    spatial, reduced = loops[: len(block.spatial)], loops[len(block.spatial) :]
+    lanes = machine.lanes(dtype_of(sch, block.rv))
+    contiguous = [r.region[-1].min for r in body.reads if len(r.region)]
+    if any(index.same_as(body.iter_vars[-1].var) for index in contiguous) and block.reduce[-1] % lanes == 0:
+        _partial_sums(sch, block, spatial, reduced, lanes, work)
+    elif any(index.same_as(body.iter_vars[len(spatial) - 1].var) for index in contiguous):
+        _columns(sch, block, spatial, reduced, lanes, work)
+    elif work >= MIN_PARALLEL:
+        sch.parallel(sch.fuse(*spatial))
+
+
+def _partial_sums(
+    sch: s_tir.Schedule, block: Block, spatial: list[Any], reduced: list[Any], lanes: int, work: int
+) -> None:
+    """The contiguous axis is reduced: into one vector of partial results, and that vector at the end."""
+    _, lane = sch.split(reduced[-1], [None, lanes])
+    partial = sch.rfactor(lane, len(spatial))
+    task = sch.fuse(*sch.get_loops(block.rv)[: len(spatial)])
+    sch.compute_at(partial, task, preserve_unit_loops=True)
+    sch.set_scope(partial, 0, "local")
+    if work >= MIN_PARALLEL:
+        sch.parallel(task)
+    inner = list(sch.get_loops(partial))[1:]
+    # After the task loop: the lane, the kept axes again (extent 1 each), then the steps of the reduction.
+    lane, steps = inner[0], inner[1 + len(spatial) :]
+    sch.reorder(*steps, lane)
+    sch.vectorize(lane)
+    start = sch.decompose_reduction(partial, steps[0])
+    sch.vectorize(sch.get_loops(start)[-1])
+
+
+def _columns(
+    sch: s_tir.Schedule, block: Block, spatial: list[Any], reduced: list[Any], lanes: int, work: int
+) -> None:
+    """The contiguous axis is kept: a vector of results at a time, over all steps of the reduction."""
+    width = largest_divisor(block.spatial[-1], lanes)
+    step, lane = sch.split(spatial[-1], [None, width])
+    task = sch.fuse(*spatial[:-1], step)
+    sch.reorder(task, *reduced, lane)
+    if work >= MIN_PARALLEL:
+        sch.parallel(task)
+    if width > 1:
+        sch.vectorize(lane)
+    start = sch.decompose_reduction(block.rv, reduced[0])
+    if width > 1:
+        sch.vectorize(sch.get_loops(start)[-1])
 
 
 def _contiguous(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> bool:
