@@ -5,7 +5,8 @@ threads still spin gets a part of the cores only: strictly alternating single ru
 models. One side per process would be free of that, but then frequency, page cache and neighbours differ. So:
 
 - the sides alternate in short blocks, A B, then B A, then A B, ...: slow drifts of the machine hit both alike;
-- before a block, nothing runs until the CPU clock of the process stands still, that is, until all threads sleep;
+- before a block, nothing runs until the CPU clock of the process stands still, that is, until all threads sleep
+  (ONNX Runtime's go to sleep after some 50 ms, TVM's after 200 ms and more);
 - the first run of a block wakes the side's own threads and fills the caches: it is run, but not counted;
 - inside a block a side runs back to back, as a server under load would.
 """
@@ -24,7 +25,7 @@ _LEAST, _MOST = 3, 200
 _LOOK_SECONDS = 0.01
 _QUIET = 0.1
 """The process is quiet when its threads together use less than this share of one core."""
-_LONGEST_WAIT = 1.0
+_LONGEST_WAIT = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def interleave(sides: Sequence[Callable[[], object]], runs: int | None = None, r
 
 
 def wait_until_quiet() -> bool:
-    """Return when the threads of this process sleep; False if they still ran after a second."""
+    """Return when the threads of this process sleep; False if they still ran after some seconds."""
     deadline = time.perf_counter() + _LONGEST_WAIT
     while time.perf_counter() < deadline:
         wall, used = time.perf_counter(), time.process_time()

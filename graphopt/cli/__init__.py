@@ -8,8 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from graphopt.errors import GraphoptError
+
+if TYPE_CHECKING:
+    from graphopt.cli._app import Invocation
 
 __all__ = ["main"]
 
@@ -18,11 +22,12 @@ ERROR, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with `arguments` (default: those of the process); the result is the exit code."""
-    from graphopt.cli._app import Invocation, build
-
-    invocation = Invocation(sys.stdout)
+    invocation: Invocation | None = None
     try:
-        code = build().main(
+        from graphopt.cli import _app
+
+        invocation = _app.Invocation(sys.stdout)
+        code = _app.build().main(
             args=None if arguments is None else list(arguments),
             prog_name="graphopt",
             standalone_mode=False,
@@ -38,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return error.code if isinstance(error.code, int) else ERROR
     except Exception as error:
-        if invocation.debug:
+        if invocation is not None and invocation.debug:
             raise
         return _failed(error)
     return code if isinstance(code, int) else 0
