@@ -66,7 +66,7 @@ def exp(x: Any) -> Any:
 
 
 def sigmoid(x: Any) -> Any:
-    """1 / (1 + e^-x)."""
+    """1 / (1 + e^-x); zero below -88.7, where the result would be less than 2^-126."""
     if _dtype(x) != "float32":
         return tirx.sigmoid(x)
     return _f(1.0) / (_f(1.0) + exp(-x))
@@ -114,7 +114,10 @@ def erf(x: Any) -> Any:
                 1.1098505178285362e-01, 4.9746925110067538e-01, 1.0,
             ),
         )  # fmt: skip
-        return c * p / q
+        return _let("v", c * p / q, bounded)
+
+    def bounded(v: Any) -> Any:  # the quotient may round to just above 1; comparisons let NaN through
+        return tirx.Select(v > _f(1.0), _f(1.0), tirx.Select(v < _f(-1.0), _f(-1.0), v))
 
     clipped = _let("e", x, lambda e: tirx.Select(tirx.isnan(e), e, tirx.max(tirx.min(e, limit), -limit)))
     return _let("c", clipped, lambda c: _let("z", c * c, lambda z: rational(c, z)))
