@@ -34,7 +34,11 @@ def test_every_model_is_listed(graphopt: Cli) -> None:
     assert "25.6 M" in text
 
 
-@pytest.mark.parametrize("name", ["lenet5", "lenet-digits", "light/squeezenet", "mlp", "wideresnet28-2"])
+QUICK = ("lenet5", "lenet-digits", "light/squeezenet", "mlp", "wideresnet28-2")
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in models.names()]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_sizes_are_what_the_models_have(name: str) -> None:
     from graphopt import load
 
