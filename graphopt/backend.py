@@ -23,6 +23,7 @@ from onnx.backend.base import BackendRep
 from graphopt.compiler import Compilation, compile_model
 from graphopt.errors import FeedError, GraphoptError
 from graphopt.frontend import IR_VERSION, OPSET
+from graphopt.runtime.session import Session
 
 SHAPE_OPERANDS: Mapping[str, tuple[int, ...]] = {
     "AffineGrid": (1,),
@@ -69,16 +70,34 @@ _STATIC = ("Shape", "Size")
 
 
 class Prepared(BackendRep):
-    """A compiled model in a session.
+    """A model and its compiled programs: one for each set of shapes of the inputs that the model leaves open."""
 
-    `compilation` tells how it was compiled: its `fallbacks` are empty where everything is native.
-    """
-
-    def __init__(self, compilation: Compilation, inputs: Sequence[str], constants: Mapping[str, Any], threads: int):
-        self.compilation = compilation
-        self._inputs = tuple(inputs)
+    def __init__(
+        self, model: onnx.ModelProto, constants: Mapping[str, Any], *, fallback: bool = True, threads: int = 1
+    ) -> None:
+        weights = {tensor.name for tensor in model.graph.initializer}
+        inputs = [value for value in model.graph.input if value.name not in weights]
+        self._inputs = tuple(value.name for value in inputs)
         self._constants = dict(constants)
-        self._session = compilation.artifact.session(threads=threads)
+        if unknown := [name for name in self._constants if name not in self._inputs]:
+            raise GraphoptError(f"{unknown[0]!r} cannot become a constant: the inputs are {', '.join(self._inputs)}")
+        self._model = _with_constants(model, self._constants) if self._constants else model
+        self._open = tuple(value.name for value in inputs if value.name not in self._constants and _is_open(value))
+        self._fallback, self._threads = fallback, threads
+        self._programs: dict[tuple[tuple[int, ...], ...], tuple[Compilation, Session]] = {}
+        if not self._open:
+            self._program({})
+
+    @property
+    def compilation(self) -> Compilation:
+        """How the model was compiled, for the shapes of the last run; `fallbacks` are empty where all is native.
+
+        Raises:
+            GraphoptError: nothing was compiled yet, because inputs have open shapes and `run` was not called.
+        """
+        if not self._programs:
+            raise GraphoptError(f"input {self._open[0]!r} has an open shape: the model is compiled by its first run")
+        return list(self._programs.values())[-1][0]
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
         """The outputs in the model's order; `inputs` is a dict by name, a sequence in the model's order, or one array.
@@ -91,17 +110,32 @@ class Prepared(BackendRep):
         else:
             given = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
             if len(given) > len(self._inputs):
-                raise FeedError(
-                    f"{len(given)} inputs were given, and the model has {len(self._inputs)}: leave some out"
-                )
+                raise FeedError(f"{len(given)} inputs were given, and the model has {len(self._inputs)}: leave some")
             feeds = dict(zip(self._inputs, given, strict=False))
         for name, value in self._constants.items():
             if name in feeds and not _same(feeds.pop(name), value):
-                raise FeedError(
-                    f"input {name!r} was compiled in with another value: prepare the model again for this one"
-                )
-        outputs = self._session.run(feeds)
-        return tuple(outputs[port.name] for port in self._session.outputs)
+                raise FeedError(f"input {name!r} was compiled in with another value: prepare the model for this one")
+        session = self._program(feeds)
+        outputs = session.run(feeds)
+        return tuple(outputs[port.name] for port in session.outputs)
+
+    def _program(self, feeds: Mapping[str, Any]) -> Session:
+        shapes = {name: tuple(np.shape(feeds[name])) for name in self._open if name in feeds}
+        key = tuple(shapes.values())
+        if key in self._programs:
+            self._programs[key] = self._programs.pop(key)  # the last run's is the last
+        else:
+            compilation = compile_model(self._model, shapes=shapes, fallback=self._fallback)
+            self._programs[key] = compilation, compilation.artifact.session(threads=self._threads)
+        return self._programs[key][1]
+
+
+def _is_open(value: onnx.ValueInfoProto) -> bool:
+    """Whether an input is a tensor with a dimension that the model does not fix."""
+    if not value.type.HasField("tensor_type"):
+        return False
+    tensor = value.type.tensor_type
+    return not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim)
 
 
 def _same(given: Any, compiled: Any) -> bool:
@@ -116,10 +150,10 @@ class Backend(OnnxBackend):
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
         """Whether `prepare` accepts the model."""
         try:
-            compile_model(model)
+            cls.prepare(model, device)
         except GraphoptError:
             return False
-        return cls.supports_device(device)
+        return True
 
     @classmethod
     def prepare(
@@ -132,7 +166,7 @@ class Backend(OnnxBackend):
         threads: int = 1,
         **kwargs: Any,
     ) -> Prepared:
-        """Compile `model` and open a session.
+        """Compile `model` and open a session; a model with open shapes is compiled when it is first run.
 
         Args:
             model: is not modified.
@@ -146,13 +180,7 @@ class Backend(OnnxBackend):
         """
         if not cls.supports_device(device):
             raise GraphoptError(f"the device {device} is unknown to this backend: use CPU")
-        weights = {tensor.name for tensor in model.graph.initializer}
-        inputs = [value.name for value in model.graph.input if value.name not in weights]
-        fixed = dict(constants or {})
-        if unknown := [name for name in fixed if name not in inputs]:
-            raise GraphoptError(f"{unknown[0]!r} cannot become a constant: the inputs are {', '.join(inputs)}")
-        compilation = compile_model(_with_constants(model, fixed) if fixed else model, fallback=fallback)
-        return Prepared(compilation, inputs, fixed, threads)
+        return Prepared(model, constants or {}, fallback=fallback, threads=threads)
 
     @classmethod
     def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> tuple[Any, ...]:
@@ -187,7 +215,13 @@ class Backend(OnnxBackend):
             opset_imports=[onnx.helper.make_opsetid("", version)],
             ir_version=IR_VERSION,
         )
-        return cls.run_model(model, arrays, device, **kwargs)
+        inferred = onnx.shape_inference.infer_shapes(model)
+        for value in inferred.graph.output:
+            if not value.HasField("type"):
+                raise GraphoptError(
+                    f"the type of output {value.name!r} of {node.op_type} is unknown: give outputs_info"
+                )
+        return cls.run_model(inferred, arrays, device, **kwargs)
 
     @classmethod
     def supports_device(cls, device: str) -> bool:

@@ -106,7 +106,9 @@ def _type(value: ir.Value | None) -> onnx.TypeProto | None:
         return onnx.TypeProto()
     shape = value.shape if value.const_value is None else value.const_value.shape
     dtype = value.dtype if value.const_value is None else value.const_value.dtype
-    if shape is None or dtype is None or not all(isinstance(dim, int) for dim in shape):
+    if not isinstance(value.type, ir.TensorType | type(None)) or shape is None or dtype is None:
+        return None
+    if not all(isinstance(dim, int) for dim in shape):
         return None
     return onnx.helper.make_tensor_type_proto(int(dtype), list(shape.numpy()))
 
@@ -126,7 +128,12 @@ def _function(node: onnx.NodeProto, version: int, types: list[onnx.TypeProto]) -
         data = schema.get_function_with_opset_version(max(fitting))
     elif fitting := [v for v in schema.context_dependent_function_opset_versions if v <= version]:
         written = [kind.SerializeToString() for kind in types]
-        data = schema.get_context_dependent_function_with_opset_version(max(fitting), node.SerializeToString(), written)
+        try:
+            data = schema.get_context_dependent_function_with_opset_version(
+                max(fitting), node.SerializeToString(), written
+            )
+        except (RuntimeError, ValueError, TypeError):  # a builder that wants other types or attributes
+            return None
     if not data:
         return None
     function = onnx.FunctionProto()

@@ -16,8 +16,21 @@ def choose_branches(model: ir.Model) -> bool:
         if node.op_type == "If" and node.domain == "":
             changed |= _choose(node, model.graph)
     if changed:
+        _scalar_ranges(model.graph)
         common.NameFixPass()(model)
     return changed
+
+
+def _scalar_ranges(graph: ir.Graph) -> None:
+    """Make the operands of Range scalars: behind an If nobody saw that they are vectors of one element."""
+    for node in list(graph):
+        if node.op_type != "Range" or node.domain != "":
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is not None and (value.shape is None or len(value.shape) > 0):
+                scalar = ir.node("Squeeze", [value])
+                graph.insert_before(node, scalar)
+                node.replace_input_with(index, scalar.outputs[0])
 
 
 def _choose(node: ir.Node, graph: ir.Graph) -> bool:

@@ -325,7 +325,7 @@ def in_single(c: Context, inputs: list[Any]) -> Any:
     inner = converters.STANDARD.get(c.node.op_type)
     if dtype not in HALVES or inner is None:
         return NotImplemented
-    wide = [x if x is None else c.builder.emit(relax.op.astype(x, "float32")) for x in inputs]
+    wide = [None if x is None else _single(c, x) for x in inputs]
     if c.node.op_type == "MatMul":
         result = inner(c, wide)
         result = relax.op.matmul(*wide) if result is NotImplemented else result
@@ -334,6 +334,27 @@ def in_single(c: Context, inputs: list[Any]) -> Any:
     if result is NotImplemented or isinstance(result, list):
         return NotImplemented
     return relax.op.astype(c.builder.emit(result) if not isinstance(result, relax.Var) else result, dtype)
+
+
+_CARRIED = (
+    *("relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.where"),
+    *("relax.permute_dims", "relax.reshape", "relax.expand_dims", "relax.broadcast_to", "relax.concat"),
+)
+"""Operators that are cheaply done again in single precision."""
+
+
+def _single(c: Context, x: Any, depth: int = 6) -> Any:
+    """`x` in single precision: what it was rounded from, through elementwise operators, where that is at hand."""
+    made: Any = c.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
+    name = str(getattr(made.op, "name", "")) if isinstance(made, relax.Call) else ""
+    if name == "relax.astype" and dtype_of(made.args[0]) == "float32":
+        return made.args[0]
+    if name in _CARRIED and depth and all(isinstance(a.ty, relax.TensorType | relax.ShapeType) for a in made.args):
+        dtype = dtype_of(x)
+        tensors = [isinstance(a.ty, relax.TensorType) and dtype_of(a) == dtype for a in made.args]
+        wide = [_single(c, a, depth - 1) if half else a for a, half in zip(made.args, tensors, strict=True)]
+        return c.builder.emit(relax.Call(made.op, wide, made.attrs))
+    return c.builder.emit(relax.op.astype(x, "float32"))
 
 
 def lp_normalization(c: Context, inputs: list[Any]) -> Any:

@@ -43,6 +43,7 @@ def obstacle(module: Any) -> str | None:
 def fuse(module: Any) -> Any:
     """Elementwise neighbours into the kernels before them (TVM's FuseOps and FuseTIR)."""
     for make in (
+        relax.transform.DeadCodeElimination,
         relax.transform.AnnotateTIROpPattern,
         relax.transform.FuseOps,
         relax.transform.FuseTIR,
