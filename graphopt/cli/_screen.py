@@ -42,7 +42,7 @@ def _table(block: Block) -> object:
     table = RichTable(box=box.SIMPLE_HEAD, header_style="bold cyan", padding=(0, 1), pad_edge=False)
     for name in block.columns:
         number = name in block.right
-        table.add_column(Text(name), justify="right" if number else "left", overflow="fold", no_wrap=number)
+        table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
     for row in block.rows:
         table.add_row(*map(Text, row))
     return table

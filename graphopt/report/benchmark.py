@@ -18,8 +18,8 @@ def blocks(document: Mapping[str, Any]) -> list[Block]:
     sides = ["graphopt", *peers]
     columns = ["model"]
     columns += [f"{side} ms" for side in sides]
-    columns += [f"ratio to {name}" for name in peers]
-    columns += ["compile s", *(f"{side} MiB" for side in sides), "fallback", "correct"]
+    columns += ["ratio"] if len(peers) == 1 else [f"ratio to {name}" for name in peers]
+    columns += ["compile s", "peak MiB", "fallback", "correct"]
     cells = [_cells(row, sides, peers) for row in good]
     for name in peers if good else ():
         mean = document["geometric_mean"][name]
@@ -56,7 +56,7 @@ def _cells(row: Mapping[str, Any], sides: list[str], peers: list[str]) -> tuple[
         *times,
         *ratios,
         f"{row['compile_seconds']:.1f}",
-        *memory,
+        " / ".join(memory),
         str(row["fallback_nodes"]),
         correct,
     )
@@ -80,7 +80,7 @@ def _footer(document: Mapping[str, Any], good: list[Mapping[str, Any]]) -> list[
     lines = [
         f"{document['threads']} threads of {environment['cpus']}, {environment['processor']}; {versions}",
         "medians of interleaved blocks in one process, with 95 % intervals; below 1 graphopt is faster; "
-        "MiB is the height of resident memory above the imports",
+        f"peak MiB: resident memory above the imports, {' / '.join(['graphopt', *document['geometric_mean']])}",
     ]
     if any(not row["quiet"] for row in good):
         lines.append("note: the threads of one side did not go to sleep before the other ran; the times are not fair")

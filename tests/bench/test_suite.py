@@ -59,7 +59,7 @@ def test_the_table() -> None:
     table = blocks[0]
     assert isinstance(table, Table)
     assert table.rows[0] == (
-        "net", "4.00 [3.90, 4.10]", "4.00 [3.90, 4.10]", "1.25 [1.20, 1.30]", "3.2", "5", "-", "0", "yes",
+        "net", "4.00 [3.90, 4.10]", "4.00 [3.90, 4.10]", "1.25 [1.20, 1.30]", "3.2", "5 / -", "0", "yes",
     )  # fmt: skip
     assert {len(row) for row in table.rows} == {len(table.columns)}
     assert table.rows[-1][3] == "1.25 [1.20, 1.30]"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+
+import pytest
 
 
 def _on_terminal(*arguments: str) -> str:
@@ -53,3 +57,16 @@ def test_progress_is_shown_on_a_terminal_only(tiny: Path, tmp_path: Path) -> Non
     )
     assert piped.stderr == ""
     assert "reading the model" not in piped.stdout
+
+
+def test_a_narrow_terminal_loses_no_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphopt.cli._screen import show
+    from graphopt.report.document import Table
+
+    monkeypatch.setenv("COLUMNS", "30")
+    out = io.StringIO()
+    cells = ("seeded/squeezenet", "5.14 [4.67, 5.31]", "1.79 [1.44, 2.01]")
+    show([Table(("aaa", "bbb", "ccc"), (cells,), right=("bbb", "ccc"))], out)
+    shown = Counter(out.getvalue().replace("─", ""))
+    assert shown["…"] == 0
+    assert all(shown[each] == count for each, count in Counter("".join(cells)).items() if each in "[]0123456789/")
