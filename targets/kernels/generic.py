@@ -140,7 +140,8 @@ def _contiguous(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> bool:
 
 
 def _trailing(region: Any, written: list[Any], axes: int) -> list[tuple[Any, Any]]:
-    return list(zip(list(region)[-axes:], written[-min(axes, len(region)) :], strict=True))
+    count = min(axes, len(region))
+    return list(zip(list(region)[len(region) - count :], written[len(written) - count :], strict=True))
 
 
 def _same(index: Any, own: Any) -> bool:
