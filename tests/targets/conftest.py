@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from graphopt import ops
 from graphopt.program import Place
-from graphopt.runtime import cpu
+from graphopt.runtime import cpu, library
 from graphopt.targets import build
 from graphopt.targets.base import Lowered
 from graphopt.targets.cpu import CpuTarget
@@ -36,8 +36,10 @@ def executable_levels() -> list[str]:
 def make_model(
     body: str, feeds: Mapping[str, Array], constants: Mapping[str, Array], outputs: Sequence[str], opset: int
 ) -> ir.Model:
-    """A model from the nodes in `body`: inputs as in `feeds`, initializers as in `constants`, every value's type the
-    one that ONNX Runtime gives it on these feeds."""
+    """A model from the nodes in `body` with the inputs `feeds` and the initializers `constants`.
+
+    Every value gets the type that ONNX Runtime gives it on these feeds.
+    """
     wanted = ", ".join(f"float {name}" for name in outputs)
     declared = ", ".join(f"float {name}" for name in (*feeds, *constants))
     model = ir.from_onnx_text(
@@ -109,6 +111,7 @@ class Lab:
 
     def execute(self, lowered: Lowered, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the calls; every value that a call writes is poisoned before, and fenced."""
+        library.Threads(min(2, cpu.available_cpus())).apply()  # idle workers spin, beside the other tests
         module = build.compile_functions(lowered.functions, self.target.cpu) if lowered.functions else {}
         memory: dict[str, _Memory] = {}
         arrays: dict[str, Array] = {}
@@ -136,8 +139,10 @@ class Lab:
         return {name: arrays[name] for name in lowered.outputs}
 
     def check(self, model: ir.Model, feeds: Mapping[str, Array], rtol: float = 2e-5) -> Lowered:
-        """The kernels of `model` agree with ONNX Runtime (which runs the bodies of custom operators), on schedules
-        that fit; returns what was run."""
+        """The kernels of `model` agree with ONNX Runtime, which runs the bodies of custom operators.
+
+        Every schedule must fit. Returns what was run.
+        """
         lowered = self.lower(model)
         assert not lowered.notes
         actual = self.execute(lowered, feeds)

@@ -13,7 +13,7 @@ from graphopt.ops.conv import pack_bias, pack_conv_weight, pack_depthwise_weight
 from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.winograd import winograd_weight
 
-few = settings(deadline=None, max_examples=40, derandomize=True)
+few = settings(deadline=None, max_examples=30, derandomize=True)
 
 
 def numbers(*shape: int, dtype: str = "float32") -> Any:
@@ -38,15 +38,14 @@ def direct(
     group: int = 1,
     bi: int = 0,
     batch: int = 1,
-    dtype: str = "float32",
 ) -> Any:
     """Check one Conv2dBlocked with weights that are constants."""
-    b = lab.target.cpu.lanes(dtype)
+    b = lab.target.cpu.lanes()
     c, o = channels
     bi = bi or b
-    x = blocked(numbers(batch, c, *plane, dtype=dtype), bi)
-    w = pack_conv_weight(numbers(o, c // group, *kernel, dtype=dtype), group, bi, b)
-    bias = pack_bias(numbers(o, dtype=dtype), b)
+    x = blocked(numbers(batch, c, *plane), bi)
+    w = pack_conv_weight(numbers(o, c // group, *kernel), group, bi, b)
+    bias = pack_bias(numbers(o), b)
     body = (
         f"y = graphopt.Conv2dBlocked<strides={list(strides)}, pads={list(pads)}, dilations={list(dilations)}, "
         f"group={group}>(x, w, bias)"
@@ -81,7 +80,6 @@ def direct(
         pytest.param({"channels": (16, 16), "plane": (1, 1), "kernel": (1, 1), "pads": (0, 0, 0, 0)}, id="one pixel"),
         pytest.param({"channels": (16, 16), "plane": (6, 6), "batch": 3}, id="batch"),
         pytest.param({"channels": (24, 24), "plane": (5, 57), "kernel": (1, 7), "pads": (0, 3, 0, 3)}, id="row kernel"),
-        pytest.param({"channels": (16, 24), "plane": (6, 5), "dtype": "float64"}, id="float64"),
     ],
 )  # fmt: skip
 def test_direct_convolution(any_lab: Any, case: dict[str, Any]) -> None:

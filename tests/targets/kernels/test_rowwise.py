@@ -35,7 +35,9 @@ def test_softmax_of_large_numbers_and_infinities(lab: Any, op: str) -> None:
     lab.same(f"y = {op}(x)", {"x": x})
 
 
-@given(rows=st.integers(1, 9), n=st.integers(1, 90), op=st.sampled_from(["Softmax", "LogSoftmax", "LayerNormalization"]))
+@given(
+    rows=st.integers(1, 9), n=st.integers(1, 90), op=st.sampled_from(["Softmax", "LogSoftmax", "LayerNormalization"])
+)
 @few
 def test_rows_of_any_shape(lab: Any, rows: int, n: int, op: str) -> None:
     weight = {"w": numbers(n)} if op == "LayerNormalization" else {}

@@ -1,0 +1,85 @@
+"""Every PrimFunc gets a schedule; a rule that does not fit costs speed and a note, and never the numbers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphopt.targets import schedule
+from graphopt.verify import require_equal, run_onnxruntime
+
+
+def numbers(*shape: int) -> Any:
+    return np.random.default_rng([1, *shape]).standard_normal(shape).astype(np.float32)
+
+
+CASES = {
+    "gemm": ("y = MatMul(x, w)", (9, 20), (20, 33)),
+    "rowwise": ("s = Softmax(x) y = Mul(s, w)", (9, 20), (9, 20)),
+    "conv_direct": (
+        "c = graphopt.Conv2dBlocked<strides=[1,1],pads=[1,1,1,1],dilations=[1,1],group=1>(x, w, b) y = Relu(c)",
+        (1, 1, 6, 7, 16), (1, 1, 3, 3, 16, 16),
+    ),
+    "lrn": (
+        "y = graphopt.LRNBlocked<channels=16, size=3, alpha=0.1, beta=0.75, bias=1.0>(x) z = Mul(w, w)",
+        (1, 1, 6, 7, 16), (1, 1, 3, 16),
+    ),
+    "window": (
+        "y = graphopt.DepthwiseConv2dBlocked<strides=[1,1],pads=[1,1,1,1],dilations=[1,1]>(x, w, b)",
+        (1, 1, 6, 7, 16), (1, 3, 3, 16),
+    ),
+    "winograd_product": ("y = graphopt.Conv2dWinograd<m=2,pads=[1,1,1,1]>(x, w, b)", (1, 1, 6, 7, 16), (16, 1, 1, 16, 16)),
+    "winograd_input": ("y = graphopt.Conv2dWinograd<m=2,pads=[1,1,1,1]>(x, w, b)", (1, 1, 6, 7, 16), (16, 1, 1, 16, 16)),
+    "winograd_output": ("y = graphopt.Conv2dWinograd<m=2,pads=[1,1,1,1]>(x, w, b)", (1, 1, 6, 7, 16), (16, 1, 1, 16, 16)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", CASES)
+@pytest.mark.parametrize("error", [ValueError("nothing fits"), TypeError("nothing fits")])
+def test_a_rule_that_does_not_fit_leaves_a_note_and_the_right_numbers(
+    lab: Any, rule: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, x, w = CASES[rule]
+    real = schedule.RULES[rule]
+
+    def fails_late(sch: Any, *rest: Any) -> Any:
+        """Raises after it has changed the schedule, which must not show."""
+        real(sch, *rest)
+        raise error
+
+    monkeypatch.setitem(schedule.RULES, rule, fails_late)
+    feeds = {"x": numbers(*x)}
+    constants = {"w": numbers(*w)} | ({"b": numbers(1, 16)} if "(x, w, b)" in body else {})
+    model = lab.model(body, feeds, constants)
+    lowered = lab.lower(model)
+    (note,) = lowered.notes
+    assert f"the schedule rule {rule} does not fit its shape (nothing fits)" in note
+    assert note.startswith("kernel s_")
+    require_equal(run_onnxruntime(model, feeds), lab.execute(lowered, feeds), "without the rule")
+
+
+def test_every_rule_is_the_anchor_of_some_kernel() -> None:
+    assert set(CASES) == set(schedule.RULES)
+
+
+def test_a_kernel_without_a_rule_gets_the_generic_schedule(any_lab: Any) -> None:
+    """Parallel and in vectors, with no note."""
+    lowered = any_lab.same("a = Add(x, z) b = Mul(a, x) y = Sub(b, z)", {"x": numbers(64, 512), "z": numbers(64, 512)})
+    (call,) = lowered.calls
+    text = str(lowered.functions[call.symbol])
+    assert "T.parallel" in text
+    assert "T.vectorized" in text
+
+
+def test_a_small_kernel_wakes_no_other_core(lab: Any) -> None:
+    lowered = lab.same("y = Add(x, x)", {"x": numbers(4, 5)})
+    assert "T.parallel" not in str(lowered.functions[lowered.calls[0].symbol])
+
+
+def test_loops_written_by_hand_stay_as_they_are(lab: Any) -> None:
+    feeds = {"x": numbers(4, 3), "i": np.array([[0, 1, 2]]), "u": numbers(1, 3)}
+    model = lab.model("y = ScatterElements(x, i, u)", feeds)
+    lowered = lab.lower(model)
+    (note,) = lowered.notes
+    assert note.endswith(": it is no compute definition, it runs on one core")
+    require_equal(run_onnxruntime(model, feeds), lab.execute(lowered, feeds), "as it is")
