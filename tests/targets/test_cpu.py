@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common
 import pytest
 
 from graphopt.errors import GraphoptError
@@ -22,8 +23,6 @@ def numbers(*shape: int) -> Any:
 
 
 def node_of(text: str) -> tuple[ir.Node, dict[str, int]]:
-    import onnx_ir.passes.common
-
     model = ir.from_onnx_text(f'<ir_version: 11, opset_import: ["": 21, "graphopt": 1, "other": 1]>\n{text}')
     ir.passes.common.ShapeInferencePass()(model)
     return model.graph.node(0), dict(model.opset_imports)

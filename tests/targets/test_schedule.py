@@ -13,6 +13,7 @@ def numbers(*shape: int) -> Any:
     return np.random.default_rng([1, *shape]).standard_normal(shape).astype(np.float32)
 
 
+WINOGRAD = ("y = graphopt.Conv2dWinograd<m=2,pads=[1,1,1,1]>(x, w, b)", (1, 1, 6, 7, 16), (16, 1, 1, 16, 16))
 CASES = {
     "gemm": ("y = MatMul(x, w)", (9, 20), (20, 33)),
     "rowwise": ("s = Softmax(x) y = Mul(s, w)", (9, 20), (9, 20)),
@@ -28,9 +29,9 @@ CASES = {
         "y = graphopt.DepthwiseConv2dBlocked<strides=[1,1],pads=[1,1,1,1],dilations=[1,1]>(x, w, b)",
         (1, 1, 6, 7, 16), (1, 3, 3, 16),
     ),
-    "winograd_product": ("y = graphopt.Conv2dWinograd<m=2,pads=[1,1,1,1]>(x, w, b)", (1, 1, 6, 7, 16), (16, 1, 1, 16, 16)),
-    "winograd_input": ("y = graphopt.Conv2dWinograd<m=2,pads=[1,1,1,1]>(x, w, b)", (1, 1, 6, 7, 16), (16, 1, 1, 16, 16)),
-    "winograd_output": ("y = graphopt.Conv2dWinograd<m=2,pads=[1,1,1,1]>(x, w, b)", (1, 1, 6, 7, 16), (16, 1, 1, 16, 16)),
+    "winograd_product": WINOGRAD,
+    "winograd_input": WINOGRAD,
+    "winograd_output": WINOGRAD,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Layout changes, pooling and local response normalization on blocked tensors, against the bodies of their functions."""
+"""Layout changes, pooling and local response normalization on blocked tensors, against the functions' bodies."""
 
 from __future__ import annotations
 
@@ -142,7 +142,8 @@ def test_lrn_of_even_size(lab: Any) -> None:
 def test_pool_takes_an_epilogue(any_lab: Any) -> None:
     b = any_lab.target.cpu.lanes()
     body = """
-        p = graphopt.AveragePoolBlocked<kernel_shape=[2,2],strides=[2,2],pads=[0,0,0,0],ceil_mode=0,count_include_pad=0>(x)
+        p = graphopt.AveragePoolBlocked<
+            kernel_shape=[2,2], strides=[2,2], pads=[0,0,0,0], ceil_mode=0, count_include_pad=0>(x)
         s = Mul(p, scale)
         y = Relu(s)
     """
