@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from tvm.ir import GenericConst
 
 from graphopt.errors import GraphoptError
 from graphopt.program import KernelCall, Place, Value
-from graphopt.targets import build, schedule
+from graphopt.targets import build, origins, schedule
 from graphopt.targets.base import Lowered
 from graphopt.targets.machine import CpuMachine
 from graphopt.targets.relax_import import Imported
@@ -40,18 +41,16 @@ def obstacle(module: Any) -> str | None:
     return None
 
 
-def fuse(module: Any) -> Any:
-    """Elementwise neighbours into the kernels before them (TVM's FuseOps and FuseTIR)."""
-    for make in (
-        relax.transform.DeadCodeElimination,
-        relax.transform.AnnotateTIROpPattern,
-        relax.transform.FuseOps,
-        relax.transform.FuseTIR,
-        relax.transform.RewriteDataflowReshape,
-        relax.transform.DeadCodeElimination,
-    ):
-        module = make()(module)
-    return module
+def fuse(module: Any, results: Sequence[tuple[str, str]]) -> tuple[Any, list[tuple[str, ...]]]:
+    """Elementwise neighbours into the kernels before them (TVM's FuseOps and FuseTIR).
+
+    Returns:
+        The module, and for each binding of its `main` the ONNX nodes it computes (see `origins.Results`).
+    """
+    whole = relax.transform.DeadCodeElimination()(module)
+    grouped = relax.transform.FuseOps()(relax.transform.AnnotateTIROpPattern()(whole))
+    traced = origins.trace(whole, grouped, results)
+    return relax.transform.RewriteDataflowReshape()(relax.transform.FuseTIR()(grouped)), traced
 
 
 def lower(imported: Imported, machine: CpuMachine, prefix: str) -> Lowered:
@@ -60,7 +59,7 @@ def lower(imported: Imported, machine: CpuMachine, prefix: str) -> Lowered:
     Args:
         prefix: starts every symbol and every new value name, so that segments share one library and one name space.
     """
-    module = fuse(legalize(imported.module))
+    module, traced = fuse(legalize(imported.module), imported.results)
     lowered = Lowered(inputs=imported.inputs)
     names: dict[Any, str] = {}
     main = module["main"]
@@ -74,9 +73,9 @@ def lower(imported: Imported, machine: CpuMachine, prefix: str) -> Lowered:
         assert value.const_value is not None
         _constant(lowered, name, value.const_value.numpy())
     reader = _Reader(module, lowered, names, machine, prefix)
-    for block in main.body.blocks:
-        for binding in block.bindings:
-            reader.bind(binding.var, binding.value)
+    bindings = [binding for block in main.body.blocks for binding in block.bindings]
+    for binding, nodes in zip(bindings, traced, strict=True):
+        reader.bind(binding.var, binding.value, nodes)
     reader.name_outputs(main.body.body, imported.outputs)
     return lowered
 
@@ -104,7 +103,7 @@ class _Reader:
         self.count += 1
         return f"{self.prefix}{stem}{self.count}"
 
-    def bind(self, variable: Any, value: Any) -> None:
+    def bind(self, variable: Any, value: Any, nodes: tuple[str, ...]) -> None:
         """One binding of `main`: a kernel, a view, or a name for something that has one."""
         if isinstance(value, relax.Tuple):
             self.tuples[variable] = [self.name_of(item) for item in value.fields]
@@ -118,7 +117,7 @@ class _Reader:
         elif isinstance(value, GenericConst):
             self.names[variable] = self.name_of(value)
         elif str(value.op.name) == "relax.call_tir":
-            self._call(variable, value)
+            self._call(variable, value, nodes)
         elif str(value.op.name) in VIEWS:
             name = self.names[variable] = self.fresh("view")
             _declare(self.lowered, name, variable.ty, Place.VIEW, self._storage(self.name_of(value.args[0])))
@@ -131,7 +130,7 @@ class _Reader:
         value = self.lowered.values[name]
         return value.of if value.place is Place.VIEW else name
 
-    def _call(self, variable: Any, call: Any) -> None:
+    def _call(self, variable: Any, call: Any, nodes: tuple[str, ...]) -> None:
         function = call.args[0]
         symbol = self.symbols.get(function.name_hint)
         if symbol is None:
@@ -151,7 +150,7 @@ class _Reader:
             self.tuples[variable] = outputs
         else:
             self.names[variable] = outputs[0]
-        self.lowered.calls.append(KernelCall(symbol, inputs, tuple(outputs)))
+        self.lowered.calls.append(KernelCall(symbol, inputs, tuple(outputs), origin=nodes))
 
     def name_of(self, expression: Any) -> str:
         """Name of a variable's value; a constant becomes a weight."""

@@ -36,13 +36,15 @@ class NotSupported(Exception):
 class Imported:
     """A Relax module whose `main` takes `inputs` then `weights` and returns a tuple of `outputs`.
 
-    `weights` maps a parameter of `main` to the ONNX value whose constant it is.
+    `weights` maps a parameter of `main` to the ONNX value whose constant it is; `results` are (node, name of the
+    variable it emitted last), in order of emission.
     """
 
     module: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     weights: dict[str, ir.Value]
+    results: list[tuple[str, str]]
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class _Scope:
     machine: CpuMachine
     expressions: dict[ir.Value, Any] = field(default_factory=dict)
     weights: dict[str, ir.Value] = field(default_factory=dict)
+    results: list[tuple[str, str]] = field(default_factory=list)
     parameters: list[Any] = field(default_factory=list)
 
 
@@ -93,6 +96,7 @@ def import_nodes(
         tuple(str(value.name) for value in inputs),
         tuple(str(value.name) for value in outputs),
         scope.weights,
+        scope.results,
     )
 
 
@@ -158,7 +162,9 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
     for value, expression in zip(node.outputs, results, strict=False):
         if expression is None:  # an output that nobody reads
             continue
-        scope.expressions[value] = _checked(scope, value, expression)
+        scope.expressions[value] = checked = _checked(scope, value, expression)
+        if isinstance(checked, relax.Var):
+            scope.results.append((str(node.name), str(checked.name)))
 
 
 def _converters(node: ir.Node) -> list[converters.Converter]:

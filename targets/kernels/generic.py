@@ -108,9 +108,7 @@ def _partial_sums(
     sch.vectorize(sch.get_loops(start)[-1])
 
 
-def _columns(
-    sch: s_tir.Schedule, block: Block, spatial: list[Any], reduced: list[Any], lanes: int, work: int
-) -> None:
+def _columns(sch: s_tir.Schedule, block: Block, spatial: list[Any], reduced: list[Any], lanes: int, work: int) -> None:
     """The contiguous axis is kept: a vector of results at a time, over all steps of the reduction."""
     width = largest_divisor(block.spatial[-1], lanes)
     step, lane = sch.split(spatial[-1], [None, width])
