@@ -1,4 +1,4 @@
-"""Which ONNX nodes a fused kernel computes, found by value numbering: fusion regroups calls but computes the same values.
+"""Which ONNX nodes a fused kernel computes, by value numbering: fusion regroups calls but computes the same values.
 
 Every binding before fusion gets a number made of its function and its operands' numbers; the bodies of the fused
 functions are read with their arguments' numbers, and whatever value appears there again is traced to its node.

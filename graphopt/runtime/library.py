@@ -41,6 +41,9 @@ def runtime() -> ModuleType:
     """
     os.environ.setdefault("TVM_NUM_THREADS", str(cpu.available_cpus()))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
+    # Idle workers poll that often, about a microsecond each, before they sleep: long enough for the gaps inside a run,
+    # where TVM's default keeps whole cores from ONNX Runtime's segments and from other ranks for a third of a second.
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "5000")
     if "tvm_ffi" not in sys.modules:
         _import_without_torch()
     if "tvm" not in sys.modules:
