@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common
 import pytest
+from onnx_ir.passes.common import ShapeInferencePass
 
 from graphopt.errors import GraphoptError
 from graphopt.ops.conv import pack_conv_weight
@@ -24,7 +24,7 @@ def numbers(*shape: int) -> Any:
 
 def node_of(text: str) -> tuple[ir.Node, dict[str, int]]:
     model = ir.from_onnx_text(f'<ir_version: 11, opset_import: ["": 21, "graphopt": 1, "other": 1]>\n{text}')
-    ir.passes.common.ShapeInferencePass()(model)
+    ShapeInferencePass()(model)
     return model.graph.node(0), dict(model.opset_imports)
 
 
