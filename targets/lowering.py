@@ -49,8 +49,13 @@ def fuse(module: Any, results: Sequence[tuple[str, str]]) -> tuple[Any, list[tup
     """
     whole = relax.transform.DeadCodeElimination()(module)
     grouped = relax.transform.FuseOps()(relax.transform.AnnotateTIROpPattern()(whole))
-    traced = origins.trace(whole, grouped, results)
-    return relax.transform.RewriteDataflowReshape()(relax.transform.FuseTIR()(grouped)), traced
+    traced = dict(zip(_names(grouped), origins.trace(whole, grouped, results), strict=True))
+    final = relax.transform.RewriteDataflowReshape()(relax.transform.FuseTIR()(grouped))
+    return final, [traced.get(name, ()) for name in _names(final)]  # FuseTIR drops bindings that only rename
+
+
+def _names(module: Any) -> list[str]:
+    return [str(binding.var.name) for block in module["main"].body.blocks for binding in block.bindings]
 
 
 def lower(imported: Imported, machine: CpuMachine, prefix: str) -> Lowered:

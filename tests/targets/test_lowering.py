@@ -137,3 +137,14 @@ def test_one_element(lab: Any, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 4, 5)])
 def test_no_element(lab: Any, shape: tuple[int, ...]) -> None:
     lab.same("a = Exp(x) b = Add(a, x) y = Relu(b)", {"x": numbers(*shape)})
+
+
+def test_calls_name_the_nodes_they_compute(lab: Any) -> None:
+    """Also where an operator has several outputs, of which some are not read."""
+    body = "a = MatMul(x, w) b = Relu(a) v, i = TopK(b, k) r = Reshape(i, s) f = Cast<to=1>(r) y = Softmax(f)"
+    constants = {"w": numbers(5, 40), "k": np.array([2]), "s": np.array([2, 3])}
+    lowered = lab.check(lab.model(body, {"x": numbers(3, 5)}, constants), {"x": numbers(3, 5)})
+    named = [name for call in lowered.calls for name in call.origin]
+    assert set(named) >= {"matmul0", "relu1", "topk2", "cast4", "softmax5"}
+    assert all(call.origin for call in lowered.calls)
+    assert lowered.calls[0].origin == ("matmul0", "relu1")
