@@ -117,9 +117,7 @@ def compile_model(
             with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
                 artifact = _artifact(built, ports, micro_batches, backend, chosen, result, loaded.notes, Path(folder))
             break
-        except GraphoptError:
-            raise
-        except Exception as error:  # noqa: BLE001  TVM raises anything where a kernel cannot be generated
+        except RuntimeError as error:  # of TVM, where no code can be generated; our own mistakes are of other kinds
             defects |= _defects(model, backend, defects, error)
     if verify != "off":
         clock.start("verify")
