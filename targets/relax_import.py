@@ -234,5 +234,5 @@ def _convert_with_tvm(scope: _Scope, node: ir.Node, inputs: list[Any], opset: in
     proto = ir.serde.serialize_node(node)
     attributes = importer._parse_attr(proto.attribute)
     attributes["tvm_custom"] = {"name": proto.name, "num_outputs": len(node.outputs)}
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), np.errstate(all="ignore"):
         return importer._convert_operator(node.op_type, onnx_frontend.onnx_input(inputs), attributes, opset)
