@@ -135,14 +135,16 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.S
     sch.set_scope(conv, 0, "local")
     tile_co, _, tile_ow, tile_lane, ci, kh, kw, i = sch.get_loops(conv)[-8:]
     i_out, i_in = sch.split(i, [None, 4 if bi % 4 == 0 else bi if bi <= 4 else 1])
-    sch.reorder(ci, kh, kw, i_out, i_in, tile_co, tile_ow, tile_lane)
+    # Planes innermost where blocks have one channel: neighbouring taps in one unrolled body read the same columns, and
+    # LLVM would keep them all in registers. In the tile a broadcast serves every vector, then dies.
+    steps = (ci, kh, kw, i_out, i_in) if bi > 1 else (kh, kw, ci, i_out, i_in)
+    sch.reorder(*steps, tile_ow, tile_co, tile_lane)
     sch.parallel(task)
-    steps = (i_in, kw) if bi < 4 else (i_in,)  # a few steps in a row, whatever axis they are on
-    for loop in (*steps, tile_co, tile_ow, co_in, ow_in):
+    for loop in (i_in, tile_co, tile_ow, co_in, ow_in):
         sch.unroll(loop)
     sch.vectorize(tile_lane)
     sch.vectorize(lane)
-    start = sch.decompose_reduction(conv, ci)
+    start = sch.decompose_reduction(conv, steps[0])
     *_, zero_co, _, zero_ow, zero_lane = sch.get_loops(start)
     sch.unroll(zero_co)
     sch.unroll(zero_ow)

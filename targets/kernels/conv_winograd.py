@@ -131,7 +131,7 @@ def schedule_product(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) ->
     sch.set_scope(anchor.rv, 0, "local")
     tile_o, tile_q, tile_lane, rc, ri = sch.get_loops(anchor.rv)[-5:]
     i_out, i_in = sch.split(ri, [None, 4])
-    sch.reorder(rc, i_out, i_in, tile_o, tile_q, tile_lane)
+    sch.reorder(rc, i_out, i_in, tile_q, tile_o, tile_lane)  # a broadcast serves every vector, then dies
     sch.parallel(task)
     for loop in (i_in, tile_o, tile_q, o_in, q_in):
         sch.unroll(loop)

@@ -220,7 +220,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.S
     tile_m, tile_n, k = sch.get_loops(gemm)[-3:]
     vectors, lane = sch.split(tile_n, [None, lanes])
     k_out, k_in = sch.split(k, [None, 4 if anchor.reduce[0] % 4 == 0 else 1])
-    sch.reorder(k_out, k_in, vectors, tile_m, lane)
+    sch.reorder(k_out, k_in, tile_m, vectors, lane)  # a broadcast serves every vector, then dies
     sch.parallel(task)
     for loop in (k_in, vectors, tile_m):
         sch.unroll(loop)
