@@ -57,7 +57,7 @@ def partition(model: ir.Model, ranks: int, machine: Machine) -> list[Part]:
         for value in inputs:
             if str(value.name) not in fed and analysis.static_type(value) is None:
                 raise GraphoptError(
-                    f"--ranks {ranks} would send {value.name}, whose size is known at run time only; ask for fewer ranks."
+                    f"--ranks {ranks} would send {value.name}, whose size only the run tells; ask for fewer ranks."
                 )
         constants = [v for v in graph.outputs if v.const_value is not None and index == ranks - 1]
         outputs = (*(by_name[name] for name in boundary.outputs), *constants)
