@@ -20,7 +20,8 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from graphopt.analysis import static_type
 from graphopt.program import ITEM_BYTES
-from graphopt.targets import converters, converters_standard, refusals
+from graphopt.targets import converters
+from graphopt.targets.converters.refusals import WRONG_IN_TVM
 from graphopt.targets.machine import CpuMachine
 
 SMALL_FLOATS = 16
@@ -170,9 +171,8 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
 def _converters(node: ir.Node) -> list[converters.Converter]:
     """Our converters of `node` in the order in which they are tried."""
     if 0 in _shape(node.outputs[0]) and node.domain in ("", "ai.onnx"):
-        return [converters_standard.nothing]
-    found = (converters.lookup(node), converters_standard.lookup(node))
-    return [converter for converter in found if converter is not None]
+        return [converters.nothing]
+    return converters.candidates(node)
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:
@@ -225,7 +225,7 @@ def refusal(node: ir.Node) -> str | None:
 def _convert_with_tvm(scope: _Scope, node: ir.Node, inputs: list[Any], opset: int) -> Any:
     if node.domain == "graphopt" or node.op_type not in onnx_frontend._get_convert_map():
         raise NotSupported(f"{node.op_type} has no native form for these types and attributes")
-    wrong = refusals.WRONG_IN_TVM.get(node.op_type)
+    wrong = WRONG_IN_TVM.get(node.op_type)
     if wrong is not None and (reason := wrong(node)) is not None:
         raise NotSupported(reason)
     importer = onnx_frontend.ONNXGraphImporter({}, "float32")

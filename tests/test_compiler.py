@@ -339,7 +339,7 @@ def test_verify_with_micro_batches_and_ranks() -> None:
 
 def test_a_value_of_unknown_size_cannot_be_sent() -> None:
     model = parse("g (float[4] x) => (int64[1, n] z) { a = NonZero(x) z = Neg(a) }")
-    with pytest.raises(GraphoptError, match=r"--ranks 2 would send a, whose size is known at run time only"):
+    with pytest.raises(GraphoptError, match=r"--ranks 2 would send a, whose size only the run tells"):
         compile_model(model, ranks=2)
 
 

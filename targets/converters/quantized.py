@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tvm import relax, tirx
 
-from graphopt.targets.converters import Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.base import Context, Converter, dtype_of, shape_of
 
 
 def _centred(c: Context, x: Any, zero: Any) -> Any:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, te
 
-from graphopt.targets.converters import INJECTIVE, Context, Converter, dtype_of, shape_of
-from graphopt.targets.converters_index import constant, known
+from graphopt.targets.converters.base import INJECTIVE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.index import constant, known
 
 Doubles = NDArray[np.float64]
 

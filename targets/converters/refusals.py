@@ -6,7 +6,26 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from graphopt.targets import converters
+
+def _is_inf(node: ir.Node) -> str | None:
+    flags = {
+        name: node.attributes[name].as_int()
+        for name in ("detect_negative", "detect_positive")
+        if name in node.attributes
+    }
+    return "TVM ignores detect_negative and detect_positive of IsInf" if 0 in flags.values() else None
+
+
+def _depth(node: ir.Node) -> str | None:
+    return "TVM reorders SpaceToDepth in the other order"
+
+
+def _output_shape(node: ir.Node) -> str | None:
+    return "TVM ignores output_shape of ConvTranspose" if "output_shape" in node.attributes else None
+
+
+def _extra_outputs(node: ir.Node) -> str | None:
+    return f"TVM computes no second output of {node.op_type}" if len(node.outputs) > 1 else None
 
 
 def _training_mode(node: ir.Node) -> str | None:
@@ -42,7 +61,12 @@ def _roi_align(node: ir.Node) -> str | None:
 
 
 WRONG_IN_TVM: dict[str, Callable[[ir.Node], str | None]] = {
-    **converters.WRONG_IN_TVM,
+    "Attention": lambda node: "TVM converts the opset-23 Attention as another operator of that name",
+    "ConvTranspose": _output_shape,
+    "IsInf": _is_inf,
+    "MaxPool": _extra_outputs,
+    "NonMaxSuppression": lambda node: "the number of boxes is known at run time only",
+    "SpaceToDepth": _depth,
     "BatchNormalization": _training_mode,
     "Dropout": _dropout,
     "LayerNormalization": _layer_normalization,

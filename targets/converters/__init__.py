@@ -1,0 +1,115 @@
+"""ONNX node -> Relax: our own converters, for the custom operators and for what TVM gets slow or wrong.
+
+A converter takes a `Context` and the inputs as Relax expressions (None where an optional input is absent) and returns
+one expression or a list, or NotImplemented where it hands the node on: to the next table, then to TVM. What a kernel
+computes is a TE definition from `kernels/`; the files here only read attributes and shapes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+
+from graphopt.targets.converters import index, quantized, resize
+from graphopt.targets.converters.arithmetic import bit_cast, hyperbolic, is_inf, lp_normalization, mish, modulo, power
+from graphopt.targets.converters.base import Context, Converter
+from graphopt.targets.converters.blocked import (
+    conv2d_blocked,
+    depthwise_blocked,
+    from_blocked,
+    global_average_pool_blocked,
+    lrn_blocked,
+    pool_blocked,
+    to_blocked,
+    winograd,
+)
+from graphopt.targets.converters.convolution import conv
+from graphopt.targets.converters.halves import in_single
+from graphopt.targets.converters.products import attention, fully_connected, matmul
+from graphopt.targets.converters.reductions import extreme, reduction
+from graphopt.targets.converters.rows import elementwise, gelu, layer_norm, softmax
+from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
+from graphopt.targets.converters.transposed import conv_transpose
+from graphopt.targets.kernels import math as fast
+
+__all__ = ["CUSTOM", "FURTHER", "STANDARD", "Context", "Converter", "candidates", "nothing"]
+
+CUSTOM: dict[str, Converter] = {
+    "ToBlocked": to_blocked,
+    "FromBlocked": from_blocked,
+    "Conv2dBlocked": conv2d_blocked,
+    "DepthwiseConv2dBlocked": depthwise_blocked,
+    "Conv2dWinograd": winograd,
+    "Conv2dIm2col": conv,
+    "MaxPoolBlocked": pool_blocked("max"),
+    "AveragePoolBlocked": pool_blocked("average"),
+    "GlobalAveragePoolBlocked": global_average_pool_blocked,
+    "LRNBlocked": lrn_blocked,
+    "Attention": attention,
+    "AttentionMasked": attention,
+}
+
+STANDARD: dict[str, Converter] = {
+    "Conv": conv,
+    "MatMul": matmul,
+    "Gemm": fully_connected,
+    "Softmax": softmax(logarithm=False),
+    "LogSoftmax": softmax(logarithm=True),
+    "LayerNormalization": layer_norm,
+    "Exp": elementwise(fast.exp),
+    "Sigmoid": elementwise(fast.sigmoid),
+    "Tanh": elementwise(fast.tanh),
+    "Erf": elementwise(fast.erf),
+    "Gelu": gelu,
+}
+
+"""Tried first."""
+
+FURTHER: dict[str, Converter] = {
+    **index.STANDARD,
+    **quantized.STANDARD,
+    **resize.STANDARD,
+    "BitCast": bit_cast,
+    "Concat": concat,
+    "ConvTranspose": conv_transpose,
+    "Cosh": hyperbolic(1),
+    "DepthToSpace": space(to_depth=False),
+    "Dropout": dropout,
+    "EyeLike": eye_like,
+    "Gemm": in_single(fully_connected),
+    "IsInf": is_inf,
+    "LogSoftmax": in_single(STANDARD["LogSoftmax"]),
+    "LpNormalization": lp_normalization,
+    "MatMul": in_single(matmul),
+    "Mish": mish,
+    "Mod": modulo,
+    "Pow": power,
+    "ReduceL1": reduction(0),
+    "ReduceL2": reduction(0),
+    "ReduceLogSum": reduction(-math.inf),
+    "ReduceLogSumExp": reduction(-math.inf),
+    "ReduceMax": extreme(largest=True),
+    "ReduceMin": extreme(largest=False),
+    "ReduceProd": reduction(1),
+    "ReduceSum": reduction(0),
+    "ReduceSumSquare": reduction(0),
+    "Shape": shape,
+    "Sinh": hyperbolic(-1),
+    "Size": size,
+    "Softmax": in_single(STANDARD["Softmax"]),
+    "SpaceToDepth": space(to_depth=True),
+    "Split": split,
+}
+"""Tried where STANDARD has nothing, or hands on: types and attributes that TVM lacks, refuses or gets wrong."""
+
+
+def candidates(node: ir.Node) -> list[Converter]:
+    """Our converters of `node`, in the order in which to try them."""
+    if node.domain == "graphopt":
+        tables = [CUSTOM]
+    elif node.domain in ("", "ai.onnx"):
+        tables = [STANDARD, FURTHER]
+    else:
+        tables = []
+    return [table[node.op_type] for table in tables if node.op_type in table]

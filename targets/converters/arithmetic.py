@@ -1,0 +1,147 @@
+"""Elementwise operators that TVM lacks, refuses for some types, or gets wrong."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from tvm import relax, tirx
+
+from graphopt.targets.converters.base import FLOATS, Context, Converter, dtype_of, elementwise_map, shape_of
+
+
+def is_inf(c: Context, inputs: list[Any]) -> Any:
+    """IsInf with its two flags."""
+    (x,) = inputs
+    dtype = dtype_of(x)
+    if dtype not in FLOATS:
+        return NotImplemented
+    signs = [sign for sign, name in ((1, "detect_positive"), (-1, "detect_negative")) if c.integer(name, 1)]
+    limits = [tirx.const(sign * math.inf, dtype) for sign in signs]
+
+    def found(value: Any) -> Any:
+        hits = [value == limit for limit in limits]
+        return tirx.any(*hits) if hits else tirx.const(False, "bool")
+
+    return elementwise_map(c, found, x)
+
+
+def hyperbolic(sign: int) -> Converter:
+    """cosh (sign 1) and sinh (sign -1), for which LLVM has no instruction; sinh near 0 by its series."""
+
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        dtype = dtype_of(inputs[0])
+        if dtype not in FLOATS:
+            return NotImplemented
+
+        def value(x: Any) -> Any:
+            half = tirx.const(0.5, dtype)
+            whole = half * tirx.exp(x) + tirx.const(0.5 * sign, dtype) * tirx.exp(-x)
+            if sign > 0:
+                return whole
+            square = x * x
+            series = x * (
+                tirx.const(1, dtype)
+                + square * (tirx.const(1 / 6, dtype) + square * (tirx.const(1 / 120, dtype) + square / 5040))
+            )
+            return tirx.Select(tirx.abs(x) < half, series, whole)
+
+        return elementwise_map(c, value, inputs[0])
+
+    return convert
+
+
+def mish(c: Context, inputs: list[Any]) -> Any:
+    """x tanh(log(1 + e^x)) = x (w^2 + 2 w) / (w^2 + 2 w + 2) with w = e^x, which cancels nowhere."""
+    dtype = dtype_of(inputs[0])
+    if dtype not in ("float32", "float64"):
+        return NotImplemented
+
+    def value(x: Any) -> Any:
+        w = tirx.exp(tirx.min(x, tirx.const(20, dtype)))
+        top = w * (w + tirx.const(2, dtype))
+        return tirx.Select(x > tirx.const(20, dtype), x, x * top / (top + tirx.const(2, dtype)))
+
+    return elementwise_map(c, value, inputs[0])
+
+
+def power(c: Context, inputs: list[Any]) -> Any:
+    """Pow whose operands differ in type, or are integers."""
+    x, y = inputs
+    left, right = dtype_of(x), dtype_of(y)
+    if left == right and left in FLOATS:
+        return NotImplemented
+    x, y = _broadcast(c, x, y)
+    if left in FLOATS or right in FLOATS:
+        wide = "float64" if "float64" in (left, right) or "int64" in (left, right) else "float32"
+        return elementwise_map(c, lambda a, b: tirx.power(a.astype(wide), b.astype(wide)).astype(left), x, y)
+    if left not in ("int32", "int64"):
+        return NotImplemented
+
+    def integer(base: Any, exponent: Any) -> Any:
+        # Squaring by the six bits that can matter: beyond them every base but 0, 1, -1 has overflowed, and those three
+        # depend on the parity only.
+        exponent = tirx.Select(exponent > 63, 62 + exponent % 2, exponent)
+        result: Any = tirx.const(1, left)
+        square = base
+        for bit in range(6):
+            odd = tirx.bitwise_and(tirx.shift_right(exponent, tirx.const(bit, right)), tirx.const(1, right)) == 1
+            result = tirx.Select(odd, result * square, result)
+            square = square * square
+        return result
+
+    return elementwise_map(c, integer, x, y)
+
+
+def _broadcast(c: Context, *args: Any) -> list[Any]:
+    """The tensors at the shape of the node's output."""
+    out = c.out_shape
+    return [x if shape_of(x) == out else c.builder.emit(relax.op.broadcast_to(x, out)) for x in args]
+
+
+def modulo(c: Context, inputs: list[Any]) -> Any:
+    """Mod of floats: the sign of the dividend with fmod=1, else of the divisor."""
+    dtype = dtype_of(inputs[0])
+    if dtype not in FLOATS:
+        return NotImplemented
+    x, y = _broadcast(c, *inputs)
+    truncated = bool(c.integer("fmod"))
+    zero = tirx.const(0, dtype)
+
+    def value(a: Any, b: Any) -> Any:
+        wide, name = ("float64", "fmod") if dtype == "float64" else ("float32", "fmodf")  # of the C library
+        rest = tirx.call_pure_extern(wide, name, a.astype(wide), b.astype(wide)).astype(dtype)
+        if truncated:
+            return rest
+        unlike = tirx.any(tirx.all(rest < zero, b > zero), tirx.all(rest > zero, b < zero))
+        return tirx.Select(unlike, rest + b, rest)
+
+    return elementwise_map(c, value, x, y)
+
+
+def bit_cast(c: Context, inputs: list[Any]) -> Any:
+    """BitCast between types of one size."""
+    dtype = c.node.outputs[0].dtype
+    if dtype is None or "bool" in (target := str(dtype.numpy()), dtype_of(inputs[0])):
+        return NotImplemented
+    if dtype.itemsize != np.dtype(dtype_of(inputs[0])).itemsize or "bfloat16" in (target, dtype_of(inputs[0])):
+        return NotImplemented
+    return elementwise_map(c, lambda x: tirx.reinterpret(target, x), inputs[0])
+
+
+def lp_normalization(c: Context, inputs: list[Any]) -> Any:
+    """x / |x|_p along an axis, and 0 where the norm is 0."""
+    (x,) = inputs
+    dtype = dtype_of(x)
+    if dtype not in ("float32", "float64"):
+        return NotImplemented
+    axis = c.integer("axis", -1)
+    emit = c.builder.emit
+    if c.integer("p", 2) == 1:
+        norm = emit(relax.op.sum(emit(relax.op.abs(x)), axis, keepdims=True))
+    else:
+        norm = emit(relax.op.sqrt(emit(relax.op.sum(emit(relax.op.multiply(x, x)), axis, keepdims=True))))
+    whole = emit(relax.op.broadcast_to(norm, shape_of(x)))
+    zero = tirx.const(0, dtype)
+    return elementwise_map(c, lambda a, b: tirx.if_then_else(b == zero, zero, a / b), x, whole)

@@ -1,0 +1,88 @@
+"""What every converter uses: the context of a node, and the types of Relax expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from tvm import relax, te
+
+from graphopt.targets.machine import CpuMachine
+
+ELEMENTWISE, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 2, 3, 4, 8
+"""TVM's operator patterns: element by element; index arithmetic; sums; consumers may fuse; nothing fuses."""
+
+Converter = Callable[["Context", list[Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a converter may use: the builder to emit into, the machine to choose tiles for, the node's attributes."""
+
+    builder: Any
+    machine: CpuMachine
+    node: ir.Node
+
+    def te(self, name: str, function: Callable[..., Any], *args: Any, pattern: int) -> Any:
+        """Emit a TE definition over Relax expressions as one kernel called `name`."""
+        return self.builder.emit_te(function, *args, primfunc_name_hint=name, primfunc_attrs={"op_pattern": pattern})
+
+    def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
+        """Emit a view; nothing where the shape is already right."""
+        return x if shape_of(x) == shape else self.builder.emit(relax.op.reshape(x, shape))
+
+    def integers(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """An attribute that is a list of integers."""
+        attribute = self.node.attributes.get(name)
+        return tuple(int(v) for v in attribute.as_ints()) if isinstance(attribute, ir.Attr) else default
+
+    def integer(self, name: str, default: int = 0) -> int:
+        """An integer attribute."""
+        attribute = self.node.attributes.get(name)
+        return int(attribute.as_int()) if isinstance(attribute, ir.Attr) else default
+
+    def real(self, name: str, default: float = 0.0) -> float:
+        """A float attribute."""
+        attribute = self.node.attributes.get(name)
+        return float(attribute.as_float()) if isinstance(attribute, ir.Attr) else default
+
+    def text(self, name: str, default: str = "") -> str:
+        """A string attribute."""
+        attribute = self.node.attributes.get(name)
+        return str(attribute.as_string()) if isinstance(attribute, ir.Attr) else default
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """The static shape that shape inference gave the first output."""
+        shape = self.node.outputs[0].shape
+        assert shape is not None
+        return tuple(shape.numpy())
+
+
+def shape_of(x: Any) -> tuple[int, ...]:
+    """Static shape of a Relax expression."""
+    return tuple(int(d) for d in x.ty.shape)
+
+
+def dtype_of(x: Any) -> str:
+    """Dtype of a Relax expression."""
+    return str(x.ty.dtype)
+
+
+FLOATS = ("float16", "float32", "float64")
+HALVES = ("float16", "bfloat16")
+
+
+def elementwise_map(c: Context, function: Callable[..., Any], *args: Any) -> Any:
+    """An elementwise function of equally shaped tensors."""
+    name = c.node.op_type.lower()
+    return c.te(
+        name,
+        lambda *tensors: te.compute(
+            tensors[0].shape, lambda *i: function(*(tensor(*i) for tensor in tensors)), name=name
+        ),
+        *args,
+        pattern=ELEMENTWISE,
+    )

@@ -1,0 +1,130 @@
+"""The operators of the domain `graphopt` on the blocked layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import te, tirx
+
+from graphopt.ops.winograd import matrices
+from graphopt.targets.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, Converter, shape_of
+from graphopt.targets.kernels import conv_direct, conv_winograd, depthwise, lrn
+
+
+def to_blocked(c: Context, inputs: list[Any]) -> Any:
+    block = c.integer("block")
+    if block == 1:
+        return c.reshape(inputs[0], (*shape_of(inputs[0]), 1))
+    _, channels, _, _ = shape_of(inputs[0])
+
+    def compute(x: Any) -> Any:
+        n, _, h, w = (int(d) for d in x.shape)
+
+        def element(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+            channel = o * block + lane
+            value = x[i, channel, y, z]
+            return (
+                value if channels % block == 0 else tirx.if_then_else(channel < channels, value, tirx.const(0, x.dtype))
+            )
+
+        return te.compute((n, -(-channels // block), h, w, block), element, name="to_blocked")
+
+    return c.te("to_blocked", compute, inputs[0], pattern=INJECTIVE)
+
+
+def from_blocked(c: Context, inputs: list[Any]) -> Any:
+    channels = c.integer("channels")
+
+    def compute(x: Any) -> Any:
+        n, _, h, w, b = (int(d) for d in x.shape)
+        return te.compute(
+            (n, channels, h, w),
+            lambda i, o, y, z: x[i, tirx.floordiv(o, b), y, z, tirx.floormod(o, b)],
+            name="from_blocked",
+        )
+
+    return c.te("from_blocked", compute, inputs[0], pattern=INJECTIVE)
+
+
+def _padded(c: Context, x: Any, pads: tuple[int, ...]) -> Any:
+    if not any(pads):
+        return x
+    return c.te("pad", lambda v: conv_direct.pad_input(v, _four(pads)), x, pattern=INJECTIVE)
+
+
+def _four(pads: tuple[int, ...]) -> tuple[int, int, int, int]:
+    top, left, bottom, right = pads
+    return top, left, bottom, right
+
+
+def _two(values: tuple[int, ...]) -> tuple[int, int]:
+    first, second = values
+    return first, second
+
+
+def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
+    x, w, bias = inputs
+    padded = _padded(c, x, c.integers("pads", (0, 0, 0, 0)))
+    strides, dilations = _two(c.integers("strides", (1, 1))), _two(c.integers("dilations", (1, 1)))
+    return c.te(
+        "conv_direct",
+        lambda p, q, r: conv_direct.compute(p, q, r, strides, dilations, c.machine),
+        padded,
+        w,
+        bias,
+        pattern=EPILOGUE,
+    )
+
+
+def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
+    x, w, bias = inputs
+    padded = _padded(c, x, c.integers("pads", (0, 0, 0, 0)))
+    strides, dilations = _two(c.integers("strides", (1, 1))), _two(c.integers("dilations", (1, 1)))
+    return c.te(
+        "depthwise", lambda p, q, r: depthwise.depthwise(p, q, r, strides, dilations), padded, w, bias, pattern=EPILOGUE
+    )
+
+
+def winograd(c: Context, inputs: list[Any]) -> Any:
+    x, u, bias = inputs
+    m, pads = c.integer("m"), _four(c.integers("pads", (0, 0, 0, 0)))
+    out = _two(c.out_shape[2:4])
+    at, _, bt = matrices(m)
+    v = c.te("winograd_input", lambda p: conv_winograd.transform_input(p, m, pads, out, bt), x, pattern=OPAQUE)
+    mm = c.te("winograd_product", lambda p, q: conv_winograd.product(p, q, c.machine), v, u, pattern=OPAQUE)
+    return c.te(
+        "winograd_output", lambda p, q: conv_winograd.transform_output(p, q, m, out, at), mm, bias, pattern=EPILOGUE
+    )
+
+
+def pool_blocked(mode: str) -> Converter:
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        kernel = _two(c.integers("kernel_shape"))
+        strides, pads = _two(c.integers("strides", (1, 1))), _four(c.integers("pads", (0, 0, 0, 0)))
+        dilations, out = _two(c.integers("dilations", (1, 1))), _two(c.out_shape[2:4])
+        include = bool(c.integer("count_include_pad"))
+        return c.te(
+            f"pool_{mode}",
+            lambda x: depthwise.pool(x, mode, kernel, strides, pads, dilations, out, include),
+            inputs[0],
+            pattern=EPILOGUE,
+        )
+
+    return convert
+
+
+def global_average_pool_blocked(c: Context, inputs: list[Any]) -> Any:
+    kernel = _two(shape_of(inputs[0])[2:4])
+    return c.te(
+        "pool_global",
+        lambda x: depthwise.pool(x, "average", kernel, (1, 1), (0, 0, 0, 0), (1, 1), (1, 1), False),
+        inputs[0],
+        pattern=EPILOGUE,
+    )
+
+
+def lrn_blocked(c: Context, inputs: list[Any]) -> Any:
+    channels, size = c.integer("channels"), c.integer("size")
+    alpha, beta, bias = c.real("alpha", 1e-4), c.real("beta", 0.75), c.real("bias", 1.0)
+
+    return c.te("lrn", lambda x: lrn.compute(x, channels, size, alpha, beta, bias), inputs[0], pattern=OPAQUE)

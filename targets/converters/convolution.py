@@ -1,0 +1,71 @@
+"""Conv of any rank on the plain layout: patches of each group times its weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import relax
+
+from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.converters.products import product
+from graphopt.targets.kernels import gemm
+
+
+def conv(c: Context, inputs: list[Any]) -> Any:
+    """Conv of any rank and grouping on the plain layout: patches straight into panels, then one product per group."""
+    x, w = inputs[:2]
+    bias = inputs[2] if len(inputs) > 2 else None
+    if dtype_of(x) not in ("float32", "float64"):
+        return NotImplemented
+    groups, out = c.integer("group", 1), c.out_shape
+    image = shape_of(x)[2:]
+    kernel = shape_of(w)[2:] if len(shape_of(w)) > 2 else c.integers("kernel_shape")
+    rank = len(kernel)
+    if rank == 0:
+        return NotImplemented
+    strides, dilations = c.integers("strides", (1,) * rank), c.integers("dilations", (1,) * rank)
+    begins = _begin_pads(c, image, kernel, strides, dilations, out[2:])
+    batch, channels = shape_of(x)[:2]
+    per_group = out[1] // groups
+    if groups == 1 and math.prod(out[2:]) == 1 and kernel == image and not any(begins):
+        # One output position that sees the whole image: a matrix product, with the weights on the streaming side.
+        depth = channels * math.prod(kernel)
+        y = product(c, c.reshape(x, (batch, depth)), c.reshape(w, (out[1], depth)), out, True, 1 + rank)
+        if bias is None:
+            return y
+        return c.builder.emit(relax.op.add(y, c.reshape(bias, (1, out[1], *(1,) * rank))))
+    a = c.reshape(w, (groups, per_group, channels // groups * math.prod(kernel)))
+    positions = math.prod(out[2:])
+    tile = gemm.choose_tile(per_group, positions, channels // groups * math.prod(kernel), c.machine, dtype_of(x))
+    panels = c.te(
+        "patches",
+        lambda v: gemm.pack_patches(v, groups, kernel, strides, begins, dilations, out[2:], tile.width),
+        x,
+        pattern=OPAQUE,
+    )
+    parts = (1, 1, rank)
+    if bias is None:
+        return c.te("gemm", lambda p, q: gemm.compute(p, q, out, parts, tile.rows, groups), a, panels, pattern=EPILOGUE)
+    return c.te(
+        "gemm", lambda p, q, r: gemm.compute(p, q, out, parts, tile.rows, groups, r), a, panels, bias, pattern=EPILOGUE
+    )
+
+
+def _begin_pads(
+    c: Context,
+    image: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    out: tuple[int, ...],
+) -> tuple[int, ...]:
+    rank = len(kernel)
+    mode = c.text("auto_pad", "NOTSET")
+    if mode in ("NOTSET", ""):
+        return c.integers("pads", (0,) * (2 * rank))[:rank]
+    begins = []
+    for axis in range(rank):
+        total = max(0, (out[axis] - 1) * strides[axis] + (kernel[axis] - 1) * dilations[axis] + 1 - image[axis])
+        begins.append(0 if mode == "VALID" else total // 2 if mode == "SAME_UPPER" else total - total // 2)
+    return tuple(begins)

@@ -1,0 +1,48 @@
+"""Half-precision sums and exponentials in single precision, rounded once at the end, as other runtimes do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+
+from graphopt.targets.converters.base import HALVES, Context, Converter, dtype_of
+
+
+def in_single(inner: Converter) -> Converter:
+    """The operator of `inner` for half-precision operands."""
+
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        dtype = dtype_of(inputs[0])
+        if dtype not in HALVES:
+            return NotImplemented
+        wide = [None if x is None else _single(c, x) for x in inputs]
+        result = inner(c, wide)
+        if result is NotImplemented and c.node.op_type == "MatMul":
+            result = relax.op.matmul(*wide)
+        if result is NotImplemented or isinstance(result, list):
+            return NotImplemented
+        return relax.op.astype(result if isinstance(result, relax.Var) else c.builder.emit(result), dtype)
+
+    return convert
+
+
+_CARRIED = (
+    *("relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.where"),
+    *("relax.permute_dims", "relax.reshape", "relax.expand_dims", "relax.broadcast_to", "relax.concat"),
+)
+"""Operators that are cheaply done again in single precision."""
+
+
+def _single(c: Context, x: Any, depth: int = 6) -> Any:
+    """`x` in single precision: what it was rounded from, through elementwise operators, where that is at hand."""
+    made: Any = c.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
+    name = str(getattr(made.op, "name", "")) if isinstance(made, relax.Call) else ""
+    if name == "relax.astype" and dtype_of(made.args[0]) == "float32":
+        return made.args[0]
+    if name in _CARRIED and depth and all(isinstance(a.ty, relax.TensorType | relax.ShapeType) for a in made.args):
+        dtype = dtype_of(x)
+        tensors = [isinstance(a.ty, relax.TensorType) and dtype_of(a) == dtype for a in made.args]
+        wide = [_single(c, a, depth - 1) if half else a for a, half in zip(made.args, tensors, strict=True)]
+        return c.builder.emit(relax.Call(made.op, wide, made.attrs))
+    return c.builder.emit(relax.op.astype(x, "float32"))

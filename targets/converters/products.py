@@ -1,0 +1,74 @@
+"""Matrix products: MatMul, Gemm, and attention made of two of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import relax
+
+from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.kernels import gemm, rowwise
+
+
+def product(c: Context, a: Any, b: Any, out: tuple[int, ...], transposed: bool = False, trailing: int = 1) -> Any:
+    """a[..., M, K] times b[..., K, N] ([..., N, K] if transposed) whose batch axes are equal, or absent on one side.
+
+    The last `trailing` axes of `out` hold N.
+    """
+    sa, sb = shape_of(a), shape_of(b)
+    k = sa[-1]
+    n = sb[-2] if transposed else sb[-1]
+    right_batch = math.prod(sb[:-2])
+    if right_batch == 1:  # every leading axis of the left side is one more row
+        batch, m, parts = 1, math.prod(sa[:-1]), (0, len(out) - trailing, trailing)
+    else:
+        batch, m, parts = math.prod(sa[:-2]), sa[-2], (len(out) - 2, 1, 1)
+    tile = gemm.choose_tile(m, n, k, c.machine, dtype_of(a))
+    right = c.reshape(b, (right_batch, sb[-2], sb[-1]))
+    panels = c.te("pack", lambda v: gemm.pack(v, tile.width, transposed), right, pattern=OPAQUE)
+    left = c.reshape(a, (batch, m, k))
+    return c.te("gemm", lambda p, q: gemm.compute(p, q, out, parts, tile.rows), left, panels, pattern=EPILOGUE)
+
+
+def matmul(c: Context, inputs: list[Any]) -> Any:
+    a, b = inputs
+    sa, sb = shape_of(a), shape_of(b)
+    if dtype_of(a) not in ("float32", "float64") or len(sa) < 2 or len(sb) < 2 or 0 in (*sa, *sb):
+        return NotImplemented
+    if math.prod(sb[:-2]) != 1 and sa[:-2] != sb[:-2]:
+        return NotImplemented
+    return product(c, a, b, c.out_shape)
+
+
+def fully_connected(c: Context, inputs: list[Any]) -> Any:
+    a, b = inputs[:2]
+    bias = inputs[2] if len(inputs) > 2 else None
+    dtype = dtype_of(a)
+    if dtype not in ("float32", "float64") or 0 in (*shape_of(a), *shape_of(b)):
+        return NotImplemented
+    if c.integer("transA"):
+        a = c.builder.emit(relax.op.permute_dims(a, [1, 0]))
+    y = product(c, a, b, c.out_shape, bool(c.integer("transB")))
+    alpha, beta = c.real("alpha", 1.0), c.real("beta", 1.0)
+    if alpha != 1.0:
+        y = c.builder.emit(relax.op.multiply(y, relax.const(alpha, dtype)))
+    if bias is None or beta == 0.0:
+        return y
+    if beta != 1.0:
+        bias = c.builder.emit(relax.op.multiply(bias, relax.const(beta, dtype)))
+    return c.builder.emit(relax.op.add(y, bias))
+
+
+def attention(c: Context, inputs: list[Any]) -> Any:
+    q, k, v = inputs[:3]
+    scale = c.real("scale", 1.0)
+    sq, sk = shape_of(q), shape_of(k)
+    scores = product(c, q, k, (*sq[:-1], sk[-2]), transposed=True)
+    if len(inputs) > 3:
+        scaled = c.builder.emit(relax.op.multiply(scores, relax.const(scale, dtype_of(q))))
+        scores, scale = c.builder.emit(relax.op.add(scaled, inputs[3])), 1.0
+    rows = math.prod(sq[:-1])
+    flat = c.reshape(scores, (rows, sk[-2]))
+    weights = c.te("softmax", lambda s: rowwise.softmax(s, scale), flat, pattern=OPAQUE)
+    return product(c, c.reshape(weights, (*sq[:-1], sk[-2])), v, c.out_shape)

@@ -1,0 +1,69 @@
+"""Softmax and layer normalization row by row, and elementary functions element by element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tvm import te, tirx
+
+from graphopt.targets.converters.base import ELEMENTWISE, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.kernels import math as fast
+from graphopt.targets.kernels import rowwise
+
+
+def softmax(logarithm: bool) -> Converter:
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        x = inputs[0]
+        shape = shape_of(x)
+        axis = c.integer("axis", -1) % max(len(shape), 1)
+        if dtype_of(x) not in ("float32", "float64") or not shape or 0 in shape or axis != len(shape) - 1:
+            return NotImplemented
+        flat = c.reshape(x, (math.prod(shape[:-1]), shape[-1]))
+        return c.reshape(c.te("softmax", lambda v: rowwise.softmax(v, 1.0, logarithm), flat, pattern=OPAQUE), shape)
+
+    return convert
+
+
+def layer_norm(c: Context, inputs: list[Any]) -> Any:
+    x, weight = inputs[:2]
+    bias = inputs[2] if len(inputs) > 2 else None
+    shape = shape_of(x)
+    axis = c.integer("axis", -1) % max(len(shape), 1)
+    n = math.prod(shape[axis:])
+    used = [o for o in c.node.outputs[1:] if o.uses() or o.is_graph_output()]
+    if dtype_of(x) != "float32" or 0 in shape or used or math.prod(shape_of(weight)) != n:
+        return NotImplemented
+    epsilon = c.real("epsilon", 1e-5)
+    flat = c.reshape(x, (math.prod(shape[:axis]), n))
+    args = [flat, c.reshape(weight, (n,)), *([] if bias is None else [c.reshape(bias, (n,))])]
+    y = c.te("layer_norm", lambda v, w, b=None: rowwise.layer_norm(v, w, b, epsilon), *args, pattern=OPAQUE)
+    return [c.reshape(y, shape), *(None for _ in c.node.outputs[1:])]
+
+
+def elementwise(function: Callable[[Any], Any]) -> Converter:
+    """A unary float function of one element."""
+
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        if dtype_of(inputs[0]) != "float32" or not shape_of(inputs[0]):
+            return NotImplemented
+        name = c.node.op_type.lower()
+        return c.te(
+            name, lambda x: te.compute(x.shape, lambda *i: function(x[i]), name=name), inputs[0], pattern=ELEMENTWISE
+        )
+
+    return convert
+
+
+def gelu(c: Context, inputs: list[Any]) -> Any:
+    half, one = tirx.const(0.5, "float32"), tirx.const(1.0, "float32")
+
+    def exact(x: Any) -> Any:
+        return x * half * (one + fast.erf(x * tirx.const(math.sqrt(0.5), "float32")))
+
+    def approximate(x: Any) -> Any:
+        inner = x * tirx.const(math.sqrt(2 / math.pi), "float32") * (one + tirx.const(0.044715, "float32") * x * x)
+        return x * half * (one + fast.tanh(inner))
+
+    return elementwise(approximate if c.text("approximate", "none") == "tanh" else exact)(c, inputs)
