@@ -109,5 +109,5 @@ def test_no_cut_through_a_value_of_unknown_size_where_another_is_possible() -> N
 
 def test_a_value_of_unknown_size_between_all_nodes() -> None:
     model = model_of("g (float[2] x) => (int64[1, n] u) { z = NonZero(x) u = Neg(z) }")
-    with pytest.raises(GraphoptError, match="--ranks 2 would send z, whose size is known at run time only"):
+    with pytest.raises(GraphoptError, match="--ranks 2 would send z, whose size only the run tells"):
         partition(model, 2, MACHINE)
