@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
+MAX_COUNT = 4096
+"""Ranks and micro-batches: every rank's actions are written out one by one."""
+
 VERIFY = ("off", "ends", "each")
 
 
@@ -131,8 +134,8 @@ def _check_options(verify: str, ranks: int, micro_batches: int) -> None:
     if verify not in VERIFY:
         raise GraphoptError(f"--verify {verify} is unknown; choose one of {', '.join(VERIFY)}.")
     for flag, count in (("--ranks", ranks), ("--micro-batches", micro_batches)):
-        if count < 1:
-            raise GraphoptError(f"{flag} must be at least 1, not {count}.")
+        if not 1 <= count <= MAX_COUNT:
+            raise GraphoptError(f"{flag} must be from 1 to {MAX_COUNT}, not {count}.")
 
 
 def _pipeline(passes: str | Pipeline | None, backend: Target) -> Pipeline:

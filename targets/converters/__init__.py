@@ -12,7 +12,16 @@ import math
 import onnx_ir as ir
 
 from graphopt.targets.converters import index, quantized, resize
-from graphopt.targets.converters.arithmetic import bit_cast, hyperbolic, is_inf, lp_normalization, mish, modulo, power
+from graphopt.targets.converters.arithmetic import (
+    bit_cast,
+    divide,
+    hyperbolic,
+    is_inf,
+    lp_normalization,
+    mish,
+    modulo,
+    power,
+)
 from graphopt.targets.converters.base import Context, Converter
 from graphopt.targets.converters.blocked import (
     conv2d_blocked,
@@ -28,7 +37,7 @@ from graphopt.targets.converters.convolution import conv
 from graphopt.targets.converters.halves import in_single
 from graphopt.targets.converters.products import attention, fully_connected, matmul
 from graphopt.targets.converters.reductions import extreme, reduction
-from graphopt.targets.converters.rows import elementwise, gelu, layer_norm, softmax
+from graphopt.targets.converters.rows import clamp, elementwise, gelu, layer_norm, softmax
 from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
 from graphopt.targets.converters.transposed import conv_transpose
 from graphopt.targets.kernels import math as fast
@@ -51,12 +60,15 @@ CUSTOM: dict[str, Converter] = {
 }
 
 STANDARD: dict[str, Converter] = {
+    "Clip": clamp,
     "Conv": conv,
+    "ConvTranspose": conv_transpose,
     "MatMul": matmul,
     "Gemm": fully_connected,
     "Softmax": softmax(logarithm=False),
     "LogSoftmax": softmax(logarithm=True),
     "LayerNormalization": layer_norm,
+    "Relu": clamp,
     "Exp": elementwise(fast.exp),
     "Sigmoid": elementwise(fast.sigmoid),
     "Tanh": elementwise(fast.tanh),
@@ -72,8 +84,10 @@ FURTHER: dict[str, Converter] = {
     **resize.STANDARD,
     "BitCast": bit_cast,
     "Concat": concat,
-    "ConvTranspose": conv_transpose,
+    "Conv": in_single(conv),
+    "ConvTranspose": in_single(conv_transpose),
     "Cosh": hyperbolic(1),
+    "Div": divide,
     "DepthToSpace": space(to_depth=False),
     "Dropout": dropout,
     "EyeLike": eye_like,

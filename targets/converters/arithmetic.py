@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -100,11 +101,34 @@ def _broadcast(c: Context, *args: Any) -> list[Any]:
     return [x if shape_of(x) == out else c.builder.emit(relax.op.broadcast_to(x, out)) for x in args]
 
 
+def divide(c: Context, inputs: list[Any]) -> Any:
+    """Div of integers, towards zero. Where the processor would trap: by zero 0, the least integer by -1 itself."""
+    return _integer(c, inputs, tirx.truncdiv, lambda a: -a)
+
+
+def _integer(c: Context, inputs: list[Any], function: Callable[..., Any], by_minus_one: Callable[..., Any]) -> Any:
+    """`function` of integers with its divisors kept off 0 and -1, for which the processor has no quotient."""
+    dtype = dtype_of(inputs[0])
+    if not dtype.startswith(("int", "uint")):
+        return NotImplemented
+    zero, one = tirx.const(0, dtype), tirx.const(1, dtype)
+    signed = dtype.startswith("int")
+
+    def value(a: Any, b: Any) -> Any:
+        if not signed:
+            return tirx.Select(b == zero, zero, function(a, tirx.Select(b == zero, one, b)))
+        safe = tirx.Select(tirx.any(b == zero, b == -one), one, b)
+        return tirx.Select(b == zero, zero, tirx.Select(b == -one, by_minus_one(a), function(a, safe)))
+
+    return elementwise_map(c, value, *_broadcast(c, *inputs))
+
+
 def modulo(c: Context, inputs: list[Any]) -> Any:
-    """Mod of floats: the sign of the dividend with fmod=1, else of the divisor."""
+    """Mod: the sign of the dividend with fmod=1, else of the divisor. Integers modulo zero give 0."""
     dtype = dtype_of(inputs[0])
     if dtype not in FLOATS:
-        return NotImplemented
+        function = tirx.truncmod if c.integer("fmod") else tirx.floormod
+        return _integer(c, inputs, function, lambda a: tirx.const(0, dtype))
     x, y = _broadcast(c, *inputs)
     truncated = bool(c.integer("fmod"))
     zero = tirx.const(0, dtype)

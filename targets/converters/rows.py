@@ -6,11 +6,23 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from tvm import te, tirx
 
-from graphopt.targets.converters.base import ELEMENTWISE, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.base import (
+    ELEMENTWISE,
+    FLOATS,
+    OPAQUE,
+    Context,
+    Converter,
+    dtype_of,
+    elementwise_map,
+    shape_of,
+)
+from graphopt.targets.converters.index import constant
 from graphopt.targets.kernels import math as fast
 from graphopt.targets.kernels import rowwise
+from graphopt.targets.kernels.common import const
 
 
 def softmax(logarithm: bool) -> Converter:
@@ -54,6 +66,33 @@ def elementwise(function: Callable[[Any], Any]) -> Converter:
         )
 
     return convert
+
+
+def clamp(c: Context, inputs: list[Any]) -> Any:
+    """Relu, and Clip between constants, of floats: a NaN stays one, where a maximum would lose it."""
+    dtype = dtype_of(inputs[0])
+    if dtype not in FLOATS or not shape_of(inputs[0]):
+        return NotImplemented
+    low, high = (np.array(0.0), None) if c.node.op_type == "Relu" else (_limit(c, 1), _limit(c, 2))
+    if any(limit is NotImplemented for limit in (low, high)):
+        return NotImplemented
+
+    def value(x: Any) -> Any:
+        if low is not None:
+            x = tirx.Select(x < const(float(low), dtype), const(float(low), dtype), x)
+        if high is not None:
+            x = tirx.Select(x > const(float(high), dtype), const(float(high), dtype), x)
+        return x
+
+    return elementwise_map(c, value, inputs[0])
+
+
+def _limit(c: Context, index: int) -> Any:
+    """The constant limit of a Clip; None where it has none, NotImplemented where only the run tells."""
+    if len(c.node.inputs) <= index or c.node.inputs[index] is None:
+        return None
+    found = constant(c, index)
+    return NotImplemented if found is None or found.size != 1 or np.isnan(found).any() else found.reshape(())
 
 
 def gelu(c: Context, inputs: list[Any]) -> Any:
