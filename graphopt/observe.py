@@ -66,7 +66,16 @@ class Dump:
     directory: Path
 
     def __call__(self, event: Event) -> None:
-        """Write one file."""
+        """Write one file; raises PipelineError where it cannot be written."""
+        try:
+            self._write(event)
+        except OSError as error:
+            raise PipelineError(
+                f"the dump {self.directory} cannot be written: {error.strerror or error}; "
+                "free some space or name another folder"
+            ) from error
+
+    def _write(self, event: Event) -> None:
         if event.step is None:
             self.directory.mkdir(parents=True, exist_ok=True)
             for stale in self.directory.iterdir():

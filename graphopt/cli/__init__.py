@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 an error (one sentence on stderr), 2 wrong usage, 130 i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,11 @@ ERROR, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command with `arguments` (default: those of the process); the result is the exit code."""
+    if sys.stderr is None:  # closed by who started this; libraries write to it without looking
+        with open(os.devnull, "w", encoding="utf-8") as null, contextlib.redirect_stderr(null):
+            return main(arguments)
+    if sys.stdout is None:
+        return _say("stdout is closed, and the result goes there; open it, or send it to a file", ERROR)
     invocation: Invocation | None = None
     try:
         from graphopt.cli import _app
@@ -37,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return PIPE_CLOSED
+    except OSError as error:  # outside the commands only stdout is written
+        if invocation is not None and invocation.debug:
+            raise
+        code = _say(f"stdout cannot be written: {error.strerror or error}; send it to a place with space", ERROR)
+        _drop_output()
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     except SystemExit as error:  # how the library answers a closed pipe
@@ -45,12 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if invocation is not None and invocation.debug:
             raise
-        return _failed(error)
+        code = _failed(error)
+        if _output_failed(error):
+            _drop_output()
     return code if isinstance(code, int) else 0
 
 
 def _failed(error: Exception) -> int:
     """Say what went wrong in a sentence; the exit code."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # `graphopt` alone: the message is the help
+        if text := str(error).strip("\n"):  # with colours it is already on the terminal
+            with contextlib.suppress(OSError):
+                print(text, file=sys.stderr)  # noqa: T201
+        return USAGE
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the argument parser
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "graphopt"
@@ -58,12 +76,16 @@ def _failed(error: Exception) -> int:
         return _say(f"{sentence}; see `{command} --help`", USAGE)
     if isinstance(error, GraphoptError):
         return _say(str(error), ERROR)
-    if isinstance(error, OSError) and error.filename is not None:
-        return _say(f"{error.filename} cannot be used: {error.strerror}", ERROR)
     if isinstance(error, MemoryError):
         return _say("there is not enough memory for this: take a smaller model or batch", ERROR)
     kind = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return _say(f"this is a bug in graphopt ({' '.join(kind.split())[:300]}); run it again with --debug", ERROR)
+
+
+def _output_failed(error: Exception) -> bool:
+    from graphopt.cli._app import OutputError
+
+    return isinstance(error, OutputError)
 
 
 def _say(sentence: str, code: int) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TextIO
 
@@ -13,6 +14,7 @@ import typer
 import typer.core
 import typer.main
 
+from graphopt.errors import GraphoptError
 from graphopt.report.document import Report, plain
 
 COMMANDS = {
@@ -31,6 +33,10 @@ COMMANDS = {
 ABOUT = "A graph compiler: an ONNX model goes in, a verified program of generated kernels comes out."
 
 
+class OutputError(GraphoptError):
+    """Stdout does not take the result."""
+
+
 @dataclass(slots=True)
 class Invocation:
     """One run of the command line: where results go, and the options that every command has."""
@@ -44,17 +50,34 @@ class Invocation:
         """Whether a person reads the results as they come."""
         return self.out.isatty() and not self.json
 
+    def print(self, text: str) -> None:
+        """Print a part of the result.
+
+        Raises:
+            GraphoptError: stdout does not take it; a reader that went away stays a BrokenPipeError.
+        """
+        self._write(lambda: print(text, file=self.out, flush=True))  # noqa: T201
+
+    def _write(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"stdout cannot be written: {error.strerror or error}; send it to a place with space"
+            ) from error
+
     def show(self, report: Report) -> int:
         """Print the result of a command; the exit code."""
         if self.json:
-            print(json.dumps(report.document, indent=2, allow_nan=False), file=self.out)  # noqa: T201
+            self.print(json.dumps(report.document, indent=2, allow_nan=False))
         elif self.terminal:
             from graphopt.cli._screen import show
 
-            show(report.blocks, self.out)
+            self._write(lambda: show(report.blocks, self.out))
         elif text := plain(report.blocks):
-            print(text, file=self.out)  # noqa: T201
-        self.out.flush()
+            self.print(text)
         return 1 if report.failed else 0
 
 
@@ -62,7 +85,14 @@ class _Command(typer.core.TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what libraries print meanwhile goes to stderr, so that stdout holds the result only."""
         with contextlib.redirect_stdout(sys.stderr):
-            report = super().invoke(ctx)
+            try:
+                report = super().invoke(ctx)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                from graphopt.runtime import files
+
+                raise GraphoptError(files.sentence(error)) from error
         return ctx.obj.show(report) if isinstance(report, Report) else 0
 
 
@@ -123,7 +153,7 @@ def _show_version(ctx: typer.Context, value: bool) -> None:
     if value:
         from graphopt import __version__
 
-        print(f"graphopt {__version__}", file=ctx.obj.out)  # noqa: T201
+        ctx.obj.print(f"graphopt {__version__}")
         raise typer.Exit
 
 

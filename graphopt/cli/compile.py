@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -78,25 +80,39 @@ def command(
         from graphopt.compiler import compile_model
         from graphopt.report import compilation as reporting
 
-        compilation = compile_model(
-            model,
-            target=target,
-            shapes=options.parse_shapes(shapes),
-            passes=passes,
-            verify=verify.value,
-            dump=dump,
-            ranks=ranks,
-            micro_batches=micro_batches,
-            fallback=not no_fallback,
-            seed=seed,
-            progress=lambda phase: say(_PHASES.get(phase, phase)),
-        )
+        with _no_empty_folders(dump):
+            compilation = compile_model(
+                model,
+                target=target,
+                shapes=options.parse_shapes(shapes),
+                passes=passes,
+                verify=verify.value,
+                dump=dump,
+                ranks=ranks,
+                micro_batches=micro_batches,
+                fallback=not no_fallback,
+                seed=seed,
+                progress=lambda phase: say(_PHASES.get(phase, phase)),
+            )
         say("writing the artifact")
         compilation.artifact.save(file)
     blocks = reporting.summary(compilation, model, file, _VERIFIED[verify])
     if explain:
         blocks += reporting.explanation(compilation)
     return Report(reporting.document(compilation, file), blocks)
+
+
+@contextlib.contextmanager
+def _no_empty_folders(folder: Path | None) -> Iterator[None]:
+    """If the work fails, `folder` and its parents go again, as far as they were made meanwhile and are empty."""
+    made = [] if folder is None else [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for each in made:
+                each.rmdir()
+        raise
 
 
 def default_name(model: str) -> str:

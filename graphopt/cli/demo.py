@@ -52,7 +52,7 @@ def command(
             steps[key] = {**numbers, "seconds": took}
             text = f"{number}. {title} ({took:.1f} s)\n   {line}"
             if shown:  # as it happens: the whole takes a minute
-                print(text, file=context.obj.out, flush=True)  # noqa: T201
+                context.obj.print(text)
     total = time.perf_counter() - started
     return Report({"steps": steps, "seconds": total}, [f"All {len(STEPS)} steps passed in {total:.0f} s."])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +13,32 @@ from urllib.parse import quote
 import numpy as np
 
 from graphopt.errors import FeedError, GraphoptError
+
+_ADVICE = {
+    errno.ENOSPC: "free some space there or name another place",
+    errno.EDQUOT: "free some space there or name another place",
+    errno.EFBIG: "name a place that takes large files",
+    errno.ENOENT: "check that it exists",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name a folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit on open files",
+}
+
+
+def sentence(error: OSError) -> str:
+    """What the system refused as one sentence that names the file, or the temporary folder, and says what to do."""
+    reason = " ".join(str(error.strerror or error or type(error).__name__).split())
+    if error.filename is not None:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+        advice = _ADVICE.get(error.errno or 0, "make it accessible or name another place")
+        return f"{name or 'the empty path'} cannot be used: {reason}; {advice}"
+    # Writing to an open file says no name, and so does the search for a temporary folder.
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:
+        return f"there is no folder for temporary files ({reason}); free some space or set TMPDIR to another folder"
+    return f"a file cannot be read or written: {reason}; check the disk of {folder}, or set TMPDIR to another folder"
 
 
 def file_name(name: str) -> str:

@@ -123,3 +123,17 @@ def test_fallback_is_grouped_by_reason_and_can_be_refused(
 def test_two_stages(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
     document = graphopt("compile", tiny, "-o", tmp_path / "t.gopt", "--ranks", "2", "--json").document
     assert document["stages"] == 2
+
+
+def test_a_full_disk_under_dump(graphopt: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphopt import observe
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(observe.ir, "save", full)
+    result = graphopt("compile", tiny, "-o", tmp_path / "a.gopt", "--dump", tmp_path / "new" / "dumps")
+    assert (result.code, result.out) == (1, "")
+    assert result.one_sentence
+    assert "dumps cannot be written: No space left on device; free some space" in result.err
+    assert list(tmp_path.iterdir()) == []

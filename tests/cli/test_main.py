@@ -96,7 +96,50 @@ def test_an_interruption_is_130(graphopt: Cli, monkeypatch: pytest.MonkeyPatch) 
 def test_a_missing_file_is_named(graphopt: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     _replace(monkeypatch, FileNotFoundError(2, "No such file or directory", "gone.bin"))
     result = graphopt("passes")
-    assert (result.code, result.err) == (1, "graphopt: gone.bin cannot be used: No such file or directory\n")
+    sentence = "graphopt: gone.bin cannot be used: No such file or directory; check that it exists\n"
+    assert (result.code, result.err) == (1, sentence)
+
+
+def test_a_full_disk_without_a_name(graphopt: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    _replace(monkeypatch, OSError(28, "No space left on device"))
+    result = graphopt("passes")
+    assert result.code == 1
+    assert result.one_sentence
+    assert "No space left on device" in result.err
+    assert "TMPDIR" in result.err
+    assert "bug" not in result.err
+
+
+def _process(*arguments: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+    given = {"stderr": subprocess.PIPE, **streams}
+    return subprocess.run([sys.executable, "-P", "-m", "graphopt", *arguments], text=True, check=False, **given)
+
+
+@pytest.mark.parametrize("arguments", [("models",), ("passes", "--json"), ("--help",), ("--version",)])
+def test_stdout_on_a_full_disk(arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = _process(*arguments, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.startswith("graphopt: stdout cannot be written: No space left on device; ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_closed_stdout() -> None:
+    done = _process("models", "--json", preexec_fn=lambda: os.close(1))
+    assert done.returncode == 1
+    assert done.stderr.startswith("graphopt: stdout is closed")
+    assert done.stderr.count("\n") == 1
+
+
+def test_closed_stderr() -> None:
+    done = _process("run", "none.gopt", stderr=None, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(2))
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_no_command_is_the_help(graphopt: Cli) -> None:
+    result = graphopt()
+    assert (result.code, result.out) == (2, "")
+    assert result.err.strip() == graphopt("--help").out.strip()
 
 
 def test_what_libraries_print_does_not_reach_stdout(graphopt: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
