@@ -25,13 +25,16 @@ def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for part in text.split(","):
         name, colon, dims = part.strip().rpartition(":")
-        if not colon or not name or not re.fullmatch(r"(\d{1,10}(x\d{1,10})*)?", dims, re.ASCII):
-            raise ModelError(f"--shapes {part.strip()!r} is not NAME:DxDxD; write for example --shapes x:1x3x224x224")
+        quoted = one_line(repr(part.strip()))
+        if not colon or not name or not re.fullmatch(r"(\d+(x\d+)*)?", dims, re.ASCII):
+            raise ModelError(f"--shapes {quoted} is not NAME:DxDxD; write for example --shapes x:1x3x224x224")
         if name in shapes:
             raise ModelError(f"--shapes names the input {name} twice; keep one of them")
-        shapes[name] = tuple(int(dim) for dim in dims.split("x")) if dims else ()
-        if any(dim > _LARGEST_DIM for dim in shapes[name]):
-            raise ModelError(f"--shapes {part.strip()!r} has a dimension above {_LARGEST_DIM}; write a smaller one")
+        digits = [dim.lstrip("0") or "0" for dim in dims.split("x")] if dims else []
+        # Long ones are not converted: Python refuses thousands of digits.
+        if any(len(dim) > 10 or int(dim) > _LARGEST_DIM for dim in digits):
+            raise ModelError(f"--shapes {quoted} has a dimension above {_LARGEST_DIM}; write a smaller one")
+        shapes[name] = tuple(map(int, digits))
     return shapes
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import enum
 import importlib
+import math
 import re
 import time
 import types
@@ -190,9 +191,12 @@ def _parse_value(kind: Any, text: str) -> Any:
     if kind is ByteSize:
         return ByteSize.parse(text)
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError:
         raise ValueError(f"of type {kind.__name__}") from None
+    if isinstance(value, float) and not math.isfinite(value):  # nan compares false with every limit
+        raise ValueError("a finite number")
+    return value
 
 
 def _print_value(value: Any) -> str:

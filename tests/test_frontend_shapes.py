@@ -104,3 +104,10 @@ def test_wrong_declared_intermediate_shapes_do_not_matter() -> None:
         g (float[2,3] x) => (float[3,2] y) <float[7,7] t> { t = Transpose(x) y = Relu(t) }"""
     )
     assert load(model).model.graph.node(0).outputs[0].shape == ir.Shape([3, 2])
+
+
+@pytest.mark.parametrize("size", ["99999999999", "2147483648", "9" * 5000])
+def test_a_size_too_large_is_called_that(size: str) -> None:
+    with pytest.raises(ModelError, match="a dimension above 2147483647") as found:
+        parse_shapes(f"x:{size}x10")
+    assert len(str(found.value)) < 600

@@ -167,3 +167,9 @@ def test_a_pipeline_is_fitted_to_a_machine() -> None:
     assert normalize == Pipeline.parse("normalize").passes[0]
     assert select == SelectConv(max_error=1e-7, machine=machine)
     assert layout == Layout(machine=machine)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
+def test_options_are_finite(text: str) -> None:
+    with pytest.raises(PipelineError, match="it must be a finite number"):
+        Pipeline.parse(f"select-conv{{max-error={text}}}")
