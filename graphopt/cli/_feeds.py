@@ -33,6 +33,8 @@ def read(texts: Sequence[str], ports: Sequence[Port]) -> dict[str, Any]:
             raise FeedError(f"--input {text!r} is not NAME=FILE.npy with the name of an input; there are {listed}")
         if name in feeds:
             raise FeedError(f"--input {name} is given twice; keep one of them")
+        if text == f"{name}=":
+            raise FeedError(f"--input {text} has an empty path; give --input {name}=FILE.npy")
         feeds[name] = _read_file(Path(text[len(name) + 1 :]), name)
     return feeds
 

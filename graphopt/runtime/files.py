@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -54,9 +55,29 @@ def read(path: Path, name: str) -> Any:
     """
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except OSError as error:
+        reason = error.strerror or "the system refused"
+        raise FeedError(f"input {name!r} cannot be read from {path}: {reason}; check the file") from error
+    except Exception as error:  # numpy evaluates the header: what a bad one raises can be anything
+        text = str(error)
+        if "allow_pickle" in text:
+            reason = "it holds Python objects; write it with numpy.save as an array of numbers or strings"
+        elif "mmap length" in text:
+            reason = "it is shorter than its header says; save it again with numpy.save"
+        else:
+            reason = f"its header is damaged{_beginning(path)}; save it again with numpy.save"
         raise FeedError(f"input {name!r} cannot be read from {path}: {reason}") from error
+
+
+def _beginning(path: Path) -> str:
+    """The shape in the header of a .npy file as far as it can be quoted, for a message."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(400).partition(b"'shape':")[2].decode("ascii", errors="replace")
+    except OSError:
+        return ""
+    words = " ".join("".join(each if each.isprintable() else " " for each in text).rstrip("\0 }").split())
+    return f" (shape {words if len(words) <= 40 else words[:37] + '...'})" if words else ""
 
 
 def write(folder: Path, outputs: Mapping[str, Any]) -> dict[str, Path]:
@@ -73,6 +94,7 @@ def write(folder: Path, outputs: Mapping[str, Any]) -> dict[str, Path]:
         if array.dtype.hasobject:
             array = array.astype(str)
         path = folder / file_name(name)
+        made = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
@@ -83,6 +105,11 @@ def write(folder: Path, outputs: Mapping[str, Any]) -> dict[str, Path]:
             finally:
                 Path(temporary).unlink(missing_ok=True)
         except OSError as error:
-            raise GraphoptError(f"output {name!r} cannot be written to {path}: {error.strerror or error}") from error
+            if made:  # with nothing in it
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise GraphoptError(
+                f"output {name!r} cannot be written to {path}: {error.strerror or error}; name another folder"
+            ) from error
         written[name] = path
     return written

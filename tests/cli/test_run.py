@@ -107,6 +107,20 @@ def _bad(kind: str, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("shape", [(-5, 6), (5, 10**40), (True, 6), (-5, -6), "5", "(" * 300, "(5,10**40)", "(2,"])
+def test_a_bad_header(graphopt: Cli, compiled: Path, tmp_path: Path, shape: object) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(120))
+    result = graphopt("run", compiled, "--input", f"x={path}")
+    assert (result.code, result.out) == (1, "")
+    assert result.one_sentence, result.err
+    assert str(path) in result.err
+    assert "numpy.save" in result.err
+    assert not {"bug", "malformed", "Error"} & set(result.err.replace("(", " ").split())
+    assert len(result.err) < 250 + len(str(path))
+
+
 @pytest.mark.parametrize("kind", ["missing", "text", "pickle", "shape", "dtype", "zip", "cut", "huge"])
 def test_bad_inputs(graphopt: Cli, compiled: Path, tmp_path: Path, kind: str) -> None:
     result = graphopt("run", compiled, "--input", f"x={_bad(kind, tmp_path)}", "--output", tmp_path / "out")
@@ -122,6 +136,7 @@ def test_bad_inputs(graphopt: Cli, compiled: Path, tmp_path: Path, kind: str) ->
         ([], "--input x=FILE.npy or --random"),
         (["--input", "q=x.npy"], "there are x"),
         (["--input", "x"], "NAME=FILE"),
+        (["--input", "x="], "--input x= has an empty path"),
         (["--input", "x=x.npy", "--input", "x=x.npy"], "twice"),
     ],
 )
@@ -151,3 +166,14 @@ def test_the_output_is_no_folder(graphopt: Cli, compiled: Path, tmp_path: Path) 
     assert result.code == 1
     assert result.one_sentence
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_outputs_on_a_full_disk(graphopt: Cli, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    result = graphopt("run", compiled, "--random", "--output", tmp_path / "out")
+    assert (result.code, result.out) == (1, "")
+    assert "y.npy: No space left on device; name another folder" in result.err
+    assert list(tmp_path.iterdir()) == []
