@@ -9,8 +9,23 @@ import typer
 
 from graphopt.errors import GraphoptError
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file, or zoo:NAME (see `graphopt models`).")]
-ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="What `graphopt compile` wrote.")]
+
+def path(text: str) -> Path:
+    """A path of the command line; the empty one, which would be the current folder, is wrong usage."""
+    return Path(filled(text))
+
+
+def filled(text: str) -> str:
+    """`text` unless it is empty."""
+    if not text:
+        raise typer.BadParameter("the path is empty; name a file or folder")
+    return text
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", parser=filled, help="An ONNX file, or zoo:NAME (see `graphopt models`).")
+]
+ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", parser=path, help="What `graphopt compile` wrote.")]
 Shapes = Annotated[
     list[str] | None,
     typer.Option("--shapes", metavar="NAME:DxDxD", help="Static shape of an input; repeat, or separate with commas."),
@@ -42,7 +57,7 @@ def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
 
 
 def check_output(path: Path, flag: str) -> Path:
-    """`path`, if a file can be written there; checked before long work begins.
+    """`path`, if something can be written there; checked before long work begins.
 
     Raises:
         GraphoptError: its folder does not exist.

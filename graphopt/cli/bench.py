@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from graphopt.cli import _options as options
 from graphopt.cli._progress import progress
 from graphopt.report.document import Report
 
@@ -22,7 +24,9 @@ class Suite(StrEnum):
 
 
 def command(
-    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="ONNX files, or zoo:NAME.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", parser=options.filled, help="ONNX files, or zoo:NAME.")
+    ] = None,
     suite: Annotated[
         Suite | None,
         typer.Option("--suite", help="Add onnx's light models, the zoo's own, or light ones with weights."),
@@ -41,4 +45,7 @@ def command(
 
         wanted = [*(models or []), *(benchmark.suite(suite.value) if suite is not None else [])]
         document = benchmark.run(wanted, threads, runs, say=say)
+    for model, failure in reporting.failures(document):
+        sentence = failure if model in failure else f"{model}: {failure}"
+        print(f"graphopt: {sentence}", file=sys.stderr)  # noqa: T201
     return Report(document, reporting.blocks(document), failed=reporting.failed(document))

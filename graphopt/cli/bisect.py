@@ -16,7 +16,9 @@ EXAMPLES = ("graphopt compile model.onnx --dump dumps && graphopt bisect dumps",
 
 
 def command(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where `graphopt compile --dump DIR` wrote.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", parser=options.path, help="Where `graphopt compile --dump DIR` wrote.")
+    ],
     seed: options.Seed = 0,
 ) -> Report:
     """Run every dump of a compilation in ONNX Runtime and find the first pass, and node, that changed the result."""

@@ -50,7 +50,13 @@ def command(
     model: options.Model,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="OUT.gopt", help="Where to write; default NAME.gopt in this folder."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT.gopt",
+            parser=options.path,
+            help="Where to write; default NAME.gopt in this folder.",
+        ),
     ] = None,
     target: options.Target = "llvm",
     shapes: options.Shapes = None,
@@ -59,7 +65,8 @@ def command(
         Verify, typer.Option("--verify", help="Compare with ONNX Runtime: the ends, or every pass too.")
     ] = Verify.OFF,
     dump: Annotated[
-        Path | None, typer.Option("--dump", metavar="DIR", help="Write the model after every pass there.")
+        Path | None,
+        typer.Option("--dump", metavar="DIR", parser=options.path, help="Write the model after every pass there."),
     ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show every choice with its cost, and every refusal with its reason.")

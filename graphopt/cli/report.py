@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from graphopt.cli import _options as options
+from graphopt.errors import GraphoptError
 from graphopt.report.document import Report
 
 EXAMPLES = ("graphopt report model.gopt", "graphopt report model.gopt --svg plan.svg")
@@ -19,12 +20,15 @@ def command(
     context: typer.Context,
     artifact: options.ArtifactPath,
     svg: Annotated[
-        Path | None, typer.Option("--svg", metavar="FILE", help="Draw the memory plan: time by offset.")
+        Path | None,
+        typer.Option("--svg", metavar="FILE", parser=options.path, help="Draw the memory plan: time by offset."),
     ] = None,
 ) -> Report:
     """Show what is in an artifact: target, stages, choices, memory plan, fallbacks."""
     if svg is not None:
         options.check_output(svg, "--svg")
+        if svg.is_dir():
+            raise GraphoptError(f"--svg {svg} is a directory; name a file in it")
     from graphopt.artifact import open_artifact
     from graphopt.report import contents, memory_plan
 
@@ -39,12 +43,18 @@ def command(
 
 def _write(path: Path, text: str) -> None:
     """Beside and renamed."""
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.absolute().parent)
+    draft = None
     try:
+        descriptor, draft = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.absolute().parent)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
         os.chmod(draft, 0o644)
         os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise GraphoptError(
+            f"--svg {path} cannot be written: {reason}; free some space or name another file"
+        ) from error
+    finally:
+        if draft is not None:
+            Path(draft).unlink(missing_ok=True)  # still there only where it was not renamed

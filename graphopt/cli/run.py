@@ -32,6 +32,7 @@ def command(
         typer.Option(
             "--output",
             metavar="DIR",
+            parser=options.path,
             help="Write DIR/NAME.npy for every output; a / in a name becomes %2F.",
         ),
     ] = None,
@@ -47,6 +48,7 @@ def command(
             "--timeout",
             metavar="SECONDS",
             min=1.0,
+            max=86400.0,
             help="Seconds after which a rank that is not heard of counts as lost.",
         ),
     ] = 60.0,

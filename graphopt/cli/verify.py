@@ -20,7 +20,9 @@ def command(
     artifact: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[ARTIFACT]", help="What was compiled from MODEL; default: compile it now, pass by pass."
+            metavar="[ARTIFACT]",
+            parser=options.path,
+            help="What was compiled from MODEL; default: compile it now, pass by pass.",
         ),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Random inputs to try.")] = 1,

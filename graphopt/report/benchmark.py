@@ -40,9 +40,20 @@ def blocks(document: Mapping[str, Any]) -> list[Block]:
     return found
 
 
+def failures(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(model, sentence) of every model that failed, or computed something else."""
+    found = []
+    for row in document["models"]:
+        if row["error"] is not None:
+            found.append((row["model"], str(row["error"])))
+        elif not row["equal"]:
+            found.append((row["model"], f"it computes something else than ONNX Runtime: {row['mismatch']}"))
+    return found
+
+
 def failed(document: Mapping[str, Any]) -> bool:
     """Whether a model failed, or computed something else."""
-    return any(row["error"] is not None or not row["equal"] for row in document["models"])
+    return bool(failures(document))
 
 
 def _cells(row: Mapping[str, Any], sides: list[str], peers: list[str]) -> tuple[str, ...]:

@@ -27,3 +27,11 @@ def test_a_model_that_fails_is_a_row(graphopt: Cli, tiny: Path, tmp_path: Path) 
     for side in good["sides"].values():
         assert side["low"] <= side["value"] <= side["high"]
         assert side["peak_bytes"] is None or side["peak_bytes"] > 0
+
+
+def test_a_failure_is_also_a_sentence_on_stderr(graphopt: Cli, tmp_path: Path) -> None:
+    result = graphopt("bench", tmp_path / "none.onnx")
+    assert result.code == 1
+    assert result.one_sentence, result.err
+    assert result.err.count("none.onnx") == 1
+    assert "Failed" in result.out

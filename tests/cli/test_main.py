@@ -50,6 +50,14 @@ def test_version(graphopt: Cli) -> None:
         (["run", "a.gopt", "--threads", "0"], "--threads"),
         (["compile", "m.onnx", "--verify", "sometimes"], "--verify"),
         (["bench"], "--suite"),
+        (["run", "a.gopt", "--timeout", "inf"], "86400"),
+        (["run", "a.gopt", "--timeout", "nan"], "86400"),
+        (["run", "a.gopt", "--timeout", "1e12"], "86400"),
+        (["run", ""], "the path is empty"),
+        (["compile", ""], "the path is empty"),
+        (["compile", "m.onnx", "-o", ""], "the path is empty"),
+        (["compile", "m.onnx", "--dump", ""], "the path is empty"),
+        (["bench", ""], "the path is empty"),
     ],
 )
 def test_wrong_usage_is_two(graphopt: Cli, arguments: list[str], words: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Cli = Callable[..., Any]
 
 
@@ -47,3 +49,19 @@ def test_no_artifact(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
         assert result.one_sentence
         assert path.name in result.err
     assert not (tmp_path / "plan.svg").exists()
+
+
+def test_svg_is_a_directory(graphopt: Cli, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = graphopt("report", compiled, "--svg", ".")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "graphopt: --svg . is a directory; name a file in it\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_svg_cannot_be_written(graphopt: Cli, compiled: Path, tmp_path: Path) -> None:
+    result = graphopt("report", compiled, "--svg", tmp_path / ("n" * 300))
+    assert result.code == 1
+    assert result.one_sentence
+    assert "File name too long" in result.err
+    assert list(tmp_path.iterdir()) == []
