@@ -8,19 +8,33 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import FrameType
+from typing import Any
 
 import numpy as np
 
 from graphopt.artifact import open_artifact
 from graphopt.errors import RankError
 from graphopt.runtime import cpu, feeds, files
+from graphopt.runtime.control import Child, Step
 
 DEFAULT_LIMIT = 60.0
-_GRACE = 15.0
+START_LIMIT = 30.0
+"""Seconds that all ranks have, at least, to connect: loading torch takes several on a busy machine."""
+
+_KILLED_GRACE = 2.0
+"""Seconds that the others have to say what they saw when a rank was killed: connected ranks notice at once."""
+
+_FAILED_GRACE = 5.0
+"""The same when a rank ended with an error: it tells the others first, and they may have to come out of a kernel."""
+
+_SLACK = 2.0
+"""Seconds after the limit in which the other ranks may name a silent one, which they do better than the launcher."""
 
 
 def launch(
@@ -38,18 +52,21 @@ def launch(
         ranks: must be its number of stages.
         inputs: input name -> array, or path of a .npy file.
         output: folder that gets NAME.npy per output.
-        timeout: seconds without a sign of life after which a rank counts as lost and all end.
+        timeout: seconds without a sign of life after which a rank counts as lost and all end. Until all ranks are
+            connected the limit is START_LIMIT if that is longer.
         threads: of each rank; default the physical cores shared out among the ranks.
 
     Raises:
         ArtifactError, FeedError: the artifact or an input cannot be used.
         RankError: a rank failed or was lost; names it.
+        SystemExit, KeyboardInterrupt: SIGTERM or SIGINT came (in the main thread); all ranks have ended.
     """
     program = open_artifact(artifact).program
     if ranks != len(program.stages):
         stages = len(program.stages)
         raise RankError(
-            f"{artifact} has {stages} stages and cannot run on {ranks} ranks: compile it with --ranks {ranks}"
+            f"{artifact} has {stages} {'stage' if stages == 1 else 'stages'} and cannot run on "
+            f"{ranks} {'rank' if ranks == 1 else 'ranks'}: compile it with --ranks {ranks}"
         )
     given = {name: files.read(item, name) if isinstance(item, Path) else item for name, item in inputs.items()}
     checked = feeds.check(program.inputs, given, program.micro_batches)
@@ -73,73 +90,144 @@ def _run(ranks: int, arguments: list[str], scratch: Path, timeout: float) -> Non
         "MASTER_PORT": str(_free_port()),
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    logs: list[BinaryIO] = []
-    processes: list[subprocess.Popen[bytes]] = []
+    children: list[Child] = []
+    with _signals() as received:
+        try:
+            for rank in range(ranks):
+                environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                children.append(_start(rank, arguments, environment, scratch))
+            problem = _wait(children, timeout, received)
+            if problem:
+                raise RankError(problem)
+        finally:
+            for child in children:
+                child.process.kill()  # also ends a stopped process; does nothing to one that was reaped
+            for child in children:
+                child.close()
+        _obey(received)  # one that came at the very end
+
+
+def _start(rank: int, arguments: list[str], environment: dict[str, str], scratch: Path) -> Child:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    line = ["--launcher", str(os.getpid()), "--line", str(writing)]
+    log = (scratch / f"rank_{rank}.log").open("w+b")
     try:
-        for rank in range(ranks):
-            logs.append((scratch / f"rank_{rank}.log").open("w+b"))
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-P", "-m", "graphopt.runtime.worker", *arguments],
-                    env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=logs[rank],
-                )
-            )
-        failed = _wait(processes, timeout)
-        if failed:
-            raise RankError(_explain(processes, failed, [_last_error(log) for log in logs]))
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "graphopt.runtime.worker", *arguments, *line],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            pass_fds=(writing,),
+        )
+    except BaseException:
+        os.close(reading)
+        log.close()
+        raise
     finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-        for log in logs:
-            log.close()
+        os.close(writing)
+    return Child(rank, process, log, reading)
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], timeout: float) -> list[int]:
-    """The ranks that failed, in the order in which they ended; empty if all ended well.
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM are put into the list instead of interrupting anything, so that no child is forgotten.
 
-    After a failure the others get the limit (and a little) to end by themselves and say what they saw.
+    Only the main thread may do so; a signal that is ignored, or that something outside Python handles, stays so.
     """
-    failed: list[int] = []
-    open_ranks = set(range(len(processes)))
+    received: list[int] = []
+
+    def take(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, take)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _obey(received: list[int]) -> None:
+    if received:
+        raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
+
+
+def _wait(children: list[Child], timeout: float, received: list[int]) -> str:
+    """Wait until all ended well, or the run failed: then one sentence that says why."""
+    started = time.monotonic()
+    start_limit = max(timeout, START_LIMIT)
+    failed: list[Child] = []
     deadline = float("inf")
-    while open_ranks and time.monotonic() < deadline:
-        for rank in sorted(open_ranks):
-            code = processes[rank].poll()
-            if code is None:
-                continue
-            open_ranks.discard(rank)
+    running = list(children)
+    while running:
+        _obey(received)
+        for child in list(running):
+            child.listen()
+            code = child.process.poll()
+            if code is not None:
+                running.remove(child)
             if code:
-                failed.append(rank)
-                deadline = min(deadline, time.monotonic() + min(timeout + 5, _GRACE))
+                failed.append(child)
+                deadline = min(deadline, time.monotonic() + (_KILLED_GRACE if code < 0 else _FAILED_GRACE))
+        now = time.monotonic()
+        if failed:
+            # Who is silent for longer than the limit has nothing more to say.
+            if now > deadline or all(_silent(child, now, timeout) for child in running):
+                break
+        elif late := _late(running, now, now - started > start_limit, timeout, start_limit):
+            return late
         time.sleep(0.02)
-    return failed
+    return _explain(failed) if failed else ""
 
 
-def _explain(processes: list[subprocess.Popen[bytes]], failed: list[int], errors: list[str]) -> str:
+def _silent(child: Child, now: float, limit: float) -> bool:
+    return child.step is Step.RUNNING and now - child.heard > limit
+
+
+def _late(running: list[Child], now: float, start_over: bool, timeout: float, start_limit: float) -> str:
+    """A sentence about a rank that did not connect in time, or is silent and no other rank said so; else empty."""
+    starting = [child for child in running if child.step < Step.RUNNING]
+    if starting and start_over:
+        child = min(starting, key=lambda child: (not child.stopped, child.step))
+        state = ", and is stopped" if child.stopped else ""
+        return (
+            f"{child.name} did not connect to the other ranks within {start_limit:g} s: "
+            f"it was {child.step.text}{state}; start the run again, with a longer --timeout if the machine is busy"
+        )
+    silent = [child for child in running if _silent(child, now, timeout + _SLACK)]
+    silent += [child for child in running if child.step is Step.ENDING and now - child.heard > start_limit]
+    if not silent:
+        return ""
+    child = min(silent, key=lambda child: child.heard)
+    seconds = now - child.heard
+    return f"{child.name} has not answered for {seconds:.0f} s while it was {child.step.text}: start the run again"
+
+
+def _explain(failed: list[Child]) -> str:
     """One sentence: who was the first to go, and what the others were doing."""
-    killed = [rank for rank in failed if (processes[rank].returncode or 0) < 0]
-    if killed:
-        rank = killed[0]
-        seen = next((errors[other] for other in failed if other != rank and errors[other]), "")
-        cause = signal.Signals(-int(processes[rank].returncode or 0)).name
-        return f"rank {rank} (stage {rank}) was killed by {cause}" + (f"; {seen}" if seen else ": start the run again")
-    own = [errors[rank] for rank in failed if errors[rank]]
+    errors = [child.error() for child in failed]
+    for child in failed:
+        code = child.process.returncode
+        if code < 0:
+            seen = next((text for other, text in zip(failed, errors, strict=True) if other is not child and text), "")
+            where = f"; {seen}" if seen else f" while it was {child.step.text}: start the run again"
+            return f"{child.name} was killed by {_signal_name(-code)}{where}"
+    own = [text for text in errors if text]
     first = next((text for text in own if " while rank " not in text), own[0] if own else "")
-    return first or f"rank {failed[0]} (stage {failed[0]}) failed with exit code {processes[failed[0]].returncode}"
+    return first or f"{failed[0].name} failed with exit code {failed[0].process.returncode}"
 
 
-def _last_error(log: BinaryIO) -> str:
-    """The sentence a worker ended with, or the last line of a traceback."""
-    log.flush()
-    log.seek(0)
-    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    found = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return found[0] if found else (lines[-1] if lines else "")
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # a real-time signal
 
 
 def _free_port() -> int:

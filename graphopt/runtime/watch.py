@@ -56,7 +56,15 @@ class Watch:
         doing: what this rank is doing now, for messages: an action such as `0SEND3>1`.
     """
 
-    def __init__(self, store: Store, rank: int, ranks: int, limit: float, start_limit: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        ranks: int,
+        limit: float,
+        start_limit: float,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
         """Connect, and start watching.
 
         Args:
@@ -64,6 +72,7 @@ class Watch:
             rank: this rank, of `ranks`.
             limit: seconds of silence after which a rank counts as lost.
             start_limit: seconds the others may take to connect.
+            alive: called with every beat, the first one when all are connected.
 
         Raises:
             RankError: some rank did not connect in time.
@@ -71,6 +80,7 @@ class Watch:
         self.doing = "start"
         self._rank = rank
         self._limit = limit
+        self._alive = alive
         self._lock = threading.Lock()
         self._all_done = threading.Event()
         self._closing = False
@@ -123,6 +133,7 @@ class Watch:
             if now - beat >= self._interval:
                 beat = now
                 self._tell(_BEAT)
+                self._alive()
             for key, _ in selector.select(self._interval):
                 if key.data is None:
                     break

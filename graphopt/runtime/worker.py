@@ -23,6 +23,7 @@ from graphopt.artifact import Artifact, open_artifact
 from graphopt.errors import FeedError, GraphoptError, RankError
 from graphopt.program import Program, Verb
 from graphopt.runtime import cpu, feeds, files
+from graphopt.runtime.control import Reporter, Step, end_with
 from graphopt.runtime.session import fill, own
 from graphopt.runtime.watch import LinkError, Store, Watch
 from graphopt.weights import numpy_dtype
@@ -37,8 +38,10 @@ _OPERATION_LIMIT = timedelta(days=7)  # whether a peer lives is the watch's ques
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 if this rank did all its actions and all others did theirs."""
     options = _parser().parse_args(arguments)
+    if options.launcher is not None:
+        end_with(options.launcher)
     try:
-        _run(options)
+        _run(options, Reporter(options.line))
     except GraphoptError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -55,23 +58,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--timeout", type=float, default=DEFAULT_LIMIT, help="seconds until a silent rank is lost")
     parser.add_argument("--threads", type=int, default=None, help="threads of this rank")
     parser.add_argument("--trace", action="store_true", help="name every action on stderr as it starts")
+    parser.add_argument("--launcher", type=int, metavar="PID", help="end when this parent process ends")
+    parser.add_argument("--line", type=int, metavar="FD", help="a pipe to the launcher, see graphopt.runtime.control")
     return parser
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, reporter: Reporter) -> None:
     # torch goes first: it must be loaded before tvm_ffi in a process that uses both.
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
     if options.timeout <= 0:
         raise RankError(f"--timeout {options.timeout} is not possible: give a number of seconds above 0")
+    reporter.report(Step.MEETING)
     start_limit = max(options.timeout, _START_LIMIT)
     try:
         store, rank, ranks = next(rendezvous("env://", timeout=timedelta(seconds=start_limit)))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise RankError(f"the ranks did not find each other: {reason}; start them with torchrun") from error
-    watch = Watch(store, rank, ranks, options.timeout, start_limit)
+    watch = Watch(store, rank, ranks, options.timeout, start_limit, lambda: reporter.report(Step.RUNNING))
     try:
         artifact = open_artifact(options.artifact)
         _agree(store, artifact, rank, ranks)
@@ -85,10 +91,12 @@ def _run(options: argparse.Namespace) -> None:
             time.sleep(min(options.timeout, 5.0))
         reason = " ".join(str(error).split())
         watch.fail(reason)
+        reporter.report(Step.ENDING)
         if isinstance(error, GraphoptError):
             raise
         raise RankError(f"rank {rank} (stage {rank}) failed in {watch.doing}: {reason}") from error
     watch.finish()
+    reporter.report(Step.ENDING)
     dist.destroy_process_group()
 
 
@@ -100,7 +108,11 @@ def _agree(store: Store, artifact: Artifact, rank: int, ranks: int) -> None:
     """
     if ranks != len(artifact.program.stages):
         stages = len(artifact.program.stages)
-        raise RankError(f"the artifact has {stages} stages, and {ranks} ranks were started: start {stages}")
+        count = f"{stages} {'stage' if stages == 1 else 'stages'}"
+        raise RankError(
+            f"the artifact has {count}, and {ranks} {'rank was' if ranks == 1 else 'ranks were'} started: "
+            f"start {stages}"
+        )
     mine = {"plan": artifact.manifest["sha256"], "edges": edges(artifact.program)}
     store.set(f"plan/{rank}", json.dumps(mine))
     for other in range(ranks):
