@@ -1,0 +1,36 @@
+"""Every model of the zoo becomes a program that agrees with ONNX Runtime, natively, in the memory that it must have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt import models
+from graphopt.compiler import compile_model
+
+RECURRENT = {"lstm": "LSTM has no native form", "bilstm": "LSTM has no native form"}
+"""Models with operators that are not native yet, and the reason given for each such node."""
+
+# The `light/` models are the same graphs as `seeded/` with constant weights, whose outputs are all alike.
+NAMES = [name for name in models.names() if not name.startswith("light/")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_program(name: str) -> None:
+    compilation = compile_model(f"zoo:{name}", verify="ends")
+    reasons = {reason for _, reason in compilation.fallbacks}
+    assert reasons == ({RECURRENT[name]} if name in RECURRENT else set())
+    assert not [note for note in compilation.notes if "does not fit" in note or "no schedule" in note]
+    for stage in compilation.artifact.program.stages:
+        assert stage.arena_bytes <= 1.1 * stage.arena_lower_bound
+
+
+@pytest.mark.parametrize("name", ["seeded/squeezenet", "mobilenetv2", "lenet-digits"])
+def test_planned_and_measured_arena_agree(name: str) -> None:
+    artifact = compile_model(f"zoo:{name}").artifact
+    session = artifact.session(threads=2)
+    draw = np.random.default_rng(0)
+    feeds = {port.name: draw.random(port.shape or (), np.float32) for port in session.inputs}
+    assert session.measure_arena(feeds) == tuple(stage.arena_bytes for stage in artifact.program.stages)
+    assert session.measure_arena(feeds) == (session.arena_bytes,)
