@@ -383,3 +383,12 @@ def test_the_arena_is_what_was_planned() -> None:
         for stage, used in zip(artifact.program.stages, measured, strict=True):
             assert used <= stage.arena_bytes
             assert stage.arena_lower_bound <= stage.arena_bytes <= 1.1 * stage.arena_lower_bound
+
+
+def test_a_full_temporary_folder_is_refused_before_code_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("usage", (), {"free": 3 << 20})
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(
+        GraphoptError, match="has 3 MiB free and compiling needs about 64 MiB; make room, or set TMPDIR"
+    ):
+        compile_model(parse("g (float[4] x) => (float[4] y) { y = Relu(x) }"))
