@@ -88,45 +88,107 @@ def read(data: memoryview, path: str) -> dict[str, memoryview]:
     Raises:
         ArtifactError: the file is no such zip or was changed outside its members.
     """
-    damaged = ArtifactError(f"{path} is not a graphopt artifact or is damaged: compile the model again")
-    if len(data) < _TAIL or bytes(data[:4]) not in (b"PK\x03\x04", b"PK\x06\x06"):
-        raise damaged
+    bad = _broken(data)
+    if bad is not None:
+        raise ArtifactError(f"{path} is not a graphopt artifact or is damaged: {bad}; compile the model again")
     *_, count, size, start = _ZIP64_END.unpack(data[-_TAIL : -_TAIL + _ZIP64_END.size])
-    if count > _MAX_MEMBERS or start + size + _TAIL != len(data):
-        raise damaged
     members = _members(bytes(data[start : start + size]), count)
-    if members is None or len({member.name for member in members}) != len(members):
-        raise damaged
-    if any(member.size > len(data) for member in members):
-        raise damaged
+    if isinstance(members, str):
+        raise ArtifactError(f"{path} is damaged: {members}; compile the model again")
     expected = frame(members)
-    if expected.tail_start + len(expected.tail) != len(data) or data[expected.tail_start :] != expected.tail:
-        raise damaged
+    if expected.tail_start + len(expected.tail) != len(data):
+        wanted = expected.tail_start + len(expected.tail)
+        raise ArtifactError(
+            f"{path} is damaged: its members make a file of {wanted} bytes, and it has {len(data)}; "
+            "compile the model again"
+        )
     found = {}
     for member, header, begin in zip(members, expected.headers, expected.starts, strict=True):
-        if data[begin - len(header) : begin] != header:
-            raise damaged
+        at = begin - len(header)
+        if data[at:begin] != header:
+            place = at + _first_difference(bytes(data[at:begin]), header)
+            raise ArtifactError(
+                f"{path} is damaged: the header of its member {_shown(member.name)} is wrong at byte {place}; "
+                "compile the model again"
+            )
         found[member.name] = data[begin : begin + member.size]
+    tail = bytes(data[expected.tail_start :])
+    if tail != expected.tail:
+        place = expected.tail_start + _first_difference(tail, expected.tail)
+        raise ArtifactError(f"{path} is damaged: its directory is wrong at byte {place}; compile the model again")
     return found
 
 
-def _members(directory: bytes, count: int) -> list[Member] | None:
-    members = []
+def _broken(data: memoryview) -> str | None:
+    """What is wrong with the two ends of the file, or None."""
+    if not len(data):
+        return "it is empty"
+    if bytes(data[:4]) not in (b"PK\x03\x04", b"PK\x06\x06"):
+        return "it does not begin as a zip file does"
+    if len(data) < _TAIL or bytes(data[-_END.size :][:4]) != b"PK\x05\x06":
+        return _cut(data)
+    signature, *_, count, size, start = _ZIP64_END.unpack(data[-_TAIL : -_TAIL + _ZIP64_END.size])
+    if signature != b"PK\x06\x06":
+        return f"it has no ZIP64 end record at byte {len(data) - _TAIL}"
+    if count > _MAX_MEMBERS:
+        return f"it has {count} members, more than {_MAX_MEMBERS}"
+    if start + size + _TAIL != len(data):
+        return f"its end record describes a file of {start + size + _TAIL} bytes, and it has {len(data)}"
+    return None
+
+
+def _cut(data: memoryview) -> str:
+    """Where a file without an end record ends: the members are followed from the start, as far as they are there."""
     position = 0
-    for _ in range(count):
+    while position + _LOCAL.size <= len(data):
+        signature, *_, name_length, extra_length = _LOCAL.unpack(data[position : position + _LOCAL.size])
+        name_start = position + _LOCAL.size
+        start = name_start + name_length + extra_length
+        sizes = bytes(data[name_start + name_length : start][4:12])
+        if signature != b"PK\x03\x04" or len(sizes) < 8:
+            break
+        end = start + int.from_bytes(sizes, "little")
+        if end > len(data):
+            name = bytes(data[name_start : name_start + name_length]).decode(errors="replace")
+            return (
+                f"it has no end record and is cut off at byte {len(data)}, where {_shown(name)} goes on to byte {end}"
+            )
+        position = end
+    return f"it has no end record at its last byte {len(data)}, so that it is cut off or something was appended"
+
+
+def _first_difference(left: bytes, right: bytes) -> int:
+    return next((at for at, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
+def _shown(name: str) -> str:
+    return repr(name[:100])
+
+
+def _members(directory: bytes, count: int) -> list[Member] | str:
+    """The members that the directory lists, in order; or what is wrong with it."""
+    members: list[Member] = []
+    names: set[str] = set()
+    position = 0
+    for number in range(count):
         if position + _CENTRAL.size > len(directory):
-            return None
+            return f"its directory ends before entry {number}"
         fields = _CENTRAL.unpack_from(directory, position)
         crc, name_length, extra_length = fields[7], fields[10], fields[11]
         name_start = position + _CENTRAL.size
         extra_start = name_start + name_length
         position = extra_start + extra_length
         if extra_length != 28 or position > len(directory):
-            return None
+            return f"entry {number} of its directory has wrong lengths"
         try:
             name = directory[name_start:extra_start].decode()
         except UnicodeDecodeError:
-            return None
+            return f"entry {number} of its directory has a name that is no text"
         (size,) = struct.unpack_from("<Q", directory, extra_start + 4)
+        if name in names:
+            return f"its directory has the member {_shown(name)} twice"
+        if size >= 1 << 62:
+            return f"its member {_shown(name)} has the impossible size {size}"
+        names.add(name)
         members.append(Member(name, size, crc))
-    return members if position == len(directory) else None
+    return members if position == len(directory) else f"its directory goes on after its {count} entries"
