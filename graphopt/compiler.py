@@ -6,6 +6,7 @@ load -> pipeline -> native or fallback per node -> stages -> lower -> memory pla
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,9 @@ Progress = Callable[[str], None]
 
 MAX_COUNT = 4096
 """Ranks and micro-batches: every rank's actions are written out one by one."""
+
+CODE_SPACE = 64 << 20
+"""Bytes of temporary files, besides the weights, that generating code may need."""
 
 VERIFY = ("off", "ends", "each")
 
@@ -118,6 +122,7 @@ def compile_model(
             built, fallbacks = _stages(model, backend, ranks, fallback, defects)
             clock.start("build")
             with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+                _require_space(Path(folder), built)
                 artifact = _artifact(built, ports, micro_batches, backend, chosen, result, loaded.notes, Path(folder))
             break
         except RuntimeError as error:  # of TVM, where no code can be generated; our own mistakes are of other kinds
@@ -136,6 +141,16 @@ def _check_options(verify: str, ranks: int, micro_batches: int) -> None:
     for flag, count in (("--ranks", ranks), ("--micro-batches", micro_batches)):
         if not 1 <= count <= MAX_COUNT:
             raise GraphoptError(f"{flag} must be from 1 to {MAX_COUNT}, not {count}.")
+
+
+def _require_space(folder: Path, built: Sequence[BuiltStage]) -> None:
+    """Refuse before the code generator runs out of disk, which ends the whole process."""
+    needed = CODE_SPACE + sum(array.nbytes for stage in built for array in stage.constants.values())
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise GraphoptError(
+            f"the temporary folder {folder.parent} has {free >> 20} MiB free and compiling needs about {needed >> 20} MiB; "
+            "make room, or set TMPDIR to another folder"
+        )
 
 
 def _pipeline(passes: str | Pipeline | None, backend: Target) -> Pipeline:
