@@ -148,8 +148,8 @@ def _require_space(folder: Path, built: Sequence[BuiltStage]) -> None:
     needed = CODE_SPACE + sum(array.nbytes for stage in built for array in stage.constants.values())
     if (free := shutil.disk_usage(folder).free) < needed:
         raise GraphoptError(
-            f"the temporary folder {folder.parent} has {free >> 20} MiB free and compiling needs about {needed >> 20} MiB; "
-            "make room, or set TMPDIR to another folder"
+            f"the temporary folder {folder.parent} has {free >> 20} MiB free "
+            f"and compiling needs about {needed >> 20} MiB; make room, or set TMPDIR to another folder"
         )
 
 
