@@ -1,0 +1,199 @@
+"""Algorithm and layout of every node together: what computing and converting cost, layout conversions shared.
+
+    min  sum_v seconds_v[a_v]  +  sum over tensors u and layouts l: seconds to convert u to l, if a consumer reads l
+    s.t. sum_v error_v[a_v] <= budget
+
+An alternative a of a node reads all its tensors in one layout and writes its result in one. A tensor is converted at
+most once to each layout, whoever reads it: so each tensor gets a node of its own whose value is the set of layouts that
+it exists in, and the problem becomes one of pairs (`graphopt.solve.pbqp`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.errors import SolverError
+from graphopt.solve import pbqp
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One way to compute a node: the layouts that it reads and writes, seconds, relative rounding error."""
+
+    reads: int
+    writes: int
+    seconds: float
+    error: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """The node that makes it, those that read it, and `seconds[from][to]` to convert it between layouts."""
+
+    producer: int
+    consumers: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Per node its alternatives. What lies outside is a node like the others, with a single alternative."""
+
+    alternatives: tuple[tuple[Alternative, ...], ...]
+    tensors: tuple[Tensor, ...]
+    layouts: int = 2
+    error_budget: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Per node the index of its alternative; total seconds, and the seconds that no choice can be below.
+
+    `core` counts the nodes that the exact reductions left to the integer program.
+    """
+
+    chosen: tuple[int, ...]
+    seconds: float
+    bound: float
+    core: int = 0
+
+    @property
+    def gap(self) -> float:
+        """(seconds - bound) / seconds: 0 when the choice is proven best."""
+        return (self.seconds - self.bound) / self.seconds if self.seconds > 0 else 0.0
+
+
+def total(problem: Problem, chosen: tuple[int, ...]) -> float:
+    """Seconds of a choice."""
+    taken = [options[index] for options, index in zip(problem.alternatives, chosen, strict=True)]
+    seconds = sum(alternative.seconds for alternative in taken)
+    for tensor in problem.tensors:
+        here = taken[tensor.producer].writes
+        wanted = {taken[consumer].reads for consumer in tensor.consumers} - {here}
+        seconds += sum(tensor.seconds[here][layout] for layout in wanted)
+    return seconds
+
+
+def error_of(problem: Problem, chosen: tuple[int, ...]) -> float:
+    """Sum of the relative errors of a choice."""
+    return sum(options[index].error for options, index in zip(problem.alternatives, chosen, strict=True))
+
+
+def validate(problem: Problem, solution: Solution) -> list[str]:
+    """Reasons why `solution` is wrong, without looking at how it was found."""
+    if len(solution.chosen) != len(problem.alternatives):
+        return [f"{len(solution.chosen)} choices for {len(problem.alternatives)} nodes"]
+    reasons = [
+        f"node {node} has no alternative {index}"
+        for node, (options, index) in enumerate(zip(problem.alternatives, solution.chosen, strict=True))
+        if not 0 <= index < len(options)
+    ]
+    if reasons:
+        return reasons
+    seconds, error = total(problem, solution.chosen), error_of(problem, solution.chosen)
+    if not math.isclose(seconds, solution.seconds, rel_tol=1e-9, abs_tol=1e-12):
+        reasons.append(f"the choice costs {seconds:.9g} s, the solution says {solution.seconds:.9g} s")
+    if solution.bound > seconds * (1 + 1e-9):
+        reasons.append(f"the bound {solution.bound:.9g} s is above the cost {seconds:.9g} s")
+    if error > problem.error_budget * (1 + 1e-9):
+        reasons.append(f"the errors add up to {error:.3g}, above the budget of {problem.error_budget:.3g}")
+    return reasons
+
+
+def brute_force(problem: Problem) -> float:
+    """The least seconds over all choices within the budget, infinity if there is none; for tests."""
+    choices = itertools.product(*(range(len(options)) for options in problem.alternatives))
+    allowed = (chosen for chosen in choices if error_of(problem, chosen) <= problem.error_budget)
+    return min((total(problem, chosen) for chosen in allowed), default=math.inf)
+
+
+def solve(problem: Problem) -> Solution:
+    """The cheapest choice within the error budget, proven so.
+
+    Raises:
+        SolverError: no choice is possible, or none within the budget.
+    """
+    graph = _pairs(problem)
+    found = pbqp.solve(graph)
+    if found is None:
+        raise SolverError("no choice of algorithms is possible: a node has no alternative of finite cost")
+    chosen = found.values[: len(problem.alternatives)]
+    if error_of(problem, chosen) > problem.error_budget:
+        errors = {
+            node: np.array([option.error for option in options]) for node, options in enumerate(problem.alternatives)
+        }
+        found = pbqp.solve(graph, errors, problem.error_budget)
+        if found is None:
+            least = sum(min(option.error for option in options) for options in problem.alternatives)
+            raise SolverError(
+                f"no choice of algorithms keeps the error budget {problem.error_budget:.1e}: the least is {least:.1e}"
+            )
+        chosen = found.values[: len(problem.alternatives)]
+    return Solution(chosen, total(problem, chosen), min(found.bound, total(problem, chosen)), found.core)
+
+
+def greedy(problem: Problem) -> Solution:
+    """Each node the alternative that is cheapest by itself, conversions not considered; ties keep the layout so far."""
+    return _evaluated(
+        problem,
+        tuple(
+            min(range(len(options)), key=lambda index: (options[index].seconds, options[index].reads))
+            for options in problem.alternatives
+        ),
+    )
+
+
+def single_layout(problem: Problem) -> Solution:
+    """The best choice in which every node keeps to one layout wherever it can."""
+    best: Solution | None = None
+    for layout in range(problem.layouts):
+        chosen = tuple(
+            min(
+                range(len(options)),
+                key=lambda index: (
+                    (options[index].reads != layout) + (options[index].writes != layout),
+                    options[index].seconds,
+                ),
+            )
+            for options in problem.alternatives
+        )
+        found = _evaluated(problem, chosen)
+        best = found if best is None or found.seconds < best.seconds else best
+    assert best is not None
+    return best
+
+
+def _evaluated(problem: Problem, chosen: tuple[int, ...]) -> Solution:
+    return Solution(chosen, total(problem, chosen), 0.0)
+
+
+def _pairs(problem: Problem) -> pbqp.Graph:
+    """The problem of pairs: first the nodes, in order, then one node per tensor that somebody reads."""
+    graph = pbqp.Graph()
+    for options in problem.alternatives:
+        graph.add_node(np.array([option.seconds for option in options]))
+    layouts = range(problem.layouts)
+    sets = [subset for size in range(1, problem.layouts + 1) for subset in itertools.combinations(layouts, size)]
+    for tensor in problem.tensors:
+        if not tensor.consumers:
+            continue
+        exists = graph.add_node(np.zeros(len(sets)))
+        writes = [option.writes for option in problem.alternatives[tensor.producer]]
+        made = [[_made(tensor, here, subset) for subset in sets] for here in writes]
+        graph.add_edge(tensor.producer, exists, np.array(made))
+        for consumer in tensor.consumers:
+            reads = [option.reads for option in problem.alternatives[consumer]]
+            allowed = [[0.0 if layout in subset else math.inf for subset in sets] for layout in reads]
+            graph.add_edge(consumer, exists, np.array(allowed))
+    return graph
+
+
+def _made(tensor: Tensor, here: int, subset: tuple[int, ...]) -> float:
+    """Seconds to have the tensor in all layouts of `subset` when it was written in layout `here`."""
+    if here not in subset:
+        return math.inf
+    return sum(tensor.seconds[here][layout] for layout in subset if layout != here)
