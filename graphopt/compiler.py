@@ -6,6 +6,7 @@ load -> pipeline -> native or fallback per node -> stages -> lower -> memory pla
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import tempfile
 import time
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from graphopt import analysis, schedule
 from graphopt import verify as checking
 from graphopt.artifact import Artifact
+from graphopt.cost_model import CostModel
+from graphopt.cost_source import MEASURED, VARIABLE, open_costs, record
 from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.observe import Check, Dump, Verify
 from graphopt.partition import partition
@@ -73,6 +76,8 @@ def compile_model(
     ranks: int = 1,
     micro_batches: int = 1,
     fallback: bool = True,
+    costs: str | None = None,
+    threads: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Compilation:
@@ -89,6 +94,11 @@ def compile_model(
         ranks: pipeline stages, one for each rank.
         micro_batches: how many times the compiled batch a run takes, piece by piece.
         fallback: whether nodes that are not native may run in ONNX Runtime.
+        costs: what algorithms are chosen by: "measured" on this machine (times that an earlier compilation measured are
+            in the user's cost table), "roofline" for estimates, or the path of an artifact, whose costs are taken, so
+            that the same model becomes the same code. None takes the environment variable GRAPHOPT_COSTS, else
+            "measured".
+        threads: how many the kernels will run on; None means all processors of this process.
         progress: is told the name of each phase as it begins.
 
     Raises:
@@ -101,11 +111,13 @@ def compile_model(
     from graphopt.frontend import load
     from graphopt.targets import load_target
 
-    backend = load_target(target, level)
+    backend = load_target(target, level, threads)
     loaded = load(source, shapes=shapes, example_inputs=example_inputs)
     model = loaded.model
     clock.start("passes")
-    chosen = _pipeline(passes, backend)
+    notes: list[str] = []
+    model_of_costs = open_costs(costs or os.environ.get(VARIABLE) or MEASURED, backend, notes.append)
+    chosen = _pipeline(passes, model_of_costs)
     verifier = Verify(seed=seed, each=verify == "each")
     observers: list[Any] = [Check()]
     if verify != "off":
@@ -123,7 +135,9 @@ def compile_model(
             clock.start("build")
             with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
                 _require_space(Path(folder), built)
-                artifact = _artifact(built, ports, micro_batches, backend, chosen, result, loaded.notes, Path(folder))
+                artifact = _artifact(
+                    built, ports, micro_batches, backend, chosen, result, model_of_costs, loaded.notes, Path(folder)
+                )
             break
         except RuntimeError as error:  # of TVM, where no code can be generated; our own mistakes are of other kinds
             defects |= _defects(model, backend, defects, error)
@@ -131,8 +145,8 @@ def compile_model(
         clock.start("verify")
         _verify(artifact, verifier)
     clock.stop()
-    notes = (*loaded.notes, *(note for stage in built for note in stage.notes))
-    return Compilation(artifact, notes, result, fallbacks, clock.seconds)
+    notes = [*loaded.notes, *notes, *(note for stage in built for note in stage.notes)]
+    return Compilation(artifact, tuple(notes), result, fallbacks, clock.seconds)
 
 
 def _check_options(verify: str, ranks: int, micro_batches: int) -> None:
@@ -153,12 +167,12 @@ def _require_space(folder: Path, built: Sequence[BuiltStage]) -> None:
         )
 
 
-def _pipeline(passes: str | Pipeline | None, backend: Target) -> Pipeline:
-    """The pipeline with the target's machine given to the passes that choose by cost."""
+def _pipeline(passes: str | Pipeline | None, costs: CostModel) -> Pipeline:
+    """The pipeline with the costs given to the passes that choose by them."""
     from graphopt.passes import DEFAULT
 
     pipeline = passes if isinstance(passes, Pipeline) else Pipeline.parse(DEFAULT if passes is None else passes)
-    return pipeline.on(backend.machine)
+    return pipeline.on(costs)
 
 
 def _ports(model: ir.Model) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
@@ -228,6 +242,7 @@ def _artifact(
     backend: Target,
     pipeline: Pipeline,
     result: PipelineResult,
+    costs: CostModel,
     notes: Sequence[str],
     folder: Path,
 ) -> Artifact:
@@ -243,8 +258,11 @@ def _artifact(
         "versions": {name: importlib.metadata.version(name) for name in ("apache-tvm", "onnx", "onnxruntime")},
         "pipeline": str(pipeline),
         "choices": [
-            {"node": choice.node, "algorithm": choice.algorithm} for step in result.steps for choice in step.choices
+            {"node": choice.node, "algorithm": choice.algorithm, "tile": choice.tile}
+            for step in result.steps
+            for choice in step.choices
         ],
+        "costs": record(costs),
         "notes": list(notes),
     }
     return Artifact.create(program, files, manifest)

@@ -14,9 +14,9 @@ from graphopt.pipeline import Alternative, Choice, PipelineResult
 class Row:
     """One decision about one node, beside the best alternative that was possible.
 
-    `seconds` are estimates and None where nothing was weighed (a refusal, whose `decision` is "left alone"). `reason`
-    says why the alternative was not taken, or why the node was left alone. `impossible` lists the algorithms that the
-    node cannot use, each with its reason.
+    `seconds` are measured or estimates, and None where nothing was weighed (a refusal, whose `decision` is "left
+    alone"). `reason` says why the alternative was not taken, or why the node was left alone. `impossible` lists the
+    algorithms that the node cannot use, each with its reason; `tile` is what its kernel was told, if anything.
     """
 
     step: str
@@ -27,6 +27,8 @@ class Row:
     other_seconds: float | None
     reason: str
     impossible: tuple[tuple[str, str], ...] = ()
+    tile: str = ""
+    measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,5 +67,14 @@ def _chosen(step: str, choice: Choice) -> Row:
     impossible = tuple((other.algorithm, other.reason) for other in choice.alternatives if other.seconds is None)
     other_seconds, other = min(possible, key=lambda pair: pair[0], default=(None, Alternative("", None, "")))
     return Row(
-        step, choice.node, choice.algorithm, choice.seconds, other.algorithm, other_seconds, other.reason, impossible
+        step,
+        choice.node,
+        choice.algorithm,
+        choice.seconds,
+        other.algorithm,
+        other_seconds,
+        other.reason,
+        impossible,
+        choice.tile,
+        choice.measured,
     )

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self
 
 import onnx_ir as ir
 
-from graphopt.costs import Machine
+from graphopt.cost_model import CostModel
 from graphopt.errors import GraphoptError, PipelineError
 
 
@@ -63,20 +63,23 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a cost-driven pass did with a node, at which estimated cost, and the alternatives it rejected."""
+    """What a cost-driven pass did with a node, at which cost (measured or estimated), and what it rejected."""
 
     node: str
     algorithm: str
     seconds: float
     alternatives: tuple[Alternative, ...]
+    tile: str = ""
+    measured: bool = False
 
 
 @dataclass
 class PassResult(ir.passes.PassResult):
-    """onnx_ir's result (`model`, `modified`) with the refusals and choices of the pass."""
+    """onnx_ir's result (`model`, `modified`) with the refusals and choices of the pass, and sentences about them."""
 
     refusals: tuple[Refusal, ...] = ()
     choices: tuple[Choice, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +107,9 @@ class Pass(ir.passes.InPlacePass):
 
     name: ClassVar[str]
 
-    def on(self, machine: Machine) -> Pass:
-        """The same pass for `machine`; passes that weigh no costs are the same on all."""
-        del machine
+    def on(self, costs: CostModel) -> Pass:
+        """The same pass with other costs; passes that weigh none are the same with all."""
+        del costs
         return self
 
     @classmethod
@@ -216,6 +219,7 @@ class Step:
     refusals: tuple[Refusal, ...]
     choices: tuple[Choice, ...]
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,9 +267,9 @@ class Pipeline:
     def __str__(self) -> str:
         return ",".join(map(str, self.passes))
 
-    def on(self, machine: Machine) -> Pipeline:
-        """The same passes, weighing the costs of `machine`."""
-        return Pipeline(tuple(each.on(machine) for each in self.passes))
+    def on(self, costs: CostModel) -> Pipeline:
+        """The same passes, with these costs."""
+        return Pipeline(tuple(each.on(costs) for each in self.passes))
 
     def run(self, model: ir.Model, observers: Sequence[Observer] = ()) -> PipelineResult:
         """Run every pass on `model`, in place, and call every observer before the first pass and after each.
@@ -282,7 +286,8 @@ class Pipeline:
             seconds = time.perf_counter() - start
             refusals = getattr(result, "refusals", ())
             choices = getattr(result, "choices", ())
-            steps.append(Step(index, each.name, str(each), result.modified, refusals, choices, seconds))
+            notes = getattr(result, "notes", ())
+            steps.append(Step(index, each.name, str(each), result.modified, refusals, choices, seconds, notes))
             _notify(observers, Event(index, each.name, model, steps[-1]))
         return PipelineResult(model, tuple(steps))
 

@@ -11,10 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt import costs, ops
+from graphopt import ops
 from graphopt.ops.layout import blocks, pad_to_blocks
 from graphopt.passes._edit import Editor, array_of, dims, ints, is_custom, is_op
-from graphopt.solve.layout import Problem, Value
 
 # Whatever finite number a padded lane holds, these keep it finite, so zero weights still cancel it. Log, Sqrt, Pow and
 # Reciprocal do not, and a division by a padded lane divides by zero.
@@ -194,75 +193,6 @@ def padded_bytes(value: ir.Value, block: int) -> int:
     return int(n * blocks(c, block) * block * h * w * value.dtype.itemsize)
 
 
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """The layout problem of a graph: its node i is `nodes[i]`, and its last node the world outside."""
-
-    problem: Problem
-    nodes: tuple[ir.Node, ...]
-    forms: dict[ir.Node, Form]
-    refusals: dict[ir.Node, str]
-
-
-def layout_problem(
-    graph: ir.Graph, block: int, machine: costs.Machine, convolutions: dict[ir.Node, tuple[float, float]]
-) -> Labelled:
-    """The problem of `graphopt.solve.layout` for the main graph.
-
-    `convolutions` gives (blocked, planar) seconds of nodes that may become blocked convolutions. `FromBlocked` and
-    `ToBlocked` of this block size stand for the blocked world on their other side.
-    """
-    nodes = tuple(graph)
-    numbers = {node: number for number, node in enumerate(nodes)}
-    outside = len(nodes)
-    forms: dict[ir.Node, Form] = {}
-    refusals: dict[ir.Node, str] = {}
-    node_costs: list[tuple[float, float]] = []
-    for node in nodes:
-        if node in convolutions:
-            node_costs.append(convolutions[node])
-        elif border(node, block):
-            node_costs.append((0.0, math.inf))
-        elif isinstance(form := form_of(node, block), Form):
-            forms[node] = form
-            node_costs.append(_node_costs(node, form, block, machine))
-        else:
-            refusals[node] = form
-            node_costs.append((math.inf, 0.0))
-    node_costs.append((math.inf, 0.0))
-    values = []
-    for value in [*graph.inputs, *graph.initializers.values(), *(v for node in nodes for v in node.outputs)]:
-        shape = dims(value)
-        if shape is None or len(shape) != 4 or value.dtype not in FLOATS:
-            continue
-        consumers = _consumers(value, numbers, forms, convolutions, outside)
-        producer = value.producer()
-        size = padded_bytes(value, block)
-        if shape[1] < block and producer is None:
-            size = size // block * shape[1]  # a first layer takes blocks of just its channels
-        values.append(
-            Value(numbers[producer] if producer is not None else None, consumers, costs.transform(machine, size))
-        )
-    return Labelled(Problem(tuple(node_costs), tuple(values)), nodes, forms, refusals)
-
-
-def _consumers(
-    value: ir.Value,
-    numbers: dict[ir.Node, int],
-    forms: dict[ir.Node, Form],
-    convolutions: dict[ir.Node, tuple[float, float]],
-    outside: int,
-) -> tuple[int, ...]:
-    found: dict[int, None] = {}
-    for node, index in value.uses():
-        if node in convolutions and index > 0 or node in forms and index not in forms[node].data:
-            continue  # weights and constants are packed, not converted
-        found[numbers.get(node, outside)] = None
-    if value.is_graph_output():
-        found[outside] = None
-    return tuple(found)
-
-
 def border(node: ir.Node, block: int) -> bool:
     """Whether `node` converts between planar and this blocked layout."""
     if is_custom(node, "ToBlocked"):
@@ -271,15 +201,3 @@ def border(node: ir.Node, block: int) -> bool:
         shape = dims(node.inputs[0])
         return shape is not None and shape[4] == block
     return False
-
-
-def _node_costs(node: ir.Node, form: Form, block: int, machine: costs.Machine) -> tuple[float, float]:
-    """(blocked, planar) seconds. Elementwise work joins a blocked convolution for nothing; planar loops are plainer."""
-    tensors = [value for index in form.data if (value := node.inputs[index]) is not None] + [node.outputs[0]]
-    blocked = sum(padded_bytes(value, block) for value in tensors) / machine.bandwidth
-    planar = sum(padded_bytes(value, 1) for value in tensors) / machine.bandwidth
-    if node.op_type in UNARY or node.op_type in BINARY:
-        return 0.0, planar / 4
-    if node.op_type in POOLS or node.op_type == "LRN":
-        return blocked, 2 * planar
-    return blocked, planar

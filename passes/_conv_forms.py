@@ -16,6 +16,7 @@ from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.layout import blocks
 from graphopt.ops.winograd import winograd_weight
 from graphopt.passes._edit import AttributeValue, Editor
+from graphopt.work import TILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +39,26 @@ class ConvNode:
         return x
 
 
-def emit_blocked(editor: Editor, conv: ConvNode, in_block: int, block: int) -> None:
+def emit_blocked(editor: Editor, conv: ConvNode, in_block: int, block: int, tile: str) -> None:
     """Conv -> ToBlocked, Conv2dBlocked, FromBlocked."""
     weight = pack_conv_weight(conv.weight, conv.shape.group, in_block, block)
     attributes: dict[str, AttributeValue] = _window(conv) | {"group": conv.shape.group}
-    _wrap(editor, conv, "Conv2dBlocked", weight, attributes, in_block, block)
+    _wrap(editor, conv, "Conv2dBlocked", weight, attributes, in_block, block, tile)
 
 
-def emit_depthwise(editor: Editor, conv: ConvNode, block: int) -> None:
+def emit_depthwise(editor: Editor, conv: ConvNode, block: int, tile: str) -> None:
     """Conv -> ToBlocked, DepthwiseConv2dBlocked, FromBlocked."""
     weight = pack_depthwise_weight(conv.weight, block)
-    _wrap(editor, conv, "DepthwiseConv2dBlocked", weight, _window(conv), block, block)
+    _wrap(editor, conv, "DepthwiseConv2dBlocked", weight, _window(conv), block, block, tile)
 
 
-def emit_winograd(editor: Editor, conv: ConvNode, m: int, block: int) -> None:
+def emit_winograd(editor: Editor, conv: ConvNode, m: int, block: int, tile: str) -> None:
     """Conv -> ToBlocked, Conv2dWinograd, FromBlocked."""
     u = winograd_weight(conv.weight, m, block)
-    _wrap(editor, conv, "Conv2dWinograd", u, {"m": m, "pads": conv.pads}, block, block)
+    _wrap(editor, conv, "Conv2dWinograd", u, {"m": m, "pads": conv.pads}, block, block, tile)
 
 
-def emit_im2col(editor: Editor, conv: ConvNode) -> None:
+def emit_im2col(editor: Editor, conv: ConvNode, tile: str) -> None:
     """Conv -> Conv2dIm2col."""
     node, s = conv.node, conv.shape
     weight = editor.constant(pack_im2col_weight(conv.weight), f"{node.name}.matrix")
@@ -74,7 +75,15 @@ def emit_im2col(editor: Editor, conv: ConvNode) -> None:
         origin=[node],
         domain=DOMAIN,
     )
+    _mark(y, tile)
     editor.swap(node, y)
+
+
+def _mark(y: ir.Value, tile: str) -> None:
+    """Write the tile into the node that makes `y`, where its converter reads it."""
+    node = y.producer()
+    if tile and node is not None:
+        node.metadata_props[TILE] = tile
 
 
 def _window(conv: ConvNode) -> dict[str, AttributeValue]:
@@ -89,6 +98,7 @@ def _wrap(
     attributes: dict[str, AttributeValue],
     in_block: int,
     block: int,
+    tile: str,
 ) -> None:
     """Replace the Conv by ToBlocked, the operator and FromBlocked; `layout` removes needless conversions."""
     node, s, x = conv.node, conv.shape, conv.x
@@ -117,5 +127,6 @@ def _wrap(
     bias = editor.constant(pack_bias(conv.bias, block), f"{node.name}.bias")
     out_shape = (s.n, blocks(s.o, block), s.oh, s.ow, block)
     blocked = insert(op_type, [x_blocked, w, bias], attributes, out_shape, f"{y_name}.blocked")
+    _mark(blocked, tile)
     y = insert("FromBlocked", [blocked], {"channels": s.o}, (s.n, s.o, s.oh, s.ow), f"{y_name}.planar")
     editor.swap(node, y)

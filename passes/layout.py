@@ -8,13 +8,14 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.costs import Machine
+from graphopt.cost_model import CostModel
 from graphopt.ops import DOMAIN
 from graphopt.ops.layout import blocks
-from graphopt.passes._blockable import Form, border, layout_problem, to_blocked_form
+from graphopt.passes._blockable import Form, border, to_blocked_form
 from graphopt.passes._edit import Editor, dims, is_custom
+from graphopt.passes._selection import BLOCKED, selection_problem
 from graphopt.pipeline import Pass, PassResult, Refusal
-from graphopt.solve.layout import solve
+from graphopt.solve.selection import solve
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,19 @@ class Layout(Pass):
         w = FromBlocked(Conv2dBlocked(ToBlocked(z)))          w = FromBlocked(Conv2dBlocked(r))
 
     Elementwise operators, Concat of channels (multiples of b), pooling, LRN and Pad can work on blocked tensors. Which
-    of them do is a minimum cut over the cost of their work and of the conversions (`graphopt.solve.layout`), so an
-    operator between planar neighbours stays planar. `ToBlocked(FromBlocked(x))` of one block size cancels, and all
+    of them do follows from the cost of their work and of the conversions (`graphopt.solve.selection`), so an operator
+    between planar neighbours stays planar. `ToBlocked(FromBlocked(x))` of one block size cancels, and all
     consumers of a tensor share one conversion. Padded lanes may then hold anything finite: operators that could make
     NaN or infinity of them are left planar. The block size is the one that the model's `FromBlocked` nodes have.
     """
 
     name: ClassVar[str] = "layout"
 
-    machine: Machine = field(default_factory=Machine)
+    costs: CostModel = field(default_factory=CostModel, compare=False, repr=False)
 
-    def on(self, machine: Machine) -> Layout:
-        """The same choices for another machine."""
-        return replace(self, machine=machine)
+    def on(self, costs: CostModel) -> Layout:
+        """The same pass with other costs."""
+        return replace(self, costs=costs)
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph; refusals name operators beside blocked ones that cannot be blocked."""
@@ -46,8 +47,12 @@ class Layout(Pass):
         if block is None:
             return PassResult(model, False)
         editor = Editor(model, self.name)
-        labelled = layout_problem(model.graph, block, self.machine, {})
-        blocked = solve(labelled.problem).blocked
+        labelled = selection_problem(model.graph, block, self.costs, {})
+        taken = solve(labelled.problem).chosen
+        blocked = [
+            options[index].writes == BLOCKED
+            for options, index in zip(labelled.problem.alternatives, taken, strict=True)
+        ]
         refusals = tuple(
             Refusal(str(node.name), reason)
             for node, reason in labelled.refusals.items()

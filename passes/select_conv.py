@@ -1,9 +1,10 @@
-"""Choose an algorithm for every convolution, by cost, and pack its weights."""
+"""Choose an algorithm, a layout and a tile for every convolution, by cost, and pack its weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar
@@ -11,53 +12,30 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import costs
-from graphopt.costs import ConvShape, Machine
+from graphopt.cost_model import CostModel
+from graphopt.costs import ConvShape
 from graphopt.ops import MINIMUM_OPSET
-from graphopt.passes._blockable import FLOATS, layout_problem
+from graphopt.passes._blockable import FLOATS
+from graphopt.passes._conv_algorithms import PLANAR_LAYOUT, PLANES, TILE, Algorithm, Candidate, Limits, candidates
 from graphopt.passes._conv_forms import ConvNode, emit_blocked, emit_depthwise, emit_im2col, emit_winograd
 from graphopt.passes._edit import Editor, array_of, dims, ints, is_op
+from graphopt.passes._selection import Labelled, selection_problem
 from graphopt.pipeline import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
-from graphopt.solve.layout import solve
+from graphopt.solve import selection
+from graphopt.work import TILE as TILE_KEY
 
 
-class Algorithm(StrEnum):
-    """What a convolution can become. `planar` leaves the standard Conv."""
+class Strategy(StrEnum):
+    """How the choice is made; all but `exact` are there to compare with."""
 
-    BLOCKED = "blocked"
-    DEPTHWISE = "depthwise"
-    WINOGRAD2 = "winograd2"
-    WINOGRAD4 = "winograd4"
-    IM2COL = "im2col"
-    PLANAR = "planar"
-
-
-PLANES = 1
-"""Input block of a convolution over few channels: blocks of one channel are the planes as they lie."""
-
-ON_BLOCKED = (Algorithm.BLOCKED, Algorithm.DEPTHWISE, Algorithm.WINOGRAD2, Algorithm.WINOGRAD4)
-TILE = {Algorithm.WINOGRAD2: 2, Algorithm.WINOGRAD4: 4}
-RELATIVE_ERROR = {Algorithm.WINOGRAD2: 7.7e-8, Algorithm.WINOGRAD4: 3.3e-7}
-"""Of one 3x3 convolution in float32, mean |error| / mean |value|; asserted by tests/ops/test_winograd.py."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One algorithm for one node: estimated seconds, or why it is impossible."""
-
-    algorithm: Algorithm
-    seconds: float
-    reason: str = ""
-
-    @property
-    def possible(self) -> bool:
-        """Whether the node may use it."""
-        return not self.reason
+    EXACT = "exact"
+    GREEDY = "greedy"
+    SINGLE_LAYOUT = "single-layout"
 
 
 @dataclass(frozen=True)
 class SelectConv(Pass):
-    """Replace each Conv by the cheapest algorithm for its shape, weights packed as the algorithm reads them.
+    """Replace each Conv by the algorithm that serves the whole graph best, weights packed as the algorithm reads them.
 
         y = Conv(x, w, bias)  ->  y = FromBlocked(Conv2dBlocked(ToBlocked(x), packed w, packed bias))
                                   y = FromBlocked(Conv2dWinograd(ToBlocked(x), u, packed bias))   3x3, stride 1
@@ -65,9 +43,12 @@ class SelectConv(Pass):
                                   y = Conv2dIm2col(x, w as a matrix, bias)
                                   y = Conv(x, w, bias)                                            as it was
 
-    The cost of an algorithm is a roofline (`graphopt.costs`); the cost of changing layouts is weighed over the whole
-    graph as in `layout`, which removes the conversions that turn out needless. A Conv whose weights are not constant,
-    that is not two-dimensional, of static shape and in float32 or float64 is left alone, with the reason.
+    Algorithms and layouts of all nodes are one problem (`graphopt.solve.selection`): what they cost, what the
+    conversions between them cost, each shared by all readers of a tensor, within a budget for the sum of rounding
+    errors. Costs are measured where the cost model measures; candidates whose roofline (`graphopt.costs`) is `prune`
+    times the best one's are not. The conversions that turn out needless are removed by `layout`. A Conv whose weights
+    are not constant, that is not two-dimensional, of static shape and in float32 or float64 is left alone, with the
+    reason.
     """
 
     name: ClassVar[str] = "select-conv"
@@ -77,22 +58,25 @@ class SelectConv(Pass):
     )
     max_workspace: ByteSize = option(ByteSize(256 << 20), "largest scratch memory of one convolution")
     max_error: float = option(1e-6, "largest relative rounding error of one convolution")
+    error_budget: float = option(1e-4, "largest sum of the relative rounding errors of all convolutions")
+    prune: float = option(4.0, "candidates estimated to be so many times slower than the best are not measured")
+    strategy: Strategy = option(Strategy.EXACT, "exact, or one of the simpler choices that it is compared with")
     block: int = option(0, "channels per block; 0 for the vector width of the machine, in floats")
-    machine: Machine = field(default_factory=Machine)
+    costs: CostModel = field(default_factory=CostModel, compare=False, repr=False)
 
-    def on(self, machine: Machine) -> SelectConv:
-        """The same choices for another machine."""
-        return replace(self, machine=machine)
+    def on(self, costs: CostModel) -> SelectConv:
+        """The same pass with other costs."""
+        return replace(self, costs=costs)
 
     @property
     def lanes(self) -> int:
         """Channels per block."""
-        return self.block or self.machine.vector_lanes
+        return self.block or self.costs.machine.vector_lanes
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph; every Conv gets a Choice or a Refusal."""
         refusals: list[Refusal] = []
-        convolutions: dict[ir.Node, tuple[ConvNode, list[Candidate]]] = {}
+        convolutions: dict[ir.Node, ConvNode] = {}
         for node in model.graph:
             if not is_op(node, "Conv"):
                 continue
@@ -100,109 +84,110 @@ class SelectConv(Pass):
             if isinstance(conv, str):
                 refusals.append(Refusal(str(node.name), conv))
             else:
-                convolutions[node] = conv, list(self._candidates(conv))
+                convolutions[node] = conv
         if not convolutions:
             return PassResult(model, False, tuple(refusals))
-
-        problem = layout_problem(
+        start = time.perf_counter()
+        offered = self._timed(convolutions)
+        possible = {node: [c for c in found if c.possible] for node, found in offered.items()}
+        labelled = selection_problem(
             model.graph,
             self.lanes,
-            self.machine,
+            self.costs,
             {
-                node: (_best(found, True).seconds, _best(found, False).seconds)
-                for node, (_, found) in convolutions.items()
+                node: [selection.Alternative(c.reads, c.writes, c.seconds, c.error) for c in found]
+                for node, found in possible.items()
             },
+            [node for node, found in possible.items() if any(c.writes == PLANAR_LAYOUT and c.measured for c in found)],
+            self.error_budget,
         )
-        blocked: dict[ir.Node | None, bool] = dict(zip(problem.nodes, solve(problem.problem).blocked, strict=False))
-        after_blocked = {node: blocked.get(conv.x.producer(), False) for node, (conv, _) in convolutions.items()}
+        gathered = time.perf_counter()
+        solution, note = self._solve(labelled, list(convolutions))
+        note += f"; costs gathered in {gathered - start:.2f} s, solved in {time.perf_counter() - gathered:.2f} s"
+        chosen = dict(zip(labelled.nodes, solution.chosen, strict=False))
         editor = Editor(model, self.name)
         choices = []
-        for node, (conv, candidates) in convolutions.items():
-            chosen = _best(candidates, blocked[node])
-            choices.append(_choice(node, chosen, candidates))
-            self._emit(editor, conv, chosen.algorithm, after_blocked[node])
-        return PassResult(model, editor.modified, tuple(refusals), tuple(choices))
+        for node, conv in convolutions.items():
+            candidate = possible[node][chosen[node]]
+            choices.append(_choice(node, candidate, offered[node]))
+            _emit(editor, conv, candidate, self.lanes)
+        return PassResult(model, editor.modified, tuple(refusals), tuple(choices), (note,))
 
-    def _candidates(self, conv: ConvNode) -> Iterator[Candidate]:
-        """Every algorithm with its cost or the reason against it."""
-        s, machine, block = conv.shape, self.machine, self.lanes
-        in_block = block if s.c >= block else PLANES
-        possible = False
-        for algorithm in Algorithm:
-            reason = self._against(algorithm, conv)
-            if algorithm == Algorithm.PLANAR and not possible:
-                reason = ""  # something must be
-            possible = possible or not reason
-            if algorithm == Algorithm.BLOCKED:
-                seconds = costs.blocked(machine, s, block, in_block)
-            elif algorithm == Algorithm.DEPTHWISE:
-                seconds = costs.depthwise(machine, s, block)
-            elif algorithm in TILE:
-                seconds = costs.winograd(machine, s, TILE[algorithm], block)
-            elif algorithm == Algorithm.IM2COL:
-                seconds = costs.im2col(machine, s)
-            else:
-                seconds = costs.planar(machine, s)
-            yield Candidate(algorithm, math.inf if reason else seconds, reason)
+    def _timed(self, convolutions: dict[ir.Node, ConvNode]) -> dict[ir.Node, list[Candidate]]:
+        """The candidates of every convolution: measured seconds, or estimates scaled to compare with them."""
+        limits = Limits(self.lanes, self.max_workspace, self.max_error)
+        found = {
+            node: candidates(conv, self.costs.machine, limits, self.algorithms) for node, conv in convolutions.items()
+        }
+        groups = {node: _worth_measuring(each, self.prune) for node, each in found.items()}
+        timings = self.costs.timings([[c.work for c in group] for group in groups.values()])
+        for (node, group), timed in zip(groups.items(), timings, strict=True):
+            measured = {c: t for c, t in zip(group, timed, strict=True) if t is not None}
+            if not measured:
+                continue
+            scale = min(t.seconds for t in measured.values()) / min(c.seconds for c in measured)
+            found[node] = [
+                replace(c, seconds=measured[c].seconds, tile=measured[c].tile, measured=True)
+                if c in measured
+                else replace(c, seconds=c.seconds * scale)
+                for c in found[node]
+            ]
+        return found
 
-    def _against(self, algorithm: Algorithm, conv: ConvNode) -> str:
-        """Why `conv` cannot use `algorithm`; empty when it can."""
-        s = conv.shape
-        if algorithm not in self.algorithms:
-            return "not among the allowed algorithms"
-        if algorithm == Algorithm.PLANAR:
-            return ""
-        if algorithm == Algorithm.DEPTHWISE:
-            return "" if s.group == s.c == s.o and s.group > 1 else "not one channel per group"
-        if algorithm == Algorithm.BLOCKED:
-            filled = s.group == 1 or not (s.c // s.group % self.lanes or s.o // s.group % self.lanes)
-            return "" if filled else f"the channels of a group are no multiple of {self.lanes}"
-        if s.group > 1:
-            return "the convolution has groups"
-        if algorithm == Algorithm.IM2COL:
-            return self._against_workspace(costs.im2col_workspace(s))
-        if (s.kh, s.kw) != (3, 3) or conv.strides != (1, 1) or conv.dilations != (1, 1):
-            return "not 3x3 with stride 1 and dilation 1"
-        if s.c < self.lanes:
-            return f"fewer than {self.lanes} input channels"
-        if RELATIVE_ERROR[algorithm] > self.max_error:
-            return f"its rounding error {RELATIVE_ERROR[algorithm]:.1e} is above {self.max_error:.1e}"
-        return self._against_workspace(costs.winograd_workspace(s, TILE[algorithm], self.lanes))
-
-    def _against_workspace(self, nbytes: int) -> str:
-        if nbytes <= self.max_workspace:
-            return ""
-        return f"its workspace of {nbytes / 2**20:.1f} MiB is above {self.max_workspace}"
-
-    def _emit(self, editor: Editor, conv: ConvNode, algorithm: Algorithm, after_blocked: bool) -> None:
-        if algorithm == Algorithm.BLOCKED:
-            in_block = self.lanes if after_blocked or conv.shape.c >= self.lanes else PLANES
-            emit_blocked(editor, conv, in_block, self.lanes)
-        elif algorithm == Algorithm.DEPTHWISE:
-            emit_depthwise(editor, conv, self.lanes)
-        elif algorithm in TILE:
-            emit_winograd(editor, conv, TILE[algorithm], self.lanes)
-        elif algorithm == Algorithm.IM2COL:
-            emit_im2col(editor, conv)
+    def _solve(self, labelled: Labelled, deciding: Sequence[ir.Node]) -> tuple[selection.Solution, str]:
+        """The solution by the wanted strategy, and a sentence that compares it with the others."""
+        numbers = {node: number for number, node in enumerate(labelled.nodes)}
+        nodes = [numbers[node] for node in deciding]
+        exact = selection.solve(labelled.problem)
+        greedy = selection.greedy(labelled.problem, nodes)
+        single = selection.single_layout(labelled.problem, nodes)
+        note = (
+            f"{exact.seconds * 1e3:.3f} ms, gap {exact.gap:.2%}, {exact.core} of {len(labelled.nodes)} nodes left to "
+            f"the integer program; greedy {_beside(greedy, exact)}, best single layout {_beside(single, exact)}"
+        )
+        return {Strategy.EXACT: exact, Strategy.GREEDY: greedy, Strategy.SINGLE_LAYOUT: single}[self.strategy], note
 
 
-def _best(candidates: list[Candidate], on_blocked: bool) -> Candidate:
-    """The cheapest on that layout; an impossible one when there is none."""
-    return min((c for c in candidates if (c.algorithm in ON_BLOCKED) == on_blocked), key=lambda c: c.seconds)
+def _beside(other: selection.Solution, exact: selection.Solution) -> str:
+    if math.isinf(other.seconds):
+        return "impossible"
+    return f"{other.seconds * 1e3:.3f} ms ({other.seconds / exact.seconds:.2f}x)" if exact.seconds else "the same"
 
 
-def _choice(node: ir.Node, chosen: Candidate, candidates: list[Candidate]) -> Choice:
+def _worth_measuring(found: list[Candidate], prune: float) -> list[Candidate]:
+    """The possible candidates whose estimate is not hopeless."""
+    best = min((c.seconds for c in found if c.possible), default=math.inf)
+    return [c for c in found if c.possible and c.seconds <= prune * best]
+
+
+def _emit(editor: Editor, conv: ConvNode, chosen: Candidate, lanes: int) -> None:
+    if chosen.algorithm is Algorithm.BLOCKED:
+        emit_blocked(editor, conv, lanes if chosen.reads else PLANES, lanes, chosen.tile)
+    elif chosen.algorithm is Algorithm.DEPTHWISE:
+        emit_depthwise(editor, conv, lanes, chosen.tile)
+    elif chosen.algorithm in TILE:
+        emit_winograd(editor, conv, TILE[chosen.algorithm], lanes, chosen.tile)
+    elif chosen.algorithm is Algorithm.IM2COL:
+        emit_im2col(editor, conv, chosen.tile)
+    elif chosen.tile:
+        conv.node.metadata_props[TILE_KEY] = chosen.tile
+
+
+def _choice(node: ir.Node, chosen: Candidate, offered: list[Candidate]) -> Choice:
     def why_not(other: Candidate) -> str:
         if other.reason:
             return other.reason
         return "slower" if other.seconds >= chosen.seconds else "changing the layout around it costs more than it gains"
 
+    others: dict[Algorithm, Candidate] = {}
+    for other in sorted(offered, key=lambda c: c.seconds):
+        if other.algorithm is not chosen.algorithm:
+            others.setdefault(other.algorithm, other)
     alternatives = tuple(
         Alternative(str(other.algorithm), other.seconds if other.possible else None, why_not(other))
-        for other in sorted(candidates, key=lambda c: c.seconds)
-        if other is not chosen
+        for other in others.values()
     )
-    return Choice(str(node.name), str(chosen.algorithm), chosen.seconds, alternatives)
+    return Choice(str(node.name), str(chosen.algorithm), chosen.seconds, alternatives, chosen.tile, chosen.measured)
 
 
 def read_conv(node: ir.Node, model: ir.Model) -> ConvNode | str:

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 TARGETS = {"llvm": ("graphopt.targets.cpu", "CpuTarget")}
 
 
-def load_target(name: str, level: str | None = None) -> Target:
+def load_target(name: str, level: str | None = None, threads: int | None = None) -> Target:
     """The target called `name`, for this host or for the named level of its architecture.
+
+    `threads` is how many its kernels will run on; None means all processors that this process may use.
 
     Raises:
         GraphoptError: no such target, or no such level.
@@ -22,5 +24,5 @@ def load_target(name: str, level: str | None = None) -> Target:
     if name not in TARGETS:
         raise GraphoptError(f"--target {name} is unknown; choose one of {', '.join(TARGETS)}.")
     module, attribute = TARGETS[name]
-    target: Target = getattr(importlib.import_module(module), attribute)(level)
+    target: Target = getattr(importlib.import_module(module), attribute)(level, threads)
     return target

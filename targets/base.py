@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from graphopt.costs import Machine
 from graphopt.program import KernelCall, Value
+from graphopt.work import Timing, Work
 
 
 @dataclass(slots=True)
@@ -58,3 +59,15 @@ class Target(Protocol):
 
     def library(self, functions: Mapping[str, Any]) -> bytes:
         """A shared library with one entry per symbol."""
+
+    def tiles(self, work: Work) -> Sequence[str]:
+        """The tiles that the kernel of `work` may use, the best by estimate first."""
+
+    def measure(self, groups: Sequence[Sequence[tuple[Work, str]]]) -> Sequence[Sequence[Timing | None]]:
+        """Seconds of every (work, tile) here, those of a group interleaved; None where it cannot be built."""
+
+    def cannot_measure(self) -> str | None:
+        """Why kernels for this target cannot be timed here, in a sentence; None if they can."""
+
+    def cost_facts(self) -> dict[str, str]:
+        """Everything that measured seconds depend on besides the work and its tile."""

@@ -10,16 +10,19 @@ import onnx_ir as ir
 
 from graphopt.analysis import static_type
 from graphopt.costs import Machine
-from graphopt.targets import build, lowering, relax_import
+from graphopt.runtime import cpu as host_cpu
+from graphopt.runtime import library
+from graphopt.targets import build, lowering, measure, relax_import, sources, tiles
 from graphopt.targets.base import Lowered
 from graphopt.targets.machine import detect
+from graphopt.work import Timing, Work
 
 
 class CpuTarget:
     """Code for this host, or for a named level ("avx512", "avx2", "x86-64") that other hosts share."""
 
-    def __init__(self, level: str | None = None) -> None:
-        self.cpu = detect(level)
+    def __init__(self, level: str | None = None, threads: int | None = None) -> None:
+        self.cpu = detect(level, threads)
         self._answers: dict[str, str | None] = {}
 
     @property
@@ -76,6 +79,30 @@ class CpuTarget:
     def library(self, functions: Mapping[str, Any]) -> bytes:
         """Compile and link."""
         return build.library(functions, self.cpu)
+
+    def tiles(self, work: Work) -> tuple[str, ...]:
+        """As `targets.tiles` lists them."""
+        return tiles.tiles(work, self.cpu)
+
+    def measure(self, groups: Sequence[Sequence[tuple[Work, str]]]) -> list[list[Timing | None]]:
+        """Time on as many threads as the code is generated for."""
+        return measure.measure(groups, self, self.cpu.cores)
+
+    def cannot_measure(self) -> str | None:
+        """Code for a level that this processor lacks cannot run here."""
+        if host_cpu.features().issuperset(self.cpu.level.features):
+            return None
+        return f"this processor lacks features of {self.cpu.level.name}"
+
+    def cost_facts(self) -> dict[str, str]:
+        """Processor, threads, code generator, and the sources of the kernels."""
+        return {
+            "processor": host_cpu.model_name(),
+            "threads": str(self.cpu.cores),
+            "level": self.cpu.level.name,
+            "tvm": library.version(),
+            "kernels": sources.digest(),
+        }
 
 
 def _ends(node: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import onnx_ir as ir
 import pytest
 
+from graphopt.cost_model import CostModel
 from graphopt.costs import Machine
 from graphopt.errors import ModelError, PipelineError
 from graphopt.passes import DEFAULT, PASSES, Fuse, Layout, SelectConv
@@ -161,12 +162,14 @@ def test_the_table_imports_no_pass() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_pipeline_is_fitted_to_a_machine() -> None:
-    machine = Machine(vector_lanes=8)
-    normalize, select, layout = Pipeline.parse("normalize,select-conv{max-error=1e-07},layout").on(machine).passes
+def test_a_pipeline_gets_its_costs() -> None:
+    costs = CostModel(Machine(vector_lanes=8))
+    normalize, select, layout = Pipeline.parse("normalize,select-conv{max-error=1e-07},layout").on(costs).passes
     assert normalize == Pipeline.parse("normalize").passes[0]
-    assert select == SelectConv(max_error=1e-7, machine=machine)
-    assert layout == Layout(machine=machine)
+    assert isinstance(select, SelectConv)
+    assert isinstance(layout, Layout)
+    assert select.costs is layout.costs is costs
+    assert (select.max_error, select.lanes) == (1e-7, 8)
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])

@@ -39,6 +39,16 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", min=1, help="Threads of every kernel; default one per physical core."),
 ]
+Costs = Annotated[
+    str | None,
+    typer.Option(
+        "--costs",
+        metavar="SOURCE",
+        envvar="GRAPHOPT_COSTS",
+        help="What algorithms are chosen by: measured (the default; on this machine, kept in a table), roofline, or an "
+        "artifact, whose costs make the same choices again.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the random inputs.")]
 Ranks = Annotated[int, typer.Option("--ranks", metavar="N", min=1, help="Pipeline stages, one process each.")]
 

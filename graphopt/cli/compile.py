@@ -18,7 +18,8 @@ from graphopt.report.document import Report
 
 EXAMPLES = (
     "graphopt compile model.onnx -o model.gopt --shapes x:1x3x224x224 --verify ends",
-    "graphopt compile zoo:resnet18 --explain",
+    "graphopt compile zoo:resnet18 --explain --threads 2",
+    "graphopt compile zoo:resnet18 -o again.gopt --costs resnet18.gopt",
 )
 
 SUFFIX = ".gopt"
@@ -76,6 +77,8 @@ def command(
         int, typer.Option("--micro-batches", metavar="M", min=1, help="A run takes M times the batch, in M pieces.")
     ] = 1,
     no_fallback: options.NoFallback = False,
+    costs: options.Costs = None,
+    threads: options.Threads = None,
     seed: options.Seed = 0,
 ) -> Report:
     """Compile a model into an artifact that `graphopt run` executes."""
@@ -98,6 +101,8 @@ def command(
                 ranks=ranks,
                 micro_batches=micro_batches,
                 fallback=not no_fallback,
+                costs=costs,
+                threads=threads,
                 seed=seed,
                 progress=lambda phase: say(_PHASES.get(phase, phase)),
             )

@@ -38,6 +38,7 @@ def document(compilation: Compilation, file: Path | None) -> dict[str, Any]:
         "memory": memory(artifact),
         "seconds": dict(compilation.seconds),
         "notes": list(compilation.notes),
+        "selection": [note for step in steps for note in step.notes],
         "choices": [_choice_document(choice) for step in steps for choice in step.choices],
         "refusals": [
             {"pass": step.name, "node": refusal.node, "reason": refusal.reason}
@@ -80,8 +81,9 @@ def explanation(compilation: Compilation) -> list[Block]:
     refused = tuple((row.step, row.node, row.reason) for row in rows if row.seconds is None)
     blocks: list[Block] = []
     if chosen:
-        columns = ("pass", "node", "chosen", "cost", "instead of", "at", "because")
-        blocks.append(Table(columns, chosen, "Choices (estimated costs)", ("cost", "at")))
+        columns = ("pass", "node", "chosen", "tile", "cost", "from", "instead of", "at", "because")
+        blocks.append(Table(columns, chosen, "Choices", ("cost", "at")))
+    blocks += [f"{step.name}: {note}" for step in compilation.pipeline.steps for note in step.notes]
     if refused:
         blocks.append(Table(("pass", "node", "reason"), refused, "Left alone"))
     return blocks or ["No pass had anything to choose or to refuse."]
@@ -136,7 +138,9 @@ def _choice_document(choice: Choice) -> dict[str, Any]:
     return {
         "node": choice.node,
         "algorithm": choice.algorithm,
+        "tile": choice.tile,
         "seconds": choice.seconds,
+        "measured": choice.measured,
         "alternatives": [
             {"algorithm": other.algorithm, "seconds": other.seconds, "reason": other.reason}
             for other in choice.alternatives
@@ -146,6 +150,8 @@ def _choice_document(choice: Choice) -> dict[str, Any]:
 
 def _chosen(row: Row) -> tuple[str, ...]:
     taken = "-" if row.seconds is None else seconds(row.seconds)
+    source = "measured" if row.measured else "estimate"
+    first = (row.step, row.node, row.decision, row.tile or "-", taken, source)
     if row.other_seconds is None:
-        return row.step, row.node, row.decision, taken, "-", "-", "nothing else is possible"
-    return row.step, row.node, row.decision, taken, row.other, seconds(row.other_seconds), row.reason
+        return *first, "-", "-", "nothing else is possible"
+    return *first, row.other, seconds(row.other_seconds), row.reason

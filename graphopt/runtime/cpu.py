@@ -25,6 +25,15 @@ def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset()
 
 
+def model_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What the first processor calls itself; the architecture where it says nothing."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), architecture())
+
+
 def available_cpus() -> int:
     """Processors this process may run on: its affinity mask, cut by the CPU quota of its control group."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

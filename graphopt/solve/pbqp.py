@@ -190,7 +190,9 @@ def _core(graph: Graph, weights: dict[int, Array], limit: float) -> tuple[dict[i
     chosen: dict[int, dict[int, Any]] = {}
     for node, costs in graph.costs.items():
         chosen[node] = {
-            value: highs.addBinary(obj=float(cost) / _MICROSECOND) for value, cost in enumerate(costs) if cost < math.inf
+            value: highs.addBinary(obj=float(cost) / _MICROSECOND)
+            for value, cost in enumerate(costs)
+            if cost < math.inf
         }
         if not chosen[node]:
             return None
@@ -214,8 +216,7 @@ def _core(graph: Graph, weights: dict[int, Array], limit: float) -> tuple[dict[i
         return None
     solution = highs.getSolution().col_value
     values = {
-        node: max(variables, key=lambda value: solution[variables[value].index])
-        for node, variables in chosen.items()
+        node: max(variables, key=lambda value: solution[variables[value].index]) for node, variables in chosen.items()
     }
     info = highs.getInfo()
     slack = max(0.0, info.objective_function_value - info.mip_dual_bound) * _MICROSECOND

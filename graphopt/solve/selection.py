@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -136,39 +137,41 @@ def solve(problem: Problem) -> Solution:
     return Solution(chosen, total(problem, chosen), min(found.bound, total(problem, chosen)), found.core)
 
 
-def greedy(problem: Problem) -> Solution:
-    """Each node the alternative that is cheapest by itself, conversions not considered; ties keep the layout so far."""
-    return _evaluated(
-        problem,
-        tuple(
-            min(range(len(options)), key=lambda index: (options[index].seconds, options[index].reads))
-            for options in problem.alternatives
-        ),
-    )
+def greedy(problem: Problem, deciding: Sequence[int]) -> Solution:
+    """Each node of `deciding` the alternative that is cheapest by itself; the others follow as well as they can."""
+    kept = {
+        node: [min(range(len(options)), key=lambda index: options[index].seconds)]
+        for node in deciding
+        for options in [problem.alternatives[node]]
+    }
+    return _restricted(problem, kept)
 
 
-def single_layout(problem: Problem) -> Solution:
-    """The best choice in which every node keeps to one layout wherever it can."""
-    best: Solution | None = None
+def single_layout(problem: Problem, deciding: Sequence[int]) -> Solution:
+    """The best choice in which every node of `deciding` writes one and the same layout wherever it can."""
+    found = []
     for layout in range(problem.layouts):
-        chosen = tuple(
-            min(
-                range(len(options)),
-                key=lambda index: (
-                    (options[index].reads != layout) + (options[index].writes != layout),
-                    options[index].seconds,
-                ),
-            )
-            for options in problem.alternatives
-        )
-        found = _evaluated(problem, chosen)
-        best = found if best is None or found.seconds < best.seconds else best
-    assert best is not None
-    return best
+        kept = {}
+        for node in deciding:
+            options = problem.alternatives[node]
+            indices = [index for index, option in enumerate(options) if option.writes == layout]
+            kept[node] = indices or list(range(len(options)))
+        found.append(_restricted(problem, kept))
+    return min(found, key=lambda solution: solution.seconds)
 
 
-def _evaluated(problem: Problem, chosen: tuple[int, ...]) -> Solution:
-    return Solution(chosen, total(problem, chosen), 0.0)
+def _restricted(problem: Problem, kept: Mapping[int, Sequence[int]]) -> Solution:
+    """The best choice when the nodes of `kept` have only those alternatives; the error budget is not looked at."""
+    alternatives = list(problem.alternatives)
+    for node, indices in kept.items():
+        alternatives[node] = tuple(problem.alternatives[node][index] for index in indices)
+    found = pbqp.solve(_pairs(replace(problem, alternatives=tuple(alternatives))))
+    if found is None:
+        raise SolverError("no choice of algorithms is possible: a node has no alternative of finite cost")
+    chosen = list(found.values[: len(alternatives)])
+    for node, indices in kept.items():
+        chosen[node] = indices[chosen[node]]
+    return Solution(tuple(chosen), total(problem, tuple(chosen)), found.bound, found.core)
 
 
 def _pairs(problem: Problem) -> pbqp.Graph:

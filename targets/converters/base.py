@@ -10,6 +10,7 @@ import onnx_ir as ir
 from tvm import relax, te
 
 from graphopt.targets.machine import CpuMachine
+from graphopt.work import TILE
 
 ELEMENTWISE, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 2, 3, 4, 8
 """TVM's operator patterns: element by element; index arithmetic; sums; consumers may fuse; nothing fuses."""
@@ -52,6 +53,11 @@ class Context:
         """A string attribute."""
         attribute = self.node.attributes.get(name)
         return str(attribute.as_string()) if isinstance(attribute, ir.Attr) else default
+
+    @property
+    def tile(self) -> str | None:
+        """The tile that was chosen for the node's kernel; None leaves it to the kernel."""
+        return self.node.metadata_props.get(TILE)
 
     @property
     def out_shape(self) -> tuple[int, ...]:

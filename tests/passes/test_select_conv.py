@@ -4,9 +4,10 @@ import re
 
 import pytest
 
+from graphopt.cost_model import CostModel
 from graphopt.costs import Machine
 from graphopt.passes import SelectConv
-from graphopt.passes.select_conv import Algorithm
+from graphopt.passes._conv_algorithms import Algorithm
 from graphopt.pipeline import ByteSize
 
 WEIGHTS = {"w": (24, 20, 3, 3), "b": (24,)}
@@ -139,5 +140,7 @@ def test_provenance(rewrite) -> None:
 
 
 def test_block_is_the_vector_width_of_the_machine(rewrite) -> None:
-    after, _ = rewrite(SelectConv(algorithms=(Algorithm.BLOCKED,), machine=Machine(vector_lanes=8)), CONV3X3, WEIGHTS)
+    after, _ = rewrite(
+        SelectConv(algorithms=(Algorithm.BLOCKED,), costs=CostModel(Machine(vector_lanes=8))), CONV3X3, WEIGHTS
+    )
     assert "const[3,3,3,3,8,8]" in after

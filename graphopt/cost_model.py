@@ -1,0 +1,107 @@
+"""Where the costs of a choice come from: a roofline, measurements on this machine, or an artifact's record of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from graphopt.cost_table import CostTable
+from graphopt.costs import Machine
+from graphopt.errors import GraphoptError
+from graphopt.work import Timing, Work
+
+Measure = Callable[[Sequence[Sequence[tuple[Work, str]]]], Sequence[Sequence[Timing | None]]]
+"""Times groups of (work, tile) pairs, those of a group interleaved; None where no code can be generated."""
+
+Tiles = Callable[[Work], Sequence[str]]
+"""The tiles that a work may use, the best by estimate first; a single "" where there is nothing to choose."""
+
+
+CLEARLY = 0.97
+"""A tile that takes less than this share of the default's seconds, in most rounds, is taken instead of it."""
+
+
+class CostModel:
+    """The roofline alone: it has no timings, and whoever asks falls back to the estimates of `graphopt.costs`."""
+
+    def __init__(self, machine: Machine | None = None) -> None:
+        self.machine = machine or Machine()
+        self.used: dict[str, Timing] = {}
+
+    def timings(self, groups: Sequence[Sequence[Work]]) -> list[list[Timing | None]]:
+        """Seconds and best tile of every work; the works of one group compete and are measured interleaved."""
+        return [[None] * len(group) for group in groups]
+
+
+class MeasuredCosts(CostModel):
+    """Timings from the cost table; what it lacks is measured now and added to it."""
+
+    def __init__(self, machine: Machine, table: CostTable, tiles: Tiles, measure: Measure) -> None:
+        super().__init__(machine)
+        self._table, self._tiles, self._measure = table, tiles, measure
+        self.measured = 0
+
+    def timings(self, groups: Sequence[Sequence[Work]]) -> list[list[Timing | None]]:
+        """Per work the tile that is faster than the default by more than the noise, or the default."""
+        distinct = {work.key: work for group in groups for work in group}
+        known = {key: self._table.get(key) for key in distinct}
+        tiles = {key: tuple(self._tiles(work)) for key, work in distinct.items()}
+        missing: list[list[tuple[Work, str]]] = []
+        asked: set[str] = set()
+        for group in groups:
+            wanted = [
+                (work, tile)
+                for work in {w.key: w for w in group if w.key not in asked}.values()
+                for tile in tiles[work.key]
+                if tile not in known[work.key]
+            ]
+            asked |= {work.key for work in group}
+            if wanted:
+                missing.append(wanted)
+        for wanted, found in zip(missing, self._measure(missing) if missing else (), strict=True):
+            rows = [(work.key, timing) for (work, _), timing in zip(wanted, found, strict=True) if timing is not None]
+            self._table.put(rows)
+            self.measured += len(rows)
+            for key, timing in rows:
+                known[key][timing.tile] = timing
+        best = {key: _best([known[key][tile] for tile in tiles[key] if tile in known[key]]) for key in distinct}
+        self.used.update({key: timing for key, timing in best.items() if timing is not None})
+        return [[best[work.key] for work in group] for group in groups]
+
+
+class RecordedCosts(CostModel):
+    """The timings that an artifact was built with, so that building it again measures nothing and chooses the same."""
+
+    def __init__(self, machine: Machine, record: Mapping[str, Timing], source: str) -> None:
+        super().__init__(machine)
+        self._record, self._source = record, source
+
+    def timings(self, groups: Sequence[Sequence[Work]]) -> list[list[Timing | None]]:
+        """As recorded.
+
+        Raises:
+            GraphoptError: a work is not in the record.
+        """
+        found: list[list[Timing | None]] = []
+        for group in groups:
+            for work in group:
+                if work.key not in self._record:
+                    raise GraphoptError(
+                        f"{self._source} holds no cost of a {work.op_type} on {list(work.operands[0].shape)}: it was "
+                        "built from another model or by another version; leave --costs out"
+                    )
+                self.used[work.key] = self._record[work.key]
+            found.append([self._record[work.key] for work in group])
+        return found
+
+
+def _best(timings: Sequence[Timing]) -> Timing | None:
+    """The first one, unless another is faster beyond doubt: choices should not follow noise."""
+    best: Timing | None = None
+    for timing in timings:
+        if (
+            best is None
+            or timing.high < best.low
+            or (timing.seconds < CLEARLY * best.seconds and timing.high < best.seconds)
+        ):
+            best = timing
+    return best

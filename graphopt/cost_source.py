@@ -1,0 +1,69 @@
+"""Which costs a compilation decides by: `measured` on this machine, `roofline`, or those of an earlier artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.artifact import open_artifact
+from graphopt.cost_model import CostModel, MeasuredCosts, RecordedCosts
+from graphopt.cost_table import Context, CostTable, default_path
+from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.work import Timing
+
+if TYPE_CHECKING:
+    from graphopt.targets.base import Target
+
+MEASURED, ROOFLINE = "measured", "roofline"
+VARIABLE = "GRAPHOPT_COSTS"
+"""Environment variable: what is meant where nothing is said."""
+
+
+def open_costs(source: str, backend: Target, say: Callable[[str], None] | None = None) -> CostModel:
+    """The cost model that `source` names: `measured`, `roofline`, or the path of an artifact.
+
+    Raises:
+        GraphoptError: it is none of these, or the artifact holds no costs for this target.
+    """
+    if source == ROOFLINE:
+        return CostModel(backend.machine)
+    if source == MEASURED:
+        if (reason := backend.cannot_measure()) is not None:
+            if say is not None:
+                say(f"costs are estimates: {reason}")
+            return CostModel(backend.machine)
+        table = CostTable(default_path(), Context.of(backend.cost_facts()))
+        return MeasuredCosts(backend.machine, table, backend.tiles, backend.measure)
+    if not Path(source).exists():
+        raise GraphoptError(f"--costs {source} is neither {MEASURED}, {ROOFLINE} nor an artifact that exists")
+    manifest = open_artifact(source, check_cpu=False).manifest
+    if manifest.get("target") != backend.describe():
+        raise GraphoptError(
+            f"--costs {source} was built for another target; compile for the same, or leave --costs out"
+        )
+    return RecordedCosts(backend.machine, parse(manifest.get("costs", {}), source), source)
+
+
+def record(model: CostModel) -> dict[str, list[Any]]:
+    """The timings that a compilation used, as JSON values."""
+    return {key: [t.seconds, t.low, t.high, t.tile] for key, t in sorted(model.used.items())}
+
+
+def parse(document: object, source: str) -> dict[str, Timing]:
+    """Read `record` back.
+
+    Raises:
+        ArtifactError: it is something else.
+    """
+    found = {}
+    try:
+        if not isinstance(document, Mapping):
+            raise TypeError
+        for key, (seconds, low, high, tile) in document.items():
+            if not isinstance(tile, str):
+                raise TypeError
+            found[str(key)] = Timing(float(seconds), float(low), float(high), tile)
+    except (TypeError, ValueError):
+        raise ArtifactError(f"the costs in the manifest of {source} cannot be read; compile the model again") from None
+    return found

@@ -1,0 +1,55 @@
+"""What costs are asked about: one operator on given shapes, independent of the model it stands in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+AttributeValue = int | float | str | tuple[int, ...]
+
+TILE = "graphopt.tile"
+"""Metadata of an ONNX node: the tile that its kernel is to use, as the kernel spells it ("14x2")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """An input: its static shape, numpy's name of its dtype, and whether it is a constant (weights, a bias)."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    constant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One node to compute: operator, inputs, attributes, and the shape of its result (in the first input's dtype)."""
+
+    op_type: str
+    operands: tuple[Operand, ...]
+    shape: tuple[int, ...]
+    attributes: tuple[tuple[str, AttributeValue], ...] = ()
+    domain: str = "graphopt"
+
+    @property
+    def key(self) -> str:
+        """Text that is equal for equal works, and for no others."""
+        operands = [[list(o.shape), o.dtype, o.constant] for o in self.operands]
+        attributes = {name: list(v) if isinstance(v, tuple) else v for name, v in sorted(self.attributes)}
+        return json.dumps(
+            [self.domain, self.op_type, operands, list(self.shape), attributes], separators=(",", ":"), sort_keys=True
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds that a work takes with its best tile: the median, and the quartiles of the rounds that were measured."""
+
+    seconds: float
+    low: float
+    high: float
+    tile: str = ""
+
+    @property
+    def noise(self) -> float:
+        """Half the distance of the quartiles as a share of the seconds."""
+        return (self.high - self.low) / (2 * self.seconds) if self.seconds else 0.0

@@ -1,0 +1,202 @@
+"""The algorithms that a convolution can become: what each reads, writes and costs, and when it is impossible."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from graphopt import costs
+from graphopt.costs import Machine
+from graphopt.passes._conv_forms import ConvNode
+from graphopt.work import AttributeValue, Operand, Work
+
+
+class Algorithm(StrEnum):
+    """What a convolution can become. `planar` leaves the standard Conv."""
+
+    BLOCKED = "blocked"
+    DEPTHWISE = "depthwise"
+    WINOGRAD2 = "winograd2"
+    WINOGRAD4 = "winograd4"
+    IM2COL = "im2col"
+    PLANAR = "planar"
+
+
+PLANES = 1
+"""Input block of a convolution over few channels: blocks of one channel are the planes as they lie."""
+
+PLANAR_LAYOUT, BLOCKED_LAYOUT = 0, 1
+TILE = {Algorithm.WINOGRAD2: 2, Algorithm.WINOGRAD4: 4}
+RELATIVE_ERROR = {Algorithm.WINOGRAD2: 7.7e-8, Algorithm.WINOGRAD4: 3.3e-7}
+"""Of one 3x3 convolution in float32, mean |error| / mean |value|; asserted by tests/ops/test_winograd.py."""
+DIRECT_ERROR = 4.6e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a convolution may use: channels per block, scratch bytes, relative rounding error."""
+
+    block: int
+    max_workspace: int
+    max_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One algorithm on one pair of layouts: estimated seconds, what to measure, or why it is impossible."""
+
+    algorithm: Algorithm
+    reads: int
+    writes: int
+    seconds: float
+    work: Work
+    reason: str = ""
+    tile: str = ""
+    measured: bool = False
+
+    @property
+    def possible(self) -> bool:
+        """Whether the node may use it."""
+        return not self.reason
+
+    @property
+    def error(self) -> float:
+        """Relative rounding error."""
+        return RELATIVE_ERROR.get(self.algorithm, DIRECT_ERROR)
+
+
+def candidates(conv: ConvNode, machine: Machine, limits: Limits, allowed: tuple[Algorithm, ...]) -> list[Candidate]:
+    """Every algorithm with its cost or the reason against it; planar only where allowed, or where nothing else is."""
+    found: list[Candidate] = []
+    for algorithm in Algorithm:
+        reason = _against(algorithm, conv, limits, allowed)
+        if algorithm is Algorithm.PLANAR and not any(candidate.possible for candidate in found):
+            reason = ""
+        for reads, writes, seconds, work in _forms(algorithm, conv, machine, limits.block):
+            found.append(Candidate(algorithm, reads, writes, math.inf if reason else seconds, work, reason))
+    return found
+
+
+def _against(algorithm: Algorithm, conv: ConvNode, limits: Limits, allowed: tuple[Algorithm, ...]) -> str:
+    """Why `algorithm` is impossible here, in a sentence; "" if it is possible."""
+    s = conv.shape
+    if algorithm not in allowed:
+        return "it is not among the allowed algorithms"
+    if algorithm is Algorithm.PLANAR:
+        return ""
+    is_depthwise = s.group > 1 and s.group == s.c == s.o
+    if algorithm is Algorithm.DEPTHWISE:
+        return "" if is_depthwise else "not one channel per group"
+    if algorithm is Algorithm.BLOCKED:
+        if is_depthwise:
+            return "depthwise, one channel per group"
+        filled = s.group == 1 or (s.c // s.group % limits.block == 0 and s.o // s.group % limits.block == 0)
+        return "" if filled else f"the channels of a group are no multiple of {limits.block}"
+    if s.group > 1:
+        return "the convolution has groups"
+    if algorithm is Algorithm.IM2COL:
+        return _against_workspace(costs.im2col_workspace(s), limits)
+    if (s.kh, s.kw) != (3, 3) or conv.strides != (1, 1) or conv.dilations != (1, 1):
+        return "not 3x3 with stride 1 and dilation 1"
+    if s.c < limits.block:
+        return f"fewer than {limits.block} input channels"
+    if RELATIVE_ERROR[algorithm] > limits.max_error:
+        return f"its rounding error {RELATIVE_ERROR[algorithm]:.1e} is above {limits.max_error:.1e}"
+    return _against_workspace(costs.winograd_workspace(s, TILE[algorithm], limits.block), limits)
+
+
+def _against_workspace(nbytes: int, limits: Limits) -> str:
+    if nbytes <= limits.max_workspace:
+        return ""
+    return f"its workspace of {nbytes / 2**20:.1f} MiB is above {limits.max_workspace}"
+
+
+def _forms(
+    algorithm: Algorithm, conv: ConvNode, machine: Machine, block: int
+) -> Iterator[tuple[int, int, float, Work]]:
+    """(layout read, layout written, estimated seconds, work) of the ways to compute `algorithm`."""
+    s = conv.shape
+    if algorithm is Algorithm.BLOCKED:
+        if s.c < block:
+            yield (
+                PLANAR_LAYOUT,
+                BLOCKED_LAYOUT,
+                costs.blocked(machine, s, block, PLANES),
+                blocked_work(conv, PLANES, block),
+            )
+        yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.blocked(machine, s, block, block), blocked_work(conv, block, block)
+    elif algorithm is Algorithm.DEPTHWISE:
+        yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.depthwise(machine, s, block), depthwise_work(conv, block)
+    elif algorithm in TILE:
+        m = TILE[algorithm]
+        yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.winograd(machine, s, m, block), winograd_work(conv, m, block)
+    elif algorithm is Algorithm.IM2COL:
+        yield PLANAR_LAYOUT, PLANAR_LAYOUT, costs.im2col(machine, s), im2col_work(conv)
+    else:
+        yield PLANAR_LAYOUT, PLANAR_LAYOUT, costs.planar(machine, s), planar_work(conv)
+
+
+def _blocks(channels: int, block: int) -> int:
+    return -(-channels // block)
+
+
+def _window(conv: ConvNode) -> tuple[tuple[str, AttributeValue], ...]:
+    return (("strides", conv.strides), ("pads", conv.pads), ("dilations", conv.dilations))
+
+
+def _blocked_ends(conv: ConvNode, in_block: int, block: int) -> tuple[tuple[int, ...], Operand, tuple[int, ...]]:
+    """Shape of the blocked input, the bias, shape of the blocked output."""
+    s, dtype = conv.shape, str(conv.weight.dtype)
+    blocks = _blocks(s.o, block)
+    x = (s.n, _blocks(s.c, in_block), s.h, s.w, in_block)
+    return x, Operand((blocks, block), dtype, True), (s.n, blocks, s.oh, s.ow, block)
+
+
+def blocked_work(conv: ConvNode, in_block: int, block: int) -> Work:
+    """`Conv2dBlocked` of this shape."""
+    s, dtype = conv.shape, str(conv.weight.dtype)
+    x, bias, y = _blocked_ends(conv, in_block, block)
+    w = Operand((_blocks(s.o, block), _blocks(s.c // s.group, in_block), s.kh, s.kw, in_block, block), dtype, True)
+    attributes = (*_window(conv), ("group", s.group))
+    return Work("Conv2dBlocked", (Operand(x, dtype), w, bias), y, attributes)
+
+
+def depthwise_work(conv: ConvNode, block: int) -> Work:
+    """`DepthwiseConv2dBlocked` of this shape."""
+    s, dtype = conv.shape, str(conv.weight.dtype)
+    x, bias, y = _blocked_ends(conv, block, block)
+    w = Operand((_blocks(s.c, block), s.kh, s.kw, block), dtype, True)
+    return Work("DepthwiseConv2dBlocked", (Operand(x, dtype), w, bias), y, _window(conv))
+
+
+def winograd_work(conv: ConvNode, m: int, block: int) -> Work:
+    """`Conv2dWinograd` of this shape."""
+    s, dtype = conv.shape, str(conv.weight.dtype)
+    x, bias, y = _blocked_ends(conv, block, block)
+    u = Operand(((m + 2) ** 2, _blocks(s.o, block), _blocks(s.c, block), block, block), dtype, True)
+    return Work("Conv2dWinograd", (Operand(x, dtype), u, bias), y, (("m", m), ("pads", conv.pads)))
+
+
+def im2col_work(conv: ConvNode) -> Work:
+    """`Conv2dIm2col` of this shape."""
+    s, dtype = conv.shape, str(conv.weight.dtype)
+    operands = (
+        Operand((s.n, s.c, s.h, s.w), dtype),
+        Operand((s.o, s.c * s.kh * s.kw), dtype, True),
+        Operand((s.o,), dtype, True),
+    )
+    attributes = (*_window(conv), ("kernel_shape", (s.kh, s.kw)))
+    return Work("Conv2dIm2col", operands, (s.n, s.o, s.oh, s.ow), attributes)
+
+
+def planar_work(conv: ConvNode) -> Work:
+    """The standard `Conv` of this shape."""
+    s, dtype = conv.shape, str(conv.weight.dtype)
+    operands = (
+        Operand((s.n, s.c, s.h, s.w), dtype),
+        Operand((s.o, s.c // s.group, s.kh, s.kw), dtype, True),
+        Operand((s.o,), dtype, True),
+    )
+    return Work("Conv", operands, (s.n, s.o, s.oh, s.ow), (*_window(conv), ("group", s.group)), domain="")

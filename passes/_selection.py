@@ -1,0 +1,138 @@
+"""The selection problem of a graph: which nodes can work on which layout, and what converting tensors costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graphopt import costs
+from graphopt.cost_model import CostModel
+from graphopt.ops.layout import blocks
+from graphopt.passes._blockable import BINARY, FLOATS, POOLS, UNARY, Form, border, form_of, padded_bytes
+from graphopt.passes._edit import dims
+from graphopt.solve.selection import Alternative, Problem, Tensor
+from graphopt.work import Operand, Work
+
+PLANAR, BLOCKED = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """The problem of a graph: its node i is `nodes[i]`, and its last node the world outside, which is planar."""
+
+    problem: Problem
+    nodes: tuple[ir.Node, ...]
+    forms: dict[ir.Node, Form]
+    refusals: dict[ir.Node, str]
+
+
+def selection_problem(
+    graph: ir.Graph,
+    block: int,
+    model: CostModel,
+    convolutions: Mapping[ir.Node, Sequence[Alternative]],
+    contested: Collection[ir.Node] = (),
+    error_budget: float = math.inf,
+) -> Labelled:
+    """The problem of `graphopt.solve.selection` for the main graph.
+
+    `convolutions` gives the alternatives of nodes that may become graphopt operators, `contested` those of them whose
+    layout is open. `FromBlocked` and `ToBlocked` of this block size stand for the blocked world on their other side.
+    """
+    nodes = tuple(graph)
+    numbers = {node: number for number, node in enumerate(nodes)}
+    outside = len(nodes)
+    forms: dict[ir.Node, Form] = {}
+    refusals: dict[ir.Node, str] = {}
+    alternatives: list[tuple[Alternative, ...]] = []
+    for node in nodes:
+        if node in convolutions:
+            alternatives.append(tuple(convolutions[node]))
+        elif border(node, block):
+            alternatives.append((Alternative(BLOCKED, BLOCKED, 0.0),))
+        elif isinstance(form := form_of(node, block), Form):
+            forms[node] = form
+            alternatives.append(_on_either(node, form, block, model.machine))
+        else:
+            refusals[node] = form
+            alternatives.append((Alternative(PLANAR, PLANAR, 0.0),))
+    alternatives.append((Alternative(PLANAR, PLANAR, 0.0),))
+    values = [
+        value
+        for value in (*graph.inputs, *graph.initializers.values(), *(v for node in nodes for v in node.outputs))
+        if (shape := dims(value)) is not None and len(shape) == 4 and value.dtype in FLOATS
+    ]
+    ends = [
+        (
+            outside if (producer := value.producer()) is None else numbers[producer],
+            _consumers(value, numbers, forms, convolutions, outside),
+        )
+        for value in values
+    ]
+    open_ = {outside} | {numbers[node] for node in (*refusals, *contested)}
+    decisive = [bool(open_.intersection((producer, *consumers))) for producer, consumers in ends]
+    tensors = [
+        Tensor(producer, consumers, ((0.0, to_blocked), (to_planar, 0.0)))
+        for (producer, consumers), (to_blocked, to_planar) in zip(
+            ends, _conversions(values, decisive, block, model), strict=True
+        )
+    ]
+    return Labelled(Problem(tuple(alternatives), tuple(tensors), 2, error_budget), nodes, forms, refusals)
+
+
+def _consumers(
+    value: ir.Value,
+    numbers: Mapping[ir.Node, int],
+    forms: Mapping[ir.Node, Form],
+    convolutions: Mapping[ir.Node, Sequence[Alternative]],
+    outside: int,
+) -> tuple[int, ...]:
+    found: dict[int, None] = {}
+    for node, index in value.uses():
+        if node in convolutions and index > 0 or node in forms and index not in forms[node].data:
+            continue  # weights and constants are packed, not converted
+        found[numbers.get(node, outside)] = None
+    if value.is_graph_output():
+        found[outside] = None
+    return tuple(found)
+
+
+def _conversions(
+    values: Sequence[ir.Value], decisive: Sequence[bool], block: int, model: CostModel
+) -> list[tuple[float, float]]:
+    """Seconds to block and to unblock each tensor: measured where it is likely to happen, else bytes over bandwidth."""
+    groups = [_conversion_works(value, block) if asked else () for value, asked in zip(values, decisive, strict=True)]
+    found = []
+    for value, timings in zip(values, model.timings(groups), strict=True):
+        estimate = costs.transform(model.machine, padded_bytes(value, block))
+        to_blocked, to_planar = (estimate if t is None else t.seconds for t in timings or (None, None))
+        found.append((to_blocked, to_planar))
+    return found
+
+
+def _conversion_works(value: ir.Value, block: int) -> tuple[Work, Work]:
+    shape = dims(value)
+    assert shape is not None
+    assert value.dtype is not None
+    n, c, h, w = shape
+    dtype = str(value.dtype.numpy())
+    blocked = (n, blocks(c, block), h, w, block)
+    return (
+        Work("ToBlocked", (Operand(shape, dtype),), blocked, (("block", block),)),
+        Work("FromBlocked", (Operand(blocked, dtype),), shape, (("channels", c),)),
+    )
+
+
+def _on_either(node: ir.Node, form: Form, block: int, machine: costs.Machine) -> tuple[Alternative, Alternative]:
+    """Elementwise work joins a blocked convolution for nothing; planar loops are plainer."""
+    tensors = [value for index in form.data if (value := node.inputs[index]) is not None] + [node.outputs[0]]
+    blocked = sum(padded_bytes(value, block) for value in tensors) / machine.bandwidth
+    planar = sum(padded_bytes(value, 1) for value in tensors) / machine.bandwidth
+    if node.op_type in UNARY or node.op_type in BINARY:
+        blocked, planar = 0.0, planar / 4
+    elif node.op_type in POOLS or node.op_type == "LRN":
+        planar *= 2
+    return Alternative(PLANAR, PLANAR, planar), Alternative(BLOCKED, BLOCKED, blocked)

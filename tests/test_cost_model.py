@@ -1,0 +1,86 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from graphopt.cost_model import CostModel, MeasuredCosts, RecordedCosts
+from graphopt.cost_source import parse, record
+from graphopt.cost_table import Context, CostTable
+from graphopt.costs import Machine
+from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.work import Operand, Timing, Work
+
+FAST = Work("Fast", (Operand((1, 8)),), (1, 8))
+SLOW = Work("Slow", (Operand((1, 8)),), (1, 8))
+BROKEN = Work("Broken", (Operand((1, 8)),), (1, 8))
+
+
+class Stopwatch:
+    """Pretends to measure; remembers what it was asked."""
+
+    def __init__(self, seconds: dict[tuple[str, str], tuple[float, float, float]]) -> None:
+        self.seconds = seconds
+        self.asked: list[list[tuple[str, str]]] = []
+
+    def __call__(self, groups: Sequence[Sequence[tuple[Work, str]]]) -> list[list[Timing | None]]:
+        self.asked += [[(work.op_type, tile) for work, tile in group] for group in groups]
+        return [
+            [
+                Timing(*self.seconds[work.op_type, tile], tile) if (work.op_type, tile) in self.seconds else None
+                for work, tile in group
+            ]
+            for group in groups
+        ]
+
+
+SECONDS = {
+    ("Fast", "a"): (5e-6, 4.9e-6, 5.1e-6),
+    ("Fast", "b"): (3e-6, 2.9e-6, 3.1e-6),
+    ("Slow", "a"): (9e-6, 8e-6, 9.5e-6),
+    ("Slow", "b"): (8.9e-6, 8e-6, 9.9e-6),
+}
+
+
+def model(tmp_path: Path, stopwatch: Stopwatch) -> MeasuredCosts:
+    table = CostTable(tmp_path / "costs.sqlite", Context.of({"processor": "P"}))
+    return MeasuredCosts(Machine(), table, lambda work: ("a", "b"), stopwatch)
+
+
+def test_the_best_tile_wins_unless_the_difference_is_noise(tmp_path: Path) -> None:
+    ((fast, slow, broken),) = model(tmp_path, Stopwatch(SECONDS)).timings([[FAST, SLOW, BROKEN]])
+    assert fast is not None
+    assert slow is not None
+    assert (fast.tile, slow.tile, broken) == ("b", "a", None)
+
+
+def test_what_the_table_has_is_not_measured_again(tmp_path: Path) -> None:
+    first, second = Stopwatch(SECONDS), Stopwatch(SECONDS)
+    expected = model(tmp_path, first).timings([[FAST, SLOW], [SLOW, FAST]])
+    assert first.asked == [[("Fast", "a"), ("Fast", "b"), ("Slow", "a"), ("Slow", "b")]]
+    again = model(tmp_path, second)
+    assert again.timings([[FAST, SLOW], [SLOW, FAST]]) == expected
+    assert second.asked == []
+    assert again.measured == 0
+
+
+def test_a_record_gives_the_same_without_measuring(tmp_path: Path) -> None:
+    measured = model(tmp_path, Stopwatch(SECONDS))
+    expected = measured.timings([[FAST], [SLOW]])
+    recorded = RecordedCosts(Machine(), parse(record(measured), "a.gopt"), "a.gopt")
+    assert recorded.timings([[FAST], [SLOW]]) == expected
+    assert record(recorded) == record(measured)
+
+
+def test_a_record_of_something_else_is_refused() -> None:
+    with pytest.raises(GraphoptError, match=r"a\.gopt holds no cost of a Fast on \[1, 8\]"):
+        RecordedCosts(Machine(), {}, "a.gopt").timings([[FAST]])
+
+
+@pytest.mark.parametrize("document", [None, [], {"k": 1}, {"k": [1, 2]}, {"k": [1, 2, 3, 4]}, {"k": ["x", 1, 1, ""]}])
+def test_a_damaged_record(document: object) -> None:
+    with pytest.raises(ArtifactError, match=r"the costs in the manifest of a\.gopt cannot be read"):
+        parse(document, "a.gopt")
+
+
+def test_the_roofline_knows_no_timings() -> None:
+    assert CostModel().timings([[FAST, SLOW], []]) == [[None, None], []]
