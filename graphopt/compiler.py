@@ -23,7 +23,7 @@ from graphopt.cost_source import MEASURED, VARIABLE, open_costs, record
 from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.observe import Check, Dump, Verify
 from graphopt.partition import partition
-from graphopt.pipeline import Pipeline, PipelineResult
+from graphopt.pipeline import Observer, Pipeline, PipelineResult
 from graphopt.program import Port, Program, Stage
 from graphopt.stage_build import BuiltStage, build_stage
 
@@ -106,26 +106,27 @@ def compile_model(
     """
     _check_options(verify, ranks, micro_batches)
     clock = _Clock(progress)
-    clock.start("load")
     from graphopt.expand import expand_functions
-    from graphopt.frontend import load
-    from graphopt.targets import load_target
 
-    backend = load_target(target, level, threads)
-    loaded = load(source, shapes=shapes, example_inputs=example_inputs)
-    model = loaded.model
-    clock.start("passes")
-    notes: list[str] = []
-    model_of_costs = open_costs(costs or os.environ.get(VARIABLE) or MEASURED, backend, notes.append)
-    chosen = _pipeline(passes, model_of_costs)
     verifier = Verify(seed=seed, each=verify == "each")
     observers: list[Any] = [Check()]
     if verify != "off":
         observers.append(verifier)
     if dump is not None:
         observers.append(Dump(Path(dump)))
-    ports = _ports(model)
-    result = chosen.run(model, observers)
+    rewritten = rewrite(
+        source,
+        target=target,
+        level=level,
+        shapes=shapes,
+        example_inputs=example_inputs,
+        passes=passes,
+        costs=costs,
+        threads=threads,
+        observers=observers,
+        clock=clock,
+    )
+    model, backend, ports = rewritten.model, rewritten.backend, rewritten.ports
     expand_functions(model, backend.supports)
     defects: dict[ir.Node, str] = {}
     while True:
@@ -135,9 +136,7 @@ def compile_model(
             clock.start("build")
             with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
                 _require_space(Path(folder), built)
-                artifact = _artifact(
-                    built, ports, micro_batches, backend, chosen, result, model_of_costs, loaded.notes, Path(folder)
-                )
+                artifact = _artifact(built, ports, micro_batches, rewritten, Path(folder))
             break
         except RuntimeError as error:  # of TVM, where no code can be generated; our own mistakes are of other kinds
             defects |= _defects(model, backend, defects, error)
@@ -145,8 +144,51 @@ def compile_model(
         clock.start("verify")
         _verify(artifact, verifier)
     clock.stop()
-    notes = [*loaded.notes, *notes, *(note for stage in built for note in stage.notes)]
-    return Compilation(artifact, tuple(notes), result, fallbacks, clock.seconds)
+    notes = (*rewritten.notes, *(note for stage in built for note in stage.notes))
+    return Compilation(artifact, notes, rewritten.result, fallbacks, clock.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A loaded model after the pipeline, with what it was rewritten for and by."""
+
+    model: ir.Model
+    backend: Target
+    pipeline: Pipeline
+    result: PipelineResult
+    costs: CostModel
+    ports: tuple[tuple[Port, ...], tuple[Port, ...]]
+    notes: tuple[str, ...]
+
+
+def rewrite(
+    source: Any,
+    *,
+    target: str = "llvm",
+    level: str | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    example_inputs: Any = None,
+    passes: str | Pipeline | None = None,
+    costs: str | None = None,
+    threads: int | None = None,
+    observers: Sequence[Observer] = (),
+    clock: _Clock | None = None,
+) -> Rewritten:
+    """Load a model and run the pipeline; the options are those of `compile_model`."""
+    clock = clock or _Clock(None)
+    clock.start("load")
+    from graphopt.frontend import load
+    from graphopt.targets import load_target
+
+    backend = load_target(target, level, threads)
+    loaded = load(source, shapes=shapes, example_inputs=example_inputs)
+    clock.start("passes")
+    notes = list(loaded.notes)
+    weighed = open_costs(costs or os.environ.get(VARIABLE) or MEASURED, backend, notes.append)
+    pipeline = _pipeline(passes, weighed)
+    ports = _ports(loaded.model)
+    result = pipeline.run(loaded.model, observers)
+    return Rewritten(loaded.model, backend, pipeline, result, weighed, ports, tuple(notes))
 
 
 def _check_options(verify: str, ranks: int, micro_batches: int) -> None:
@@ -239,31 +281,27 @@ def _artifact(
     built: Sequence[BuiltStage],
     ports: tuple[tuple[Port, ...], tuple[Port, ...]],
     micro_batches: int,
-    backend: Target,
-    pipeline: Pipeline,
-    result: PipelineResult,
-    costs: CostModel,
-    notes: Sequence[str],
+    rewritten: Rewritten,
     folder: Path,
 ) -> Artifact:
     stages: tuple[Stage, ...] = tuple(stage.stage for stage in built)
     files: dict[str, bytes | Path] = {}
     for stage in built:
-        files.update(stage.write(folder, backend))
+        files.update(stage.write(folder, rewritten.backend))
     program = Program(
         stages, schedule.build(stages, [port.name for port in ports[0]], micro_batches), *ports, micro_batches
     )
     manifest = {
-        "target": backend.describe(),
+        "target": rewritten.backend.describe(),
         "versions": {name: importlib.metadata.version(name) for name in ("apache-tvm", "onnx", "onnxruntime")},
-        "pipeline": str(pipeline),
+        "pipeline": str(rewritten.pipeline),
         "choices": [
             {"node": choice.node, "algorithm": choice.algorithm, "tile": choice.tile}
-            for step in result.steps
+            for step in rewritten.result.steps
             for choice in step.choices
         ],
-        "costs": record(costs),
-        "notes": list(notes),
+        "costs": record(rewritten.costs),
+        "notes": list(rewritten.notes),
     }
     return Artifact.create(program, files, manifest)
 

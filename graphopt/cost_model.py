@@ -33,18 +33,21 @@ class CostModel:
 
 
 class MeasuredCosts(CostModel):
-    """Timings from the cost table; what it lacks is measured now and added to it."""
+    """Timings from the cost table; what it lacks is measured now and added to it.
+
+    Tiles that the table has beyond those that `tiles` offers, which tuning put there, are as good as those.
+    """
 
     def __init__(self, machine: Machine, table: CostTable, tiles: Tiles, measure: Measure) -> None:
         super().__init__(machine)
-        self._table, self._tiles, self._measure = table, tiles, measure
+        self.table, self.measure, self._tiles = table, measure, tiles
         self.measured = 0
 
     def timings(self, groups: Sequence[Sequence[Work]]) -> list[list[Timing | None]]:
         """Per work the tile that is faster than the default by more than the noise, or the default."""
         distinct = {work.key: work for group in groups for work in group}
-        known = {key: self._table.get(key) for key in distinct}
-        tiles = {key: tuple(self._tiles(work)) for key, work in distinct.items()}
+        known = {key: self.table.get(key) for key in distinct}
+        tiles = {key: tuple(dict.fromkeys((*self._tiles(work), *known[key]))) for key, work in distinct.items()}
         missing: list[list[tuple[Work, str]]] = []
         asked: set[str] = set()
         for group in groups:
@@ -57,9 +60,9 @@ class MeasuredCosts(CostModel):
             asked |= {work.key for work in group}
             if wanted:
                 missing.append(wanted)
-        for wanted, found in zip(missing, self._measure(missing) if missing else (), strict=True):
+        for wanted, found in zip(missing, self.measure(missing) if missing else (), strict=True):
             rows = [(work.key, timing) for (work, _), timing in zip(wanted, found, strict=True) if timing is not None]
-            self._table.put(rows)
+            self.table.put(rows)
             self.measured += len(rows)
             for key, timing in rows:
                 known[key][timing.tile] = timing

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphopt.passes.choose_tiles import ChooseTiles as ChooseTiles
     from graphopt.passes.fuse import Fuse as Fuse
     from graphopt.passes.layout import Layout as Layout
     from graphopt.passes.normalize import Normalize as Normalize
@@ -16,12 +17,13 @@ PASSES = {
     "fuse": ("graphopt.passes.fuse", "Fuse"),
     "select-conv": ("graphopt.passes.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout", "Layout"),
+    "choose-tiles": ("graphopt.passes.choose_tiles", "ChooseTiles"),
 }
 
-DEFAULT = "normalize,fuse,select-conv,layout"
+DEFAULT = "normalize,fuse,select-conv,layout,choose-tiles"
 """The pipeline of `graphopt compile` when --passes is not given."""
 
-__all__ = ["DEFAULT", "PASSES", "Fuse", "Layout", "Normalize", "SelectConv"]
+__all__ = ["DEFAULT", "PASSES", "ChooseTiles", "Fuse", "Layout", "Normalize", "SelectConv"]
 
 
 def __getattr__(name: str) -> Any:

@@ -63,6 +63,9 @@ class Target(Protocol):
     def tiles(self, work: Work) -> Sequence[str]:
         """The tiles that the kernel of `work` may use, the best by estimate first."""
 
+    def wide_tiles(self, work: Work) -> Sequence[str]:
+        """All tiles that the kernel of `work` could use, for tuning; none where there is nothing to tune."""
+
     def measure(self, groups: Sequence[Sequence[tuple[Work, str]]]) -> Sequence[Sequence[Timing | None]]:
         """Seconds of every (work, tile) here, those of a group interleaved; None where it cannot be built."""
 

@@ -84,6 +84,10 @@ class CpuTarget:
         """As `targets.tiles` lists them."""
         return tiles.tiles(work, self.cpu)
 
+    def wide_tiles(self, work: Work) -> tuple[str, ...]:
+        """As `targets.tiles` lists them."""
+        return tiles.wide(work, self.cpu)
+
     def measure(self, groups: Sequence[Sequence[tuple[Work, str]]]) -> list[list[Timing | None]]:
         """Time on as many threads as the code is generated for."""
         return measure.measure(groups, self, self.cpu.cores)

@@ -12,6 +12,9 @@ Space = Callable[[Work, CpuMachine], tuple[str, ...]]
 SPACES: dict[tuple[str, str], Space] = {}
 """By domain and operator."""
 
+WIDE: dict[tuple[str, str], Space] = {}
+"""The same, every tile that the kernel can be built with."""
+
 DEFAULT = ("",)
 
 
@@ -19,3 +22,9 @@ def tiles(work: Work, machine: CpuMachine) -> tuple[str, ...]:
     """Spellings of the tiles; a single empty one, the kernel's own choice, where there is nothing to choose."""
     space = SPACES.get((work.domain, work.op_type))
     return DEFAULT if space is None else space(work, machine) or DEFAULT
+
+
+def wide(work: Work, machine: CpuMachine) -> tuple[str, ...]:
+    """Spellings of all tiles; none where there is nothing to choose."""
+    space = WIDE.get((work.domain, work.op_type))
+    return () if space is None else space(work, machine)

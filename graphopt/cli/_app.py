@@ -25,6 +25,7 @@ COMMANDS = {
     "passes": "List the passes and their options.",
     "models": "List the models of the zoo.",
     "bench": "Time models beside ONNX Runtime.",
+    "tune": "Search wider for the tiles of a model's hottest kernels.",
     "report": "Show what is in an artifact.",
     "demo": "Compile, check, time and distribute a real model.",
 }

@@ -8,6 +8,7 @@ import pytest
 from graphopt.observe import Check
 from graphopt.pipeline import Event, Pass, PassResult
 from graphopt.verify import random_inputs, require_equal, run_onnxruntime
+from graphopt.work import TILE
 
 
 def parse(text: str, weights: Mapping[str, Sequence[int]] | None = None, opset: int = 20) -> ir.Model:
@@ -31,7 +32,7 @@ def parse(text: str, weights: Mapping[str, Sequence[int]] | None = None, opset: 
 
 
 def listing(model: ir.Model) -> str:
-    """One line per node: outputs with extents, operator, inputs (constants with extents), attributes by name."""
+    """One line per node: outputs with extents, operator, inputs (constants with extents), attributes by name, tile."""
 
     def extents(value: ir.Value) -> str:
         return f"[{','.join(map(str, value.shape or ()))}]"
@@ -50,7 +51,8 @@ def listing(model: ir.Model) -> str:
         outputs = ", ".join(f"{value.name}{extents(value)}" for value in node.outputs)
         inputs = ", ".join(map(argument, node.inputs))
         given = ", ".join(attribute(node.attributes[name]) for name in sorted(node.attributes))
-        lines.append(f"{outputs} = {node.op_type}({inputs})" + (f" {{{given}}}" if given else ""))
+        tile = f" @{node.metadata_props[TILE]}" if TILE in node.metadata_props else ""
+        lines.append(f"{outputs} = {node.op_type}({inputs})" + (f" {{{given}}}" if given else "") + tile)
     return "\n".join(lines)
 
 

@@ -1,0 +1,35 @@
+"""From a node of a model to the work that costs are asked about."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graphopt.analysis import static_type
+from graphopt.work import AttributeValue, Operand, Work
+
+_KINDS = {
+    ir.AttributeType.INT: "as_int",
+    ir.AttributeType.FLOAT: "as_float",
+    ir.AttributeType.STRING: "as_string",
+    ir.AttributeType.INTS: "as_ints",
+}
+
+
+def work_of(node: ir.Node) -> Work | None:
+    """The work of a node with one output; None where a shape, a dtype or an attribute cannot be written down."""
+    operands = []
+    for value in node.inputs:
+        found = static_type(value) if value is not None else None
+        if value is None or found is None:
+            return None
+        operands.append(Operand(found[1], found[0], value.const_value is not None))
+    result = static_type(node.outputs[0]) if len(node.outputs) == 1 else None
+    if result is None or not operands or result[0] != operands[0].dtype:
+        return None
+    attributes: list[tuple[str, AttributeValue]] = []
+    for name, attribute in node.attributes.items():
+        if not isinstance(attribute, ir.Attr) or attribute.type not in _KINDS:
+            return None
+        value = getattr(attribute, _KINDS[attribute.type])()
+        attributes.append((name, tuple(value) if isinstance(value, list | tuple) else value))
+    return Work(node.op_type, tuple(operands), result[1], tuple(attributes), node.domain)

@@ -1,0 +1,104 @@
+"""Search wider for the tiles of a model's hottest kernels; the findings go into the cost table, where compiling looks.
+
+Compiling measures a few tiles per kernel. Tuning takes the kernels that the model spends most time in and searches all
+their tiles (`graphopt.solve.evolve`), as long as it is allowed to. Every measurement is kept, so that an interrupted
+search goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from graphopt.compiler import rewrite
+from graphopt.cost_model import MeasuredCosts
+from graphopt.cost_source import MEASURED
+from graphopt.errors import GraphoptError
+from graphopt.node_work import work_of
+from graphopt.solve.evolve import evolve
+from graphopt.work import Timing, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """One kernel: how many nodes of the model are like it, its timing before and after, tiles tried so far and all."""
+
+    work: Work
+    nodes: int
+    before: Timing
+    after: Timing
+    tried: int
+    space: int
+
+
+def tune(
+    source: Any,
+    *,
+    trials: int = 64,
+    top: int = 8,
+    target: str = "llvm",
+    level: str | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    passes: str | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[Tuned]:
+    """Tune the `top` kernels that take most of the model's time, each as soon as it is done.
+
+    Args:
+        source: as `graphopt.compile` takes it.
+        trials: tiles to measure per kernel, besides those that the cost table has.
+
+    Raises:
+        GraphoptError: nothing can be measured here, or what compiling raises.
+    """
+    say = progress or (lambda _: None)
+    say("compiling as it is")
+    rewritten = rewrite(
+        source, target=target, level=level, shapes=shapes, passes=passes, costs=MEASURED, threads=threads
+    )
+    costs, backend = rewritten.costs, rewritten.backend
+    if not isinstance(costs, MeasuredCosts):
+        raise GraphoptError(f"nothing can be tuned here: {backend.cannot_measure()}")
+    counts = Counter(work for node in rewritten.model.graph if (work := work_of(node)) is not None)
+    spaces = {work: tuple(space) for work in counts if len(space := backend.wide_tiles(work)) > 1}
+    now = {work: timing for work in spaces if (timing := costs.timings([[work]])[0][0]) is not None}
+    hottest = sorted(now, key=lambda work: -now[work].seconds * counts[work])[:top]
+    for number, work in enumerate(hottest, 1):
+        say(f"kernel {number} of {len(hottest)}: {work.op_type}")
+        search = _Search(costs, work, now[work])
+        evolve(spaces[work], search.known(), search, trials, seed=seed)
+        found = search.known()
+        after = costs.timings([[work]])[0][0]
+        assert after is not None
+        yield Tuned(work, counts[work], now[work], after, len(found), len(spaces[work]))
+
+
+class _Search:
+    """Measures tiles of one work, always beside the best known one, and keeps what it finds in the table."""
+
+    def __init__(self, costs: MeasuredCosts, work: Work, best: Timing) -> None:
+        self._costs, self._work, self._best = costs, work, best
+
+    def known(self) -> dict[str, float]:
+        """Seconds by tile, all that the table has."""
+        return {tile: timing.seconds for tile, timing in self._costs.table.get(self._work.key).items()}
+
+    def __call__(self, tiles: Sequence[str]) -> dict[str, float]:
+        """Seconds as they would have been when the best one was measured: machines drift."""
+        pairs = [(self._work, tile) for tile in (self._best.tile, *tiles)]
+        ((now, *found),) = self._costs.measure([pairs])
+        scale = self._best.seconds / now.seconds if now is not None else 1.0
+        timings = [
+            replace(t, seconds=t.seconds * scale, low=t.low * scale, high=t.high * scale)
+            for t in found
+            if t is not None
+        ]
+        self._costs.table.put((self._work.key, timing) for timing in timings)
+        fastest = min(timings, key=lambda t: t.seconds, default=self._best)
+        if fastest.high < self._best.seconds:
+            self._best = fastest
+        return {timing.tile: timing.seconds for timing in timings}
