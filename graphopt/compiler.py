@@ -184,7 +184,7 @@ def rewrite(
     loaded = load(source, shapes=shapes, example_inputs=example_inputs)
     clock.start("passes")
     notes = list(loaded.notes)
-    weighed = open_costs(costs or os.environ.get(VARIABLE) or MEASURED, backend, notes.append)
+    weighed = open_costs(costs or os.environ.get(VARIABLE) or MEASURED, backend, notes.append, clock.progress)
     pipeline = _pipeline(passes, weighed)
     ports = _ports(loaded.model)
     result = pipeline.run(loaded.model, observers)
@@ -264,13 +264,13 @@ def _stages(
 class _Clock:
     def __init__(self, progress: Progress | None) -> None:
         self.seconds: dict[str, float] = {}
-        self._progress, self._phase, self._since = progress, "", 0.0
+        self.progress, self._phase, self._since = progress, "", 0.0
 
     def start(self, phase: str) -> None:
         self.stop()
         self._phase, self._since = phase, time.perf_counter()
-        if self._progress is not None:
-            self._progress(phase)
+        if self.progress is not None:
+            self.progress(phase)
 
     def stop(self) -> None:
         if self._phase:

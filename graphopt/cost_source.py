@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from graphopt.artifact import open_artifact
 from graphopt.cost_model import CostModel, MeasuredCosts, RecordedCosts
 from graphopt.cost_table import Context, CostTable, default_path
 from graphopt.errors import ArtifactError, GraphoptError
-from graphopt.work import Timing
+from graphopt.work import Timing, Work
 
 if TYPE_CHECKING:
     from graphopt.targets.base import Target
@@ -20,8 +20,15 @@ VARIABLE = "GRAPHOPT_COSTS"
 """Environment variable: what is meant where nothing is said."""
 
 
-def open_costs(source: str, backend: Target, say: Callable[[str], None] | None = None) -> CostModel:
+def open_costs(
+    source: str,
+    backend: Target,
+    note: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> CostModel:
     """The cost model that `source` names: `measured`, `roofline`, or the path of an artifact.
+
+    `note` is told why estimates are used where measurements were asked for, `progress` how far a measurement is.
 
     Raises:
         GraphoptError: it is none of these, or the artifact holds no costs for this target.
@@ -30,11 +37,15 @@ def open_costs(source: str, backend: Target, say: Callable[[str], None] | None =
         return CostModel(backend.machine)
     if source == MEASURED:
         if (reason := backend.cannot_measure()) is not None:
-            if say is not None:
-                say(f"costs are estimates: {reason}")
+            if note is not None:
+                note(f"costs are estimates: {reason}")
             return CostModel(backend.machine)
         table = CostTable(default_path(), Context.of(backend.cost_facts()))
-        return MeasuredCosts(backend.machine, table, backend.tiles, backend.measure)
+
+        def measure(groups: Sequence[Sequence[tuple[Work, str]]]) -> Sequence[Sequence[Timing | None]]:
+            return backend.measure(groups, progress)
+
+        return MeasuredCosts(backend.machine, table, backend.tiles, measure)
     if not Path(source).exists():
         raise GraphoptError(f"--costs {source} is neither {MEASURED}, {ROOFLINE} nor an artifact that exists")
     manifest = open_artifact(source, check_cpu=False).manifest

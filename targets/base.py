@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -66,7 +66,9 @@ class Target(Protocol):
     def wide_tiles(self, work: Work) -> Sequence[str]:
         """All tiles that the kernel of `work` could use, for tuning; none where there is nothing to tune."""
 
-    def measure(self, groups: Sequence[Sequence[tuple[Work, str]]]) -> Sequence[Sequence[Timing | None]]:
+    def measure(
+        self, groups: Sequence[Sequence[tuple[Work, str]]], progress: Callable[[str], None] | None = None
+    ) -> Sequence[Sequence[Timing | None]]:
         """Seconds of every (work, tile) here, those of a group interleaved; None where it cannot be built."""
 
     def cannot_measure(self) -> str | None:

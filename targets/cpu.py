@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -88,9 +88,11 @@ class CpuTarget:
         """As `targets.tiles` lists them."""
         return tiles.wide(work, self.cpu)
 
-    def measure(self, groups: Sequence[Sequence[tuple[Work, str]]]) -> list[list[Timing | None]]:
+    def measure(
+        self, groups: Sequence[Sequence[tuple[Work, str]]], progress: Callable[[str], None] | None = None
+    ) -> list[list[Timing | None]]:
         """Time on as many threads as the code is generated for."""
-        return measure.measure(groups, self, self.cpu.cores)
+        return measure.measure(groups, self, self.cpu.cores, progress)
 
     def cannot_measure(self) -> str | None:
         """Code for a level that this processor lacks cannot run here."""

@@ -36,7 +36,7 @@ POOL_BYTES = 96 << 20
 MOST_PLACES = 256
 SMALL_CONSTANT = 4096
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str], None]
 
 
 def node_of(work: Work, tile: str = "", seed: int = 0) -> ir.Node:
@@ -64,6 +64,8 @@ def measure(
     groups: Sequence[Sequence[tuple[Work, str]]], target: CpuTarget, threads: int, progress: Progress | None = None
 ) -> list[list[Timing | None]]:
     """Time every (work, tile); those of one group are interleaved. None where a kernel cannot be built."""
+    if progress is not None:
+        progress(f"building {sum(map(len, groups))} kernels to measure")
     lowered = [
         [_lower(target, work, tile, f"g{i}_{j}_") for j, (work, tile) in enumerate(g)] for i, g in enumerate(groups)
     ]
@@ -94,7 +96,7 @@ def _measure_all(
             ]
         )
         if progress is not None:
-            progress(done + 1, len(groups))
+            progress(f"measuring kernels, {done + 1} of {len(groups)} groups")
     return results
 
 

@@ -34,7 +34,9 @@ def slow_winograd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A machine on which everything takes a microsecond, and Winograd a second; the works that were measured."""
     asked: list[str] = []
 
-    def measure(self: CpuTarget, groups: Sequence[Sequence[tuple[Work, str]]]) -> list[list[Timing | None]]:
+    def measure(
+        self: CpuTarget, groups: Sequence[Sequence[tuple[Work, str]]], progress: object = None
+    ) -> list[list[Timing | None]]:
         asked.extend(work.op_type for group in groups for work, _ in group)
         seconds = {"Conv2dWinograd": 1.0, "Conv2dBlocked": 1e-6, "ToBlocked": 1e-7, "FromBlocked": 1e-7}
         return [

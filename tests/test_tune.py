@@ -42,7 +42,9 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tupl
     asked: list[tuple[tuple[int, ...], str]] = []
     drift = [1.0]
 
-    def measure(self: CpuTarget, groups: Sequence[Sequence[tuple[Work, str]]]) -> list[list[Timing | None]]:
+    def measure(
+        self: CpuTarget, groups: Sequence[Sequence[tuple[Work, str]]], progress: object = None
+    ) -> list[list[Timing | None]]:
         asked.extend((work.shape, tile) for group in groups for work, tile in group)
         drift[0] *= 1.1  # the machine gets slower and slower
         return [
