@@ -8,7 +8,7 @@ from tvm import te, tirx
 
 from graphopt.ops.winograd import matrices
 from graphopt.targets.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, Converter, shape_of
-from graphopt.targets.kernels import conv_direct, conv_winograd, depthwise, lrn
+from graphopt.targets.kernels import common, conv_direct, conv_winograd, depthwise, lrn
 
 
 def to_blocked(c: Context, inputs: list[Any]) -> Any:
@@ -46,12 +46,6 @@ def from_blocked(c: Context, inputs: list[Any]) -> Any:
     return c.te("from_blocked", compute, inputs[0], pattern=INJECTIVE)
 
 
-def _padded(c: Context, x: Any, pads: tuple[int, ...]) -> Any:
-    if not any(pads):
-        return x
-    return c.te("pad", lambda v: conv_direct.pad_input(v, _four(pads)), x, pattern=INJECTIVE)
-
-
 def _four(pads: tuple[int, ...]) -> tuple[int, int, int, int]:
     top, left, bottom, right = pads
     return top, left, bottom, right
@@ -62,9 +56,15 @@ def _two(values: tuple[int, ...]) -> tuple[int, int]:
     return first, second
 
 
+def _padded(c: Context, x: Any, pads: tuple[int, ...]) -> Any:
+    if not any(pads):
+        return x
+    return c.te("pad", lambda v: common.pad_input(v, _four(pads)), x, pattern=INJECTIVE)
+
+
 def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
     x, w, bias = inputs
-    padded = _padded(c, x, c.integers("pads", (0, 0, 0, 0)))
+    padded = _padded(c, x, c.integers("pads", (0, 0, 0, 0)))  # once: every tile of output channels reads all of it
     strides, dilations = _two(c.integers("strides", (1, 1))), _two(c.integers("dilations", (1, 1)))
     return c.te(
         "conv_direct",
@@ -78,10 +78,15 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
 
 def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
     x, w, bias = inputs
-    padded = _padded(c, x, c.integers("pads", (0, 0, 0, 0)))
+    pads = _four(c.integers("pads", (0, 0, 0, 0)))
     strides, dilations = _two(c.integers("strides", (1, 1))), _two(c.integers("dilations", (1, 1)))
     return c.te(
-        "depthwise", lambda p, q, r: depthwise.depthwise(p, q, r, strides, dilations), padded, w, bias, pattern=EPILOGUE
+        "depthwise",
+        lambda p, q, r: depthwise.depthwise(p, q, r, strides, dilations, pads),
+        x,
+        w,
+        bias,
+        pattern=EPILOGUE,
     )
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import tvm
-from tvm import s_tir, tirx
+from tvm import s_tir, te, tirx
 
 RULE = "graphopt.rule"
 """Block annotation by which a compute definition names the schedule rule it wants."""
+
+SCHEDULED = "graphopt.scheduled"
+"""Attribute of a function whose loops are written by hand, as they are to run: it is taken as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +106,22 @@ def const(value: float, dtype: str) -> Any:
 def dims(tensor: Any) -> list[int]:
     """Static shape of a TE tensor."""
     return [int(d) for d in tensor.shape]
+
+
+def pad_input(x: Any, pads: tuple[int, int, int, int]) -> Any:
+    """Zero-pad rows and columns of x[N, C, H, W, b] by (top, left, bottom, right)."""
+    n, c, h, w, b = dims(x)
+    top, left, bottom, right = pads
+
+    def element(i: Any, j: Any, y: Any, z: Any, k: Any) -> Any:
+        inside = tirx.all(y >= top, y < top + h, z >= left, z < left + w)
+        return tirx.if_then_else(inside, x[i, j, y - top, z - left, k], const(0, x.dtype))
+
+    return te.compute((n, c, h + top + bottom, w + left + right, b), element, name="pad")
+
+
+def pad_locally(schedule: s_tir.Schedule, pad: Block, task: Any) -> None:
+    """Let each iteration of the loop `task` pad what it reads, into a buffer of its own."""
+    schedule.compute_at(pad.rv, task, preserve_unit_loops=True)
+    schedule.set_scope(pad.rv, 0, "local")
+    schedule.vectorize(schedule.get_loops(pad.rv)[-1])

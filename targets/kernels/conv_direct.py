@@ -18,7 +18,6 @@ from graphopt.targets.kernels.common import (
     RULE,
     Block,
     blocks_of,
-    const,
     dims,
     inline_after,
     padded_tile,
@@ -28,18 +27,6 @@ from graphopt.targets.kernels.common import (
 from graphopt.targets.machine import CpuMachine
 
 NAME = "conv_direct"
-
-
-def pad_input(x: Any, pads: tuple[int, int, int, int]) -> Any:
-    """Zero-pad rows and columns of x[N, C, H, W, b] by (top, left, bottom, right)."""
-    n, c, h, w, b = dims(x)
-    top, left, bottom, right = pads
-
-    def element(i: Any, j: Any, y: Any, z: Any, k: Any) -> Any:
-        inside = tirx.all(y >= top, y < top + h, z >= left, z < left + w)
-        return tirx.if_then_else(inside, x[i, j, y - top, z - left, k], const(0, x.dtype))
-
-    return te.compute((n, c, h + top + bottom, w + left + right, b), element, name="pad")
 
 
 def tile_shape(out_width: int, vectors: int, machine: CpuMachine) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """Depthwise convolution and pooling on the channel-blocked layout: a window reduced lane by lane.
 
 Both read a small window per output and never mix channels, so they share one schedule: parallel over
-(batch, channel block, row), a tile of output columns in registers, one vector of channels in the lanes.
+(batch, channel block, band of rows), a tile of output columns in registers, one vector of channels in the lanes. Each
+task pads its own rows into a buffer that stays in the first-level cache, so no padded map is ever stored.
 """
 
 from __future__ import annotations
@@ -10,20 +11,41 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
-from graphopt.targets.kernels.common import RULE, Block, const, dims, inline_after, padded_tile, round_up
+from graphopt.targets.kernels.common import (
+    RULE,
+    Block,
+    blocks_of,
+    const,
+    dims,
+    inline_after,
+    largest_divisor,
+    pad_input,
+    pad_locally,
+    padded_tile,
+    round_up,
+)
 from graphopt.targets.machine import CpuMachine
 
 NAME = "window"
 
 
-def depthwise(x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tuple[int, int]) -> Any:
+def depthwise(
+    x: Any,
+    w: Any,
+    bias: Any,
+    strides: tuple[int, int],
+    dilations: tuple[int, int],
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+) -> Any:
     """y[n, c, oh, ow, :] = bias[c, :] + sum over kh, kw of x[n, c, oh*s+kh, ow*s+kw, :] * w[c, kh, kw, :].
 
     Args:
-        x: [N, CB, H, W, b], already padded.
+        x: [N, CB, H, W, b].
         w: [CB, KH, KW, b].
         bias: [CB, b].
+        pads: rows and columns of zeros: top, left, bottom, right.
     """
+    x = pad_input(x, pads) if any(pads) else x
     n, cb, h, width, b = dims(x)
     _, kh, kw, _ = dims(w)
     out_h = (h - (kh - 1) * dilations[0] - 1) // strides[0] + 1
@@ -37,7 +59,8 @@ def depthwise(x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tu
             column = tirx.min(column, width - 1)
         return te.sum(x[i, c, y * strides[0] + rh * dilations[0], column, lane] * w[c, rh, rw, lane], axis=[rh, rw])
 
-    sums = te.compute((n, cb, out_h, computed, b), product, name="depthwise", attrs={RULE: NAME})
+    attributes = {RULE: NAME, "graphopt.halo": (kh - 1) * dilations[0], "graphopt.stride": strides[0]}
+    sums = te.compute((n, cb, out_h, computed, b), product, name="depthwise", attrs=attributes)
     return te.compute(
         (n, cb, out_h, out_w, b), lambda i, c, y, z, lane: sums[i, c, y, z, lane] + bias[c, lane], name="bias"
     )
@@ -110,14 +133,29 @@ def _columns(out_width: int) -> int:
     return padded_tile(out_width, 8)
 
 
+def _band(rows: int, row_bytes: int, halo: int, stride: int, machine: CpuMachine) -> int:
+    """Output rows per task: the most that divide `rows` and whose padded input fits the first-level cache."""
+    fit = (machine.l1_bytes // row_bytes - halo) // stride
+    return largest_divisor(rows, max(1, min(fit, 16)))
+
+
 def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
-    """A row of tiles per task; the window is unrolled where it is small."""
+    """A band of rows of tiles per task; the window is unrolled where it is small."""
+    pad = next((block for block in blocks_of(sch) if block.name == "pad"), None)
     last = inline_after(sch, anchor)
     n, c, oh, ow, lane = sch.get_loops(last)
     ow_out, ow_in = sch.split(ow, [None, _columns(anchor.spatial[3])])
-    task = sch.fuse(n, c, oh)
+    if pad is None:
+        task = sch.fuse(n, c, oh)
+    else:
+        halo, stride = (int(sch.get(anchor.rv).annotations[name]) for name in ("graphopt.halo", "graphopt.stride"))
+        band = _band(anchor.spatial[2], 4 * pad.spatial[3] * pad.spatial[4], halo, stride, machine)
+        oh_out, _ = sch.split(oh, [None, band])
+        task = sch.fuse(n, c, oh_out)
     sch.compute_at(anchor.rv, ow_out, preserve_unit_loops=True)
     sch.set_scope(anchor.rv, 0, "local")
+    if pad is not None:
+        pad_locally(sch, pad, task)
     tile, tile_lane, kh, kw = sch.get_loops(anchor.rv)[-4:]
     sch.reorder(kh, kw, tile, tile_lane)
     sch.parallel(task)

@@ -234,7 +234,7 @@ def test_an_epilogue_is_part_of_the_last_kernel(any_lab: Any, kind: str) -> None
             f"Conv2dBlocked<{attributes}, group=1>", pack_conv_weight(numbers(32, 32, *kernel), 1, b, b), 2
         ),
         "1x1": (f"Conv2dBlocked<{attributes}, group=1>", pack_conv_weight(numbers(32, 32, *kernel), 1, b, b), 1),
-        "depthwise": (f"DepthwiseConv2dBlocked<{attributes}>", pack_depthwise_weight(numbers(32, 1, 3, 3), b), 2),
+        "depthwise": (f"DepthwiseConv2dBlocked<{attributes}>", pack_depthwise_weight(numbers(32, 1, 3, 3), b), 1),
         "winograd": ("Conv2dWinograd<m=2, pads=[1, 1, 1, 1]>", winograd_weight(numbers(32, 32, 3, 3), 2, b), 3),
     }[kind]  # fmt: skip
     body = f"""
