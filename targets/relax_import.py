@@ -22,15 +22,12 @@ from graphopt.analysis import static_type
 from graphopt.program import ITEM_BYTES
 from graphopt.targets import converters
 from graphopt.targets.converters.refusals import WRONG_IN_TVM
+from graphopt.targets.converters.refusals import NotSupported as NotSupported
 from graphopt.targets.machine import CpuMachine
 
 SMALL_FLOATS = 16
 SMALL_INTEGERS = 4096
 """Constants up to these sizes are part of the code (axes, shapes, scalars); larger ones are weights."""
-
-
-class NotSupported(Exception):
-    """A node cannot become native code; the message is the reason in a sentence."""
 
 
 @dataclass(slots=True)

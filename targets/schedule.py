@@ -8,7 +8,7 @@ from typing import Any
 from tvm import s_tir
 
 from graphopt.targets.kernels import conv_direct, conv_winograd, depthwise, gemm, generic, lrn, rowwise
-from graphopt.targets.kernels.common import Block, blocks_of
+from graphopt.targets.kernels.common import SCHEDULED, Block, blocks_of
 from graphopt.targets.machine import CpuMachine
 
 Rule = Callable[[s_tir.Schedule, Block, CpuMachine], s_tir.Schedule | None]
@@ -30,6 +30,8 @@ def apply(function: Any, machine: CpuMachine) -> tuple[Any, str]:
 
     Every schedule computes the same function, so a rule that a shape defeats costs speed and nothing else.
     """
+    if function.attrs is not None and SCHEDULED in function.attrs:
+        return function, ""
     sch = s_tir.Schedule(function)
     try:
         blocks = blocks_of(sch)

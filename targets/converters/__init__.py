@@ -36,6 +36,7 @@ from graphopt.targets.converters.blocked import (
 from graphopt.targets.converters.convolution import conv
 from graphopt.targets.converters.halves import in_single
 from graphopt.targets.converters.products import attention, fully_connected, matmul
+from graphopt.targets.converters.recurrent import recurrent
 from graphopt.targets.converters.reductions import extreme, reduction
 from graphopt.targets.converters.rows import clamp, elementwise, gelu, layer_norm, softmax
 from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
@@ -74,6 +75,9 @@ STANDARD: dict[str, Converter] = {
     "Tanh": elementwise(fast.tanh),
     "Erf": elementwise(fast.erf),
     "Gelu": gelu,
+    "GRU": recurrent,
+    "LSTM": recurrent,
+    "RNN": recurrent,
 }
 
 """Tried first."""

@@ -1,10 +1,14 @@
-"""Operators that TVM imports to wrong numbers: predicates that give the reason (measured with the ONNX node suite)."""
+"""Why a node is refused: above all, what TVM imports to wrong numbers (measured with the ONNX node suite)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import onnx_ir as ir
+
+
+class NotSupported(Exception):
+    """A node cannot become native code; the message is the reason in a sentence."""
 
 
 def _is_inf(node: ir.Node) -> str | None:

@@ -1,0 +1,137 @@
+"""LSTM, GRU and RNN: one product of all inputs with W, then the recurrence as one kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax
+
+from graphopt.targets.converters.base import OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.converters.index import constant
+from graphopt.targets.converters.products import product
+from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.kernels import rnn
+from graphopt.targets.kernels.common import SCHEDULED
+
+_DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
+_X, _W, _R, _B, _LENGTHS, _H, _C, _P = range(8)
+
+
+def recurrent(c: Context, inputs: list[Any]) -> Any:
+    """An LSTM, GRU or RNN node.
+
+    Raises:
+        NotSupported: with the reason, for what the kernel does not compute.
+    """
+    cell = c.node.op_type
+    given = [*inputs, *[None] * (8 - len(inputs))]
+    x, w, r = given[_X], given[_W], given[_R]
+    dtype, batch_first = dtype_of(x), c.integer("layout") == 1
+    if dtype not in ("float32", "float64") or 0 in (*shape_of(x), *shape_of(w), *shape_of(r)):
+        return NotImplemented
+    if batch_first:
+        x = c.builder.emit(relax.op.permute_dims(x, [1, 0, 2]))
+    steps, batch, _ = shape_of(x)
+    directions, _, hidden = shape_of(r)
+    _refuse(c, steps, hidden)
+    layer = rnn.plan(
+        cell,
+        (steps, batch, hidden),
+        directions,
+        c.machine,
+        dtype,
+        activations=_activations(c, directions),
+        reverse=c.text("direction", "forward") == "reverse",
+        reset_after=cell == "GRU" and c.integer("linear_before_reset") != 0,
+    )
+    projected = _projected(c, layer, x, w, given[_B])
+    extra: dict[str, Any] = {}
+    if layer.reset_after:
+        bias = _zeros((directions, 6 * hidden), dtype) if given[_B] is None else given[_B]
+        extra["reset_bias"] = c.te("pack", lambda v: rnn.pack_vectors(v, layer, 5, 1), bias, pattern=OPAQUE)
+    if given[_P] is not None:
+        extra["peepholes"] = c.te("pack", lambda v: rnn.pack_vectors(v, layer, 0, 3), given[_P], pattern=OPAQUE)
+    weights = [
+        c.te("pack", lambda v, p=phase: rnn.pack_recurrent(v, layer, *p), r, pattern=OPAQUE) for phase in layer.phases
+    ]
+    states = [given[_H], given[_C]] if cell == "LSTM" else [given[_H]]
+    initial = [_initial(c, state, (directions, batch, hidden), dtype, batch_first) for state in states]
+    whole = c.builder.emit_te(
+        lambda p, ws, hs, more: rnn.compute(layer, p, ws, hs, **more),
+        projected,
+        weights,
+        initial,
+        extra,
+        primfunc_name_hint=cell.lower(),
+        primfunc_attrs={"op_pattern": OPAQUE, SCHEDULED: 1},
+    )
+    results = [relax.TupleGetItem(whole, i) for i in range(1 + len(states))]
+    return [_output(c, i, result, batch_first) for i, result in zip(range(len(c.node.outputs)), results, strict=False)]
+
+
+def _refuse(c: Context, steps: int, hidden: int) -> None:
+    """Raise for attributes and inputs that the kernel does not know."""
+    cell = c.node.op_type
+    if "clip" in c.node.attributes:
+        raise NotSupported(f"the kernel of {cell} does not clip")
+    if c.integer("input_forget"):
+        raise NotSupported(f"the kernel of {cell} does not couple the input and the forget gate")
+    if c.integer("hidden_size", hidden) != hidden:
+        raise NotSupported(f"hidden_size of {cell} is not the width of its recurrent weights, which is {hidden}")
+    if len(c.node.inputs) > _LENGTHS and c.node.inputs[_LENGTHS] is not None:
+        lengths = constant(c, _LENGTHS)
+        if lengths is None or not bool(np.all(lengths == steps)):
+            raise NotSupported(f"the kernel of {cell} computes sequences of full length only")
+
+
+def _activations(c: Context, directions: int) -> tuple[str, ...]:
+    defaults = _DEFAULTS[c.node.op_type]
+    attribute = c.node.attributes.get("activations")
+    if not isinstance(attribute, ir.Attr):
+        return defaults
+    spelled = {name.lower(): name for name in rnn.ACTIVATIONS}
+    found = tuple(spelled.get(name.lower(), "") for name in attribute.as_strings())
+    if found != found[: len(defaults)] * directions or "" in found:
+        raise NotSupported(
+            f"the kernel of {c.node.op_type} knows the activations {', '.join(rnn.ACTIVATIONS)}, "
+            "equal in both directions"
+        )
+    return found[: len(defaults)]
+
+
+def _projected(c: Context, layer: rnn.Layer, x: Any, w: Any, bias: Any) -> Any:
+    """The products of all inputs with W, biases added: [T, B, D, UB, G, U]."""
+    parts = (layer.directions, layer.blocks, layer.gates, layer.units)
+    columns = int(np.prod(parts))
+    packed = c.te("pack", lambda v: rnn.pack_input(v, layer), w, pattern=OPAQUE)
+    flat = c.reshape(packed, (columns, shape_of(w)[-1]))
+    y = product(c, x, flat, (layer.steps, layer.batch, columns), transposed=True)
+    if bias is not None:
+        added = c.te("pack", lambda v: rnn.pack_bias(v, layer), bias, pattern=OPAQUE)
+        y = c.builder.emit(relax.op.add(y, c.reshape(added, (columns,))))
+    return c.reshape(y, (layer.steps, layer.batch, *parts))
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> Any:
+    return relax.const(np.zeros(shape, dtype), dtype)
+
+
+def _initial(c: Context, state: Any, shape: tuple[int, ...], dtype: str, batch_first: bool) -> Any:
+    """h or c before the first step as [D, B, H]."""
+    if state is None:
+        return _zeros(shape, dtype)
+    return c.builder.emit(relax.op.permute_dims(state, [1, 0, 2])) if batch_first else state
+
+
+def _output(c: Context, index: int, result: Any, batch_first: bool) -> Any:
+    """Output `index` in the layout of the node; None if nobody reads it."""
+    value = c.node.outputs[index]
+    if not value.uses() and not value.is_graph_output():
+        return None
+    result = c.builder.emit(result)
+    if not batch_first:
+        return result
+    order = [2, 0, 1, 3] if index == 0 else [1, 0, 2]
+    return c.builder.emit(relax.op.permute_dims(result, order))
