@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt import program_json, zipstore
+from graphopt import disk_cache, program_json, zipstore
 from graphopt.errors import ArtifactError
 from graphopt.program import FallbackSegment, Program
 from graphopt.program_check import file_name_problem, problems
@@ -128,19 +128,21 @@ class Artifact:
         """A file with the bytes of the shared object `name`, which the dynamic loader needs.
 
         It is kept in the user's cache under its digest and checked again before use; a temporary directory stands in
-        where the cache cannot be written.
+        where the cache cannot be written. The cache keeps what was used last, up to a bound.
         """
         digest = self.manifest["files"][name]["sha256"]
-        from platformdirs import user_cache_path
-
-        for folder in (user_cache_path("graphopt") / "libraries", None):
+        cache = disk_cache.libraries()
+        for folder in (cache.folder, None):
             try:
                 if folder is None:
                     folder = Path(tempfile.mkdtemp(prefix="graphopt-"))
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 file = folder / f"{digest}.so"
-                if not file.is_file() or _sha256(_map(file)) != digest:
+                if file.is_file() and _sha256(_map(file)) == digest:
+                    cache.touch(file)
+                else:
                     _write_file(file, self.files[name])
+                    cache.trim()
                 return file
             except OSError as error:
                 failure = error

@@ -78,6 +78,7 @@ def compile_model(
     fallback: bool = True,
     costs: str | None = None,
     threads: int | None = None,
+    cache: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Compilation:
@@ -99,6 +100,7 @@ def compile_model(
             that the same model becomes the same code. None takes the environment variable GRAPHOPT_COSTS, else
             "measured".
         threads: how many the kernels will run on; None means all processors of this process.
+        cache: take kernels that were compiled before from the user's cache, and keep new ones there.
         progress: is told the name of each phase as it begins.
 
     Raises:
@@ -123,6 +125,7 @@ def compile_model(
         passes=passes,
         costs=costs,
         threads=threads,
+        cache=cache,
         observers=observers,
         clock=clock,
     )
@@ -171,6 +174,7 @@ def rewrite(
     passes: str | Pipeline | None = None,
     costs: str | None = None,
     threads: int | None = None,
+    cache: bool = True,
     observers: Sequence[Observer] = (),
     clock: _Clock | None = None,
 ) -> Rewritten:
@@ -180,7 +184,7 @@ def rewrite(
     from graphopt.frontend import load
     from graphopt.targets import load_target
 
-    backend = load_target(target, level, threads)
+    backend = load_target(target, level, threads, cache)
     loaded = load(source, shapes=shapes, example_inputs=example_inputs)
     clock.start("passes")
     notes = list(loaded.notes)

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 TARGETS = {"llvm": ("graphopt.targets.cpu", "CpuTarget")}
 
 
-def load_target(name: str, level: str | None = None, threads: int | None = None) -> Target:
+def load_target(name: str, level: str | None = None, threads: int | None = None, cache: bool = False) -> Target:
     """The target called `name`, for this host or for the named level of its architecture.
 
-    `threads` is how many its kernels will run on; None means all processors that this process may use.
+    `threads` is how many its kernels will run on; None means all processors that this process may use. With `cache`
+    compiled kernels are kept in the user's cache directory, and taken from there.
 
     Raises:
         GraphoptError: no such target, or no such level.
@@ -24,5 +25,8 @@ def load_target(name: str, level: str | None = None, threads: int | None = None)
     if name not in TARGETS:
         raise GraphoptError(f"--target {name} is unknown; choose one of {', '.join(TARGETS)}.")
     module, attribute = TARGETS[name]
-    target: Target = getattr(importlib.import_module(module), attribute)(level, threads)
+    from graphopt.runtime import library
+
+    library.compiler()  # before a module of the target imports it in its own, slower way
+    target: Target = getattr(importlib.import_module(module), attribute)(level, threads, cache)
     return target

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +19,103 @@ from graphopt.errors import GraphoptError
 from graphopt.program import ALIGNMENT
 from graphopt.runtime import cpu
 from graphopt.runtime import library as library_runtime
+from graphopt.targets import schedule
+from graphopt.targets.identity import Identity
 from graphopt.targets.machine import CpuMachine
+from graphopt.targets.object_cache import Built, ObjectCache
 
 
 def compile_functions(functions: Mapping[str, Any], machine: CpuMachine) -> Any:
-    """Generate code for PrimFuncs by symbol; the result is callable by `module[symbol]`."""
+    """Generate code for PrimFuncs by symbol, all together; the result is callable by `module[symbol]`."""
     library_runtime.runtime()  # settles how TVM's thread pool starts, before the first kernel starts it
     module = tvm.IRModule({tvm.ir.GlobalVar(symbol): function for symbol, function in functions.items()})
     return tvm.compile(module, tvm.target.Target(machine.llvm_target))
 
 
-def library(functions: Mapping[str, Any], machine: CpuMachine) -> bytes:
-    """A shared library with one entry per symbol; the same bytes for the same functions, whatever the core count.
+def generate(symbol: str, function: Any, machine: CpuMachine, folder: Path) -> bytes:
+    """An object file that defines `symbol`; the same bytes for the same function."""
+    path = folder / f"{symbol}.o"
+    compile_functions({symbol: function}, machine).mod.write_to_file(str(path), "o")
+    return path.read_bytes()
 
-    Every function becomes an object file of its own, in parallel (TVM and LLVM run outside Python's lock).
-    """
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
 
-        def compile_one(numbered: tuple[int, str]) -> str:
-            number, symbol = numbered
-            path = str(Path(folder) / f"{number}.o")
-            compile_functions({symbol: functions[symbol]}, machine).mod.write_to_file(path, "o")
-            return path
+class Builder:
+    """Schedules and compiles kernels for one machine, each once, and none that the cache holds."""
 
+    def __init__(self, machine: CpuMachine, cache: ObjectCache | None = None) -> None:
+        self._machine, self._cache = machine, cache
+        self._kernels: dict[str, _Kernel] = {}
+        self._loaded: dict[str, Callable[..., Any]] = {}
+
+    def code(self, identity: Identity) -> tuple[Any, str]:
+        """What `library` takes for a kernel, and the note of its schedule.
+
+        A PrimFunc with its schedule applied, or, from the cache, the finished object.
+        """
+        known = self._kernels.get(identity.symbol)
+        if known is None:
+            known = self._kernels[identity.symbol] = self._new(identity)
+        if known.identity.text != identity.text:
+            raise GraphoptError(f"two kernels are called {identity.symbol}; report this model as a bug of graphopt")
+        return known.code, known.note
+
+    def _new(self, identity: Identity) -> _Kernel:
+        if self._cache is not None and (built := self._cache.get(identity)) is not None:
+            return _Kernel(identity, built, built.note, built.object)
+        scheduled, note = schedule.apply(identity.function(), self._machine)
+        return _Kernel(identity, scheduled.with_attr("global_symbol", identity.symbol), note)
+
+    def library(self, functions: Mapping[str, Any]) -> bytes:
+        """A shared library with one entry per symbol; the same bytes for the same functions."""
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+            return self._link(functions, Path(folder)).read_bytes()
+
+    def load(self, functions: Mapping[str, Any]) -> Mapping[str, Callable[..., Any]]:
+        """The functions, callable in this process."""
+        fresh = {symbol: function for symbol, function in functions.items() if symbol not in self._loaded}
+        if fresh:
+            with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+                find = library_runtime.load(self._link(fresh, Path(folder)))
+            self._loaded |= {symbol: find(symbol) for symbol in fresh}
+        return {symbol: self._loaded[symbol] for symbol in functions}
+
+    def objects(self, functions: Mapping[str, Any], folder: Path) -> list[bytes]:
+        """Object files in the order of their symbols, compiled in parallel: TVM and LLVM run outside Python's lock."""
         with ThreadPoolExecutor(cpu.available_cpus()) as pool:
-            objects = list(pool.map(compile_one, enumerate(functions)))
-        path = Path(folder) / "kernels.so"
-        _link(str(path), objects)
-        return path.read_bytes()
+            found = list(pool.map(lambda symbol: self._object(symbol, functions[symbol], folder), functions))
+        if self._cache is not None:
+            self._cache.trim()
+        return found
+
+    def _object(self, symbol: str, function: Any, folder: Path) -> bytes:
+        if isinstance(function, Built):
+            return function.object
+        kernel = self._kernels.get(symbol)
+        if kernel is None or kernel.code is not function:  # not of `code`: nothing is known about it
+            return generate(symbol, function, self._machine, folder)
+        if kernel.object is None:
+            kernel.object = generate(symbol, function, self._machine, folder)
+            if self._cache is not None:
+                self._cache.put(kernel.identity, Built(kernel.object, kernel.note))
+        return kernel.object
+
+    def _link(self, functions: Mapping[str, Any], folder: Path) -> Path:
+        paths = []
+        for number, code in enumerate(self.objects(functions, folder)):
+            path = folder / f"{number}.o"
+            path.write_bytes(code)
+            paths.append(str(path))
+        output = folder / "kernels.so"
+        _link(str(output), paths)
+        return output
+
+
+@dataclass(slots=True)
+class _Kernel:
+    identity: Identity
+    code: Any
+    note: str
+    object: bytes | None = None
 
 
 def _link(output: str, objects: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from graphopt import disk_cache
 from graphopt.analysis import static_type
 from graphopt.costs import Machine
 from graphopt.runtime import cpu as host_cpu
@@ -15,14 +16,17 @@ from graphopt.runtime import library
 from graphopt.targets import build, lowering, measure, relax_import, sources, tiles
 from graphopt.targets.base import Lowered
 from graphopt.targets.machine import detect
+from graphopt.targets.object_cache import ObjectCache
 from graphopt.work import Timing, Work
 
 
 class CpuTarget:
     """Code for this host, or for a named level ("avx512", "avx2", "x86-64") that other hosts share."""
 
-    def __init__(self, level: str | None = None, threads: int | None = None) -> None:
+    def __init__(self, level: str | None = None, threads: int | None = None, cache: bool = False) -> None:
+        """Args: cache: keep compiled kernels in the user's cache, and take them from there."""
         self.cpu = detect(level, threads)
+        self._builder = build.Builder(self.cpu, ObjectCache(disk_cache.objects(), self.cpu) if cache else None)
         self._answers: dict[str, str | None] = {}
 
     @property
@@ -57,7 +61,7 @@ class CpuTarget:
         """Lower the node alone and generate its code."""
         try:
             lowered = self.lower([node], *_ends(node), opsets, "probe_")
-            build.compile_functions(lowered.functions, self.cpu)
+            self.library(lowered.functions)
         except RuntimeError as error:
             return f"TVM cannot generate code for {node.op_type}: {_first_line(error)}"
         return None
@@ -72,13 +76,13 @@ class CpuTarget:
     ) -> Lowered:
         """Import, fuse, schedule; then run what depends on constants only."""
         imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu)
-        lowered = lowering.lower(imported, self.cpu, prefix)
-        lowering.evaluate_constants(lowered, self.cpu)
+        lowered = lowering.lower(imported, self._builder, prefix)
+        lowering.evaluate_constants(lowered, self._builder)
         return lowered
 
     def library(self, functions: Mapping[str, Any]) -> bytes:
         """Compile and link."""
-        return build.library(functions, self.cpu)
+        return self._builder.library(functions)
 
     def tiles(self, work: Work) -> tuple[str, ...]:
         """As `targets.tiles` lists them."""

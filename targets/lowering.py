@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,9 +13,8 @@ from tvm.ir import GenericConst
 
 from graphopt.errors import GraphoptError
 from graphopt.program import KernelCall, Place, Value
-from graphopt.targets import build, origins, schedule
+from graphopt.targets import build, identity, origins
 from graphopt.targets.base import Lowered
-from graphopt.targets.machine import CpuMachine
 from graphopt.targets.relax_import import Imported
 
 VIEWS = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
@@ -58,11 +56,12 @@ def _names(module: Any) -> list[str]:
     return [str(binding.var.name) for block in module["main"].body.blocks for binding in block.bindings]
 
 
-def lower(imported: Imported, machine: CpuMachine, prefix: str) -> Lowered:
+def lower(imported: Imported, builder: build.Builder, prefix: str) -> Lowered:
     """Fuse, schedule and list the calls of `imported.main`.
 
     Args:
-        prefix: starts every symbol and every new value name, so that segments share one library and one name space.
+        builder: gives every kernel its schedule; equal kernels, of whatever segment, have one symbol.
+        prefix: starts every new value name, so that segments share one name space.
     """
     module, traced = fuse(legalize(imported.module), imported.results)
     lowered = Lowered(inputs=imported.inputs)
@@ -77,7 +76,7 @@ def lower(imported: Imported, machine: CpuMachine, prefix: str) -> Lowered:
         name = names[parameter] = str(value.name)
         assert value.const_value is not None
         _constant(lowered, name, value.const_value.numpy())
-    reader = _Reader(module, lowered, names, machine, prefix)
+    reader = _Reader(module, lowered, names, builder, prefix)
     bindings = [binding for block in main.body.blocks for binding in block.bindings]
     for binding, nodes in zip(bindings, traced, strict=True):
         reader.bind(binding.var, binding.value, nodes)
@@ -98,8 +97,10 @@ def _constant(lowered: Lowered, name: str, array: NDArray[Any]) -> None:
 class _Reader:
     """Walks the bindings of a fused `main` and writes calls and values."""
 
-    def __init__(self, module: Any, lowered: Lowered, names: dict[Any, str], machine: CpuMachine, prefix: str) -> None:
-        self.module, self.lowered, self.names, self.machine, self.prefix = module, lowered, names, machine, prefix
+    def __init__(
+        self, module: Any, lowered: Lowered, names: dict[Any, str], builder: build.Builder, prefix: str
+    ) -> None:
+        self.module, self.lowered, self.names, self.builder, self.prefix = module, lowered, names, builder, prefix
         self.tuples: dict[Any, list[str]] = {}
         self.symbols: dict[str, str] = {}
         self.count = 0
@@ -137,13 +138,15 @@ class _Reader:
 
     def _call(self, variable: Any, call: Any, nodes: tuple[str, ...]) -> None:
         function = call.args[0]
-        symbol = self.symbols.get(function.name_hint)
+        hint = str(function.name_hint)
+        symbol = self.symbols.get(hint)
         if symbol is None:
-            symbol = self.symbols[function.name_hint] = self.prefix + re.sub(r"\W", "_", function.name_hint)
-            scheduled, note = schedule.apply(self.module[function], self.machine)
-            if note:
-                self.lowered.notes.append(f"kernel {symbol}: {note}")
-            self.lowered.functions[symbol] = scheduled.with_attr("global_symbol", symbol)
+            kernel = identity.identify(self.module[function], hint)
+            symbol = self.symbols[hint] = kernel.symbol
+            if symbol not in self.lowered.functions:
+                self.lowered.functions[symbol], note = self.builder.code(kernel)
+                if note:
+                    self.lowered.notes.append(f"kernel {symbol}: {note}")
         inputs = tuple(self.name_of(item) for item in call.args[1].fields)
         types = list(variable.ty.fields) if isinstance(variable.ty, relax.TupleType) else [variable.ty]
         outputs = []
@@ -191,7 +194,7 @@ def _rename(lowered: Lowered, names: dict[str, str]) -> None:
     ]
 
 
-def evaluate_constants(lowered: Lowered, machine: CpuMachine) -> None:
+def evaluate_constants(lowered: Lowered, builder: build.Builder) -> None:
     """Run now, once, every call whose inputs are all constant (packing, say), and keep its result as a weight."""
     constant = set(lowered.constants)
     constant |= {v.name for v in lowered.values.values() if v.place is Place.VIEW and v.of in constant}
@@ -208,20 +211,19 @@ def evaluate_constants(lowered: Lowered, machine: CpuMachine) -> None:
     functions = lowered.functions
     lowered.functions = {s: f for s, f in functions.items() if s in used}
     if early:
-        _run(lowered, early, functions, machine)
+        _run(lowered, early, functions, builder)
     _prune(lowered)
 
 
-def _run(lowered: Lowered, early: list[KernelCall], functions: dict[str, Any], machine: CpuMachine) -> None:
-    symbols = {call.symbol for call in early}
-    module = build.compile_functions({s: functions[s] for s in symbols}, machine)
+def _run(lowered: Lowered, early: list[KernelCall], functions: dict[str, Any], builder: build.Builder) -> None:
+    kernels = builder.load({call.symbol: functions[call.symbol] for call in early})
     for call in early:
         arguments = [_tensor(lowered, name) for name in call.inputs]
         results = []
         for name in call.outputs:
             value = lowered.values[name]
             results.append(build.empty(value.shape or (), value.dtype))
-        module[call.symbol](*map(build.tensor, [*arguments, *results]))
+        kernels[call.symbol](*map(build.tensor, [*arguments, *results]))
         for name, array in zip(call.outputs, results, strict=True):
             _constant(lowered, name, array)
 

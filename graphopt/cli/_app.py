@@ -26,6 +26,7 @@ COMMANDS = {
     "models": "List the models of the zoo.",
     "bench": "Time models beside ONNX Runtime.",
     "tune": "Search wider for the tiles of a model's hottest kernels.",
+    "cache": "Show what is kept of earlier compilations, and remove it.",
     "report": "Show what is in an artifact.",
     "demo": "Compile, check, time and distribute a real model.",
 }

@@ -35,6 +35,7 @@ Passes = Annotated[
 ]
 Target = Annotated[str, typer.Option("--target", metavar="NAME", help="Hardware to compile for.")]
 NoFallback = Annotated[bool, typer.Option("--no-fallback", help="Fail if a node would need ONNX Runtime.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Compile every kernel, and keep none for the next time.")]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", min=1, help="Threads of every kernel; default one per physical core."),

@@ -79,6 +79,7 @@ def command(
     no_fallback: options.NoFallback = False,
     costs: options.Costs = None,
     threads: options.Threads = None,
+    no_cache: options.NoCache = False,
     seed: options.Seed = 0,
 ) -> Report:
     """Compile a model into an artifact that `graphopt run` executes."""
@@ -103,6 +104,7 @@ def command(
                 fallback=not no_fallback,
                 costs=costs,
                 threads=threads,
+                cache=not no_cache,
                 seed=seed,
                 progress=lambda phase: say(_PHASES.get(phase, phase)),
             )

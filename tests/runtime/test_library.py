@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graphopt import disk_cache
 from graphopt.artifact import Artifact
 from graphopt.errors import ArtifactError
 from graphopt.runtime import cpu, library
@@ -45,12 +46,12 @@ def run_python(*arguments: str, **environment: str) -> str:
 
 def test_a_session_loads_neither_torch_nor_the_compiler(one_stage: Artifact, tmp_path: Path) -> None:
     path = one_stage.save(tmp_path / "model.gopt")
-    found = json.loads(run_python("-c", _RUN, str(path), XDG_CACHE_HOME=str(tmp_path / "cache")))
+    found = json.loads(run_python("-c", _RUN, str(path), GRAPHOPT_CODE_CACHE=str(tmp_path / "cache")))
     assert found["modules"] == []
     assert found["mapped"] == []
     assert found["runtime"]
     assert found["sum"] > 0
-    assert len(list((tmp_path / "cache/graphopt/libraries").iterdir())) == 1
+    assert len(list((tmp_path / "cache/libraries").iterdir())) == 1
 
 
 def test_torch_and_the_compiler_can_follow_a_session(one_stage: Artifact, tmp_path: Path) -> None:
@@ -60,18 +61,36 @@ def test_torch_and_the_compiler_can_follow_a_session(one_stage: Artifact, tmp_pa
 
 
 def test_a_spoilt_cache_file_is_replaced(one_stage: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("GRAPHOPT_CODE_CACHE", str(tmp_path))
     file = one_stage.library_file("stage_0.so")
     good = file.read_bytes()
     file.write_bytes(good[:-1] + b"?")
     assert one_stage.library_file("stage_0.so").read_bytes() == good
 
 
+def test_unpacked_libraries_stay_below_a_bound(
+    one_stage: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPHOPT_CODE_CACHE", str(tmp_path))
+    file = one_stage.library_file("stage_0.so")
+    old, older = file.with_name("old.so"), file.with_name("older.so")
+    for path, age in ((old, 1000), (older, 2000)):
+        path.write_bytes(bytes(100))
+        os.utime(path, (file.stat().st_mtime - age,) * 2)
+    file.unlink()
+    monkeypatch.setattr(disk_cache, "LIBRARY_BYTES", len(one_stage.files["stage_0.so"]) + 150)
+    assert one_stage.library_file("stage_0.so") == file
+    assert sorted(each.name for each in file.parent.iterdir()) == sorted([file.name, "old.so"])
+    os.utime(file, (0, 0))
+    one_stage.library_file("stage_0.so")
+    assert file.stat().st_mtime > old.stat().st_mtime, "its use shows"
+
+
 def test_without_a_cache_a_temporary_file_serves(
     one_stage: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("GRAPHOPT_CODE_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     file = one_stage.library_file("stage_0.so")
     assert file.is_relative_to(tmp_path)

@@ -1,11 +1,13 @@
 """Every PrimFunc gets a schedule; a rule that does not fit costs speed and a note, and never the numbers."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from graphopt.targets import schedule
+from graphopt.targets.cpu import CpuTarget
 from graphopt.verify import require_equal, run_onnxruntime
 
 
@@ -40,6 +42,7 @@ CASES = {
 def test_a_rule_that_does_not_fit_leaves_a_note_and_the_right_numbers(
     lab: Any, rule: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lab = replace(lab, target=CpuTarget())  # one that has not built these kernels yet
     body, x, w = CASES[rule]
     real = schedule.RULES[rule]
 
@@ -55,7 +58,7 @@ def test_a_rule_that_does_not_fit_leaves_a_note_and_the_right_numbers(
     lowered = lab.lower(model)
     (note,) = lowered.notes
     assert f"the schedule rule {rule} does not fit its shape (nothing fits)" in note
-    assert note.startswith("kernel s_")
+    assert note.startswith("kernel ")
     require_equal(run_onnxruntime(model, feeds), lab.execute(lowered, feeds), "without the rule")
 
 
