@@ -28,7 +28,7 @@ class Place(StrEnum):
 
     ARENA = "arena"  # at `offset` of the stage's arena; stage inputs and outputs are there too
     WEIGHT = "weight"  # constant: the tensor `name` of the stage's weights file
-    VIEW = "view"  # the same bytes as value `of`, under another shape
+    VIEW = "view"  # bytes of value `of` from `offset` on, under a shape of its own
     HOST = "host"  # a run-time object between fallback segments: dynamic shape, string, sequence or optional
 
 
@@ -40,7 +40,7 @@ class Value:
     dtype: str
     shape: tuple[int, ...] | None
     place: Place
-    offset: int = 0  # bytes, a multiple of ALIGNMENT; ARENA only
+    offset: int = 0  # bytes, a multiple of ALIGNMENT; in the arena (ARENA), or in the bytes of `of` (VIEW)
     of: str = ""  # VIEW only
 
     @property

@@ -122,21 +122,32 @@ def _value_problems(value: Value, values: dict[str, Value], stage: Stage) -> Ite
     elif value.place is Place.WEIGHT and not stage.weights:
         yield f"weight {name} has no weights file"
     elif value.place is Place.VIEW:
-        base = base_of(value, values)
-        if base is None or base.shape is None or base.dtype not in ITEM_BYTES:
+        found = located(value, values)
+        if found is None or found[0].shape is None or found[0].dtype not in ITEM_BYTES:
             yield f"view {name} leads to no value with bytes"
-        elif base.nbytes != value.nbytes:
-            yield f"view {name} has {value.nbytes} bytes, and {base.name!r} that it shows has {base.nbytes}"
+        elif value.offset < 0 or value.offset % ALIGNMENT or found[1] + value.nbytes > found[0].nbytes:
+            yield (
+                f"view {name} of {value.nbytes} bytes at offset {found[1]} does not fit, aligned to {ALIGNMENT}, "
+                f"into {found[0].name!r} of {found[0].nbytes} bytes"
+            )
 
 
 def base_of(value: Value, values: dict[str, Value]) -> Value | None:
     """The value whose bytes `value` shows, itself unless it is a view; None if the chain of views is broken or long."""
+    found = located(value, values)
+    return None if found is None else found[0]
+
+
+def located(value: Value, values: dict[str, Value]) -> tuple[Value, int] | None:
+    """As `base_of`, with the first byte of that value that `value` shows."""
+    start = 0
     for _ in range(_MAX_VIEWS):
         if value.place is not Place.VIEW:
-            return value
+            return value, start
         following = values.get(value.of)
         if following is None:
             return None
+        start += value.offset
         value = following
     return None
 

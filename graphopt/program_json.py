@@ -26,7 +26,7 @@ from graphopt.program import (
 )
 from graphopt.program_check import problems
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout below; another version is refused."""
 
 _MAX_INTEGER = 1 << 62
@@ -110,7 +110,7 @@ def _from_value(value: Value) -> dict[str, Any]:
     if value.place is Place.ARENA:
         return {**fields, "offset": value.offset}
     if value.place is Place.VIEW:
-        return {**fields, "of": value.of}
+        return {**fields, "of": value.of, "offset": value.offset}
     return fields
 
 
@@ -176,7 +176,7 @@ def _to_value(item: object, where: str) -> Value:
     place = item.get("place") if isinstance(item, dict) else None
     if not isinstance(place, str) or place not in set(Place):
         raise ArtifactError(f"program.json is not valid: {where}.place is {_shown(place)}")
-    extra = {"arena": ("offset",), "view": ("of",)}.get(place, ())
+    extra = {"arena": ("offset",), "view": ("of", "offset")}.get(place, ())
     fields = _object(item, where, "name", "dtype", "shape", "place", *extra)
     return Value(
         name=_text(fields["name"], f"{where}.name"),

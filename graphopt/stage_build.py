@@ -167,7 +167,9 @@ def _plan(draft: _Draft, inputs: Sequence[str], outputs: Sequence[str]) -> tuple
     solution = solve(problem)
     offsets = dict(zip(placed, solution.offsets, strict=True))
     used = {name for names in steps for name in names}
-    used |= {draft.values[name].of for name in used if draft.values[name].place is Place.VIEW}
+    shown = [draft.values[name] for name in used]
+    while shown := [draft.values[value.of] for value in shown if value.place is Place.VIEW]:
+        used |= {value.name for value in shown}
     used |= set(draft.constants)
     values = tuple(
         replace(value, offset=offsets[value.name]) if value.name in offsets else value

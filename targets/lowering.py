@@ -13,7 +13,7 @@ from tvm.ir import GenericConst
 
 from graphopt.errors import GraphoptError
 from graphopt.program import KernelCall, Place, Value
-from graphopt.targets import build, identity, origins
+from graphopt.targets import build, identity, joins, origins
 from graphopt.targets.base import Lowered
 from graphopt.targets.relax_import import Imported
 
@@ -34,7 +34,7 @@ def obstacle(module: Any) -> str | None:
             if isinstance(value, relax.Tuple | relax.TupleGetItem | relax.Var | GenericConst):
                 continue
             name = str(value.op.name) if hasattr(value, "op") and hasattr(value.op, "name") else type(value).__name__
-            if name != "relax.call_tir" and name not in VIEWS:
+            if name != "relax.call_tir" and name not in VIEWS and joins.parts_of(value) is None:
                 return f"TVM leaves {name} to its virtual machine, which a program does not have"
     return None
 
@@ -81,6 +81,7 @@ def lower(imported: Imported, builder: build.Builder, prefix: str) -> Lowered:
     for binding, nodes in zip(bindings, traced, strict=True):
         reader.bind(binding.var, binding.value, nodes)
     reader.name_outputs(main.body.body, imported.outputs)
+    joins.flatten(lowered.values)
     return lowered
 
 
@@ -103,6 +104,7 @@ class _Reader:
         self.module, self.lowered, self.names, self.builder, self.prefix = module, lowered, names, builder, prefix
         self.tuples: dict[Any, list[str]] = {}
         self.symbols: dict[str, str] = {}
+        self.written: set[str] = set()  # by kernels of this segment: where they lie is still free
         self.count = 0
 
     def fresh(self, stem: str) -> str:
@@ -124,29 +126,22 @@ class _Reader:
             self.names[variable] = self.name_of(value)
         elif str(value.op.name) == "relax.call_tir":
             self._call(variable, value, nodes)
+        elif (parts := joins.parts_of(value)) is not None:
+            self._join(variable, parts, nodes)
         elif str(value.op.name) in VIEWS:
             name = self.names[variable] = self.fresh("view")
-            _declare(self.lowered, name, variable.ty, Place.VIEW, self._storage(self.name_of(value.args[0])))
+            _declare(self.lowered, name, variable.ty, Place.VIEW, self.name_of(value.args[0]))
         else:
             raise GraphoptError(
                 f"operator {value.op.name} of TVM is no kernel; report this model as a bug of graphopt."
             )
-
-    def _storage(self, name: str) -> str:
-        value = self.lowered.values[name]
-        return value.of if value.place is Place.VIEW else name
 
     def _call(self, variable: Any, call: Any, nodes: tuple[str, ...]) -> None:
         function = call.args[0]
         hint = str(function.name_hint)
         symbol = self.symbols.get(hint)
         if symbol is None:
-            kernel = identity.identify(self.module[function], hint)
-            symbol = self.symbols[hint] = kernel.symbol
-            if symbol not in self.lowered.functions:
-                self.lowered.functions[symbol], note = self.builder.code(kernel)
-                if note:
-                    self.lowered.notes.append(f"kernel {symbol}: {note}")
+            symbol = self.symbols[hint] = self._kernel(self.module[function], hint)
         inputs = tuple(self.name_of(item) for item in call.args[1].fields)
         types = list(variable.ty.fields) if isinstance(variable.ty, relax.TupleType) else [variable.ty]
         outputs = []
@@ -154,11 +149,38 @@ class _Reader:
             name = self.fresh("t")
             _declare(self.lowered, name, ty, Place.ARENA)
             outputs.append(name)
+        self.written.update(outputs)
         if isinstance(variable.ty, relax.TupleType):
             self.tuples[variable] = outputs
         else:
             self.names[variable] = outputs[0]
         self.lowered.calls.append(KernelCall(symbol, inputs, tuple(outputs), origin=nodes))
+
+    def _kernel(self, function: Any, hint: str) -> str:
+        """The symbol of a PrimFunc, whose code is now among the functions."""
+        kernel = identity.identify(function, hint)
+        if kernel.symbol not in self.lowered.functions:
+            self.lowered.functions[kernel.symbol], note = self.builder.code(kernel)
+            if note:
+                self.lowered.notes.append(f"kernel {kernel.symbol}: {note}")
+        return kernel.symbol
+
+    def _join(self, variable: Any, parts: list[Any], nodes: tuple[str, ...]) -> None:
+        """Place the parts in the result: by planning if a kernel of this segment wrote them, else by a copy."""
+        name = self.names[variable] = self.fresh("t")
+        _declare(self.lowered, name, variable.ty, Place.ARENA)
+        values = self.lowered.values
+        for part, offset in joins.offsets([values[self.name_of(part)] for part in parts]):
+            base, inside = joins.root(part.name, values)
+            if base in self.written and base != name and (inside, values[base].nbytes) == (0, part.nbytes):
+                values[base] = replace(values[base], place=Place.VIEW, of=name, offset=offset)
+                continue
+            target = self.fresh("part")
+            assert part.shape is not None
+            values[target] = Value(target, part.dtype, part.shape, Place.VIEW, offset, name)
+            symbol = self._kernel(joins.copy_kernel(part.shape, part.dtype), "copy")
+            self.lowered.calls.append(KernelCall(symbol, (part.name,), (target,), origin=nodes))
+        self.written.add(name)
 
     def name_of(self, expression: Any) -> str:
         """Name of a variable's value; a constant becomes a weight."""
@@ -178,8 +200,8 @@ class _Reader:
             if internal and found not in rename:
                 rename[found] = name
             elif name != found:  # an input, a constant, or a second name for one result: the same bytes again
-                storage = value.of if value.place is Place.VIEW else found
-                alias = Value(name, value.dtype, value.shape, Place.VIEW, of=rename.get(storage, storage))
+                storage, offset = joins.root(found, self.lowered.values)
+                alias = Value(name, value.dtype, value.shape, Place.VIEW, offset, rename.get(storage, storage))
                 self.lowered.values[name] = alias
         _rename(self.lowered, rename)
 
@@ -200,7 +222,8 @@ def evaluate_constants(lowered: Lowered, builder: build.Builder) -> None:
     constant |= {v.name for v in lowered.values.values() if v.place is Place.VIEW and v.of in constant}
     early, late = [], []
     for call in lowered.calls:
-        if call.inputs and constant.issuperset(call.inputs):
+        placed = any(lowered.values[name].place is Place.VIEW for name in call.outputs)  # in a tensor made at run time
+        if call.inputs and not placed and constant.issuperset(call.inputs):
             early.append(call)
             constant.update(call.outputs)
             constant |= {v.name for v in lowered.values.values() if v.place is Place.VIEW and v.of in call.outputs}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from graphopt.program import Place
 from graphopt.runtime import cpu, library
-from graphopt.targets import build
+from graphopt.targets import build, joins
 from graphopt.targets.base import Lowered
 from graphopt.work import TILE, Timing, Work
 
@@ -160,7 +160,7 @@ class _Runner:
                 arrays[value.name] = [array]
         for value in lowered.values.values():
             if value.place is Place.VIEW:
-                arrays[value.name] = [array.reshape(value.shape or ()) for array in arrays[value.of]]
+                arrays[value.name] = [joins.shown(array, value) for array in arrays[value.of]]
         self.calls = []
         for call in lowered.calls:
             operands = [arrays[name] for name in (*call.inputs, *call.outputs, *call.scratch)]

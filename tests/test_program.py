@@ -93,8 +93,8 @@ Edit = Callable[[dict[str, Any]], object]
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (lambda d: d.update(format=2), "format 2"),
-        (lambda d: d.update(format="1"), "format '1'"),
+        (lambda d: d.update(format=1), "format 1"),
+        (lambda d: d.update(format="2"), "format '2'"),
         (lambda d: d.pop("actions"), "wrong keys"),
         (lambda d: d.update(extra=1), "wrong keys, see 'extra'"),
         (lambda d: d.update(micro_batches=0), "0 micro-batches"),
@@ -131,7 +131,7 @@ Edit = Callable[[dict[str, Any]], object]
         (lambda d: d["stages"][0]["values"][1].update(offset=0), "wrong keys"),
         (lambda d: d["stages"][0]["values"][3].update(of="flat"), "leads to no value"),
         (lambda d: d["stages"][0]["values"][3].update(of="absent"), "leads to no value"),
-        (lambda d: d["stages"][0]["values"][3].update(of="w"), "and 'w' that it shows has 12"),
+        (lambda d: d["stages"][0]["values"][3].update(of="w"), "into 'w' of 12 bytes"),
         (lambda d: d["stages"][0]["segments"][0]["calls"][0].update(symbol="a b"), "no function name"),
         (lambda d: d["stages"][0]["segments"][0]["calls"][0].update(inputs=["q"]), "unknown value 'q'"),
         (lambda d: d["stages"][0]["segments"][0]["calls"][0].update(outputs=["w"]), "writes the weight 'w'"),
@@ -210,6 +210,30 @@ def test_deadlock_is_a_problem() -> None:
     crossed = (second[2], second[0], second[1], second[3])
     (reason,) = problems(replace(program, actions=(first, crossed)))
     assert reason.startswith("the schedule stops at step 1: rank 0 at 0SEND0>1 waits for rank 1")
+
+
+@pytest.mark.parametrize(
+    ("view", "reason"),
+    [
+        (Value("v", "int8", (64,), Place.VIEW, 64, "w"), ""),
+        (Value("v", "int8", (65,), Place.VIEW, 64, "w"), "does not fit"),
+        (Value("v", "int8", (1,), Place.VIEW, 32, "w"), "does not fit, aligned to 64"),
+        (Value("v", "int8", (1,), Place.VIEW, -64, "w"), "does not fit"),
+        (Value("v", "int8", (1,), Place.VIEW, 128, "w"), "at offset 192"),
+    ],
+)
+def test_a_view_shows_a_part_of_another_value_and_nothing_beyond(view: Value, reason: str) -> None:
+    values = (
+        Value("x", "int8", (192,), Place.ARENA, 0),
+        Value("w", "int8", (128,), Place.VIEW, 64, "x"),
+        view,
+    )
+    stage = Stage(0, values, ("x",), ("v",), (), 192, 1)
+    ports = (Port("x", "int8", (192,)),), (Port("v", "int8", view.shape),)
+    program = Program((stage,), ((Action(Verb.RUN, 0, 0),),), *ports)
+    assert [reason in problem for problem in problems(program)] == ([True] if reason else [])
+    if not reason:
+        assert program_json.loads(program_json.dumps(program)) == program
 
 
 def test_a_long_chain_of_views_is_refused_quickly() -> None:

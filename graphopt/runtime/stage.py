@@ -13,7 +13,7 @@ import numpy.typing as npt
 from graphopt.artifact import Artifact
 from graphopt.errors import GraphoptError
 from graphopt.program import ALIGNMENT, NativeSegment, Place, Stage
-from graphopt.program_check import base_of
+from graphopt.program_check import located
 from graphopt.runtime import library
 from graphopt.weights import Array, numpy_dtype
 
@@ -104,14 +104,15 @@ class StageRunner:
         weights, index = artifact.weights(self.stage.weights) if self.stage.weights else (memoryview(b""), {})
         constants = _writable(weights)
         for value in self.stage.values:
-            base = base_of(value, self._values)
-            if base is None or base.place is Place.HOST:
+            found = located(value, self._values)
+            if found is None or found[0].place is Place.HOST:
                 continue
+            base, inside = found
             if base.place is Place.ARENA:
-                places[value.name] = self._memory[base.offset : base.offset + base.nbytes]
+                memory, start = self._memory, base.offset + inside
             else:
-                start = index[base.name].start
-                places[value.name] = constants[start : start + base.nbytes]
+                memory, start = constants, index[base.name].start + inside
+            places[value.name] = memory[start : start + value.nbytes]
         return places
 
     def _bind(self, artifact: Artifact, threads: int) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from graphopt import ops
 from graphopt.program import Place
 from graphopt.runtime import cpu, library
-from graphopt.targets import build
+from graphopt.targets import build, joins
 from graphopt.targets.base import Lowered
 from graphopt.targets.cpu import CpuTarget
 from graphopt.targets.machine import LEVELS
@@ -127,8 +127,7 @@ class Lab:
             arrays[name][...] = array
         for name, value in lowered.values.items():
             if value.place is Place.VIEW:
-                assert value.shape is not None
-                arrays[name] = arrays[value.of].reshape(value.shape)
+                arrays[name] = joins.shown(arrays[value.of], value)
         for call in lowered.calls:
             module[call.symbol](*(build.tensor(arrays[name]) for name in (*call.inputs, *call.outputs)))
         for name, block in memory.items():

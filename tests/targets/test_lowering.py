@@ -37,6 +37,39 @@ def test_a_view_between_kernels_costs_no_call(lab: Any) -> None:
     assert view.of == lowered.calls[0].outputs[0]
 
 
+def test_parts_of_a_concat_are_written_in_their_places(lab: Any) -> None:
+    """Convolutions, and a Concat inside a Concat: no call copies anything."""
+    body = "a = Relu(x) b = Exp(x) c = Concat<axis=1>(a, b) d = Sqrt(a) y = Concat<axis=-3>(c, d)"
+    lowered = lab.same(body, {"x": np.abs(numbers(1, 16, 16, 16))}, {})
+    assert len(lowered.calls) == 3
+    places = [lowered.values[call.outputs[0]] for call in lowered.calls]
+    assert [(value.place, value.of, value.offset) for value in places] == [
+        (Place.VIEW, "y", 0),
+        (Place.VIEW, "y", 16384),
+        (Place.VIEW, "y", 32768),
+    ]
+
+
+def test_a_part_that_cannot_be_placed_is_copied(lab: Any) -> None:
+    """An input of the segment, a constant, a part that occurs twice, and parts of two results."""
+    body = "a = Relu(x) y = Concat<axis=1>(x, a, w, a) z = Concat<axis=1>(a, y)"
+    feeds = {"x": numbers(1, 16, 16, 16)}
+    model = lab.model(body, feeds, {"w": numbers(1, 4, 16, 16)}, outputs=("y", "z", "a"))
+    lowered = lab.check(model, feeds)
+    assert len(lowered.calls) == 5
+    assert lowered.values["z"].place is Place.ARENA
+    assert (lowered.values["y"].of, lowered.values["y"].offset) == ("z", 16384)
+    assert (lowered.values["a"].of, lowered.values["a"].offset) == ("z", 16384 + 16384)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((1, 16, 16, 16), 2), ((2, 16, 16, 16), 1), ((1, 5, 33, 33), 1)])
+def test_parts_that_interleave_or_are_not_aligned_are_copied(lab: Any, shape: Any, axis: int) -> None:
+    body = f"a = MaxPool<kernel_shape=[3, 3], pads=[1, 1, 1, 1]>(x) y = Concat<axis={axis}>(a, x)"
+    lowered = lab.same(body, {"x": numbers(*shape)}, {})
+    assert len(lowered.calls) == 2
+    assert all(value.place is not Place.VIEW for value in lowered.values.values())
+
+
 def test_what_depends_on_constants_only_is_computed_at_compile_time(lab: Any) -> None:
     constants = {"w": numbers(5, 40), "v": numbers(5, 40), "shape": np.array([40, 5])}
     body = "s = Add(w, v) e = Exp(s) t = Transpose<perm=[1,0]>(e) u = Reshape(e, shape) m = Add(t, u) y = MatMul(x, m)"
