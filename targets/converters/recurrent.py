@@ -12,7 +12,7 @@ from graphopt.targets.converters.base import OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.converters.index import constant
 from graphopt.targets.converters.products import product
 from graphopt.targets.converters.refusals import NotSupported
-from graphopt.targets.kernels import rnn
+from graphopt.targets.kernels import recurrence, rnn
 from graphopt.targets.kernels.common import SCHEDULED
 
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
@@ -59,7 +59,7 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
     states = [given[_H], given[_C]] if cell == "LSTM" else [given[_H]]
     initial = [_initial(c, state, (directions, batch, hidden), dtype, batch_first) for state in states]
     whole = c.builder.emit_te(
-        lambda p, ws, hs, more: rnn.compute(layer, p, ws, hs, **more),
+        lambda p, ws, hs, more: recurrence.compute(layer, p, ws, hs, **more),
         projected,
         weights,
         initial,
