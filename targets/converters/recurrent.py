@@ -35,7 +35,7 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         x = c.builder.emit(relax.op.permute_dims(x, [1, 0, 2]))
     steps, batch, _ = shape_of(x)
     directions, _, hidden = shape_of(r)
-    _refuse(c, steps, hidden)
+    _refuse(c, hidden)
     layer = rnn.plan(
         cell,
         (steps, batch, hidden),
@@ -53,6 +53,10 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         extra["reset_bias"] = c.te("pack", lambda v: rnn.pack_vectors(v, layer, 5, 1), bias, pattern=OPAQUE)
     if given[_P] is not None:
         extra["peepholes"] = c.te("pack", lambda v: rnn.pack_vectors(v, layer, 0, 3), given[_P], pattern=OPAQUE)
+    if given[_LENGTHS] is not None:
+        known = constant(c, _LENGTHS)
+        if known is None or bool((known != steps).any()):
+            extra["lengths"] = given[_LENGTHS]
     weights = [
         c.te("pack", lambda v, p=phase: rnn.pack_recurrent(v, layer, *p), r, pattern=OPAQUE) for phase in layer.phases
     ]
@@ -71,7 +75,7 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
     return [_output(c, i, result, batch_first) for i, result in zip(range(len(c.node.outputs)), results, strict=False)]
 
 
-def _refuse(c: Context, steps: int, hidden: int) -> None:
+def _refuse(c: Context, hidden: int) -> None:
     """Raise for attributes and inputs that the kernel does not know."""
     cell = c.node.op_type
     if "clip" in c.node.attributes:
@@ -80,10 +84,6 @@ def _refuse(c: Context, steps: int, hidden: int) -> None:
         raise NotSupported(f"the kernel of {cell} does not couple the input and the forget gate")
     if c.integer("hidden_size", hidden) != hidden:
         raise NotSupported(f"hidden_size of {cell} is not the width of its recurrent weights, which is {hidden}")
-    if len(c.node.inputs) > _LENGTHS and c.node.inputs[_LENGTHS] is not None:
-        lengths = constant(c, _LENGTHS)
-        if lengths is None or not bool(np.all(lengths == steps)):
-            raise NotSupported(f"the kernel of {cell} computes sequences of full length only")
 
 
 def _activations(c: Context, directions: int) -> tuple[str, ...]:

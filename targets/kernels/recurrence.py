@@ -33,6 +33,7 @@ def compute(
     initial: Sequence[Any],
     reset_bias: Any = None,
     peepholes: Any = None,
+    lengths: Any = None,
 ) -> list[Any]:
     """The recurrence over all steps.
 
@@ -42,6 +43,7 @@ def compute(
         initial: h (and c) before the first step, each [D, B, H].
         reset_bias: [D, UB, 1, U] for a GRU with `reset_after`.
         peepholes: [D, UB, 3, U] for the input, output and forget gate of an LSTM.
+        lengths: [B], int32, the steps of each row, at most T; None where all have T. After them Y is zero.
 
     Returns:
         Y[T, D, B, H], the last h[D, B, H], for an LSTM the last c[D, B, H]; then memory that the kernel works in.
@@ -53,14 +55,15 @@ def compute(
     if len(layer.phases) > 1:
         shapes += [(d, b, padded)] * 2
     extra = [t for t in (reset_bias, peepholes) if t is not None]
-    inputs = [projected, *recurrent, *initial, *extra]
+    inputs = [projected, *recurrent, *initial, *extra, *([] if lengths is None else [lengths])]
 
     def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
         given = iter(ins)
         buffers: dict[str, Any] = {"projected": next(given)}
         buffers["recurrent"] = [next(given) for _ in recurrent]
         buffers["initial"] = [next(given) for _ in initial]
-        buffers["extra"] = next(given, None)
+        buffers["extra"] = next(given) if extra else None
+        buffers["lengths"] = next(given, None)
         results = iter(outs)
         buffers["y"] = next(results)
         buffers["last"] = [next(results) for _ in initial]
@@ -169,10 +172,7 @@ class _Writer:
         weights = buffers["recurrent"][phase]
         source = buffers["reset"] if phase else buffers["h"]
         width = count * layer.units
-        flip = layer.reverse if layer.directions == 1 else None
-        at = layer.steps - 1 - step if flip else step
-        if layer.directions == 2:
-            at = T.bind(tirx.Select(d == 0, step, layer.steps - 1 - step))
+        places = [self._place(step, d, row + i) for i in range(rows)]
         # A few sums alone would wait for each other: each is then taken in parts, of every second or fourth product.
         parts = next(p for p in (4, 2, 1) if p == 1 or p * rows * width <= 4 * layer.lanes)
         sums = T.alloc_buffer((parts * rows * width,), layer.dtype, scope="local")
@@ -183,7 +183,7 @@ class _Writer:
                     if layer.reset_after and gate == 2:
                         start = buffers["extra"][d, block, 0, unit + lane]
                     else:
-                        start = buffers["projected"][at, row + i, d, block, first + gate, unit + lane]
+                        start = buffers["projected"][places[i], row + i, d, block, first + gate, unit + lane]
                     T.buffer_store(sums, start, [i * width + vector * layer.lanes + lane])
         for place in range(rows * width, parts * rows * width, layer.lanes):
             with T.vectorized(0, layer.lanes) as lane:
@@ -212,10 +212,27 @@ class _Writer:
                     T.buffer_store(sums, total, [place + lane])
         for i in range(rows):
             for unit in range(0, layer.units, layer.lanes):
-                cell = _Cell(self, step, at, d, block, row + i, unit, sums, i * width)
+                cell = _Cell(self, step, places[i], d, block, row + i, unit, sums, i * width)
                 getattr(cell, f"{layer.cell.lower()}{phase}")()
             if phase == len(layer.phases) - 1:
-                self._store(step, at, d, block, row + i)
+                self._store(step, places[i], d, block, row + i)
+
+    def alive(self, step: Any, row: Any) -> Any:
+        """Whether `step` is one of the row's; None where all are."""
+        lengths = self.buffers["lengths"]
+        return None if lengths is None else step < lengths[row]
+
+    def _place(self, step: Any, d: Any, row: Any) -> Any:
+        """Which of the inputs the row takes at `step`: in reverse its own last one first."""
+        layer, lengths = self.layer, self.buffers["lengths"]
+        if layer.directions == 1 and not layer.reverse:
+            return step
+        if lengths is None:
+            backward = layer.steps - 1 - step
+        else:  # a length beyond T reads nothing beyond T
+            backward = tirx.max(tirx.min(lengths[row], layer.steps) - 1 - step, 0)
+            backward = tirx.Select(step < lengths[row], backward, step)
+        return T.bind(backward if layer.directions == 1 else tirx.Select(d == 0, step, backward))
 
     def _store(self, step: Any, at: Any, d: Any, block: Any, row: Any) -> None:
         """The new h into Y, without the padding of the last block."""
@@ -224,7 +241,10 @@ class _Writer:
         extent = tirx.min(layer.hidden - block * layer.units, layer.units) if ragged else layer.units
         with T.serial(0, extent) as u:
             unit = block * layer.units + u
-            T.buffer_store(buffers["y"], buffers["h"][(step + 1) % 2, d, row, unit], [at, d, row, unit])
+            value = buffers["h"][(step + 1) % 2, d, row, unit]
+            if (alive := self.alive(step, row)) is not None:
+                value = tirx.Select(alive, value, const(0, layer.dtype))
+            T.buffer_store(buffers["y"], value, [at, d, row, unit])
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +284,17 @@ class _Cell:
     def _old(self, lane: Any) -> Any:
         return self.writer.buffers["h"][(self.step % 2, *self._hidden(lane))]
 
+    def _kept(self, new: Any, old: Any) -> Any:
+        """A state after the step: the old one where the row has ended."""
+        alive = self.writer.alive(self.step, self.row)
+        return new if alive is None else tirx.Select(alive, new, old)
+
     def _new(self, value: Callable[[Any], Any]) -> None:
-        self._set(self.writer.buffers["h"], value, lambda lane: ((self.step + 1) % 2, *self._hidden(lane)))
+        self._set(
+            self.writer.buffers["h"],
+            lambda lane: self._kept(value(lane), self._old(lane)),
+            lambda lane: ((self.step + 1) % 2, *self._hidden(lane)),
+        )
 
     def lstm0(self) -> None:
         """c = f c + i tanh(g), h = o tanh(c); a peephole adds p c to a gate, the new c for the output gate."""
@@ -285,7 +314,12 @@ class _Cell:
         self._apply(0, looked(0))
         self._apply(2, looked(2))
         self._apply(3, lambda lane: g(new(lane)))
-        self._set(c, lambda lane: forget(lane) * c[self._hidden(lane)] + i(lane) * new(lane), self._hidden)
+
+        def mixed(lane: Any) -> Any:
+            old = c[self._hidden(lane)]
+            return self._kept(forget(lane) * old + i(lane) * new(lane), old)
+
+        self._set(c, mixed, self._hidden)
         self._apply(1, looked(1))
         self._new(lambda lane: o(lane) * h(c[self._hidden(lane)]))
 

@@ -105,13 +105,28 @@ def test_directions_with_different_activations_are_refused(lab: Any) -> None:
     assert "equal in both directions" in lab.target.supports(next(iter(model.graph)), model.opset_imports)
 
 
-def test_shorter_sequences_are_refused(lab: Any) -> None:
-    short = {"b": numbers(1, 8 * H), "lengths": np.array([T, T - 1, T], np.int32)}
-    assert "sequences of full length only" in str(lstm(lab, operands="x, w, r, b, lengths", **short))
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize(("cell", "gates", "after"), [("LSTM", 4, 0), ("GRU", 3, 0), ("GRU", 3, 1), ("RNN", 1, 0)])
+def test_rows_end_on_their_own(lab: Any, cell: str, gates: int, after: int, direction: str, constant: bool) -> None:
+    d = 2 if direction == "bidirectional" else 1
+    feeds = {"x": numbers(T, B, I), "h": numbers(d, B, H)}
+    lengths = {"lengths": np.array([T, 1, T - 2], np.int32)}
+    attributes = f'hidden_size = {H}, direction = "{direction}"'
+    attributes += f", linear_before_reset = {after}" if cell == "GRU" else ""
+    names = ("y", "yh", "yc") if cell == "LSTM" else ("y", "yh")
+    body = f'{", ".join(names)} = {cell} <{attributes}> (x, w, r, "", lengths, h)'
+    constants = weights(gates, d) | (lengths if constant else {})
+    feeds |= {} if constant else lengths
+    lab.check(lab.model(body, feeds, constants, names), feeds)
 
 
-def test_lengths_that_only_the_run_tells_are_refused(lab: Any) -> None:
-    feeds = {"x": numbers(T, B, I), "b": numbers(1, 8 * H), "lengths": np.full(B, T, np.int32)}
-    model = lab.model(f"y = LSTM <hidden_size = {H}> (x, w, r, b, lengths)", feeds, weights(4))
-    refusal = lab.target.supports(next(iter(model.graph)), model.opset_imports)
-    assert "sequences of full length only" in refusal
+def test_lengths_beyond_the_sequence_are_the_sequence(lab: Any) -> None:
+    """ONNX Runtime refuses them; a kernel cannot, and stays inside its memory."""
+    feeds = {"x": numbers(T, B, I), "lengths": np.full(B, T, np.int32)}
+    model = lab.model(f'y = LSTM <hidden_size = {H}, direction = "reverse"> (x, w, r, "", lengths)', feeds, weights(4))
+    lowered = lab.lower(model)
+    expected = lab.execute(lowered, feeds)["y"]
+    np.testing.assert_array_equal(lab.execute(lowered, feeds | {"lengths": feeds["lengths"] + 9})["y"], expected)
+    nothing = lab.execute(lowered, feeds | {"lengths": feeds["lengths"] - 99})["y"]
+    np.testing.assert_array_equal(nothing, np.zeros_like(nothing))
