@@ -9,12 +9,12 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt import disk_cache
-from graphopt.analysis import static_type
 from graphopt.costs import Machine
 from graphopt.runtime import cpu as host_cpu
 from graphopt.runtime import library
 from graphopt.targets import build, lowering, measure, relax_import, sources, tiles
 from graphopt.targets.base import Lowered
+from graphopt.targets.definitions import Definitions, signature
 from graphopt.targets.machine import detect
 from graphopt.targets.object_cache import ObjectCache
 from graphopt.work import Timing, Work
@@ -28,6 +28,7 @@ class CpuTarget:
         self.cpu = detect(level, threads)
         self._builder = build.Builder(self.cpu, ObjectCache(disk_cache.objects(), self.cpu) if cache else None)
         self._answers: dict[str, str | None] = {}
+        self._definitions = Definitions()
 
     @property
     def machine(self) -> Machine:
@@ -42,7 +43,7 @@ class CpuTarget:
 
     def supports(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
         """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
-        key = _signature(node)
+        key = signature(node)
         if key not in self._answers:
             self._answers[key] = self._try(node, opsets)
         return self._answers[key]
@@ -50,7 +51,7 @@ class CpuTarget:
     def _try(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
         inputs, outputs = _ends(node)
         try:
-            imported = relax_import.import_nodes([node], inputs, outputs, opsets, self.cpu)
+            imported = relax_import.import_nodes([node], inputs, outputs, opsets, self.cpu, self._definitions)
             return lowering.obstacle(lowering.legalize(imported.module))
         except relax_import.NotSupported as error:
             return str(error)
@@ -75,7 +76,7 @@ class CpuTarget:
         prefix: str,
     ) -> Lowered:
         """Import, fuse, schedule; then run what depends on constants only."""
-        imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu)
+        imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, self._definitions)
         lowered = lowering.lower(imported, self._builder, prefix)
         lowering.evaluate_constants(lowered, self._builder)
         return lowered
@@ -124,20 +125,3 @@ def _ends(node: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:160].rstrip(".")
-
-
-def _signature(node: ir.Node) -> str:
-    """Equal for nodes that get the same answer."""
-    inputs: list[Any] = []
-    for value in node.inputs:
-        if value is None:
-            inputs.append(None)
-        elif value.const_value is not None and value.const_value.size <= relax_import.SMALL_INTEGERS:
-            inputs.append((value.const_value.dtype, tuple(value.const_value.shape), value.const_value.numpy().tolist()))
-        else:
-            inputs.append((value.const_value is None, static_type(value)))
-    position: dict[Any, int] = {}
-    repeated = tuple(position.setdefault(value, len(position)) for value in node.inputs)
-    outputs = tuple((static_type(v), bool(v.uses()) or v.is_graph_output()) for v in node.outputs)
-    attributes = tuple(sorted(str(a) for a in node.attributes.values()))
-    return repr((node.domain, node.op_type, attributes, inputs, repeated, outputs))

@@ -23,11 +23,8 @@ from graphopt.program import ITEM_BYTES
 from graphopt.targets import converters
 from graphopt.targets.converters.refusals import WRONG_IN_TVM
 from graphopt.targets.converters.refusals import NotSupported as NotSupported
+from graphopt.targets.definitions import Definitions, is_small
 from graphopt.targets.machine import CpuMachine
-
-SMALL_FLOATS = 16
-SMALL_INTEGERS = 4096
-"""Constants up to these sizes are part of the code (axes, shapes, scalars); larger ones are weights."""
 
 
 @dataclass(slots=True)
@@ -49,6 +46,7 @@ class Imported:
 class _Scope:
     builder: Any
     machine: CpuMachine
+    definitions: Definitions
     expressions: dict[ir.Value, Any] = field(default_factory=dict)
     weights: dict[str, ir.Value] = field(default_factory=dict)
     results: list[tuple[str, str]] = field(default_factory=list)
@@ -61,14 +59,18 @@ def import_nodes(
     outputs: Sequence[ir.Value],
     opsets: Mapping[str, int],
     machine: CpuMachine,
+    definitions: Definitions | None = None,
 ) -> Imported:
     """Build one Relax function from nodes in topological order.
+
+    Args:
+        definitions: of kernels for this machine, those of earlier calls too.
 
     Raises:
         NotSupported: a node, named with the reason, has no native form.
     """
     builder = relax.BlockBuilder()
-    scope = _Scope(builder, machine)
+    scope = _Scope(builder, machine, definitions or Definitions())
     parameters = []
     for index, value in enumerate(inputs):
         parameter = _variable(f"in{index}", value)
@@ -110,9 +112,7 @@ def _constants(nodes: Iterable[ir.Node], outputs: Iterable[ir.Value]) -> Iterato
 def _bind_constant(scope: _Scope, value: ir.Value) -> None:
     tensor = value.const_value
     assert tensor is not None
-    size = int(np.prod(tensor.shape.numpy())) if len(tensor.shape) else 1
-    is_float = tensor.dtype.is_floating_point()
-    if size <= (SMALL_FLOATS if is_float else SMALL_INTEGERS):
+    if is_small(tensor):
         if str(tensor.dtype.numpy()) not in ITEM_BYTES:
             raise NotSupported(f"constant {value.name} has dtype {tensor.dtype.name}, which kernels cannot hold")
         array = np.ascontiguousarray(tensor.numpy()).reshape(tensor.numpy().shape)
@@ -143,8 +143,9 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
         raise NotSupported(reason)
     inputs = [None if value is None else scope.expressions[value] for value in node.inputs]
     result = NotImplemented
+    definitions = scope.definitions.of(node)
     for converter in _converters(node):
-        result = converter(converters.Context(scope.builder, scope.machine, node), inputs)
+        result = converter(converters.Context(scope.builder, scope.machine, node, definitions), inputs)
         if result is not NotImplemented:
             break
     else:

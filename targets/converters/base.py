@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax, te
 
+from graphopt.targets.definitions import NodeDefinitions
 from graphopt.targets.machine import CpuMachine
 from graphopt.work import TILE
 
@@ -25,10 +26,11 @@ class Context:
     builder: Any
     machine: CpuMachine
     node: ir.Node
+    definitions: NodeDefinitions
 
     def te(self, name: str, function: Callable[..., Any], *args: Any, pattern: int) -> Any:
         """Emit a TE definition over Relax expressions as one kernel called `name`."""
-        return self.builder.emit_te(function, *args, primfunc_name_hint=name, primfunc_attrs={"op_pattern": pattern})
+        return self.definitions.emit(self.builder, name, function, args, {"op_pattern": pattern})
 
     def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
         """Emit a view; nothing where the shape is already right."""

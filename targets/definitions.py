@@ -1,0 +1,88 @@
+"""Nodes that are alike get their TE definitions once: defining a kernel costs milliseconds, and models repeat layers.
+
+A node's definitions depend on its operator, attributes, tile and types, and on the constants that are part of the code;
+all of that is its signature. The machine is that of the target that the definitions belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+from tvm import relax
+from tvm.relax.utils import gen_call_tir_inputs
+
+from graphopt.analysis import static_type
+from graphopt.work import TILE
+
+SMALL_FLOATS = 16
+SMALL_INTEGERS = 4096
+"""Constants up to these sizes are part of the code (axes, shapes, scalars); larger ones are weights."""
+
+
+def is_small(tensor: Any) -> bool:
+    """Whether a constant is part of the code."""
+    return bool(tensor.size <= (SMALL_FLOATS if tensor.dtype.is_floating_point() else SMALL_INTEGERS))
+
+
+def signature(node: ir.Node) -> str:
+    """Equal for nodes that are supported alike."""
+    inputs: list[Any] = []
+    for value in node.inputs:
+        constant = None if value is None else value.const_value
+        if value is None:
+            inputs.append(None)
+        elif constant is not None and is_small(constant):
+            inputs.append((constant.dtype, tuple(constant.shape), constant.numpy().tolist()))
+        else:
+            inputs.append((constant is None, static_type(value)))
+    position: dict[Any, int] = {}
+    repeated = tuple(position.setdefault(value, len(position)) for value in node.inputs)
+    outputs = tuple((static_type(v), bool(v.uses()) or v.is_graph_output()) for v in node.outputs)
+    attributes = tuple(sorted(str(a) for a in node.attributes.values()))
+    return repr((node.domain, node.op_type, attributes, inputs, repeated, outputs))
+
+
+def _complete(node: ir.Node) -> bool:
+    """Whether the signature holds all that a definition could look at: no long list of integers, no tensor."""
+    if any(not isinstance(a, ir.Attr) or a.type is ir.AttributeType.TENSOR for a in node.attributes.values()):
+        return False
+    constants = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+    return all(is_small(constant) or constant.dtype.is_floating_point() for constant in constants)
+
+
+@dataclass(slots=True)
+class Definitions:
+    """The PrimFuncs of TE definitions, unscheduled, by signature, and by order within a node."""
+
+    made: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
+
+    def of(self, node: ir.Node) -> NodeDefinitions:
+        """Those of one node, which is about to be converted."""
+        key = (signature(node), node.metadata_props.get(TILE)) if _complete(node) else None
+        return NodeDefinitions(self.made, key)
+
+
+@dataclass(slots=True)
+class NodeDefinitions:
+    """Emits the definitions of one node in order."""
+
+    made: dict[tuple[Any, ...], tuple[Any, Any]]
+    key: tuple[Any, ...] | None
+    count: int = 0
+
+    def emit(
+        self, builder: Any, name: str, function: Callable[..., Any], args: Sequence[Any], attributes: dict[str, Any]
+    ) -> Any:
+        """As BlockBuilder.emit_te does."""
+        self.count += 1
+        if self.key is None or not all(isinstance(getattr(arg, "ty", None), relax.TensorType) for arg in args):
+            return builder.emit_te(function, *args, primfunc_name_hint=name, primfunc_attrs=attributes)
+        key = (self.key, self.count, name, tuple(attributes.items()), tuple(str(arg.ty) for arg in args))
+        if key not in self.made:
+            made, _, types = gen_call_tir_inputs(function, *args, primfunc_attrs=attributes)
+            self.made[key] = made, types
+        made, types = self.made[key]
+        return builder.emit(relax.call_tir(builder.add_func(made, name), relax.Tuple(list(args)), types))
