@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
 from graphopt.ops.winograd import matrices
-from graphopt.targets.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, Converter, shape_of
-from graphopt.targets.kernels import common, conv_direct, conv_winograd, depthwise, lrn
+from graphopt.targets.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.kernels import common, conv_direct, conv_winograd, depthwise, lrn, squares
 
 
 def to_blocked(c: Context, inputs: list[Any]) -> Any:
+    """Squares transposed in registers, which also shuffle channels; element by element where there are none."""
     block = c.integer("block")
     if block == 1:
         return c.reshape(inputs[0], (*shape_of(inputs[0]), 1))
-    _, channels, _, _ = shape_of(inputs[0])
+    _, channels, _, _ = shape = shape_of(inputs[0])
+    if squares.possible(shape, block, dtype_of(inputs[0])):
+        x, groups = _before_shuffle(c, inputs[0])
+        return _emit(c, "to_blocked", squares.to_blocked(shape, block, dtype_of(x), groups), x)
 
     def compute(x: Any) -> Any:
         n, _, h, w = (int(d) for d in x.shape)
@@ -32,8 +36,41 @@ def to_blocked(c: Context, inputs: list[Any]) -> Any:
     return c.te("to_blocked", compute, inputs[0], pattern=INJECTIVE)
 
 
+def _emit(c: Context, name: str, function: Any, x: Any) -> Any:
+    place = c.builder.add_func(function.with_attr("op_pattern", OPAQUE), name)
+    return c.builder.emit(relax.call_tir(place, relax.Tuple([x]), relax.TensorType(c.out_shape, dtype_of(x))))
+
+
+def _before_shuffle(c: Context, x: Any) -> tuple[Any, int]:
+    """The tensor that was shuffled to give `x`, and in how many groups; `x` itself and 1 if it is no channel shuffle.
+
+    A shuffle is Reshape to [N, groups, C / groups, H, W], Transpose of axes 1 and 2, Reshape back.
+    """
+    n, channels, h, w = shape_of(x)
+    moved = _argument(c, x, "relax.reshape")
+    split = _argument(c, moved, "relax.permute_dims")
+    source = _argument(c, split, "relax.reshape")
+    if source is None or shape_of(source) != (n, channels, h, w) or len(shape_of(split)) != 5:
+        return x, 1
+    axes = c.builder.lookup_binding(moved).attrs.axes
+    groups = shape_of(split)[1]
+    if axes is None or [int(axis) for axis in axes] != [0, 2, 1, 3, 4]:
+        return x, 1
+    return (source, groups) if shape_of(split) == (n, groups, channels // groups, h, w) else (x, 1)
+
+
+def _argument(c: Context, x: Any, operator: str) -> Any:
+    """What `x` was computed from by `operator`; None if it was not."""
+    bound = c.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
+    named = isinstance(bound, relax.Call) and str(getattr(bound.op, "name", "")) == operator
+    return bound.args[0] if named else None
+
+
 def from_blocked(c: Context, inputs: list[Any]) -> Any:
     channels = c.integer("channels")
+    if squares.possible(c.out_shape, shape_of(inputs[0])[4], dtype_of(inputs[0])):
+        kernel = squares.from_blocked(c.out_shape, shape_of(inputs[0])[4], dtype_of(inputs[0]))
+        return _emit(c, "from_blocked", kernel, inputs[0])
 
     def compute(x: Any) -> Any:
         n, _, h, w, b = (int(d) for d in x.shape)

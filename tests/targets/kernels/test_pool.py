@@ -18,12 +18,29 @@ def numbers(*shape: int) -> Any:
 
 
 @pytest.mark.parametrize(("channels", "block"), [(1, 16), (3, 3), (16, 16), (20, 16), (33, 8), (7, 4)])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_to_and_from_blocked(any_lab: Any, channels: int, block: int, dtype: str) -> None:
-    x = numbers(2, channels, 3, 5).astype(dtype)
+@pytest.mark.parametrize(("plane", "dtype"), [((3, 5), "float32"), ((11, 13), "float32"), ((3, 5), "float64")])
+def test_to_and_from_blocked(any_lab: Any, channels: int, block: int, plane: tuple[int, int], dtype: str) -> None:
+    x = numbers(2, channels, *plane).astype(dtype)
     any_lab.same(f"y = graphopt.ToBlocked<block={block}>(x)", {"x": x})
-    blocked = numbers(2, -(-channels // block), 3, 5, block).astype(dtype)
+    blocked = numbers(2, -(-channels // block), *plane, block).astype(dtype)
     any_lab.same(f"y = graphopt.FromBlocked<channels={channels}>(x)", {"x": blocked})
+
+
+@pytest.mark.parametrize(
+    ("split", "axes", "calls"),
+    [
+        ((2, 4, 5, 6, 7), (0, 2, 1, 3, 4), 1),
+        ((2, 5, 4, 6, 7), (0, 2, 1, 3, 4), 1),
+        ((2, 4, 5, 7, 6), (0, 2, 1, 4, 3), 2),
+    ],
+)
+def test_channels_are_shuffled_on_the_way(lab: Any, split: Any, axes: Any, calls: int) -> None:
+    """Reshape, Transpose, Reshape, ToBlocked: one kernel where the Transpose exchanges groups and channels only."""
+    body = f"a = Relu(x) s = Reshape(a, split) t = Transpose<perm={list(axes)}>(s) u = Reshape(t, back)"
+    body += " y = graphopt.ToBlocked<block=16>(u)"
+    constants = {"split": np.array(split), "back": np.array([2, 20, 6, 7])}
+    lowered = lab.same(body, {"x": numbers(2, 20, 6, 7)}, constants)
+    assert len(lowered.calls) == calls + 1
 
 
 def test_padded_lanes_are_zero(lab: Any) -> None:
