@@ -101,11 +101,12 @@ def _padded(c: Context, x: Any, pads: tuple[int, ...]) -> Any:
 
 def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
     x, w, bias = inputs
+    tile = conv_direct.Tile.parse(c.tile) if c.tile else None
     padded = _padded(c, x, c.integers("pads", (0, 0, 0, 0)))  # once: every tile of output channels reads all of it
     strides, dilations = _two(c.integers("strides", (1, 1))), _two(c.integers("dilations", (1, 1)))
     return c.te(
         "conv_direct",
-        lambda p, q, r: conv_direct.compute(p, q, r, strides, dilations, c.machine),
+        lambda p, q, r: conv_direct.compute(p, q, r, strides, dilations, c.machine, tile),
         padded,
         w,
         bias,

@@ -10,10 +10,14 @@ broadcasts `columns` scalars, so a tile of 14 x 2 issues 28 fused multiply-adds 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import s_tir, te, tirx
 
+from graphopt.program import ITEM_BYTES
 from graphopt.targets.kernels.common import (
     RULE,
     Block,
@@ -29,28 +33,90 @@ from graphopt.targets.machine import CpuMachine
 NAME = "conv_direct"
 
 
-def tile_shape(out_width: int, vectors: int, machine: CpuMachine) -> tuple[int, int]:
-    """(columns, vectors) of the register tile: as many accumulators as fit beside the weights and one broadcast.
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """`columns x vectors` accumulators; written "14x2", or "14x2i" where a task goes over all channel tiles.
 
-    Prefers two or more weight vectors per broadcast, since the load ports bound the loop before the multipliers do.
+    A task is a tile of output channels on one row (on a 1x1 convolution, one tile of positions), so its weights stay in
+    the cache; with `inner` it is all output channels there, so its input does.
+    """
+
+    columns: int
+    vectors: int
+    inner: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.columns}x{self.vectors}{'i' if self.inner else ''}"
+
+    @staticmethod
+    def parse(text: str) -> Tile:
+        """The inverse of `str`.
+
+        Raises:
+            ValueError: `text` is no such spelling.
+        """
+        found = re.fullmatch(r"([1-9][0-9]{0,2})x([1-9])(i?)", text)
+        if found is None:
+            raise ValueError(f"{text!r} is no tile of a convolution (such as 14x2 or 14x2i)")
+        return Tile(int(found[1]), int(found[2]), bool(found[3]))
+
+
+SPACE = 8
+"""Tiles that are worth measuring, at most."""
+
+
+def tiles(
+    row_width: int, vectors: int, machine: CpuMachine, weight_bytes: int, flat: bool, batch: int = 1
+) -> tuple[Tile, ...]:
+    """The tiles for rows of `row_width` outputs and `vectors` channel blocks per group, best estimate first.
+
+    `flat` says that the convolution is 1x1 with stride 1, whose one row is the whole map. There tasks keep their input,
+    where the weights, of which every task then reads all, stay in the second-level cache.
+    """
+    inner = flat and weight_bytes <= machine.l2_bytes * 3 // 4
+    ranked = []
+    for cycles, columns, count in _estimates(row_width, vectors, machine):
+        tasks = batch * math.ceil(row_width / columns)
+        idle = math.ceil(tasks / machine.cores) * machine.cores / tasks if inner else 1.0
+        ranked.append((cycles * idle, -columns, count))
+    shapes = [(-columns, count) for _, columns, count in sorted(ranked)[: SPACE // 2]]
+    return tuple(Tile(*shape, way) for way in (inner, not inner) for shape in shapes)
+
+
+def _estimates(row_width: int, vectors: int, machine: CpuMachine) -> Iterator[tuple[float, int, int]]:
+    """(cycles, columns, vectors) for each number of vectors: as many columns as fit beside the weights and a broadcast.
+
+    Cycles of one reduction step: two multiply-adds and two loads each cycle, four cycles of latency.
     """
     registers = machine.level.registers
-    best, best_cost = (1, 1), math.inf
     for count in (1, 2, 3, 4):
         if vectors % count:
             continue
-        limit = (registers - count - 1) // count
-        columns = padded_tile(out_width, limit)
-        steps = math.ceil(out_width / columns) * (vectors // count)
-        # Cycles of one reduction step: two multiply-adds and two loads each cycle, four cycles of latency.
-        cycles = steps * max(columns * count / 2, (columns + count) / 2, 4)
+        columns = padded_tile(row_width, (registers - count - 1) // count)
+        steps = math.ceil(row_width / columns) * (vectors // count)
+        yield steps * max(columns * count / 2, (columns + count) / 2, 4), columns, count
+
+
+def tile_shape(out_width: int, vectors: int, machine: CpuMachine) -> tuple[int, int]:
+    """(columns, vectors) of the register tile with the fewest cycles.
+
+    Prefers two or more weight vectors per broadcast, since the load ports bound the loop before the multipliers do.
+    """
+    best, best_cost = (1, 1), math.inf
+    for cycles, columns, count in _estimates(out_width, vectors, machine):
         if cycles < best_cost * 0.97:
             best, best_cost = (columns, count), cycles
     return best
 
 
 def compute(
-    x: Any, w: Any, bias: Any, strides: tuple[int, int], dilations: tuple[int, int], machine: CpuMachine
+    x: Any,
+    w: Any,
+    bias: Any,
+    strides: tuple[int, int],
+    dilations: tuple[int, int],
+    machine: CpuMachine,
+    tile: Tile | None = None,
 ) -> Any:
     """The convolution of an input that is already padded.
 
@@ -60,6 +126,7 @@ def compute(
         x: [N, CI, H, W, bi].
         w: [CO, CI / groups, KH, KW, bi, b].
         bias: [CO, b].
+        tile: None for the one with the best estimate; its vectors divide CO / groups.
     """
     n, ci, h, width, bi = dims(x)
     co, ci_group, kh, kw, _, b = dims(w)
@@ -68,8 +135,9 @@ def compute(
     co_group = co // (ci // ci_group)
     flat = (kh, kw, *strides) == (1, 1, 1, 1)
     rows, row_width = (1, out_h * out_w) if flat else (out_h, out_w)
-    columns, _ = tile_shape(row_width, co_group, machine)
-    computed = round_up(row_width, columns)
+    weight_bytes = math.prod(dims(w)) * ITEM_BYTES[str(w.dtype)]
+    tile = tile or tiles(row_width, co_group, machine, weight_bytes, flat, n)[0]
+    computed = round_up(row_width, tile.columns)
     rc = te.reduce_axis((0, ci_group), "ci")
     rh = te.reduce_axis((0, kh), "kh")
     rw = te.reduce_axis((0, kw), "kw")
@@ -84,7 +152,7 @@ def compute(
         channel = rc if ci_group == ci else tirx.floordiv(o, co_group) * ci_group + rc
         return te.sum(x[i, channel, row, column, ri] * w[o, rc, rh, rw, ri, lane], axis=[rc, rh, rw, ri])
 
-    attributes = {RULE: NAME, "graphopt.vectors": co_group, "graphopt.flat": int(flat)}
+    attributes = {RULE: NAME, "graphopt.tile": str(tile), "graphopt.flat": int(flat)}
     sums = te.compute((n, co, rows, computed, b), product, name="conv", attrs=attributes)
 
     def finish(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
@@ -96,9 +164,9 @@ def compute(
 
 def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.Schedule:
     """Parallel over (batch, channel tile, row); the epilogue runs on the accumulators' tile before it is stored."""
-    width, (_, _, _, bi) = anchor.spatial[3], anchor.reduce
+    _, _, _, bi = anchor.reduce
     annotations = sch.get(anchor.rv).annotations
-    columns, count = tile_shape(width, int(annotations["graphopt.vectors"]), machine)
+    tile = Tile.parse(str(annotations["graphopt.tile"]))
     last = inline_after(sch, anchor)
     flat = int(annotations["graphopt.flat"])
     if flat:
@@ -109,15 +177,13 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.S
     else:
         n, co, oh, ow, lane = sch.get_loops(last)
     conv = sch.get_sblock(anchor.name)
-    co_out, co_in = sch.split(co, [None, count])
-    if flat:
-        ow_out, ow_in = sch.split(ow, [None, columns])
-        sch.reorder(n, co_out, ow_out, co_in, ow_in, lane)
-        task = at = sch.fuse(n, co_out, ow_out)
-    else:
-        ow_out, ow_in = sch.split(ow, [None, columns])
-        sch.reorder(n, co_out, oh, ow_out, co_in, ow_in, lane)
-        task, at = sch.fuse(n, co_out, oh), ow_out
+    co_out, co_in = sch.split(co, [None, tile.vectors])
+    ow_out, ow_in = sch.split(ow, [None, tile.columns])
+    places = [ow_out] if flat else [oh]
+    along = [] if flat else [ow_out]
+    sch.reorder(n, *((*places, co_out) if tile.inner else (co_out, *places)), *along, co_in, ow_in, lane)
+    task = sch.fuse(n, *places) if tile.inner else sch.fuse(n, co_out, *places)
+    at = (along or [co_out if tile.inner else task])[0]
     sch.compute_at(conv, at, preserve_unit_loops=True)
     sch.set_scope(conv, 0, "local")
     tile_co, _, tile_ow, tile_lane, ci, kh, kw, i = sch.get_loops(conv)[-8:]

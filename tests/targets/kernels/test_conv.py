@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from graphopt.ops.conv import pack_bias, pack_conv_weight, pack_depthwise_weight
 from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.winograd import winograd_weight
+from graphopt.targets.kernels import conv_direct
+from graphopt.work import TILE
 
 few = settings(deadline=None, max_examples=30, derandomize=True)
 
@@ -249,3 +251,25 @@ def test_an_epilogue_is_part_of_the_last_kernel(any_lab: Any, kind: str) -> None
     assert len(lowered.calls) == calls
     assert lowered.calls[-1].outputs == ("y",)
     assert {"residual", "scale"} <= set(lowered.calls[-1].inputs)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1)])
+def test_every_tile_computes_the_same(lab: Any, kernel: int, stride: int) -> None:
+    """Ragged rows, several vectors, tasks over rows or over channels."""
+    b = lab.target.cpu.lanes()
+    x, w = blocked(numbers(2, 20, 7, 13), b), pack_conv_weight(numbers(6 * b, 20, kernel, kernel), 1, b, b)
+    body = f"y = graphopt.Conv2dBlocked<strides=[{stride}, {stride}], pads=[0, 0, 0, 0], dilations=[1, 1], group=1>"
+    model = lab.model(f"{body}(x, w, bias)", {"x": x}, {"w": w, "bias": pack_bias(numbers(6 * b), b)})
+    space = conv_direct.tiles(13, 6, lab.target.cpu, w.nbytes, kernel == stride == 1, 2)
+    assert 4 <= len(space) <= 8
+    assert len(set(space)) == len(space)
+    for tile in (*space, conv_direct.Tile(5, 3), conv_direct.Tile(1, 1, True)):
+        assert conv_direct.Tile.parse(str(tile)) == tile
+        model.graph[0].metadata_props[TILE] = str(tile)
+        lab.check(model, {"x": x})
+
+
+@pytest.mark.parametrize("text", ["", "14", "14x", "x2", "0x2", "14x2o", "14x2i "])
+def test_a_tile_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no tile of a convolution"):
+        conv_direct.Tile.parse(text)
