@@ -34,12 +34,12 @@ class BuiltStage:
     def write(self, folder: Path, target: Target) -> dict[str, bytes | Path]:
         """Generate code and write weights below `folder`; the files of the artifact by name."""
         files: dict[str, bytes | Path] = dict(self.fallbacks)
-        if self.stage.library:
-            files[self.stage.library] = target.library(self.functions)
-        if self.stage.weights:
+        if self.stage.weights:  # first: meanwhile the target may compile
             path = folder / self.stage.weights
             save_weights(path, self.constants)
             files[self.stage.weights] = path
+        if self.stage.library:
+            files[self.stage.library] = target.library(self.functions)
         return files
 
 

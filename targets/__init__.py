@@ -28,5 +28,5 @@ def load_target(name: str, level: str | None = None, threads: int | None = None,
     from graphopt.runtime import library
 
     library.compiler()  # before a module of the target imports it in its own, slower way
-    target: Target = getattr(importlib.import_module(module), attribute)(level, threads, cache)
+    target: Target = getattr(importlib.import_module(module), attribute)(level, threads, cache, ahead=True)
     return target

@@ -6,7 +6,7 @@ import importlib.util
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,20 +32,29 @@ def compile_functions(functions: Mapping[str, Any], machine: CpuMachine) -> Any:
     return tvm.compile(module, tvm.target.Target(machine.llvm_target))
 
 
-def generate(symbol: str, function: Any, machine: CpuMachine, folder: Path) -> bytes:
+def generate(symbol: str, function: Any, machine: CpuMachine) -> bytes:
     """An object file that defines `symbol`; the same bytes for the same function."""
-    path = folder / f"{symbol}.o"
-    compile_functions({symbol: function}, machine).mod.write_to_file(str(path), "o")
-    return path.read_bytes()
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        path = Path(folder) / "kernel.o"
+        compile_functions({symbol: function}, machine).mod.write_to_file(str(path), "o")
+        return path.read_bytes()
 
 
 class Builder:
-    """Schedules and compiles kernels for one machine, each once, and none that the cache holds."""
+    """Schedules and compiles kernels for one machine, each once, and none that the cache holds.
 
-    def __init__(self, machine: CpuMachine, cache: ObjectCache | None = None) -> None:
-        self._machine, self._cache = machine, cache
+    Used from one thread. Code is generated in others, by TVM and LLVM outside Python's lock.
+    """
+
+    def __init__(self, machine: CpuMachine, cache: ObjectCache | None = None, ahead: bool = False) -> None:
+        """Args: ahead: begin to compile as soon as a kernel is scheduled, because all of them will be needed."""
+        self._machine, self._cache, self._ahead = machine, cache, ahead
         self._kernels: dict[str, _Kernel] = {}
         self._loaded: dict[str, Callable[..., Any]] = {}
+        self._threads = cpu.available_cpus()
+        self._pool = ThreadPoolExecutor(self._threads)
+        self._waiting: dict[str, _Kernel] = {}
+        self._running: list[Future[bytes]] = []
 
     def code(self, identity: Identity) -> tuple[Any, str]:
         """What `library` takes for a kernel, and the note of its schedule.
@@ -61,9 +70,31 @@ class Builder:
 
     def _new(self, identity: Identity) -> _Kernel:
         if self._cache is not None and (built := self._cache.get(identity)) is not None:
-            return _Kernel(identity, built, built.note, built.object)
+            return _Kernel(identity, built, built.note)
         scheduled, note = schedule.apply(identity.function(), self._machine)
-        return _Kernel(identity, scheduled.with_attr("global_symbol", identity.symbol), note)
+        kernel = _Kernel(identity, scheduled.with_attr("global_symbol", identity.symbol), note)
+        if self._ahead:
+            self._waiting[identity.symbol] = kernel
+            self._begin()
+        return kernel
+
+    def _begin(self) -> None:
+        """Keep the threads busy; what has begun is little, so that a process that gives up ends soon."""
+        self._running = [future for future in self._running if not future.done()]
+        while self._waiting and len(self._running) < 2 * self._threads:
+            self._running.append(self._submit(next(iter(self._waiting.values()))))
+
+    def _submit(self, kernel: _Kernel) -> Future[bytes]:
+        if kernel.object is None:
+            self._waiting.pop(kernel.identity.symbol, None)
+            kernel.object = self._pool.submit(self._compile, kernel)
+        return kernel.object
+
+    def _compile(self, kernel: _Kernel) -> bytes:
+        code = generate(kernel.identity.symbol, kernel.code, self._machine)
+        if self._cache is not None:
+            self._cache.put(kernel.identity, Built(code, kernel.note))
+        return code
 
     def library(self, functions: Mapping[str, Any]) -> bytes:
         """A shared library with one entry per symbol; the same bytes for the same functions."""
@@ -79,29 +110,31 @@ class Builder:
             self._loaded |= {symbol: find(symbol) for symbol in fresh}
         return {symbol: self._loaded[symbol] for symbol in functions}
 
-    def objects(self, functions: Mapping[str, Any], folder: Path) -> list[bytes]:
-        """Object files in the order of their symbols, compiled in parallel: TVM and LLVM run outside Python's lock."""
-        with ThreadPoolExecutor(cpu.available_cpus()) as pool:
-            found = list(pool.map(lambda symbol: self._object(symbol, functions[symbol], folder), functions))
+    def objects(self, functions: Mapping[str, Any]) -> list[bytes]:
+        """Object files in the order of their symbols."""
+        begun = [self._object(symbol, function) for symbol, function in functions.items()]
+        try:
+            found = [item if isinstance(item, bytes) else item.result() for item in begun]
+        except BaseException:
+            for item in begun:
+                if not isinstance(item, bytes):
+                    item.cancel()
+            raise
         if self._cache is not None:
             self._cache.trim()
         return found
 
-    def _object(self, symbol: str, function: Any, folder: Path) -> bytes:
+    def _object(self, symbol: str, function: Any) -> bytes | Future[bytes]:
         if isinstance(function, Built):
             return function.object
         kernel = self._kernels.get(symbol)
         if kernel is None or kernel.code is not function:  # not of `code`: nothing is known about it
-            return generate(symbol, function, self._machine, folder)
-        if kernel.object is None:
-            kernel.object = generate(symbol, function, self._machine, folder)
-            if self._cache is not None:
-                self._cache.put(kernel.identity, Built(kernel.object, kernel.note))
-        return kernel.object
+            return self._pool.submit(generate, symbol, function, self._machine)
+        return self._submit(kernel)
 
     def _link(self, functions: Mapping[str, Any], folder: Path) -> Path:
         paths = []
-        for number, code in enumerate(self.objects(functions, folder)):
+        for number, code in enumerate(self.objects(functions)):
             path = folder / f"{number}.o"
             path.write_bytes(code)
             paths.append(str(path))
@@ -115,7 +148,7 @@ class _Kernel:
     identity: Identity
     code: Any
     note: str
-    object: bytes | None = None
+    object: Future[bytes] | None = None
 
 
 def _link(output: str, objects: Sequence[str]) -> None:

@@ -23,10 +23,17 @@ from graphopt.work import Timing, Work
 class CpuTarget:
     """Code for this host, or for a named level ("avx512", "avx2", "x86-64") that other hosts share."""
 
-    def __init__(self, level: str | None = None, threads: int | None = None, cache: bool = False) -> None:
-        """Args: cache: keep compiled kernels in the user's cache, and take them from there."""
+    def __init__(
+        self, level: str | None = None, threads: int | None = None, cache: bool = False, ahead: bool = False
+    ) -> None:
+        """A target for this host.
+
+        Args:
+            cache: keep compiled kernels in the user's cache, and take them from there.
+            ahead: compile in the background from the first `lower` on; `library` then waits for what is missing.
+        """
         self.cpu = detect(level, threads)
-        self._builder = build.Builder(self.cpu, ObjectCache(disk_cache.objects(), self.cpu) if cache else None)
+        self._builder = build.Builder(self.cpu, ObjectCache(disk_cache.objects(), self.cpu) if cache else None, ahead)
         self._answers: dict[str, str | None] = {}
         self._definitions = Definitions()
 

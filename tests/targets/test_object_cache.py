@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,36 @@ def test_an_evicted_entry_is_compiled_again(
     warm = compile_model(model)
     assert work["compiled"]
     assert contents(warm.artifact) == contents(cold.artifact)
+
+
+def test_compiling_begins_before_the_library_is_asked_for(lab: Any, work: dict[str, list[str]]) -> None:
+    model = lab.model("a = Softmax(x) y = Relu(a)", {"x": np.zeros((8, 64), np.float32)})
+    graph = model.graph
+    results = []
+    for ahead in (False, True):
+        target = CpuTarget(ahead=ahead)
+        lowered = target.lower(list(graph), list(graph.inputs), list(graph.outputs), model.opset_imports, "s_")
+        if ahead:
+            wait([kernel.object for kernel in target._builder._kernels.values()], 60)
+        assert len(work["compiled"]) == (len(lowered.functions) if ahead else 0)
+        results.append(target.library(lowered.functions))
+        assert sorted(work["compiled"]) == sorted(lowered.functions), "each once"
+        forget(work)
+    assert results[0] == results[1]
+
+
+def test_a_kernel_that_fails_ahead_fails_the_library(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> bytes:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(build, "generate", failing)
+    model = lab.model("y = Relu(x)", {"x": np.zeros((8, 64), np.float32)})
+    graph = model.graph
+    target = CpuTarget(ahead=True)
+    lowered = target.lower(list(graph), list(graph.inputs), list(graph.outputs), model.opset_imports, "s_")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no such instruction"):
+            target.library(lowered.functions)
 
 
 def identity() -> Identity:
