@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from graphopt.errors import GraphoptError
+from graphopt.targets import sources as sources  # it notes when
 
 if TYPE_CHECKING:
     from graphopt.targets.base import Target

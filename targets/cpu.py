@@ -33,7 +33,8 @@ class CpuTarget:
             ahead: compile in the background from the first `lower` on; `library` then waits for what is missing.
         """
         self.cpu = detect(level, threads)
-        self._builder = build.Builder(self.cpu, ObjectCache(disk_cache.objects(), self.cpu) if cache else None, ahead)
+        kept = ObjectCache(disk_cache.objects(), self.cpu) if cache and sources.unchanged() else None
+        self._builder = build.Builder(self.cpu, kept, ahead)
         self._answers: dict[str, str | None] = {}
         self._definitions = Definitions()
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import time
 from pathlib import Path
+
+_IMPORTED = time.time()  # the package imports this file before its others
 
 
 @functools.cache
@@ -12,7 +15,16 @@ def digest() -> str:
     """Of every Python file of this package, in order of their names."""
     folder = Path(__file__).parent
     found = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in _files(folder):
         found.update(str(path.relative_to(folder)).encode())
         found.update(hashlib.sha256(path.read_bytes()).digest())
     return found.hexdigest()
+
+
+def unchanged(folder: Path = Path(__file__).parent, imported: float = _IMPORTED) -> bool:
+    """Whether the files are still those that this process imported, so that `digest` is that of the code that runs."""
+    return all(path.stat().st_mtime < imported for path in _files(folder))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
