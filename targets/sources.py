@@ -7,7 +7,7 @@ import hashlib
 import time
 from pathlib import Path
 
-_IMPORTED = time.time()  # the package imports this file before its others
+_IMPORTED = time.time()  # `load_target` imports this file before the others
 
 
 @functools.cache
