@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import s_tir
 
-from graphopt.targets.kernels import conv_direct, conv_winograd, depthwise, gemm, generic, lrn, rowwise
+from graphopt.targets.kernels import conv_direct, conv_fft, conv_winograd, depthwise, gemm, generic, lrn, rowwise
 from graphopt.targets.kernels.common import SCHEDULED, Block, blocks_of
 from graphopt.targets.machine import CpuMachine
 
@@ -15,6 +15,7 @@ Rule = Callable[[s_tir.Schedule, Block, CpuMachine], s_tir.Schedule | None]
 
 RULES: dict[str, Rule] = {
     conv_direct.NAME: conv_direct.schedule,
+    conv_fft.OUTPUT: conv_fft.schedule_output,
     conv_winograd.INPUT: conv_winograd.schedule_input,
     conv_winograd.PRODUCT: conv_winograd.schedule_product,
     conv_winograd.OUTPUT: conv_winograd.schedule_output,

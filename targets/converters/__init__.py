@@ -34,6 +34,7 @@ from graphopt.targets.converters.blocked import (
     winograd,
 )
 from graphopt.targets.converters.convolution import conv
+from graphopt.targets.converters.fft import conv2d_fft
 from graphopt.targets.converters.halves import in_single
 from graphopt.targets.converters.products import attention, fully_connected, matmul
 from graphopt.targets.converters.recurrent import recurrent
@@ -51,6 +52,7 @@ CUSTOM: dict[str, Converter] = {
     "Conv2dBlocked": conv2d_blocked,
     "DepthwiseConv2dBlocked": depthwise_blocked,
     "Conv2dWinograd": winograd,
+    "Conv2dFft": conv2d_fft,
     "Conv2dIm2col": conv,
     "MaxPoolBlocked": pool_blocked("max"),
     "AveragePoolBlocked": pool_blocked("average"),

@@ -1,0 +1,46 @@
+"""The convolution by Fourier transforms of tiles, `graphopt.Conv2dFft`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.kernels import conv_fft, conv_winograd
+from graphopt.targets.kernels.common import SCHEDULED
+
+
+def conv2d_fft(c: Context, inputs: list[Any]) -> Any:
+    """A Conv2dFft node as three kernels.
+
+    Raises:
+        NotSupported: a tile that is too long for straight-line code, or no floats.
+    """
+    x, u, bias = inputs
+    n, groups = c.integer("tile"), c.integer("group", 1)
+    top, left, bottom, right = c.integers("pads", (0, 0, 0, 0))
+    kernel_rows, kernel_columns = c.integers("kernel_shape")
+    kernel, pads = (kernel_rows, kernel_columns), (top, left, bottom, right)
+    if n % 2 or not 4 <= n <= conv_fft.LONGEST:
+        raise NotSupported(f"tiles of {n} are not even numbers from 4 to {conv_fft.LONGEST}")
+    if dtype_of(x) not in ("float32", "float64"):
+        raise NotSupported(f"the kernels of Conv2dFft do not compute in {dtype_of(x)}")
+    out_rows, out_columns = c.out_shape[2:4]
+    out = (out_rows, out_columns)
+    blocks = shape_of(u)[1] * groups
+    if shape_of(bias)[0] != blocks or shape_of(u)[2] * groups != shape_of(x)[1]:
+        raise NotSupported(f"the weights of {c.node.name} have other channels than its input or its bias")
+    v = c.builder.emit_te(
+        lambda p: conv_fft.transform_input(p, n, kernel, pads, out, groups),
+        x,
+        primfunc_name_hint="fft_input",
+        primfunc_attrs={"op_pattern": OPAQUE, SCHEDULED: 1},
+    )
+    mm = c.te("fft_product", lambda p, q: conv_winograd.product(p, q, c.machine), v, u, pattern=OPAQUE)
+    return c.te(
+        "fft_output",
+        lambda p, q: conv_fft.transform_output(p, q, n, kernel, out, groups),
+        mm,
+        bias,
+        pattern=EPILOGUE,
+    )
