@@ -55,7 +55,15 @@ def selection_problem(
             alternatives.append((Alternative(BLOCKED, BLOCKED, 0.0),))
         elif isinstance(form := form_of(node, block), Form):
             forms[node] = form
-            alternatives.append(_on_either(node, form, block, model.machine))
+            roots = [_root(node.inputs[index], forms) for index in form.data]
+            planar_only = [
+                root is not None
+                and root not in forms
+                and not border(root, block)
+                and all(each.writes == PLANAR for each in convolutions.get(root, ()))
+                for root in roots
+            ]
+            alternatives.append(_on_either(node, form, block, model.machine, planar_only))
         else:
             refusals[node] = form
             alternatives.append((Alternative(PLANAR, PLANAR, 0.0),))
@@ -126,13 +134,28 @@ def _conversion_works(value: ir.Value, block: int) -> tuple[Work, Work]:
     )
 
 
-def _on_either(node: ir.Node, form: Form, block: int, machine: costs.Machine) -> tuple[Alternative, Alternative]:
-    """Elementwise work joins a blocked convolution for nothing; planar loops are plainer."""
+def _root(value: ir.Value | None, forms: Mapping[ir.Node, Form]) -> ir.Node | None:
+    """The node whose kernel elementwise work on `value` would join: its producer, behind more elementwise work."""
+    producer = None if value is None else value.producer()
+    while producer is not None and producer in forms and (producer.op_type in UNARY or producer.op_type in BINARY):
+        source = producer.inputs[forms[producer].data[0]]
+        producer = None if source is None else source.producer()
+    return producer
+
+
+def _on_either(
+    node: ir.Node, form: Form, block: int, machine: costs.Machine, planar_only: Sequence[bool]
+) -> tuple[Alternative, Alternative]:
+    """Elementwise work joins the kernel before it for nothing; of the others, planar loops are plainer.
+
+    `planar_only` says of each input whether what computes it has no blocked form.
+    """
     tensors = [value for index in form.data if (value := node.inputs[index]) is not None] + [node.outputs[0]]
     blocked = sum(padded_bytes(value, block) for value in tensors) / machine.bandwidth
     planar = sum(padded_bytes(value, 1) for value in tensors) / machine.bandwidth
     if node.op_type in UNARY or node.op_type in BINARY:
-        blocked, planar = 0.0, planar / 4
+        planar = 0.0 if any(planar_only) else planar / 4
+        blocked = blocked / 4 if all(planar_only) else 0.0
     elif node.op_type in POOLS or node.op_type == "LRN":
         planar *= 2
     return Alternative(PLANAR, PLANAR, planar), Alternative(BLOCKED, BLOCKED, blocked)

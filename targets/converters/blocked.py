@@ -6,9 +6,8 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from graphopt.ops.winograd import matrices
 from graphopt.targets.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
-from graphopt.targets.kernels import common, conv_direct, conv_winograd, depthwise, lrn, squares
+from graphopt.targets.kernels import common, conv_direct, depthwise, lrn, squares
 
 
 def to_blocked(c: Context, inputs: list[Any]) -> Any:
@@ -62,8 +61,9 @@ def _before_shuffle(c: Context, x: Any) -> tuple[Any, int]:
 def _argument(c: Context, x: Any, operator: str) -> Any:
     """What `x` was computed from by `operator`; None if it was not."""
     bound = c.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
-    named = isinstance(bound, relax.Call) and str(getattr(bound.op, "name", "")) == operator
-    return bound.args[0] if named else None
+    if isinstance(bound, relax.Call) and str(getattr(bound.op, "name", "")) == operator:
+        return bound.args[0]
+    return None
 
 
 def from_blocked(c: Context, inputs: list[Any]) -> Any:
@@ -125,18 +125,6 @@ def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
         w,
         bias,
         pattern=EPILOGUE,
-    )
-
-
-def winograd(c: Context, inputs: list[Any]) -> Any:
-    x, u, bias = inputs
-    m, pads = c.integer("m"), _four(c.integers("pads", (0, 0, 0, 0)))
-    out = _two(c.out_shape[2:4])
-    at, _, bt = matrices(m)
-    v = c.te("winograd_input", lambda p: conv_winograd.transform_input(p, m, pads, out, bt), x, pattern=OPAQUE)
-    mm = c.te("winograd_product", lambda p, q: conv_winograd.product(p, q, c.machine), v, u, pattern=OPAQUE)
-    return c.te(
-        "winograd_output", lambda p, q: conv_winograd.transform_output(p, q, m, out, at), mm, bias, pattern=EPILOGUE
     )
 
 

@@ -164,3 +164,16 @@ def test_first_layers_share_one_conversion(rewrite) -> None:
     after, _ = rewrite(Blocked(), text, {"w": (16, 3, 3, 3), "w2": (16, 3, 3, 3)})
     assert operators(after) == ["ToBlocked", "Conv2dBlocked", "Conv2dBlocked", "Add", "FromBlocked"]
     assert "{block=1}" in after
+
+
+def test_elementwise_work_joins_the_kernel_before_it(rewrite) -> None:
+    """Behind a Conv whose groups fill no blocks it stays planar, behind a blocked one it is blocked."""
+    text = (
+        "g (float[1,40,8,8] x, float[40,20,1,1] w, float[32,40,1,1] w2, float[40,32,1,1] w3) => (float[1,40,8,8] y) "
+        "{ a = Conv<group = 2>(x, w)  b = Relu(a)  m = Conv(b, w2)  n = Tanh(m)  u = Conv(n, w3) "
+        "  c = Conv<group = 2>(u, w)  y = Add(c, x) }"
+    )
+    weights = {"w": (40, 20, 1, 1), "w2": (32, 40, 1, 1), "w3": (40, 32, 1, 1)}
+    after, _ = rewrite(Blocked(), text, weights)
+    blocked = ["ToBlocked", "Conv2dBlocked", "Tanh", "Conv2dBlocked", "FromBlocked"]
+    assert operators(after) == ["Conv", "Relu", *blocked, "Conv", "Add"]
