@@ -2,20 +2,82 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+from graphopt.targets.kernels import gemm
 from graphopt.targets.machine import CpuMachine
 from graphopt.work import Work
 
 Space = Callable[[Work, CpuMachine], tuple[str, ...]]
 
-SPACES: dict[tuple[str, str], Space] = {}
+DEFAULT = ("",)
+
+
+def _extents(work: Work) -> tuple[int, int, int] | None:
+    """(M, N, K) of the product that the kernel of `work` computes (per group, per batch); None where it is no product.
+
+    They rank the tiles; the kernel computes the same with any.
+    """
+    if work.operands[0].dtype not in ("float16", "bfloat16", "float32", "float64"):
+        return None
+    attributes = dict(work.attributes)
+    x, w = work.operands[0].shape, work.operands[1].shape
+    if 0 in (*x, *w, *work.shape):
+        return None
+    if work.op_type == "MatMul":
+        if len(x) < 2 or len(w) < 2:
+            return None
+        if math.prod(w[:-2]) == 1:
+            return math.prod(x[:-1]), w[-1], x[-1]
+        return (x[-2], w[-1], x[-1]) if x[:-2] == w[:-2] else None
+    if work.op_type == "Gemm":
+        m, k = reversed(x) if attributes.get("transA") else x
+        return m, w[0] if attributes.get("transB") else w[1], k
+    group = attributes.get("group", 1)
+    assert isinstance(group, int)
+    depth, positions, kernel = math.prod(w[1:]), math.prod(work.shape[2:]), w[2:] or attributes.get("kernel_shape")
+    if group == 1 and positions == 1 and kernel == x[2:]:
+        return x[0], work.shape[1], depth
+    return work.shape[1] // group, positions, depth
+
+
+def _product(work: Work, machine: CpuMachine) -> tuple[str, ...]:
+    """Of what becomes a matrix product; the kernel's own choice, the best estimate, is spelled by nothing."""
+    extents = _extents(work)
+    if extents is None:
+        return DEFAULT
+    return ("", *map(str, gemm.tiles(*extents, machine, _computed(work))[1:]))
+
+
+def _every_product(work: Work, machine: CpuMachine) -> tuple[str, ...]:
+    extents = _extents(work)
+    if extents is None:
+        return ()
+    return ("", *map(str, gemm.every_tile(*extents[:2], machine, _computed(work))))
+
+
+def _computed(work: Work) -> str:
+    """The dtype that the sums have: halves are computed in single precision."""
+    dtype = work.operands[0].dtype
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
+SPACES: dict[tuple[str, str], Space] = {
+    ("graphopt", "Conv2dIm2col"): _product,
+    ("", "Conv"): _product,
+    ("", "Gemm"): _product,
+    ("", "MatMul"): _product,
+}
 """By domain and operator."""
 
-WIDE: dict[tuple[str, str], Space] = {}
+WIDE: dict[tuple[str, str], Space] = {
+    ("graphopt", "Conv2dIm2col"): _every_product,
+    ("", "Conv"): _every_product,
+    ("", "Gemm"): _every_product,
+    ("", "MatMul"): _every_product,
+}
 """The same, every tile that the kernel can be built with."""
-
-DEFAULT = ("",)
 
 
 def tiles(work: Work, machine: CpuMachine) -> tuple[str, ...]:

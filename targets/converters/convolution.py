@@ -35,9 +35,9 @@ def conv(c: Context, inputs: list[Any]) -> Any:
         if bias is None:
             return y
         return c.builder.emit(relax.op.add(y, c.reshape(bias, (1, out[1], *(1,) * rank))))
-    a = c.reshape(w, (groups, per_group, channels // groups * math.prod(kernel)))
-    positions = math.prod(out[2:])
-    tile = gemm.choose_tile(per_group, positions, channels // groups * math.prod(kernel), c.machine, dtype_of(x))
+    depth, positions = channels // groups * math.prod(kernel), math.prod(out[2:])
+    a = c.reshape(w, (groups, per_group, depth))
+    tile = gemm.choose_tile(per_group, positions, depth, c.machine, dtype_of(x), c.tile)
     panels = c.te(
         "patches",
         lambda v: gemm.pack_patches(v, groups, kernel, strides, begins, dilations, out[2:], tile.width),

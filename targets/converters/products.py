@@ -24,7 +24,7 @@ def product(c: Context, a: Any, b: Any, out: tuple[int, ...], transposed: bool =
         batch, m, parts = 1, math.prod(sa[:-1]), (0, len(out) - trailing, trailing)
     else:
         batch, m, parts = math.prod(sa[:-2]), sa[-2], (len(out) - 2, 1, 1)
-    tile = gemm.choose_tile(m, n, k, c.machine, dtype_of(a))
+    tile = gemm.choose_tile(m, n, k, c.machine, dtype_of(a), c.tile)
     right = c.reshape(b, (right_batch, sb[-2], sb[-1]))
     panels = c.te("pack", lambda v: gemm.pack(v, tile.width, transposed), right, pattern=OPAQUE)
     left = c.reshape(a, (batch, m, k))

@@ -11,7 +11,8 @@ independent sums hide the latency. With many rows the register tile is rows x ve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,18 +38,49 @@ NAME = "gemm"
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """`rows` of the left matrix times `width` columns (a multiple of the vector lanes) held in registers."""
+    """`rows` of the left matrix times `width` columns (whole vectors) held in registers; written "12x32"."""
 
     rows: int
     width: int
 
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.width}"
 
-def choose_tile(m: int, n: int, k: int, machine: CpuMachine, dtype: str) -> Tile:
-    """The register tile with the fewest estimated cycles per step of K over the whole (padded) output."""
-    lanes, registers = machine.lanes(dtype), machine.level.registers
-    best, best_cost = Tile(1, lanes), math.inf
-    for vectors in range(1, 9):
-        limit = (registers - vectors - 1) // vectors
+    @staticmethod
+    def parse(text: str) -> Tile:
+        """The inverse of `str`.
+
+        Raises:
+            ValueError: `text` is no such spelling.
+        """
+        found = re.fullmatch(r"([1-9][0-9]{0,2})x([1-9][0-9]{0,3})", text)
+        if found is None:
+            raise ValueError(f"{text!r} is no tile of a matrix product (such as 12x32)")
+        return Tile(int(found[1]), int(found[2]))
+
+
+SPACE = 8
+"""Tiles that are worth measuring, at most."""
+
+MOST_VECTORS = 8
+
+
+def _most_rows(vectors: int, machine: CpuMachine) -> int:
+    """Rows whose sums fit into the registers beside a line of the panel and a broadcast."""
+    return (machine.level.registers - vectors - 1) // vectors
+
+
+def fits(tile: Tile, machine: CpuMachine, dtype: str) -> bool:
+    """Whether the sums of `tile` are whole vectors and stay in the registers."""
+    vectors, rest = divmod(tile.width, machine.lanes(dtype))
+    return rest == 0 and 1 <= vectors <= MOST_VECTORS and tile.rows <= _most_rows(vectors, machine)
+
+
+def estimates(m: int, n: int, k: int, machine: CpuMachine, dtype: str) -> Iterator[tuple[float, Tile]]:
+    """Estimated cycles per step of K over the whole (padded) output, for each width with one or two heights."""
+    lanes = machine.lanes(dtype)
+    for vectors in range(1, MOST_VECTORS + 1):
+        limit = _most_rows(vectors, machine)
         if k * ITEM_BYTES[dtype] % 4096 == 0:
             limit = min(limit, 8)  # rows a multiple of 4 KiB apart share one set of the first-level cache: 8 to 12 ways
         if limit < 1 or (vectors > 1 and (vectors - 1) * lanes >= n):
@@ -60,10 +92,41 @@ def choose_tile(m: int, n: int, k: int, machine: CpuMachine, dtype: str) -> Tile
             cycles = max(rows * vectors / 2, (rows + vectors) / 2, 4) + vectors / 4 + rows / 10
             tasks = round_up(rows_of_tiles * panels, machine.cores)
             # With one row of tiles each weight is read once, from memory: the bytes, padding included, decide.
-            cost = panels * (vectors * 8 + cycles) if rows_of_tiles == 1 else tasks * cycles
-            if cost < best_cost * 0.995:
-                best, best_cost = Tile(rows, vectors * lanes), cost
+            yield panels * (vectors * 8 + cycles) if rows_of_tiles == 1 else tasks * cycles, Tile(rows, vectors * lanes)
+
+
+def choose_tile(m: int, n: int, k: int, machine: CpuMachine, dtype: str, text: str | None = None) -> Tile:
+    """The tile spelled by `text` where it is one that fits the registers, else the one with the best estimate."""
+    if text:
+        try:
+            tile = Tile.parse(text)
+        except ValueError:
+            pass
+        else:
+            if fits(tile, machine, dtype):
+                return Tile(min(tile.rows, m), tile.width)
+    best, best_cost = Tile(1, machine.lanes(dtype)), math.inf
+    for cost, tile in estimates(m, n, k, machine, dtype):
+        if cost < best_cost * 0.995:
+            best, best_cost = tile, cost
     return best
+
+
+def tiles(m: int, n: int, k: int, machine: CpuMachine, dtype: str) -> tuple[Tile, ...]:
+    """The few tiles worth measuring for an M x K times K x N product: the default, then by their estimate."""
+    ranked = sorted(estimates(m, n, k, machine, dtype), key=lambda entry: (entry[0], entry[1].width))
+    every = [choose_tile(m, n, k, machine, dtype), *(tile for _, tile in ranked)]
+    return tuple(dict.fromkeys(every))[:SPACE]
+
+
+def every_tile(m: int, n: int, machine: CpuMachine, dtype: str) -> tuple[Tile, ...]:
+    """All tiles that fit the registers and are no larger than an M x N result needs."""
+    lanes = machine.lanes(dtype)
+    return tuple(
+        Tile(rows, vectors * lanes)
+        for vectors in range(1, min(MOST_VECTORS, math.ceil(n / lanes)) + 1)
+        for rows in range(1, min(m, _most_rows(vectors, machine)) + 1)
+    )
 
 
 def pack(b: Any, width: int, transposed: bool) -> Any:

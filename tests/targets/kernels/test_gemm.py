@@ -9,6 +9,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from graphopt.targets import tiles
+from graphopt.targets.kernels import gemm
+from graphopt.targets.machine import LEVELS, CpuMachine
+from graphopt.work import TILE, Operand, Work
+
 few = settings(deadline=None, max_examples=25, derandomize=True)
 
 
@@ -75,6 +80,83 @@ def test_matmul_takes_an_epilogue(any_lab: Any) -> None:
     feeds = {"x": numbers(9, 20), "residual": numbers(9, 50)}
     lowered = any_lab.same(body, feeds, {"w": numbers(20, 50), "bias": numbers(50)})
     assert len(lowered.calls) == 1
+
+
+# ---------------------------------------------------------------- tiles
+
+
+def with_tile(lab: Any, tile: str, body: str, feeds: Any, constants: Any) -> None:
+    model = lab.model(body, feeds, constants)
+    for node in model.graph:
+        node.metadata_props[TILE] = tile
+    lab.check(model, feeds)
+
+
+def operands(*arrays: Any, constant: bool = True) -> tuple[Operand, ...]:
+    return tuple(Operand(a.shape, str(a.dtype), constant and i > 0) for i, a in enumerate(arrays))
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 20), (37, 100, 24)])
+def test_matmul_with_every_tile(any_lab: Any, shape: tuple[int, int, int]) -> None:
+    m, n, k = shape
+    a, b = numbers(m, k), numbers(k, n)
+    work = Work("MatMul", operands(a, b), (m, n), domain="")
+    space = tiles.wide(work, any_lab.target.cpu)
+    assert set(tiles.tiles(work, any_lab.target.cpu)) <= set(space)
+    assert len(space) > 5
+    assert space[0] == ""
+    for tile in space[:: max(1, len(space) // 12)]:
+        with_tile(any_lab, tile, "y = MatMul(a, b)", {"a": a}, {"b": b})
+
+
+@pytest.mark.parametrize("tile", ["9x32", "2x100", "nonsense", "999x16", "1x4096", "30x16", "7x8"])
+def test_a_tile_that_does_not_fit_is_no_harm(any_lab: Any, tile: str) -> None:
+    a, b = numbers(5, 8), numbers(8, 21)
+    with_tile(any_lab, tile, "y = MatMul(a, b)", {"a": a}, {"b": b})
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (128, 2048, 2048), (1, 1000, 512), (197, 64, 197), (4096, 7, 9)])
+def test_tiles_start_with_the_default(shape: tuple[int, int, int]) -> None:
+    machine = CpuMachine(LEVELS["avx512"], 2)
+    space = gemm.tiles(*shape, machine, "float32")
+    assert space[0] == gemm.choose_tile(*shape, machine, "float32")
+    assert len(set(space)) == len(space) <= 8
+    assert all(gemm.fits(tile, machine, "float32") and gemm.Tile.parse(str(tile)) == tile for tile in space)
+    assert gemm.choose_tile(*shape, machine, "float32", str(space[-1])) == space[-1]
+
+
+@pytest.mark.parametrize("text", ["", "12", "12x", "0x16", "3x0", "12x32i", "-1x16", "3X16"])
+def test_no_tile(text: str) -> None:
+    with pytest.raises(ValueError, match="is no tile of a matrix product"):
+        gemm.Tile.parse(text)
+
+
+def test_tiles_of_products_and_convolutions(lab: Any) -> None:
+    machine = lab.target.cpu
+    x, w, b = numbers(1, 6, 9, 9), numbers(8, 3, 3, 3), numbers(8)
+    works = {
+        "conv": Work("Conv", operands(x, w, b), (1, 8, 7, 7), (("group", 2), ("kernel_shape", (3, 3))), ""),
+        "whole": Work("Conv", operands(numbers(2, 8, 6, 6), numbers(20, 8, 6, 6)), (2, 20, 1, 1), (), ""),
+        "gemm": Work("Gemm", operands(numbers(6, 10), numbers(21, 6)), (10, 21), (("transA", 1), ("transB", 1)), ""),
+        "im2col": Work("Conv2dIm2col", operands(x, numbers(8, 54), b), (1, 8, 7, 7), (("kernel_shape", (3, 3)),)),
+    }
+    for name, work in works.items():
+        assert tiles.tiles(work, machine)[0] == "", name
+        assert len(tiles.tiles(work, machine)) > 1, name
+        assert len(tiles.wide(work, machine)) >= len(tiles.tiles(work, machine)), name
+    vector = Work("MatMul", operands(numbers(7), numbers(7, 5)), (5,), (), "")
+    whole_numbers = Work("MatMul", operands(*[np.ones((5, 5), np.int32)] * 2), (5, 5), (), "")
+    for work in (vector, whole_numbers):
+        assert tiles.tiles(work, machine) == ("",)
+        assert tiles.wide(work, machine) == ()
+
+
+@pytest.mark.parametrize("tile", ["1x16", "5x32", "9x48", "14x16"])
+def test_convolution_and_gemm_with_a_tile(any_lab: Any, tile: str) -> None:
+    constants = {"w": numbers(10, 2, 3, 3), "b": numbers(10)}
+    with_tile(any_lab, tile, "y = Conv<group=2>(x, w, b)", {"x": numbers(1, 4, 9, 8)}, constants)
+    constants = {"w": numbers(21, 10), "b": numbers(21)}
+    with_tile(any_lab, tile, "y = Gemm<transB=1>(x, w, b)", {"x": numbers(6, 10)}, constants)
 
 
 # ---------------------------------------------------------------- Gemm
