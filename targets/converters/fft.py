@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from graphopt.program import ITEM_BYTES
 from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.kernels import conv_fft, conv_winograd
@@ -30,16 +31,20 @@ def conv2d_fft(c: Context, inputs: list[Any]) -> Any:
     blocks = shape_of(u)[1] * groups
     if shape_of(bias)[0] != blocks or shape_of(u)[2] * groups != shape_of(x)[1]:
         raise NotSupported(f"the weights of {c.node.name} have other channels than its input or its bias")
-    v = c.builder.emit_te(
-        lambda p: conv_fft.transform_input(p, n, kernel, pads, out, groups),
-        x,
-        primfunc_name_hint="fft_input",
-        primfunc_attrs={"op_pattern": OPAQUE, SCHEDULED: 1},
+    rows, columns = conv_fft.tile_grid(out, n, kernel)
+    itemsize = ITEM_BYTES[dtype_of(x)]
+    turned = conv_fft.turns(n, rows * columns, (shape_of(u)[2], shape_of(u)[1]), itemsize, shape_of(u)[4])
+    v = c.definitions.emit(
+        c.builder,
+        "fft_input",
+        lambda p: conv_fft.transform_input(p, n, kernel, pads, out, groups, turned),
+        (x,),
+        {"op_pattern": OPAQUE, SCHEDULED: 1},
     )
     mm = c.te("fft_product", lambda p, q: conv_winograd.product(p, q, c.machine), v, u, pattern=OPAQUE)
     return c.te(
         "fft_output",
-        lambda p, q: conv_fft.transform_output(p, q, n, kernel, out, groups),
+        lambda p, q: conv_fft.transform_output(p, q, n, kernel, out, groups, turned),
         mm,
         bias,
         pattern=EPILOGUE,

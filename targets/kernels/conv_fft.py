@@ -11,6 +11,9 @@ rows, each row's n numbers and n results together, then along columns, whose cod
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import s_tir, te, tirx
@@ -27,6 +30,12 @@ OUTPUT, TILES = "fft_output", "fft_tiles"
 LONGEST = 32
 """The longest transform whose straight-line code is worth its size."""
 
+CACHE_LINE, CACHE_SETS = 64, 64
+"""Bytes of a line, and sets of the first-level cache; 32 or 48 KiB have as many, in 8 or 12 ways."""
+
+TAPS_OF_A_SET = 64
+"""A tile's lines in one set from which on they cost more than index arithmetic; measured with tiles of 8 to 18."""
+
 
 def tile_grid(out: tuple[int, int], n: int, kernel: tuple[int, int]) -> tuple[int, int]:
     """Tiles that cover the output, in rows and columns."""
@@ -34,14 +43,60 @@ def tile_grid(out: tuple[int, int], n: int, kernel: tuple[int, int]) -> tuple[in
     return -(-out[0] // rows), -(-out[1] // columns)
 
 
-def _side(n: int, column: int) -> tuple[int, int]:
+def _side(n: int, column: Any) -> tuple[Any, Any]:
     """Taps of column 0 (column = 0) or n / 2 (1): its first complex frequency, and its first real one."""
-    half = n // 2
-    return n * (half - 1) + column * (half - 1), 3 * complex_frequencies(n) + 2 * column
+    inner = n // 2 - 1
+    return (n + column) * inner, 3 * complex_frequencies(n) + 2 * column
+
+
+def turns(n: int, tiles: int, blocks: tuple[int, int], itemsize: int, lanes: int) -> bool:
+    """Whether each tap has its tiles at places of its own, the tile at (tile + tap) modulo tiles.
+
+    The values of a tile are (channel blocks x tiles) vectors apart. A distance of a multiple of a power of two maps
+    them all to few sets of the first-level cache, which then holds none; the product does not care in which order a
+    tap has its tiles. Where the sets suffice, the arithmetic would cost more.
+
+    Args:
+        n: the tile's length.
+        tiles: tiles of an image.
+        blocks: channel blocks of a group, of the input and of the output.
+        itemsize: bytes of a number.
+        lanes: numbers of a block.
+    """
+    lines = [max(1, count * tiles * lanes * itemsize // CACHE_LINE) for count in blocks]
+    return any(taps(n) * math.gcd(distance, CACHE_SETS) > TAPS_OF_A_SET * CACHE_SETS for distance in lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taps:
+    """Consecutive taps of one tile, the first of which is `start`; `at` is where it stands among the `count` tiles."""
+
+    start: Any
+    at: Any
+    count: int
+    turned: bool
+
+    @staticmethod
+    def of(start: Any, tile: Any, count: int, turned: bool) -> _Taps:
+        """The taps from `start` on."""
+        return _Taps(start, T.bind(tirx.floormod(tile + start, count)) if turned else tile, count, turned)
+
+    def index(self, offset: int) -> tuple[Any, Any]:
+        """A tap, and the place of the tile among its tiles."""
+        if not self.turned:
+            return self.start + offset, self.at
+        moved = self.at + offset % self.count
+        return self.start + offset, tirx.Select(moved >= self.count, moved - self.count, moved)
 
 
 def transform_input(
-    x: Any, n: int, kernel: tuple[int, int], pads: tuple[int, int, int, int], out: tuple[int, int], groups: int = 1
+    x: Any,
+    n: int,
+    kernel: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    out: tuple[int, int],
+    groups: int,
+    turned: bool,
 ) -> Any:
     """V[taps * groups, N, CI / groups, tiles, b] of x[N, CI, H, W, b]; reads outside the image give zero."""
     batch, ci, h, w, b = dims(x)
@@ -55,44 +110,55 @@ def transform_input(
         passed = T.alloc_buffer((n, n, b), dtype, scope="local")
         top = T.bind(tirx.floordiv(p, columns) * step[0] - pads[0])
         left = T.bind(tirx.floormod(p, columns) * step[1] - pads[1])
-        with T.serial(0, n) as r:
-            row = T.bind(top + r)
-            line = T.alloc_buffer((n, b), dtype, scope="local")
-            with T.serial(0, n) as s:
-                inside = tirx.all(row >= 0, row < h, left + s >= 0, left + s < w)
-                with T.If(inside):
-                    with T.Then(), T.vectorized(0, b) as lane:
-                        T.buffer_store(line, source[image, channel, row, left + s, lane], [s, lane])
-                    with T.Else(), T.vectorized(0, b) as lane:
-                        T.buffer_store(line, const(0, dtype), [s, lane])
+
+        def along(r: Any, numbers: Callable[[int, Any], Any]) -> None:
             with T.vectorized(0, b) as lane:
-                found = Dft(T.bind).real([T.bind(line[s, lane]) for s in range(n)])
+                found = Dft(T.bind).real([T.bind(numbers(s, lane)) for s in range(n)])
                 T.buffer_store(passed, found[0][0], [r, 0, lane])
                 T.buffer_store(passed, found[half][0], [r, 1, lane])
                 for k in range(1, half):
                     for part in range(2):
                         T.buffer_store(passed, found[k][part], [r, 2 * k + part, lane])
 
-        def write(tap: Any, value: Any, lane: Any) -> None:
-            tap = tap * groups + tirx.floordiv(channel, group_ci) if groups > 1 else tap
-            T.buffer_store(v, value, [tap, image, tirx.floormod(channel, group_ci), p, lane])
+        with T.serial(0, n) as r:
+            row = T.bind(top + r)
+            with T.If(tirx.all(row >= 0, row < h, left >= 0, left + n <= w)):
+                with T.Then():
+                    along(r, lambda s, lane: source[image, channel, row, left + s, lane])
+                with T.Else():
+                    line = T.alloc_buffer((n, b), dtype, scope="local")
+                    with T.serial(0, n) as s, T.If(tirx.all(row >= 0, row < h, left + s >= 0, left + s < w)):
+                        with T.Then(), T.vectorized(0, b) as lane:
+                            T.buffer_store(line, source[image, channel, row, left + s, lane], [s, lane])
+                        with T.Else(), T.vectorized(0, b) as lane:
+                            T.buffer_store(line, const(0, dtype), [s, lane])
+                    along(r, lambda s, lane: line[s, lane])
 
-        def write_complex(tap: Any, value: tuple[Any, Any], lane: Any) -> None:
-            write(tap, value[0] + value[1], lane)
-            write(tap + count, value[0], lane)
-            write(tap + 2 * count, value[1], lane)
+        group, own = tirx.floordiv(channel, group_ci), tirx.floormod(channel, group_ci)
 
-        with T.serial(0, half - 1) as k, T.vectorized(0, b) as lane:
-            column = [tuple(T.bind(passed[r, 2 * k + 2 + part, lane]) for part in range(2)) for r in range(n)]
-            for f, value in enumerate(Dft(T.bind).complex(column, -1, n)):
-                write_complex(k * n + f, value, lane)
-        with T.serial(0, 2) as k, T.vectorized(0, b) as lane:
-            found = Dft(T.bind).real([T.bind(passed[r, k, lane]) for r in range(n)])
-            first, real = n * (half - 1) + k * (half - 1), 3 * count + 2 * k
-            write(real, found[0][0], lane)
-            write(real + 1, found[half][0], lane)
-            for f in range(1, half):
-                write_complex(first + f - 1, found[f], lane)
+        def write(first: _Taps, offset: int, value: Any, lane: Any) -> None:
+            tap, place = first.index(offset)
+            T.buffer_store(v, value, [tap * groups + group, image, own, place, lane])
+
+        def write_complex(first: _Taps, offset: int, value: tuple[Any, Any], lane: Any) -> None:
+            write(first, offset, value[0] + value[1], lane)
+            write(first, offset + count, value[0], lane)
+            write(first, offset + 2 * count, value[1], lane)
+
+        with T.serial(0, half - 1) as k:
+            first = _Taps.of(k * n, p, rows * columns, turned)
+            with T.vectorized(0, b) as lane:
+                column = [tuple(T.bind(passed[r, 2 * k + 2 + part, lane]) for part in range(2)) for r in range(n)]
+                for f, value in enumerate(Dft(T.bind).complex(column, -1, n)):
+                    write_complex(first, f, value, lane)
+        with T.serial(0, 2) as k:
+            first, real = (_Taps.of(tap, p, rows * columns, turned) for tap in _side(n, k))
+            with T.vectorized(0, b) as lane:
+                found = Dft(T.bind).real([T.bind(passed[r, k, lane]) for r in range(n)])
+                write(real, 0, found[0][0], lane)
+                write(real, 1, found[half][0], lane)
+                for f in range(1, half):
+                    write_complex(first, f - 1, found[f], lane)
 
     def tasks(ins: Any, outs: Any) -> Any:
         with IRBuilder() as builder:
@@ -104,7 +170,9 @@ def transform_input(
     return te.extern([shape], [x], tasks, dtype=[dtype], name="fft_input")
 
 
-def transform_output(mm: Any, bias: Any, n: int, kernel: tuple[int, int], out: tuple[int, int], groups: int = 1) -> Any:
+def transform_output(
+    mm: Any, bias: Any, n: int, kernel: tuple[int, int], out: tuple[int, int], groups: int, turned: bool
+) -> Any:
     """y[N, CO, OH, OW, b] from M[taps * groups, N, CO / groups, tiles, b] and bias[CO, b]."""
     _, batch, group_co, p_count, b = dims(mm)
     co, half, count = group_co * groups, n // 2, complex_frequencies(n)
@@ -115,25 +183,30 @@ def transform_output(mm: Any, bias: Any, n: int, kernel: tuple[int, int], out: t
     def tile(source: Any, made: Any, image: Any, channel: Any, p: Any) -> None:
         passed = T.sblock_alloc_buffer((rows, n, b), dtype, scope="local")
 
-        def read(tap: Any, lane: Any) -> Any:
-            tap = tap * groups + tirx.floordiv(channel, group_co) if groups > 1 else tap
-            return T.bind(source[tap, image, tirx.floormod(channel, group_co), p, lane])
+        group, own = tirx.floordiv(channel, group_co), tirx.floormod(channel, group_co)
 
-        def read_complex(tap: Any, lane: Any) -> tuple[Any, Any]:
-            k1, k2, k3 = (read(tap + part * count, lane) for part in range(3))
+        def read(first: _Taps, offset: int, lane: Any) -> Any:
+            tap, place = first.index(offset)
+            return T.bind(source[tap * groups + group, image, own, place, lane])
+
+        def read_complex(first: _Taps, offset: int, lane: Any) -> tuple[Any, Any]:
+            k1, k2, k3 = (read(first, offset + part * count, lane) for part in range(3))
             return T.bind(k1 - k3), T.bind(k1 + k2)
 
-        with T.serial(0, half - 1) as k, T.vectorized(0, b) as lane:
-            column = [read_complex(k * n + f, lane) for f in range(n)]
-            for r, value in enumerate(Dft(T.bind).complex(column, 1, rows)):
-                for part in range(2):
-                    T.buffer_store(passed, value[part], [r, 2 * k + 2 + part, lane])
-        with T.serial(0, 2) as k, T.vectorized(0, b) as lane:
-            first, real = n * (half - 1) + k * (half - 1), 3 * count + 2 * k
-            inner = [read_complex(first + f - 1, lane) for f in range(1, half)]
-            column = [(read(real, lane), None), *inner, (read(real + 1, lane), None)]
-            for r, value in enumerate(Dft(T.bind).real_inverse(column, n, rows)):
-                T.buffer_store(passed, value, [r, k, lane])
+        with T.serial(0, half - 1) as k:
+            first = _Taps.of(k * n, p, p_count, turned)
+            with T.vectorized(0, b) as lane:
+                column = [read_complex(first, f, lane) for f in range(n)]
+                for r, value in enumerate(Dft(T.bind).complex(column, 1, rows)):
+                    for part in range(2):
+                        T.buffer_store(passed, value[part], [r, 2 * k + 2 + part, lane])
+        with T.serial(0, 2) as k:
+            first, real = (_Taps.of(tap, p, p_count, turned) for tap in _side(n, k))
+            with T.vectorized(0, b) as lane:
+                inner = [read_complex(first, f - 1, lane) for f in range(1, half)]
+                column = [(read(real, 0, lane), None), *inner, (read(real, 1, lane), None)]
+                for r, value in enumerate(Dft(T.bind).real_inverse(column, n, rows)):
+                    T.buffer_store(passed, value, [r, k, lane])
         with T.serial(0, rows) as r, T.vectorized(0, b) as lane:
             found = [T.bind(passed[r, k, lane]) for k in range(n)]
             line = [(found[0], None), *zip(found[2::2], found[3::2], strict=True), (found[1], None)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from graphopt.ops.conv import pack_bias
 from graphopt.ops.fft import fft_weight
+from graphopt.targets.kernels import conv_fft
 from graphopt.targets.kernels.dft import Dft
 
 
@@ -114,12 +115,43 @@ def fft(
                      id="tile of 12"),
         pytest.param({"tile": 18, "kernel": (5, 5), "channels": (16, 16), "plane": (28, 28), "pads": (2,) * 4},
                      id="tile of 18"),
+        pytest.param({"tile": 8, "kernel": (5, 5), "channels": (128, 64), "plane": (15, 13), "pads": (2,) * 4},
+                     id="turned"),
+        pytest.param({"tile": 8, "kernel": (5, 5), "channels": (128, 256), "plane": (15, 13), "pads": (2,) * 4,
+                      "group": 2}, id="turned, in groups"),
         pytest.param({"tile": 16, "kernel": (5, 5), "channels": (16, 24), "plane": (15, 12), "pads": (2,) * 4,
                       "dtype": "float64"}, id="double"),
     ],
 )  # fmt: skip
-def test_fft_convolution(any_lab: Any, case: dict[str, Any]) -> None:
-    assert len(fft(any_lab, **case).calls) == 3
+def test_fft_convolution(lab: Any, case: dict[str, Any]) -> None:
+    assert len(fft(lab, **case).calls) == 3
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"tile": 16, "kernel": (5, 5), "channels": (20, 36), "plane": (23, 9), "pads": (2, 1, 0, 3), "batch": 2},
+        {"tile": 8, "kernel": (5, 3), "channels": (128, 256), "plane": (15, 11), "pads": (2, 1, 2, 1), "group": 2},
+    ],
+)
+def test_fft_convolution_at_every_level(any_lab: Any, case: dict[str, Any]) -> None:
+    fft(any_lab, **case)
+
+
+@pytest.mark.parametrize(
+    ("tile", "tiles", "blocks", "turned"),
+    [
+        (16, 25, (4, 4), False),
+        (18, 16, (4, 4), True),
+        (16, 36, (8, 8), True),
+        (16, 36, (3, 8), True),
+        (8, 9, (1, 2), False),
+    ],
+)
+def test_tiles_are_turned_where_their_taps_share_cache_sets(
+    tile: int, tiles: int, blocks: tuple[int, int], turned: bool
+) -> None:
+    assert conv_fft.turns(tile, tiles, blocks, 4, 16) == turned
 
 
 @given(
@@ -130,7 +162,7 @@ def test_fft_convolution(any_lab: Any, case: dict[str, Any]) -> None:
     pads=st.tuples(*[st.integers(0, 3)] * 4),
     batch=st.integers(1, 2),
 )
-@settings(deadline=None, max_examples=20, derandomize=True)
+@settings(deadline=None, max_examples=10, derandomize=True)
 def test_fft_convolution_of_any_shape(lab: Any, tile: int, **case: Any) -> None:
     for axis in range(2):
         assume(case["kernel"][axis] <= tile)
