@@ -52,4 +52,9 @@ SIZES = {
     "seeded/squeezenet": Size(1_235_496, 706_628_160),
     "seeded/vgg19": Size(143_667_240, 39_299_972_976),
     "seeded/zfnet512": Size(87_250_536, 2_986_346_192),
+    "layer/conv3x3-64x56": Size(36_864, 231_211_008),
+    "layer/conv3x3-128x28": Size(147_456, 231_211_008),
+    "layer/conv3x3-256x14": Size(589_824, 231_211_008),
+    "layer/conv3x3-512x7": Size(2_359_296, 231_211_008),
+    "layer/gemm-1024": Size(1_048_576, 2_147_483_648),
 }

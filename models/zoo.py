@@ -44,8 +44,8 @@ class TensorInfo:
 class ModelInfo:
     """What is known of a model before it is built.
 
-    `source` says where it comes from: `built` with torch and seeded weights, `trained` and committed, in `onnx`, or
-    `seeded`: the graph of the model in `onnx`, with seeded weights.
+    `source` says where it comes from: `built` with torch and seeded weights, `trained` and committed, in `onnx`,
+    `seeded`: the graph of the model in `onnx`, with seeded weights, or a single `layer` with seeded weights.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ModelInfo:
     title: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
-    source: Literal["built", "trained", "onnx", "seeded"] = "built"
+    source: Literal["built", "trained", "onnx", "seeded", "layer"] = "built"
     builder: str = ""
 
 
@@ -75,6 +75,18 @@ def _seeded(light: ModelInfo) -> ModelInfo:
     name = light.name.replace("light/", "seeded/")
     return replace(light, name=name, family="seeded", title=f"{light.title}, seeded weights", source="seeded")
 
+
+def _layer(name: str, title: str, shape: tuple[int, ...]) -> ModelInfo:
+    return ModelInfo(f"layer/{name}", "layers", title, (TensorInfo("x", shape),), ("y",), "layer")
+
+
+_LAYERS = (
+    _layer("conv3x3-64x56", "Convolution 3 x 3, 64 channels", (1, 64, 56, 56)),
+    _layer("conv3x3-128x28", "Convolution 3 x 3, 128 channels", (1, 128, 28, 28)),
+    _layer("conv3x3-256x14", "Convolution 3 x 3, 256 channels", (1, 256, 14, 14)),
+    _layer("conv3x3-512x7", "Convolution 3 x 3, 512 channels", (1, 512, 7, 7)),
+    _layer("gemm-1024", "Matrix product, 1024 cubed", (1024, 1024)),
+)
 
 _LIGHT = (
     _light("bvlc_alexnet", "AlexNet (BVLC)", "data_0", "prob_1"),
@@ -139,6 +151,7 @@ _MODELS = (
     ),
     *_LIGHT,
     *map(_seeded, _LIGHT),
+    *_LAYERS,
 )
 _BY_NAME = {info.name: info for info in _MODELS}
 
@@ -173,10 +186,18 @@ def build(name: str) -> Path:
         return path
     with _writing(name, path):  # before the work, not after it
         path.parent.mkdir(parents=True, exist_ok=True)
-    model = _drawn(info) if info.source == "seeded" else _exported(info)
+    model = _made(info)
     with _writing(name, path):
         save(model, path)
     return path
+
+
+def _made(info: ModelInfo) -> ir.Model:
+    if info.source == "layer":
+        from graphopt.models.layers import layer
+
+        return layer(info.name.removeprefix("layer/"), SEED)
+    return _drawn(info) if info.source == "seeded" else _exported(info)
 
 
 def _drawn(info: ModelInfo) -> ir.Model:

@@ -158,8 +158,8 @@ def test_nothing_that_runs_an_artifact_needs_a_compiler() -> None:
     assert _violations(sorted(reached), *forbidden) == []
 
 
-def test_torch_is_for_models_and_ranks() -> None:
-    allowed = ("graphopt.models", "graphopt.runtime", "graphopt.frontend")
+def test_torch_is_for_models_ranks_and_peers() -> None:
+    allowed = ("graphopt.models", "graphopt.runtime", "graphopt.frontend", "graphopt.bench")
     assert _violations([name for name in MODULES if not _below(name, *allowed)], "torch") == []
     alone = [name for name in MODULES if _below(name, "graphopt.runtime.session", "graphopt.runtime.stage")]
     assert _violations(alone, "torch") == []

@@ -8,22 +8,25 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from graphopt.bench import intervals
-from graphopt.bench.peers import PEERS
+from graphopt.bench.peers import DEFAULT
 
-SUITES = ("light", "zoo", "seeded")
+SUITES = ("light", "zoo", "seeded", "layers", "gemm")
 _SOURCES = {"light": ("onnx",), "zoo": ("built", "trained"), "seeded": ("seeded",)}
+_PREFIXES = {"layers": "layer/conv", "gemm": "layer/gemm"}
 
 
 def suite(name: str) -> list[str]:
-    """The models of a suite: onnx's light models, the zoo's own, or the light models with seeded weights."""
+    """The models of a suite: onnx's light models, the zoo's own, the light ones with seeded weights, or layers."""
     from graphopt import models
 
+    if name in _PREFIXES:
+        return [f"zoo:{each}" for each in models.names() if each.startswith(_PREFIXES[name])]
     return [f"zoo:{each}" for each in models.names() if models.describe(each).source in _SOURCES[name]]
 
 
@@ -31,25 +34,32 @@ def run(
     models: Sequence[str],
     threads: int,
     runs: int | None = None,
-    peers: Sequence[str] = tuple(PEERS),
+    peers: Sequence[str] = DEFAULT,
     say: Callable[[str], None] = lambda _: None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    costs: str | None = None,
 ) -> dict[str, Any]:
-    """Benchmark `models` one after the other; the document that `--json` prints. `say` is told the progress."""
+    """Benchmark `models` one after the other; the document that `--json` prints. `say` is told the progress.
+
+    The geometric mean of a peer is over the models that it ran: their number stands beside it.
+    """
+    options = {"threads": threads, "runs": runs, "peers": list(peers), "shapes": shapes, "costs": costs}
     rows = []
     for number, model in enumerate(models, 1):
         where = f"[{number}/{len(models)}] {model}"
-        rows.append(_row(model, threads, runs, peers, lambda text, where=where: say(f"{where}: {text}")))  # type: ignore[misc]
+        rows.append(_row(model, options, lambda text, where=where: say(f"{where}: {text}")))  # type: ignore[misc]
     means = {}
     for name in peers:
-        ratios = [row["ratios"][name] for row in rows if row["error"] is None]
+        ratios = [row["ratios"][name] for row in rows if row["error"] is None and name in row["ratios"]]
         mean = intervals.geometric_mean([(each["value"], each["log_deviation"]) for each in ratios])
-        means[name] = None if mean is None else {"value": mean.value, "low": mean.low, "high": mean.high}
+        bounds = None if mean is None else {"value": mean.value, "low": mean.low, "high": mean.high}
+        means[name] = None if bounds is None else {**bounds, "models": len(ratios)}
     return {"threads": threads, "environment": environment(), "models": rows, "geometric_mean": means}
 
 
 def environment() -> dict[str, Any]:
     """The machine and the versions that the numbers belong to."""
-    versions = {name: metadata.version(name) for name in ("graphopt", "apache-tvm", "onnxruntime", "numpy")}
+    versions = {name: metadata.version(name) for name in ("graphopt", "apache-tvm", "onnxruntime", "torch", "numpy")}
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"processor": _processor(), "cpus": cpus, "system": platform.system(), "versions": versions}
 
@@ -62,9 +72,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _row(
-    model: str, threads: int, runs: int | None, peers: Sequence[str], say: Callable[[str], None]
-) -> dict[str, Any]:
+def _row(model: str, options: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     # -P: a folder called graphopt where the user stands must not be taken for this package.
     arguments = [
         sys.executable,
@@ -73,9 +81,7 @@ def _row(
         "graphopt.bench.worker",
         "model",
         model,
-        str(threads),
-        str(runs or 0),
-        *peers,
+        json.dumps(options),
     ]
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"

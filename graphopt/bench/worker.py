@@ -1,6 +1,6 @@
 """The process that a model is benchmarked in, so that a crash costs one row and not the table.
 
-python -m graphopt.bench.worker model SOURCE THREADS RUNS PEER...     lines of JSON: {"say": ...}, {"result": ...}
+python -m graphopt.bench.worker model SOURCE OPTIONS                  lines of JSON: {"say": ...}, {"result": ...}
 python -m graphopt.bench.worker peak SIDE FILE THREADS FOLDER         a number of bytes
 """
 
@@ -28,14 +28,15 @@ def main(arguments: list[str]) -> int:
 def _model(arguments: list[str], out: TextIO) -> int:
     from graphopt.bench.one import measure
 
-    source, threads, runs, *peers = arguments
+    source, text = arguments
+    options = json.loads(text)  # the other arguments of `measure`, by name
 
     def tell(**message: Any) -> None:
         out.write(json.dumps(message) + "\n")
         out.flush()
 
     try:
-        tell(result=measure(source, int(threads), int(runs) or None, peers, lambda text: tell(say=text)))
+        tell(result=measure(source, say=lambda text: tell(say=text), **options))
     except GraphoptError as error:
         tell(result={"model": source, "error": str(error)})
     except Exception as error:  # one model's bug must not look like another's, nor end the table

@@ -1,4 +1,4 @@
-"""`graphopt bench`: compiled models beside ONNX Runtime."""
+"""`graphopt bench`: compiled models beside ONNX Runtime and other runtimes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from graphopt.cli import _options as options
 from graphopt.cli._progress import progress
 from graphopt.report.document import Report
 
-EXAMPLES = ("graphopt bench zoo:resnet18 model.onnx --threads 2", "graphopt bench --suite light --json")
+EXAMPLES = (
+    "graphopt bench zoo:resnet18 model.onnx --threads 2",
+    "graphopt bench --suite layers --peer onnxruntime --peer torch",
+    "graphopt bench --suite light --json",
+)
 
 
 class Suite(StrEnum):
@@ -21,6 +25,17 @@ class Suite(StrEnum):
     LIGHT = "light"
     ZOO = "zoo"
     SEEDED = "seeded"
+    LAYERS = "layers"
+    GEMM = "gemm"
+
+
+class Peer(StrEnum):
+    """What graphopt is held against; the names of `graphopt.bench.peers.PEERS`."""
+
+    ONNXRUNTIME = "onnxruntime"
+    TORCH = "torch"
+    TORCH_COMPILE = "torch-compile"
+    TVM = "tvm"
 
 
 def command(
@@ -28,23 +43,34 @@ def command(
         list[str] | None, typer.Argument(metavar="[MODEL]...", parser=options.filled, help="ONNX files, or zoo:NAME.")
     ] = None,
     suite: Annotated[
-        Suite | None,
-        typer.Option("--suite", help="Add onnx's light models, the zoo's own, or light ones with weights."),
+        list[Suite] | None,
+        typer.Option(
+            "--suite", help="Add onnx's light models, the zoo's own, light ones with weights, layers or a GEMM."
+        ),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Of both sides.")] = 2,
+    peer: Annotated[
+        list[Peer] | None, typer.Option("--peer", help="What to compare with; repeat. Default onnxruntime.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Of every side.")] = 2,
     runs: Annotated[
         int | None, typer.Option("--runs", metavar="N", min=2, help="Counted runs per side; default about 2 seconds.")
     ] = None,
+    shapes: options.Shapes = None,
+    costs: options.Costs = None,
 ) -> Report:
-    """Compile models and time them beside ONNX Runtime, interleaved in one process, with the same threads."""
-    if not models and suite is None:
+    """Compile models and time them beside other runtimes, interleaved in one process, with the same threads.
+
+    A peer that cannot run a model is a row that says why; the command fails if graphopt cannot.
+    """
+    if not models and not suite:
         raise typer.BadParameter("name a model or a --suite", param_hint="MODEL")
     with progress("starting") as say:
         from graphopt.bench import suite as benchmark
         from graphopt.report import benchmark as reporting
 
-        wanted = [*(models or []), *(benchmark.suite(suite.value) if suite is not None else [])]
-        document = benchmark.run(wanted, threads, runs, say=say)
+        wanted = [*(models or []), *(name for each in suite or [] for name in benchmark.suite(each.value))]
+        peers = [each.value for each in dict.fromkeys(peer or [Peer.ONNXRUNTIME])]
+        document = benchmark.run(wanted, threads, runs, peers, say, options.parse_shapes(shapes), costs)
     for model, failure in reporting.failures(document):
         sentence = failure if model in failure else f"{model}: {failure}"
         print(f"graphopt: {sentence}", file=sys.stderr)  # noqa: T201

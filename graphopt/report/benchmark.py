@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from graphopt.report.document import Block, Table
@@ -16,27 +16,28 @@ def blocks(document: Mapping[str, Any]) -> list[Block]:
     good = [row for row in rows if row["error"] is None]
     peers = list(document["geometric_mean"])
     sides = ["graphopt", *peers]
+    exact = any(_error(row, "graphopt") is not None for row in good)
     columns = ["model"]
     columns += [f"{side} ms" for side in sides]
     columns += ["ratio"] if len(peers) == 1 else [f"ratio to {name}" for name in peers]
-    columns += ["compile s", "peak MiB", "fallback", "correct"]
-    cells = [_cells(row, sides, peers) for row in good]
-    for name in peers if good else ():
-        mean = document["geometric_mean"][name]
-        padding = [""] * len(sides), [""] * (len(columns) - len(sides) - len(peers) - 1)
-        means = [_interval(mean) if each == name else "" for each in peers]
-        cells.append(("geometric mean", *padding[0], *means, *padding[1]))
+    columns += ["compile s", "peak MiB", *(["error"] if exact else []), "fallback", "correct"]
+    cells = [_cells(row, sides, peers, exact) for row in good]
+    means = [_mean(document["geometric_mean"][name], len(good)) for name in peers]
+    if any(means):
+        padding = [""] * (len(columns) - len(sides) - len(peers) - 1)
+        cells.append(("geometric mean", *[""] * len(sides), *means, *padding))
     found: list[Block] = []
     if good:
         right = tuple(column for column in columns if column not in ("model", "correct"))
         found.append(Table(tuple(columns), tuple(cells), right=right))
-    failed = [(row["model"], row["error"]) for row in rows if row["error"] is not None]
+    failed = [(row["model"], "graphopt", row["error"]) for row in rows if row["error"] is not None]
+    failed += [(row["model"], name, why) for row in good for name, why in row.get("failures", {}).items()]
     if failed:
-        found.append(Table(("model", "why it failed"), tuple(failed), "Failed"))
+        found.append(Table(("model", "side", "why it failed"), tuple(failed), "Failed"))
     wrong = [(row["model"], row["mismatch"]) for row in good if not row["equal"]]
     if wrong:
         found.append(Table(("model", "difference from ONNX Runtime"), tuple(wrong), "Wrong"))
-    found.append("\n".join(_footer(document, good)))
+    found.append("\n".join(_footer(document, good, exact)))
     return found
 
 
@@ -56,21 +57,40 @@ def failed(document: Mapping[str, Any]) -> bool:
     return bool(failures(document))
 
 
-def _cells(row: Mapping[str, Any], sides: list[str], peers: list[str]) -> tuple[str, ...]:
-    times = [_interval(row["sides"][side], 1e3) for side in sides]
-    ratios = [_interval(row["ratios"][name]) for name in peers]
-    peaks = [row["sides"][side]["peak_bytes"] for side in sides]
-    memory = ["-" if peak is None else f"{peak / _MIB:.0f}" for peak in peaks]
-    correct = "yes" if row["equal"] else "NO"
+def _error(row: Mapping[str, Any], side: str) -> float | None:
+    found: float | None = row["sides"].get(side, {}).get("relative_error")
+    return found
+
+
+def _mean(mean: Mapping[str, Any] | None, models: int) -> str:
+    """Of a peer that ran fewer models than graphopt, with their number."""
+    if mean is None:
+        return ""
+    return _interval(mean) + (f" of {mean['models']}" if mean["models"] < models else "")
+
+
+def _cells(row: Mapping[str, Any], sides: list[str], peers: list[str], exact: bool) -> tuple[str, ...]:
+    measured = [row["sides"].get(side) for side in sides]
+    times = ["failed" if each is None else _interval(each, 1e3) for each in measured]
+    ratios = [_interval(row["ratios"][name]) if name in row["ratios"] else "failed" for name in peers]
+    peaks = [None if each is None else each["peak_bytes"] for each in measured]
+    compiling = [None if each is None else each["compile_seconds"] for each in measured]
+    errors = [None if each is None else each["relative_error"] for each in measured]
     return (
         row["model"].removeprefix("zoo:"),
         *times,
         *ratios,
-        f"{row['compile_seconds']:.1f}",
-        " / ".join(memory),
+        _each(compiling, lambda value: f"{value:.1f}"),
+        _each(peaks, lambda value: f"{value / _MIB:.0f}"),
+        *([_each(errors, lambda value: f"{value:.1e}")] if exact else []),
         str(row["fallback_nodes"]),
-        correct,
+        "yes" if row["equal"] else "NO",
     )
+
+
+def _each(values: Sequence[float | None], text: Callable[[float], str]) -> str:
+    """`5 / - / 12`, one per side."""
+    return " / ".join("-" if value is None else text(value) for value in values)
 
 
 def _interval(estimate: Mapping[str, float], scale: float = 1.0) -> str:
@@ -85,14 +105,17 @@ def _digits(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
-def _footer(document: Mapping[str, Any], good: list[Mapping[str, Any]]) -> list[str]:
+def _footer(document: Mapping[str, Any], good: list[Mapping[str, Any]], exact: bool) -> list[str]:
     environment = document["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    sides = " / ".join(["graphopt", *document["geometric_mean"]])
     lines = [
         f"{document['threads']} threads of {environment['cpus']}, {environment['processor']}; {versions}",
-        "medians of interleaved blocks in one process, with 95 % intervals; below 1 graphopt is faster; "
-        f"peak MiB: resident memory above the imports, {' / '.join(['graphopt', *document['geometric_mean']])}",
+        "medians of interleaved blocks in one process, with 95 % intervals; below 1 graphopt is faster",
+        f"{sides}: compile s, or opening and the first run; peak MiB, resident memory above the imports",
     ]
+    if exact:
+        lines.append("error: mean absolute error over mean absolute value, against the layer in float64")
     if any(not row["quiet"] for row in good):
         lines.append("note: the threads of one side did not go to sleep before the other ran; the times are not fair")
     return lines

@@ -19,6 +19,7 @@ def test_suites_name_models_of_the_zoo() -> None:
     found = [name.removeprefix("zoo:") for each in suite.SUITES for name in suite.suite(each)]
     assert sorted(found) == sorted(models.names())
     assert len(suite.suite("light")) == 9
+    assert suite.suite("gemm") == ["zoo:layer/gemm-1024"]
 
 
 def test_a_crash_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +34,15 @@ def test_a_crash_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _row(model: str, equal: bool = True) -> dict[str, Any]:
-    side = {"value": 0.004, "low": 0.0039, "high": 0.0041, "runs": 60, "peak_bytes": 5 << 20}
+    side = {
+        "value": 0.004,
+        "low": 0.0039,
+        "high": 0.0041,
+        "runs": 60,
+        "peak_bytes": 5 << 20,
+        "relative_error": None,
+        "compile_seconds": 3.21,
+    }
     ratio = {"value": 1.25, "low": 1.2, "high": 1.3, "log_deviation": 0.02}
     return {
         "model": model,
@@ -53,13 +62,13 @@ def test_the_table() -> None:
         "threads": 2,
         "environment": suite.environment(),
         "models": [_row("zoo:net"), _row("zoo:odd", equal=False), {"model": "x.onnx", "error": "x.onnx is cut"}],
-        "geometric_mean": {"onnxruntime": {"value": 1.25, "low": 1.2, "high": 1.3}},
+        "geometric_mean": {"onnxruntime": {"value": 1.25, "low": 1.2, "high": 1.3, "models": 2}},
     }
     blocks = benchmark.blocks(document)
     table = blocks[0]
     assert isinstance(table, Table)
     assert table.rows[0] == (
-        "net", "4.00 [3.90, 4.10]", "4.00 [3.90, 4.10]", "1.25 [1.20, 1.30]", "3.2", "5 / -", "0", "yes",
+        "net", "4.00 [3.90, 4.10]", "4.00 [3.90, 4.10]", "1.25 [1.20, 1.30]", "3.2 / 3.2", "5 / -", "0", "yes",
     )  # fmt: skip
     assert {len(row) for row in table.rows} == {len(table.columns)}
     assert table.rows[-1][3] == "1.25 [1.20, 1.30]"
@@ -68,3 +77,37 @@ def test_the_table() -> None:
     assert "output y is wrong" in text
     assert benchmark.failed(document)
     assert not benchmark.failed({"models": [_row("zoo:net")]})
+
+
+def test_a_peer_that_fails_is_a_row_and_not_in_the_mean() -> None:
+    failing = _row("zoo:odd")
+    failing["sides"]["torch"] = dict(failing["sides"]["onnxruntime"])
+    failing["ratios"]["torch"] = failing["ratios"]["onnxruntime"]
+    good = _row("zoo:net")
+    good["failures"] = {"torch": "no function for the operator LSTM"}
+    mean = {"value": 1.25, "low": 1.2, "high": 1.3}
+    document = {
+        "threads": 2,
+        "environment": suite.environment(),
+        "models": [good, failing],
+        "geometric_mean": {"onnxruntime": {**mean, "models": 2}, "torch": {**mean, "models": 1}},
+    }
+    blocks = benchmark.blocks(document)
+    table, failed = blocks[0], blocks[1]
+    assert isinstance(table, Table)
+    assert isinstance(failed, Table)
+    assert "failed" in table.rows[0]
+    assert table.rows[-1][4:6] == ("1.25 [1.20, 1.30]", "1.25 [1.20, 1.30] of 1")
+    assert failed.rows == (("zoo:net", "torch", "no function for the operator LSTM"),)
+    assert not benchmark.failed(document)  # graphopt ran
+
+
+def test_layers_show_their_error() -> None:
+    row = _row("zoo:layer/gemm-1024")
+    row["sides"]["graphopt"] = {**row["sides"]["graphopt"], "relative_error": 2.5e-7}
+    mean = {"onnxruntime": None}
+    document = {"threads": 2, "environment": suite.environment(), "models": [row], "geometric_mean": mean}
+    table = benchmark.blocks(document)[0]
+    assert isinstance(table, Table)
+    assert table.rows[0][table.columns.index("error")] == "2.5e-07 / -"
+    assert "float64" in plain(benchmark.blocks(document))

@@ -48,6 +48,7 @@ OUTPUTS = {
 }
 LIGHT = tuple(name for name in models.names() if name.startswith("light/"))
 SEEDED = tuple(name for name in models.names() if name.startswith("seeded/"))
+LAYERS = [f"layer/{name}" for name in (*CONVOLUTIONS, *PRODUCTS)]
 
 
 def meta_module(info: ModelInfo) -> Any:
@@ -59,7 +60,7 @@ def meta_module(info: ModelInfo) -> Any:
 
 def test_every_name_is_described_and_accounted_for() -> None:
     assert [models.describe(name).name for name in models.names()] == list(models.names())
-    assert set(models.names()) == {*PUBLISHED, *LIGHT, *SEEDED}
+    assert set(models.names()) == {*PUBLISHED, *LIGHT, *SEEDED, *LAYERS}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
