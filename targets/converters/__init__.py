@@ -22,6 +22,7 @@ from graphopt.targets.converters.arithmetic import (
     modulo,
     power,
 )
+from graphopt.targets.converters.attention import attention
 from graphopt.targets.converters.base import Context, Converter
 from graphopt.targets.converters.blocked import (
     conv2d_blocked,
@@ -36,7 +37,7 @@ from graphopt.targets.converters.blocked import (
 from graphopt.targets.converters.convolution import conv
 from graphopt.targets.converters.fft import conv2d_fft
 from graphopt.targets.converters.halves import in_single
-from graphopt.targets.converters.products import attention, fully_connected, matmul
+from graphopt.targets.converters.products import fully_connected, matmul
 from graphopt.targets.converters.recurrent import recurrent
 from graphopt.targets.converters.reductions import extreme, reduction
 from graphopt.targets.converters.rows import clamp, elementwise, gelu, layer_norm, softmax

@@ -1,4 +1,4 @@
-"""Matrix products: MatMul, Gemm, and attention made of two of them."""
+"""Matrix products: MatMul and Gemm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from tvm import relax
 
 from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.kernels import gemm, rowwise
+from graphopt.targets.kernels import gemm
 
 
 def product(c: Context, a: Any, b: Any, out: tuple[int, ...], transposed: bool = False, trailing: int = 1) -> Any:
@@ -58,17 +58,3 @@ def fully_connected(c: Context, inputs: list[Any]) -> Any:
     if beta != 1.0:
         bias = c.builder.emit(relax.op.multiply(bias, relax.const(beta, dtype)))
     return c.builder.emit(relax.op.add(y, bias))
-
-
-def attention(c: Context, inputs: list[Any]) -> Any:
-    q, k, v = inputs[:3]
-    scale = c.real("scale", 1.0)
-    sq, sk = shape_of(q), shape_of(k)
-    scores = product(c, q, k, (*sq[:-1], sk[-2]), transposed=True)
-    if len(inputs) > 3:
-        scaled = c.builder.emit(relax.op.multiply(scores, relax.const(scale, dtype_of(q))))
-        scores, scale = c.builder.emit(relax.op.add(scaled, inputs[3])), 1.0
-    rows = math.prod(sq[:-1])
-    flat = c.reshape(scores, (rows, sk[-2]))
-    weights = c.te("softmax", lambda s: rowwise.softmax(s, scale), flat, pattern=OPAQUE)
-    return product(c, c.reshape(weights, (*sq[:-1], sk[-2])), v, c.out_shape)

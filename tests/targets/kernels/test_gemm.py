@@ -1,4 +1,4 @@
-"""MatMul, Gemm, Conv and ConvTranspose on plain layouts, and attention: everything that is a product in the end."""
+"""MatMul, Gemm, Conv and ConvTranspose on plain layouts: everything that is a product in the end."""
 
 from __future__ import annotations
 
@@ -314,28 +314,3 @@ def test_conv_transpose_of_any_shape(
     constants = {"w": numbers(channels[0] * group, channels[1], *kernel), "b": numbers(channels[1] * group)}
     body = f"y = ConvTranspose<{attributes}>(x, w, b)"
     lab.same(body, {"x": numbers(1, channels[0] * group, *plane)}, constants)
-
-
-# ---------------------------------------------------------------- attention
-
-
-@pytest.mark.parametrize(
-    ("q", "k"),
-    [((2, 3, 7, 16), (2, 3, 7, 16)), ((1, 1, 1, 5), (1, 1, 9, 5)), ((1, 2, 33, 64), (1, 2, 50, 64))],
-)
-def test_attention(any_lab: Any, q: Any, k: Any) -> None:
-    feeds = {"q": numbers(*q), "k": numbers(*k) + 1, "v": numbers(*k[:3], 12)}
-    any_lab.same("y = graphopt.Attention<scale=0.3>(q, k, v)", feeds)
-
-
-@pytest.mark.parametrize("mask", [(2, 3, 7, 9), (7, 9), (2, 1, 1, 9), (1, 1, 7, 9), (1,)])
-def test_masked_attention(lab: Any, mask: tuple[int, ...]) -> None:
-    feeds = {"q": numbers(2, 3, 7, 16), "k": numbers(2, 3, 9, 16), "v": numbers(2, 3, 9, 16)}
-    hidden = np.where(numbers(*mask) > 0.3, np.float32(-1e9), np.float32(0))
-    lab.same("y = graphopt.AttentionMasked<scale=0.25>(q, k, v, mask)", feeds | {"mask": hidden})
-
-
-def test_masked_attention_where_a_row_sees_nothing(lab: Any) -> None:
-    """A mask of the lowest finite number everywhere: the mean, and no NaN."""
-    feeds = {name: numbers(1, 1, 4, 8) for name in "qkv"} | {"mask": np.full((4, 4), -3e38, np.float32)}
-    lab.same("y = graphopt.AttentionMasked<scale=0.25>(q, k, v, mask)", feeds)
