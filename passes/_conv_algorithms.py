@@ -20,6 +20,7 @@ class Algorithm(StrEnum):
     DEPTHWISE = "depthwise"
     WINOGRAD2 = "winograd2"
     WINOGRAD4 = "winograd4"
+    WINOGRAD6 = "winograd6"
     IM2COL = "im2col"
     PLANAR = "planar"
 
@@ -28,8 +29,8 @@ PLANES = 1
 """Input block of a convolution over few channels: blocks of one channel are the planes as they lie."""
 
 PLANAR_LAYOUT, BLOCKED_LAYOUT = 0, 1
-TILE = {Algorithm.WINOGRAD2: 2, Algorithm.WINOGRAD4: 4}
-RELATIVE_ERROR = {Algorithm.WINOGRAD2: 7.7e-8, Algorithm.WINOGRAD4: 3.3e-7}
+TILE = {Algorithm.WINOGRAD2: 2, Algorithm.WINOGRAD4: 4, Algorithm.WINOGRAD6: 6}
+RELATIVE_ERROR = {Algorithm.WINOGRAD2: 7.7e-8, Algorithm.WINOGRAD4: 3.3e-7, Algorithm.WINOGRAD6: 8.8e-7}
 """Of one 3x3 convolution in float32, mean |error| / mean |value|; asserted by tests/ops/test_winograd.py."""
 DIRECT_ERROR = 4.6e-8
 

@@ -7,7 +7,17 @@ from typing import Any
 
 from tvm import s_tir
 
-from graphopt.targets.kernels import conv_direct, conv_fft, conv_winograd, depthwise, gemm, generic, lrn, rowwise
+from graphopt.targets.kernels import (
+    conv_direct,
+    conv_fft,
+    conv_winograd,
+    conv_winograd_fused,
+    depthwise,
+    gemm,
+    generic,
+    lrn,
+    rowwise,
+)
 from graphopt.targets.kernels.common import SCHEDULED, Block, blocks_of
 from graphopt.targets.machine import CpuMachine
 
@@ -19,6 +29,7 @@ RULES: dict[str, Rule] = {
     conv_winograd.INPUT: conv_winograd.schedule_input,
     conv_winograd.PRODUCT: conv_winograd.schedule_product,
     conv_winograd.OUTPUT: conv_winograd.schedule_output,
+    conv_winograd_fused.NAME: conv_winograd_fused.schedule,
     depthwise.NAME: depthwise.schedule,
     gemm.NAME: gemm.schedule,
     lrn.NAME: lrn.schedule,

@@ -5,13 +5,46 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from graphopt.targets.kernels import gemm
+from graphopt.program import ITEM_BYTES
+from graphopt.targets.kernels import conv_direct, conv_winograd_fused, gemm
 from graphopt.targets.machine import CpuMachine
 from graphopt.work import Work
 
 Space = Callable[[Work, CpuMachine], tuple[str, ...]]
 
 DEFAULT = ("",)
+
+
+def _direct(work: Work, machine: CpuMachine) -> tuple[str, ...]:
+    """Of `Conv2dBlocked`."""
+    attributes = dict(work.attributes)
+    group = attributes.get("group", 1)
+    co, _, kh, kw, _, _ = work.operands[1].shape
+    assert isinstance(group, int)
+    n, _, rows, columns, _ = work.shape
+    flat = (kh, kw) == (1, 1) and attributes.get("strides", (1, 1)) == (1, 1)
+    weight_bytes = math.prod(work.operands[1].shape) * ITEM_BYTES[work.operands[1].dtype]
+    width = rows * columns if flat else columns
+    return tuple(map(str, conv_direct.tiles(width, co // group, machine, weight_bytes, flat, n)))
+
+
+def _winograd(work: Work, machine: CpuMachine) -> tuple[str, ...]:
+    """Of `Conv2dWinograd`."""
+    m, out = _winograd_plane(work)
+    _, co, ci, _, _ = work.operands[1].shape
+    itemsize = ITEM_BYTES[work.operands[0].dtype]
+    return tuple(map(str, conv_winograd_fused.tiles(out, m, ci, co, work.shape[0], machine, itemsize)))
+
+
+def _every_winograd(work: Work, machine: CpuMachine) -> tuple[str, ...]:
+    m, out = _winograd_plane(work)
+    return tuple(map(str, conv_winograd_fused.every_tile(out, m, work.operands[1].shape[1], machine)))
+
+
+def _winograd_plane(work: Work) -> tuple[int, tuple[int, int]]:
+    m = dict(work.attributes)["m"]
+    assert isinstance(m, int)
+    return m, (work.shape[2], work.shape[3])
 
 
 def _extents(work: Work) -> tuple[int, int, int] | None:
@@ -64,6 +97,8 @@ def _computed(work: Work) -> str:
 
 
 SPACES: dict[tuple[str, str], Space] = {
+    ("graphopt", "Conv2dBlocked"): _direct,
+    ("graphopt", "Conv2dWinograd"): _winograd,
     ("graphopt", "Conv2dIm2col"): _product,
     ("", "Conv"): _product,
     ("", "Gemm"): _product,
@@ -72,6 +107,7 @@ SPACES: dict[tuple[str, str], Space] = {
 """By domain and operator."""
 
 WIDE: dict[tuple[str, str], Space] = {
+    ("graphopt", "Conv2dWinograd"): _every_winograd,
     ("graphopt", "Conv2dIm2col"): _every_product,
     ("", "Conv"): _every_product,
     ("", "Gemm"): _every_product,

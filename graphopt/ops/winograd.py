@@ -18,6 +18,7 @@ KERNEL = 3
 POINTS = {
     2: (Fraction(0), Fraction(1), Fraction(-1)),
     4: (Fraction(0), Fraction(-1), Fraction(1), Fraction(1, 2), Fraction(-2)),
+    6: (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-1, 2), Fraction(2), Fraction(-2)),
 }
 """Interpolation points per output tile size m; the point at infinity comes last and is not listed."""
 
@@ -103,14 +104,14 @@ def _along_first(g: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.f
 
 
 def _table(name: str, index: int) -> str:
-    """Text of a Constant [2, rows, columns] with the matrices of m = 2 and m = 4, the smaller one padded with zeros."""
-    both = [matrices(m)[index] for m in (2, 4)]
-    rows, columns = both[1].shape
-    table = np.zeros((2, rows, columns))
-    for slot, matrix in enumerate(both):
+    """Text of a Constant [m / 2 - 1, rows, columns] with the matrices of all m, the smaller ones padded with zeros."""
+    found = [matrices(m)[index] for m in sorted(POINTS)]
+    rows, columns = found[-1].shape
+    table = np.zeros((len(found), rows, columns))
+    for slot, matrix in enumerate(found):
         table[slot, : matrix.shape[0], : matrix.shape[1]] = matrix
     values = ", ".join(repr(float(v)) for v in table.reshape(-1))
-    return f"{name} = Constant <value = double[2, {rows}, {columns}] {{{values}}}>()"
+    return f"{name} = Constant <value = double[{len(found)}, {rows}, {columns}] {{{values}}}>()"
 
 
 # a = m + 2; P = N * TH * TW tiles; the two transforms run along one axis of the tile after the other.

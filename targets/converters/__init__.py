@@ -32,7 +32,6 @@ from graphopt.targets.converters.blocked import (
     lrn_blocked,
     pool_blocked,
     to_blocked,
-    winograd,
 )
 from graphopt.targets.converters.convolution import conv
 from graphopt.targets.converters.fft import conv2d_fft
@@ -43,6 +42,7 @@ from graphopt.targets.converters.reductions import extreme, reduction
 from graphopt.targets.converters.rows import clamp, elementwise, gelu, layer_norm, softmax
 from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
 from graphopt.targets.converters.transposed import conv_transpose
+from graphopt.targets.converters.winograd import winograd
 from graphopt.targets.kernels import math as fast
 
 __all__ = ["CUSTOM", "FURTHER", "STANDARD", "Context", "Converter", "candidates", "nothing"]

@@ -75,7 +75,7 @@ def tiles(
     """
     inner = flat and weight_bytes <= machine.l2_bytes * 3 // 4
     ranked = []
-    for cycles, columns, count in _estimates(row_width, vectors, machine):
+    for cycles, columns, count in estimates(row_width, vectors, machine):
         tasks = batch * math.ceil(row_width / columns)
         idle = math.ceil(tasks / machine.cores) * machine.cores / tasks if inner else 1.0
         ranked.append((cycles * idle, -columns, count))
@@ -83,7 +83,7 @@ def tiles(
     return tuple(Tile(*shape, way) for way in (inner, not inner) for shape in shapes)
 
 
-def _estimates(row_width: int, vectors: int, machine: CpuMachine) -> Iterator[tuple[float, int, int]]:
+def estimates(row_width: int, vectors: int, machine: CpuMachine) -> Iterator[tuple[float, int, int]]:
     """(cycles, columns, vectors) for each number of vectors: as many columns as fit beside the weights and a broadcast.
 
     Cycles of one reduction step: two multiply-adds and two loads each cycle, four cycles of latency.
@@ -103,7 +103,7 @@ def tile_shape(out_width: int, vectors: int, machine: CpuMachine) -> tuple[int, 
     Prefers two or more weight vectors per broadcast, since the load ports bound the loop before the multipliers do.
     """
     best, best_cost = (1, 1), math.inf
-    for cycles, columns, count in _estimates(out_width, vectors, machine):
+    for cycles, columns, count in estimates(out_width, vectors, machine):
         if cycles < best_cost * 0.97:
             best, best_cost = (columns, count), cycles
     return best

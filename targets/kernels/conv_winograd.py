@@ -10,19 +10,50 @@ constants: their zeros and ones disappear from the code.
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
-from graphopt.targets.kernels.common import RULE, Block, const, dims, inline_after, padded_tile, round_up
+from graphopt.targets.kernels.common import RULE, Block, const, dims, inline_after, round_up
 from graphopt.targets.kernels.conv_direct import tile_shape
 from graphopt.targets.machine import CpuMachine
 
 INPUT, PRODUCT, OUTPUT = "winograd_input", "winograd_product", "winograd_output"
 
 Matrix = NDArray[np.float64]
+TILE = "graphopt.tile"
+"""Block annotation: the spelling of the tile, for the schedule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """`columns x vectors` accumulators of the product; written "14x2".
+
+    With `rows`, all in one kernel over blocks of so many rows of tiles (`conv_winograd_fused`): "fused2:14x2".
+    """
+
+    columns: int
+    vectors: int
+    rows: int = 0
+
+    def __str__(self) -> str:
+        return f"{f'fused{self.rows}:' if self.rows else ''}{self.columns}x{self.vectors}"
+
+    @staticmethod
+    def parse(text: str) -> Tile:
+        """The inverse of `str`.
+
+        Raises:
+            ValueError: `text` is no such spelling.
+        """
+        found = re.fullmatch(r"(?:fused([1-9][0-9]{0,2}):)?([1-9][0-9]{0,2})x([1-9])", text)
+        if found is None:
+            raise ValueError(f"{text!r} is no tile of a Winograd convolution (such as 14x2 or fused2:14x2)")
+        return Tile(int(found[2]), int(found[3]), int(found[1] or 0))
 
 
 def _entry(matrix: Matrix, row: Any, column: Any, dtype: str) -> Any:
@@ -35,11 +66,22 @@ def _entry(matrix: Matrix, row: Any, column: Any, dtype: str) -> Any:
     return result
 
 
-def transform_input(x: Any, m: int, pads: tuple[int, int, int, int], out: tuple[int, int], bt: Matrix) -> Any:
-    """V[(m+2)^2, N, CI, tiles, b] of x[N, CI, H, W, b]; reads outside the image give zero."""
+def transform_input(
+    x: Any,
+    m: int,
+    pads: tuple[int, int, int, int],
+    out: tuple[int, int],
+    bt: Matrix,
+    columns: int = 0,
+    rule: str = INPUT,
+) -> Any:
+    """V[(m+2)^2, N, CI, tiles, b] of x[N, CI, H, W, b]; reads outside the image give zero.
+
+    `columns` is the number of tiles in a row where there are to be more than the output needs.
+    """
     n, ci, h, w, b = dims(x)
     size = m + 2
-    rows, columns = -(-out[0] // m), -(-out[1] // m)
+    rows, columns = -(-out[0] // m), columns or -(-out[1] // m)
 
     def load(i: Any, c: Any, p: Any, u: Any, v: Any, lane: Any) -> Any:
         row = tirx.floordiv(p, columns) * m + u - pads[0]
@@ -52,7 +94,7 @@ def transform_input(x: Any, m: int, pads: tuple[int, int, int, int], out: tuple[
     half = te.compute(
         (n, ci, rows * columns, size, size, b),
         lambda i, c, p, u, v, lane: te.sum(_entry(bt, u, ra, x.dtype) * d[i, c, p, ra, v, lane], axis=[ra]),
-        name="half",
+        name="half_input",
     )
     return te.compute(
         (size * size, n, ci, rows * columns, b),
@@ -60,7 +102,7 @@ def transform_input(x: Any, m: int, pads: tuple[int, int, int, int], out: tuple[
             half[i, c, p, tirx.floordiv(t, size), rb, lane] * _entry(bt, tirx.floormod(t, size), rb, x.dtype), axis=[rb]
         ),
         name="transform",
-        attrs={RULE: INPUT},
+        attrs={RULE: rule},
     )
 
 
@@ -68,18 +110,22 @@ def schedule_input(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> N
     """One task per (image, channel block, tile); everything inside a tile is unrolled straight-line vector code."""
     t, n, c, p, lane, rb = sch.get_loops(anchor.rv)
     sch.reorder(n, c, p, t, rb, lane)
-    size = anchor.reduce[0]
-    tu, tv = sch.split(t, [size, size])
     tile = sch.fuse(c, p)
-    sch.compute_at("half", p_loop := tile, preserve_unit_loops=True)
-    sch.compute_at("tile", p_loop, preserve_unit_loops=True)
-    sch.set_scope("half", 0, "local")
-    sch.set_scope("tile", 0, "local")
+    for block in ("half_input", "tile"):
+        sch.compute_at(block, tile, preserve_unit_loops=True)
+        sch.set_scope(block, 0, "local")
     sch.parallel(sch.fuse(n, tile))
+    unroll_transform(sch, anchor.rv, anchor.reduce[0])
+
+
+def unroll_transform(sch: s_tir.Schedule, transform: Any, size: int) -> None:
+    """Straight-line code of the transform of one tile, whose innermost loops are tap, its sum and the lane."""
+    t, rb, lane = sch.get_loops(transform)[-3:]
+    tu, tv = sch.split(t, [size, size])
     for loop in (tu, tv, rb):
         sch.unroll(loop)
     sch.vectorize(lane)
-    *_, hu, hv, half_lane, ra = sch.get_loops("half")
+    *_, hu, hv, half_lane, ra = sch.get_loops("half_input")
     sch.reorder(hu, hv, ra, half_lane)
     for loop in (hu, hv, ra):
         sch.unroll(loop)
@@ -88,74 +134,90 @@ def schedule_input(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> N
     sch.unroll(du)
     sch.unroll(dv)
     sch.vectorize(tile_lane)
-    _zero_unrolled(sch, sch.decompose_reduction("half", ra), 2)
-    _zero_unrolled(sch, sch.decompose_reduction(anchor.rv, rb), 0)
+    zero_unrolled(sch, sch.decompose_reduction("half_input", ra), 2)
+    zero_unrolled(sch, sch.decompose_reduction(transform, rb), 0)
 
 
-def _zero_unrolled(sch: s_tir.Schedule, start: Any, unrolled: int) -> None:
+def zero_unrolled(sch: s_tir.Schedule, start: Any, unrolled: int) -> None:
+    """Unroll the loops before the innermost one of a block that clears accumulators."""
     loops = sch.get_loops(start)
     for loop in loops[len(loops) - 1 - unrolled : -1]:
         sch.unroll(loop)
     sch.vectorize(loops[-1])
 
 
-def product(v: Any, u: Any, machine: CpuMachine) -> Any:
-    """M[t, N, CO, tiles, b] from V[t, N, CI, tiles, b] and U[t, CO, CI, b, b]."""
+def product(v: Any, u: Any, machine: CpuMachine, tile: Tile | None = None, rule: str = PRODUCT) -> Any:
+    """M[t, N, CO, tiles, b] from V[t, N, CI, tiles, b] and U[t, CO, CI, b, b].
+
+    `tile` None takes the one with the best estimate; its vectors divide CO.
+    """
     taps, n, ci, p, bi = dims(v)
     _, co, _, _, b = dims(u)
-    columns, _ = tile_shape(p, co, machine)
-    computed = round_up(p, columns)
+    tile = tile or Tile(*tile_shape(p, co, machine))
+    computed = round_up(p, tile.columns)
     rc, ri = te.reduce_axis((0, ci), "ci"), te.reduce_axis((0, bi), "i")
 
     def element(t: Any, i: Any, o: Any, q: Any, lane: Any) -> Any:
         at = q if computed == p else tirx.min(q, p - 1)
         return te.sum(v[t, i, rc, at, ri] * u[t, o, rc, ri, lane], axis=[rc, ri])
 
-    sums = te.compute(
-        (taps, n, co, computed, b), element, name="product", attrs={RULE: PRODUCT, "graphopt.vectors": co}
-    )
+    sums = te.compute((taps, n, co, computed, b), element, name="product", attrs={RULE: rule, TILE: str(tile)})
     return te.compute((taps, n, co, p, b), lambda t, i, o, q, lane: sums[t, i, o, q, lane], name="crop")
 
 
 def schedule_product(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
     """The register tile of the direct convolution, over tiles instead of columns; parallel over (tap, channel tile)."""
-    vectors = int(sch.get(anchor.rv).annotations["graphopt.vectors"])
-    columns, count = tile_shape(anchor.spatial[3], vectors, machine)
+    tile = Tile.parse(str(sch.get(anchor.rv).annotations[TILE]))
     last = inline_after(sch, anchor)
     t, n, o, q, lane = sch.get_loops(last)
-    o_out, o_in = sch.split(o, [None, count])
-    q_out, q_in = sch.split(q, [None, columns])
+    o_out, o_in = sch.split(o, [None, tile.vectors])
+    q_out, q_in = sch.split(q, [None, tile.columns])
     sch.reorder(t, o_out, n, q_out, o_in, q_in, lane)
     task = sch.fuse(t, o_out)
     sch.compute_at(anchor.rv, q_out, preserve_unit_loops=True)
     sch.set_scope(anchor.rv, 0, "local")
-    tile_o, tile_q, tile_lane, rc, ri = sch.get_loops(anchor.rv)[-5:]
+    sch.parallel(task)
+    for loop in (o_in, q_in):
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    schedule_tile_product(sch, anchor.rv)
+
+
+def schedule_tile_product(sch: s_tir.Schedule, block: Any) -> None:
+    """The register tile, whose innermost loops are channel vectors, tiles, lane and the two sums."""
+    tile_o, tile_q, tile_lane, rc, ri = sch.get_loops(block)[-5:]
     i_out, i_in = sch.split(ri, [None, 4])
     sch.reorder(rc, i_out, i_in, tile_q, tile_o, tile_lane)  # a broadcast serves every vector, then dies
-    sch.parallel(task)
-    for loop in (i_in, tile_o, tile_q, o_in, q_in):
+    for loop in (i_in, tile_o, tile_q):
         sch.unroll(loop)
     sch.vectorize(tile_lane)
-    sch.vectorize(lane)
-    _zero_unrolled(sch, sch.decompose_reduction(anchor.rv, rc), 2)
+    zero_unrolled(sch, sch.decompose_reduction(block, rc), 2)
 
 
-def transform_output(mm: Any, bias: Any, m: int, out: tuple[int, int], at: Matrix) -> Any:
+def transform_output(
+    mm: Any,
+    bias: Any,
+    m: int,
+    out: tuple[int, int],
+    at: Matrix,
+    columns: int = 0,
+    attributes: dict[str, Any] | None = None,
+) -> Any:
     """y[N, CO, OH, OW, b] = A^T M A + bias from M[t, N, CO, tiles, b] and bias[CO, b]."""
     _, n, co, p, b = dims(mm)
     size = m + 2
-    columns = -(-out[1] // m)
+    columns = columns or -(-out[1] // m)
     ra, rb = te.reduce_axis((0, size), "a"), te.reduce_axis((0, size), "b")
     half = te.compute(
         (n, co, p, m, size, b),
         lambda i, o, q, u, v, lane: te.sum(_entry(at, u, ra, mm.dtype) * mm[ra * size + v, i, o, q, lane], axis=[ra]),
-        name="half",
+        name="half_output",
     )
     tile = te.compute(
         (n, co, p, m, m, b),
         lambda i, o, q, u, v, lane: te.sum(half[i, o, q, u, rb, lane] * _entry(at, v, rb, mm.dtype), axis=[rb]),
         name="inverse",
-        attrs={RULE: OUTPUT, "graphopt.m": m},
+        attrs={RULE: OUTPUT, "graphopt.m": m, **(attributes or {})},
     )
 
     def finish(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
@@ -175,22 +237,21 @@ def schedule_output(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> 
     sch.reorder(n, o, y_out, z_out, y_in, z_in, lane)
     sch.compute_at(anchor.rv, z_out, preserve_unit_loops=True)
     sch.set_scope(anchor.rv, 0, "local")
-    sch.compute_at("half", z_out, preserve_unit_loops=True)
-    sch.set_scope("half", 0, "local")
+    sch.compute_at("half_output", z_out, preserve_unit_loops=True)
+    sch.set_scope("half_output", 0, "local")
     sch.parallel(sch.fuse(n, o, y_out))
     sch.unroll(y_in)
     sch.unroll(z_in)
     sch.vectorize(lane)
-    for block in ("half", anchor.rv):
+    unroll_inverse(sch, anchor.rv)
+
+
+def unroll_inverse(sch: s_tir.Schedule, inverse: Any) -> None:
+    """Straight-line code of the inverse transform of one tile."""
+    for block in ("half_output", inverse):
         *_, u, v, tile_lane, r = sch.get_loops(block)
         sch.reorder(u, v, r, tile_lane)
         for loop in (u, v, r):
             sch.unroll(loop)
         sch.vectorize(tile_lane)
-        _zero_unrolled(sch, sch.decompose_reduction(block, r), 2)
-
-
-__all__ = [
-    "INPUT", "OUTPUT", "PRODUCT", "product", "schedule_input", "schedule_output", "schedule_product",
-    "transform_input", "transform_output", "padded_tile",
-]  # fmt: skip
+        zero_unrolled(sch, sch.decompose_reduction(block, r), 2)

@@ -21,7 +21,7 @@ def planar(x: np.ndarray, channels: int) -> np.ndarray:
     return np.stack([x[:, c // x.shape[4], :, :, c % x.shape[4]] for c in range(channels)], axis=1)
 
 
-@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("m", [2, 4, 6])
 def test_matrices_compute_the_correlation_exactly(m: int) -> None:
     at, g, bt = exact_matrices(m)
     a = m + KERNEL - 1
@@ -34,7 +34,7 @@ def test_matrices_compute_the_correlation_exactly(m: int) -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    m=st.sampled_from([2, 4]),
+    m=st.sampled_from([2, 4, 6]),
     pads=st.lists(st.integers(0, 3), min_size=4, max_size=4),
     plane=st.tuples(st.integers(3, 13), st.integers(3, 13)),
     c=st.integers(1, 20),
@@ -51,7 +51,7 @@ def test_conv2d_winograd(run_node, m, pads, plane, c, o, block) -> None:
 
 
 # Relative L1 error of one 3x3 convolution in float32, as the literature reports it for these points.
-@pytest.mark.parametrize(("m", "published"), [(2, 7.7e-8), (4, 3.3e-7)])
+@pytest.mark.parametrize(("m", "published"), [(2, 7.7e-8), (4, 3.3e-7), (6, 8.8e-7)])
 def test_rounding_error_is_the_published_one(run_node, m: int, published: float) -> None:
     generator = np.random.default_rng(1)
     x = generator.uniform(-1, 1, (1, 1, 64, 64)).astype(np.float32)

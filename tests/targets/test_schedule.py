@@ -9,6 +9,7 @@ import pytest
 from graphopt.targets import schedule
 from graphopt.targets.cpu import CpuTarget
 from graphopt.verify import require_equal, run_onnxruntime
+from graphopt.work import TILE
 
 
 def numbers(*shape: int) -> Any:
@@ -34,7 +35,12 @@ CASES = {
     "winograd_product": WINOGRAD,
     "winograd_input": WINOGRAD,
     "winograd_output": WINOGRAD,
+    "winograd_fused": WINOGRAD,
 }  # fmt: skip
+
+
+TILES = {"winograd_fused": "fused1:2x1"}
+"""By rule, the tile that leads to it where the default one does not."""
 
 
 @pytest.mark.parametrize("rule", CASES)
@@ -55,6 +61,8 @@ def test_a_rule_that_does_not_fit_leaves_a_note_and_the_right_numbers(
     feeds = {"x": numbers(*x)}
     constants = {"w": numbers(*w)} | ({"b": numbers(1, 16)} if "(x, w, b)" in body else {})
     model = lab.model(body, feeds, constants)
+    if rule in TILES:
+        model.graph[0].metadata_props[TILE] = TILES[rule]
     lowered = lab.lower(model)
     (note,) = lowered.notes
     assert f"the schedule rule {rule} does not fit its shape (nothing fits)" in note

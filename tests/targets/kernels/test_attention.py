@@ -43,6 +43,16 @@ def test_attention(any_lab: Any, q: Any, k: Any, width: int, dtype: str) -> None
     any_lab.same(PLAIN, operands(q, k, width, dtype), rtol=4e-5)
 
 
+def test_attention_of_halves(lab: Any) -> None:
+    """Computed in single precision, rounded once."""
+    feeds = operands((1, 2, 19, 16), (1, 2, 33, 16), 16, "float16")
+    actual = lab.execute(lab.lower(lab.model(PLAIN, feeds)), feeds)["y"]
+    q, k, v = (feeds[name].astype(np.float64) for name in "qkv")
+    powers = np.exp(q @ k.swapaxes(2, 3) * 0.3)
+    assert actual.dtype == np.float16
+    np.testing.assert_allclose(actual, powers @ v / powers.sum(-1, keepdims=True), rtol=2e-3, atol=1e-3)
+
+
 @given(
     heads=st.tuples(st.integers(1, 2), st.integers(1, 3)),
     queries=st.integers(1, 140),
