@@ -193,21 +193,21 @@ def transform_output(
             k1, k2, k3 = (read(first, offset + part * count, lane) for part in range(3))
             return T.bind(k1 - k3), T.bind(k1 + k2)
 
-        with _count(half - 1) as k:
+        with T.serial(0, half - 1) as k:
             first = _Taps.of(k * n, p, p_count, turned)
             with T.vectorized(0, b) as lane:
                 column = [read_complex(first, f, lane) for f in range(n)]
                 for r, value in enumerate(Dft(T.bind).complex(column, 1, rows)):
                     for part in range(2):
                         T.buffer_store(passed, value[part], [r, 2 * k + 2 + part, lane])
-        with _count(2) as k:
+        with T.serial(0, 2) as k:
             first, real = (_Taps.of(tap, p, p_count, turned) for tap in _side(n, k))
             with T.vectorized(0, b) as lane:
                 inner = [read_complex(first, f - 1, lane) for f in range(1, half)]
                 column = [(read(real, 0, lane), None), *inner, (read(real, 1, lane), None)]
                 for r, value in enumerate(Dft(T.bind).real_inverse(column, n, rows)):
                     T.buffer_store(passed, value, [r, k, lane])
-        with _count(rows) as r, T.vectorized(0, b) as lane:
+        with T.serial(0, rows) as r, T.vectorized(0, b) as lane:
             found = [T.bind(passed[r, k, lane]) for k in range(n)]
             line = [(found[0], None), *zip(found[2::2], found[3::2], strict=True), (found[1], None)]
             for s, value in enumerate(Dft(T.bind).real_inverse(line, n, columns)):
@@ -218,10 +218,10 @@ def transform_output(
     def blocks(ins: Any, outs: Any) -> Any:
         """A block for each tile. The last three loops, of one iteration, tell `compute_at` what the block writes."""
         with IRBuilder() as builder:
-            grid = [tirx.IntImm("int64", extent) for extent in (batch, co, p_count, 1, 1, 1)]
+            grid = (batch, co, p_count, 1, 1, 1)
             with T.grid(*grid) as loops, T.sblock(TILES):
                 image, channel, p, *part = (
-                    T.axis.spatial(extent, loop, dtype="int64") for extent, loop in zip(grid, loops, strict=True)
+                    T.axis.spatial(extent, loop) for extent, loop in zip(grid, loops, strict=True)
                 )
                 T.reads(ins[0][tuple(slice(0, extent) for extent in dims(mm))])
                 ends = [slice(v * extent, v * extent + extent) for v, extent in zip(part, shape[3:], strict=True)]
@@ -236,11 +236,6 @@ def transform_output(
         return tiles[i, o, place, tirx.floormod(y, rows), tirx.floormod(z, columns), lane] + bias[o, lane]
 
     return te.compute((batch, co, *out, b), finish, name="finish")
-
-
-def _count(extent: int) -> Any:
-    """A loop whose variable is as wide as the block's: TVM does not mix widths in what it simplifies."""
-    return T.serial(tirx.IntImm("int64", 0), tirx.IntImm("int64", extent))
 
 
 def _unwrapped(sch: s_tir.Schedule, anchor: Block) -> s_tir.Schedule:
