@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from graphopt.targets.converters.base import OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.converters.base import HALVES, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.converters.halves import in_single
 from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.kernels import attention as kernel
 from graphopt.targets.kernels import gemm
@@ -21,6 +22,8 @@ def attention(c: Context, inputs: list[Any]) -> Any:
     q, k, v = inputs[:3]
     mask = inputs[3] if len(inputs) > 3 else None
     sq, sk, sv, dtype = shape_of(q), shape_of(k), shape_of(v), dtype_of(q)
+    if dtype in HALVES:
+        return in_single(attention)(c, inputs)
     if dtype not in ("float32", "float64"):
         raise NotSupported(f"the kernel of {c.node.op_type} does not compute in {dtype}")
     if 0 in (*sq, *sk, *sv) or not sq[:2] == sk[:2] == sv[:2]:
