@@ -181,9 +181,19 @@ def _average_pool(operator: Operator) -> Function:
     kernel = list(operator.attributes["kernel_shape"])
     strides, dilations, low, high = _window(operator, len(kernel))
     ceil, counted = bool(operator.attributes.get("ceil_mode", 0)), bool(operator.attributes.get("count_include_pad", 0))
-    if len(kernel) != 2 or set(dilations) != {1} or low != high:
-        raise operator.refusal("uneven pads, dilations or another rank than 2")
-    return lambda x: functional.avg_pool2d(x, kernel, strides, low, ceil, counted)
+    if len(kernel) != 2 or set(dilations) != {1} or (low != high and ceil):
+        raise operator.refusal("uneven pads with ceil_mode, dilations or another rank than 2")
+    if low == high:
+        return lambda x: functional.avg_pool2d(x, kernel, strides, low, ceil, counted)
+
+    def run(x: Tensor) -> Tensor:
+        mean = functional.avg_pool2d(functional.pad(x, _sides(low, high)), kernel, strides)
+        if counted:
+            return mean
+        inside = functional.pad(torch.ones_like(x[:1, :1]), _sides(low, high))
+        return mean / functional.avg_pool2d(inside, kernel, strides)
+
+    return run
 
 
 def _gemm(operator: Operator) -> Function:
@@ -279,7 +289,7 @@ def _slice(operator: Operator) -> Function:
 
     def run(x: Tensor, *_: Tensor | None) -> Tensor:
         for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-            low, high, _ = slice(start, end).indices(x.shape[axis])
+            low, high, step = slice(start, end, step).indices(x.shape[axis])
             index = [slice(None)] * x.dim()
             index[axis] = slice(low, max(low, high), step)
             x = x[tuple(index)]
@@ -340,7 +350,7 @@ def _cast(operator: Operator) -> Function:
 
 def _expand(operator: Operator) -> Function:
     shape = operator.given(1, "shape")
-    return lambda x, _: x.expand(torch.broadcast_shapes(x.shape, tuple(shape)))
+    return lambda x, _: x.expand(np.broadcast_shapes(x.shape, tuple(shape)))
 
 
 def _trilu(operator: Operator) -> Function:

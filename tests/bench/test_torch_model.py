@@ -54,7 +54,10 @@ def test_modules_compute_what_onnx_runtime_does(names: tuple[str, ...], tmp_path
     [
         ("y = Hardmax (x)", "no function for the operator Hardmax"),
         ('y = MaxPool <kernel_shape = [2, 2], auto_pad = "SAME_UPPER"> (x)', "MaxPool y: auto_pad"),
-        ("y = AveragePool <kernel_shape = [2, 2], pads = [0, 0, 1, 1]> (x)", "AveragePool y: uneven pads"),
+        (
+            "y = AveragePool <kernel_shape = [2, 2], pads = [0, 0, 1, 1], ceil_mode = 1> (x)",
+            "AveragePool y: uneven pads",
+        ),
         ("s = Shape (x) y = Reshape (x, s)", "no function for the operator Shape"),
     ],
 )

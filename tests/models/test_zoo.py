@@ -13,6 +13,7 @@ import pytest
 from graphopt import models
 from graphopt.errors import ModelError
 from graphopt.models import ModelInfo
+from graphopt.models.layers import CONVOLUTIONS, PRODUCTS
 
 # torchvision's weight tables; the WideResNet of MixMatch; the U-Net of Buda et al.; Hugging Face's BertModel and
 # GPT2LMHeadModel. The last four follow from their dimensions.
