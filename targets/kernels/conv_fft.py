@@ -27,6 +27,7 @@ from graphopt.targets.machine import CpuMachine
 
 OUTPUT, TILES = "fft_output", "fft_tiles"
 """The schedule rule of the inverse transform, and its block."""
+
 LONGEST = 32
 """The longest transform whose straight-line code is worth its size."""
 
@@ -182,7 +183,6 @@ def transform_output(
 
     def tile(source: Any, made: Any, image: Any, channel: Any, p: Any) -> None:
         passed = T.sblock_alloc_buffer((rows, n, b), dtype, scope="local")
-
         group, own = tirx.floordiv(channel, group_co), tirx.floormod(channel, group_co)
 
         def read(first: _Taps, offset: int, lane: Any) -> Any:
