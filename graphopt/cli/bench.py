@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from graphopt.report.document import Report
 EXAMPLES = (
     "graphopt bench zoo:resnet18 model.onnx --threads 2",
     "graphopt bench --suite layers --peer onnxruntime --peer torch",
+    "graphopt bench zoo:resnet18 --layers --roofline resnet18.svg",
     "graphopt bench --suite light --json",
 )
 
@@ -57,11 +59,22 @@ def command(
     ] = None,
     shapes: options.Shapes = None,
     costs: options.Costs = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Instead: every kernel of one model, beside the machine's peaks.")
+    ] = False,
+    roofline: Annotated[
+        Path | None,
+        typer.Option("--roofline", metavar="FILE.svg", parser=options.path, help="Draw --layers as a roofline."),
+    ] = None,
 ) -> Report:
     """Compile models and time them beside other runtimes, interleaved in one process, with the same threads.
 
     A peer that cannot run a model is a row that says why; the command fails if graphopt cannot.
     """
+    if layers or roofline is not None:
+        if len(models or []) != 1 or suite or peer:
+            raise typer.BadParameter("--layers and --roofline take one MODEL, no --suite and no --peer")
+        return _layers((models or [])[0], threads, runs, shapes, costs, roofline)
     if not models and not suite:
         raise typer.BadParameter("name a model or a --suite", param_hint="MODEL")
     with progress("starting") as say:
@@ -75,3 +88,21 @@ def command(
         sentence = failure if model in failure else f"{model}: {failure}"
         print(f"graphopt: {sentence}", file=sys.stderr)  # noqa: T201
     return Report(document, reporting.blocks(document), failed=reporting.failed(document))
+
+
+def _layers(
+    model: str, threads: int, runs: int | None, shapes: list[str] | None, costs: str | None, file: Path | None
+) -> Report:
+    if file is not None:
+        options.check_output(file, "--roofline")
+    with progress("starting") as say:
+        from graphopt.bench.layers import profile
+        from graphopt.report import layers as reporting
+        from graphopt.report import roofline
+
+        document = profile(model, threads, runs, say, options.parse_shapes(shapes), costs)
+        if file is not None:
+            draft = file.with_name(f".{file.name}.part")
+            draft.write_text(roofline.svg(document), encoding="utf-8")
+            draft.replace(file)
+    return Report(document, reporting.blocks(document))
