@@ -21,7 +21,7 @@ def blocks(document: Mapping[str, Any]) -> list[Block]:
         f"{document['threads']} threads of {environment['cpus']}, {environment['processor']}",
         f"measured peaks: {peak['flops'] / 1e9:.0f} GFLOP/s (our kernel of {peak['model']}), "
         f"{peak['bandwidth'] / 1e9:.1f} GB/s (copies in memory, read and written)",
-        "share: time at these peaks over time taken; above 100 % operands were in a cache, or the algorithm needs fewer operations",
+        "share: time at these peaks over time taken; above 100 % cached operands or a shorter algorithm",
         "GFLOP/s count the operations of the dense definition, once per node, for its slowest kernel",
     ]
     right = ("us", "GFLOP/s", "GB/s", "share")
