@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from graphopt.cost_table import CostTable
@@ -18,6 +19,10 @@ Tiles = Callable[[Work], Sequence[str]]
 
 CLEARLY = 0.97
 """A tile that takes less than this share of the default's seconds, in most rounds, is taken instead of it."""
+
+
+WITHIN_REACH = 1.4
+"""Another tile rarely gains more: a work whose default tile is so many times slower than the best is not followed."""
 
 
 class CostModel:
@@ -44,20 +49,39 @@ class MeasuredCosts(CostModel):
         self.measured = 0
 
     def timings(self, groups: Sequence[Sequence[Work]]) -> list[list[Timing | None]]:
-        """Per work the tile that is faster than the default by more than the noise, or the default."""
+        """Per work the tile that is faster than the default by more than the noise, or the default.
+
+        First every work with its default tile; then the other tiles of those that are within reach of the best.
+        """
         distinct = {work.key: work for group in groups for work in group}
         known = {key: self.table.get(key) for key in distinct}
         tiles = {key: tuple(dict.fromkeys((*self._tiles(work), *known[key]))) for key, work in distinct.items()}
+        self._complete(groups, {key: each[:1] for key, each in tiles.items()}, known)
+        near = {
+            work.key
+            for group in groups
+            for seconds in [[_least(known[work.key]) for work in group]]
+            for work, least in zip(group, seconds, strict=True)
+            if least <= WITHIN_REACH * min(seconds)
+        }
+        self._complete(groups, {key: each if key in near else () for key, each in tiles.items()}, known)
+        best = {key: _best([known[key][tile] for tile in tiles[key] if tile in known[key]]) for key in distinct}
+        self.used.update({key: timing for key, timing in best.items() if timing is not None})
+        return [[best[work.key] for work in group] for group in groups]
+
+    def _complete(
+        self,
+        groups: Sequence[Sequence[Work]],
+        tiles: Mapping[str, Sequence[str]],
+        known: Mapping[str, dict[str, Timing]],
+    ) -> None:
+        """Measure the wanted tiles that are not `known`, and add them there and to the table."""
         missing: list[list[tuple[Work, str]]] = []
         asked: set[str] = set()
         for group in groups:
-            wanted = [
-                (work, tile)
-                for work in {w.key: w for w in group if w.key not in asked}.values()
-                for tile in tiles[work.key]
-                if tile not in known[work.key]
-            ]
-            asked |= {work.key for work in group}
+            fresh = {work.key: work for work in group if work.key not in asked}
+            asked |= set(fresh)
+            wanted = [(work, tile) for key, work in fresh.items() for tile in tiles[key] if tile not in known[key]]
             if wanted:
                 missing.append(wanted)
         for wanted, found in zip(missing, self.measure(missing) if missing else (), strict=True):
@@ -66,9 +90,6 @@ class MeasuredCosts(CostModel):
             self.measured += len(rows)
             for key, timing in rows:
                 known[key][timing.tile] = timing
-        best = {key: _best([known[key][tile] for tile in tiles[key] if tile in known[key]]) for key in distinct}
-        self.used.update({key: timing for key, timing in best.items() if timing is not None})
-        return [[best[work.key] for work in group] for group in groups]
 
 
 class RecordedCosts(CostModel):
@@ -95,6 +116,11 @@ class RecordedCosts(CostModel):
                 self.used[work.key] = self._record[work.key]
             found.append([self._record[work.key] for work in group])
         return found
+
+
+def _least(timings: Mapping[str, Timing]) -> float:
+    """Seconds of the fastest one; infinity without any."""
+    return min((timing.seconds for timing in timings.values()), default=math.inf)
 
 
 def _best(timings: Sequence[Timing]) -> Timing | None:

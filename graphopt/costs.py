@@ -86,6 +86,30 @@ def winograd(machine: Machine, s: ConvShape, m: int, block: int) -> float:
     return _seconds(machine, flops, values, s.itemsize)
 
 
+def fft_taps(n: int) -> int:
+    """Real products per tile of n x n, input and output channel: n^2 / 2 - 2 complex ones of three, and 4 real ones."""
+    return 3 * (n * n // 2 - 2) + 4
+
+
+def _fft_tile_count(s: ConvShape, n: int) -> int:
+    return s.n * -(-s.oh // (n - s.kh + 1)) * -(-s.ow // (n - s.kw + 1))
+
+
+def fft(machine: Machine, s: ConvShape, n: int, block: int) -> float:
+    """Seconds of `Conv2dFft`: a product per tap, and split-radix transforms of about 10 n^2 operations per channel."""
+    c, o, tiles = _round_up(s.c, block), _round_up(s.o, block), _fft_tile_count(s, n)
+    products = 2 * fft_taps(n) * tiles * c * o // s.group
+    transforms = 10 * n * n * tiles * (c + o)
+    values = fft_taps(n) * c * o // s.group + s.n * (c * s.h * s.w + o * s.oh * s.ow)
+    flops = products / WINOGRAD_PRODUCT_RATE + transforms / WINOGRAD_TRANSFORM_RATE
+    return _seconds(machine, flops, values, s.itemsize)
+
+
+def fft_workspace(s: ConvShape, n: int, block: int) -> int:
+    """Bytes of the transformed input and of the products, of all tiles."""
+    return fft_taps(n) * _fft_tile_count(s, n) * (_round_up(s.c, block) + _round_up(s.o, block)) * s.itemsize
+
+
 def im2col(machine: Machine, s: ConvShape) -> float:
     """Seconds of `Conv2dIm2col`: the patches are written and read once."""
     depth = s.c * s.kh * s.kw

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from graphopt import costs
-from graphopt.costs import Machine
+from graphopt.costs import ConvShape, Machine
 from graphopt.passes._conv_forms import ConvNode
 from graphopt.work import AttributeValue, Operand, Work
 
@@ -21,6 +21,7 @@ class Algorithm(StrEnum):
     WINOGRAD2 = "winograd2"
     WINOGRAD4 = "winograd4"
     WINOGRAD6 = "winograd6"
+    FFT = "fft"
     IM2COL = "im2col"
     PLANAR = "planar"
 
@@ -32,6 +33,12 @@ PLANAR_LAYOUT, BLOCKED_LAYOUT = 0, 1
 TILE = {Algorithm.WINOGRAD2: 2, Algorithm.WINOGRAD4: 4, Algorithm.WINOGRAD6: 6}
 RELATIVE_ERROR = {Algorithm.WINOGRAD2: 7.7e-8, Algorithm.WINOGRAD4: 3.3e-7, Algorithm.WINOGRAD6: 8.8e-7}
 """Of one 3x3 convolution in float32, mean |error| / mean |value|; asserted by tests/ops/test_winograd.py."""
+FFT_ERROR = 3.2e-7
+"""Of one convolution by 16x16 transforms, measured by tests/ops/test_fft.py."""
+FFT_TILES = (8, 12, 16, 18)
+"""Edges of the transforms; 18 divides the maps that 16 does not."""
+FFT_KERNEL = 5
+"""Smaller kernels are Winograd's."""
 DIRECT_ERROR = 4.6e-8
 
 
@@ -65,6 +72,8 @@ class Candidate:
     @property
     def error(self) -> float:
         """Relative rounding error."""
+        if self.algorithm is Algorithm.FFT:
+            return FFT_ERROR
         return RELATIVE_ERROR.get(self.algorithm, DIRECT_ERROR)
 
 
@@ -95,6 +104,8 @@ def _against(algorithm: Algorithm, conv: ConvNode, limits: Limits, allowed: tupl
             return "depthwise, one channel per group"
         filled = s.group == 1 or (s.c // s.group % limits.block == 0 and s.o // s.group % limits.block == 0)
         return "" if filled else f"the channels of a group are no multiple of {limits.block}"
+    if algorithm is Algorithm.FFT:
+        return _against_fft(conv, limits)
     if s.group > 1:
         return "the convolution has groups"
     if algorithm is Algorithm.IM2COL:
@@ -106,6 +117,29 @@ def _against(algorithm: Algorithm, conv: ConvNode, limits: Limits, allowed: tupl
     if RELATIVE_ERROR[algorithm] > limits.max_error:
         return f"its rounding error {RELATIVE_ERROR[algorithm]:.1e} is above {limits.max_error:.1e}"
     return _against_workspace(costs.winograd_workspace(s, TILE[algorithm], limits.block), limits)
+
+
+def _against_fft(conv: ConvNode, limits: Limits) -> str:
+    s = conv.shape
+    if min(s.kh, s.kw) < FFT_KERNEL or conv.strides != (1, 1) or conv.dilations != (1, 1):
+        return f"not a kernel of {FFT_KERNEL} or more with stride 1 and dilation 1"
+    if (
+        s.c // s.group < limits.block
+        or s.group > 1
+        and (s.c // s.group % limits.block or s.o // s.group % limits.block)
+    ):
+        return f"the channels of a group do not fill blocks of {limits.block}"
+    if not _fft_tiles(s):
+        return f"the kernel is larger than a transform of {max(FFT_TILES)}"
+    if limits.max_error < FFT_ERROR:
+        return f"its rounding error {FFT_ERROR:.1e} is above {limits.max_error:.1e}"
+    return _against_workspace(min(costs.fft_workspace(s, n, limits.block) for n in _fft_tiles(s)), limits)
+
+
+def _fft_tiles(s: ConvShape) -> tuple[int, ...]:
+    """Edges of transforms that leave at least as many outputs as the kernel is wide, or the smallest that holds it."""
+    largest = max(s.kh, s.kw)
+    return tuple(n for n in FFT_TILES if n - largest + 1 >= largest // 2) or tuple(n for n in FFT_TILES if n >= largest)
 
 
 def _against_workspace(nbytes: int, limits: Limits) -> str:
@@ -133,6 +167,9 @@ def _forms(
     elif algorithm in TILE:
         m = TILE[algorithm]
         yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.winograd(machine, s, m, block), winograd_work(conv, m, block)
+    elif algorithm is Algorithm.FFT:
+        for n in _fft_tiles(s):
+            yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.fft(machine, s, n, block), fft_work(conv, n, block)
     elif algorithm is Algorithm.IM2COL:
         yield PLANAR_LAYOUT, PLANAR_LAYOUT, costs.im2col(machine, s), im2col_work(conv)
     else:
@@ -178,6 +215,16 @@ def winograd_work(conv: ConvNode, m: int, block: int) -> Work:
     x, bias, y = _blocked_ends(conv, block, block)
     u = Operand(((m + 2) ** 2, _blocks(s.o, block), _blocks(s.c, block), block, block), dtype, True)
     return Work("Conv2dWinograd", (Operand(x, dtype), u, bias), y, (("m", m), ("pads", conv.pads)))
+
+
+def fft_work(conv: ConvNode, n: int, block: int) -> Work:
+    """`Conv2dFft` of this shape with n x n transforms."""
+    s, dtype = conv.shape, str(conv.weight.dtype)
+    x, bias, y = _blocked_ends(conv, block, block)
+    blocks = (_blocks(s.o // s.group, block), _blocks(s.c // s.group, block))
+    u = Operand((costs.fft_taps(n) * s.group, *blocks, block, block), dtype, True)
+    attributes = (("tile", n), ("kernel_shape", (s.kh, s.kw)), ("pads", conv.pads), ("group", s.group))
+    return Work("Conv2dFft", (Operand(x, dtype), u, bias), y, attributes)
 
 
 def im2col_work(conv: ConvNode) -> Work:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from graphopt.costs import ConvShape
 from graphopt.ops import DOMAIN
 from graphopt.ops.conv import pack_bias, pack_conv_weight, pack_depthwise_weight
+from graphopt.ops.fft import fft_weight
 from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.layout import blocks
 from graphopt.ops.winograd import winograd_weight
@@ -56,6 +57,18 @@ def emit_winograd(editor: Editor, conv: ConvNode, m: int, block: int, tile: str)
     """Conv -> ToBlocked, Conv2dWinograd, FromBlocked."""
     u = winograd_weight(conv.weight, m, block)
     _wrap(editor, conv, "Conv2dWinograd", u, {"m": m, "pads": conv.pads}, block, block, tile)
+
+
+def emit_fft(editor: Editor, conv: ConvNode, n: int, block: int, tile: str) -> None:
+    """Conv -> ToBlocked, Conv2dFft with n x n transforms, FromBlocked."""
+    s = conv.shape
+    attributes: dict[str, AttributeValue] = {
+        "tile": n,
+        "kernel_shape": (s.kh, s.kw),
+        "pads": conv.pads,
+        "group": s.group,
+    }
+    _wrap(editor, conv, "Conv2dFft", fft_weight(conv.weight, n, block, s.group), attributes, block, block, tile)
 
 
 def emit_im2col(editor: Editor, conv: ConvNode, tile: str) -> None:

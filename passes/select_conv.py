@@ -17,7 +17,7 @@ from graphopt.costs import ConvShape
 from graphopt.ops import MINIMUM_OPSET
 from graphopt.passes._blockable import FLOATS
 from graphopt.passes._conv_algorithms import PLANAR_LAYOUT, PLANES, TILE, Algorithm, Candidate, Limits, candidates
-from graphopt.passes._conv_forms import ConvNode, emit_blocked, emit_depthwise, emit_im2col, emit_winograd
+from graphopt.passes._conv_forms import ConvNode, emit_blocked, emit_depthwise, emit_fft, emit_im2col, emit_winograd
 from graphopt.passes._edit import Editor, array_of, dims, ints, is_op
 from graphopt.passes._selection import Labelled, selection_problem
 from graphopt.pipeline import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
@@ -40,6 +40,7 @@ class SelectConv(Pass):
         y = Conv(x, w, bias)  ->  y = FromBlocked(Conv2dBlocked(ToBlocked(x), packed w, packed bias))
                                   y = FromBlocked(Conv2dWinograd(ToBlocked(x), u, packed bias))   3x3, stride 1
                                   y = FromBlocked(DepthwiseConv2dBlocked(...))                    one channel per group
+                                  y = FromBlocked(Conv2dFft(ToBlocked(x), u, packed bias))        5x5 and larger
                                   y = Conv2dIm2col(x, w as a matrix, bias)
                                   y = Conv(x, w, bias)                                            as it was
 
@@ -167,6 +168,10 @@ def _emit(editor: Editor, conv: ConvNode, chosen: Candidate, lanes: int) -> None
         emit_depthwise(editor, conv, lanes, chosen.tile)
     elif chosen.algorithm in TILE:
         emit_winograd(editor, conv, TILE[chosen.algorithm], lanes, chosen.tile)
+    elif chosen.algorithm is Algorithm.FFT:
+        size = dict(chosen.work.attributes)["tile"]
+        assert isinstance(size, int)
+        emit_fft(editor, conv, size, lanes, chosen.tile)
     elif chosen.algorithm is Algorithm.IM2COL:
         emit_im2col(editor, conv, chosen.tile)
     elif chosen.tile:

@@ -36,6 +36,10 @@ CASES = {
     "winograd_input": WINOGRAD,
     "winograd_output": WINOGRAD,
     "winograd_fused": WINOGRAD,
+    "fft_output": (
+        "y = graphopt.Conv2dFft<tile=8, kernel_shape=[5, 5], pads=[2, 2, 2, 2], group=1>(x, w, b)",
+        (1, 1, 6, 7, 16), (94, 1, 1, 16, 16),
+    ),
 }  # fmt: skip
 
 
