@@ -31,8 +31,13 @@ def winograd(c: Context, inputs: list[Any]) -> Any:
             bias,
             pattern=EPILOGUE,
         )
-    v = c.te("winograd_input", lambda p: conv_winograd.transform_input(p, m, pads, out, bt), x, pattern=OPAQUE)
+    blocks = conv_winograd.Blocks.of(out, m)
+    v = c.te("winograd_input", lambda p: conv_winograd.transform_input(p, blocks, pads, bt), x, pattern=OPAQUE)
     mm = c.te("winograd_product", lambda p, q: conv_winograd.product(p, q, c.machine, tile), v, u, pattern=OPAQUE)
     return c.te(
-        "winograd_output", lambda p, q: conv_winograd.transform_output(p, q, m, out, at), mm, bias, pattern=EPILOGUE
+        "winograd_output",
+        lambda p, q: conv_winograd.transform_output(p, q, blocks, out, at),
+        mm,
+        bias,
+        pattern=EPILOGUE,
     )

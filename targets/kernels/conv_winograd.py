@@ -66,38 +66,58 @@ def _entry(matrix: Matrix, row: Any, column: Any, dtype: str) -> Any:
     return result
 
 
-def transform_input(
-    x: Any,
-    m: int,
-    pads: tuple[int, int, int, int],
-    out: tuple[int, int],
-    bt: Matrix,
-    columns: int = 0,
-    rule: str = INPUT,
-) -> Any:
-    """V[(m+2)^2, N, CI, tiles, b] of x[N, CI, H, W, b]; reads outside the image give zero.
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The m x m tiles of an output plane, cut into `count` blocks of whole rows of tiles."""
 
-    `columns` is the number of tiles in a row where there are to be more than the output needs.
-    """
+    m: int
+    columns: int
+    rows: int
+    count: int
+    places: int
+    """Of a block, with those past its last tile."""
+
+    @staticmethod
+    def of(out: tuple[int, int], m: int, rows: int = 0, multiple: int = 1) -> Blocks:
+        """Blocks of `rows` rows of tiles, or one of all; their places are a multiple of `multiple`."""
+        height, columns = -(-out[0] // m), -(-out[1] // m)
+        rows = min(rows, height) or height
+        return Blocks(m, columns, rows, -(-height // rows), round_up(rows * columns, multiple))
+
+    def of_image(self, index: Any) -> tuple[Any, Any]:
+        """(image, block of it) of the blocks of all images, counted through."""
+        return (index, 0) if self.count == 1 else (tirx.floordiv(index, self.count), tirx.floormod(index, self.count))
+
+    def at_row(self, image: Any, row: Any, column: Any) -> tuple[Any, Any]:
+        """(block of all images, place in it) of the tile of an output pixel."""
+        height = self.rows * self.m
+        if self.count > 1:
+            image, row = image * self.count + tirx.floordiv(row, height), tirx.floormod(row, height)
+        return image, tirx.floordiv(row, self.m) * self.columns + tirx.floordiv(column, self.m)
+
+
+def transform_input(x: Any, blocks: Blocks, pads: tuple[int, int, int, int], bt: Matrix, rule: str = INPUT) -> Any:
+    """V[(m+2)^2, N * blocks, CI, places, b] of x[N, CI, H, W, b]; reads outside the image give zero."""
     n, ci, h, w, b = dims(x)
-    size = m + 2
-    rows, columns = -(-out[0] // m), columns or -(-out[1] // m)
+    m, size = blocks.m, blocks.m + 2
+    n *= blocks.count
 
     def load(i: Any, c: Any, p: Any, u: Any, v: Any, lane: Any) -> Any:
-        row = tirx.floordiv(p, columns) * m + u - pads[0]
-        column = tirx.floormod(p, columns) * m + v - pads[1]
+        image, block = blocks.of_image(i)
+        row = (block * blocks.rows + tirx.floordiv(p, blocks.columns)) * m + u - pads[0]
+        column = tirx.floormod(p, blocks.columns) * m + v - pads[1]
         inside = tirx.all(row >= 0, row < h, column >= 0, column < w)
-        return tirx.if_then_else(inside, x[i, c, row, column, lane], const(0, x.dtype))
+        return tirx.if_then_else(inside, x[image, c, row, column, lane], const(0, x.dtype))
 
-    d = te.compute((n, ci, rows * columns, size, size, b), load, name="tile")
+    d = te.compute((n, ci, blocks.places, size, size, b), load, name="tile")
     ra, rb = te.reduce_axis((0, size), "a"), te.reduce_axis((0, size), "b")
     half = te.compute(
-        (n, ci, rows * columns, size, size, b),
+        (n, ci, blocks.places, size, size, b),
         lambda i, c, p, u, v, lane: te.sum(_entry(bt, u, ra, x.dtype) * d[i, c, p, ra, v, lane], axis=[ra]),
         name="half_input",
     )
     return te.compute(
-        (size * size, n, ci, rows * columns, b),
+        (size * size, n, ci, blocks.places, b),
         lambda t, i, c, p, lane: te.sum(
             half[i, c, p, tirx.floordiv(t, size), rb, lane] * _entry(bt, tirx.floormod(t, size), rb, x.dtype), axis=[rb]
         ),
@@ -197,34 +217,32 @@ def schedule_tile_product(sch: s_tir.Schedule, block: Any) -> None:
 def transform_output(
     mm: Any,
     bias: Any,
-    m: int,
+    blocks: Blocks,
     out: tuple[int, int],
     at: Matrix,
-    columns: int = 0,
     attributes: dict[str, Any] | None = None,
 ) -> Any:
-    """y[N, CO, OH, OW, b] = A^T M A + bias from M[t, N, CO, tiles, b] and bias[CO, b]."""
-    _, n, co, p, b = dims(mm)
-    size = m + 2
-    columns = columns or -(-out[1] // m)
+    """y[N, CO, OH, OW, b] = A^T M A + bias from M[t, N * blocks, CO, places, b] and bias[CO, b]."""
+    _, n, co, _, b = dims(mm)
+    m, size = blocks.m, blocks.m + 2
     ra, rb = te.reduce_axis((0, size), "a"), te.reduce_axis((0, size), "b")
     half = te.compute(
-        (n, co, p, m, size, b),
+        (n, co, blocks.rows * blocks.columns, m, size, b),
         lambda i, o, q, u, v, lane: te.sum(_entry(at, u, ra, mm.dtype) * mm[ra * size + v, i, o, q, lane], axis=[ra]),
         name="half_output",
     )
     tile = te.compute(
-        (n, co, p, m, m, b),
+        (n, co, blocks.rows * blocks.columns, m, m, b),
         lambda i, o, q, u, v, lane: te.sum(half[i, o, q, u, rb, lane] * _entry(at, v, rb, mm.dtype), axis=[rb]),
         name="inverse",
         attrs={RULE: OUTPUT, "graphopt.m": m, **(attributes or {})},
     )
 
     def finish(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
-        place = tirx.floordiv(y, m) * columns + tirx.floordiv(z, m)
-        return tile[i, o, place, tirx.floormod(y, m), tirx.floormod(z, m), lane] + bias[o, lane]
+        block, place = blocks.at_row(i, y, z)
+        return tile[block, o, place, tirx.floormod(y, m), tirx.floormod(z, m), lane] + bias[o, lane]
 
-    return te.compute((n, co, out[0], out[1], b), finish, name="finish")
+    return te.compute((n // blocks.count, co, out[0], out[1], b), finish, name="finish")
 
 
 def schedule_output(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 
 from tvm import s_tir
 
-from graphopt.targets.kernels.common import RULE, Block, inline_after, round_up
+from graphopt.targets.kernels.common import RULE, Block, inline_after
 from graphopt.targets.kernels.conv_direct import estimates
 from graphopt.targets.kernels.conv_winograd import (
     TILE,
+    Blocks,
     Matrix,
     Tile,
     product,
@@ -47,22 +48,21 @@ def compute(
 ) -> Any:
     """y[N, CO, OH, OW, b] of x[N, CI, H, W, b], u[(m+2)^2, CO, CI, b, b], bias[CO, b]; `matrices` as A^T, G, B^T."""
     at, _, bt = matrices
-    columns = -(-out[1] // m)
-    if tile.rows * columns % tile.columns:  # a product's last columns must not belong to the next task
-        columns = round_up(columns, tile.columns)
-    v = transform_input(x, m, pads, out, bt, columns, "")
-    attributes = {RULE: NAME, TILE: str(tile), "graphopt.columns": columns}
-    return transform_output(product(v, u, machine, tile, ""), bias, m, out, at, columns, attributes)
+    blocks = Blocks.of(out, m, tile.rows, tile.columns)  # a product's last columns are not of the next task
+    v = transform_input(x, blocks, pads, bt, "")
+    attributes = {RULE: NAME, TILE: str(tile), "graphopt.rows": blocks.rows}
+    return transform_output(product(v, u, machine, tile, ""), bias, blocks, out, at, attributes)
 
 
 def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
     """One task per block of tile rows; in it, one group of output channels after the other."""
     annotations = sch.get(anchor.rv).annotations
-    m, tile = int(annotations["graphopt.m"]), Tile.parse(str(annotations[TILE]))
+    m, rows = int(annotations["graphopt.m"]), int(annotations["graphopt.rows"])
+    tile = Tile.parse(str(annotations[TILE]))
     last = inline_after(sch, anchor)
     n, o, y, z, lane = sch.get_loops(last)
-    task_y, y_out, y_in = sch.split(y, [None, tile.rows, m])
-    z_out, z_in = sch.split(z, [int(annotations["graphopt.columns"]), m])
+    task_y, y_out, y_in = sch.split(y, [None, rows, m])
+    z_out, z_in = sch.split(z, [None, m])
     o_out, o_in = sch.split(o, [None, tile.vectors])
     sch.reorder(n, task_y, o_out, o_in, y_out, z_out, y_in, z_in, lane)
     task = sch.fuse(n, task_y)

@@ -84,6 +84,21 @@ def test_any_tile_of_any_shape(lab: Any, m: int, rows: int, columns: int, vector
     check(lab, str(Tile(columns, vectors, rows)), m, **case)
 
 
+@pytest.mark.parametrize("m", [2, 4, 6])
+@pytest.mark.parametrize("plane", [(56, 56), (28, 28), (14, 14), (13, 27)])
+def test_every_tile_that_is_offered_fits(lab: Any, m: int, plane: tuple[int, int]) -> None:
+    """Rows of tiles that do not divide into blocks, blocks whose tiles do not divide into products."""
+    b = lab.target.cpu.lanes()
+    feeds = {"x": numbers(1, 1, *plane, b)}
+    constants = {"u": numbers((m + 2) ** 2, 4, 1, b, b), "bias": numbers(4, b)}
+    rows = range(1, 8)
+    offered = tiles(plane, m, 1, 4, 1, lab.target.cpu)
+    for tile in {*offered, *(Tile(shape.columns, shape.vectors, height) for height in rows for shape in offered[:1])}:
+        model = lab.model(f"y = graphopt.Conv2dWinograd<m={m}, pads=[1, 1, 1, 1]>(x, u, bias)", feeds, constants)
+        model.graph[0].metadata_props[TILE] = str(tile)
+        assert lab.lower(model).notes == [], tile
+
+
 def test_tiles_are_spelled() -> None:
     for tile in (Tile(14, 2), Tile(28, 1, 3)):
         assert Tile.parse(str(tile)) == tile
