@@ -32,6 +32,10 @@ def test_matrices_compute_the_correlation_exactly(m: int) -> None:
                 assert total == (1 if d == i + k else 0)
 
 
+# Largest error over largest result, by output tile: the transforms of larger tiles amplify rounding.
+LARGEST_ERROR = {2: 4e-6, 4: 1e-5, 6: 5e-5}
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     m=st.sampled_from([2, 4, 6]),
@@ -47,7 +51,7 @@ def test_conv2d_winograd(run_node, m, pads, plane, c, o, block) -> None:
     expected = run_node("Conv", [x, w, bias], {"pads": pads}, domain="")
     packed = [blocked(x, block), winograd_weight(w, m, block), pack_bias(bias, block)]
     actual = run_node("Conv2dWinograd", packed, {"m": m, "pads": pads})
-    np.testing.assert_allclose(planar(actual, o), expected, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(planar(actual, o), expected, rtol=0, atol=LARGEST_ERROR[m] * np.abs(expected).max())
 
 
 # Relative L1 error of one 3x3 convolution in float32, as the literature reports it for these points.
