@@ -119,6 +119,7 @@ _MODELS = (
     ModelInfo("densenet121", "densenet", "DenseNet-121", PHOTO, LOGITS, builder="densenet121"),
     ModelInfo("unet", "unet", "U-Net", (TensorInfo("image", (1, 3, 256, 256)),), ("mask",), builder="unet"),
     ModelInfo("mlp", "mlp", "MLP, 7 x 2048", (TensorInfo("x", (1, 2048)),), ("y",), builder="mlp"),
+    ModelInfo("mlp-b128", "mlp", "MLP, batch 128", (TensorInfo("x", (128, 2048)),), ("y",), builder="mlp"),
     ModelInfo("lstm", "recurrent", "LSTM, 5 x 512", (TensorInfo("sequence", (1, 100, 512)),), LOGITS, builder="lstm"),
     ModelInfo(
         "bilstm",
