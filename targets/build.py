@@ -19,7 +19,7 @@ from graphopt.errors import GraphoptError
 from graphopt.program import ALIGNMENT
 from graphopt.runtime import cpu
 from graphopt.runtime import library as library_runtime
-from graphopt.targets import schedule
+from graphopt.targets import schedule, stack
 from graphopt.targets.identity import Identity
 from graphopt.targets.machine import CpuMachine
 from graphopt.targets.object_cache import Built, ObjectCache
@@ -29,7 +29,8 @@ def compile_functions(functions: Mapping[str, Any], machine: CpuMachine) -> Any:
     """Generate code for PrimFuncs by symbol, all together; the result is callable by `module[symbol]`."""
     library_runtime.runtime()  # settles how TVM's thread pool starts, before the first kernel starts it
     module = tvm.IRModule({tvm.ir.GlobalVar(symbol): function for symbol, function in functions.items()})
-    return tvm.compile(module, tvm.target.Target(machine.llvm_target))
+    stack.register()
+    return tvm.compile(module, tvm.target.Target(machine.llvm_target), tir_pipeline=stack.PIPELINE)
 
 
 def generate(symbol: str, function: Any, machine: CpuMachine) -> bytes:

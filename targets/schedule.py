@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm import s_tir
+from tvm import s_tir, tirx
 
 from graphopt.targets.kernels import (
     conv_direct,
@@ -21,7 +21,8 @@ from graphopt.targets.kernels import (
 from graphopt.targets.kernels.common import SCHEDULED, Block, blocks_of
 from graphopt.targets.machine import CpuMachine
 
-Rule = Callable[[s_tir.Schedule, Block, CpuMachine], s_tir.Schedule | None]
+Rule = Callable[[s_tir.Schedule, Block, CpuMachine], Any]
+"""Changes the schedule; what it returns, another schedule or a function, is what to take instead."""
 
 RULES: dict[str, Rule] = {
     conv_direct.NAME: conv_direct.schedule,
@@ -54,7 +55,7 @@ def apply(function: Any, machine: CpuMachine) -> tuple[Any, str]:
     if anchor is not None:
         try:
             done = RULES[anchor.rule](sch, anchor, machine)
-            return (done or sch).mod["main"], note
+            return done if isinstance(done, tirx.PrimFunc) else (done or sch).mod["main"], note
         except (s_tir.ScheduleError, ValueError, TypeError) as error:
             note = (
                 f"the schedule rule {anchor.rule} does not fit its shape ({str(error).strip().splitlines()[-1][:120]})"

@@ -18,6 +18,7 @@ from typing import Any
 from tvm import s_tir, te, tirx
 
 from graphopt.program import ITEM_BYTES
+from graphopt.targets.kernels import prefetch
 from graphopt.targets.kernels.common import (
     RULE,
     Block,
@@ -162,7 +163,7 @@ def compute(
     return te.compute((n, co, out_h, out_w, b), finish, name="bias")
 
 
-def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.Schedule:
+def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     """Parallel over (batch, channel tile, row); the epilogue runs on the accumulators' tile before it is stored."""
     _, _, _, bi = anchor.reduce
     annotations = sch.get(anchor.rv).annotations
@@ -187,7 +188,8 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.S
     sch.compute_at(conv, at, preserve_unit_loops=True)
     sch.set_scope(conv, 0, "local")
     tile_co, _, tile_ow, tile_lane, ci, kh, kw, i = sch.get_loops(conv)[-8:]
-    i_out, i_in = sch.split(i, [None, 4 if bi % 4 == 0 else bi if bi <= 4 else 1])
+    unrolled = 4 if bi % 4 == 0 else bi if bi <= 4 else 1
+    i_out, i_in = sch.split(i, [None, unrolled])
     # Planes innermost where blocks have one channel: neighbouring taps in one unrolled body read the same columns, and
     # LLVM would keep them all in registers. In the tile a broadcast serves every vector, then dies.
     steps = (ci, kh, kw, i_out, i_in) if bi > 1 else (kh, kw, ci, i_out, i_in)
@@ -202,4 +204,23 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.S
     sch.unroll(zero_co)
     sch.unroll(zero_ow)
     sch.vectorize(zero_lane)
-    return sch
+    if tile.inner:
+        return sch
+    prefetch.mark(sch, i_out)
+    return prefetch.insert(sch, _weights(sch, anchor, conv, tile, bool(flat)))
+
+
+def _weights(sch: s_tir.Schedule, anchor: Block, conv: Any, tile: Tile, flat: bool) -> prefetch.Stream:
+    """The weights of one channel tile after another, each gone through on every row or, of a 1x1, in every place."""
+    _, channels, rows, computed, lanes = anchor.spatial
+    across, panels = computed // tile.columns, channels // tile.vectors
+    places = across if flat else rows
+
+    def place(task: Any, *along: Any) -> tuple[Any, Any]:
+        turn = tirx.floormod(task, places)
+        for column in along:
+            turn = turn * across + column
+        return tirx.floormod(tirx.floordiv(task, places), panels), turn
+
+    panel = tile.vectors * math.prod(anchor.reduce) * lanes
+    return prefetch.Stream(prefetch.weights_of(sch, conv), panel, rows * across, 1 if flat else 2, place)

@@ -10,6 +10,7 @@ constants: their zeros and ones disappear from the code.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
+from graphopt.targets.kernels import prefetch
 from graphopt.targets.kernels.common import RULE, Block, const, dims, inline_after, round_up
 from graphopt.targets.kernels.conv_direct import tile_shape
 from graphopt.targets.machine import CpuMachine
@@ -185,8 +187,9 @@ def product(v: Any, u: Any, machine: CpuMachine, tile: Tile | None = None, rule:
     return te.compute((taps, n, co, p, b), lambda t, i, o, q, lane: sums[t, i, o, q, lane], name="crop")
 
 
-def schedule_product(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
+def schedule_product(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     """The register tile of the direct convolution, over tiles instead of columns; parallel over (tap, channel tile)."""
+    _, images, _, computed, lanes = anchor.spatial
     tile = Tile.parse(str(sch.get(anchor.rv).annotations[TILE]))
     last = inline_after(sch, anchor)
     t, n, o, q, lane = sch.get_loops(last)
@@ -200,18 +203,33 @@ def schedule_product(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) ->
     for loop in (o_in, q_in):
         sch.unroll(loop)
     sch.vectorize(lane)
-    schedule_tile_product(sch, anchor.rv)
+    step = schedule_tile_product(sch, anchor.rv)
+    prefetch.mark(sch, step)
+    panel, across = tile.vectors * math.prod(anchor.reduce) * lanes, computed // tile.columns
+    weights = prefetch.weights_of(sch, anchor.rv)
+    return prefetch.insert(
+        sch,
+        prefetch.Stream(weights, panel, images * across, 3, lambda task, image, place: (task, image * across + place)),
+    )
 
 
-def schedule_tile_product(sch: s_tir.Schedule, block: Any) -> None:
-    """The register tile, whose innermost loops are channel vectors, tiles, lane and the two sums."""
+UNROLL = 4
+"""Channels whose products stand one after another in the code."""
+
+
+def schedule_tile_product(sch: s_tir.Schedule, block: Any) -> Any:
+    """The register tile, whose innermost loops are channel vectors, tiles, lane and the two sums.
+
+    Returns the loop whose body are `UNROLL` steps of the sum.
+    """
     tile_o, tile_q, tile_lane, rc, ri = sch.get_loops(block)[-5:]
-    i_out, i_in = sch.split(ri, [None, 4])
+    i_out, i_in = sch.split(ri, [None, UNROLL])
     sch.reorder(rc, i_out, i_in, tile_q, tile_o, tile_lane)  # a broadcast serves every vector, then dies
     for loop in (i_in, tile_o, tile_q):
         sch.unroll(loop)
     sch.vectorize(tile_lane)
     zero_unrolled(sch, sch.decompose_reduction(block, rc), 2)
+    return i_out
 
 
 def transform_output(

@@ -19,6 +19,7 @@ from typing import Any
 from tvm import s_tir, te, tirx
 
 from graphopt.program import ITEM_BYTES
+from graphopt.targets.kernels import prefetch
 from graphopt.targets.kernels.common import (
     RULE,
     Block,
@@ -254,7 +255,7 @@ def _product_axes(sch: s_tir.Schedule, last: Any, parts: list[int], groups: int)
     return index_map
 
 
-def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.Schedule:
+def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     """Parallel over (batch, panel, row tile), rows innermost, so that a panel stays in the second-level cache."""
     width = anchor.spatial[3]
     annotations = sch.get(anchor.rv).annotations
@@ -282,7 +283,8 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.S
     sch.set_scope(gemm, 0, "local")
     tile_m, tile_n, k = sch.get_loops(gemm)[-3:]
     vectors, lane = sch.split(tile_n, [None, lanes])
-    k_out, k_in = sch.split(k, [None, 4 if anchor.reduce[0] % 4 == 0 else 1])
+    unrolled = 4 if anchor.reduce[0] % 4 == 0 else 1
+    k_out, k_in = sch.split(k, [None, unrolled])
     sch.reorder(k_out, k_in, tile_m, vectors, lane)  # a broadcast serves every vector, then dies
     sch.parallel(task)
     for loop in (k_in, vectors, tile_m):
@@ -298,7 +300,15 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.S
     sch.unroll(zero_vectors)
     sch.unroll(zero_rows)
     sch.vectorize(zero_lane)
-    return sch
+    prefetch.mark(sch, k_out)
+    passes, panels = anchor.spatial[2] // rows, anchor.spatial[1]
+    weights = prefetch.weights_of(sch, gemm)
+    every = panels if int(weights.shape[0]) == 1 else panels * anchor.spatial[0]
+
+    def place(task: Any) -> tuple[Any, Any]:
+        return tirx.floormod(tirx.floordiv(task, passes), every), tirx.floormod(task, passes)
+
+    return prefetch.insert(sch, prefetch.Stream(weights, anchor.reduce[0] * width, passes, 1, place))
 
 
 def _copy_out(sch: s_tir.Schedule, copy: Any, task: Any, lanes: int) -> None:

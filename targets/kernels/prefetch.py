@@ -1,0 +1,117 @@
+"""Fetches the weights that a kernel needs next while it computes with the last ones.
+
+A kernel goes through a panel of weights once for each of its register tiles. Only the first time are they read from
+memory, faster than memory gives them, and the core waits; then memory idles while the other tiles are computed. So each
+pass over a panel asks for a part of the next one:
+
+    for step:                       for step:
+        tile += a * panel    ->         prefetch line (pass * steps + step) * share of the next panel, and its next ones
+                                        tile += a * panel
+
+A kernel of one pass is bound by memory anyway, and the processor itself fetches what stands ahead of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+
+MARK = "graphopt.prefetch"
+"""Loop annotation: each iteration fetches a share."""
+
+LINE = 64
+"""Bytes of a cache line, on every processor with the instructions that we generate code for."""
+
+SECOND_LEVEL = 2
+"""LLVM's degree of locality for lines that are kept out of the first-level cache."""
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Weights that lie one panel after another, each gone through `passes` times in a row.
+
+    One pass is all that stands inside the `outer` outermost loops; from their variables `place` tells (panel, pass).
+    """
+
+    buffer: Any
+    panel: int
+    """Elements."""
+    passes: int
+    outer: int
+    place: Callable[..., tuple[Any, Any]]
+
+
+def mark(sch: s_tir.Schedule, loop: Any) -> None:
+    """Let the iterations of `loop`, which holds the unrolled steps of a register tile, be those of a stream."""
+    sch.annotate(loop, MARK, 1)
+
+
+def weights_of(sch: s_tir.Schedule, block: Any) -> Any:
+    """The buffer of the second factor of a sum of products, which is the last that `block` reads."""
+    return sch.get(block).reads[-1].source
+
+
+def insert(sch: s_tir.Schedule, stream: Stream) -> Any:
+    """The scheduled function with prefetches at the start of its marked loop, whose mark is gone; none for one pass."""
+    function = sch.mod["main"]
+    fetches = _fetches if stream.passes > 1 else lambda _stream, _loops: []
+    return function.with_body(_rewritten(function.body, [], lambda loops: fetches(stream, loops)))
+
+
+def _fetches(stream: Stream, loops: Sequence[Any]) -> list[Any]:
+    number, turn = stream.place(*(loop.loop_var for loop in loops[: stream.outer]))
+    step: Any = 0
+    for loop in loops[stream.outer :]:
+        step = step * loop.extent + loop.loop_var
+    steps = math.prod(int(loop.extent) for loop in loops[stream.outer :])
+    elements = LINE * 8 // tvm.DataType(str(stream.buffer.dtype)).bits
+    lines = -(-stream.panel // elements)
+    share = -(-lines // (steps * stream.passes))
+    first = (turn * steps + step) * share
+    start = (number + 1) * stream.panel + first * elements
+    zeros = [tirx.const(0, "int64")] * (len(stream.buffer.shape) - 1)
+    found = [
+        tirx.Evaluate(
+            tirx.call_llvm_intrin(
+                "void",
+                "llvm.prefetch",
+                tirx.address_of(stream.buffer[(*zeros, start + line * elements)]),  # past the end nothing is fetched
+                tirx.const(0, "int32"),
+                tirx.const(SECOND_LEVEL, "int32"),
+                tirx.const(1, "int32"),
+            )
+        )
+        for line in range(share)
+    ]
+    if steps * stream.passes * share == lines:
+        return found
+    return [tirx.IfThenElse(first < lines, tirx.SeqStmt(found) if share > 1 else found[0], None)]
+
+
+def _rewritten(statement: Any, loops: list[Any], fetches: Callable[[list[Any]], list[Any]]) -> Any:
+    if isinstance(statement, tirx.SeqStmt):
+        return tirx.SeqStmt([_rewritten(part, loops, fetches) for part in statement])
+    if isinstance(statement, s_tir.SBlockRealize):
+        block = statement.block
+        body = _rewritten(block.body, loops, fetches)
+        if body.same_as(block.body):
+            return statement
+        parts = (block.iter_vars, block.reads, block.writes, block.name_hint, body, block.init, block.alloc_buffers)
+        whole = s_tir.SBlock(*parts, block.match_buffers, block.annotations)
+        return s_tir.SBlockRealize(statement.iter_values, statement.predicate, whole)
+    if not isinstance(statement, tirx.For):
+        return statement
+    annotations, around = dict(statement.annotations), [*loops, statement]
+    if annotations.pop(MARK, None) is not None:
+        found = fetches(around)
+        body = tirx.SeqStmt([*found, statement.body]) if found else statement.body
+    else:
+        body = _rewritten(statement.body, around, fetches)
+        if body.same_as(statement.body):
+            return statement
+    bounds = (statement.loop_var, statement.min, statement.extent, statement.kind)
+    return tirx.For(*bounds, body, statement.thread_binding, annotations, statement.step)

@@ -1,0 +1,64 @@
+"""Keeps the small arrays of a kernel on the stack, where LLVM turns register tiles into registers.
+
+    acc = TVMBackendAllocWorkspace(1792)    ->    acc = alloca(1792)
+
+TVM takes memory of 1 KiB and more from a pool at run time. LLVM cannot tell such memory from a kernel's operands, so
+one instruction in the loop that may touch memory, a prefetch, makes it write all sums back in every iteration.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.tirx import compilation_pipeline
+
+PIPELINE = "graphopt"
+"""Name of TVM's default pipeline followed by ours, for `tvm.compile`."""
+
+LARGEST = 8192
+"""Bytes. Threads have stacks of megabytes, and a kernel has few arrays."""
+
+KEEP = "disable_lower_builtin"
+"""Annotation by which TVM leaves an allocation to LLVM."""
+
+
+def register() -> None:
+    """Make PIPELINE known to TVM."""
+    compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)
+
+
+def _pipeline() -> tuple[Any, Any, Any]:
+    default, host, device = compilation_pipeline.get_tir_pipeline("s_tir")
+    return tvm.ir.transform.Sequential([default, _keep_on_stack()]), host, device
+
+
+def _keep_on_stack() -> Any:
+    def transform(function: Any, _module: Any, _context: Any) -> Any:
+        return function.with_body(_kept(function.body))
+
+    return tirx.transform.prim_func_pass(transform, opt_level=0)
+
+
+def _kept(statement: Any) -> Any:
+    if isinstance(statement, tirx.AllocBuffer):
+        buffer = statement.buffer
+        bits = tvm.DataType(str(buffer.dtype)).bits * tvm.DataType(str(buffer.dtype)).lanes
+        extents = [int(extent) for extent in buffer.shape if isinstance(extent, tirx.IntImm)]
+        if len(extents) < len(buffer.shape) or math.prod(extents) * bits > LARGEST * 8:
+            return statement
+        return tirx.AllocBuffer(buffer, {**dict(statement.annotations or {}), KEEP: tirx.const(1, "bool")})
+    if isinstance(statement, tirx.SeqStmt):
+        return tirx.SeqStmt([_kept(part) for part in statement])
+    if isinstance(statement, tirx.For):
+        bounds = (statement.loop_var, statement.min, statement.extent, statement.kind)
+        body = _kept(statement.body)
+        return tirx.For(*bounds, body, statement.thread_binding, statement.annotations, statement.step)
+    if isinstance(statement, tirx.AttrStmt):
+        return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, _kept(statement.body))
+    if isinstance(statement, tirx.IfThenElse):
+        otherwise = None if statement.else_case is None else _kept(statement.else_case)
+        return tirx.IfThenElse(statement.condition, _kept(statement.then_case), otherwise)
+    return statement
