@@ -83,7 +83,7 @@ def measure(
             say(f"opening with {side}" if side in peers else "checking")
             start = time.perf_counter()
             try:
-                run = peer(side).open(path, threads)
+                run = peer(side).open(path, threads, costs)
                 outputs = run(feeds)
             except Exception as error:  # a peer that cannot run the model is a row, whatever it throws
                 if side == Graphopt.name:

@@ -33,8 +33,8 @@ class Peer(Protocol):
     def load(self) -> None:
         """Import the library, so that neither time nor memory of that counts as the model's."""
 
-    def open(self, model: Path, threads: int) -> Run:
-        """Ready to run `model` with `threads` threads per operator."""
+    def open(self, model: Path, threads: int, costs: str | None = None) -> Run:
+        """Ready to run `model` with `threads` threads per operator; `costs` is what graphopt's own choices go by."""
 
 
 class Graphopt:
@@ -50,7 +50,7 @@ class Graphopt:
 
         library.runtime()
 
-    def open(self, model: Path, threads: int) -> Run:
+    def open(self, model: Path, threads: int, costs: str | None = None) -> Run:
         """A session."""
         import graphopt
 
@@ -68,7 +68,7 @@ class OnnxRuntime:
         """The module."""
         importlib.import_module("onnxruntime")
 
-    def open(self, model: Path, threads: int) -> Run:
+    def open(self, model: Path, threads: int, costs: str | None = None) -> Run:
         """An inference session."""
         import onnxruntime
 
@@ -100,7 +100,7 @@ class Torch:
         """The module. It must come before TVM's: the other order aborts the process."""
         importlib.import_module("torch")
 
-    def open(self, model: Path, threads: int) -> Run:
+    def open(self, model: Path, threads: int, costs: str | None = None) -> Run:
         """The module of the model."""
         import torch
 
@@ -164,7 +164,7 @@ class Tvm:
 
         library.compiler()
 
-    def open(self, model: Path, threads: int) -> Run:
+    def open(self, model: Path, threads: int, costs: str | None = None) -> Run:
         """Compiled with the default pipeline."""
         import onnx
 
@@ -185,11 +185,41 @@ class Tvm:
         return run
 
 
+class Greedy:
+    """graphopt where each convolution takes what is best for itself, whatever conversions that makes."""
+
+    name = "greedy"
+    prepared = True
+    compiles = True
+
+    def load(self) -> None:
+        """The compiler."""
+        from graphopt.runtime import library
+
+        library.compiler()
+
+    def open(self, model: Path, threads: int, costs: str | None = None) -> Run:
+        """A session of the model with the other strategy."""
+        from graphopt.compiler import compile_model
+        from graphopt.passes import DEFAULT, SelectConv
+
+        passes = DEFAULT.replace(SelectConv.name, f"{SelectConv.name}{{strategy={self.name}}}")
+        return compile_model(str(model), passes=passes, costs=costs, threads=threads).artifact.session(threads).run
+
+
+class SingleLayout(Greedy):
+    """graphopt where all convolutions work on one layout, the better one."""
+
+    name = "single-layout"
+
+
 PEERS: Mapping[str, tuple[str, str]] = {
     "onnxruntime": ("graphopt.bench.peers", "OnnxRuntime"),
     "torch": ("graphopt.bench.peers", "Torch"),
     "torch-compile": ("graphopt.bench.peers", "TorchCompile"),
     "tvm": ("graphopt.bench.peers", "Tvm"),
+    "greedy": ("graphopt.bench.peers", "Greedy"),
+    "single-layout": ("graphopt.bench.peers", "SingleLayout"),
 }
 """Name -> module and class."""
 

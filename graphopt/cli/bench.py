@@ -38,6 +38,8 @@ class Peer(StrEnum):
     TORCH = "torch"
     TORCH_COMPILE = "torch-compile"
     TVM = "tvm"
+    GREEDY = "greedy"
+    SINGLE_LAYOUT = "single-layout"
 
 
 def command(
