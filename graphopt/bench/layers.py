@@ -37,24 +37,35 @@ def profile(
     """
     import graphopt
     from graphopt.analysis import node_flops
+    from graphopt.bench import errors
     from graphopt.bench.suite import environment
     from graphopt.compiler import compile_model
+    from graphopt.targets import load_target
     from graphopt.verify import random_inputs
 
     say("compiling")
     compiled = compile_model(source, shapes=shapes, costs=costs, threads=threads)
-    feeds = random_inputs(graphopt.load(source, shapes=shapes).model, 0)
+    loaded = graphopt.load(source, shapes=shapes).model
+    feeds = random_inputs(loaded, 0)
     say("measuring the machine")
     peak = {"flops": arithmetic_peak(threads, costs), "bandwidth": bandwidth(threads), "model": PEAK_MODEL}
     say("timing kernels")
     seconds = np.median(_times(compiled.artifact, feeds, threads, runs or RUNS), axis=0).tolist()
-    flops = {str(node.name): node_flops(node) for node in compiled.pipeline.model.graph.all_nodes()}
-    kernels = rows(compiled.artifact, seconds, flops, peak)
+    say("checking errors")
+    model, target = compiled.pipeline.model, compiled.artifact.manifest["target"]
+    backend = load_target(target["name"], target["level"], threads, cache=True)
+    wrong = errors.errors(model, errors.before_selection(loaded), backend, threads)
+    flops = {str(node.name): node_flops(node) for node in model.graph.all_nodes()}
+    kernels = rows(compiled.artifact, seconds, flops, peak, wrong)
     return {"model": source, "threads": threads, "environment": environment(), "peak": peak, "kernels": kernels}
 
 
 def rows(
-    artifact: Artifact, seconds: Sequence[float], flops: Mapping[str, int], peak: Mapping[str, Any]
+    artifact: Artifact,
+    seconds: Sequence[float],
+    flops: Mapping[str, int],
+    peak: Mapping[str, Any],
+    errors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """One per kernel call or fallback segment, in order of execution.
 
@@ -62,8 +73,10 @@ def rows(
         seconds: of each.
         flops: operations by node; each node's count once, for the slowest of the kernels that compute it.
         peak: `flops` and `bandwidth` of the machine, per second.
+        errors: relative rounding errors by node, shown where the node's operations count.
     """
     calls = [call for stage in artifact.program.stages for call in _calls(stage)]
+    known = errors or {}
     owners: dict[str, int] = {}
     for index, (_, origin, _) in enumerate(calls):
         for node in origin:
@@ -72,7 +85,8 @@ def rows(
     choices = artifact.manifest.get("choices", [])
     found = []
     for index, (symbol, origin, size) in enumerate(calls):
-        work = sum(flops.get(node, 0) for node in origin if owners[node] == index)
+        own = [node for node in origin if owners[node] == index]
+        work = sum(flops.get(node, 0) for node in own)
         # What the roofline allows (Williams, Waterman and Patterson 2009): as fast as the slower of the two.
         memory, arithmetic = size / peak["bandwidth"], work / peak["flops"]
         taken = max(seconds[index], 1e-9)
@@ -89,6 +103,7 @@ def rows(
             "bytes_per_second": size / taken,
             "share_of_peak": max(memory, arithmetic) / taken,
             "bound": "arithmetic" if arithmetic > memory else "memory",
+            "error": max((known[node] for node in own if node in known), default=None),
         })  # fmt: skip
     return found
 

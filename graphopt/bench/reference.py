@@ -1,12 +1,13 @@
-"""What a single layer computes in float64, and how far a float32 result is from it.
+"""What a layer computes in float64, and how far a float32 result is from it.
 
-ONNX Runtime has no float64 convolution, so the few operators of the layer models are written out with numpy. Summing
+ONNX Runtime has no float64 convolution, so convolutions and matrix products are written out with numpy. Summing
 in float64 has an error of about 1e-16 of each term, nine digits below that of float32: what is measured is the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +23,81 @@ def float64(file: Path, feeds: Mapping[str, Any]) -> dict[str, Doubles] | None:
     from onnx import numpy_helper
 
     graph = onnx.load(file).graph
-    if any(node.op_type not in ("Conv", "MatMul") for node in graph.node):
-        return None
     values = {each.name: numpy_helper.to_array(each).astype(np.float64) for each in graph.initializer}
     values |= {name: np.asarray(array, np.float64) for name, array in feeds.items()}
     for node in graph.node:
-        operands = [values[name] for name in node.input]
-        if node.op_type == "MatMul":
-            values[node.output[0]] = operands[0] @ operands[1]
-            continue
+        operands = [values.get(name) for name in node.input]
         attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-        plain = attributes.get("group", 1) == 1 and len(operands) == 2 and operands[1].ndim == 4
-        if not plain or set(attributes.get("dilations", [1])) != {1} or "auto_pad" in attributes:
+        result = evaluate(node.op_type, attributes, operands)
+        if result is None:
             return None
-        values[node.output[0]] = conv(
-            operands[0], operands[1], attributes.get("strides", (1, 1)), attributes.get("pads", (0, 0, 0, 0))
-        )
+        values[node.output[0]] = result
     return {output.name: values[output.name] for output in graph.output}
 
 
-def conv(x: Doubles, w: Doubles, strides: tuple[int, ...], pads: tuple[int, ...]) -> Doubles:
-    """x[N, C, H, W] with w[O, C, kh, kw] -> [N, O, OH, OW]; pads are top, left, bottom, right."""
-    top, left, bottom, right = pads
-    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, w.shape[2:], axis=(2, 3))
-    return np.moveaxis(np.tensordot(windows[:, :, :: strides[0], :: strides[1]], w, ((1, 4, 5), (1, 2, 3))), -1, 1)
+def evaluate(op_type: str, attributes: Mapping[str, Any], operands: Sequence[Doubles | None]) -> Doubles | None:
+    """The result of one ONNX operator in float64; None where it, or one of its attributes, is not written here.
+
+    Args:
+        operands: in the order of its inputs; an input that is left out may be None, or missing at the end.
+    """
+    a, b, c = (*operands, None, None, None)[:3]
+    if a is None or b is None:
+        return None
+    if op_type == "MatMul":
+        return np.asarray(a @ b)
+    if op_type == "Gemm":
+        product = (a.T if attributes.get("transA", 0) else a) @ (b.T if attributes.get("transB", 0) else b)
+        scaled = product * attributes.get("alpha", 1.0)
+        return np.asarray(scaled if c is None else scaled + c * attributes.get("beta", 1.0))
+    if op_type != "Conv" or attributes.get("auto_pad", "NOTSET") not in ("NOTSET", b"NOTSET"):
+        return None
+    rank = b.ndim - 2
+    return conv(
+        a,
+        b,
+        attributes.get("strides", (1,) * rank),
+        attributes.get("pads", (0,) * (2 * rank)),
+        attributes.get("dilations", (1,) * rank),
+        attributes.get("group", 1),
+        c,
+    )
+
+
+def conv(
+    x: Doubles,
+    w: Doubles,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    bias: Doubles | None = None,
+) -> Doubles:
+    """x[N, C, H, W] with w[O, C / group, kh, kw] -> [N, O, OH, OW], and likewise with other numbers of axes.
+
+    Args:
+        pads: those before each axis, then those after: top, left, bottom, right.
+        bias: [O], or None for zeros.
+    """
+    taps, rank = w.shape[2:], w.ndim - 2
+    dilations = dilations or (1,) * rank
+    padded = np.pad(x, ((0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)))
+    extents = [
+        (size - (tap - 1) * dilation - 1) // stride + 1
+        for size, tap, dilation, stride in zip(padded.shape[2:], taps, dilations, strides, strict=True)
+    ]
+    matrices = w.reshape(group, w.shape[0] // group, w.shape[1], *taps)
+    y = np.zeros((len(x), group, matrices.shape[1], math.prod(extents)))
+    for tap in np.ndindex(*taps):  # what one weight of the window contributes everywhere, all channels at once
+        read: tuple[Any, ...] = tuple(
+            slice(at * dilation, at * dilation + (extent - 1) * stride + 1, stride)
+            for at, dilation, extent, stride in zip(tap, dilations, extents, strides, strict=True)
+        )
+        here: tuple[Any, ...] = (..., *tap)
+        y += matrices[here] @ padded[(..., *read)].reshape(len(x), group, w.shape[1], -1)
+    if bias is not None:
+        y += bias.reshape(group, -1, 1)
+    return y.reshape(len(x), w.shape[0], *extents)
 
 
 def relative_error(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> float:

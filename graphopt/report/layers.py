@@ -7,7 +7,7 @@ from typing import Any
 
 from graphopt.report.document import Block, Table
 
-_COLUMNS = ("kernel", "nodes", "algorithm", "tile", "us", "GFLOP/s", "GB/s", "share", "bound")
+_COLUMNS = ("kernel", "nodes", "algorithm", "tile", "us", "GFLOP/s", "GB/s", "share", "bound", "error")
 _WIDTH = 60
 
 
@@ -23,8 +23,10 @@ def blocks(document: Mapping[str, Any]) -> list[Block]:
         f"{peak['bandwidth'] / 1e9:.1f} GB/s (copies in memory, read and written)",
         "share: time at these peaks over time taken; above 100 % cached operands or a shorter algorithm",
         "GFLOP/s count the operations of the dense definition, once per node, for its slowest kernel",
+        "error: mean error over mean value of the convolution or product alone, with the model's weights, on standard "
+        "normal input (the first image of a batch), against float64",
     ]
-    right = ("us", "GFLOP/s", "GB/s", "share")
+    right = ("us", "GFLOP/s", "GB/s", "share", "error")
     return [Table(_COLUMNS, tuple(map(_cells, rows)), right=right), "\n".join(lines)]
 
 
@@ -40,4 +42,5 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['bytes_per_second'] / 1e9:.1f}",
         f"{row['share_of_peak']:.0%}",
         row["bound"],
+        f"{row['error']:.1e}" if row["error"] is not None else "-",
     )

@@ -1,0 +1,207 @@
+"""Rounding errors of generated kernels: each node of a compiled model alone, on random input, against float64.
+
+The reference is the operator that the node came from, with the weights that were there before an algorithm was chosen
+and transformed them: what the transform of weights loses counts, and a wrong transform is seen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphopt import ops
+from graphopt.analysis import static_type
+from graphopt.bench.reference import Doubles, evaluate, relative_error
+from graphopt.program import Place
+from graphopt.runtime import library
+from graphopt.targets import build, joins
+from graphopt.targets.base import Lowered, Target
+from graphopt.work import TILE
+
+PRODUCTS = ("Conv", "MatMul", "Gemm")
+CONVOLUTIONS = ("Conv2dBlocked", "Conv2dWinograd", "Conv2dFft", "Conv2dIm2col", "DepthwiseConv2dBlocked")
+DTYPES = ("float16", "float32")
+_POISON = 0xFF  # NaN in every float type
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A node to run, the ONNX operator that defines its result, and the one input of each that is no constant."""
+
+    node: ir.Node
+    definition: ir.Node
+    x: ir.Value
+    place: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for nodes that compute the same: operator, attributes, shapes, tile, and the very same weights."""
+        attributes = tuple((name, str(each.value)) for name, each in sorted(self.node.attributes.items()))
+        constants = tuple(None if value is None else id(value.const_value) for value in self.definition.inputs)
+        tile = self.node.metadata_props.get(TILE, "")
+        return self.node.op_type, attributes, static_type(self.x), constants, tile
+
+
+def before_selection(model: ir.Model) -> ir.Model:
+    """`model`, rewritten in place by the passes of the default pipeline that come before `select-conv`."""
+    from graphopt.passes import DEFAULT
+    from graphopt.pipeline import Pipeline
+
+    passes = Pipeline.parse(DEFAULT).passes
+    chosen = [each.name for each in passes].index("select-conv")
+    return Pipeline(passes[:chosen]).run(model).model
+
+
+def errors(model: ir.Model, original: ir.Model, target: Target, threads: int) -> dict[str, float]:
+    """Mean |error| over mean |value| by name of the node, for products with constant weights.
+
+    Inputs are standard normal; of a batch the first image is compared. 1.0 where a result is not finite.
+
+    Args:
+        model: as it is compiled.
+        original: the same model `before_selection`.
+        target: builds the kernels, with the tile that stands in each node.
+    """
+    subjects = list(_subjects(model, original, target))
+    if not subjects:
+        return {}
+    unique = {subject.key: subject for subject in subjects}
+    opsets = model.opset_imports
+    lowered = {
+        key: target.lower([each.node], [each.x], list(each.node.outputs[:1]), opsets, f"e{number}_")
+        for number, (key, each) in enumerate(unique.items())
+    }
+    load = _build(target, list(lowered.values()))
+
+    def measure_all() -> dict[tuple[Any, ...], float | None]:
+        library.Threads(threads)
+        return {key: _error(subject, lowered[key], load) for key, subject in unique.items()}
+
+    with ThreadPoolExecutor(1) as executor:  # TVM keeps a pool per calling thread: leave the caller's as it is
+        found = executor.submit(measure_all).result()
+    return {str(each.node.name): error for each in subjects if (error := found[each.key]) is not None}
+
+
+def _subjects(model: ir.Model, original: ir.Model, target: Target) -> Iterator[Subject]:
+    convolutions = {str(node.name): node for node in original.graph if node.op_type == "Conv" and not node.domain}
+    for node in model.graph:
+        if not node.domain and node.op_type in PRODUCTS:
+            definition: ir.Node | None = node
+        elif node.domain == ops.DOMAIN and node.op_type in CONVOLUTIONS:
+            definition = _origin(str(node.name), convolutions)
+        else:
+            continue
+        if definition is None or target.supports(node, model.opset_imports) is not None:
+            continue
+        place, x = _variable(definition), _variable(node)
+        if place is None or x is None:
+            continue
+        value = node.inputs[x]
+        if value is not None and (kind := static_type(value)) is not None and kind[0] in DTYPES:
+            yield Subject(node, definition, value, place)
+
+
+def _origin(name: str, convolutions: Mapping[str, ir.Node]) -> ir.Node | None:
+    """The Conv that a node stands for: `select-conv` names it after the Conv, with a dot and a word behind."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        if name in convolutions:
+            return convolutions[name]
+    return None
+
+
+def _variable(node: ir.Node) -> int | None:
+    """Position of the one input that is no constant; None where there are others, or where it is no operand."""
+    found = [index for index, value in enumerate(node.inputs) if value is not None and value.const_value is None]
+    operands = 2 if node.op_type in ("MatMul", "Gemm") else 1
+    return found[0] if len(found) == 1 and found[0] < operands else None
+
+
+def _build(target: Target, items: list[Lowered]) -> Callable[[str], Callable[..., Any]]:
+    functions = {symbol: function for item in items for symbol, function in item.functions.items()}
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        path = Path(folder) / "errors.so"
+        path.write_bytes(target.library(functions))
+        return library.load(path)
+
+
+def _error(subject: Subject, lowered: Lowered, load: Callable[[str], Callable[..., Any]]) -> float | None:
+    kind = static_type(subject.x)
+    assert kind is not None
+    x = np.random.default_rng(0).standard_normal(kind[1], dtype=np.float32).astype(kind[0])
+    expected = _exact(subject, x)
+    if expected is None or not np.isfinite(expected).all() or not expected.any():
+        return None
+    actual = run(lowered, load, x)
+    if actual.ndim > expected.ndim:
+        actual = planar(actual, expected.shape[1])
+    actual = actual[: len(expected)]
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return 1.0
+    return relative_error({"y": expected}, {"y": actual})
+
+
+def _exact(subject: Subject, x: Array) -> Doubles | None:
+    """The result of the definition in float64; of several images that of the first, unless the weights differ."""
+    definition = subject.definition
+    wanted = definition.inputs[subject.place]
+    others = [value for index, value in enumerate(definition.inputs) if value is not None and index != subject.place]
+    constants = [value.const_value.numpy() for value in others if value.const_value is not None]
+    if definition.op_type == "Conv" or (definition.op_type == "MatMul" and x.ndim > 2 >= constants[0].ndim):
+        x = x[:1]
+    if wanted is not None and wanted.shape is not None and x.ndim > len(wanted.shape):
+        x = planar(x, int(wanted.shape.numpy()[1]))
+    operands: list[Doubles | None] = []
+    for index, value in enumerate(definition.inputs):
+        array = None if value is None or value.const_value is None else value.const_value.numpy()
+        operands.append(x.astype(np.float64) if index == subject.place else _double(array))
+    attributes = {name: each.value for name, each in definition.attributes.items()}
+    return evaluate(definition.op_type, attributes, operands)
+
+
+def _double(array: Array | None) -> Doubles | None:
+    return None if array is None else array.astype(np.float64)
+
+
+def planar(blocked: Array, channels: int) -> Array:
+    """[N, CB, H, W, b] -> [N, channels, H, W]."""
+    n, count, height, width, lanes = blocked.shape
+    whole = np.moveaxis(blocked, 4, 2).reshape(n, count * lanes, height, width)
+    return whole[:, :channels]
+
+
+def run(lowered: Lowered, load: Callable[[str], Callable[..., Any]], x: Array) -> Array:
+    """The first output for the input `x`; what no kernel writes is NaN.
+
+    Args:
+        load: the function of a symbol.
+    """
+    arrays: dict[str, Array] = {}
+    for value in lowered.values.values():
+        if value.place is Place.VIEW:
+            continue
+        array = build.empty(value.shape or (), value.dtype)
+        if value.name in lowered.constants:
+            array[...] = lowered.constants[value.name]
+        elif value.name in lowered.inputs:
+            array[...] = x
+        else:
+            array.reshape(-1).view(np.uint8)[:] = _POISON
+        arrays[value.name] = array
+    for value in lowered.values.values():
+        if value.place is Place.VIEW:
+            arrays[value.name] = joins.shown(arrays[value.of], value)
+    for call in lowered.calls:
+        operands = [arrays[name] for name in (*call.inputs, *call.outputs, *call.scratch)]
+        load(call.symbol)(*map(build.tensor, operands))
+    return arrays[lowered.outputs[0]]
