@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from graphopt.ops.winograd import matrices
-from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, shape_of
+from graphopt.program import ITEM_BYTES
+from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.kernels import conv_winograd, conv_winograd_fused
 
 
@@ -32,8 +33,16 @@ def winograd(c: Context, inputs: list[Any]) -> Any:
             pattern=EPILOGUE,
         )
     blocks = conv_winograd.Blocks.of(out, m)
-    v = c.te("winograd_input", lambda p: conv_winograd.transform_input(p, blocks, pads, bt), x, pattern=OPAQUE)
-    mm = c.te("winograd_product", lambda p, q: conv_winograd.product(p, q, c.machine, tile), v, u, pattern=OPAQUE)
+    n, ci, _, _, lanes = shape_of(x)
+    apart = blocks.apart(n * ci * lanes * ITEM_BYTES[dtype_of(x)])
+    v = c.te("winograd_input", lambda p: conv_winograd.transform_input(p, apart, pads, bt), x, pattern=OPAQUE)
+    mm = c.te(
+        "winograd_product",
+        lambda p, q: conv_winograd.product(p, q, c.machine, tile, tiles=blocks.places),
+        v,
+        u,
+        pattern=OPAQUE,
+    )
     return c.te(
         "winograd_output",
         lambda p, q: conv_winograd.transform_output(p, q, blocks, out, at),

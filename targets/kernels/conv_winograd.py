@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,13 @@ class Blocks:
         height, columns = -(-out[0] // m), -(-out[1] // m)
         rows = min(rows, height) or height
         return Blocks(m, columns, rows, -(-height // rows), round_up(rows * columns, multiple))
+
+    def apart(self, tap: int) -> Blocks:
+        """With one place more where a tile's taps, `tap` bytes apart per place, would all be of one cache set.
+
+        A transform writes all of them; the first-level cache holds 8 to 12 lines whose addresses differ by 4 KiB.
+        """
+        return replace(self, places=self.places + 1) if self.places * tap % 4096 == 0 else self
 
     def of_image(self, index: Any) -> tuple[Any, Any]:
         """(image, block of it) of the blocks of all images, counted through."""
@@ -168,12 +175,15 @@ def zero_unrolled(sch: s_tir.Schedule, start: Any, unrolled: int) -> None:
     sch.vectorize(loops[-1])
 
 
-def product(v: Any, u: Any, machine: CpuMachine, tile: Tile | None = None, rule: str = PRODUCT) -> Any:
-    """M[t, N, CO, tiles, b] from V[t, N, CI, tiles, b] and U[t, CO, CI, b, b].
+def product(
+    v: Any, u: Any, machine: CpuMachine, tile: Tile | None = None, rule: str = PRODUCT, tiles: int | None = None
+) -> Any:
+    """M[t, N, CO, tiles, b] from V[t, N, CI, places, b] and U[t, CO, CI, b, b].
 
-    `tile` None takes the one with the best estimate; its vectors divide CO.
+    `tile` None takes the one with the best estimate; its vectors divide CO. `tiles` None are all places.
     """
-    taps, n, ci, p, bi = dims(v)
+    taps, n, ci, places, bi = dims(v)
+    p = tiles or places
     _, co, _, _, b = dims(u)
     tile = tile or Tile(*tile_shape(p, co, machine))
     computed = round_up(p, tile.columns)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from graphopt.ops.conv import pack_bias
 from graphopt.ops.winograd import winograd_weight
-from graphopt.targets.kernels.conv_winograd import Tile
+from graphopt.targets.kernels.conv_winograd import Blocks, Tile
 from graphopt.targets.kernels.conv_winograd_fused import SPACE, every_tile, tiles
 from graphopt.targets.machine import detect
 from graphopt.verify import Tolerance, require_equal, run_onnxruntime
@@ -123,3 +123,10 @@ def test_large_maps_with_small_weights_go_in_one_pass_by_default() -> None:
     machine = detect("avx512", 2)
     assert tiles((224, 224), 4, 4, 4, 1, machine)[0].rows > 0
     assert tiles((7, 7), 4, 32, 32, 1, machine)[0].rows == 0
+
+
+def test_taps_of_a_tile_do_not_share_a_cache_set(lab: Any) -> None:
+    """16 tiles of 512 channels: taps 32 KiB apart; a place more is computed, and nothing else changes."""
+    check(lab, "8x2", 2, (512, 64), (7, 7), (1, 1, 1, 1))
+    blocks = Blocks.of((7, 7), 2)
+    assert (blocks.places, blocks.apart(32 * 64).places, blocks.apart(33 * 64).places) == (16, 17, 16)
