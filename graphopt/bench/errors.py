@@ -6,11 +6,9 @@ and transformed them: what the transform of weights loses counts, and a wrong tr
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,17 +17,15 @@ from numpy.typing import NDArray
 
 from graphopt import ops
 from graphopt.analysis import static_type
+from graphopt.bench.alone import Load, load, run
 from graphopt.bench.reference import Doubles, evaluate, relative_error
-from graphopt.program import Place
 from graphopt.runtime import library
-from graphopt.targets import build, joins
 from graphopt.targets.base import Lowered, Target
 from graphopt.work import TILE
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 CONVOLUTIONS = ("Conv2dBlocked", "Conv2dWinograd", "Conv2dFft", "Conv2dIm2col", "DepthwiseConv2dBlocked")
 DTYPES = ("float16", "float32")
-_POISON = 0xFF  # NaN in every float type
 
 Array = NDArray[Any]
 
@@ -62,7 +58,9 @@ def before_selection(model: ir.Model) -> ir.Model:
     return Pipeline(passes[:chosen]).run(model).model
 
 
-def errors(model: ir.Model, original: ir.Model, target: Target, threads: int) -> dict[str, float]:
+def errors(
+    model: ir.Model, original: ir.Model, native: Collection[str], target: Target, threads: int
+) -> dict[str, float]:
     """Mean |error| over mean |value| by name of the node, for products with constant weights.
 
     Inputs are standard normal; of a batch the first image is compared. 1.0 where a result is not finite.
@@ -70,9 +68,10 @@ def errors(model: ir.Model, original: ir.Model, target: Target, threads: int) ->
     Args:
         model: as it is compiled.
         original: the same model `before_selection`.
+        native: names of the nodes that kernels compute; others are left out.
         target: builds the kernels, with the tile that stands in each node.
     """
-    subjects = list(_subjects(model, original, target))
+    subjects = list(_subjects(model, original, native))
     if not subjects:
         return {}
     unique = {subject.key: subject for subject in subjects}
@@ -81,27 +80,28 @@ def errors(model: ir.Model, original: ir.Model, target: Target, threads: int) ->
         key: target.lower([each.node], [each.x], list(each.node.outputs[:1]), opsets, f"e{number}_")
         for number, (key, each) in enumerate(unique.items())
     }
-    load = _build(target, list(lowered.values()))
+    functions = load(target, lowered.values())
 
     def measure_all() -> dict[tuple[Any, ...], float | None]:
         library.Threads(threads)
-        return {key: _error(subject, lowered[key], load) for key, subject in unique.items()}
+        return {key: _error(subject, lowered[key], functions) for key, subject in unique.items()}
 
     with ThreadPoolExecutor(1) as executor:  # TVM keeps a pool per calling thread: leave the caller's as it is
         found = executor.submit(measure_all).result()
     return {str(each.node.name): error for each in subjects if (error := found[each.key]) is not None}
 
 
-def _subjects(model: ir.Model, original: ir.Model, target: Target) -> Iterator[Subject]:
+def _subjects(model: ir.Model, original: ir.Model, native: Collection[str]) -> Iterator[Subject]:
     convolutions = {str(node.name): node for node in original.graph if node.op_type == "Conv" and not node.domain}
     for node in model.graph:
+        if node.name not in native:
+            continue
+        definition: ir.Node | None = None
         if not node.domain and node.op_type in PRODUCTS:
-            definition: ir.Node | None = node
+            definition = node
         elif node.domain == ops.DOMAIN and node.op_type in CONVOLUTIONS:
             definition = _origin(str(node.name), convolutions)
-        else:
-            continue
-        if definition is None or target.supports(node, model.opset_imports) is not None:
+        if definition is None:
             continue
         place, x = _variable(definition), _variable(node)
         if place is None or x is None:
@@ -127,22 +127,14 @@ def _variable(node: ir.Node) -> int | None:
     return found[0] if len(found) == 1 and found[0] < operands else None
 
 
-def _build(target: Target, items: list[Lowered]) -> Callable[[str], Callable[..., Any]]:
-    functions = {symbol: function for item in items for symbol, function in item.functions.items()}
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        path = Path(folder) / "errors.so"
-        path.write_bytes(target.library(functions))
-        return library.load(path)
-
-
-def _error(subject: Subject, lowered: Lowered, load: Callable[[str], Callable[..., Any]]) -> float | None:
+def _error(subject: Subject, lowered: Lowered, functions: Load) -> float | None:
     kind = static_type(subject.x)
     assert kind is not None
     x = np.random.default_rng(0).standard_normal(kind[1], dtype=np.float32).astype(kind[0])
     expected = _exact(subject, x)
     if expected is None or not np.isfinite(expected).all() or not expected.any():
         return None
-    actual = run(lowered, load, x)
+    actual = run(lowered, functions, x)
     if actual.ndim > expected.ndim:
         actual = planar(actual, expected.shape[1])
     actual = actual[: len(expected)]
@@ -178,30 +170,3 @@ def planar(blocked: Array, channels: int) -> Array:
     n, count, height, width, lanes = blocked.shape
     whole = np.moveaxis(blocked, 4, 2).reshape(n, count * lanes, height, width)
     return whole[:, :channels]
-
-
-def run(lowered: Lowered, load: Callable[[str], Callable[..., Any]], x: Array) -> Array:
-    """The first output for the input `x`; what no kernel writes is NaN.
-
-    Args:
-        load: the function of a symbol.
-    """
-    arrays: dict[str, Array] = {}
-    for value in lowered.values.values():
-        if value.place is Place.VIEW:
-            continue
-        array = build.empty(value.shape or (), value.dtype)
-        if value.name in lowered.constants:
-            array[...] = lowered.constants[value.name]
-        elif value.name in lowered.inputs:
-            array[...] = x
-        else:
-            array.reshape(-1).view(np.uint8)[:] = _POISON
-        arrays[value.name] = array
-    for value in lowered.values.values():
-        if value.place is Place.VIEW:
-            arrays[value.name] = joins.shown(arrays[value.of], value)
-    for call in lowered.calls:
-        operands = [arrays[name] for name in (*call.inputs, *call.outputs, *call.scratch)]
-        load(call.symbol)(*map(build.tensor, operands))
-    return arrays[lowered.outputs[0]]

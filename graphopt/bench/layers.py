@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.artifact import Artifact
-from graphopt.program import FallbackSegment, Stage
+from graphopt.program import FallbackSegment, NativeSegment, Stage
 
 RUNS = 30
 PEAK_MODEL = "zoo:layer/gemm-1024"
@@ -54,7 +54,7 @@ def profile(
     say("checking errors")
     model, target = compiled.pipeline.model, compiled.artifact.manifest["target"]
     backend = load_target(target["name"], target["level"], threads, cache=True)
-    wrong = errors.errors(model, errors.before_selection(loaded), backend, threads)
+    wrong = errors.errors(model, errors.before_selection(loaded), native(compiled.artifact), backend, threads)
     flops = {str(node.name): node_flops(node) for node in model.graph.all_nodes()}
     kernels = rows(compiled.artifact, seconds, flops, peak, wrong)
     return {"model": source, "threads": threads, "environment": environment(), "peak": peak, "kernels": kernels}
@@ -106,6 +106,13 @@ def rows(
             "error": max((known[node] for node in own if node in known), default=None),
         })  # fmt: skip
     return found
+
+
+def native(artifact: Artifact) -> set[str]:
+    """Names of the nodes that kernels compute."""
+    segments = [segment for stage in artifact.program.stages for segment in stage.segments]
+    calls = [call for each in segments if isinstance(each, NativeSegment) for call in each.calls]
+    return {node for call in calls for node in call.origin}
 
 
 def arithmetic_peak(threads: int, costs: str | None = None) -> float:

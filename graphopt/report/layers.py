@@ -23,8 +23,8 @@ def blocks(document: Mapping[str, Any]) -> list[Block]:
         f"{peak['bandwidth'] / 1e9:.1f} GB/s (copies in memory, read and written)",
         "share: time at these peaks over time taken; above 100 % cached operands or a shorter algorithm",
         "GFLOP/s count the operations of the dense definition, once per node, for its slowest kernel",
-        "error: mean error over mean value of the convolution or product alone, with the model's weights, on standard "
-        "normal input (the first image of a batch), against float64",
+        "error: mean error over mean value against float64, of the convolution or product alone, with the model's "
+        "weights, on standard normal input (of a batch the first image)",
     ]
     right = ("us", "GFLOP/s", "GB/s", "share", "error")
     return [Table(_COLUMNS, tuple(map(_cells, rows)), right=right), "\n".join(lines)]
