@@ -32,14 +32,22 @@ PLANES = 1
 PLANAR_LAYOUT, BLOCKED_LAYOUT = 0, 1
 TILE = {Algorithm.WINOGRAD2: 2, Algorithm.WINOGRAD4: 4, Algorithm.WINOGRAD6: 6}
 RELATIVE_ERROR = {Algorithm.WINOGRAD2: 7.7e-8, Algorithm.WINOGRAD4: 3.3e-7, Algorithm.WINOGRAD6: 8.8e-7}
-"""Of one 3x3 convolution in float32, mean |error| / mean |value|; asserted by tests/ops/test_winograd.py."""
+"""Of one 3x3 convolution of one channel in float32, mean |error| / mean |value|; see tests/ops/test_winograd.py."""
 FFT_ERROR = 3.2e-7
-"""Of one convolution by 16x16 transforms, measured by tests/ops/test_fft.py."""
+"""Of one channel by 16x16 transforms, measured by tests/ops/test_fft.py."""
 FFT_TILES = (8, 12, 16, 18)
 """Edges of the transforms; 18 divides the maps that 16 does not."""
 FFT_KERNEL = 5
 """Smaller kernels are Winograd's."""
 DIRECT_ERROR = 4.6e-8
+CHANNELS = 7.0
+"""So many channels, summed one after the other, add as much error as there is in one (tests/ops/test_winograd.py)."""
+
+
+def relative_error(algorithm: Algorithm, channels: int) -> float:
+    """Expected mean |error| / mean |value| in float32: of one channel, and of a random walk over `channels` terms."""
+    one = FFT_ERROR if algorithm is Algorithm.FFT else RELATIVE_ERROR.get(algorithm, DIRECT_ERROR)
+    return one * math.sqrt(1 + channels / CHANNELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,8 @@ class Candidate:
     writes: int
     seconds: float
     work: Work
+    error: float
+    """Relative, of rounding."""
     reason: str = ""
     tile: str = ""
     measured: bool = False
@@ -69,13 +79,6 @@ class Candidate:
         """Whether the node may use it."""
         return not self.reason
 
-    @property
-    def error(self) -> float:
-        """Relative rounding error."""
-        if self.algorithm is Algorithm.FFT:
-            return FFT_ERROR
-        return RELATIVE_ERROR.get(self.algorithm, DIRECT_ERROR)
-
 
 def candidates(conv: ConvNode, machine: Machine, limits: Limits, allowed: tuple[Algorithm, ...]) -> list[Candidate]:
     """Every algorithm with its cost or the reason against it; planar only where allowed, or where nothing else is."""
@@ -84,8 +87,9 @@ def candidates(conv: ConvNode, machine: Machine, limits: Limits, allowed: tuple[
         reason = _against(algorithm, conv, limits, allowed)
         if algorithm is Algorithm.PLANAR and not any(candidate.possible for candidate in found):
             reason = ""
+        error = relative_error(algorithm, conv.shape.c // conv.shape.group)
         for reads, writes, seconds, work in _forms(algorithm, conv, machine, limits.block):
-            found.append(Candidate(algorithm, reads, writes, math.inf if reason else seconds, work, reason))
+            found.append(Candidate(algorithm, reads, writes, math.inf if reason else seconds, work, error, reason))
     return found
 
 
@@ -114,9 +118,9 @@ def _against(algorithm: Algorithm, conv: ConvNode, limits: Limits, allowed: tupl
         return "not 3x3 with stride 1 and dilation 1"
     if s.c < limits.block:
         return f"fewer than {limits.block} input channels"
-    if RELATIVE_ERROR[algorithm] > limits.max_error:
-        return f"its rounding error {RELATIVE_ERROR[algorithm]:.1e} is above {limits.max_error:.1e}"
-    return _against_workspace(costs.winograd_workspace(s, TILE[algorithm], limits.block), limits)
+    return _against_error(algorithm, s, limits) or _against_workspace(
+        costs.winograd_workspace(s, TILE[algorithm], limits.block), limits
+    )
 
 
 def _against_fft(conv: ConvNode, limits: Limits) -> str:
@@ -131,9 +135,13 @@ def _against_fft(conv: ConvNode, limits: Limits) -> str:
         return f"the channels of a group do not fill blocks of {limits.block}"
     if not _fft_tiles(s):
         return f"the kernel is larger than a transform of {max(FFT_TILES)}"
-    if limits.max_error < FFT_ERROR:
-        return f"its rounding error {FFT_ERROR:.1e} is above {limits.max_error:.1e}"
-    return _against_workspace(min(costs.fft_workspace(s, n, limits.block) for n in _fft_tiles(s)), limits)
+    workspace = min(costs.fft_workspace(s, n, limits.block) for n in _fft_tiles(s))
+    return _against_error(Algorithm.FFT, s, limits) or _against_workspace(workspace, limits)
+
+
+def _against_error(algorithm: Algorithm, s: ConvShape, limits: Limits) -> str:
+    error = relative_error(algorithm, s.c // s.group)
+    return f"its rounding error {error:.1e} is above {limits.max_error:.1e}" if error > limits.max_error else ""
 
 
 def _fft_tiles(s: ConvShape) -> tuple[int, ...]:

@@ -58,8 +58,8 @@ class SelectConv(Pass):
         tuple(Algorithm), "algorithms that may be chosen; planar is used where none of them is possible"
     )
     max_workspace: ByteSize = option(ByteSize(256 << 20), "largest scratch memory of one convolution")
-    max_error: float = option(1e-6, "largest relative rounding error of one convolution")
-    error_budget: float = option(1e-4, "largest sum of the relative rounding errors of all convolutions")
+    max_error: float = option(1e-5, "largest relative rounding error of one convolution, as expected of its channels")
+    error_budget: float = option(5e-4, "largest sum of the relative rounding errors of all convolutions")
     prune: float = option(4.0, "candidates estimated to be so many times slower than the best are not measured")
     strategy: Strategy = option(Strategy.EXACT, "exact, or one of the simpler choices that it is compared with")
     block: int = option(0, "channels per block; 0 for the vector width of the machine, in floats")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from graphopt.ops.conv import pack_bias
 from graphopt.ops.winograd import KERNEL, exact_matrices, winograd_weight
+from graphopt.passes._conv_algorithms import Algorithm, relative_error
 
 
 def blocked(x: np.ndarray, block: int) -> np.ndarray:
@@ -66,6 +67,20 @@ def test_rounding_error_is_the_published_one(run_node, m: int, published: float)
     actual = planar(run_node("Conv2dWinograd", packed, {"m": m, "pads": [0, 0, 0, 0]}), 16)[0]
     error = np.abs(actual - exact).mean() / np.abs(exact).mean()
     assert published / 3 < error < published * 3
+
+
+@pytest.mark.parametrize("channels", [16, 64, 128])
+@pytest.mark.parametrize("m", [2, 4, 6])
+def test_rounding_error_of_many_channels_is_the_expected_one(run_node, m: int, channels: int) -> None:
+    generator = np.random.default_rng(1)
+    x, w = (generator.standard_normal(s).astype(np.float32) for s in ((1, channels, 26, 26), (16, channels, 3, 3)))
+    windows = np.lib.stride_tricks.sliding_window_view(x[0].astype(np.float64), (3, 3), axis=(1, 2))
+    exact = np.einsum("chwrs,ocrs->ohw", windows, w.astype(np.float64), optimize=True)
+    packed = [blocked(x, 16), winograd_weight(w, m, 16), pack_bias(np.zeros(16, np.float32), 16)]
+    actual = planar(run_node("Conv2dWinograd", packed, {"m": m, "pads": [0, 0, 0, 0]}), 16)[0]
+    error = np.abs(actual - exact).mean() / np.abs(exact).mean()
+    expected = relative_error(Algorithm(f"winograd{m}"), channels)
+    assert expected / 1.3 < error < expected * 1.3
 
 
 def test_weight_transform_is_in_float64_with_zero_padded_lanes() -> None:
