@@ -30,6 +30,7 @@ LINE = 64
 SECOND_LEVEL = 2
 """LLVM's degree of locality for lines that are kept out of the first-level cache."""
 
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """Weights that lie one panel after another, each gone through `passes` times in a row.
