@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,21 +38,21 @@ def obstacle(module: Any) -> str | None:
     return None
 
 
-def fuse(module: Any, results: Sequence[tuple[str, str]]) -> tuple[Any, list[tuple[str, ...]]]:
+def fuse(module: Any, owners: origins.Owners) -> tuple[Any, dict[Any, tuple[str, ...]]]:
     """Elementwise neighbours into the kernels before them (TVM's FuseOps and FuseTIR).
 
+    Args:
+        module: legalized.
+        owners: of the variables of its `main`.
+
     Returns:
-        The module, and for each binding of its `main` the ONNX nodes it computes (see `origins.Results`).
+        The module, and for each variable of its `main` the ONNX nodes that are computed for it.
     """
     whole = relax.transform.DeadCodeElimination()(module)
     grouped = relax.transform.FuseOps()(relax.transform.AnnotateTIROpPattern()(whole))
-    traced = dict(zip(_names(grouped), origins.trace(whole, grouped, results), strict=True))
-    final = relax.transform.RewriteDataflowReshape()(relax.transform.FuseTIR()(grouped))
-    return final, [traced.get(name, ()) for name in _names(final)]  # FuseTIR drops bindings that only rename
-
-
-def _names(module: Any) -> list[str]:
-    return [str(binding.var.name) for block in module["main"].body.blocks for binding in block.bindings]
+    traced = origins.trace(whole, grouped, owners)
+    # both keep the variables of main, or drop those that only rename another
+    return relax.transform.RewriteDataflowReshape()(relax.transform.FuseTIR()(grouped)), traced
 
 
 def lower(imported: Imported, builder: build.Builder, prefix: str) -> Lowered:
@@ -63,7 +62,8 @@ def lower(imported: Imported, builder: build.Builder, prefix: str) -> Lowered:
         builder: gives every kernel its schedule; equal kernels, of whatever segment, have one symbol.
         prefix: starts every new value name, so that segments share one name space.
     """
-    module, traced = fuse(legalize(imported.module), imported.results)
+    legal = legalize(imported.module)
+    module, traced = fuse(legal, origins.legalized(imported.owners, legal))
     lowered = Lowered(inputs=imported.inputs)
     names: dict[Any, str] = {}
     main = module["main"]
@@ -77,9 +77,8 @@ def lower(imported: Imported, builder: build.Builder, prefix: str) -> Lowered:
         assert value.const_value is not None
         _constant(lowered, name, value.const_value.numpy())
     reader = _Reader(module, lowered, names, builder, prefix)
-    bindings = [binding for block in main.body.blocks for binding in block.bindings]
-    for binding, nodes in zip(bindings, traced, strict=True):
-        reader.bind(binding.var, binding.value, nodes)
+    for variable, value in origins.bindings(main):
+        reader.bind(variable, value, traced.get(variable, ()))
     reader.name_outputs(main.body.body, imported.outputs)
     joins.flatten(lowered.values)
     return lowered

@@ -1,83 +1,128 @@
-"""Which ONNX nodes a fused kernel computes, by value numbering: fusion regroups calls but computes the same values.
+"""Which ONNX nodes a fused kernel computes, told by what reads what: no names, no order of emission, no equal values.
 
-Every binding before fusion gets a number made of its function and its operands' numbers; the bodies of the fused
-functions are read with their arguments' numbers, and whatever value appears there again is traced to its node.
+A node owns the Relax variables that its outputs are computed from and that no node before it owns. Fusion regroups
+calls and renames variables, but both modules are the same graph of calls: walked together from their results back to
+their inputs, operand by operand, they meet the same call at the same time, also where calls are equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
-import tvm_ffi
 from tvm import relax
 
-Results = Sequence[tuple[str, str]]
-"""(ONNX node, name of the Relax variable it emitted last), in order of emission."""
+Owners = Mapping[Any, str]
+"""The ONNX node of each Relax variable; variables are the same where they are the same object."""
 
 
-def trace(before: Any, after: Any, results: Results) -> list[tuple[str, ...]]:
-    """For each binding of `after.main`, the nodes whose values it computes, in order.
+def claim(owners: dict[Any, str], variable: Any, node: str, definition: Callable[[Any], Any]) -> None:
+    """Let `node` own `variable` and what that is computed from, as far as nothing there has an owner.
+
+    Args:
+        definition: the expression that a variable is bound to; None for a parameter.
+    """
+    waiting = [variable]
+    while waiting:
+        variable = waiting.pop()
+        if variable not in owners and (value := definition(variable)) is not None:
+            owners[variable] = node
+            waiting.extend(_variables(value))
+
+
+def legalized(owners: Owners, module: Any) -> dict[Any, str]:
+    """The owners after LegalizeOps, which keeps every variable and may compute it in more steps than one."""
+    definitions = dict(bindings(module["main"]))
+    extended = dict(owners)
+    for variable, node in owners.items():
+        for operand in _variables(definitions.get(variable)):
+            claim(extended, operand, node, definitions.get)
+    return extended
+
+
+def trace(before: Any, after: Any, owners: Owners) -> dict[Any, tuple[str, ...]]:
+    """For each variable of `after.main`, the nodes that its value takes, in order.
 
     Args:
         before: the legalized module, one kernel per call.
         after: the same module after FuseOps, before FuseTIR.
+        owners: of the variables of `before`.
     """
-    numbers: dict[Any, Any] = {parameter: ("input", i) for i, parameter in enumerate(before["main"].params)}
-    node_of: dict[Any, str] = {}
-    last = {name: position for position, (_, name) in enumerate(results)}
-    position = 0
-    for variable, value in _bindings(before["main"].body):
-        numbers[variable] = number = _number(value, numbers)
-        if position < len(results):
-            node_of.setdefault(number, results[position][0])
-        position = max(position, last.get(str(variable.name), -1) + 1)
-    numbers = {parameter: ("input", i) for i, parameter in enumerate(after["main"].params)}
-    traced = []
-    for variable, value in _bindings(after["main"].body):
-        found: dict[str, None] = {}
-        numbers[variable] = _read(after, value, numbers, node_of, found)
-        traced.append(tuple(found))
+    nodes = [owners.get(variable) for variable, _ in bindings(before["main"])]
+    found: dict[int, set[int]] = {}
+    seen: set[tuple[_Step, _Step]] = set()
+    waiting = [(_result(before), _result(after))]
+    while waiting:
+        old, new = waiting.pop()
+        if isinstance(old, tuple) and isinstance(new, tuple):
+            waiting.extend(zip(old, new, strict=False))
+        elif isinstance(old, _Step) and isinstance(new, _Step) and (old, new) not in seen:
+            seen.add((old, new))
+            if old.operator == new.operator:
+                found.setdefault(new.position, set()).add(old.position)
+                waiting.append((old.operands, new.operands))
+    traced = {}
+    for position, (variable, _) in enumerate(bindings(after["main"])):
+        named = (nodes[old] for old in sorted(found.get(position, ())))
+        traced[variable] = tuple(dict.fromkeys(node for node in named if node is not None))
     return traced
 
 
-def _bindings(body: Any) -> Iterator[tuple[Any, Any]]:
-    for block in body.blocks:
+def bindings(function: Any) -> Iterator[tuple[Any, Any]]:
+    """Variable and expression of each binding."""
+    for block in function.body.blocks:
         for binding in block.bindings:
             yield binding.var, binding.value
 
 
-def _read(module: Any, value: Any, numbers: dict[Any, Any], node_of: dict[Any, str], found: dict[str, None]) -> Any:
-    """Number of `value` in the fused module; the nodes met on the way are added to `found`."""
-    inner = module[value.op] if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar) else None
-    if inner is None:
-        number = _number(value, numbers)
-        _note(number, node_of, found)
-        return number
-    local = {p: _number(a, numbers) for p, a in zip(inner.params, value.args, strict=True)}
-    for variable, part in _bindings(inner.body):
-        local[variable] = _number(part, local)
-        _note(local[variable], node_of, found)
-    return _number(inner.body.body, local)
-
-
-def _note(number: Any, node_of: dict[Any, str], found: dict[str, None]) -> None:
-    if number in node_of:
-        found[node_of[number]] = None
-
-
-def _number(expression: Any, numbers: dict[Any, Any]) -> Any:
-    """Equal for expressions that compute the same value from the same inputs."""
+def _variables(expression: Any) -> Iterator[Any]:
+    """What the expression reads."""
     if isinstance(expression, relax.Var):
-        return numbers[expression]
+        yield expression
+    elif isinstance(expression, relax.Call | relax.Tuple):
+        for part in expression.args if isinstance(expression, relax.Call) else expression.fields:
+            yield from _variables(part)
+    elif isinstance(expression, relax.TupleGetItem):
+        yield from _variables(expression.tuple_value)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """One call that a module makes; `position` is the binding of `main` that it is made in, or for."""
+
+    operator: str
+    operands: tuple[Any, ...]
+    position: int
+
+
+def _result(module: Any) -> Any:
+    """What `main` returns: nested tuples of steps, and None for parameters and constants."""
+    known: dict[Any, Any] = {}
+    for position, (variable, value) in enumerate(bindings(module["main"])):
+        known[variable] = _evaluate(module, value, known, position)
+    return _evaluate(module, module["main"].body.body, known, -1)
+
+
+def _evaluate(module: Any, expression: Any, known: Mapping[Any, Any], position: int) -> Any:
+    """Steps in place of variables; the calls of a grouped function are steps of its caller."""
+    if isinstance(expression, relax.Var):
+        return known.get(expression)
     if isinstance(expression, relax.Tuple):
-        return hash(("tuple", *(_number(item, numbers) for item in expression.fields)))
+        return tuple(_evaluate(module, item, known, position) for item in expression.fields)
     if isinstance(expression, relax.TupleGetItem):
-        return hash(("item", int(expression.index), _number(expression.tuple_value, numbers)))
-    if isinstance(expression, relax.Call):
-        operator = getattr(expression.op, "name", None) or expression.op.name_hint
-        return hash((str(operator), *(_number(item, numbers) for item in expression.args)))
-    if isinstance(expression, tvm.ir.GlobalVar):
-        return str(expression.name_hint)
-    return tvm_ffi.structural_hash(expression)
+        whole = _evaluate(module, expression.tuple_value, known, position)
+        return whole[int(expression.index)] if isinstance(whole, tuple) else whole
+    if not isinstance(expression, relax.Call):
+        return None
+    operands = tuple(_evaluate(module, item, known, position) for item in expression.args)
+    if not isinstance(expression.op, tvm.ir.GlobalVar):
+        kernel = expression.args[0] if expression.args else None
+        name = str(kernel.name_hint) if isinstance(kernel, tvm.ir.GlobalVar) else ""
+        return _Step(f"{getattr(expression.op, 'name', expression.op)} {name}", operands, position)
+    inner = module[expression.op]
+    local = dict(zip(inner.params, operands, strict=True))
+    for variable, value in bindings(inner):
+        local[variable] = _evaluate(module, value, local, position)
+    return _evaluate(module, inner.body.body, local, position)

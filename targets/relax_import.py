@@ -20,7 +20,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from graphopt.analysis import static_type
 from graphopt.program import ITEM_BYTES
-from graphopt.targets import converters
+from graphopt.targets import converters, origins
 from graphopt.targets.converters.refusals import WRONG_IN_TVM
 from graphopt.targets.converters.refusals import NotSupported as NotSupported
 from graphopt.targets.definitions import Definitions, is_small
@@ -31,15 +31,15 @@ from graphopt.targets.machine import CpuMachine
 class Imported:
     """A Relax module whose `main` takes `inputs` then `weights` and returns a tuple of `outputs`.
 
-    `weights` maps a parameter of `main` to the ONNX value whose constant it is; `results` are (node, name of the
-    variable it emitted last), in order of emission.
+    `weights` maps a parameter of `main` to the ONNX value whose constant it is; `owners` a variable to the name of the
+    ONNX node that it belongs to.
     """
 
     module: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     weights: dict[str, ir.Value]
-    results: list[tuple[str, str]]
+    owners: dict[Any, str]
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class _Scope:
     definitions: Definitions
     expressions: dict[ir.Value, Any] = field(default_factory=dict)
     weights: dict[str, ir.Value] = field(default_factory=dict)
-    results: list[tuple[str, str]] = field(default_factory=list)
+    owners: dict[Any, str] = field(default_factory=dict)
     parameters: list[Any] = field(default_factory=list)
 
 
@@ -96,7 +96,7 @@ def import_nodes(
         tuple(str(value.name) for value in inputs),
         tuple(str(value.name) for value in outputs),
         scope.weights,
-        scope.results,
+        scope.owners,
     )
 
 
@@ -163,7 +163,7 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
             continue
         scope.expressions[value] = checked = _checked(scope, value, expression)
         if isinstance(checked, relax.Var):
-            scope.results.append((str(node.name), str(checked.name)))
+            origins.claim(scope.owners, checked, str(node.name), scope.builder.lookup_binding)
 
 
 def _converters(node: ir.Node) -> list[converters.Converter]:
