@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from graphopt.cost_table import CostTable
 from graphopt.costs import Machine
@@ -75,21 +76,54 @@ class MeasuredCosts(CostModel):
         tiles: Mapping[str, Sequence[str]],
         known: Mapping[str, dict[str, Timing]],
     ) -> None:
-        """Measure the wanted tiles that are not `known`, and add them there and to the table."""
-        missing: list[list[tuple[Work, str]]] = []
+        """Measure the wanted tiles that are not `known`, and add them there and to the table.
+
+        What is known of a group was measured at another time, when the machine may have been slower or faster. So the
+        fastest of that is measured again, between the new ones, and tells how the two times compare.
+        """
+        missing: list[_Missing] = []
         asked: set[str] = set()
         for group in groups:
             fresh = {work.key: work for work in group if work.key not in asked}
             asked |= set(fresh)
             wanted = [(work, tile) for key, work in fresh.items() for tile in tiles[key] if tile not in known[key]]
             if wanted:
-                missing.append(wanted)
-        for wanted, found in zip(missing, self.measure(missing) if missing else (), strict=True):
-            rows = [(work.key, timing) for (work, _), timing in zip(wanted, found, strict=True) if timing is not None]
-            self.table.put(rows)
+                before = [(work, timing) for work in fresh.values() for timing in known[work.key].values()]
+                reference = min(before, key=lambda pair: pair[1].seconds, default=None)
+                missing.append(_Missing(wanted, reference, set(fresh)))
+        found = self.measure([asking.pairs for asking in missing]) if missing else ()
+        for asking, timings in zip(missing, found, strict=True):
+            slower = asking.slower(timings)
+            rows = [
+                (work.key, timing.scaled(1 / max(slower, 1.0)))
+                for (work, _), timing in zip(asking.wanted, timings, strict=False)
+                if timing is not None
+            ]
             self.measured += len(rows)
+            if slower < 1.0:  # the first time was the disturbed one
+                rows += [(key, timing.scaled(slower)) for key in sorted(asking.keys) for timing in known[key].values()]
+            self.table.put(rows)
             for key, timing in rows:
                 known[key][timing.tile] = timing
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """What is to be measured of a group, beside the fastest of what is known of it."""
+
+    wanted: list[tuple[Work, str]]
+    reference: tuple[Work, Timing] | None
+    keys: set[str]
+
+    @property
+    def pairs(self) -> list[tuple[Work, str]]:
+        """Works and tiles, the reference last."""
+        return self.wanted if self.reference is None else [*self.wanted, (self.reference[0], self.reference[1].tile)]
+
+    def slower(self, timings: Sequence[Timing | None]) -> float:
+        """How many times the reference's seconds of before the machine takes now."""
+        again = timings[-1] if self.reference is not None else None
+        return 1.0 if again is None or self.reference is None else again.seconds / self.reference[1].seconds
 
 
 class RecordedCosts(CostModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 AttributeValue = int | float | str | tuple[int, ...]
 
@@ -48,6 +48,10 @@ class Timing:
     low: float
     high: float
     tile: str = ""
+
+    def scaled(self, factor: float) -> Timing:
+        """As on a machine that takes `factor` times as long."""
+        return replace(self, seconds=self.seconds * factor, low=self.low * factor, high=self.high * factor)
 
     @property
     def noise(self) -> float:

@@ -56,11 +56,39 @@ def test_the_best_tile_wins_unless_the_difference_is_noise(tmp_path: Path) -> No
 def test_what_the_table_has_is_not_measured_again(tmp_path: Path) -> None:
     first, second = Stopwatch(SECONDS), Stopwatch(SECONDS)
     expected = model(tmp_path, first).timings([[FAST, SLOW], [SLOW, FAST]])
-    assert first.asked == [[("Fast", "a"), ("Slow", "a")], [("Fast", "b")]]  # Slow is out of reach of Fast
+    # Slow is out of reach of Fast; what is already known of Fast is measured beside its other tile.
+    assert first.asked == [[("Fast", "a"), ("Slow", "a")], [("Fast", "b"), ("Fast", "a")]]
     again = model(tmp_path, second)
     assert again.timings([[FAST, SLOW], [SLOW, FAST]]) == expected
     assert second.asked == []
     assert again.measured == 0
+
+
+class Disturbed(Stopwatch):
+    """The machine takes `factors` times as long at one call after the other."""
+
+    def __init__(self, seconds: dict[tuple[str, str], tuple[float, float, float]], *factors: float) -> None:
+        super().__init__(seconds)
+        self.factors = list(factors)
+
+    def __call__(self, groups: Sequence[Sequence[tuple[Work, str]]]) -> list[list[Timing | None]]:
+        factor = self.factors.pop(0)
+        return [[each and each.scaled(factor) for each in group] for group in super().__call__(groups)]
+
+
+@pytest.mark.parametrize("factors", [(1, 1), (1, 3), (3, 1), (2, 3)])
+def test_tiles_measured_at_different_times_compare_as_if_measured_at_once(
+    tmp_path: Path, factors: tuple[float, float]
+) -> None:
+    watch = Disturbed(SECONDS, *factors)
+    ((fast, slow),) = model(tmp_path, watch).timings([[FAST, SLOW]])
+    least = min(factors)
+    assert fast is not None
+    assert slow is not None
+    assert fast.tile == "b"
+    assert (fast.seconds, slow.seconds) == pytest.approx((3e-6 * least, 9e-6 * least))
+    ((again, _),) = model(tmp_path, Stopwatch({})).timings([[FAST, SLOW]])
+    assert again == fast
 
 
 def test_a_record_gives_the_same_without_measuring(tmp_path: Path) -> None:
