@@ -183,8 +183,8 @@ def page() -> str:
     parts = [
         "# Benchmarks\n",
         "Written by `python benchmarks/measure.py`, which runs the command above each table (with `--json`, kept in\n"
-        "`benchmarks/cpu/`). Every ratio is of medians, taken in turns in one process; below 1 graphopt is faster. The\n"
-        "machine is a virtual one with AMD EPYC cores (AVX-512), shared with others: intervals are wide at times.\n",
+        "`benchmarks/cpu/`). Every ratio is of medians, taken in turns in one process; below 1 graphopt is faster.\n"
+        "The machine is a virtual one with AMD EPYC cores (AVX-512), shared with others; intervals can be wide.\n",
     ]
     for name, entry in TABLES.items():
         file = KEPT / f"{name}.json"
