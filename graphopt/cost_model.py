@@ -31,7 +31,7 @@ class CostModel:
 
     def __init__(self, machine: Machine | None = None) -> None:
         self.machine = machine or Machine()
-        self.used: dict[str, Timing] = {}
+        self.used: dict[str, Timing | None] = {}
 
     def timings(self, groups: Sequence[Sequence[Work]]) -> list[list[Timing | None]]:
         """Seconds and best tile of every work; the works of one group compete and are measured interleaved."""
@@ -67,7 +67,7 @@ class MeasuredCosts(CostModel):
         }
         self._complete(groups, {key: each if key in near else () for key, each in tiles.items()}, known)
         best = {key: _best([known[key][tile] for tile in tiles[key] if tile in known[key]]) for key in distinct}
-        self.used.update({key: timing for key, timing in best.items() if timing is not None})
+        self.used.update(best)
         return [[best[work.key] for work in group] for group in groups]
 
     def _complete(
@@ -129,7 +129,7 @@ class _Missing:
 class RecordedCosts(CostModel):
     """The timings that an artifact was built with, so that building it again measures nothing and chooses the same."""
 
-    def __init__(self, machine: Machine, record: Mapping[str, Timing], source: str) -> None:
+    def __init__(self, machine: Machine, record: Mapping[str, Timing | None], source: str) -> None:
         super().__init__(machine)
         self._record, self._source = record, source
 

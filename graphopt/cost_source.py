@@ -53,25 +53,35 @@ def open_costs(
         raise GraphoptError(
             f"--costs {source} was built for another target; compile for the same, or leave --costs out"
         )
-    return RecordedCosts(backend.machine, parse(manifest.get("costs", {}), source), source)
+    recorded = parse(manifest.get("costs", {}), source)
+    if not recorded:  # its choices were made by estimates, which are the same again
+        return CostModel(backend.machine)
+    return RecordedCosts(backend.machine, recorded, source)
 
 
-def record(model: CostModel) -> dict[str, list[Any]]:
-    """The timings that a compilation used, as JSON values."""
-    return {key: [t.seconds, t.low, t.high, t.tile] for key, t in sorted(model.used.items())}
+def record(model: CostModel) -> dict[str, list[Any] | None]:
+    """The timings that a compilation used, as JSON values; null for what could not be measured."""
+    return {
+        key: None if timing is None else [timing.seconds, timing.low, timing.high, timing.tile]
+        for key, timing in sorted(model.used.items())
+    }
 
 
-def parse(document: object, source: str) -> dict[str, Timing]:
+def parse(document: object, source: str) -> dict[str, Timing | None]:
     """Read `record` back.
 
     Raises:
         ArtifactError: it is something else.
     """
-    found = {}
+    found: dict[str, Timing | None] = {}
     try:
         if not isinstance(document, Mapping):
             raise TypeError
-        for key, (seconds, low, high, tile) in document.items():
+        for key, row in document.items():
+            if row is None:
+                found[str(key)] = None
+                continue
+            seconds, low, high, tile = row
             if not isinstance(tile, str):
                 raise TypeError
             found[str(key)] = Timing(float(seconds), float(low), float(high), tile)

@@ -95,3 +95,9 @@ def test_a_machine_that_cannot_run_the_code_estimates_and_says_so(monkeypatch: p
     monkeypatch.setattr(CpuTarget, "cannot_measure", lambda self: "this processor lacks features of avx512")
     notes = compile_model(model(), costs="measured").notes
     assert "costs are estimates: this processor lacks features of avx512" in notes
+
+
+def test_an_artifact_built_by_estimates_is_built_by_them_again(tmp_path: Path) -> None:
+    first = compile_model(model(), costs="roofline").artifact
+    again = compile_model(model(), costs=str(first.save(tmp_path / "a.gopt")))
+    assert again.artifact.save(tmp_path / "b.gopt").read_bytes() == (tmp_path / "a.gopt").read_bytes()
