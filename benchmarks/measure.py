@@ -164,6 +164,9 @@ TABLES = {
 
 def main(arguments: list[str]) -> int:
     """Measure the named tables (all, if none is named), and write the page."""
+    if "-h" in arguments or "--help" in arguments:
+        sys.stdout.write(f"{__doc__}\nTables: {', '.join(TABLES)}.\n")
+        return 0
     unknown = [name for name in arguments if name not in TABLES and name != "--write"]
     if unknown:
         sys.stderr.write(f"there is no table {unknown[0]}; there are {', '.join(TABLES)}\n")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from graphopt.errors import GraphoptError
 from graphopt.work import Timing
@@ -81,6 +83,10 @@ class CostTable:
             rows = connection.execute(
                 "select tile, seconds, low, high from costs where context = ? and work = ?", (self._context, work)
             ).fetchall()
+        if not all(_possible(tile, numbers) for tile, *numbers in rows):
+            raise GraphoptError(
+                f"the cost table {self.path.name} holds no costs; delete {self.path} to start a new one"
+            )
         return {tile: Timing(seconds, low, high, tile) for tile, seconds, low, high in rows}
 
     def put(self, rows: Iterable[tuple[str, Timing]]) -> None:
@@ -110,6 +116,13 @@ class CostTable:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise GraphoptError(
-                f"the cost table {self.path.name} cannot be used ({error}); delete {self.path} to start a new one"
-            ) from error
+            damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+            advice = (
+                f"delete {self.path} to start a new one" if damaged else "try again, or compile with --costs roofline"
+            )
+            raise GraphoptError(f"the cost table {self.path} cannot be used ({error}); {advice}") from error
+
+
+def _possible(tile: Any, numbers: Sequence[Any]) -> bool:
+    """Whether a row can be a timing: somebody else may have written to the file."""
+    return isinstance(tile, str) and all(isinstance(n, float) and 0 <= n < math.inf for n in numbers)

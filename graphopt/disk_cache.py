@@ -42,13 +42,13 @@ class DiskCache:
         self.folder, self.limit = folder, limit
 
     def get(self, name: str) -> bytes | None:
-        """The entry, checked against the digest stored with it; None if there is none or it was damaged."""
+        """The entry, checked against the digest stored with it; None if there is none, or it is damaged or another's."""
         path = self.folder / name
         try:
             data = path.read_bytes()
         except OSError:
             return None
-        if data[:32] != hashlib.sha256(data[32:]).digest():
+        if data[:32] != _digest(name, data[32:]):
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -62,7 +62,7 @@ class DiskCache:
             descriptor, temporary = tempfile.mkstemp(suffix=_TEMPORARY, dir=self.folder)
             try:
                 with os.fdopen(descriptor, "wb") as file:
-                    file.write(hashlib.sha256(content).digest())
+                    file.write(_digest(name, content))
                     file.write(content)
                 Path(temporary).replace(self.folder / name)
             except OSError:
@@ -109,6 +109,11 @@ class DiskCache:
                 with contextlib.suppress(OSError):
                     if entry.is_file(follow_symlinks=False):
                         yield entry, entry.stat(follow_symlinks=False)
+
+
+def _digest(name: str, content: bytes) -> bytes:
+    """Of the content as that of `name`: a file under the name of another is as damaged as one with other bytes."""
+    return hashlib.sha256(name.encode() + b"\0" + content).digest()
 
 
 def _remove(path: str) -> None:

@@ -42,6 +42,11 @@ def test_the_table_of_the_readme_is_the_page_s(measure: Any) -> None:
     assert shown in measure.table(json.loads((ROOT / "benchmarks/cpu/light.json").read_text())["document"]) + "\n"
 
 
+def test_help_is_help(measure: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert measure.main(["--help"]) == 0
+    assert "Tables: light, " in capsys.readouterr().out
+
+
 def test_an_unknown_table_is_named(measure: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert measure.main(["lihgt"]) == 2
     assert "there is no table lihgt; there are light" in capsys.readouterr().err

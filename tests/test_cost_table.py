@@ -1,3 +1,4 @@
+import contextlib
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,8 +51,18 @@ def test_a_file_that_is_no_table(tmp_path: Path, content: bytes | None) -> None:
         path.mkdir()
     else:
         path.write_bytes(content)
-    with pytest.raises(GraphoptError, match=r"costs\.sqlite cannot be used .* delete"):
+    advice = "--costs roofline" if content is None else "delete"
+    with pytest.raises(GraphoptError, match=rf"costs\.sqlite cannot be used .* {advice}"):
         CostTable(path, CONTEXT)
+
+
+@pytest.mark.parametrize("row", ["'abc', 1e-6, 1e-6", "9e999, 1e-6, 1e-6", "1e-6, -1.0, 1e-6"])
+def test_rows_that_somebody_else_wrote(tmp_path: Path, row: str) -> None:
+    table = CostTable(tmp_path / "costs.sqlite", CONTEXT)
+    with contextlib.closing(sqlite3.connect(tmp_path / "costs.sqlite")) as connection, connection:
+        connection.execute(f"insert into costs values ('{CONTEXT.key}', 'work', '14x2', {row}, 0)")
+    with pytest.raises(GraphoptError, match=r"costs\.sqlite holds no costs; delete"):
+        table.get("work")
 
 
 def test_no_half_written_rows(tmp_path: Path) -> None:

@@ -118,3 +118,13 @@ def test_the_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.delenv(disk_cache.VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert disk_cache.libraries().folder == tmp_path / "graphopt" / "libraries"
+
+
+def test_an_entry_under_the_name_of_another_is_none(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 1 << 20)
+    cache.put("a", b"one")
+    cache.put("b", b"two")
+    (tmp_path / "a").rename(tmp_path / "c")
+    (tmp_path / "b").rename(tmp_path / "a")
+    (tmp_path / "c").rename(tmp_path / "b")
+    assert (cache.get("a"), cache.get("b")) == (None, None)

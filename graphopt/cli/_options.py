@@ -45,6 +45,7 @@ Costs = Annotated[
     typer.Option(
         "--costs",
         metavar="SOURCE",
+        parser=filled,
         envvar="GRAPHOPT_COSTS",
         help="What algorithms are chosen by: measured (the default; on this machine, kept in a table), roofline, or an "
         "artifact, whose costs make the same choices again.",
@@ -71,8 +72,10 @@ def check_output(path: Path, flag: str) -> Path:
     """`path`, if something can be written there; checked before long work begins.
 
     Raises:
-        GraphoptError: its folder does not exist.
+        GraphoptError: its folder does not exist, or it is a folder itself.
     """
+    if path.is_dir():
+        raise GraphoptError(f"{flag} {path} is a folder; name a file")
     if not path.absolute().parent.is_dir():
         raise GraphoptError(f"{flag} {path}: the folder {path.parent} does not exist; make it first")
     return path

@@ -58,6 +58,7 @@ def test_version(graphopt: Cli) -> None:
         (["compile", "m.onnx", "-o", ""], "the path is empty"),
         (["compile", "m.onnx", "--dump", ""], "the path is empty"),
         (["bench", ""], "the path is empty"),
+        (["compile", "m.onnx", "--costs", ""], "the path is empty"),
     ],
 )
 def test_wrong_usage_is_two(graphopt: Cli, arguments: list[str], words: str) -> None:
