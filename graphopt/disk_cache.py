@@ -42,7 +42,7 @@ class DiskCache:
         self.folder, self.limit = folder, limit
 
     def get(self, name: str) -> bytes | None:
-        """The entry, checked against the digest stored with it; None if there is none, or it is damaged or another's."""
+        """The entry, checked against the digest stored with it; None if it is missing, damaged or another's."""
         path = self.folder / name
         try:
             data = path.read_bytes()
