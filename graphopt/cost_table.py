@@ -28,7 +28,7 @@ create table if not exists costs (
 ) without rowid;
 create table if not exists contexts (context text primary key, description text not null) without rowid;
 """
-_WAIT_SECONDS = 30.0
+_WAIT_SECONDS = 10.0  # a writer holds the file for milliseconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             obj=invocation,
         )
         sys.stdout.flush()
+        if code == INTERRUPTED:  # the argument parser turns Ctrl-C into an exit without a word
+            return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
         _drop_output()
         return PIPE_CLOSED

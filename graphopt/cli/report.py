@@ -27,8 +27,6 @@ def command(
     """Show what is in an artifact: target, stages, choices, memory plan, fallbacks."""
     if svg is not None:
         options.check_output(svg, "--svg")
-        if svg.is_dir():
-            raise GraphoptError(f"--svg {svg} is a directory; name a file in it")
     from graphopt.artifact import open_artifact
     from graphopt.report import contents, memory_plan
 

@@ -51,11 +51,11 @@ def test_no_artifact(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "plan.svg").exists()
 
 
-def test_svg_is_a_directory(graphopt: Cli, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_svg_is_a_folder(graphopt: Cli, compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = graphopt("report", compiled, "--svg", ".")
     assert (result.code, result.out) == (1, "")
-    assert result.err == "graphopt: --svg . is a directory; name a file in it\n"
+    assert result.err == "graphopt: --svg . is a folder; name a file\n"
     assert list(tmp_path.iterdir()) == []
 
 
