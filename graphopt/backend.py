@@ -66,6 +66,9 @@ SHAPE_OPERANDS: Mapping[str, tuple[int, ...]] = {
 }
 """Operands that decide a shape or a loop's structure, by position: axes, sizes, pads, repeats, counts, diagonals."""
 
+TARGETS: Mapping[str, str] = {"CPU": "llvm", "CUDA": "cuda", "OPENCL": "opencl"}
+"""The device names of ONNX's interface, and ours for OpenCL."""
+
 _STATIC = ("Shape", "Size")
 
 
@@ -73,7 +76,13 @@ class Prepared(BackendRep):
     """A model and its compiled programs: one for each set of shapes of the inputs that the model leaves open."""
 
     def __init__(
-        self, model: onnx.ModelProto, constants: Mapping[str, Any], *, fallback: bool = True, threads: int = 1
+        self,
+        model: onnx.ModelProto,
+        constants: Mapping[str, Any],
+        *,
+        target: str = "llvm",
+        fallback: bool = True,
+        threads: int = 1,
     ) -> None:
         weights = {tensor.name for tensor in model.graph.initializer}
         inputs = [value for value in model.graph.input if value.name not in weights]
@@ -83,7 +92,7 @@ class Prepared(BackendRep):
             raise GraphoptError(f"{unknown[0]!r} cannot become a constant: the inputs are {', '.join(self._inputs)}")
         self._model = _with_constants(model, self._constants) if self._constants else model
         self._open = tuple(value.name for value in inputs if value.name not in self._constants and _is_open(value))
-        self._fallback, self._threads = fallback, threads
+        self._target, self._fallback, self._threads = target, fallback, threads
         self._programs: dict[tuple[tuple[int, ...], ...], tuple[Compilation, Session]] = {}
         if not self._open:
             self._program({})
@@ -125,7 +134,7 @@ class Prepared(BackendRep):
         if key in self._programs:
             self._programs[key] = self._programs.pop(key)  # the last run's is the last
         else:
-            compilation = compile_model(self._model, shapes=shapes, fallback=self._fallback)
+            compilation = compile_model(self._model, target=self._target, shapes=shapes, fallback=self._fallback)
             self._programs[key] = compilation, compilation.artifact.session(threads=self._threads)
         return self._programs[key][1]
 
@@ -144,7 +153,7 @@ def _same(given: Any, compiled: Any) -> bool:
 
 
 class Backend(OnnxBackend):
-    """`onnx.backend.base.Backend` on this compiler, on the CPU of this host."""
+    """`onnx.backend.base.Backend` on this compiler, on the CPU of this host or its first GPU."""
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
@@ -170,7 +179,7 @@ class Backend(OnnxBackend):
 
         Args:
             model: is not modified.
-            device: "CPU".
+            device: a name in TARGETS, perhaps with ":0".
             fallback: whether nodes that are not native may run in ONNX Runtime.
             constants: inputs by name to compile in.
             threads: of the session.
@@ -179,8 +188,9 @@ class Backend(OnnxBackend):
             GraphoptError: the model, the device or the constants are not accepted.
         """
         if not cls.supports_device(device):
-            raise GraphoptError(f"the device {device} is unknown to this backend: use CPU")
-        return Prepared(model, constants or {}, fallback=fallback, threads=threads)
+            raise GraphoptError(f"the device {device} is unknown to this backend: use {', '.join(TARGETS)}")
+        target = TARGETS[device.removesuffix(":0")]
+        return Prepared(model, constants or {}, target=target, fallback=fallback, threads=threads)
 
     @classmethod
     def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> tuple[Any, ...]:
@@ -225,8 +235,8 @@ class Backend(OnnxBackend):
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Only "CPU", and "CPU:0"."""
-        return device in ("CPU", "CPU:0")
+        """The names in TARGETS, alone or with ":0"."""
+        return device.removesuffix(":0") in TARGETS
 
 
 def _info(name: str, dtype: Any, shape: Sequence[int]) -> onnx.ValueInfoProto:

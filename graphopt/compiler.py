@@ -87,7 +87,7 @@ def compile_model(
     Args:
         source: a path, `zoo:NAME`, an onnx.ModelProto, an onnx_ir.Model, or a torch.nn.Module with `example_inputs`.
         target: a name in `graphopt.targets.TARGETS`.
-        level: CPU level to generate for; None takes this host's.
+        level: CPU level, GPU or its architecture to generate for; None takes this host's CPU, or an H100.
         shapes: static shapes of inputs that the model leaves open.
         passes: a pipeline or its spelling; None takes the default one for the target.
         verify: "off", "ends" (the finished program against the loaded model) or "each" (every pass too).
@@ -189,7 +189,7 @@ def rewrite(
     clock.start("passes")
     notes = list(loaded.notes)
     weighed = open_costs(costs or os.environ.get(VARIABLE) or MEASURED, backend, notes.append, clock.progress)
-    pipeline = _pipeline(passes, weighed)
+    pipeline = _pipeline(passes, target, weighed)
     ports = _ports(loaded.model)
     result = pipeline.run(loaded.model, observers)
     return Rewritten(loaded.model, backend, pipeline, result, weighed, ports, tuple(notes))
@@ -213,11 +213,12 @@ def _require_space(folder: Path, built: Sequence[BuiltStage]) -> None:
         )
 
 
-def _pipeline(passes: str | Pipeline | None, costs: CostModel) -> Pipeline:
+def _pipeline(passes: str | Pipeline | None, target: str, costs: CostModel) -> Pipeline:
     """The pipeline with the costs given to the passes that choose by them."""
-    from graphopt.passes import DEFAULT
+    from graphopt.passes import DEFAULT, DEFAULTS
 
-    pipeline = passes if isinstance(passes, Pipeline) else Pipeline.parse(DEFAULT if passes is None else passes)
+    spelled = DEFAULTS.get(target, DEFAULT) if passes is None else passes
+    pipeline = spelled if isinstance(spelled, Pipeline) else Pipeline.parse(spelled)
     return pipeline.on(costs)
 
 
@@ -304,6 +305,11 @@ def _artifact(
             for step in rewritten.result.steps
             for choice in step.choices
         ],
+        "kernels": {
+            symbol: {"algorithm": plan.algorithm, "tile": plan.tile, "seconds": plan.seconds}
+            for stage in built
+            for symbol, plan in sorted(stage.plans.items())
+        },
         "costs": record(rewritten.costs),
         "notes": list(rewritten.notes),
     }

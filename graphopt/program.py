@@ -50,11 +50,26 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel of a device function: `entry<<<grid, block, shared>>>(tensors at arguments)`.
+
+    `arguments` are positions in the call's `(*inputs, *outputs, *scratch)`; `shared` is bytes of dynamic shared memory.
+    """
+
+    entry: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    arguments: tuple[int, ...]
+    shared: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class KernelCall:
     """One call of a compiled function: `symbol(*inputs, *outputs)` on tensor views.
 
     `scratch` values are written and read only inside the call and follow the outputs.
     `origin` names the ONNX nodes that the kernel computes, for reports.
+    `launches` is what the function does on a device, one kernel after the other; on a CPU it is empty.
     """
 
     symbol: str
@@ -62,6 +77,7 @@ class KernelCall:
     outputs: tuple[str, ...]
     scratch: tuple[str, ...] = ()
     origin: tuple[str, ...] = ()
+    launches: tuple[Launch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

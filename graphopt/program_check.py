@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from graphopt.program import (
     ITEM_BYTES,
     FallbackSegment,
     KernelCall,
+    Launch,
     NativeSegment,
     Place,
     Port,
@@ -22,6 +24,9 @@ from graphopt.program import (
 
 MAX_ARENA_BYTES = 1 << 46
 """More than any machine has; a larger number can only be damage."""
+
+MAX_GRID, MAX_THREADS, MAX_SHARED = (1 << 31) - 1, 1024, 1 << 20
+"""Blocks along an axis, threads of a block and bytes of its shared memory that no device has more of."""
 
 _MAX_VIEWS = 64
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,511}", re.ASCII)
@@ -97,6 +102,9 @@ def _stage_problems(stage: Stage) -> Iterator[str]:
                 yield from _call_problems(call, values, stage)
         else:
             yield from _fallback_problems(segment, values)
+    calls = [call for segment in stage.segments if isinstance(segment, NativeSegment) for call in segment.calls]
+    if len({bool(call.launches) for call in calls}) > 1:
+        yield "some of its kernels run on a device and some do not"
 
 
 def _value_problems(value: Value, values: dict[str, Value], stage: Stage) -> Iterator[str]:
@@ -163,6 +171,20 @@ def _call_problems(call: KernelCall, values: dict[str, Value], stage: Stage) -> 
         elif values[name].place is Place.HOST:
             yield f"kernel {call.symbol!r} uses the host value {name!r}"
     yield from _written_problems(f"kernel {call.symbol!r}", (*call.outputs, *call.scratch), values)
+    for launch in call.launches:
+        yield from _launch_problems(launch, call)
+
+
+def _launch_problems(launch: Launch, call: KernelCall) -> Iterator[str]:
+    if not _SYMBOL.fullmatch(launch.entry):
+        yield f"{launch.entry[:100]!r} is no function name"
+    count = len(call.inputs) + len(call.outputs) + len(call.scratch)
+    if not launch.arguments or not all(0 <= place < count for place in launch.arguments):
+        yield f"kernel {launch.entry!r} takes arguments that {call.symbol!r} does not have"
+    if not all(1 <= extent <= MAX_GRID for extent in launch.grid):
+        yield f"kernel {launch.entry!r} has the impossible grid {launch.grid}"
+    if min(launch.block) < 1 or math.prod(launch.block) > MAX_THREADS or not 0 <= launch.shared <= MAX_SHARED:
+        yield f"kernel {launch.entry!r} has the impossible block {launch.block} with {launch.shared} bytes shared"
 
 
 def _fallback_problems(segment: FallbackSegment, values: dict[str, Value]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from graphopt.program import (
     Action,
     FallbackSegment,
     KernelCall,
+    Launch,
     NativeSegment,
     Place,
     Port,
@@ -126,12 +127,23 @@ def _from_segment(segment: Segment) -> dict[str, Any]:
 
 
 def _from_call(call: KernelCall) -> dict[str, Any]:
-    return {
+    fields: dict[str, Any] = {
         "symbol": call.symbol,
         "inputs": list(call.inputs),
         "outputs": list(call.outputs),
         "scratch": list(call.scratch),
         "origin": list(call.origin),
+    }
+    return {**fields, "launches": [_from_launch(launch) for launch in call.launches]} if call.launches else fields
+
+
+def _from_launch(launch: Launch) -> dict[str, Any]:
+    return {
+        "entry": launch.entry,
+        "grid": list(launch.grid),
+        "block": list(launch.block),
+        "arguments": list(launch.arguments),
+        "shared": launch.shared,
     }
 
 
@@ -208,14 +220,34 @@ def _to_reason(item: object, where: str) -> tuple[str, str]:
 
 
 def _to_call(item: object, where: str) -> KernelCall:
-    fields = _object(item, where, "symbol", "inputs", "outputs", "scratch", "origin")
+    extra = ("launches",) if isinstance(item, dict) and "launches" in item else ()
+    fields = _object(item, where, "symbol", "inputs", "outputs", "scratch", "origin", *extra)
     return KernelCall(
         symbol=_text(fields["symbol"], f"{where}.symbol"),
         inputs=_texts(fields["inputs"], f"{where}.inputs"),
         outputs=_texts(fields["outputs"], f"{where}.outputs"),
         scratch=_texts(fields["scratch"], f"{where}.scratch"),
         origin=_texts(fields["origin"], f"{where}.origin"),
+        launches=_list(fields["launches"], f"{where}.launches", _to_launch) if extra else (),
     )
+
+
+def _to_launch(item: object, where: str) -> Launch:
+    fields = _object(item, where, "entry", "grid", "block", "arguments", "shared")
+    return Launch(
+        entry=_text(fields["entry"], f"{where}.entry"),
+        grid=_extents(fields["grid"], f"{where}.grid"),
+        block=_extents(fields["block"], f"{where}.block"),
+        arguments=_list(fields["arguments"], f"{where}.arguments", _integer),
+        shared=_integer(fields["shared"], f"{where}.shared"),
+    )
+
+
+def _extents(item: object, where: str) -> tuple[int, int, int]:
+    found = _list(item, where, _integer)
+    if len(found) != 3:
+        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not three extents")
+    return found[0], found[1], found[2]
 
 
 def _to_action(item: object, where: str) -> Action:

@@ -16,6 +16,7 @@ from graphopt.program import FallbackSegment, NativeSegment, Place, Segment, Sta
 from graphopt.segments import NodeRun, node_runs, read_by
 from graphopt.solve.memory import Buffer, MemoryProblem, solve
 from graphopt.weights import save_weights
+from graphopt.work import Plan
 
 if TYPE_CHECKING:
     from graphopt.targets.base import Target
@@ -30,6 +31,7 @@ class BuiltStage:
     constants: dict[str, NDArray[Any]]
     fallbacks: dict[str, bytes]
     notes: list[str]
+    plans: dict[str, Plan]
 
     def write(self, folder: Path, target: Target) -> dict[str, bytes | Path]:
         """Generate code and write weights below `folder`; the files of the artifact by name."""
@@ -51,6 +53,7 @@ class _Draft:
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
     fallbacks: dict[str, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    plans: dict[str, Plan] = field(default_factory=dict)
 
 
 def build_stage(index: int, model: ir.Model, part: Part, refusals: Mapping[ir.Node, str], target: Target) -> BuiltStage:
@@ -78,10 +81,10 @@ def build_stage(index: int, model: ir.Model, part: Part, refusals: Mapping[ir.No
         tuple(draft.segments),
         arena,
         bound,
-        f"stage_{index}.so" if draft.functions else "",
+        f"stage_{index}.{target.extension}" if draft.functions else "",
         f"weights_{index}.safetensors" if draft.constants else "",
     )
-    return BuiltStage(stage, draft.functions, draft.constants, draft.fallbacks, draft.notes)
+    return BuiltStage(stage, draft.functions, draft.constants, draft.fallbacks, draft.notes, draft.plans)
 
 
 def _declare(draft: _Draft, value: ir.Value) -> None:
@@ -102,6 +105,7 @@ def _add_native(draft: _Draft, model: ir.Model, run: NodeRun, target: Target, pr
     draft.functions.update(lowered.functions)
     draft.constants.update(lowered.constants)
     draft.notes.extend(lowered.notes)
+    draft.plans.update(lowered.plans)
     draft.segments.append(NativeSegment(tuple(lowered.calls)))
 
 

@@ -57,3 +57,12 @@ class Timing:
     def noise(self) -> float:
         """Half the distance of the quartiles as a share of the seconds."""
         return (self.high - self.low) / (2 * self.seconds) if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a kernel computes: an algorithm, its tile, and an estimate of its seconds, None where bytes decide."""
+
+    algorithm: str
+    tile: str = ""
+    seconds: float | None = None

@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from graphopt.passes.fuse import Fuse as Fuse
     from graphopt.passes.layout import Layout as Layout
     from graphopt.passes.normalize import Normalize as Normalize
+    from graphopt.passes.precision import Precision as Precision
     from graphopt.passes.select_conv import SelectConv as SelectConv
 
 PASSES = {
     "normalize": ("graphopt.passes.normalize", "Normalize"),
     "fuse": ("graphopt.passes.fuse", "Fuse"),
+    "precision": ("graphopt.passes.precision", "Precision"),
     "select-conv": ("graphopt.passes.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout", "Layout"),
     "choose-tiles": ("graphopt.passes.choose_tiles", "ChooseTiles"),
@@ -23,7 +25,10 @@ PASSES = {
 DEFAULT = "normalize,fuse,select-conv,layout,choose-tiles"
 """The pipeline of `graphopt compile` when --passes is not given."""
 
-__all__ = ["DEFAULT", "PASSES", "ChooseTiles", "Fuse", "Layout", "Normalize", "SelectConv"]
+DEFAULTS = {"cuda": "normalize,fuse", "opencl": "normalize,fuse"}
+"""Where a target has another one: layouts and algorithms of the other passes are those of CPUs."""
+
+__all__ = ["DEFAULT", "DEFAULTS", "PASSES", "ChooseTiles", "Fuse", "Layout", "Normalize", "Precision", "SelectConv"]
 
 
 def __getattr__(name: str) -> Any:

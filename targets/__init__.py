@@ -10,7 +10,11 @@ from graphopt.errors import GraphoptError
 if TYPE_CHECKING:
     from graphopt.targets.base import Target
 
-TARGETS = {"llvm": ("graphopt.targets.cpu", "CpuTarget")}
+TARGETS = {
+    "llvm": ("graphopt.targets.cpu", "CpuTarget"),
+    "cuda": ("graphopt.targets.gpu.target", "CudaTarget"),
+    "opencl": ("graphopt.targets.gpu.target", "OpenClTarget"),
+}
 
 
 def load_target(name: str, level: str | None = None, threads: int | None = None, cache: bool = False) -> Target:

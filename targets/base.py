@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graphopt.costs import Machine
 from graphopt.program import KernelCall, Value
-from graphopt.work import Timing, Work
+from graphopt.work import Plan, Timing, Work
 
 
 @dataclass(slots=True)
@@ -19,7 +19,8 @@ class Lowered:
     """Kernel calls over named values; nothing has an offset yet.
 
     `functions` maps a symbol to code the target can build; `constants` maps a WEIGHT value to its array.
-    `notes` are sentences about kernels that got less than their best schedule.
+    `notes` are sentences about kernels that got less than their best schedule; `plans` tell, for some targets, by
+    symbol how a kernel computes.
     """
 
     calls: list[KernelCall] = field(default_factory=list)
@@ -29,10 +30,15 @@ class Lowered:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+    plans: dict[str, Plan] = field(default_factory=dict)
 
 
 class Target(Protocol):
-    """One kind of hardware."""
+    """One kind of hardware. `extension` is that of the files that `library` gives."""
+
+    @property
+    def extension(self) -> str:
+        """Of file names, without the dot."""
 
     @property
     def machine(self) -> Machine:
@@ -58,7 +64,7 @@ class Target(Protocol):
         """Kernel calls for nodes in topological order that are all supported."""
 
     def library(self, functions: Mapping[str, Any]) -> bytes:
-        """A shared library with one entry per symbol."""
+        """All functions in one file, each under its symbol: a shared library, or kernels for a device."""
 
     def tiles(self, work: Work) -> Sequence[str]:
         """The tiles that the kernel of `work` may use, the best by estimate first."""

@@ -12,7 +12,7 @@ from graphopt import disk_cache
 from graphopt.costs import Machine
 from graphopt.runtime import cpu as host_cpu
 from graphopt.runtime import library
-from graphopt.targets import build, lowering, measure, relax_import, sources, tiles
+from graphopt.targets import build, lowering, measure, native, relax_import, sources, tiles
 from graphopt.targets.base import Lowered
 from graphopt.targets.definitions import Definitions, signature
 from graphopt.targets.machine import detect
@@ -22,6 +22,8 @@ from graphopt.work import Timing, Work
 
 class CpuTarget:
     """Code for this host, or for a named level ("avx512", "avx2", "x86-64") that other hosts share."""
+
+    extension = "so"
 
     def __init__(
         self, level: str | None = None, threads: int | None = None, cache: bool = False, ahead: bool = False
@@ -53,26 +55,16 @@ class CpuTarget:
         """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
         key = signature(node)
         if key not in self._answers:
-            self._answers[key] = self._try(node, opsets)
+            self._answers[key] = native.obstacle(node, opsets, self.cpu, self._definitions)
         return self._answers[key]
-
-    def _try(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
-        inputs, outputs = _ends(node)
-        try:
-            imported = relax_import.import_nodes([node], inputs, outputs, opsets, self.cpu, self._definitions)
-            return lowering.obstacle(lowering.legalize(imported.module))
-        except relax_import.NotSupported as error:
-            return str(error)
-        except Exception as error:  # noqa: BLE001  TVM's converters raise anything at what they do not know
-            return f"TVM cannot convert {node.op_type}: {_first_line(error)}"
 
     def defect(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
         """Lower the node alone and generate its code."""
         try:
-            lowered = self.lower([node], *_ends(node), opsets, "probe_")
+            lowered = self.lower([node], *native.ends(node), opsets, "probe_")
             self.library(lowered.functions)
         except RuntimeError as error:
-            return f"TVM cannot generate code for {node.op_type}: {_first_line(error)}"
+            return f"TVM cannot generate code for {node.op_type}: {native.first_line(error)}"
         return None
 
     def lower(
@@ -122,14 +114,3 @@ class CpuTarget:
             "tvm": library.version(),
             "kernels": sources.digest(),
         }
-
-
-def _ends(node: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:
-    """The variable inputs of `node`, and its outputs that somebody reads."""
-    inputs = list(dict.fromkeys(v for v in node.inputs if v is not None and v.const_value is None))
-    return inputs, [v for v in node.outputs if v.uses() or v.is_graph_output()] or list(node.outputs[:1])
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:160].rstrip(".")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,25 @@ from tvm.ir import GenericConst
 
 from graphopt.errors import GraphoptError
 from graphopt.program import KernelCall, Place, Value
-from graphopt.targets import build, identity, joins, origins
+from graphopt.targets import build, joins, origins
 from graphopt.targets.base import Lowered
+from graphopt.targets.identity import Identity, identify
 from graphopt.targets.relax_import import Imported
+
+
+class Scheduler(Protocol):
+    """Takes kernels as they are found; equal ones have one symbol."""
+
+    def code(self, identity: Identity) -> tuple[Any, str]:
+        """What to keep among the functions for a kernel, and a note about its schedule."""
+
+
+class Loader(Protocol):
+    """Runs kernels while compiling."""
+
+    def load(self, functions: Mapping[str, Any]) -> Mapping[str, Callable[..., Any]]:
+        """Kernels by symbol, callable with arrays on the host."""
+
 
 VIEWS = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 """Operators that only rename the shape: they stay outside fusion, and cost nothing."""
@@ -55,7 +72,7 @@ def fuse(module: Any, owners: origins.Owners) -> tuple[Any, dict[Any, tuple[str,
     return relax.transform.RewriteDataflowReshape()(relax.transform.FuseTIR()(grouped)), traced
 
 
-def lower(imported: Imported, builder: build.Builder, prefix: str) -> Lowered:
+def lower(imported: Imported, builder: Scheduler, prefix: str) -> Lowered:
     """Fuse, schedule and list the calls of `imported.main`.
 
     Args:
@@ -97,9 +114,7 @@ def _constant(lowered: Lowered, name: str, array: NDArray[Any]) -> None:
 class _Reader:
     """Walks the bindings of a fused `main` and writes calls and values."""
 
-    def __init__(
-        self, module: Any, lowered: Lowered, names: dict[Any, str], builder: build.Builder, prefix: str
-    ) -> None:
+    def __init__(self, module: Any, lowered: Lowered, names: dict[Any, str], builder: Scheduler, prefix: str) -> None:
         self.module, self.lowered, self.names, self.builder, self.prefix = module, lowered, names, builder, prefix
         self.tuples: dict[Any, list[str]] = {}
         self.symbols: dict[str, str] = {}
@@ -157,7 +172,7 @@ class _Reader:
 
     def _kernel(self, function: Any, hint: str) -> str:
         """The symbol of a PrimFunc, whose code is now among the functions."""
-        kernel = identity.identify(function, hint)
+        kernel = identify(function, hint)
         if kernel.symbol not in self.lowered.functions:
             self.lowered.functions[kernel.symbol], note = self.builder.code(kernel)
             if note:
@@ -215,7 +230,7 @@ def _rename(lowered: Lowered, names: dict[str, str]) -> None:
     ]
 
 
-def evaluate_constants(lowered: Lowered, builder: build.Builder) -> None:
+def evaluate_constants(lowered: Lowered, builder: Loader) -> None:
     """Run now, once, every call whose inputs are all constant (packing, say), and keep its result as a weight."""
     constant = set(lowered.constants)
     constant |= {v.name for v in lowered.values.values() if v.place is Place.VIEW and v.of in constant}
@@ -237,7 +252,7 @@ def evaluate_constants(lowered: Lowered, builder: build.Builder) -> None:
     _prune(lowered)
 
 
-def _run(lowered: Lowered, early: list[KernelCall], functions: dict[str, Any], builder: build.Builder) -> None:
+def _run(lowered: Lowered, early: list[KernelCall], functions: dict[str, Any], builder: Loader) -> None:
     kernels = builder.load({call.symbol: functions[call.symbol] for call in early})
     for call in early:
         arguments = [_tensor(lowered, name) for name in call.inputs]

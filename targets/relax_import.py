@@ -10,6 +10,7 @@ import contextlib
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from graphopt.targets import converters, origins
 from graphopt.targets.converters.refusals import WRONG_IN_TVM
 from graphopt.targets.converters.refusals import NotSupported as NotSupported
 from graphopt.targets.definitions import Definitions, is_small
-from graphopt.targets.machine import CpuMachine
 
 
 @dataclass(slots=True)
@@ -45,8 +45,9 @@ class Imported:
 @dataclass(slots=True)
 class _Scope:
     builder: Any
-    machine: CpuMachine
+    machine: Any
     definitions: Definitions
+    own: Mapping[str, converters.Converter]
     expressions: dict[ir.Value, Any] = field(default_factory=dict)
     weights: dict[str, ir.Value] = field(default_factory=dict)
     owners: dict[Any, str] = field(default_factory=dict)
@@ -58,19 +59,22 @@ def import_nodes(
     inputs: Sequence[ir.Value],
     outputs: Sequence[ir.Value],
     opsets: Mapping[str, int],
-    machine: CpuMachine,
+    machine: Any,
     definitions: Definitions | None = None,
+    own: Mapping[str, converters.Converter] = MappingProxyType({}),
 ) -> Imported:
     """Build one Relax function from nodes in topological order.
 
     Args:
+        machine: what the target's converters and kernels choose tiles for.
         definitions: of kernels for this machine, those of earlier calls too.
+        own: converters of the target, by operator ("Conv", "graphopt.Attention"), instead of those that all share.
 
     Raises:
         NotSupported: a node, named with the reason, has no native form.
     """
     builder = relax.BlockBuilder()
-    scope = _Scope(builder, machine, definitions or Definitions())
+    scope = _Scope(builder, machine, definitions or Definitions(), own)
     parameters = []
     for index, value in enumerate(inputs):
         parameter = _variable(f"in{index}", value)
@@ -138,13 +142,13 @@ def _variable(name: str, value: ir.Value) -> Any:
 
 
 def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
-    reason = refusal(node)
+    reason = refusal(node, scope.own)
     if reason is not None:
         raise NotSupported(reason)
     inputs = [None if value is None else scope.expressions[value] for value in node.inputs]
     result = NotImplemented
     definitions = scope.definitions.of(node)
-    for converter in _converters(node):
+    for converter in _converters(node, scope.own):
         result = converter(converters.Context(scope.builder, scope.machine, node, definitions), inputs)
         if result is not NotImplemented:
             break
@@ -166,10 +170,13 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
             origins.claim(scope.owners, checked, str(node.name), scope.builder.lookup_binding)
 
 
-def _converters(node: ir.Node) -> list[converters.Converter]:
+def _converters(node: ir.Node, own: Mapping[str, converters.Converter]) -> list[converters.Converter]:
     """Our converters of `node` in the order in which they are tried."""
     if 0 in _shape(node.outputs[0]) and node.domain in ("", "ai.onnx"):
         return [converters.nothing]
+    prefix = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
+    if (found := own.get(prefix + node.op_type)) is not None:
+        return [found]
     return converters.candidates(node)
 
 
@@ -203,19 +210,19 @@ def _checked(scope: _Scope, value: ir.Value, expression: Any) -> Any:
     return expression
 
 
-def refusal(node: ir.Node) -> str | None:
+def refusal(node: ir.Node, own: Mapping[str, converters.Converter] = MappingProxyType({})) -> str | None:
     """Why `node` is not even tried, in a sentence; None if it may be."""
     domain = node.domain or ""
     if domain not in ("", "ai.onnx", "graphopt"):
         return f"operators of the domain {domain} have no native form"
     if domain == "graphopt":
-        return None if _converters(node) else f"graphopt.{node.op_type} has no kernel on this target"
+        return None if _converters(node, own) else f"graphopt.{node.op_type} has no kernel on this target"
     if any(
         isinstance(a, ir.Attr) and a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         for a in node.attributes.values()
     ):
         return f"{node.op_type} holds subgraphs, which have no native form"
-    if not _converters(node) and node.op_type not in onnx_frontend._get_convert_map():
+    if not _converters(node, own) and node.op_type not in onnx_frontend._get_convert_map():
         return f"{node.op_type} has no native form"
     return None
 

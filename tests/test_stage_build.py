@@ -22,6 +22,8 @@ from graphopt.targets.base import Lowered
 class PaperTarget:
     """One call for each node."""
 
+    extension = "so"
+
     def lower(
         self,
         nodes: Sequence[ir.Node],

@@ -34,6 +34,15 @@ Passes = Annotated[
     str | None, typer.Option("--passes", metavar="SPEC", help="The pipeline, as `graphopt passes` shows it.")
 ]
 Target = Annotated[str, typer.Option("--target", metavar="NAME", help="Hardware to compile for.")]
+Level = Annotated[
+    str | None,
+    typer.Option(
+        "--level",
+        metavar="NAME",
+        help="What the code may use: a CPU level (avx512, avx2, x86-64), a GPU (a100, h100, h200, rtx4090) or its "
+        "architecture (sm_80, sm_89, sm_90). Default: this CPU, or an H100.",
+    ),
+]
 NoFallback = Annotated[bool, typer.Option("--no-fallback", help="Fail if a node would need ONNX Runtime.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Compile every kernel, and keep none for the next time.")]
 Threads = Annotated[

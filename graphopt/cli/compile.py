@@ -19,6 +19,7 @@ from graphopt.report.document import Report
 EXAMPLES = (
     "graphopt compile model.onnx -o model.gopt --shapes x:1x3x224x224 --verify ends",
     "graphopt compile zoo:resnet18 --explain --threads 2",
+    "graphopt compile zoo:resnet50 --target cuda --level a100 --explain",
     "graphopt compile zoo:resnet18 -o again.gopt --costs resnet18.gopt",
 )
 
@@ -60,6 +61,7 @@ def command(
         ),
     ] = None,
     target: options.Target = "llvm",
+    level: options.Level = None,
     shapes: options.Shapes = None,
     passes: options.Passes = None,
     verify: Annotated[
@@ -95,6 +97,7 @@ def command(
             compilation = compile_model(
                 model,
                 target=target,
+                level=level,
                 shapes=options.parse_shapes(shapes),
                 passes=passes,
                 verify=verify.value,

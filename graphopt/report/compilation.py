@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.explain import Row, explain
+from graphopt.report import kernels
 from graphopt.report.document import Block, Facts, Table
 from graphopt.report.units import nbytes, seconds
 
@@ -40,6 +41,7 @@ def document(compilation: Compilation, file: Path | None) -> dict[str, Any]:
         "notes": list(compilation.notes),
         "selection": [note for step in steps for note in step.notes],
         "choices": [_choice_document(choice) for step in steps for choice in step.choices],
+        "kernels": kernels.rows(artifact, compilation.pipeline.model),
         "refusals": [
             {"pass": step.name, "node": refusal.node, "reason": refusal.reason}
             for step in steps
@@ -83,6 +85,8 @@ def explanation(compilation: Compilation) -> list[Block]:
     if chosen:
         columns = ("pass", "node", "chosen", "tile", "cost", "from", "instead of", "at", "because")
         blocks.append(Table(columns, chosen, "Choices", ("cost", "at")))
+    if (table := kernels.table(compilation.artifact, compilation.pipeline.model)) is not None:
+        blocks.append(table)
     blocks += [f"{step.name}: {note}" for step in compilation.pipeline.steps for note in step.notes]
     if refused:
         blocks.append(Table(("pass", "node", "reason"), refused, "Left alone"))
@@ -102,11 +106,11 @@ def grouped(title: str, reasons: Iterable[tuple[str, str]]) -> Table:
 
 
 def target(artifact: Artifact) -> str:
-    """`llvm, x86_64, avx512`."""
+    """`llvm, x86_64, avx512`, or `cuda, sm_90, h100`."""
     found = artifact.manifest.get("target")
     if not isinstance(found, Mapping):
         return "unknown"
-    return ", ".join(str(found[key]) for key in ("name", "arch", "level") if key in found)
+    return ", ".join(str(found[key]) for key in ("name", "arch", "level", "gpu", "device") if key in found)
 
 
 def algorithms(artifact: Artifact) -> Counter[str]:

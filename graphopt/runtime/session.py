@@ -12,8 +12,9 @@ from graphopt import schedule
 from graphopt.artifact import Artifact
 from graphopt.errors import GraphoptError
 from graphopt.program import Port
-from graphopt.runtime import cpu, feeds
-from graphopt.runtime.stage import CallTime, StageRunner
+from graphopt.runtime import cpu, device, feeds
+from graphopt.runtime.runner import Runner, runners
+from graphopt.runtime.stage import CallTime
 from graphopt.weights import Array, numpy_dtype
 
 _PATTERNS = (0xA5, 0x5A)
@@ -48,11 +49,11 @@ class Session:
         self._program = program
         self._lock = threading.Lock()
         self._apply_threads: Callable[[], None] = lambda: None
-        if any(stage.library for stage in program.stages):
+        if any(stage.library for stage in program.stages) and not device.needs_device(artifact.manifest):
             from graphopt.runtime.library import Threads
 
             self._apply_threads = Threads(self.threads).apply
-        self._runners = [StageRunner(stage, artifact, self.threads) for stage in program.stages]
+        self._runners = runners(program.stages, artifact, self.threads)
         self._transfers = self._plan_transfers()
         self._makers = {
             port.name: next(runner for runner in self._runners if port.name in runner.stage.outputs)
@@ -102,7 +103,7 @@ class Session:
             highest = [max(old, runner.high_water(pattern)) for old, runner in zip(highest, self._runners, strict=True)]
         return tuple(highest)
 
-    def _run(self, given: Mapping[str, Any], execute: Callable[[StageRunner], None]) -> dict[str, Any]:
+    def _run(self, given: Mapping[str, Any], execute: Callable[[Runner], None]) -> dict[str, Any]:
         count = self._program.micro_batches
         checked = feeds.check(self.inputs, given, count)
         with self._lock:
@@ -138,7 +139,7 @@ class Session:
         return transfers
 
 
-def fill(runner: StageRunner, checked: Mapping[str, Any], micro_batch: int, count: int) -> None:
+def fill(runner: Runner, checked: Mapping[str, Any], micro_batch: int, count: int) -> None:
     """Copy the part of the feeds that belongs to `micro_batch` of `count` into the stage's inputs."""
     for name in runner.stage.inputs:
         if name not in checked:
@@ -153,7 +154,7 @@ def fill(runner: StageRunner, checked: Mapping[str, Any], micro_batch: int, coun
             np.copyto(target, feed[micro_batch * len(target) : (micro_batch + 1) * len(target)])
 
 
-def own(runner: StageRunner, name: str) -> Any:
+def own(runner: Runner, name: str) -> Any:
     """An output that stays valid after the next run."""
     array = runner.arrays.get(name)
     if array is None:

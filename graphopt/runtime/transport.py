@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from graphopt.program import Action, Verb
-from graphopt.runtime.stage import StageRunner
+from graphopt.runtime.runner import Runner
 from graphopt.runtime.watch import LinkError
 
 _DEPTH = 2
@@ -28,7 +28,7 @@ _DEPTH = 2
 class Link:
     """One direction of one boundary: the values `action.values` to or from `action.peer`."""
 
-    def __init__(self, runner: StageRunner, actions: Sequence[Action]) -> None:
+    def __init__(self, runner: Runner, actions: Sequence[Action]) -> None:
         """Args: actions: all sends to one peer, or all receives from one, in order."""
         self.peer = actions[0].peer
         self._parts = [runner.bytes[name] for name in actions[0].values]
@@ -90,7 +90,7 @@ class Link:
             raise LinkError(f"the connection to rank {self.peer} (stage {self.peer}) broke") from error
 
 
-def links(runner: StageRunner, actions: Sequence[Action]) -> dict[tuple[Verb, int], Link]:
+def links(runner: Runner, actions: Sequence[Action]) -> dict[tuple[Verb, int], Link]:
     """The links of a rank by (SEND or RECV, peer). Receives are posted at once, before anything runs."""
     grouped: dict[tuple[Verb, int], list[Action]] = {}
     for action in actions:

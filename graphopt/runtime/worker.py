@@ -22,7 +22,7 @@ import numpy as np
 from graphopt.artifact import Artifact, open_artifact
 from graphopt.errors import FeedError, GraphoptError, RankError
 from graphopt.program import Program, Verb
-from graphopt.runtime import cpu, feeds, files
+from graphopt.runtime import cpu, device, feeds, files
 from graphopt.runtime.control import Reporter, Step, end_with
 from graphopt.runtime.session import fill, own
 from graphopt.runtime.watch import LinkError, Store, Watch
@@ -139,17 +139,17 @@ def edges(program: Program) -> str:
 def _execute(artifact: Artifact, options: argparse.Namespace, rank: int, watch: Watch) -> dict[str, Any]:
     """Do this rank's actions; its part of the outputs."""
     from graphopt.runtime import transport
-    from graphopt.runtime.stage import StageRunner
+    from graphopt.runtime.runner import runners
 
     program = artifact.program
     given = feeds.check(program.inputs, _read_inputs(options.input), program.micro_batches)
     threads = options.threads if options.threads is not None else cpu.default_threads()
     stage = program.stages[rank]
-    if stage.library:
+    if stage.library and not device.needs_device(artifact.manifest):
         from graphopt.runtime.library import Threads
 
         Threads(threads)
-    runner = StageRunner(stage, artifact, threads)
+    (runner,) = runners([stage], artifact, threads)
     actions = program.actions[rank]
     links = transport.links(runner, actions)
     earlier = {name for other in program.stages[:rank] for name in other.outputs}

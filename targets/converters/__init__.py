@@ -14,6 +14,7 @@ import onnx_ir as ir
 from graphopt.targets.converters import index, quantized, resize
 from graphopt.targets.converters.arithmetic import (
     bit_cast,
+    bit_shift,
     divide,
     hyperbolic,
     is_inf,
@@ -90,6 +91,7 @@ FURTHER: dict[str, Converter] = {
     **quantized.STANDARD,
     **resize.STANDARD,
     "BitCast": bit_cast,
+    "BitShift": bit_shift,
     "Concat": concat,
     "Conv": in_single(conv),
     "ConvTranspose": in_single(conv_transpose),

@@ -144,6 +144,23 @@ def modulo(c: Context, inputs: list[Any]) -> Any:
     return elementwise_map(c, value, x, y)
 
 
+def bit_shift(c: Context, inputs: list[Any]) -> Any:
+    """BitShift of integers; what is shifted by its width or more is gone, but for the sign of a negative number."""
+    dtype = dtype_of(inputs[0])
+    right = c.text("direction") == "RIGHT"
+    width, zero = tirx.const(int(math.log2(np.dtype(dtype).itemsize * 8)), dtype), tirx.const(0, dtype)
+    signed = dtype.startswith("int")
+
+    def value(a: Any, b: Any) -> Any:
+        inside = tirx.shift_right(b, width) == zero  # a negative distance counts as a large one
+        safe = tirx.Select(inside, b, zero)
+        moved = tirx.shift_right(a, safe) if right else tirx.shift_left(a, safe)
+        rest = tirx.Select(a < zero, tirx.const(-1, dtype), zero) if right and signed else zero
+        return tirx.Select(inside, moved, rest)
+
+    return elementwise_map(c, value, *_broadcast(c, *inputs))
+
+
 def bit_cast(c: Context, inputs: list[Any]) -> Any:
     """BitCast between types of one size."""
     dtype = c.node.outputs[0].dtype

@@ -25,7 +25,7 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     if rank == 0:
         return NotImplemented
     strides, dilations = c.integers("strides", (1,) * rank), c.integers("dilations", (1,) * rank)
-    begins = _begin_pads(c, image, kernel, strides, dilations, out[2:])
+    begins = begin_pads(c, image, kernel, strides, dilations, out[2:])
     batch, channels = shape_of(x)[:2]
     per_group = out[1] // groups
     if groups == 1 and math.prod(out[2:]) == 1 and kernel == image and not any(begins):
@@ -52,7 +52,7 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     )
 
 
-def _begin_pads(
+def begin_pads(
     c: Context,
     image: tuple[int, ...],
     kernel: tuple[int, ...],
@@ -60,6 +60,7 @@ def _begin_pads(
     dilations: tuple[int, ...],
     out: tuple[int, ...],
 ) -> tuple[int, ...]:
+    """The padding before each axis: as the node says, or as its `auto_pad` means."""
     rank = len(kernel)
     mode = c.text("auto_pad", "NOTSET")
     if mode in ("NOTSET", ""):

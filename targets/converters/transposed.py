@@ -27,7 +27,7 @@ def conv_transpose(c: Context, inputs: list[Any]) -> Any:
     if dtype_of(x) not in ("float32", "float64") or not rank or 0 in (*shape_of(x), *shape_of(w), *out):
         return NotImplemented
     strides, dilations = c.integers("strides", (1,) * rank), c.integers("dilations", (1,) * rank)
-    begins = _begins(c, image, kernel, strides, dilations, out[2:])
+    begins = begin_pads(c, image, kernel, strides, dilations, out[2:])
     taps, depth = math.prod(kernel), channels // groups
     grouped = c.reshape(w, (groups, depth, out_group, taps))
     disjoint = tuple(kernel) == tuple(strides) and not any(begins)
@@ -51,7 +51,7 @@ def conv_transpose(c: Context, inputs: list[Any]) -> Any:
     )
 
 
-def _begins(
+def begin_pads(
     c: Context, image: list[int], kernel: list[int], strides: Any, dilations: Any, out: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Padding before each axis; derived from the output's size where the node gives that instead."""

@@ -1,0 +1,88 @@
+"""What a stage needs of a GPU: memory, copies, kernels. `open_device` finds the one that an artifact was built for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from graphopt.errors import ArtifactError
+from graphopt.program import Launch
+from graphopt.weights import Array
+
+DEVICES = ("cuda", "opencl")
+"""Names of targets whose programs run on a device."""
+
+
+class Device(Protocol):
+    """One GPU with one queue: what is enqueued runs in order. A memory is an opaque number, `Pointer` in sums."""
+
+    name: str
+
+    def allocate(self, nbytes: int) -> int:
+        """Uninitialised device memory; its address, a multiple of 64 at least.
+
+        Raises:
+            GraphoptError: there is not so much.
+        """
+
+    def host(self, nbytes: int) -> Array:
+        """Host memory, as bytes, that copies to and from the device are fast with."""
+
+    def upload(self, target: int, source: Array) -> None:
+        """Enqueue a copy of contiguous host memory, which must stay as it is until `synchronize`."""
+
+    def download(self, target: Array, source: int) -> None:
+        """Enqueue a copy into contiguous host memory, which holds it after `synchronize`."""
+
+    def fill(self, target: int, value: int, nbytes: int) -> None:
+        """Enqueue setting bytes."""
+
+    def kernel(self, image: bytes, launch: Launch, pointers: Sequence[int]) -> Callable[[], None]:
+        """A function that enqueues `launch.entry` of `image` with `pointers` as its arguments.
+
+        Raises:
+            ArtifactError: the image cannot be loaded, has no such entry, or needs more than the device has.
+        """
+
+    def record(self, steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
+        """A function that enqueues all of `steps`, again and again, at the least cost."""
+
+    def time(self, step: Callable[[], None]) -> float:
+        """Seconds that one step takes on the device."""
+
+    def synchronize(self) -> None:
+        """Wait for all that is enqueued.
+
+        Raises:
+            GraphoptError: some of it failed.
+        """
+
+
+def target_of(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The manifest's target, empty where it names none."""
+    found = manifest.get("target")
+    return found if isinstance(found, dict) else {}
+
+
+def needs_device(manifest: Mapping[str, Any]) -> bool:
+    """Whether programs with this manifest run on a GPU."""
+    return target_of(manifest).get("name") in DEVICES
+
+
+def open_device(manifest: Mapping[str, Any]) -> Device:
+    """The device here that runs programs with this manifest.
+
+    Raises:
+        GraphoptError: there is none, or the package that talks to it is not installed.
+        ArtifactError: the target is none of `DEVICES`.
+    """
+    target = target_of(manifest)
+    if target.get("name") == "cuda":
+        from graphopt.runtime.cuda import CudaDevice
+
+        return CudaDevice(str(target.get("gpu")))
+    if target.get("name") == "opencl":
+        from graphopt.runtime.opencl import OpenClDevice
+
+        return OpenClDevice()
+    raise ArtifactError(f"the artifact is for {str(target.get('name'))[:40]}, which is no device known here")

@@ -1,0 +1,189 @@
+"""One stage on a GPU: its arena and weights on the device, and what a run enqueues, in order.
+
+    copy inputs up, launch kernels, copy what a fallback model reads down and what it writes up, copy outputs down
+
+Without fallback models all of that is recorded once and enqueued by one call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt.artifact import Artifact
+from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.program import FallbackSegment, KernelCall, NativeSegment, Place, Stage
+from graphopt.program_check import located
+from graphopt.runtime.device import Device
+from graphopt.runtime.stage import CallTime
+from graphopt.weights import Array, numpy_dtype
+
+_GUARD = 4096
+"""Bytes behind every arena that no plan uses, as on the host."""
+
+Step = Callable[[], None]
+
+
+class DeviceStageRunner:
+    """Runs one stage on a device, again and again, on the same memory; what `StageRunner` is on a CPU.
+
+    `arrays[name]` is host memory for what comes in, goes out, or takes part in a fallback model; `bytes[name]` the same
+    without its type.
+    """
+
+    def __init__(self, stage: Stage, artifact: Artifact, device: Device, threads: int) -> None:
+        """Allocate, upload the weights and bind.
+
+        Raises:
+            ArtifactError: a kernel, weight or model of the stage cannot be used.
+            GraphoptError: the device has not enough memory.
+        """
+        self.stage = stage
+        self.host: dict[str, Any] = {}
+        self._device = device
+        self._values = {value.name: value for value in stage.values}
+        self._arena = device.allocate(stage.arena_bytes + _GUARD)
+        self._pointers = self._place(artifact)
+        self.arrays = {name: self._host_array(name) for name in self._shared() if name in self._pointers}
+        self.bytes = {name: _flat(array) for name, array in self.arrays.items()}
+        self._groups: list[tuple[str, tuple[str, ...], list[Step]]] = []
+        self._bind(artifact, threads)
+        device.synchronize()
+        self._whole: Step | None = None
+        if not any(isinstance(segment, FallbackSegment) for segment in stage.segments):
+            self._whole = device.record([step for _, _, steps in self._groups for step in steps])
+
+    def run(self) -> None:
+        """Run all segments once, from the input arrays to the output arrays.
+
+        Raises:
+            GraphoptError: the device or a fallback model failed.
+        """
+        if self._whole is not None:
+            self._whole()
+        else:
+            for _, _, steps in self._groups:
+                for step in steps:
+                    step()
+        self._device.synchronize()
+
+    def profile(self) -> list[CallTime]:
+        """Run once like `run`, taking the device's time of every call (a fallback model's by the host's clock)."""
+        times = []
+        for name, origin, steps in self._groups:
+
+            def group(steps: Sequence[Step] = steps) -> None:
+                for step in steps:
+                    step()
+
+            if name.endswith(".onnx"):
+                start = time.perf_counter()
+                group()
+                seconds = time.perf_counter() - start
+            else:
+                seconds = self._device.time(group)
+            if name:
+                times.append(CallTime(self.stage.index, name, origin, seconds))
+        self._device.synchronize()
+        return times
+
+    def poison(self, pattern: int) -> None:
+        """Set every byte of the arena, and of the guard behind it, to `pattern` (0 to 255)."""
+        self._device.fill(self._arena, pattern, self.stage.arena_bytes + _GUARD)
+        self._device.synchronize()
+
+    def high_water(self, pattern: int) -> int:
+        """One past the highest byte that no longer holds `pattern`; more than the arena's size if it overflowed."""
+        memory = np.empty(self.stage.arena_bytes + _GUARD, np.uint8)
+        self._device.download(memory, self._arena)
+        self._device.synchronize()
+        touched = np.flatnonzero(memory != pattern)
+        return int(touched[-1]) + 1 if touched.size else 0
+
+    def _place(self, artifact: Artifact) -> dict[str, int]:
+        """The device address of every value that has bytes; the weights are copied up."""
+        weights, index = artifact.weights(self.stage.weights) if self.stage.weights else (memoryview(b""), {})
+        base = self._device.allocate(len(weights))
+        self._device.upload(base, np.frombuffer(weights, np.uint8))
+        pointers = {}
+        for value in self.stage.values:
+            found = located(value, self._values)
+            if found is None or found[0].place is Place.HOST:
+                continue
+            owner, inside = found
+            start = self._arena + owner.offset if owner.place is Place.ARENA else base + index[owner.name].start
+            pointers[value.name] = start + inside
+        self._device.synchronize()  # the weights are mapped from a file that may go away
+        return pointers
+
+    def _shared(self) -> Iterable[str]:
+        """Values that the host reads or writes."""
+        names = dict.fromkeys((*self.stage.inputs, *self.stage.outputs))
+        for segment in self.stage.segments:
+            if isinstance(segment, FallbackSegment):
+                names.update(dict.fromkeys((*segment.inputs, *segment.outputs)))
+        return names
+
+    def _host_array(self, name: str) -> Array:
+        value = self._values[name]
+        assert value.shape is not None
+        return self._device.host(value.nbytes).view(numpy_dtype(value.dtype)).reshape(value.shape)
+
+    def _bind(self, artifact: Artifact, threads: int) -> None:
+        images = _images(artifact, self.stage)
+        self._groups.append(("", (), [self._up(name) for name in self.stage.inputs if name in self.arrays]))
+        for segment in self.stage.segments:
+            if isinstance(segment, NativeSegment):
+                for call in segment.calls:
+                    self._groups.append((call.symbol, call.origin, self._launches(call, images)))
+            else:
+                origin = tuple(node for node, _ in segment.reasons)
+                self._groups.append((segment.model, origin, self._fallback(segment, artifact, threads)))
+        self._groups.append(("", (), [self._down(name) for name in self.stage.outputs if name in self.arrays]))
+
+    def _launches(self, call: KernelCall, images: dict[str, bytes]) -> list[Step]:
+        names = (*call.inputs, *call.outputs, *call.scratch)
+        if call.symbol not in images:
+            raise ArtifactError(f"the artifact has no kernel {call.symbol}: it is damaged, compile it again")
+        return [
+            self._device.kernel(
+                images[call.symbol], launch, [self._pointers[names[place]] for place in launch.arguments]
+            )
+            for launch in call.launches
+        ]
+
+    def _fallback(self, segment: FallbackSegment, artifact: Artifact, threads: int) -> list[Step]:
+        from graphopt.runtime import fallback
+
+        call = fallback.bind(segment, artifact.files[segment.model], self._values, self.arrays, self.host, threads)
+        downs = [self._down(name) for name in segment.inputs if name in self.arrays]
+        ups = [self._up(name) for name in segment.outputs if name in self.arrays]
+        return [*downs, self._device.synchronize, call, *ups]
+
+    def _up(self, name: str) -> Step:
+        flat, pointer = _flat(self.arrays[name]), self._pointers[name]
+        return lambda: self._device.upload(pointer, flat)
+
+    def _down(self, name: str) -> Step:
+        flat, pointer = _flat(self.arrays[name]), self._pointers[name]
+        return lambda: self._device.download(flat, pointer)
+
+
+def _images(artifact: Artifact, stage: Stage) -> dict[str, bytes]:
+    """The kernels of a stage by the symbol of their function: machine code, or source."""
+    if not stage.library:
+        return {}
+    data, index = artifact.weights(stage.library)
+    images = {}
+    for symbol, entry in index.items():
+        if entry.dtype != "uint8":
+            raise GraphoptError(f"{stage.library} is damaged: {symbol[:100]!r} is no kernel")
+        images[symbol] = bytes(data[entry.start : entry.start + entry.nbytes])
+    return images
+
+
+def _flat(array: Array) -> Array:
+    return array.reshape(-1).view(np.uint8)

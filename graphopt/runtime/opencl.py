@@ -1,0 +1,147 @@
+"""An OpenCL device, through pyopencl: any vendor's GPU, and the CPU where PoCL is installed (as for the tests)."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.program import Launch
+from graphopt.weights import Array
+
+_INSTALL = "install it with pip install 'graphopt[opencl]'"
+
+
+class OpenClDevice:
+    """The first device that shares pointers with the host (SVM), GPUs before CPUs."""
+
+    def __init__(self) -> None:
+        """Open it.
+
+        Raises:
+            GraphoptError: pyopencl is not installed, or finds no such device.
+        """
+        try:
+            import pyopencl as cl
+        except ImportError:
+            raise GraphoptError(f"the package pyopencl is not installed; {_INSTALL}") from None
+        self._cl = cl
+        device = _find(cl)
+        self.name = f"{device.name.strip()} ({device.platform.name.strip()})"
+        self._device = device
+        self._context = cl.Context([device])
+        self._queue = cl.CommandQueue(self._context)
+        self._programs: dict[bytes, Any] = {}
+        self._memories: dict[int, Any] = {}
+
+    def allocate(self, nbytes: int) -> int:
+        """As `Device` says."""
+        cl = self._cl
+        try:
+            # Not bound to the queue: PoCL 3.0 frees a bad pointer when memory is given back in a queue.
+            memory = cl.SVMAllocation(self._context, max(nbytes, 1), 0, cl.svm_mem_flags.READ_WRITE)
+        except (cl.Error, MemoryError) as error:
+            raise GraphoptError(
+                f"{self.name} has no {nbytes >> 20} MiB of memory left: take a smaller model or batch"
+            ) from error
+        self._memories[memory.svm_ptr] = memory
+        return int(memory.svm_ptr)
+
+    def host(self, nbytes: int) -> Array:
+        """As `Device` says."""
+        return np.empty(nbytes, np.uint8)
+
+    def upload(self, target: int, source: Array) -> None:
+        """As `Device` says."""
+        if source.nbytes:
+            given = source if source.flags.writeable else source.copy()  # pyopencl takes no other
+            self._copy(_pointer(self._cl, target, source.nbytes), given)
+
+    def download(self, target: Array, source: int) -> None:
+        """As `Device` says."""
+        if target.nbytes:
+            self._copy(target, _pointer(self._cl, source, target.nbytes))
+
+    def _copy(self, target: Any, source: Any) -> None:
+        self._cl.enqueue_copy(self._queue, target, source, is_blocking=True)
+
+    def fill(self, target: int, value: int, nbytes: int) -> None:
+        """As `Device` says."""
+        self.upload(target, np.full(nbytes, value, np.uint8))
+
+    def kernel(self, image: bytes, launch: Launch, pointers: Sequence[int]) -> Callable[[], None]:
+        """As `Device` says."""
+        cl = self._cl
+        try:
+            if image not in self._programs:
+                self._programs[image] = cl.Program(self._context, image.decode()).build()
+            kernel = cl.Kernel(self._programs[image], launch.entry)  # one for each call: it holds its arguments
+            for position, pointer in enumerate(pointers):
+                kernel.set_arg(position, _pointer(cl, pointer, 1))
+        except (cl.Error, UnicodeDecodeError) as error:
+            raise ArtifactError(f"kernel {launch.entry} cannot be loaded on {self.name} ({_reason(error)})") from error
+        threads = int(np.prod(launch.block))
+        if threads > self._device.max_work_group_size or launch.shared > self._device.local_mem_size:
+            raise ArtifactError(
+                f"kernel {launch.entry} needs {threads} threads and {launch.shared} bytes of local memory in a group, "
+                f"more than {self.name} has"
+            )
+        count = [grid * block for grid, block in zip(launch.grid, launch.block, strict=True)]
+
+        def enqueue() -> None:
+            cl.enqueue_nd_range_kernel(self._queue, kernel, count, launch.block)
+
+        return enqueue
+
+    def record(self, steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
+        """As `Device` says; OpenCL enqueues them one by one."""
+
+        def enqueue() -> None:
+            for step in steps:
+                step()
+
+        return enqueue
+
+    def time(self, step: Callable[[], None]) -> float:
+        """As `Device` says, by the host's clock."""
+        self.synchronize()
+        start = time.perf_counter()
+        step()
+        self.synchronize()
+        return time.perf_counter() - start
+
+    def synchronize(self) -> None:
+        """As `Device` says."""
+        try:
+            self._queue.finish()
+        except self._cl.Error as error:
+            raise GraphoptError(f"{self.name} failed ({' '.join(str(error).split())[:200]})") from error
+
+
+def _find(cl: Any) -> Any:
+    try:
+        devices = [device for platform in cl.get_platforms() for device in platform.get_devices()]
+    except cl.Error:
+        devices = []
+    shared = cl.device_svm_capabilities.COARSE_GRAIN_BUFFER
+    usable = [device for device in devices if device.get_info(cl.device_info.SVM_CAPABILITIES) & shared]
+    if not usable:
+        raise GraphoptError(
+            "there is no OpenCL device here: install the driver of yours, or pip install 'pyopencl[pocl]' for the CPU"
+        )
+    return min(usable, key=lambda device: not device.type & cl.device_type.GPU)
+
+
+def _reason(error: Exception) -> str:
+    """The first error that the driver's compiler names, or all that it says."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    return next((line for line in lines if line.startswith("error:")), " ".join(lines))[:200]
+
+
+def _pointer(cl: Any, address: int, nbytes: int) -> Any:
+    """An argument at any address of shared memory; the host never looks there."""
+    return cl.SVM((ctypes.c_uint8 * nbytes).from_address(address))

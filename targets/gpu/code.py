@@ -1,0 +1,235 @@
+"""A scheduled PrimFunc -> the source of its kernels, and how to launch them.
+
+TVM's passes split the function into kernels and a host part that launches them in order. The host part of a function
+with static shapes is data: grids, blocks, and tensors between its kernels, which become scratch values of the program.
+So a program needs no host code for a GPU, and its kernels lie in an artifact as machine code (CUDA) or source (OpenCL).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+
+from graphopt.program import Launch
+from graphopt.targets.gpu.devices import Device
+
+_AXES = {f"{kind}Idx.{axis}": (kind, "xyz".index(axis)) for kind in ("block", "thread") for axis in "xyz"}
+_DYNAMIC = "tirx.use_dyn_shared_memory"
+_COMPILE = "tvm_callback_cuda_compile"
+SYNCHRONIZED = "graphopt.synchronized"
+"""Attribute of a function that has all the barriers it needs: TVM does not see that halves of a buffer are apart."""
+
+_CONFIG = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
+"""Loops to unroll are marked, and the device's compiler does it: the source stays short."""
+
+RESIDENT = "graphopt.resident"
+"""Attribute of a function: `DeviceCode.resident`."""
+
+_LOOP = re.compile(r"(?<!#pragma unroll\n)^( +)for \(", re.MULTILINE)
+"""A loop that is not to be unrolled; the compiler would, where it is short, and run out of registers."""
+
+_BOUNDS = re.compile(r"__launch_bounds__\((\d+)\)")
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCode:
+    """`source` defines the entries of `launches`, whose arguments count the parameters and then `scratch`.
+
+    `scratch` are (dtype, shape) of tensors that live only inside the call. `resident` is how many blocks would do well
+    to share a multiprocessor, which bounds the registers of a thread.
+    """
+
+    source: str
+    launches: tuple[Launch, ...]
+    scratch: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    resident: int = 1
+
+    def bounded(self, resident: int) -> str:
+        """The source for CUDA, in which `resident` blocks fit on a multiprocessor as far as registers go."""
+        return _BOUNDS.sub(rf"__launch_bounds__(\1, {resident})", self.source)
+
+
+def generate(symbol: str, function: Any, device: Device) -> DeviceCode:
+    """Code for a PrimFunc whose loops are bound to blocks and threads.
+
+    Raises:
+        RuntimeError: TVM cannot generate code for it, or part of it would run on the host.
+    """
+    target = tvm.target.Target(device.tvm_target, host={"kind": "llvm"})
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", symbol)})
+    with tvm.transform.PassContext(config=_CONFIG):
+        split = _passes(SYNCHRONIZED in function.attrs)(tirx.transform.BindTarget(target)(module))
+    host = next(each for each in split.functions.values() if not _on_device(each))
+    kernels = {variable: each for variable, each in split.functions.items() if _on_device(each)}
+    launches, scratch = _Host(host, device).read()
+    final = tvm.ir.transform.Sequential(
+        [
+            tirx.transform.Filter(_on_device),
+            tirx.transform.FP8StorageLegalize(),
+            tirx.transform.BF16StorageLegalize(),
+            tirx.transform.LowerWarpMemory(),
+            tirx.transform.StmtSimplify(),
+            tirx.transform.LowerIntrin(),
+        ]
+    )(split)
+    if {str(variable.name_hint) for variable in kernels} != {launch.entry for launch in launches}:
+        raise RuntimeError(f"not all of {symbol} becomes kernels")
+    kind = next(iter(final.functions.values())).attrs["target"]
+    resident = int(function.attrs[RESIDENT]) if RESIDENT in function.attrs else 1
+    source = _source(final, kind, device)
+    if device.cuda and SYNCHRONIZED in function.attrs:
+        source = _LOOP.sub(r"\1#pragma unroll 1\n\1for (", source)
+    return DeviceCode(source, launches, scratch, resident)
+
+
+def _on_device(function: Any) -> bool:
+    return "tirx.kernel_launch_params" in function.attrs
+
+
+def _passes(synchronized: bool) -> Any:
+    """From blocks and loops to kernels and their host; barriers are put in unless the function has its own."""
+    return tvm.ir.transform.Sequential(
+        [
+            s_tir.transform.CanonicalizeLoop(),
+            s_tir.transform.LowerCrossThreadReduction(),
+            s_tir.transform.LowerInitBlock(),
+            s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+            s_tir.transform.ConvertBlocksToOpaque(),
+            s_tir.transform.LiftThreadBinding(),
+            s_tir.transform.ManifestSharedMemoryLocalStage(),
+            s_tir.transform.CompactBufferAllocation(),
+            s_tir.transform.LowerAutoCopy(),
+            s_tir.transform.UnifyThreadBinding(),
+            s_tir.transform.LowerMatchBuffer(),
+            s_tir.transform.StmtSimplify(),
+            s_tir.transform.InjectPermutedLayout(),
+            s_tir.transform.AnnotateIrregularLoop(),
+            s_tir.transform.InjectSoftwarePipeline(),
+            s_tir.transform.TransformMmaBufferLayout(),
+            s_tir.transform.LowerOpaqueBlock(),
+            tirx.transform.FlattenBuffer(),
+            tirx.transform.BF16ComputeLegalize(),
+            tirx.transform.NarrowDataType(32),
+            s_tir.transform.LoopPartition(),
+            tirx.transform.VectorizeLoop(True),
+            s_tir.transform.InjectVirtualThread(),
+            s_tir.transform.InjectDoubleBuffer(),
+            tirx.transform.StorageRewrite(),
+            s_tir.transform.HoistIfThenElse(),
+            tirx.transform.UnrollLoop(),
+            s_tir.transform.RenormalizeSplitPattern(),
+            tirx.transform.StmtSimplify(),
+            tirx.transform.RemoveNoOp(),
+            s_tir.transform.RewriteUnsafeSelect(),
+            tirx.transform.CommonSubexprElim(),
+            tirx.transform.FP8ComputeLegalize(),
+            tirx.transform.VerifyMemory(),
+            tirx.transform.AnnotateEntryFunc(),
+            *(s_tir.transform.ThreadSync(scope) for scope in ("shared", "shared.dyn", "warp") if not synchronized),
+            s_tir.transform.InferFragment(),
+            s_tir.transform.LowerThreadAllreduce(),
+            s_tir.transform.InjectPTXAsyncCopy(),
+            s_tir.transform.MergeSharedMemoryAllocations(),
+            tirx.transform.SplitHostDevice(),
+        ]
+    )
+
+
+class _Host:
+    """Reads the launches out of the host part of a split function."""
+
+    def __init__(self, function: Any, device: Device) -> None:
+        self.function, self.device = function, device
+        self.places: list[tuple[Any, int]] = []  # a buffer, and its position among parameters and scratch
+        self.scratch: list[tuple[str, tuple[int, ...]]] = []
+        self.launches: list[Launch] = []
+
+    def read(self) -> tuple[tuple[Launch, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
+        for position, parameter in enumerate(self.function.params):
+            self.places.append((parameter, position))
+        self._statement(self.function.body)
+        return tuple(self.launches), tuple(self.scratch)
+
+    def _statement(self, node: Any) -> None:
+        if isinstance(node, tirx.SeqStmt):
+            for part in node:
+                self._statement(part)
+        elif isinstance(node, tirx.AttrStmt):
+            self._statement(node.body)
+        elif isinstance(node, tirx.AllocBuffer):
+            self.places.append((node.buffer, len(self.function.params) + len(self.scratch)))
+            self.scratch.append((str(node.buffer.dtype), tuple(int(extent) for extent in node.buffer.shape)))
+        elif isinstance(node, tirx.Evaluate) and str(getattr(node.value.op, "name", "")).endswith("call_ffi_kernel"):
+            self.launches.append(self._launch(node.value))
+        elif isinstance(node, tirx.DeclBuffer):
+            self.places.append((node.buffer, self._place(node.data)))
+        else:
+            raise RuntimeError(f"a part of the function is bound to no thread ({type(node).__name__})")
+
+    def _place(self, pointer: Any) -> int:
+        """The position of the buffer whose data `pointer` is."""
+        buffer = pointer.args[0]
+        return next(position for known, position in self.places if known.same_as(buffer))
+
+    def _launch(self, call: Any) -> Launch:
+        entry = str(call.args[0].value)
+        names = [str(name) for name in call.attrs["launch_params"]]
+        values = list(call.args)[1:]
+        tensors, extents = values[: len(values) - len(names)], values[len(values) - len(names) :]
+        sizes = {"block": [1, 1, 1], "thread": [1, 1, 1]}
+        shared = 0
+        for name, extent in zip(names, extents, strict=True):
+            if name == _DYNAMIC:
+                shared = int(extent)
+            else:
+                kind, axis = _AXES[name]
+                sizes[kind][axis] = int(extent)
+        grid, block = tuple(sizes["block"]), tuple(sizes["thread"])
+        return Launch(entry, grid, block, tuple(map(self._place, tensors)), shared)  # type: ignore[arg-type]
+
+
+def _source(module: Any, target: Any, device: Device) -> str:
+    if not device.cuda:
+        text = str(tvm.get_global_func("target.build.opencl")(module, target).inspect_source())
+        names = "".join(f"#define {name}f {name}\n" for name in _GENERIC if f"{name}f(" in text)
+        return names + (_SELECT if "select(" in text else "") + text
+    # TVM compiles what it generates at once, by a function that anybody may replace: ours keeps the source as it is.
+    with _lock:
+        theirs = tvm_ffi.get_global_func(_COMPILE)
+        tvm_ffi.register_global_func(_COMPILE, lambda code: code.encode(), override=True)
+        try:
+            text = str(tvm.get_global_func("target.build.cuda")(module, target).inspect_source())
+        finally:
+            tvm_ffi.register_global_func(_COMPILE, theirs, override=True)
+    return _STANDARD.sub(_INTEGERS, text, count=1)
+
+
+_GENERIC = ("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cosh", "sinh", "tan", "erf", "fmod", "round")
+"""Functions that TVM calls by their C names, where OpenCL has one name for all types."""
+
+_SELECT = "".join(
+    f"int __attribute__((overloadable)) select({a} a, {b} b, {kind} c) {{ return c ? b : a; }}\n"
+    for kind in ("char", "uchar", "short", "ushort")
+    for a, b in (("int", kind), (kind, "int"), ("int", "int"))
+)
+"""OpenCL's own function wants operands of one type, and sums of short integers are wider than they are."""
+
+_STANDARD = re.compile(r"#ifdef __CUDACC_RTC__\n.*?\n#else\n.*?\n#endif\n", re.DOTALL)
+_INTEGERS = """\
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef short int16_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+"""
+# All that kernels take from the C++ headers that TVM includes, whose parsing would take longer than compiling them.

@@ -1,0 +1,306 @@
+"""ONNX nodes whose definition on a GPU is another than on a CPU: convolutions, products, attention, functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import relax, te, tirx
+
+from graphopt.targets.converters.base import EPILOGUE, FLOATS, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.convolution import begin_pads
+from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.converters.transposed import begin_pads as transposed_pads
+from graphopt.targets.gpu.kernels import product
+from graphopt.targets.kernels import rowwise
+from graphopt.targets.kernels.common import const
+
+NARROW = 64
+"""Products that one thread sums by itself, where a group has one output channel."""
+
+
+def accumulator(dtype: str) -> str:
+    """The dtype of sums of `dtype`: halves are summed in single precision."""
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """What each output position of a convolution sees of x[n, c, *image], of which some may lie outside: zeros.
+
+    `spread` s reads an image with s - 1 zeros between neighbours, as a transposed convolution does.
+    """
+
+    groups: int
+    deep: int  # channels of a group
+    image: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]  # before each axis
+    out: tuple[int, ...]
+    spread: tuple[int, ...]
+
+    def element(self, x: Any, b: Any, k: Any, p: Any) -> Any:
+        """For image and group `b`, tap and channel `k` (channels fastest: a slice mostly has one tap), position `p`."""
+        index: list[Any] = []
+        conditions: list[Any] = []
+        tap, at = tirx.floordiv(k, self.deep), p
+        for axis in reversed(range(len(self.kernel))):
+            step = tirx.floormod(tap, self.kernel[axis]) if axis else tap
+            place = tirx.floormod(at, self.out[axis]) if axis else at
+            tap, at = tirx.floordiv(tap, self.kernel[axis]), tirx.floordiv(at, self.out[axis])
+            here = place * self.strides[axis] + step * self.dilations[axis] - self.pads[axis]
+            span = (self.image[axis] - 1) * self.spread[axis] + 1
+            last = (self.out[axis] - 1) * self.strides[axis] + (self.kernel[axis] - 1) * self.dilations[axis]
+            if self.pads[axis] > 0:
+                conditions.append(here >= 0)
+            if last - self.pads[axis] >= span:
+                conditions.append(here < span)
+            if self.spread[axis] > 1:
+                conditions.append(tirx.floormod(here, self.spread[axis]) == 0)
+            index.insert(0, tirx.floordiv(here, self.spread[axis]) if self.spread[axis] > 1 else here)
+        channel = tirx.floormod(b, self.groups) * self.deep + tirx.floormod(k, self.deep)
+        value = x[(tirx.floordiv(b, self.groups), channel, *index)]
+        return tirx.if_then_else(tirx.all(*conditions), value, const(0, x.dtype)) if conditions else value
+
+    def tap(self, k: Any) -> tuple[Any, list[Any]]:
+        """The channel and the tap of `k`."""
+        rest = tirx.floordiv(k, self.deep)
+        index: list[Any] = []
+        for extent in reversed(self.kernel):
+            index.insert(0, tirx.floormod(rest, extent))
+            rest = tirx.floordiv(rest, extent)
+        return tirx.floormod(k, self.deep), index
+
+    @property
+    def depth(self) -> int:
+        """Values that an output position sees."""
+        return self.deep * math.prod(self.kernel)
+
+
+def conv(c: Context, inputs: list[Any]) -> Any:
+    """Conv of any rank and grouping: weights times patches, which are computed where they are read."""
+    x, w = inputs[:2]
+    bias = inputs[2] if len(inputs) > 2 else None
+    if dtype_of(x) not in FLOATS or 0 in (*shape_of(x), *shape_of(w)) or len(shape_of(x)) < 3:
+        return NotImplemented
+    groups, out = c.integer("group", 1), c.out_shape
+    image, kernel = shape_of(x)[2:], shape_of(w)[2:]
+    ones = (1,) * len(kernel)
+    strides, dilations = c.integers("strides", ones), c.integers("dilations", ones)
+    pads = begin_pads(c, image, kernel, strides, dilations, out[2:])
+    deep, per_group = shape_of(w)[1], out[1] // groups
+    seen = Patches(groups, deep, image, kernel, strides, dilations, pads, out[2:], ones)
+
+    def weight(v: Any, g: Any, k: Any, m: Any) -> Any:
+        channel, tap = seen.tap(k)
+        return v[(g * per_group + m, channel, *tap)]
+
+    if seen.depth <= NARROW and per_group == 1:
+        return _narrow(c, x, w, bias, seen)
+    return _convolution(c, x, w, bias, seen, weight)
+
+
+def conv_transpose(c: Context, inputs: list[Any]) -> Any:
+    """ConvTranspose: the convolution of the image with zeros between its elements and the flipped kernel."""
+    x, w = inputs[:2]
+    bias = inputs[2] if len(inputs) > 2 else None
+    groups, out = c.integer("group", 1), c.out_shape
+    image, kernel = shape_of(x)[2:], shape_of(w)[2:]
+    if dtype_of(x) not in FLOATS or not kernel or 0 in (*shape_of(x), *shape_of(w), *out):
+        return NotImplemented
+    ones = (1,) * len(kernel)
+    strides, dilations = c.integers("strides", ones), c.integers("dilations", ones)
+    begins = transposed_pads(c, list(image), list(kernel), strides, dilations, out[2:])
+    deep = shape_of(x)[1] // groups
+    pads = tuple(d * (k - 1) - p for d, k, p in zip(dilations, kernel, begins, strict=True))
+    seen = Patches(groups, deep, image, kernel, ones, dilations, pads, out[2:], strides)
+
+    def weight(v: Any, g: Any, k: Any, m: Any) -> Any:
+        channel, tap = seen.tap(k)
+        flipped = [extent - 1 - t for extent, t in zip(kernel, tap, strict=True)]
+        return v[(g * deep + channel, m, *flipped)]
+
+    return _convolution(c, x, w, bias, seen, weight)
+
+
+def _convolution(
+    c: Context, x: Any, w: Any, bias: Any, seen: Patches, weight: Callable[[Any, Any, Any, Any], Any]
+) -> Any:
+    out, dtype, groups = c.out_shape, dtype_of(x), seen.groups
+    per_group, positions = out[1] // groups, math.prod(out[2:])
+    # [groups, k, m]: neighbouring threads read neighbouring output channels; constant, so it is done while compiling
+    packed = c.te(
+        "pack",
+        lambda v: te.compute((groups, seen.depth, per_group), lambda g, k, m: weight(v, g, k, m), name="pack"),
+        w,
+        pattern=OPAQUE,
+    )
+
+    def define(v: Any, u: Any, s: Any = None) -> Any:
+        return product.compute(
+            lambda b, m, k: u[tirx.floormod(b, groups), k, m],
+            lambda b, k, p: seen.element(v, b, k, p),
+            (out[0] * groups, per_group, positions, seen.depth),
+            out,
+            (1, 1, len(seen.kernel)),
+            dtype,
+            groups,
+            s,
+            accumulator(dtype),
+        )
+
+    return c.te("conv", define, x, packed, *([] if bias is None else [bias]), pattern=EPILOGUE)
+
+
+def _narrow(c: Context, x: Any, w: Any, bias: Any, seen: Patches) -> Any:
+    """One output channel for each group: a thread sums its few products by itself."""
+    out, dtype = c.out_shape, dtype_of(x)
+    kept = accumulator(dtype)
+
+    def define(v: Any, u: Any, s: Any = None) -> Any:
+        r = te.reduce_axis((0, seen.depth), "k")
+
+        def element(n: Any, channel: Any, *place: Any) -> Any:
+            flat: Any = 0
+            for at, extent in zip(place, out[2:], strict=True):
+                flat = flat * extent + at
+            deep, tap = seen.tap(r)
+            value = seen.element(v, n * seen.groups + channel, r, flat)
+            return te.sum(value.astype(kept) * u[(channel, deep, *tap)].astype(kept), axis=[r])
+
+        sums = te.compute(tuple(out), element, name="narrow")
+
+        def finish(n: Any, channel: Any, *place: Any) -> Any:
+            total = sums[(n, channel, *place)]
+            return (total if s is None else total + s[channel].astype(kept)).astype(dtype)
+
+        return te.compute(tuple(out), finish, name="finish")
+
+    return c.te("depthwise", define, x, w, *([] if bias is None else [bias]), pattern=EPILOGUE)
+
+
+def matmul(c: Context, inputs: list[Any]) -> Any:
+    """MatMul with any batch axes."""
+    return _matmul(c, inputs[0], inputs[1], c.out_shape)
+
+
+def _matmul(
+    c: Context,
+    a: Any,
+    b: Any,
+    out: tuple[int, ...],
+    left_transposed: bool = False,
+    right_transposed: bool = False,
+    scale: float = 1.0,
+) -> Any:
+    sa, sb, dtype = shape_of(a), shape_of(b), dtype_of(a)
+    if dtype not in FLOATS or len(sa) < 2 or len(sb) < 2 or 0 in (*sa, *sb):
+        return NotImplemented
+    k, m = (sa[-2], sa[-1]) if left_transposed else (sa[-1], sa[-2])
+    n = sb[-2] if right_transposed else sb[-1]
+    lead = out[:-2]
+    parts = (len(lead), 1, 1)
+    if math.prod(sb[:-2]) == 1 and not left_transposed:  # every leading axis of the left side is one more row
+        a, sa = c.reshape(a, (math.prod(sa[:-1]), k)), (math.prod(sa[:-1]), k)
+        m, lead, parts = sa[0], (), (0, len(out) - 1, 1)
+
+    def at(tensor: Any, flat: Any, shape: tuple[int, ...]) -> list[Any]:
+        """The batch index of one side, which broadcasts against the product's."""
+        index: list[Any] = []
+        for extent in reversed(lead):
+            index.insert(0, tirx.floormod(flat, extent))
+            flat = tirx.floordiv(flat, extent)
+        own = shape[:-2]
+        kept = index[len(index) - len(own) :] if own else []
+        zero = tirx.IntImm("int32", 0)
+        return [zero if extent == 1 else i for i, extent in zip(kept, own, strict=True)] if lead else [zero] * len(own)
+
+    def define(v: Any, u: Any) -> Any:
+        factor = const(scale, accumulator(dtype))
+
+        def left(i: Any, y: Any, r: Any) -> Any:
+            return v[(*at(v, i, sa), *((r, y) if left_transposed else (y, r)))]
+
+        def right(i: Any, r: Any, x: Any) -> Any:
+            return u[(*at(u, i, sb), *((x, r) if right_transposed else (r, x)))]
+
+        made = product.compute(
+            left, right, (math.prod(lead), m, n, k), out, parts, dtype, accumulate=accumulator(dtype)
+        )
+        if scale == 1.0:
+            return made
+        return te.compute(out, lambda *i: (made(*i).astype(accumulator(dtype)) * factor).astype(dtype), name="scaled")
+
+    return c.te("matmul", define, a, b, pattern=EPILOGUE)
+
+
+def fully_connected(c: Context, inputs: list[Any]) -> Any:
+    """Gemm."""
+    a, b = inputs[:2]
+    bias = inputs[2] if len(inputs) > 2 else None
+    dtype = dtype_of(a)
+    y = _matmul(c, a, b, c.out_shape, bool(c.integer("transA")), bool(c.integer("transB")), c.real("alpha", 1.0))
+    beta = c.real("beta", 1.0)
+    if y is NotImplemented or bias is None or beta == 0.0:
+        return y
+    if beta != 1.0:
+        bias = c.builder.emit(relax.op.multiply(bias, relax.const(beta, dtype)))
+    return c.builder.emit(relax.op.add(y, bias))
+
+
+def attention(c: Context, inputs: list[Any]) -> Any:
+    """An Attention or AttentionMasked node, as two products and a softmax.
+
+    Raises:
+        NotSupported: no floats, nothing to compute, or operands that differ in batch or heads.
+    """
+    q, k, v = inputs[:3]
+    sq, sk, sv, dtype = shape_of(q), shape_of(k), shape_of(v), dtype_of(q)
+    if dtype not in FLOATS:
+        raise NotSupported(f"the kernel of {c.node.op_type} does not compute in {dtype}")
+    if 0 in (*sq, *sk, *sv) or not sq[:2] == sk[:2] == sv[:2]:
+        raise NotSupported(f"the operands of {c.node.op_type} are empty or differ in batch or heads")
+    shape = (*sq[:3], sk[2])
+    scores = _matmul(c, q, k, shape, right_transposed=True, scale=c.real("scale", 1.0))
+    if len(inputs) > 3:
+        scores = c.builder.emit(relax.op.add(scores, inputs[3]))
+    flat = c.reshape(scores, (math.prod(shape[:3]), shape[3]))
+    weights = c.reshape(c.te("softmax", lambda t: rowwise.softmax(t), flat, pattern=OPAQUE), shape)
+    return _matmul(c, weights, v, c.out_shape)
+
+
+def left_to_tvm(_: Context, __: list[Any]) -> Any:
+    """Functions that the hardware has: TVM calls them."""
+    return NotImplemented
+
+
+def on_the_host(c: Context, _: list[Any]) -> Any:
+    """What has no kernel for GPUs yet.
+
+    Raises:
+        NotSupported: always.
+    """
+    raise NotSupported(f"{c.node.op_type} has no kernel for GPUs")
+
+
+OWN: Mapping[str, Converter] = {
+    "Conv": conv,
+    "MatMul": matmul,
+    "Gemm": fully_connected,
+    "graphopt.Attention": attention,
+    "graphopt.AttentionMasked": attention,
+    "Exp": left_to_tvm,
+    "Sigmoid": left_to_tvm,
+    "Tanh": left_to_tvm,
+    "Erf": left_to_tvm,
+    "LSTM": on_the_host,
+    "GRU": on_the_host,
+    "RNN": on_the_host,
+    "ConvTranspose": conv_transpose,
+    "DFT": on_the_host,
+}
+"""Instead of the converters that CPUs use."""

@@ -1,0 +1,138 @@
+"""Taking expressions apart and putting them together again with some of their parts replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tvm import ir, s_tir, tirx
+
+_BINARY = (
+    tirx.Add,
+    tirx.Sub,
+    tirx.Mul,
+    tirx.Div,
+    tirx.Mod,
+    tirx.FloorDiv,
+    tirx.FloorMod,
+    tirx.Min,
+    tirx.Max,
+    tirx.EQ,
+    tirx.NE,
+    tirx.LT,
+    tirx.LE,
+    tirx.GT,
+    tirx.GE,
+    tirx.And,
+    tirx.Or,
+)
+_LEAVES = (tirx.Var, tirx.IntImm, tirx.FloatImm, ir.StringImm)
+
+
+def rewritten(expression: Any, swap: Callable[[Any], Any]) -> Any:
+    """`expression` in which every part that `swap` gives something for is that; `swap` sees the outermost first.
+
+    Raises:
+        ValueError: a kind of expression that is not taken apart.
+    """
+    found = swap(expression)
+    if found is not None:
+        return found
+    if isinstance(expression, _LEAVES):
+        return expression
+
+    def again(part: Any) -> Any:
+        return rewritten(part, swap)
+
+    if isinstance(expression, _BINARY):
+        return type(expression)(again(expression.a), again(expression.b))
+    if isinstance(expression, tirx.Not):
+        return tirx.Not(again(expression.a))
+    if isinstance(expression, tirx.Cast):
+        return tirx.Cast(str(expression.ty.dtype), again(expression.value))
+    if isinstance(expression, tirx.Select):
+        parts = expression.condition, expression.true_value, expression.false_value
+        return tirx.Select(*map(again, parts))
+    if isinstance(expression, tirx.Let):
+        return tirx.Let(expression.var, again(expression.value), again(expression.body))
+    if isinstance(expression, ir.TensorLoad):
+        return expression.source[tuple(map(again, expression.indices))]
+    if isinstance(expression, ir.Call):
+        arguments = list(map(again, expression.args))
+        return ir.Call(expression.op, arguments, expression.attrs, expression.ty_args, ret_ty=expression.ty)
+    raise ValueError(f"it holds a {type(expression).__name__}")
+
+
+def substituted(expression: Any, values: Mapping[Any, Any]) -> Any:
+    """`expression` with variables replaced by expressions of their type, or by integers."""
+
+    def swap(part: Any) -> Any:
+        if not isinstance(part, tirx.Var):
+            return None
+        value = next((new for old, new in values.items() if old.same_as(part)), None)
+        return None if value is None else _as(value, str(part.ty.dtype))
+
+    return rewritten(expression, swap)
+
+
+def _as(value: Any, dtype: str) -> Any:
+    if isinstance(value, int):
+        return tirx.IntImm(dtype, value)
+    return value if str(value.ty.dtype) == dtype else value.astype(dtype)
+
+
+def serial(statement: Any) -> Any:
+    """The statement with plain loops only, as one thread runs them."""
+    if isinstance(statement, tirx.For):
+        bounds = statement.loop_var, statement.min, statement.extent, tirx.ForKind.SERIAL
+        return tirx.For(*bounds, serial(statement.body), None, None, statement.step)
+    return _inside(statement, serial)
+
+
+def bound(statement: Any, threads: int) -> Any:
+    """The statement with outermost parallel loops dealt out to blocks of `threads`, and all else in one thread."""
+    if isinstance(statement, tirx.SeqStmt | s_tir.SBlockRealize):
+        return _inside(statement, lambda part: bound(part, threads))
+    if isinstance(statement, tirx.AllocBuffer | tirx.DeclBuffer):
+        return statement
+    parallel = isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL
+    if not parallel or not isinstance(statement.extent, tirx.IntImm):
+        return _launched(serial(statement), 1, 1)
+    extent, body = int(statement.extent), serial(statement.body)
+    width = min(threads, extent)
+    block, thread = tirx.Var("block", "int32"), tirx.Var("thread", "int32")
+    at = block * width + thread
+    if extent % width:
+        body = tirx.IfThenElse(at < extent, body, None)
+    value = at.astype(str(statement.loop_var.ty.dtype)) + statement.min
+    return _launched(
+        tirx.SeqStmt([tirx.Bind(statement.loop_var, value), body]), -(-extent // width), width, block, thread
+    )
+
+
+def _launched(body: Any, blocks: int, threads: int, block: Any = None, thread: Any = None) -> Any:
+    for name, extent, variable in (("threadIdx.x", threads, thread), ("blockIdx.x", blocks, block)):
+        variable = tirx.Var(name[0] + "x", "int32") if variable is None else variable
+        iterator = tirx.IterVar(None, variable, tirx.IterVar.ThreadIndex, name)
+        body = tirx.For(variable, 0, extent, tirx.ForKind.THREAD_BINDING, body, iterator)
+    return body
+
+
+def _inside(statement: Any, change: Callable[[Any], Any]) -> Any:
+    """The statement with its parts changed."""
+    if isinstance(statement, tirx.SeqStmt):
+        return tirx.SeqStmt([change(part) for part in statement])
+    if isinstance(statement, s_tir.SBlockRealize):
+        block = statement.block
+        parts = block.iter_vars, block.reads, block.writes, block.name_hint, change(block.body), block.init
+        whole = s_tir.SBlock(*parts, block.alloc_buffers, block.match_buffers, block.annotations)
+        return s_tir.SBlockRealize(statement.iter_values, statement.predicate, whole)
+    if isinstance(statement, tirx.For):
+        bounds = statement.loop_var, statement.min, statement.extent, statement.kind, change(statement.body)
+        return tirx.For(*bounds, statement.thread_binding, statement.annotations, statement.step)
+    if isinstance(statement, tirx.IfThenElse):
+        otherwise = None if statement.else_case is None else change(statement.else_case)
+        return tirx.IfThenElse(statement.condition, change(statement.then_case), otherwise)
+    if isinstance(statement, tirx.AttrStmt):
+        return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, change(statement.body))
+    return statement

@@ -1,0 +1,88 @@
+"""What every kernel without a rule of its own gets: a thread for an element, a block for a long sum."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import s_tir
+
+from graphopt.targets.gpu.devices import GpuMachine
+from graphopt.targets.gpu.expressions import bound
+from graphopt.targets.kernels.common import Block, blocks_of
+
+THREADS = 256
+
+SHORT = 64
+"""Steps of a sum that one thread does alone."""
+
+
+def schedule(sch: s_tir.Schedule, machine: GpuMachine) -> None:
+    """Inline elementwise blocks forward, then bind each block that is left on its own.
+
+    Raises:
+        ValueError: a block has loops that are not its iterators.
+    """
+    for block in blocks_of(sch)[:-1]:
+        if block.reduce:
+            continue
+        try:
+            sch.compute_inline(block.rv)
+        except s_tir.ScheduleError:  # an output, or an access it cannot follow
+            continue
+    for block in blocks_of(sch):
+        loops = sch.get_loops(block.rv)
+        if len(loops) != len(block.spatial) + len(block.reduce):
+            raise ValueError("its loops are written by hand")
+        kinds = [int(iterator.iter_type) for iterator in sch.get(block.rv).iter_vars]
+        if not loops:
+            loops = [sch.add_unit_loop(block.rv)]
+        elif kinds != sorted(kinds):
+            raise ValueError("a reduced axis stands before one that is kept")
+        elements = math.prod(block.spatial)
+        if block.reduce and not _alone(block, elements, machine):
+            _together(sch, block, loops, machine)
+            continue
+        _elements(sch, loops[: max(len(block.spatial), 1)] if block.spatial or not block.reduce else [], block, machine)
+
+
+def _alone(block: Block, elements: int, machine: GpuMachine) -> bool:
+    """Whether a thread sums by itself: a short sum, or enough of them to fill the device."""
+    steps = math.prod(block.reduce)
+    device = machine.device
+    return steps <= SHORT or elements >= device.multiprocessors * device.threads_per_multiprocessor
+
+
+def _elements(sch: s_tir.Schedule, spatial: list[Any], block: Block, machine: GpuMachine) -> None:
+    """Neighbouring threads take neighbouring elements."""
+    if not spatial:  # one sum over everything
+        spatial = [sch.add_unit_loop(sch.get_loops(block.rv)[0])]
+    whole = sch.fuse(*spatial)
+    threads = min(THREADS, machine.device.threads_per_block)
+    outer, inner = sch.split(whole, [None, min(threads, max(1, math.prod(block.spatial)))])
+    sch.bind(outer, "blockIdx.x")
+    sch.bind(inner, "threadIdx.x")
+    if block.reduce:
+        sch.decompose_reduction(block.rv, sch.get_loops(block.rv)[2])
+
+
+def _together(sch: s_tir.Schedule, block: Block, loops: list[Any], machine: GpuMachine) -> None:
+    """A block for each sum: its threads take turns, and add up what they have at the end."""
+    spatial, reduced = loops[: len(block.spatial)], loops[len(block.spatial) :]
+    if not spatial:
+        spatial = [sch.add_unit_loop(reduced[0])]
+    task, steps = sch.fuse(*spatial), sch.fuse(*reduced)
+    _, thread = sch.split(steps, [None, threads_for(math.prod(block.reduce), machine)])
+    sch.bind(task, "blockIdx.x")
+    sch.bind(thread, "threadIdx.x")
+
+
+def threads_for(steps: int, machine: GpuMachine) -> int:
+    """Threads of a block that share `steps`: a power of two, some four steps each."""
+    wanted = 1 << max(5, math.ceil(math.log2(max(steps / 4, 1))))
+    return min(wanted, THREADS, machine.device.threads_per_block)
+
+
+def by_hand(function: Any, machine: GpuMachine) -> Any:
+    """The function with threads for its parallel loops, as they were written; one thread does what stands outside."""
+    return function.with_body(bound(function.body, min(THREADS, machine.device.threads_per_block)))

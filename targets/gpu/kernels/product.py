@@ -1,0 +1,180 @@
+"""Matrix products and what is one in disguise: the definition, and its normal form for the writers of code.
+
+    y[out(b, m, n)] = epilogue(sum over k of left(b, m, k) * right(b, k, n))
+
+`left` and `right` are expressions, not tensors: a convolution's patches, a cast, a transpose or a mask are computed
+where the operands are read, and never stored. `epilogue` is whatever elementwise functions TVM fused behind the sum.
+The writers (`simt`) decide how blocks and threads share the work; they meet the product in this form alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import ir, s_tir, te, tirx
+
+from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
+from graphopt.targets.gpu.expressions import rewritten, substituted
+from graphopt.targets.kernels.common import RULE, Block, blocks_of, inline_after
+
+NAME = "gpu.product"
+_PARTS, _GROUPS = "graphopt.parts", "graphopt.groups"
+
+Operand = Callable[[Any, Any, Any], Any]
+"""(b, m, k) or (b, k, n) -> the element, as a TE expression."""
+
+
+def compute(
+    left: Operand,
+    right: Operand,
+    sizes: tuple[int, int, int, int],
+    shape: Sequence[int],
+    parts: tuple[int, int, int],
+    dtype: str,
+    groups: int = 1,
+    bias: Any = None,
+    accumulate: str | None = None,
+) -> Any:
+    """The product, written as `shape`.
+
+    Args:
+        sizes: extents of b, m, n, k.
+        shape: the output; its first `parts[0]` axes are the batch, the next `parts[1]` m, the last `parts[2]` n.
+        dtype: of the output; sums are kept in `accumulate`, by default the same.
+        groups: where more than 1, the m axis of `shape` holds `groups` times m, group-major, and b counts them too.
+        bias: [groups * m], added along m.
+    """
+    batch, m, n, k = sizes
+    kept = accumulate or dtype
+    r = te.reduce_axis((0, k), "k")
+
+    def element(b: Any, y: Any, x: Any) -> Any:
+        return te.sum(left(b, y, r).astype(kept) * right(b, r, x).astype(kept), axis=[r])
+
+    sums = te.compute((batch, m, n), element, name="product", attrs={RULE: NAME, _PARTS: list(parts), _GROUPS: groups})
+
+    def finish(*index: Any) -> Any:
+        b, y, x = _flatten(index, shape, parts)
+        channel = y
+        if groups > 1:
+            b, y = b * groups + tirx.floordiv(y, m), tirx.floormod(y, m)
+        value = sums[b, y, x]
+        return (value if bias is None else value + bias[channel].astype(kept)).astype(dtype)
+
+    return te.compute(tuple(shape), finish, name="finish")
+
+
+def _flatten(index: Sequence[Any], shape: Sequence[int], parts: Sequence[int]) -> list[Any]:
+    axes, start = [], 0
+    for length in parts:
+        flat: Any = 0
+        for axis in range(start, start + length):
+            flat = flat * shape[axis] + index[axis]
+        axes.append(flat)
+        start += length
+    return axes
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The normal form. `left`, `right` and `store` take index expressions.
+
+    `store(b, m, n, total)` gives what the finished sum becomes: (buffer, value, indices).
+    `batch`, `m`, `n`, `k` are extents; `dtype` is that of the sums, `index` of the indices in `function`.
+    """
+
+    function: Any
+    batch: int
+    m: int
+    n: int
+    k: int
+    dtype: str
+    index: str
+    left: Operand
+    right: Operand
+    store: Callable[[Any, Any, Any, Any], tuple[Any, Any, list[Any]]]
+
+    def replaced(self, body: Any, resident: int) -> Any:
+        """The function with another body, which computes the same and has all its barriers."""
+        return self.function.with_body(body).with_attr(SYNCHRONIZED, 1).with_attr(RESIDENT, resident)
+
+
+def read(sch: s_tir.Schedule, anchor: Block) -> Product:
+    """The normal form of a function whose one product is `anchor`.
+
+    Raises:
+        ValueError: something in the function is neither computed for one operand element nor for one result.
+    """
+    names = [block.name for block in blocks_of(sch)]
+    for name in names[: names.index(anchor.name)]:
+        sch.compute_inline(sch.get_sblock(name))
+    inline_after(sch, anchor)
+    found = blocks_of(sch)
+    if len(found) != 2 or found[0].name != anchor.name or found[1].reduce:
+        raise ValueError("its epilogue is not elementwise")
+    block, last = sch.get(found[0].rv), sch.get(found[1].rv)
+    sums = block.writes[0].source
+    value = block.body.value  # sums[...] + left * right
+    if not isinstance(value, tirx.Add) or not isinstance(value.b, tirx.Mul):
+        raise ValueError("it is no sum of products")
+    b, m, n, k = (iterator.var for iterator in block.iter_vars)
+    left, right = value.b.a, value.b.b
+    shape = [int(iterator.dom.extent) for iterator in last.iter_vars]
+    parts = [int(each) for each in block.annotations[_PARTS]]
+    groups = int(block.annotations[_GROUPS])
+    batch, rows, columns = anchor.spatial
+    store = last.body
+
+    def finish(at: Any, row: Any, column: Any, total: Any) -> tuple[Any, Any, list[Any]]:
+        if groups > 1:
+            at, row = tirx.floordiv(at, groups), tirx.floormod(at, groups) * rows + row
+        index = _unflatten((at, row, column), shape, parts)
+        variables = [iterator.var for iterator in last.iter_vars]
+
+        def swap(node: Any) -> Any:
+            return total if isinstance(node, ir.TensorLoad) and node.source.same_as(sums) else None
+
+        values = dict(zip(variables, index, strict=True))
+        at_index = [substituted(each, values) for each in store.indices]
+        return store.buffer, _with(store.value, values, swap), at_index
+
+    return Product(
+        sch.mod["main"],
+        batch,
+        rows,
+        columns,
+        anchor.reduce[0],
+        str(sums.dtype),
+        str(m.ty.dtype),
+        lambda at, row, depth: substituted(left, {b: at, m: row, k: depth}),
+        lambda at, depth, column: substituted(right, {b: at, n: column, k: depth}),
+        finish,
+    )
+
+
+def _with(value: Any, variables: dict[Any, Any], swap: Callable[[Any], Any]) -> Any:
+    """`value` with both replaced; what is swapped in is left as it is."""
+    return rewritten(
+        value,
+        lambda part: found if (found := swap(part)) is not None else _variable(part, variables),
+    )
+
+
+def _variable(part: Any, variables: dict[Any, Any]) -> Any:
+    return substituted(part, variables) if isinstance(part, tirx.Var) else None
+
+
+def _unflatten(flat: Sequence[Any], shape: Sequence[int], parts: Sequence[int]) -> list[Any]:
+    index: list[Any] = []
+    start = 0
+    for value, length in zip(flat, parts, strict=True):
+        inner: list[Any] = []
+        for axis in reversed(range(start, start + length)):
+            first = axis == start
+            inner.insert(0, value if first else tirx.floormod(value, shape[axis]))
+            value = value if first else tirx.floordiv(value, shape[axis])
+        index += inner
+        start += length
+    return index

@@ -1,0 +1,365 @@
+"""Products on the ordinary units: a block's tile of both operands in shared memory, a thread's tile in registers.
+
+While a block multiplies one slice of k, the next one is already on its way from memory into registers; it goes into the
+other half of the shared memory afterwards, so that one barrier a slice is enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import ir, sym, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.program import ITEM_BYTES
+from graphopt.targets.gpu.devices import GpuMachine
+from graphopt.targets.gpu.kernels.product import Product
+from graphopt.targets.kernels.common import const
+
+VECTOR = 4
+"""Elements of a load from shared memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A block computes m x n results in slices of k; a thread rows x columns of them. Written "128x128x8/8x8".
+
+    With `split` more than 1, that many blocks share the slices of one tile, and a second kernel adds up ("...*4").
+    """
+
+    m: int
+    n: int
+    k: int
+    rows: int
+    columns: int
+    split: int = 1
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return self.m // self.rows * (self.n // self.columns)
+
+    @property
+    def resident(self) -> int:
+        """Blocks that share 65536 registers: sums, two rounds of operands, and some 48 for addresses."""
+        registers = self.rows * self.columns + 2 * (self.rows + self.columns) + 48
+        return max(1, 65536 // (self.threads * registers))
+
+    def __str__(self) -> str:
+        split = f"*{self.split}" if self.split > 1 else ""
+        return f"{self.m}x{self.n}x{self.k}/{self.rows}x{self.columns}{split}"
+
+
+TILES = (
+    Tile(128, 128, 8, 8, 8),
+    Tile(128, 64, 8, 8, 4),
+    Tile(64, 128, 8, 4, 8),
+    Tile(64, 64, 8, 4, 4),
+    Tile(64, 32, 8, 4, 4),
+    Tile(32, 64, 8, 4, 4),
+    Tile(32, 32, 8, 4, 4),
+    Tile(16, 64, 8, 4, 4),
+    Tile(16, 128, 8, 4, 4),
+    Tile(8, 128, 8, 2, 4),
+    Tile(4, 128, 8, 1, 4),
+)
+
+
+SPLITS = (1, 2, 4, 8, 16, 32)
+
+CLOCK = 1.5e9
+"""Cycles a second, about."""
+
+
+def tiles(product: Product, machine: GpuMachine) -> list[Tile]:
+    """The tiles that fit the device, the best by estimate first."""
+    device = machine.device
+    fitting = [
+        replace(tile, split=split)
+        for tile in TILES
+        for split in SPLITS
+        if tile.threads <= device.threads_per_block
+        and 2 * ITEM_BYTES[product.dtype] * tile.k * (tile.m + tile.n + 2 * VECTOR) <= device.shared_per_block
+        and (split == 1 or split * tile.k * 4 <= product.k)
+    ]
+    return sorted(fitting, key=lambda tile: seconds(product, tile, machine))
+
+
+def seconds(product: Product, tile: Tile, machine: GpuMachine) -> float:
+    """An estimate: rounds of blocks, each bound by arithmetic, by the second-level cache, or by waiting for it."""
+    device = machine.device
+    blocks = product.batch * math.ceil(product.m / tile.m) * math.ceil(product.n / tile.n) * tile.split
+    together = min(math.ceil(blocks / device.multiprocessors), tile.resident)  # blocks that hide each other's waiting
+    rounds = math.ceil(blocks / (device.multiprocessors * together))
+    # 128 multiply-adds a cycle, 32 words from shared memory, 32 bytes from the second-level cache, 600 cycles away.
+    arithmetic = together * tile.k * tile.threads * tile.rows * tile.columns / 128
+    shared = together * tile.k * tile.threads * (tile.rows + tile.columns) / (32 * VECTOR) * 2
+    fetched = together * tile.k * (tile.m + tile.n) * 4 / 32
+    terms = (max(arithmetic, shared), fetched, 600.0)
+    slices = math.ceil(math.ceil(product.k / tile.k) / tile.split)
+    cycles = rounds * (slices + 2) * (max(terms) + sum(terms) / 8)
+    results = product.batch * product.m * product.n
+    again = 0.0 if tile.split == 1 else 4e-6 + (tile.split + 1) * results * 4 / device.bandwidth
+    return cycles / CLOCK + again
+
+
+def write(product: Product, tile: Tile) -> Any:
+    """The function of `product` with that body."""
+    return _Writer(product, tile).whole()
+
+
+class _Writer:
+    def __init__(self, product: Product, tile: Tile) -> None:
+        self.product, self.tile = product, tile
+        self.left = _Side(self, product.left, True)
+        self.right = _Side(self, product.right, False)
+
+    def whole(self) -> Any:
+        """The function."""
+        p, t = self.product, self.tile
+        with IRBuilder() as builder:
+            with T.prim_func(s_tir=True):
+                T.func_name("main")
+                if t.split == 1:
+                    self._tiles(p.store)
+                else:
+                    results = p.batch * p.m * p.n
+                    parts = T.alloc_buffer((t.split, results), p.dtype, scope="global")
+                    self._tiles(lambda b, m, n, total: (parts, total, [self.part, (b * p.m + m) * p.n + n]))
+                    self._add_up(parts, results)
+            return p.replaced(builder.get().body, t.resident)
+
+    def _tiles(self, store: Callable[..., tuple[Any, Any, list[Any]]]) -> None:
+        """The kernel whose blocks compute tiles."""
+        p, t = self.product, self.tile
+        with (
+            T.launch_thread("blockIdx.x", math.ceil(p.n / t.n)) as bx,
+            T.launch_thread("blockIdx.y", math.ceil(p.m / t.m)) as by,
+            T.launch_thread("blockIdx.z", p.batch * t.split) as bz,
+            T.launch_thread("threadIdx.x", t.threads) as thread,
+        ):
+            self.batch: Any = bz if t.split == 1 else bz // t.split
+            self.part: Any = 0 if t.split == 1 else bz % t.split
+            self.row, self.column, self.thread = by * t.m, bx * t.n, thread
+            across = t.n // t.columns
+            self.own_row, self.own_column = thread // across, thread % across
+            self._body(store)
+
+    def _add_up(self, parts: Any, results: int) -> None:
+        """The kernel that adds what blocks found for parts of k."""
+        p = self.product
+        with (
+            T.launch_thread("blockIdx.x", math.ceil(results / self.tile.threads)) as block,
+            T.launch_thread("threadIdx.x", self.tile.threads) as thread,
+        ):
+            at = block * self.tile.threads + thread
+            total = T.alloc_buffer((1,), p.dtype, scope="local")
+            with _guard([(at, results, self.tile.threads)]):
+                T.buffer_store(total, const(0, p.dtype), [0])
+                with T.serial(0, self.tile.split) as part:
+                    T.buffer_store(total, total[0] + parts[part, at], [0])
+                T.buffer_store(*p.store(at // (p.m * p.n), at // p.n % p.m, at % p.n, total[0]))
+
+    def _body(self, store: Callable[..., tuple[Any, Any, list[Any]]]) -> None:
+        p, t = self.product, self.tile
+        sums = T.alloc_buffer((t.rows * t.columns,), p.dtype, scope="local")
+        with T.unroll(0, t.rows * t.columns) as i:
+            T.buffer_store(sums, const(0, p.dtype), [i])
+        for side in (self.left, self.right):
+            side.allocate()
+        slices = math.ceil(math.ceil(p.k / t.k) / t.split)
+        first = self.part * slices
+        for side in (self.left, self.right):
+            side.fetch(first)
+            side.put(0)
+        T.evaluate(T.tvm_storage_sync("shared"))
+        if slices > 1:
+            with T.serial(0, slices - 1) as part:
+                for side in (self.left, self.right):
+                    side.fetch(first + part + 1)
+                self._multiply(sums, part % 2)
+                for side in (self.left, self.right):
+                    side.put((part + 1) % 2)
+                T.evaluate(T.tvm_storage_sync("shared"))
+        self._multiply(sums, (slices - 1) % 2)
+        self._store(sums, store)
+
+    def _multiply(self, sums: Any, half: Any) -> None:
+        """One slice of k: operands of a step into registers, then all their products."""
+        t = self.tile
+        with T.unroll(0, t.k) as depth:
+            a = self.left.registers(half, depth, self.own_row, t.rows)
+            b = self.right.registers(half, depth, self.own_column, t.columns)
+            with T.unroll(0, t.rows) as i, T.unroll(0, t.columns) as j:
+                T.buffer_store(sums, sums[i * t.columns + j] + a[i] * b[j], [i * t.columns + j])
+
+    def _store(self, sums: Any, store: Callable[..., tuple[Any, Any, list[Any]]]) -> None:
+        p, t = self.product, self.tile
+        with T.unroll(0, t.rows) as i, T.unroll(0, t.columns) as j:
+            row = self.row + _place(i, self.own_row, t.m // t.rows, t.rows)
+            column = self.column + _place(j, self.own_column, t.n // t.columns, t.columns)
+            with _guard([(row, p.m, t.m), (column, p.n, t.n)]):
+                T.buffer_store(*store(self.batch, row, column, sums[i * t.columns + j]))
+
+
+class _Side:
+    """One operand: its slice in shared memory [2, k, extent], and how threads fetch it."""
+
+    def __init__(self, writer: _Writer, operand: Callable[[Any, Any, Any], Any], left: bool) -> None:
+        p, t = writer.product, writer.tile
+        self.writer, self.operand, self.is_left = writer, operand, left
+        self.symbols = [tirx.Var(name, p.index) for name in ("batch", "outer", "quads")]
+        self.extent, self.size, self.threads = (t.m, p.m, t.threads) if left else (t.n, p.n, t.threads)
+        self.along_depth, self.vector = self._access()
+        self.inner = t.k if self.along_depth else self.extent
+        self.total = t.k * self.extent // self.vector
+        self.turns = math.ceil(self.total / self.threads)
+        self.stride = self.extent + (VECTOR if self.along_depth else 0)  # a transposing store then spreads over banks
+
+    def element(self, batch: Any, place: Any, depth: Any) -> Any:
+        """The operand at a row (column) and a depth."""
+        return self.operand(batch, place, depth) if self.is_left else self.operand(batch, depth, place)
+
+    def _access(self) -> tuple[bool, int]:
+        """Whether neighbours along k lie together in memory, and how many elements one load may take."""
+        for along_depth in (False, True):
+            extent = self.writer.tile.k if along_depth else self.extent
+            if extent % VECTOR == 0 and self._contiguous(along_depth):
+                return along_depth, VECTOR
+        return not self._neighbours(False) and self._neighbours(True), 1
+
+    def _load(self, along_depth: bool, lane: int) -> Any:
+        """The flat index in memory of an element, where it is a plain load; else None."""
+        batch, outer, quads = self.symbols
+        moving = quads * VECTOR + lane
+        value = self.element(batch, outer, moving) if along_depth else self.element(batch, moving, outer)
+        while isinstance(value, tirx.Cast):
+            value = value.value
+        if not isinstance(value, ir.TensorLoad):
+            return None
+        flat: Any = tirx.IntImm(self.writer.product.index, 0)
+        for at, extent in zip(value.indices, value.source.shape, strict=True):
+            flat = flat * extent + at
+        return flat
+
+    def _contiguous(self, along_depth: bool) -> bool:
+        """Whether `VECTOR` neighbours can be one aligned load: their indices follow, and the first is a multiple."""
+        limit = self.writer.product.k if along_depth else self.size
+        first, following = (self._load(along_depth, lane) for lane in (0, 1))
+        if first is None or limit % VECTOR:
+            return False
+        analyzer = sym.Analyzer()
+        step = analyzer.simplify(following - first)
+        known = analyzer.modular_set(analyzer.simplify(first))
+        return _is_one(step) and known.coeff % VECTOR == 0 and known.base % VECTOR == 0
+
+    def _neighbours(self, along_depth: bool) -> bool:
+        first, following = (self._load(along_depth, lane) for lane in (0, 1))
+        return first is not None and _is_one(sym.Analyzer().simplify(following - first))
+
+    def allocate(self) -> None:
+        """Shared memory, and the registers on the way there."""
+        t, dtype = self.writer.tile, self.writer.product.dtype
+        self.shared = T.alloc_buffer((2 * t.k * self.stride,), dtype, scope="shared")  # flat: TVM drops padding of rows
+        self.waiting = T.alloc_buffer((self.turns * self.vector,), dtype, scope="local")
+
+    def _each(self) -> Iterator[tuple[Any, Any, Any]]:
+        """For each turn of a thread: its number, and the first place and depth that the thread fetches."""
+        for turn in range(self.turns):
+            item = self.writer.thread + turn * self.threads
+            inner = item % (self.inner // self.vector) * self.vector
+            outer = item // (self.inner // self.vector)
+            yield turn, *((outer, inner) if self.along_depth else (inner, outer))
+
+    def fetch(self, part: Any) -> None:
+        """This thread's elements of slice `part` into registers."""
+        w = self.writer
+        start = w.row if self.is_left else w.column
+        for turn, place, depth in self._each():
+            with _when(self._idle(turn)), T.vectorized(0, self.vector) as lane:
+                at = start + place + (0 if self.along_depth else lane)
+                k = part * w.tile.k + depth + (lane if self.along_depth else 0)
+                value = self.element(w.batch, at, k)
+                guards = [(at, self.size, self.extent), (k, w.product.k, w.tile.k * w.tile.split)]
+                conditions = [index < size for index, size, tile in guards if size % tile]
+                if conditions:
+                    value = tirx.if_then_else(tirx.all(*conditions), value, const(0, w.product.dtype))
+                T.buffer_store(self.waiting, value, [turn * self.vector + lane])
+
+    def put(self, half: Any) -> None:
+        """The fetched elements into that half of the shared memory."""
+        for turn, place, depth in self._each():
+            with _when(self._idle(turn)):
+                if self.along_depth:
+                    for lane in range(self.vector):
+                        value = self.waiting[turn * self.vector + lane]
+                        T.buffer_store(self.shared, value, [self._at(half, depth + lane, place)])
+                else:
+                    with T.vectorized(0, self.vector) as lane:
+                        value = self.waiting[turn * self.vector + lane]
+                        T.buffer_store(self.shared, value, [self._at(half, depth, place + lane)])
+
+    def _at(self, half: Any, depth: Any, place: Any) -> Any:
+        return (half * self.writer.tile.k + depth) * self.stride + place
+
+    def _idle(self, turn: int) -> Any:
+        """The condition of a turn that not all threads have work in; None if all have."""
+        if (turn + 1) * self.threads <= self.total:
+            return None
+        return self.writer.thread + turn * self.threads < self.total
+
+    def registers(self, half: Any, depth: Any, own: Any, count: int) -> Any:
+        """A thread's `count` elements of one depth."""
+        found = T.alloc_buffer((count,), self.writer.product.dtype, scope="local")
+        width = math.gcd(count, VECTOR)
+        groups = self.extent // count
+        for start in range(0, count, width):
+            first = _place(start, own, groups, count)
+            with T.vectorized(0, width) as lane:
+                T.buffer_store(found, self.shared[self._at(half, depth, first + lane)], [start + lane])
+        return found
+
+
+def _place(i: Any, own: Any, groups: int, count: int) -> Any:
+    """Where element `i` of a thread's `count` lies in the tile: vectors of neighbouring threads are neighbours."""
+    width = math.gcd(count, VECTOR)
+    if isinstance(i, int):
+        return i // width * (groups * width) + own * width + i % width
+    return tirx.floordiv(i, width) * (groups * width) + own * width + tirx.floormod(i, width)
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, tirx.IntImm) and int(value) == 1
+
+
+class _guard:
+    """Statements for places that exist: (index, size, tile) whose tile does not divide the size are checked."""
+
+    def __init__(self, guards: list[tuple[Any, int, int]]) -> None:
+        conditions = [index < size for index, size, tile in guards if size % tile]
+        self.inner = _when(tirx.all(*conditions) if conditions else None)
+
+    def __enter__(self) -> None:
+        self.inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.inner.__exit__(*error)
+
+
+class _when:
+    """Statements under a condition, or under none."""
+
+    def __init__(self, condition: Any) -> None:
+        self.frames = [] if condition is None else [T.If(condition), T.Then()]
+
+    def __enter__(self) -> None:
+        for frame in self.frames:
+            frame.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for frame in reversed(self.frames):
+            frame.__exit__(*error)

@@ -1,0 +1,72 @@
+"""Gives every PrimFunc blocks and threads: the rule that its compute definition names, or the generic one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import s_tir, tirx
+
+from graphopt.targets.gpu.code import SYNCHRONIZED
+from graphopt.targets.gpu.devices import GpuMachine
+from graphopt.targets.gpu.kernels import generic, product, rows, simt
+from graphopt.targets.kernels import rowwise
+from graphopt.targets.kernels.common import Block, blocks_of
+from graphopt.work import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A PrimFunc with every loop in a kernel, how it computes, and a sentence if its rule did not fit it."""
+
+    function: Any
+    plan: Plan
+    note: str = ""
+
+
+def _product(sch: s_tir.Schedule, anchor: Block, machine: GpuMachine) -> Scheduled:
+    found = product.read(sch, anchor)
+    tile = simt.tiles(found, machine)[0]
+    return Scheduled(simt.write(found, tile), Plan("product", str(tile), simt.seconds(found, tile, machine)))
+
+
+def _rows(sch: s_tir.Schedule, anchor: Block, machine: GpuMachine) -> Scheduled:
+    rows.schedule(sch, anchor, machine)
+    return Scheduled(sch.mod["main"], Plan("rows"))
+
+
+RULES = {product.NAME: _product, rowwise.NAME: _rows}
+
+
+def apply(function: Any, machine: GpuMachine) -> Scheduled:
+    """Give a PrimFunc blocks and threads; its signature stays."""
+    note = ""
+    function = _without_offsets(function)
+    if SYNCHRONIZED in function.attrs:  # a writer of kernels made it, as it is to run
+        return Scheduled(function, Plan("written"))
+    try:
+        sch = s_tir.Schedule(function)
+        anchor = next((block for block in blocks_of(sch) if block.rule in RULES), None)
+    except s_tir.ScheduleError:  # TVM wrote its loops by hand
+        anchor = None
+    if anchor is not None:
+        try:
+            return RULES[anchor.rule](sch, anchor, machine)
+        except (s_tir.ScheduleError, ValueError, TypeError) as error:
+            reason = (str(error).strip().splitlines() or [""])[-1][:120]
+            note = f"the schedule rule {anchor.rule} does not fit its shape ({reason})"
+    try:
+        sch = s_tir.Schedule(function)
+        generic.schedule(sch, machine)
+        return Scheduled(sch.mod["main"], Plan("elements"), note)
+    except (s_tir.ScheduleError, ValueError):
+        return Scheduled(generic.by_hand(function, machine), Plan("loops"), note)
+
+
+def _without_offsets(function: Any) -> Any:
+    """The function with tensors that start where their memory does: TVM lets some start anywhere."""
+    for parameter in function.params:
+        if not isinstance(parameter.elem_offset, tirx.IntImm):
+            plain = tirx.decl_buffer(parameter.shape, parameter.dtype, parameter.name)
+            function = function.specialize({parameter: plain})
+    return function

@@ -1,0 +1,209 @@
+"""The GPU targets: kernels for CUDA, compiled for one architecture, or for OpenCL, compiled by the device's driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt import weights
+from graphopt.costs import Machine
+from graphopt.errors import GraphoptError
+from graphopt.program import Place, Value
+from graphopt.runtime import cpu as host_cpu
+from graphopt.runtime import library
+from graphopt.targets import build, lowering, machine, native, relax_import, sources
+from graphopt.targets.base import Lowered
+from graphopt.targets.definitions import Definitions, signature
+from graphopt.targets.gpu import code, devices, nvrtc, schedule
+from graphopt.targets.gpu.converters import OWN
+from graphopt.targets.identity import Identity
+from graphopt.work import Timing, Work
+
+
+class GpuTarget:
+    """Code for one device, or for the architecture that it stands for."""
+
+    extension = "kernels"
+
+    def __init__(self, name: str, device: devices.Device) -> None:
+        """Args: name: of the target, "cuda" or "opencl"."""
+        self.name, self.device = name, device
+        self.gpu = devices.GpuMachine(device)
+        self._host = build.Builder(machine.detect())
+        self._answers: dict[str, str | None] = {}
+        self._definitions = Definitions()
+        self._kernels: dict[str, tuple[code.DeviceCode, schedule.Scheduled]] = {}
+
+    @property
+    def machine(self) -> Machine:
+        """What partitioning and estimates see of the device."""
+        return Machine(
+            self.device.warp, self.device.multiprocessors, self.device.rates["float32"], self.device.bandwidth
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest's `target`."""
+        if not self.device.cuda:
+            return {"name": self.name}
+        return {"name": self.name, "gpu": self.device.arch, "device": self.device.name}
+
+    def supports(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
+        """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
+        key = signature(node)
+        if key not in self._answers:
+            self._answers[key] = self._lacking(node) or native.obstacle(node, opsets, self.gpu, self._definitions, OWN)
+        return self._answers[key]
+
+    def _lacking(self, node: ir.Node) -> str | None:
+        """Why the device cannot hold what `node` reads or writes."""
+        if self.device.cuda:
+            return None
+        kinds = {str(value.dtype) for value in (*node.inputs, *node.outputs) if value is not None}
+        half = next((kind.lower() for kind in ("FLOAT16", "BFLOAT16") if kind in kinds), None)
+        return None if half is None else f"OpenCL devices need not know {half}"
+
+    def defect(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
+        """Lower the node alone and generate its code."""
+        try:
+            lowered = self.lower([node], *native.ends(node), opsets, "probe_")
+            self.library(lowered.functions)
+        except RuntimeError as error:
+            return f"TVM cannot generate code for {node.op_type}: {native.first_line(error)}"
+        return None
+
+    def lower(
+        self,
+        nodes: Sequence[ir.Node],
+        inputs: Sequence[ir.Value],
+        outputs: Sequence[ir.Value],
+        opsets: Mapping[str, int],
+        prefix: str,
+    ) -> Lowered:
+        """Import, fuse, run on the host what depends on constants only, and generate code for the rest."""
+        imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.gpu, self._definitions, OWN)
+        lowered = lowering.lower(imported, _Unscheduled(), prefix)
+        lowering.evaluate_constants(lowered, _OnHost(self._host))
+        for symbol, identity in lowered.functions.items():
+            lowered.functions[symbol], scheduled = self._kernel(identity)
+            lowered.plans[symbol] = scheduled.plan
+            if scheduled.note:
+                lowered.notes.append(f"kernel {symbol}: {scheduled.note}")
+        self._launch(lowered, prefix)
+        return lowered
+
+    def _kernel(self, identity: Identity) -> tuple[code.DeviceCode, schedule.Scheduled]:
+        if identity.symbol not in self._kernels:
+            scheduled = schedule.apply(identity.function(), self.gpu)
+            made = code.generate(identity.symbol, scheduled.function, self.device)
+            self._kernels[identity.symbol] = made, scheduled
+        return self._kernels[identity.symbol]
+
+    def _launch(self, lowered: Lowered, prefix: str) -> None:
+        """Give every call its launches, and values of its own for what passes between them."""
+        calls = []
+        for number, call in enumerate(lowered.calls):
+            made: code.DeviceCode = lowered.functions[call.symbol]
+            scratch = tuple(f"{prefix}scratch{number}_{i}" for i in range(len(made.scratch)))
+            for name, (dtype, shape) in zip(scratch, made.scratch, strict=True):
+                lowered.values[name] = Value(name, dtype, shape, Place.ARENA)
+            calls.append(replace(call, scratch=scratch, launches=made.launches))
+        lowered.calls = calls
+
+    def library(self, functions: Mapping[str, Any]) -> bytes:
+        """The kernels by symbol, as a safetensors file of bytes: machine code for CUDA, source for OpenCL."""
+        images = self.images(functions)
+        return weights.weights_bytes({symbol: np.frombuffer(image, np.uint8) for symbol, image in images.items()})
+
+    def images(self, functions: Mapping[str, code.DeviceCode]) -> dict[str, bytes]:
+        """What a device loads, for each function."""
+        if not self.device.cuda:
+            return {symbol: each.source.encode() for symbol, each in functions.items()}
+        with ThreadPoolExecutor(host_cpu.available_cpus()) as pool:
+            compiled = pool.map(lambda each: self.compiled(each).image, functions.values())
+            return dict(zip(functions, compiled, strict=True))
+
+    def compiled(self, made: code.DeviceCode) -> nvrtc.Compiled:
+        """Machine code with as many blocks on a multiprocessor as can be had without spilling registers."""
+        for resident in range(made.resident, 0, -1):
+            found = nvrtc.compile_cuda(made.bounded(resident), self.device.arch)
+            if not any(each.spilled for each in found.resources.values()):
+                break
+        return found
+
+    def tiles(self, work: Work) -> tuple[str, ...]:
+        """None yet: schedules choose by estimates."""
+        return ()
+
+    def wide_tiles(self, work: Work) -> tuple[str, ...]:
+        """None yet."""
+        return ()
+
+    def measure(
+        self, groups: Sequence[Sequence[tuple[Work, str]]], progress: Callable[[str], None] | None = None
+    ) -> list[list[Timing | None]]:
+        """Nothing can be measured.
+
+        Raises:
+            GraphoptError: always.
+        """
+        raise GraphoptError("kernels for GPUs are not measured; compile with --costs roofline")
+
+    def cannot_measure(self) -> str | None:
+        """Algorithms for GPUs are chosen by estimates."""
+        return "kernels for GPUs are not measured"
+
+    def cost_facts(self) -> dict[str, str]:
+        """Device, code generator, and the sources of the kernels."""
+        return {"gpu": self.device.name, "tvm": library.version(), "kernels": sources.digest()}
+
+
+class CudaTarget(GpuTarget):
+    """NVIDIA GPUs."""
+
+    def __init__(
+        self, level: str | None = None, threads: int | None = None, cache: bool = False, ahead: bool = False
+    ) -> None:
+        """Args: level: a name in `devices.DEVICES` or an architecture such as "sm_80".
+
+        Raises:
+            GraphoptError: there is no such device.
+        """
+        super().__init__("cuda", devices.find(level))
+
+
+class OpenClTarget(GpuTarget):
+    """Devices of any make."""
+
+    def __init__(
+        self, level: str | None = None, threads: int | None = None, cache: bool = False, ahead: bool = False
+    ) -> None:
+        """Args: level: must be None, because the driver compiles.
+
+        Raises:
+            GraphoptError: it is not.
+        """
+        if level is not None:
+            raise GraphoptError(f"--level {level} does not go with --target opencl, whose driver compiles for itself")
+        super().__init__("opencl", devices.OPENCL)
+
+
+class _Unscheduled:
+    """What `lowering.lower` asks of a builder: leaves every kernel as it is."""
+
+    def code(self, identity: Identity) -> tuple[Any, str]:
+        return identity, ""
+
+
+class _OnHost:
+    """What `lowering.evaluate_constants` asks of a builder: kernels that run while compiling, on the CPU."""
+
+    def __init__(self, builder: build.Builder) -> None:
+        self._builder = builder
+
+    def load(self, functions: Mapping[str, Any]) -> Mapping[str, Callable[..., Any]]:
+        return self._builder.load({symbol: self._builder.code(each)[0] for symbol, each in functions.items()})

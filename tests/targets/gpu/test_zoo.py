@@ -1,0 +1,55 @@
+"""Every model of the zoo becomes machine code for two architectures, without a GPU: what the assembler says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from graphopt import models
+from graphopt.compiler import rewrite
+from graphopt.expand import expand_functions
+from graphopt.program import KernelCall
+from graphopt.targets.gpu import code, devices, nvrtc, target
+from graphopt.work import Plan
+
+NAMES = [name for name in models.names() if models.describe(name).source in ("built", "trained", "onnx")]
+RECURRENT = ("LSTM has no kernel for GPUs",)
+
+
+def lowered(name: str) -> tuple[list[KernelCall], dict[str, code.DeviceCode], dict[str, Plan], list[str]]:
+    """Calls, functions, plans and refusals of a model whose nodes are all one segment, or those that are native."""
+    made = rewrite(f"zoo:{name}", target="cuda", costs="roofline")
+    backend: Any = made.backend
+    expand_functions(made.model, backend.supports)
+    opsets = made.model.opset_imports
+    refused = [reason for node in made.model.graph if (reason := backend.supports(node, opsets)) is not None]
+    if refused:
+        return [], {}, {}, refused
+    graph = made.model.graph
+    found = backend.lower(list(graph), list(graph.inputs), list(graph.outputs), opsets, "s_")
+    assert not found.notes
+    return found.calls, found.functions, found.plans, refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_machine_code(name: str, record_property: Any) -> None:
+    calls, functions, plans, refused = lowered(name)
+    assert set(refused) <= set(RECURRENT)
+    assert bool(calls) != bool(refused)
+    for device in (devices.DEVICES["a100"], devices.DEVICES["h100"]):
+        backend = target.GpuTarget("cuda", device)
+        least = 1.0
+        for symbol, made in functions.items():
+            found: nvrtc.Compiled = backend.compiled(made)
+            for launch in made.launches:
+                used = found.resources[launch.entry]
+                threads = launch.block[0] * launch.block[1] * launch.block[2]
+                assert used.shared + launch.shared <= device.shared_per_block, launch.entry
+                assert used.blocks(threads, launch.shared, device) >= 1, launch.entry
+                if plans[symbol].algorithm == "product":
+                    assert used.spilled == 0, f"{launch.entry} of {plans[symbol].tile} spills {used.spilled} bytes"
+                    least = min(least, used.occupancy(threads, launch.shared, device))
+        record_property(f"least occupancy of a product on {device.name}", round(least, 3))
+        assert least >= 0.06
