@@ -1,0 +1,370 @@
+"""Scaled dot-product attention as one kernel: the scores of a block's queries never leave it.
+
+    y[s, :] = sum over t of softmax(scale * q[s, :] . k[t, :] + mask[s, t]) * v[t, :]
+
+A block keeps its query rows and goes through the keys tile by tile: products with the keys, exponentials relative to
+the largest score so far, products with the values; where the maximum grows, what was summed shrinks by e^(old - new)
+(M. Milakov and N. Gimelshein, 2018, arXiv:1805.02867; T. Dao et al., 2022, arXiv:2205.14135). With few rows and many
+keys, several blocks share the keys of a row, and a second kernel puts together what they found.
+
+Keys and values come in slices through two halves of shared memory: while one is multiplied, the next is on its way.
+All tiles lie in shared memory as in memory, rows padded to an odd number of vectors: neighbouring threads, which read
+the same columns of neighbouring rows, then meet no bank twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
+from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.kernels.attention_tiles import STATIC, VECTOR, Shape, Tile, stride
+from graphopt.targets.gpu.kernels.slices import Slice, when
+from graphopt.targets.kernels.common import const, dims, round_up
+
+ADDERS = 64
+"""Threads of a block that puts parts together."""
+
+
+def attributes(shape: Shape, tile: Tile, device: Device) -> dict[str, int]:
+    """What the function that holds `compute` must be marked with: its barriers are complete, its blocks are wide."""
+    return {SYNCHRONIZED: 1, RESIDENT: tile.resident(shape, device)}
+
+
+def compute(q: Any, k: Any, v: Any, mask: Any, scale: float, shape: Shape, tile: Tile) -> Any:
+    """The attention of q[B, H, S, D], k[B, H, T, D], v[B, H, T, E] as one TE tensor [B, H, S, E].
+
+    A row of which every score is -inf is NaN, as a softmax of it is. The function needs `attributes`.
+
+    Args:
+        mask: added to the scores, broadcasts against [B, H, S, T]; or None.
+    """
+
+    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+        return _Writer(ins[0], ins[1], ins[2], None if mask is None else ins[3], outs[0], scale, shape, tile).whole()
+
+    inputs = [q, k, v] if mask is None else [q, k, v, mask]
+    return te.extern([(*dims(q)[:3], shape.width)], inputs, body, dtype=[str(q.dtype)], name="attention")
+
+
+class _Writer:
+    """Writes the kernels; buffers hold elements of `kept`, flat, because TVM drops the padding of rows."""
+
+    def __init__(self, q: Any, k: Any, v: Any, mask: Any, y: Any, scale: float, shape: Shape, tile: Tile) -> None:
+        self.q, self.k, self.v, self.mask, self.y = q, k, v, mask, y
+        self.scale, self.shape, self.tile, self.kept = scale, shape, tile, shape.kept
+        self.per_batch = dims(q)[1]
+        self.columns = tile.columns(shape)
+        self.width = self.columns * tile.across  # with padding
+        self.depth = round_up(shape.depth, tile.deep)
+        self.deep_slices, self.key_slices = self.depth // tile.deep, tile.keys // tile.some
+        self.key_tiles = math.ceil(shape.keys / tile.keys)
+        self.own_tiles = math.ceil(self.key_tiles / tile.split)
+        self.parts = math.ceil(self.key_tiles / self.own_tiles)  # none of them without keys
+
+    def whole(self) -> Any:
+        """The statement."""
+        s = self.shape
+        with IRBuilder() as builder:
+            with T.prim_func(s_tir=True):
+                T.func_name("main")
+                if self.parts == 1:
+                    self._blocks(None, None)
+                else:
+                    rows = s.heads * s.queries
+                    results = T.alloc_buffer((self.parts * rows * s.width,), self.kept, scope="global")
+                    facts = T.alloc_buffer((2 * self.parts * rows,), self.kept, scope="global")
+                    self._blocks(results, facts)
+                    self._together(results, facts)
+            return builder.get().body
+
+    def _blocks(self, results: Any, facts: Any) -> None:
+        s, t = self.shape, self.tile
+        row_tiles = math.ceil(s.queries / t.rows)
+        with (
+            T.launch_thread("blockIdx.x", row_tiles * s.heads * self.parts) as block,
+            T.launch_thread("threadIdx.x", t.threads) as thread,
+        ):
+            self.thread, self.across, self.down = thread, thread % t.across, thread // t.across
+            self.head = block // row_tiles % s.heads
+            self.part = block // (row_tiles * s.heads)
+            self.first_row = block % row_tiles * t.rows
+            self._allocate()
+            self._body()
+            self._finish(results, facts)
+
+    def _allocate(self) -> None:
+        t, s = self.tile, self.shape
+        # One buffer: TVM would let those share memory that seem not to be needed at once, without a barrier between.
+        queries, self.half, weights, told = t.elements(s)
+        self.slices, self.weights = queries, queries + 2 * self.half
+        self.told = self.weights + weights
+        scope = "shared" if t.shared(s) <= STATIC else "shared.dyn"
+        self.shared = T.alloc_buffer((self.told + told,), self.kept, scope=scope)
+        self.scores = self._local(t.a * t.b)
+        self.results = self._local(t.a * self.columns)
+        self.top, self.sums = self._local(t.a), self._local(t.a)
+
+    def _local(self, count: int) -> Any:
+        return T.alloc_buffer((count,), self.kept, scope="local")
+
+    def _body(self) -> None:
+        """Queries into shared memory, then all tiles of keys that this block has."""
+        t = self.tile
+        self._fill(self.results, 0)
+        self._fill(self.top, -math.inf)
+        self._fill(self.sums, 0)
+        rows = Slice(self, self.q, (t.rows, t.deep), t.rows, stride(self.depth))
+        rows.allocate()
+        for part in range(self.deep_slices):
+            rows.fetch(self.first_row, part * t.deep)
+            rows.put(part * t.deep)
+        self.of_keys = Slice(self, self.k, (t.keys, t.deep), t.keys, stride(t.deep))
+        self.of_values = Slice(self, self.v, (t.some, self.width), t.keys, self.width)
+        for side in (self.of_keys, self.of_values):
+            side.allocate()
+        first = self.part * self.own_tiles
+        count: Any = self.own_tiles
+        if self.key_tiles % self.own_tiles:
+            count = tirx.min(self.own_tiles, self.key_tiles - first)
+        self.of_keys.fetch(first * t.keys, 0)
+        self.of_keys.put(self.slices)
+        self._wait()
+        with T.serial(0, count) as turn:
+            self._tile(first + turn, turn, first + tirx.min(turn + 1, count - 1))
+
+    def _tile(self, tile: Any, turn: Any, following: Any) -> None:
+        """One tile of keys; the slice for the first products is there, and that of the next tile at the end."""
+        t = self.tile
+        slices = self.deep_slices + self.key_slices
+
+        def half(number: Any) -> Any:
+            return self.slices + ((turn * slices + number) if slices % 2 else number) % 2 * self.half
+
+        start = tile * t.keys
+        masks = self._masks(start)
+        self._fill(self.scores, 0)
+        if self.deep_slices > 1:
+            with T.serial(0, self.deep_slices - 1) as part:
+                self.of_keys.fetch(start, (part + 1) * t.deep)
+                self._score(part * t.deep, half(part))
+                self.of_keys.put(half(part + 1))
+                self._wait()
+        self.of_values.fetch(start, 0)
+        self._score((self.deep_slices - 1) * t.deep, half(self.deep_slices - 1))
+        self._scale(start, masks)
+        self._tell(self.scores, t.b, tirx.max)
+        self.of_values.put(half(self.deep_slices))
+        self._wait()
+        self._weigh()
+        self._wait()
+        if self.key_slices > 1:
+            with T.serial(0, self.key_slices - 1) as part:
+                self.of_values.fetch(start + (part + 1) * t.some, 0)
+                self._average(part * t.some, half(self.deep_slices + part))
+                self.of_values.put(half(self.deep_slices + part + 1))
+                self._wait()
+        if self.own_tiles > 1:
+            self.of_keys.fetch(following * t.keys, 0)
+        self._average((self.key_slices - 1) * t.some, half(slices - 1))
+        if self.own_tiles > 1:
+            self.of_keys.put(half(slices))
+        self._wait()
+
+    def _row(self, i: Any) -> Any:
+        """The thread's row `i` in the tile."""
+        return self.down + i * self.tile.down
+
+    def _score(self, depth: Any, half: Any) -> None:
+        """Products of the queries with a slice of the keys."""
+        t = self.tile
+        with T.serial(0, t.deep // VECTOR) as quad:
+            q, k = self._local(t.a * VECTOR), self._local(t.b * VECTOR)
+            with T.unroll(0, t.a) as i, T.vectorized(0, VECTOR) as lane:
+                at = self._row(i) * stride(self.depth) + depth + quad * VECTOR + lane
+                T.buffer_store(q, self.shared[at], [i * VECTOR + lane])
+            with T.unroll(0, t.b) as j, T.vectorized(0, VECTOR) as lane:
+                at = half + (self.across + j * t.across) * stride(t.deep) + quad * VECTOR + lane
+                T.buffer_store(k, self.shared[at], [j * VECTOR + lane])
+            with T.unroll(0, VECTOR) as lane, T.unroll(0, t.a) as i, T.unroll(0, t.b) as j:
+                product = q[i * VECTOR + lane] * k[j * VECTOR + lane]
+                T.buffer_store(self.scores, self.scores[i * t.b + j] + product, [i * t.b + j])
+
+    def _masks(self, start: Any) -> Callable[[Any, Any], Any]:
+        """The masks of this thread's scores, on their way already."""
+        t, mask = self.tile, self.mask
+        if mask is None:
+            return lambda i, j: None
+        extents = [1] * (4 - len(dims(mask))) + dims(mask)
+        rows, columns = (t.a if extents[2] > 1 else 1), (t.b if extents[3] > 1 else 1)
+        found = T.alloc_buffer((rows * columns,), str(mask.dtype), scope="local")
+        zero = tirx.IntImm("int32", 0)
+        with T.unroll(0, rows) as i, T.unroll(0, columns) as j:
+            row = tirx.min(self.first_row + self._row(i), self.shape.queries - 1)
+            column = tirx.min(start + self.across + j * t.across, self.shape.keys - 1)
+            place = [self.head // self.per_batch, self.head % self.per_batch, row, column]
+            index = [zero if extent == 1 else at for at, extent in zip(place, extents, strict=True)]
+            T.buffer_store(found, mask[tuple(index[4 - len(dims(mask)) :])], [i * columns + j])
+        return lambda i, j: found[(i if rows > 1 else 0) * columns + (j if columns > 1 else 0)].astype(self.kept)
+
+    def _scale(self, start: Any, masks: Callable[[Any, Any], Any]) -> None:
+        """scale * product + mask; keys that do not exist score -inf."""
+        t = self.tile
+        with T.unroll(0, t.a) as i, T.unroll(0, t.b) as j:
+            value = self.scores[i * t.b + j] * const(self.scale, self.kept)
+            masked = masks(i, j)
+            value = value if masked is None else value + masked
+            if self.shape.keys % t.keys:
+                exists = start + self.across + j * t.across < self.shape.keys
+                value = tirx.Select(exists, value, const(-math.inf, self.kept))
+            T.buffer_store(self.scores, value, [i * t.b + j])
+
+    def _told(self, i: Any) -> Any:
+        """Where the threads tell each other about row `i`."""
+        return self.told + self._row(i) * stride(self.tile.across)
+
+    def _tell(self, values: Any, count: int, combine: Callable[[Any, Any], Any]) -> None:
+        """`combine` of the thread's `count` values of every row, for the threads that share the row."""
+        t = self.tile
+        with T.unroll(0, t.a) as i:
+            value = values[i * count]
+            for j in range(1, count):
+                value = combine(value, values[i * count + j])
+            T.buffer_store(self.shared, value, [self._told(i) + self.across])
+
+    def _hear(self, i: Any, combine: Callable[[Any, Any], Any]) -> Any:
+        """`combine` of what the threads told about row `i`."""
+        t = self.tile
+        heard = self._local(VECTOR)
+        with T.vectorized(0, VECTOR) as lane:
+            T.buffer_store(heard, self.shared[self._told(i) + lane], [lane])
+        with T.unroll(0, t.across // VECTOR - 1) as quad, T.vectorized(0, VECTOR) as lane:
+            told = self.shared[self._told(i) + (quad + 1) * VECTOR + lane]
+            T.buffer_store(heard, combine(heard[lane], told), [lane])
+        return combine(combine(heard[0], heard[1]), combine(heard[2], heard[3]))
+
+    def _weigh(self) -> None:
+        """Exponentials relative to the new maximum; sums and results so far follow it."""
+        t = self.tile
+        with T.unroll(0, t.a) as i:
+            top, relative, shrink = (self._local(1) for _ in range(3))
+            T.buffer_store(top, tirx.max(self.top[i], self._hear(i, tirx.max)), [0])
+            T.buffer_store(relative, self._finite(top[0]), [0])
+            T.buffer_store(shrink, tirx.exp(self.top[i] - relative[0]), [0])
+            T.buffer_store(self.top, top[0], [i])
+            T.buffer_store(self.sums, self.sums[i] * shrink[0], [i])
+            with T.unroll(0, t.b) as j:
+                T.buffer_store(self.scores, tirx.exp(self.scores[i * t.b + j] - relative[0]), [i * t.b + j])
+                T.buffer_store(self.sums, self.sums[i] + self.scores[i * t.b + j], [i])
+                at = self.weights + self._row(i) * stride(t.keys) + self.across + j * t.across
+                T.buffer_store(self.shared, self.scores[i * t.b + j], [at])
+            with T.unroll(0, self.columns) as e:
+                place = i * self.columns + e
+                T.buffer_store(self.results, self.results[place] * shrink[0], [place])
+
+    def _average(self, key: Any, half: Any) -> None:
+        """Products of the weights with a slice of the values."""
+        t, columns = self.tile, self.columns
+        with T.serial(0, t.some // VECTOR) as quad:
+            weights = self._local(t.a * VECTOR)
+            with T.unroll(0, t.a) as i, T.vectorized(0, VECTOR) as lane:
+                at = self.weights + self._row(i) * stride(t.keys) + key + quad * VECTOR + lane
+                T.buffer_store(weights, self.shared[at], [i * VECTOR + lane])
+            with T.unroll(0, VECTOR) as lane:
+                values = self._local(columns)
+                for start, extent in self._vectors():
+                    with T.vectorized(0, extent) as inner:
+                        at = half + (quad * VECTOR + lane) * self.width + self._column(start) + inner
+                        T.buffer_store(values, self.shared[at], [start + inner])
+                with T.unroll(0, t.a) as i, T.unroll(0, columns) as e:
+                    product = weights[i * VECTOR + lane] * values[e]
+                    T.buffer_store(self.results, self.results[i * columns + e] + product, [i * columns + e])
+
+    def _vectors(self) -> Iterator[tuple[int, int]]:
+        """First and extent of the vectors that the thread's columns make."""
+        extent = min(self.columns, VECTOR)
+        return ((start, extent) for start in range(0, self.columns, extent))
+
+    def _column(self, start: int) -> Any:
+        """Where in the result the thread's vector at `start` lies: neighbouring threads have neighbouring vectors."""
+        return start * self.tile.across + self.across * min(self.columns, VECTOR)
+
+    def _finish(self, results: Any, facts: Any) -> None:
+        """Results over their sums; or both as they are, where other blocks have the other keys."""
+        t, s = self.tile, self.shape
+        self._tell(self.sums, 1, tirx.max)
+        self._wait()
+        with T.unroll(0, t.a) as i:
+            row = self.first_row + self._row(i)
+            factor = self._local(1)
+            T.buffer_store(factor, self._hear(i, lambda x, y: x + y), [0])
+            if results is None:
+                T.buffer_store(factor, const(1, self.kept) / factor[0], [0])
+            with when(row < s.queries if s.queries % t.rows else None):
+                for start, extent in self._vectors():
+                    column = self._column(start)
+                    split = s.width % extent  # a vector lies inside or outside as a whole
+                    for first, lanes in [(0, extent)] if not split else [(lane, 1) for lane in range(extent)]:
+                        with (
+                            when(column + first < s.width if s.width % self.width else None),
+                            T.vectorized(0, lanes) as lane,
+                        ):
+                            value = self.results[i * self.columns + start + first + lane]
+                            self._store(results, row, column + first + lane, value, factor[0])
+                if results is not None:
+                    place = (self.part * s.heads + self.head) * s.queries + row
+                    with when(self.across == 0):
+                        T.buffer_store(facts, self.top[i], [2 * place])
+                        T.buffer_store(facts, factor[0], [2 * place + 1])
+
+    def _store(self, results: Any, row: Any, column: Any, value: Any, factor: Any) -> None:
+        s = self.shape
+        if results is None:
+            index = (self.head // self.per_batch, self.head % self.per_batch, row, column)
+            T.buffer_store(self.y, (value * factor).astype(str(self.y.dtype)), index)
+        else:
+            place = (self.part * s.heads + self.head) * s.queries + row
+            T.buffer_store(results, value, [place * s.width + column])
+
+    def _together(self, results: Any, facts: Any) -> None:
+        """The kernel that puts together the parts of every row, each relative to a maximum of its own."""
+        s = self.shape
+        rows = s.heads * s.queries
+        with (
+            T.launch_thread("blockIdx.x", math.ceil(rows * s.width / ADDERS)) as block,
+            T.launch_thread("threadIdx.x", ADDERS) as thread,
+        ):
+            at = block * ADDERS + thread
+            row = at // s.width
+            top, total, value, weight = (self._local(1) for _ in range(4))
+            with when(at < rows * s.width if rows * s.width % ADDERS else None):
+                for buffer, start in ((top, -math.inf), (total, 0), (value, 0)):
+                    self._fill(buffer, start)
+                with T.serial(0, self.parts) as part:
+                    T.buffer_store(top, tirx.max(top[0], facts[2 * (part * rows + row)]), [0])
+                T.buffer_store(top, self._finite(top[0]), [0])
+                with T.serial(0, self.parts) as part:
+                    place = part * rows + row
+                    T.buffer_store(weight, tirx.exp(facts[2 * place] - top[0]), [0])
+                    T.buffer_store(total, total[0] + weight[0] * facts[2 * place + 1], [0])
+                    T.buffer_store(value, value[0] + weight[0] * results[part * (rows * s.width) + at], [0])
+                head = row // s.queries
+                index = (head // self.per_batch, head % self.per_batch, row % s.queries, at % s.width)
+                T.buffer_store(self.y, (value[0] / total[0]).astype(str(self.y.dtype)), index)
+
+    def _finite(self, top: Any) -> Any:
+        """What exponentials are taken relative to: zero where all scores are -inf, so that they vanish."""
+        return tirx.Select(top == const(-math.inf, self.kept), const(0, self.kept), top)
+
+    def _fill(self, buffer: Any, value: float) -> None:
+        with T.unroll(0, dims(buffer)[0]) as i:
+            T.buffer_store(buffer, const(value, self.kept), [i])
+
+    def _wait(self) -> None:
+        T.evaluate(T.tvm_storage_sync("shared"))

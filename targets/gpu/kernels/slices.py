@@ -1,0 +1,74 @@
+"""Slices of tensors on their way into shared memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.targets.gpu.kernels.attention_tiles import VECTOR
+from graphopt.targets.kernels.common import const, dims
+
+
+class Slice:
+    """Rows x columns of a tensor [B, H, rows, columns] that go through registers into shared memory.
+
+    The writer has `thread`, `tile`, `head`, `per_batch`, and the buffer `shared` of `kept`.
+    """
+
+    def __init__(self, writer: Any, tensor: Any, extents: tuple[int, int], step: int, to: int) -> None:
+        """Args: extents: of the slice. step: what the rows advance by in all. to: elements between rows there."""
+        self.writer, self.tensor, self.to = writer, tensor, to
+        self.rows, self.columns = dims(tensor)[2:]
+        self.vector = VECTOR if self.columns % VECTOR == 0 else 1
+        self.across = extents[1] // self.vector
+        self.total, self.threads = extents[0] * self.across, writer.tile.threads
+        self.turns = math.ceil(self.total / self.threads)
+        self.ragged = self.rows % step != 0, self.columns % extents[1] != 0
+
+    def allocate(self) -> None:
+        """The registers."""
+        self.waiting = T.alloc_buffer((self.turns * self.vector,), str(self.tensor.dtype), scope="local")
+
+    @contextmanager
+    def _each(self) -> Iterator[tuple[Any, Any, Any]]:
+        """A turn of the thread: its number, and the first element that it takes."""
+        with T.unroll(0, self.turns) as turn:
+            item = self.writer.thread + turn * self.threads
+            with when(item < self.total if self.total % self.threads else None):
+                yield turn, item // self.across, item % self.across * self.vector
+
+    def fetch(self, first_row: Any, first_column: Any) -> None:
+        """This thread's elements into registers; zeros for those that do not exist."""
+        w = self.writer
+        with self._each() as (turn, row, column), T.vectorized(0, self.vector) as lane:
+            place = first_row + row, first_column + column
+            exists = [
+                at < limit
+                for at, limit, ragged in zip(place, (self.rows, self.columns), self.ragged, strict=True)
+                if ragged
+            ]
+            value = self.tensor[w.head // w.per_batch, w.head % w.per_batch, place[0], place[1] + lane]
+            if exists:
+                value = tirx.if_then_else(tirx.all(*exists), value, const(0, str(self.tensor.dtype)))
+            T.buffer_store(self.waiting, value, [turn * self.vector + lane])
+
+    def put(self, start: Any) -> None:
+        """What was fetched into shared memory, from `start` on."""
+        with self._each() as (turn, row, column), T.vectorized(0, self.vector) as lane:
+            value = self.waiting[turn * self.vector + lane].astype(self.writer.kept)
+            T.buffer_store(self.writer.shared, value, [start + row * self.to + column + lane])
+
+
+@contextmanager
+def when(condition: Any) -> Iterator[None]:
+    """Statements under a condition, or under none."""
+    if condition is None:
+        yield
+        return
+    with T.If(condition), T.Then():
+        yield
