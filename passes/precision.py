@@ -1,0 +1,117 @@
+"""Compute products in half precision (or TF32), and keep in float32 what needs it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from graphopt.passes._edit import Editor, is_op
+from graphopt.passes._precision_cut import choose
+from graphopt.passes._precision_nodes import PRECISION_KEY, Rules, concerned, is_product
+from graphopt.passes._precision_rewrite import Rewrite
+from graphopt.passes._precision_view import CAST_BYTES, View, elements, tensors_of
+from graphopt.pipeline import Pass, PassResult, Refusal, option
+
+
+class Format(enum.StrEnum):
+    """What products compute on."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+HALVES = {Format.FP16: ir.DataType.FLOAT16, Format.BF16: ir.DataType.BFLOAT16}
+
+
+@dataclass(frozen=True)
+class Precision(Pass):
+    """Products and what lies between them compute on half tensors; sums, exponentials and the rest on float32.
+
+        y = Softmax(MatMul(x, w))  ->  a = Cast{FLOAT16}(x)   p = MatMul(a, w')   b = Cast{FLOAT}(p)   y = Softmax(b)
+
+    Conv, ConvTranspose, MatMul, Gemm and Attention always compute in half, unless a constant does not fit. Elementwise
+    operators, poolings and operators that only move numbers do where that costs fewest bytes of casts, by a minimum
+    cut (`_precision_cut`). Graph inputs and outputs keep their types. A tensor is cast once for all that read it;
+    constants are converted now. A Cast back to the type that a tensor was made in is dropped.
+
+    Half tensors hold rounded results, they say nothing about sums: targets accumulate products in float32. Numbers
+    that leave the range of float16 (65504) while the model runs become infinite, which a comparison with float32
+    shows and this pass cannot. Masks of attention are the exception: finite ones beyond the range are raised to half
+    of the lowest number, whose exponential is 0 too. `tf32` changes no type; it marks the products (`PRECISION_KEY`).
+    """
+
+    name: ClassVar[str] = "precision"
+
+    to: Format = option(Format.FP32, "what products compute on; fp32 leaves the model as it is")
+
+    def call(self, model: ir.Model) -> PassResult:
+        """Rewrite the main graph; every node that keeps float32 and could have left it gets a Refusal."""
+        if self.to == Format.FP32:
+            return PassResult(model, False)
+        if self.to == Format.TF32:
+            return _mark_products(model)
+        half = HALVES[self.to]
+        view = View(model.graph, half)
+        rules = Rules(half, model.opset_imports.get("", 1), _captured(model))
+        reasons: dict[ir.Node, str] = {}
+        products: set[ir.Node] = set()
+        open_: list[ir.Node] = []
+        for node in model.graph:
+            if not concerned(node) or is_op(node, "Cast"):
+                continue
+            if reason := rules.refusal(node):
+                reasons[node] = reason
+            elif is_product(node):
+                products.add(node)
+            else:
+                open_.append(node)
+        extra: dict[Hashable, int] = {node: 2 * sum(map(elements, (*node.inputs, *node.outputs))) for node in open_}
+        chosen = choose(extra, tensors_of(view, products, set(open_)))
+        for node in open_:
+            if node not in chosen:
+                reasons[node] = "its neighbours compute in float32, so casts would move more than half saves"
+        editor = Editor(model, self.name)
+        Rewrite(editor, view, {*products, *(node for node in open_ if node in chosen)}).run()
+        refusals = tuple(Refusal(str(node.name), reasons[node]) for node in model.graph if node in reasons)
+        return PassResult(model, editor.modified, refusals, (), (_note(model.graph, half),))
+
+
+def _mark_products(model: ir.Model) -> PassResult:
+    products = [node for node in model.graph if is_product(node) and concerned(node)]
+    fresh = [node for node in products if node.metadata_props.get(PRECISION_KEY) != Format.TF32]
+    for node in fresh:
+        node.metadata_props[PRECISION_KEY] = str(Format.TF32)
+    note = f"products that may round their factors to TF32: {len(products)}; sums and all tensors stay float32"
+    return PassResult(model, bool(fresh), notes=(note,))
+
+
+def _captured(model: ir.Model) -> set[ir.Value]:
+    """Values that the bodies of branches and loops read; they are left as they are."""
+    bodies = [graph for graph in model.graphs() if graph is not model.graph]
+    read = (value for graph in bodies for node in graph for value in node.inputs)
+    return {value for value in (*read, *(v for graph in bodies for v in graph.outputs)) if value is not None}
+
+
+def _note(graph: ir.Graph, half: ir.DataType) -> str:
+    """How many nodes compute in what, what the casts move, and what the weights take."""
+    kinds = {ir.DataType.FLOAT, half}
+    nodes = [node for node in graph if not is_op(node, "Cast")]
+    halves = sum(any(value.dtype == half for value in node.outputs) for node in nodes)
+    floats = sum(any(value.dtype == ir.DataType.FLOAT for value in node.outputs) for node in nodes)
+    casts = [
+        node.outputs[0]
+        for node in graph
+        if is_op(node, "Cast") and node.inputs[0] is not None and {node.inputs[0].dtype, node.outputs[0].dtype} == kinds
+    ]
+    moved = CAST_BYTES * sum(map(elements, casts)) / 1e6
+    weights = [v.const_value for v in graph.initializers.values() if v.const_value is not None and v.dtype in kinds]
+    return (
+        f"{halves} nodes compute in {half.name.lower()}, {floats} in float32; {len(casts)} casts move {moved:.3g} MB, "
+        f"placed by a minimum cut; {sum(w.nbytes for w in weights) / 1e6:.4g} MB of weights"
+    )
