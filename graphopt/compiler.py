@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +42,17 @@ CODE_SPACE = 64 << 20
 
 VERIFY = ("off", "ends", "each")
 
+FP32 = "fp32"
+PRECISIONS: Mapping[str, str | None] = {FP32: None, "tf32": "float16", "fp16": "float16", "bf16": "bfloat16"}
+"""What products compute in, and the dtype whose tolerances hold then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Compilation:
     """An artifact, and how it came about.
 
     `notes` are sentences of the front end and the target; `fallbacks` pairs of (node, reason); `seconds` by phase;
-    `mismatch` the largest error that `--verify` saw, as a share of its tolerance.
+    `accuracy`, where another precision was verified, the largest error of each output over its largest value.
     """
 
     artifact: Artifact
@@ -56,6 +60,7 @@ class Compilation:
     pipeline: PipelineResult
     fallbacks: tuple[tuple[str, str], ...]
     seconds: Mapping[str, float]
+    accuracy: Mapping[str, float] = field(default_factory=dict)
 
 
 def compile(source: Any, **options: Any) -> Artifact:
@@ -71,6 +76,7 @@ def compile_model(
     shapes: Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     passes: str | Pipeline | None = None,
+    precision: str = FP32,
     verify: str = "off",
     dump: Path | str | None = None,
     ranks: int = 1,
@@ -90,6 +96,8 @@ def compile_model(
         level: CPU level, GPU or its architecture to generate for; None takes this host's CPU, or an H100.
         shapes: static shapes of inputs that the model leaves open.
         passes: a pipeline or its spelling; None takes the default one for the target.
+        precision: "fp32", or "fp16", "bf16" or "tf32" for products and what lies between them; the pass `precision`
+            does that, behind `fuse`.
         verify: "off", "ends" (the finished program against the loaded model) or "each" (every pass too).
         dump: a folder that receives the model after every pass.
         ranks: pipeline stages, one for each rank.
@@ -107,10 +115,12 @@ def compile_model(
         GraphoptError: one of its subclasses, in a sentence that names the place.
     """
     _check_options(verify, ranks, micro_batches)
+    if precision == "bf16" and verify != "off":
+        raise GraphoptError("--precision bf16 cannot be verified: ONNX Runtime computes no bfloat16 here; verify fp16")
     clock = _Clock(progress)
     from graphopt.expand import expand_functions
 
-    verifier = Verify(seed=seed, each=verify == "each")
+    verifier = Verify(seed=seed, each=verify == "each", tolerances=tolerances(precision))
     observers: list[Any] = [Check()]
     if verify != "off":
         observers.append(verifier)
@@ -123,6 +133,7 @@ def compile_model(
         shapes=shapes,
         example_inputs=example_inputs,
         passes=passes,
+        precision=precision,
         costs=costs,
         threads=threads,
         cache=cache,
@@ -130,6 +141,7 @@ def compile_model(
         clock=clock,
     )
     model, backend, ports = rewritten.model, rewritten.backend, rewritten.ports
+    accuracy = _accuracy(model, verifier) if verify != "off" and precision != FP32 else {}
     expand_functions(model, backend.supports)
     defects: dict[ir.Node, str] = {}
     while True:
@@ -148,7 +160,7 @@ def compile_model(
         _verify(artifact, verifier)
     clock.stop()
     notes = (*rewritten.notes, *(note for stage in built for note in stage.notes))
-    return Compilation(artifact, notes, rewritten.result, fallbacks, clock.seconds)
+    return Compilation(artifact, notes, rewritten.result, fallbacks, clock.seconds, accuracy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +184,7 @@ def rewrite(
     shapes: Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     passes: str | Pipeline | None = None,
+    precision: str = FP32,
     costs: str | None = None,
     threads: int | None = None,
     cache: bool = True,
@@ -189,7 +202,9 @@ def rewrite(
     clock.start("passes")
     notes = list(loaded.notes)
     weighed = open_costs(costs or os.environ.get(VARIABLE) or MEASURED, backend, notes.append, clock.progress)
-    pipeline = _pipeline(passes, target, weighed)
+    pipeline = _pipeline(passes, target, precision, weighed)
+    if precision == "tf32":
+        notes.append("tf32 is a permission that no kernel uses yet: products are computed in fp32")
     ports = _ports(loaded.model)
     result = pipeline.run(loaded.model, observers)
     return Rewritten(loaded.model, backend, pipeline, result, weighed, ports, tuple(notes))
@@ -213,12 +228,17 @@ def _require_space(folder: Path, built: Sequence[BuiltStage]) -> None:
         )
 
 
-def _pipeline(passes: str | Pipeline | None, target: str, costs: CostModel) -> Pipeline:
+def _pipeline(passes: str | Pipeline | None, target: str, precision: str, costs: CostModel) -> Pipeline:
     """The pipeline with the costs given to the passes that choose by them."""
     from graphopt.passes import DEFAULT, DEFAULTS
 
     spelled = DEFAULTS.get(target, DEFAULT) if passes is None else passes
     pipeline = spelled if isinstance(spelled, Pipeline) else Pipeline.parse(spelled)
+    if precision != FP32:
+        chosen = Pipeline.parse(f"precision{{to={precision}}}").passes
+        names = [each.name for each in pipeline.passes]
+        place = names.index("fuse") + 1 if "fuse" in names else 0
+        pipeline = Pipeline((*pipeline.passes[:place], *chosen, *pipeline.passes[place:]))
     return pipeline.on(costs)
 
 
@@ -314,6 +334,31 @@ def _artifact(
         "notes": list(rewritten.notes),
     }
     return Artifact.create(program, files, manifest)
+
+
+def tolerances(precision: str) -> Mapping[str, checking.Tolerance]:
+    """What outputs may differ by from those in fp32, by their dtype.
+
+    Raises:
+        GraphoptError: there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise GraphoptError(f"--precision {precision} is unknown; choose one of {', '.join(PRECISIONS)}.")
+    wider = PRECISIONS[precision]
+    return checking.TOLERANCES if wider is None else {**checking.TOLERANCES, "float32": checking.TOLERANCES[wider]}
+
+
+def _accuracy(model: ir.Model, verifier: Verify) -> dict[str, float]:
+    """What the rewritten graph computes in ONNX Runtime, against the model as it came."""
+    import numpy as np
+
+    actual = checking.run_onnxruntime(model, verifier.feeds)
+    found = {}
+    for name, expected in verifier.expected.items():
+        if isinstance(expected, np.ndarray) and expected.dtype.kind == "f" and expected.size:
+            scale = float(np.abs(expected).max()) or 1.0
+            found[name] = float(np.abs(np.subtract(actual[name], expected, dtype=np.float64)).max()) / scale
+    return found
 
 
 def _verify(artifact: Artifact, verifier: Verify) -> None:

@@ -111,6 +111,8 @@ def _lower(target: CpuTarget, work: Work, tile: str, prefix: str) -> Lowered | N
 
 def _build(target: CpuTarget, items: Sequence[Lowered]) -> Callable[[str], Callable[..., Any]]:
     functions = {symbol: function for item in items for symbol, function in item.functions.items()}
+    if not functions:  # nothing could be lowered
+        return dict[str, Callable[..., Any]]().__getitem__
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         path = Path(folder) / "measured.so"
         path.write_bytes(target.library(functions))

@@ -392,3 +392,36 @@ def test_a_full_temporary_folder_is_refused_before_code_is_generated(monkeypatch
         GraphoptError, match="has 3 MiB free and compiling needs about 64 MiB; make room, or set TMPDIR"
     ):
         compile_model(parse("g (float[4] x) => (float[4] y) { y = Relu(x) }"))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_another_precision_is_verified_with_its_own_tolerance(precision: str) -> None:
+    made = compile_model("zoo:lenet-digits", precision=precision, verify="each")
+    assert set(made.accuracy) == {"logits"}
+    assert (0 < made.accuracy["logits"] < 1e-2) == (precision == "fp16")
+    assert f"normalize,fuse,precision{{to={precision}}},select-conv" in made.artifact.manifest["pipeline"]
+    casts = [node for node in made.pipeline.model.graph if node.op_type == "Cast"]
+    assert bool(casts) == (precision == "fp16")
+
+
+def test_precisions_that_cannot_be_had() -> None:
+    with pytest.raises(GraphoptError, match="--precision int4 is unknown; choose one of fp32, tf32, fp16, bf16"):
+        compile_model("zoo:lenet-digits", precision="int4")
+    with pytest.raises(GraphoptError, match="--precision bf16 cannot be verified: ONNX Runtime computes no bfloat16"):
+        compile_model("zoo:lenet-digits", precision="bf16", verify="ends")
+
+
+def test_a_pipeline_without_fuse_gets_the_precision_first() -> None:
+    made = compile_model("zoo:lenet-digits", precision="fp16", passes="normalize")
+    assert made.artifact.manifest["pipeline"] == "precision{to=fp16},normalize"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_code_for_a_gpu_needs_no_gpu(precision: str) -> None:
+    made = compile_model("zoo:lenet-digits", target="cuda", level="sm_80", precision=precision, fallback=False)
+    manifest = made.artifact.manifest
+    assert manifest["target"] == {"name": "cuda", "gpu": "sm_80", "device": "a100"}
+    assert manifest["pipeline"].startswith("normalize,fuse")
+    calls = [call for segment in made.artifact.program.stages[0].segments for call in segment.calls]
+    assert {call.symbol for call in calls} == set(manifest["kernels"])
+    assert sum(plan["algorithm"] == "product" for plan in manifest["kernels"].values()) == 4

@@ -33,6 +33,15 @@ _PHASES = {
 }
 
 
+class Precision(StrEnum):
+    """What products compute in; the names of `graphopt.compiler.PRECISIONS`."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
 class Verify(StrEnum):
     """What is compared with ONNX Runtime while compiling."""
 
@@ -64,6 +73,10 @@ def command(
     level: options.Level = None,
     shapes: options.Shapes = None,
     passes: options.Passes = None,
+    precision: Annotated[
+        Precision,
+        typer.Option("--precision", help="Of products and what lies between them; sums and softmax stay in fp32."),
+    ] = Precision.FP32,
     verify: Annotated[
         Verify, typer.Option("--verify", help="Compare with ONNX Runtime: the ends, or every pass too.")
     ] = Verify.OFF,
@@ -100,6 +113,7 @@ def command(
                 level=level,
                 shapes=options.parse_shapes(shapes),
                 passes=passes,
+                precision=precision.value,
                 verify=verify.value,
                 dump=dump,
                 ranks=ranks,

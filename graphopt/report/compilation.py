@@ -38,6 +38,7 @@ def document(compilation: Compilation, file: Path | None) -> dict[str, Any]:
         "stages": len(artifact.program.stages),
         "memory": memory(artifact),
         "seconds": dict(compilation.seconds),
+        "accuracy": dict(compilation.accuracy),
         "notes": list(compilation.notes),
         "selection": [note for step in steps for note in step.notes],
         "choices": [_choice_document(choice) for step in steps for choice in step.choices],
@@ -63,6 +64,7 @@ def summary(compilation: Compilation, source: str, file: Path | None, verified: 
         ("arena", f"{nbytes(used['arena'])}, {ratio(used)} its lower bound"),
         ("weights", nbytes(used["weights"])),
         ("verified", verified),
+        *([("accuracy", _accuracy(compilation.accuracy))] if compilation.accuracy else []),
         ("took", ", ".join(f"{phase} {seconds(taken)}" for phase, taken in compilation.seconds.items())),
     ]
     if file is not None:
@@ -132,6 +134,12 @@ def memory(artifact: Artifact) -> dict[str, int]:
 def ratio(used: Mapping[str, int]) -> str:
     """`1.00x`: arena over lower bound."""
     return f"{used['arena'] / used['lower_bound']:.2f}x" if used["lower_bound"] else "1.00x"
+
+
+def _accuracy(errors: Mapping[str, float]) -> str:
+    """The worst outputs first."""
+    worst = sorted(errors.items(), key=lambda item: -item[1])[:SHOWN_NODES]
+    return ", ".join(f"{name} {error:.1e}" for name, error in worst) + " off fp32, of the largest value"
 
 
 def _nodes(compilation: Compilation) -> int:

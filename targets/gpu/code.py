@@ -163,6 +163,9 @@ class _Host:
                 self._statement(part)
         elif isinstance(node, tirx.AttrStmt):
             self._statement(node.body)
+        elif isinstance(node, tirx.For) and isinstance(node.extent, tirx.IntImm):
+            for _ in range(int(node.extent)):  # launches that do not know their turn
+                self._statement(node.body)
         elif isinstance(node, tirx.AllocBuffer):
             self.places.append((node.buffer, len(self.function.params) + len(self.scratch)))
             self.scratch.append((str(node.buffer.dtype), tuple(int(extent) for extent in node.buffer.shape)))

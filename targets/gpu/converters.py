@@ -13,8 +13,8 @@ from graphopt.targets.converters.base import EPILOGUE, FLOATS, OPAQUE, Context, 
 from graphopt.targets.converters.convolution import begin_pads
 from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.converters.transposed import begin_pads as transposed_pads
+from graphopt.targets.gpu.converters_attention import attention
 from graphopt.targets.gpu.kernels import product
-from graphopt.targets.kernels import rowwise
 from graphopt.targets.kernels.common import const
 
 NARROW = 64
@@ -250,27 +250,6 @@ def fully_connected(c: Context, inputs: list[Any]) -> Any:
     if beta != 1.0:
         bias = c.builder.emit(relax.op.multiply(bias, relax.const(beta, dtype)))
     return c.builder.emit(relax.op.add(y, bias))
-
-
-def attention(c: Context, inputs: list[Any]) -> Any:
-    """An Attention or AttentionMasked node, as two products and a softmax.
-
-    Raises:
-        NotSupported: no floats, nothing to compute, or operands that differ in batch or heads.
-    """
-    q, k, v = inputs[:3]
-    sq, sk, sv, dtype = shape_of(q), shape_of(k), shape_of(v), dtype_of(q)
-    if dtype not in FLOATS:
-        raise NotSupported(f"the kernel of {c.node.op_type} does not compute in {dtype}")
-    if 0 in (*sq, *sk, *sv) or not sq[:2] == sk[:2] == sv[:2]:
-        raise NotSupported(f"the operands of {c.node.op_type} are empty or differ in batch or heads")
-    shape = (*sq[:3], sk[2])
-    scores = _matmul(c, q, k, shape, right_transposed=True, scale=c.real("scale", 1.0))
-    if len(inputs) > 3:
-        scores = c.builder.emit(relax.op.add(scores, inputs[3]))
-    flat = c.reshape(scores, (math.prod(shape[:3]), shape[3]))
-    weights = c.reshape(c.te("softmax", lambda t: rowwise.softmax(t), flat, pattern=OPAQUE), shape)
-    return _matmul(c, weights, v, c.out_shape)
 
 
 def left_to_tvm(_: Context, __: list[Any]) -> Any:

@@ -71,7 +71,8 @@ class GpuTarget:
         """Lower the node alone and generate its code."""
         try:
             lowered = self.lower([node], *native.ends(node), opsets, "probe_")
-            self.library(lowered.functions)
+            if lowered.functions:
+                self.library(lowered.functions)
         except RuntimeError as error:
             return f"TVM cannot generate code for {node.op_type}: {native.first_line(error)}"
         return None

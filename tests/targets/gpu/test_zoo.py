@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from graphopt import models
-from graphopt.compiler import rewrite
+from graphopt.compiler import compile_model, rewrite
 from graphopt.expand import expand_functions
+from graphopt.frontend import load
 from graphopt.program import KernelCall
+from graphopt.runtime.opencl import OpenClDevice
 from graphopt.targets.gpu import code, devices, nvrtc, target
+from graphopt.verify import random_inputs, require_equal, run_onnxruntime
 from graphopt.work import Plan
 
 NAMES = [name for name in models.names() if models.describe(name).source in ("built", "trained", "onnx")]
@@ -53,3 +56,17 @@ def test_machine_code(name: str, record_property: Any) -> None:
                     least = min(least, used.occupancy(threads, launch.shared, device))
         record_property(f"least occupancy of a product on {device.name}", round(least, 3))
         assert least >= 0.06
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lenet5", "resnet18", "mobilenetv2", "unet", "bert-base", "seeded/shufflenet"])
+def test_the_same_schedules_compute_the_model(opencl: OpenClDevice, name: str) -> None:
+    """For OpenCL, on this CPU."""
+    model = load(f"zoo:{name}").model
+    feeds = random_inputs(model, 0)
+    expected = run_onnxruntime(model, feeds)
+    made = compile_model(f"zoo:{name}", target="opencl", fallback=False).artifact
+    session = made.session()
+    (touched,) = session.measure_arena(feeds)
+    assert touched <= made.program.stages[0].arena_bytes
+    require_equal(expected, session.run(feeds), "on PoCL")
