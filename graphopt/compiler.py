@@ -141,6 +141,8 @@ def compile_model(
         clock=clock,
     )
     model, backend, ports = rewritten.model, rewritten.backend, rewritten.ports
+    if verify != "off":
+        _require_device(backend)
     accuracy = _accuracy(model, verifier) if verify != "off" and precision != FP32 else {}
     expand_functions(model, backend.supports)
     defects: dict[ir.Node, str] = {}
@@ -346,6 +348,18 @@ def tolerances(precision: str) -> Mapping[str, checking.Tolerance]:
         raise GraphoptError(f"--precision {precision} is unknown; choose one of {', '.join(PRECISIONS)}.")
     wider = PRECISIONS[precision]
     return checking.TOLERANCES if wider is None else {**checking.TOLERANCES, "float32": checking.TOLERANCES[wider]}
+
+
+def _require_device(backend: Target) -> None:
+    """Refuse before the work what cannot be run after it."""
+    from graphopt.runtime import device
+
+    described = {"target": backend.describe()}
+    if device.needs_device(described):
+        try:
+            device.open_device(described)
+        except GraphoptError as error:
+            raise GraphoptError(f"--verify runs what was compiled: {error}") from error
 
 
 def _accuracy(model: ir.Model, verifier: Verify) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -425,3 +426,11 @@ def test_code_for_a_gpu_needs_no_gpu(precision: str) -> None:
     calls = [call for segment in made.artifact.program.stages[0].segments for call in segment.calls]
     assert {call.symbol for call in calls} == set(manifest["kernels"])
     assert sum(plan["algorithm"] == "product" for plan in manifest["kernels"].values()) == 4
+
+
+def test_verifying_for_a_device_that_is_not_there_fails_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(
+        GraphoptError, match="--verify runs what was compiled: the package cuda-bindings is not installed"
+    ):
+        compile_model("zoo:lenet-digits", target="cuda", verify="ends")

@@ -26,7 +26,10 @@ class Scheduled:
 
 def _product(sch: s_tir.Schedule, anchor: Block, machine: GpuMachine) -> Scheduled:
     found = product.read(sch, anchor)
-    tile = simt.tiles(found, machine)[0]
+    fitting = simt.tiles(found, machine)
+    if not fitting:
+        raise ValueError(f"{found.batch} products of {found.m} rows are more than a grid holds")
+    tile = fitting[0]
     return Scheduled(simt.write(found, tile), Plan("product", str(tile), simt.seconds(found, tile, machine)))
 
 

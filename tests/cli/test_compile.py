@@ -137,3 +137,48 @@ def test_a_full_disk_under_dump(graphopt: Cli, tiny: Path, tmp_path: Path, monke
     assert result.one_sentence
     assert "dumps cannot be written: No space left on device; free some space" in result.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_for_a_gpu_every_kernel_is_explained(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
+    arguments = ("compile", tiny, "--target", "cuda", "--level", "a100", "-o", tmp_path / "t.gopt")
+    result = graphopt(*arguments, "--explain")
+    assert (result.code, result.err) == (0, "")
+    assert "cuda, sm_80, a100" in result.out
+    header = next(line for line in result.out.splitlines() if line.startswith("kernel "))
+    assert header.split() == [
+        "kernel", "nodes", "algorithm", "tile", "layout", "precision", "launches", "predicted", "bound",
+    ]  # fmt: skip
+    rows = graphopt(*arguments, "--json").document["kernels"]
+    assert rows
+    assert {row["bound"] for row in rows} <= {"memory", "arithmetic"}
+    assert all(0 < row["seconds"] < 1 and row["launches"] >= 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--target", "cuda", "--level", "sm_70"), "--level sm_70 is too old: code is generated from sm_80 on"),
+        (("--target", "cuda", "--level", "avx2"), "--level avx2 is no GPU that is described here; choose one of a100"),
+        (("--target", "opencl", "--level", "a100"), "--level a100 does not go with --target opencl"),
+        (("--level", "a100"), "CPU level 'a100' is unknown"),
+        (("--target", "metal"), "--target metal is unknown; choose one of llvm, cuda, opencl"),
+    ],
+)
+def test_levels_that_do_not_exist(
+    graphopt: Cli, tiny: Path, tmp_path: Path, options: tuple[str, ...], sentence: str
+) -> None:
+    result = graphopt("compile", tiny, "-o", tmp_path / "t.gopt", *options)
+    assert (result.code, result.out) == (1, "")
+    assert result.one_sentence
+    assert sentence in result.err
+    assert not (tmp_path / "t.gopt").exists()
+
+
+def test_precision_is_reported(graphopt: Cli, tmp_path: Path) -> None:
+    arguments = ("compile", "zoo:lenet-digits", "-o", tmp_path / "t.gopt", "--precision", "fp16", "--verify", "ends")
+    result = graphopt(*arguments, "--explain")
+    assert result.code == 0
+    assert "off fp32, of the largest value" in result.out
+    assert "casts move" in result.out
+    assert 0 < graphopt(*arguments, "--json").document["accuracy"]["logits"] < 1e-2
+    assert graphopt(*arguments[:-3], "fp8").code == 2

@@ -69,6 +69,9 @@ TILES = (
 )
 
 
+LARGEST_GRID = 65535
+"""Blocks along the second and third axis of CUDA's grid."""
+
 SPLITS = (1, 2, 4, 8, 16, 32)
 
 CLOCK = 1.5e9
@@ -76,7 +79,7 @@ CLOCK = 1.5e9
 
 
 def tiles(product: Product, machine: GpuMachine) -> list[Tile]:
-    """The tiles that fit the device, the best by estimate first."""
+    """The tiles that fit the device, the best by estimate first; none where the grid would be too large."""
     device = machine.device
     fitting = [
         replace(tile, split=split)
@@ -85,6 +88,7 @@ def tiles(product: Product, machine: GpuMachine) -> list[Tile]:
         if tile.threads <= device.threads_per_block
         and 2 * ITEM_BYTES[product.dtype] * tile.k * (tile.m + tile.n + 2 * VECTOR) <= device.shared_per_block
         and (split == 1 or split * tile.k * 4 <= product.k)
+        and max(product.batch * split, math.ceil(product.m / tile.m)) <= LARGEST_GRID
     ]
     return sorted(fitting, key=lambda tile: seconds(product, tile, machine))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from graphopt.errors import GraphoptError
@@ -63,3 +65,22 @@ def test_occupancy_by_hand() -> None:
     # 40 KiB and the KiB that the system takes, in 164 KiB
     assert nvrtc.Resources(32, 0, 0, 8 << 10).blocks(128, 32 << 10, device) == 4
     assert nvrtc.Resources(16, 0, 0, 0).blocks(32, 0, device) == device.blocks_per_multiprocessor
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    for ask in (lambda: nvrtc.compile_cuda(SCALE, "sm_90"), nvrtc.version):
+        with pytest.raises(
+            GraphoptError, match=r"the CUDA compiler is not installed; .*pip install 'graphopt\[cuda\]'"
+        ):
+            ask()
+
+
+def test_without_the_headers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(GraphoptError, match="the headers of the CUDA compiler are not installed"):
+        nvrtc.compile_cuda(SCALE, "sm_90")
+
+
+def test_version() -> None:
+    assert nvrtc.version().startswith("13.")

@@ -128,3 +128,11 @@ def test_what_is_no_product_is_refused() -> None:
     last = te.compute((1, 8, 8), lambda *i: sums(*i) + 1, name="finish")
     with pytest.raises(ValueError, match="no sum of products"):
         normal_form(te.create_prim_func([a, last]))
+
+
+def test_more_products_than_a_grid_holds(run: Any) -> None:
+    sizes = (70_000, 2, 3, 2)
+    given, expected = operands(sizes)
+    note = "the schedule rule gpu.product does not fit its shape (70000 products of 2 rows are more than a grid holds)"
+    (y,) = run(matmul(sizes), given, [np.empty(expected.shape, np.float32)], note)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
