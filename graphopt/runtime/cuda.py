@@ -41,7 +41,9 @@ class CudaDevice:
         try:
             (status,) = driver.cuInit(0)
         except RuntimeError as error:
-            raise GraphoptError(f"there is no NVIDIA driver here ({_short(str(error))}); install it") from error
+            raise GraphoptError(
+                "there is no NVIDIA driver here; install it, or run this artifact on a machine with a GPU"
+            ) from error
         if status != driver.CUresult.CUDA_SUCCESS:
             raise GraphoptError(f"there is no NVIDIA GPU here ({status.name}); run this artifact on a machine with one")
         self._device = self._call("cuDeviceGet", 0)
@@ -162,7 +164,3 @@ class CudaDevice:
     def synchronize(self) -> None:
         """As `Device` says."""
         self._call("cuStreamSynchronize", self._stream)
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:160]
