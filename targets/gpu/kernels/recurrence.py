@@ -1,0 +1,381 @@
+"""LSTM, GRU and RNN over time: a kernel for each step, in which the blocks share the hidden units.
+
+A step is bound by reading R, which stays in the second-level cache from one step to the next. A block takes a few
+units with all their gates: its threads divide each row of R among themselves, add up what they have in shared memory,
+and then the cell of these units is updated, in the same kernel. The end of a kernel is the barrier between steps.
+
+All steps run the same few kernels: the number of the step lies in memory. A kernel reads it from one of two places, and
+its first thread leaves the next number in the other one, which nobody else reads meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
+from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.kernels.attention_tiles import stride
+from graphopt.targets.gpu.kernels.recurrence_cuts import VECTOR, Cut, Layer
+from graphopt.targets.gpu.kernels.slices import when
+from graphopt.targets.kernels.common import const
+
+MOST_STEPS = 256
+"""Kernels that are launched one after the other for a layer, or twice as many for a GRU that resets first."""
+
+
+def _sigmoid(x: Any) -> Any:
+    one = const(1, str(x.ty.dtype))
+    return one / (one + tirx.exp(-x))
+
+
+def _relu(x: Any) -> Any:
+    zero = const(0, str(x.ty.dtype))
+    return tirx.Select(x < zero, zero, x)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {"Sigmoid": _sigmoid, "Tanh": tirx.tanh, "Relu": _relu}
+
+
+def attributes(layer: Layer, made: Cut, device: Device) -> dict[str, int]:
+    """What the function that holds `compute` must be marked with: its barriers are complete, its threads are few."""
+    fitting = min(device.registers // (made.threads * 128), device.blocks_per_multiprocessor)
+    return {SYNCHRONIZED: 1, RESIDENT: max(1, fitting)}
+
+
+def compute(
+    layer: Layer,
+    made: Cut,
+    projected: Any,
+    recurrent: Any,
+    initial: Sequence[Any],
+    reset_bias: Any = None,
+    peepholes: Any = None,
+    lengths: Any = None,
+) -> list[Any]:
+    """The recurrence over all steps. The function needs `attributes`.
+
+    Args:
+        projected: [T * B, D * G * H], the inputs' products and the biases.
+        recurrent: R[D, G * H, H].
+        initial: h (and c) before the first step.
+        reset_bias: [D, 6 * H], of which a GRU with `reset_after` adds the last H before it resets.
+        peepholes: [D, 3 * H] for the input, output and forget gate of an LSTM.
+        lengths: [B], int32, the steps of each row, at most T; None where all have T. After them Y is zero.
+
+    Returns:
+        Y, the last h, for an LSTM the last c.
+    """
+    extra = [t for t in (reset_bias, peepholes) if t is not None]
+    inputs = [projected, recurrent, *initial, *extra, *([] if lengths is None else [lengths])]
+    shapes = [layer.sequence, *[layer.state] * len(initial)]
+
+    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+        given = iter(ins)
+        buffers: dict[str, Any] = {"projected": next(given), "recurrent": next(given)}
+        buffers["initial"] = [next(given) for _ in initial]
+        buffers["extra"] = next(given) if extra else None
+        buffers["lengths"] = next(given, None)
+        buffers["y"], buffers["last"], *others = outs
+        buffers["c"] = others[0] if others else None
+        return _Writer(layer, made, buffers).whole()
+
+    found = te.extern(shapes, inputs, body, dtype=[layer.dtype] * len(shapes), name="recurrence")
+    return list(found)
+
+
+class _Writer:
+    """Writes the kernels of one layer; their differences are plain attributes while one is written."""
+
+    def __init__(self, layer: Layer, made: Cut, buffers: dict[str, Any]) -> None:
+        self.layer, self.cut, self.buffers = layer, made, buffers
+        self.f, *self.gh = [self._clipped(ACTIVATIONS[name]) for name in layer.activations[:2]]
+        self.gh += [ACTIVATIONS[name] for name in layer.activations[2:]]
+        self.vector = VECTOR if layer.hidden % VECTOR == 0 else 1
+
+    def _clipped(self, activation: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        if self.layer.clip is None:
+            return activation
+        limit, dtype = self.layer.clip, self.layer.dtype
+        return lambda x: activation(tirx.max(tirx.min(x, const(limit, dtype)), const(-limit, dtype)))
+
+    def whole(self) -> Any:
+        """All launches: the first step, which begins with the given states, then the others two by two."""
+        layer, buffers = self.layer, self.buffers
+        with IRBuilder() as builder:
+            with T.prim_func(s_tir=True):
+                T.func_name("main")
+                other = T.alloc_buffer(layer.state, layer.dtype, scope="global") if layer.steps > 1 else None
+                # Step s leaves h in the place s % 2; the last one's is the output.
+                buffers["h"] = [other, buffers["last"]] if layer.steps % 2 == 0 else [buffers["last"], other]
+                self.number: Any = T.alloc_buffer((2,), "int32", scope="global") if layer.steps > 1 else None
+                if len(layer.phases) > 1:
+                    buffers["update"] = T.alloc_buffer(layer.state, layer.dtype, scope="global")
+                    buffers["reset"] = T.alloc_buffer(layer.state, layer.dtype, scope="global")
+                self._step(0, first=True)
+                pairs, rest = divmod(layer.steps - 1, 2)
+                if pairs:
+                    with T.serial(0, pairs):
+                        self._step(1)
+                        self._step(0)
+                if rest:
+                    self._step(1)
+            return builder.get().body
+
+    def _step(self, parity: int, first: bool = False) -> None:
+        """The kernels of one step."""
+        layer, made = self.layer, self.cut
+        self.parity, self.first = parity, first
+        for phase, (gate, count) in enumerate(layer.phases):
+            self.phase, self.gate, self.count = phase, gate, count
+            with (
+                T.launch_thread("blockIdx.x", math.ceil(layer.hidden / made.units)) as block,
+                T.launch_thread("blockIdx.y", math.ceil(layer.batch / made.rows)) as tile,
+                T.launch_thread("blockIdx.z", layer.directions) as direction,
+                T.launch_thread("threadIdx.x", made.threads) as thread,
+            ):
+                self.first_unit, self.first_row, self.d = block * made.units, tile * made.rows, direction
+                self.thread, self.lane, self.own = thread, thread % made.lanes, thread // made.lanes
+                self._kernel(tirx.all(block == 0, tile == 0, direction == 0, thread == 0))
+
+    def _kernel(self, leader: Any) -> None:
+        layer, made = self.layer, self.cut
+        self.step: Any = 0
+        if not self.first:
+            step = T.alloc_buffer((1,), "int32", scope="local")
+            T.buffer_store(step, self.number[self.parity], [0])
+            self.step = step[0]
+        if self.number is not None and self.phase == len(layer.phases) - 1:
+            with when(leader):
+                T.buffer_store(self.number, self.step + 1, [1 - self.parity])
+        parts = made.units * made.rows * self.count
+        self.totals = parts * stride(made.lanes)
+        # One buffer: TVM would let two share memory that seem not to be needed at once, without a barrier between.
+        self.shared = T.alloc_buffer((self.totals + parts,), layer.dtype, scope="shared")
+        starts = self._local(math.ceil(parts / made.threads))
+        with self._items(parts) as (turn, item):  # on their way while R is read
+            T.buffer_store(starts, self._start(*self._part(item)), [turn])
+        cells = made.units * made.rows
+        self.c_before = self._local(math.ceil(cells / made.threads))
+        self.h_before = self._local(math.ceil(cells / made.threads))
+        with self._items(cells) as (turn, item):
+            row, unit = item // made.units, item % made.units
+            index = self._state(self._row(row), self._unit(unit))
+            if layer.cell == "LSTM":
+                source = self.buffers["initial"][1] if self.first else self.buffers["c"]
+                T.buffer_store(self.c_before, source[index], [turn])
+            if layer.cell == "GRU" or self.buffers["lengths"] is not None:
+                T.buffer_store(self.h_before, self._source()[index], [turn])
+        self._products()
+        T.evaluate(T.tvm_storage_sync("shared"))
+        with self._items(parts) as (turn, item):
+            self._add_up(item, starts[turn])
+        T.evaluate(T.tvm_storage_sync("shared"))
+        with self._items(cells) as (turn, item):
+            row, unit = item // made.units, item % made.units
+            guards = [
+                (self.first_unit + unit, layer.hidden, made.units),
+                (self.first_row + row, layer.batch, made.rows),
+            ]
+            conditions = [at < size for at, size, tile in guards if size % tile]
+            with when(tirx.all(*conditions) if conditions else None):
+                cell = _Cell(self, turn, unit, row)
+                getattr(cell, f"{layer.cell.lower()}{self.phase}")()
+
+    def _local(self, count: int) -> Any:
+        return T.alloc_buffer((count,), self.layer.dtype, scope="local")
+
+    @contextmanager
+    def _items(self, count: int) -> Iterator[tuple[Any, Any]]:
+        """What the threads of a block share: each one's turns, and its item in them."""
+        threads = self.cut.threads
+        with T.unroll(0, math.ceil(count / threads)) as turn:
+            item = self.thread + turn * threads
+            with when(item < count if count % threads else None):
+                yield turn, item
+
+    def _part(self, item: Any) -> tuple[Any, Any, Any]:
+        """Gate, row and unit of a sum; neighbours are units."""
+        made = self.cut
+        return item // (made.units * made.rows), item // made.units % made.rows, item % made.units
+
+    def _unit(self, unit: Any) -> Any:
+        """A hidden unit that exists: the last block computes some that nobody keeps."""
+        layer, at = self.layer, self.first_unit + unit
+        return at if layer.hidden % self.cut.units == 0 else tirx.min(at, layer.hidden - 1)
+
+    def _row(self, row: Any) -> Any:
+        """A row of the batch that exists."""
+        layer, at = self.layer, self.first_row + row
+        return at if layer.batch % self.cut.rows == 0 else tirx.min(at, layer.batch - 1)
+
+    def _state(self, row: Any, unit: Any) -> tuple[Any, Any, Any]:
+        return (row, self.d, unit) if self.layer.batch_first else (self.d, row, unit)
+
+    def _source(self) -> Any:
+        """The h before this step."""
+        return self.buffers["initial"][0] if self.first else self.buffers["h"][1 - self.parity]
+
+    def _start(self, gate: Any, row: Any, unit: Any) -> Any:
+        """What the products of R are added to."""
+        layer, at = self.layer, self._unit(unit)
+        value = self.projected(self.gate + gate, row, unit)
+        if layer.reset_after:
+            value = tirx.if_then_else(gate == 2, self.buffers["extra"][self.d, 5 * layer.hidden + at], value)
+        return value
+
+    def projected(self, gate: Any, row: Any, unit: Any) -> Any:
+        """The product of this step's input."""
+        layer, row, unit = self.layer, self._row(row), self._unit(unit)
+        column = (self.d * layer.gates + gate) * layer.hidden + unit
+        return self.buffers["projected"][self.place(row) * layer.batch + row, column]
+
+    def place(self, row: Any) -> Any:
+        """Which of the inputs the row takes at this step: in reverse its own last one first."""
+        layer, lengths, step = self.layer, self.buffers["lengths"], self.step
+        if layer.directions == 1 and not layer.reverse:
+            return step
+        if lengths is None:
+            backward: Any = layer.steps - 1 - step
+        else:  # a length beyond T reads nothing beyond T
+            backward = tirx.max(tirx.min(lengths[row], layer.steps) - 1 - step, 0)
+            backward = tirx.Select(step < lengths[row], backward, step)
+        return backward if layer.directions == 1 else tirx.Select(self.d == 0, step, backward)
+
+    def _products(self) -> None:
+        """This thread's part of the rows of R of one unit, times that of h of all rows of the batch."""
+        layer, made, vector = self.layer, self.cut, self.vector
+        source = self.buffers["reset"] if self.phase else self._source()
+        sums = self._local(self.count * made.rows)
+        with T.unroll(0, self.count * made.rows) as i:
+            T.buffer_store(sums, const(0, layer.dtype), [i])
+        unit = self._unit(self.own)
+        chunk = made.lanes * vector
+        whole, rest = divmod(layer.hidden, chunk)
+
+        def multiply(turn: Any) -> None:
+            k = turn * chunk + self.lane * vector
+            weights, h = self._local(self.count * vector), self._local(made.rows * vector)
+            with T.unroll(0, self.count) as gate, T.vectorized(0, vector) as lane:
+                row = (self.gate + gate) * layer.hidden + unit
+                T.buffer_store(weights, self.buffers["recurrent"][self.d, row, k + lane], [gate * vector + lane])
+            with T.unroll(0, made.rows) as row, T.vectorized(0, vector) as lane:
+                T.buffer_store(h, source[self._state(self._row(row), k + lane)], [row * vector + lane])
+            with T.unroll(0, vector) as lane, T.unroll(0, self.count) as gate, T.unroll(0, made.rows) as row:
+                product = weights[gate * vector + lane] * h[row * vector + lane]
+                at = gate * made.rows + row
+                T.buffer_store(sums, sums[at] + product, [at])
+
+        if whole:
+            short = whole * (self.count + made.rows) * vector <= 96
+            with (T.unroll if short else T.serial)(0, whole) as turn:
+                multiply(turn)
+        if rest:
+            with when(whole * chunk + self.lane * vector < layer.hidden):
+                multiply(tirx.IntImm("int32", whole))
+        with T.unroll(0, self.count) as gate, T.unroll(0, made.rows) as row:
+            part = (gate * made.rows + row) * made.units + self.own
+            T.buffer_store(self.shared, sums[gate * made.rows + row], [part * stride(made.lanes) + self.lane])
+
+    def _add_up(self, item: Any, start: Any) -> None:
+        """One sum from what all lanes have."""
+        lanes = self.cut.lanes
+        parts, total = self._local(VECTOR), self._local(1)
+        with T.vectorized(0, VECTOR) as lane:
+            T.buffer_store(parts, self.shared[item * stride(lanes) + lane], [lane])
+        with T.unroll(0, lanes // VECTOR - 1) as quad, T.vectorized(0, VECTOR) as lane:
+            part = self.shared[item * stride(lanes) + (quad + 1) * VECTOR + lane]
+            T.buffer_store(parts, parts[lane] + part, [lane])
+        T.buffer_store(total, (parts[0] + parts[1]) + (parts[2] + parts[3]), [0])
+        T.buffer_store(self.shared, start + total[0], [self.totals + item])
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """The update of one hidden unit in one row of the batch, from the sums of its gates."""
+
+    writer: _Writer
+    turn: Any
+    unit: Any
+    row: Any
+
+    def _gate(self, gate: int) -> Any:
+        w = self.writer
+        return w.shared[w.totals + (gate * w.cut.rows + self.row) * w.cut.units + self.unit]
+
+    @property
+    def _index(self) -> tuple[Any, Any, Any]:
+        w = self.writer
+        return w._state(w.first_row + self.row, w.first_unit + self.unit)
+
+    def _keep(self, value: Any) -> Any:
+        """A name for a value that is used twice."""
+        kept = self.writer._local(1)
+        T.buffer_store(kept, value, [0])
+        return kept[0]
+
+    def _alive(self) -> Any:
+        """Whether the step is one of the row's; None where all are."""
+        lengths = self.writer.buffers["lengths"]
+        return None if lengths is None else self.writer.step < lengths[self.writer.first_row + self.row]
+
+    def _new(self, value: Any) -> None:
+        """The new h, and Y; a row that has ended keeps its h, and its Y is zero."""
+        w, value, alive = self.writer, self._keep(value), self._alive()
+        at, row, unit = w.place(w.first_row + self.row), w.first_row + self.row, w.first_unit + self.unit
+        place = (row, at, w.d, unit) if w.layer.batch_first else (at, w.d, row, unit)
+        shown = value
+        if alive is not None:
+            shown = tirx.Select(alive, value, const(0, w.layer.dtype))
+            value = tirx.Select(alive, value, w.h_before[self.turn])
+        T.buffer_store(w.buffers["h"][w.parity], value, self._index)
+        T.buffer_store(w.buffers["y"], shown, place)
+
+    def lstm0(self) -> None:
+        """c = f c + i tanh(g), h = o tanh(c); a peephole adds p c to a gate, the new c for the output gate."""
+        w = self.writer
+        f, (g, h) = w.f, w.gh
+        before, peepholes, alive = w.c_before[self.turn], w.buffers["extra"], self._alive()
+
+        def looked(gate: int, peephole: int, c: Any) -> Any:
+            total = self._gate(gate)
+            if peepholes is not None:
+                total = total + peepholes[w.d, peephole * w.layer.hidden + w.first_unit + self.unit] * c
+            return f(total)
+
+        kept = self._keep(looked(2, 2, before) * before + looked(0, 0, before) * g(self._gate(3)))
+        after = kept if alive is None else self._keep(tirx.Select(alive, kept, before))
+        T.buffer_store(w.buffers["c"], after, self._index)
+        self._new(looked(1, 1, after) * h(after))
+
+    def gru0(self) -> None:
+        """The update gate z, and r h for the second product, or, where the reset comes after it, all of the step."""
+        w = self.writer
+        f, (g,) = w.f, w.gh
+        if not w.layer.reset_after:
+            T.buffer_store(w.buffers["update"], f(self._gate(0)), self._index)
+            T.buffer_store(w.buffers["reset"], f(self._gate(1)) * w.h_before[self.turn], self._index)
+            return
+        new = g(w.projected(2, self.row, self.unit) + f(self._gate(1)) * self._gate(2))
+        self._mix(f(self._gate(0)), new)
+
+    def gru1(self) -> None:
+        """The rest of the step."""
+        (g,) = self.writer.gh
+        self._mix(self.writer.buffers["update"][self._index], g(self._gate(0)))
+
+    def _mix(self, update: Any, new: Any) -> None:
+        """h = (1 - z) n + z h."""
+        z = self._keep(update)
+        self._new((const(1, self.writer.layer.dtype) - z) * new + z * self.writer.h_before[self.turn])
+
+    def rnn0(self) -> None:
+        """h = f(sum)."""
+        self._new(self.writer.f(self._gate(0)))
