@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -131,7 +131,6 @@ class GpuMachine:
     """The machine that kernels are generated for, as converters and schedule rules see it."""
 
     device: Device
-    tensor_cores: bool = field(default=False)
 
     def lanes(self, dtype: str = "float32") -> int:
         """Elements of `dtype` in the widest load of one thread, 16 bytes."""

@@ -6,6 +6,7 @@ other half of the shared memory afterwards, so that one barrier a slice is enoug
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -162,7 +163,7 @@ class _Writer:
         ):
             at = block * self.tile.threads + thread
             total = T.alloc_buffer((1,), p.dtype, scope="local")
-            with _guard([(at, results, self.tile.threads)]):
+            with _when(_inside((at, results, self.tile.threads))):
                 T.buffer_store(total, const(0, p.dtype), [0])
                 with T.serial(0, self.tile.split) as part:
                     T.buffer_store(total, total[0] + parts[part, at], [0])
@@ -206,7 +207,7 @@ class _Writer:
         with T.unroll(0, t.rows) as i, T.unroll(0, t.columns) as j:
             row = self.row + _place(i, self.own_row, t.m // t.rows, t.rows)
             column = self.column + _place(j, self.own_column, t.n // t.columns, t.columns)
-            with _guard([(row, p.m, t.m), (column, p.n, t.n)]):
+            with _when(_inside((row, p.m, t.m), (column, p.n, t.n))):
                 T.buffer_store(*store(self.batch, row, column, sums[i * t.columns + j]))
 
 
@@ -288,10 +289,9 @@ class _Side:
                 at = start + place + (0 if self.along_depth else lane)
                 k = part * w.tile.k + depth + (lane if self.along_depth else 0)
                 value = self.element(w.batch, at, k)
-                guards = [(at, self.size, self.extent), (k, w.product.k, w.tile.k * w.tile.split)]
-                conditions = [index < size for index, size, tile in guards if size % tile]
-                if conditions:
-                    value = tirx.if_then_else(tirx.all(*conditions), value, const(0, w.product.dtype))
+                inside = _inside((at, self.size, self.extent), (k, w.product.k, w.tile.k * w.tile.split))
+                if inside is not None:
+                    value = tirx.if_then_else(inside, value, const(0, w.product.dtype))
                 T.buffer_store(self.waiting, value, [turn * self.vector + lane])
 
     def put(self, half: Any) -> None:
@@ -340,30 +340,17 @@ def _is_one(value: Any) -> bool:
     return isinstance(value, tirx.IntImm) and int(value) == 1
 
 
-class _guard:
-    """Statements for places that exist: (index, size, tile) whose tile does not divide the size are checked."""
-
-    def __init__(self, guards: list[tuple[Any, int, int]]) -> None:
-        conditions = [index < size for index, size, tile in guards if size % tile]
-        self.inner = _when(tirx.all(*conditions) if conditions else None)
-
-    def __enter__(self) -> None:
-        self.inner.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.inner.__exit__(*error)
-
-
-class _when:
+@contextlib.contextmanager
+def _when(condition: Any) -> Iterator[None]:
     """Statements under a condition, or under none."""
+    with contextlib.ExitStack() as stack:
+        if condition is not None:
+            stack.enter_context(T.If(condition))
+            stack.enter_context(T.Then())
+        yield
 
-    def __init__(self, condition: Any) -> None:
-        self.frames = [] if condition is None else [T.If(condition), T.Then()]
 
-    def __enter__(self) -> None:
-        for frame in self.frames:
-            frame.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        for frame in reversed(self.frames):
-            frame.__exit__(*error)
+def _inside(*guards: tuple[Any, int, int]) -> Any:
+    """Whether places exist: each is (index, size, tile), and none is asked where the tile divides the size."""
+    conditions = [index < size for index, size, tile in guards if size % tile]
+    return tirx.all(*conditions) if conditions else None
