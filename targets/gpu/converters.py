@@ -14,6 +14,7 @@ from graphopt.targets.converters.convolution import begin_pads
 from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters_attention import attention
+from graphopt.targets.gpu.converters_recurrent import recurrent
 from graphopt.targets.gpu.kernels import product
 from graphopt.targets.kernels.common import const
 
@@ -276,9 +277,9 @@ OWN: Mapping[str, Converter] = {
     "Sigmoid": left_to_tvm,
     "Tanh": left_to_tvm,
     "Erf": left_to_tvm,
-    "LSTM": on_the_host,
-    "GRU": on_the_host,
-    "RNN": on_the_host,
+    "LSTM": recurrent,
+    "GRU": recurrent,
+    "RNN": recurrent,
     "ConvTranspose": conv_transpose,
     "DFT": on_the_host,
 }
