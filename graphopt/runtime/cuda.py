@@ -50,8 +50,8 @@ class CudaDevice:
         self.name = self._call("cuDeviceGetName", 256, self._device).split(b"\0")[0].decode()
         self._require(arch)
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
-        self._call("cuCtxSetCurrent", self._context)
-        self._stream = self._call("cuStreamCreate", driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        self.activate()
+        self._stream = self._call("cuStreamCreate", int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
         self._modules: dict[bytes, Any] = {}
 
     def _require(self, arch: str) -> None:
@@ -85,6 +85,10 @@ class CudaDevice:
         if status != results.CUDA_SUCCESS:
             raise GraphoptError(f"the GPU failed: {name} gives {status.name}")
         return found[0] if len(found) == 1 else tuple(found) if found else None
+
+    def activate(self) -> None:
+        """As `Device` says."""
+        self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, nbytes: int) -> int:
         """As `Device` says; it lives as long as the device."""
@@ -131,7 +135,6 @@ class CudaDevice:
 
     def record(self, steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
         """As `Device` says: as one CUDA graph."""
-        self._call("cuCtxSetCurrent", self._context)
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._call("cuStreamBeginCapture", self._stream, mode)
         try:
@@ -142,15 +145,11 @@ class CudaDevice:
         executable = self._call("cuGraphInstantiate", graph, 0)
         self._call("cuGraphDestroy", graph)
 
-        def enqueue() -> None:
-            self._call("cuCtxSetCurrent", self._context)
-            self._call("cuGraphLaunch", executable, self._stream)
-
-        return enqueue
+        return lambda: self._call("cuGraphLaunch", executable, self._stream)
 
     def time(self, step: Callable[[], None]) -> float:
         """As `Device` says, by events on the device."""
-        flags = self._driver.CUevent_flags.CU_EVENT_DEFAULT
+        flags = int(self._driver.CUevent_flags.CU_EVENT_DEFAULT)
         begin, end = self._call("cuEventCreate", flags), self._call("cuEventCreate", flags)
         self._call("cuEventRecord", begin, self._stream)
         step()

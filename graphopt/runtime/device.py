@@ -18,6 +18,9 @@ class Device(Protocol):
 
     name: str
 
+    def activate(self) -> None:
+        """Let the calling thread use it; before all else, in every thread."""
+
     def allocate(self, nbytes: int) -> int:
         """Uninitialised device memory; its address, a multiple of 64 at least.
 

@@ -62,6 +62,7 @@ class DeviceStageRunner:
         Raises:
             GraphoptError: the device or a fallback model failed.
         """
+        self._device.activate()
         if self._whole is not None:
             self._whole()
         else:
@@ -72,6 +73,7 @@ class DeviceStageRunner:
 
     def profile(self) -> list[CallTime]:
         """Run once like `run`, taking the device's time of every call (a fallback model's by the host's clock)."""
+        self._device.activate()
         times = []
         for name, origin, steps in self._groups:
 
@@ -92,11 +94,13 @@ class DeviceStageRunner:
 
     def poison(self, pattern: int) -> None:
         """Set every byte of the arena, and of the guard behind it, to `pattern` (0 to 255)."""
+        self._device.activate()
         self._device.fill(self._arena, pattern, self.stage.arena_bytes + _GUARD)
         self._device.synchronize()
 
     def high_water(self, pattern: int) -> int:
         """One past the highest byte that no longer holds `pattern`; more than the arena's size if it overflowed."""
+        self._device.activate()
         memory = np.empty(self.stage.arena_bytes + _GUARD, np.uint8)
         self._device.download(memory, self._arena)
         self._device.synchronize()

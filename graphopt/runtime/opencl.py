@@ -38,6 +38,9 @@ class OpenClDevice:
         self._programs: dict[bytes, Any] = {}
         self._memories: dict[int, Any] = {}
 
+    def activate(self) -> None:
+        """As `Device` says: nothing, because OpenCL has no current context."""
+
     def allocate(self, nbytes: int) -> int:
         """As `Device` says."""
         cl = self._cl

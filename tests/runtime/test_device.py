@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -213,3 +214,11 @@ def test_a_program_for_cuda_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None
             made.session()
     else:
         same(made.session().run(feeds(model())), expected(model(), feeds(model())))
+
+
+def test_runs_in_another_thread(compiled: Artifact) -> None:
+    proto, session = model(), compiled.session()
+    given = feeds(proto)
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(session.run, [given] * 4):
+            same(result, expected(proto, given))
