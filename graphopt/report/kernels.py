@@ -45,7 +45,8 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
             counted.update(own)
             work, size = sum(flops.get(node, 0) for node in own), _bytes(call, values)
             precision = values[call.outputs[0]].dtype
-            arithmetic, memory = work / device.rates.get(precision, device.rates["float32"]), size / device.bandwidth
+            units = "float64" if precision == "float64" else "float32"  # halves are computed on the same ones
+            arithmetic, memory = work / device.rates[units], size / device.bandwidth
             plan = plans.get(call.symbol, {})
             estimate = plan.get("seconds") or max(memory / REACHED, arithmetic)
             found.append({
