@@ -200,13 +200,14 @@ def test_without_fallback_every_node_without_a_native_form_is_named() -> None:
     np.testing.assert_allclose(backend.run_model(source, [x]), [-2, -2], rtol=1e-5)
 
 
-def test_only_the_cpu() -> None:
-    assert backend.supports_device("CPU")
-    assert not backend.supports_device("CUDA")
+def test_devices() -> None:
+    for device in ("CPU", "CPU:0", "CUDA", "OPENCL:0"):
+        assert backend.supports_device(device)
+    assert not backend.supports_device("CUDA:1")
     source = model("agraph (float[2] x) => (float[2] y) { y = Neg(x) }")
     assert backend.is_compatible(source)
-    with pytest.raises(GraphoptError, match="the device CUDA is unknown"):
-        backend.prepare(source, "CUDA")
+    with pytest.raises(GraphoptError, match="the device TPU is unknown to this backend: use CPU, CUDA, OPENCL"):
+        backend.prepare(source, "TPU")
 
 
 def write_list() -> None:
