@@ -7,7 +7,7 @@ from typing import Any
 
 from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.converters.refusals import NotSupported
-from graphopt.targets.gpu.devices import GpuMachine
+from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import attention as kernel
 from graphopt.targets.gpu.kernels import attention_tiles
 
@@ -26,21 +26,21 @@ def attention(c: Context, inputs: list[Any]) -> Any:
         raise NotSupported(f"the kernel of {name} does not compute in {dtype}")
     if 0 in (*sq, *sk, *sv) or not sq[:2] == sk[:2] == sv[:2]:
         raise NotSupported(f"the operands of {name} are empty or differ in batch or heads")
-    machine: Any = c.machine
-    assert isinstance(machine, GpuMachine)
+    device: Any = c.machine
+    assert isinstance(device, Device)
     shape = attention_tiles.Shape(
         math.prod(sq[:2]), sq[2], sk[2], sq[3], sv[3], "float32" if dtype in HALVES else dtype
     )
-    fitting = attention_tiles.tiles(shape, machine)
+    fitting = attention_tiles.tiles(shape, device)
     if not fitting:
         raise NotSupported(
             f"the kernel of {name} keeps a row of q and of its result on chip, and {sq[3]} and {sv[3]} {dtype} are "
-            f"too many for {machine.device.name}"
+            f"too many for {device.name}"
         )
     tile, scale = fitting[0], c.real("scale", 1.0)
     return c.builder.emit_te(
         lambda q, k, v, mask=None: kernel.compute(q, k, v, mask, scale, shape, tile),
         *inputs,
         primfunc_name_hint="attention",
-        primfunc_attrs={"op_pattern": OPAQUE, **kernel.attributes(shape, tile, machine.device)},
+        primfunc_attrs={"op_pattern": OPAQUE, **kernel.attributes(shape, tile, device)},
     )

@@ -11,7 +11,7 @@ from tvm import relax, te, tirx
 from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.converters.index import constant
 from graphopt.targets.converters.refusals import NotSupported
-from graphopt.targets.gpu.devices import GpuMachine
+from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import product, recurrence, recurrence_cuts
 
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
@@ -44,9 +44,9 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         clip=c.real("clip") if "clip" in c.node.attributes else None,
         batch_first=batch_first,
     )
-    machine: Any = c.machine
-    assert isinstance(machine, GpuMachine)
-    made = recurrence_cuts.cut(layer, machine.device)
+    device: Any = c.machine
+    assert isinstance(device, Device)
+    made = recurrence_cuts.cut(layer, device)
     projected = _projected(c, layer, x, given[_W], given[_B])
     extra: dict[str, Any] = {}
     if layer.reset_after:
@@ -66,7 +66,7 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         initial,
         extra,
         primfunc_name_hint=cell.lower(),
-        primfunc_attrs={"op_pattern": OPAQUE, **recurrence.attributes(layer, made, machine.device)},
+        primfunc_attrs={"op_pattern": OPAQUE, **recurrence.attributes(layer, made, device)},
     )
     results = [relax.TupleGetItem(whole, i) for i in range(1 + len(states))]
     wanted = [value.uses() or value.is_graph_output() for value in c.node.outputs]

@@ -124,16 +124,3 @@ def find(name: str | None) -> Device:
     if wanted.startswith("sm_") and digits.isdigit() and int(digits) < OLDEST:
         raise GraphoptError(f"--level {name} is too old: code is generated from sm_{OLDEST} on; {known}")
     raise GraphoptError(f"--level {name} is no GPU that is described here; {known}")
-
-
-@dataclass(frozen=True, slots=True)
-class GpuMachine:
-    """The machine that kernels are generated for, as converters and schedule rules see it."""
-
-    device: Device
-
-    def lanes(self, dtype: str = "float32") -> int:
-        """Elements of `dtype` in the widest load of one thread, 16 bytes."""
-        return 16 // {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}.get(
-            dtype, 4
-        )

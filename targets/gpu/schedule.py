@@ -8,7 +8,7 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from graphopt.targets.gpu.code import SYNCHRONIZED
-from graphopt.targets.gpu.devices import GpuMachine
+from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import generic, product, rows, simt
 from graphopt.targets.kernels import rowwise
 from graphopt.targets.kernels.common import Block, blocks_of
@@ -24,24 +24,24 @@ class Scheduled:
     note: str = ""
 
 
-def _product(sch: s_tir.Schedule, anchor: Block, machine: GpuMachine) -> Scheduled:
+def _product(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
     found = product.read(sch, anchor)
-    fitting = simt.tiles(found, machine)
+    fitting = simt.tiles(found, device)
     if not fitting:
         raise ValueError(f"{found.batch} products of {found.m} rows are more than a grid holds")
     tile = fitting[0]
-    return Scheduled(simt.write(found, tile), Plan("product", str(tile), simt.seconds(found, tile, machine)))
+    return Scheduled(simt.write(found, tile), Plan("product", str(tile), simt.seconds(found, tile, device)))
 
 
-def _rows(sch: s_tir.Schedule, anchor: Block, machine: GpuMachine) -> Scheduled:
-    rows.schedule(sch, anchor, machine)
+def _rows(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
+    rows.schedule(sch, anchor, device)
     return Scheduled(sch.mod["main"], Plan("rows"))
 
 
 RULES = {product.NAME: _product, rowwise.NAME: _rows}
 
 
-def apply(function: Any, machine: GpuMachine) -> Scheduled:
+def apply(function: Any, device: Device) -> Scheduled:
     """Give a PrimFunc blocks and threads; its signature stays."""
     note = ""
     function = _without_offsets(function)
@@ -54,16 +54,16 @@ def apply(function: Any, machine: GpuMachine) -> Scheduled:
         anchor = None
     if anchor is not None:
         try:
-            return RULES[anchor.rule](sch, anchor, machine)
+            return RULES[anchor.rule](sch, anchor, device)
         except (s_tir.ScheduleError, ValueError, TypeError) as error:
             reason = (str(error).strip().splitlines() or [""])[-1][:120]
             note = f"the schedule rule {anchor.rule} does not fit its shape ({reason})"
     try:
         sch = s_tir.Schedule(function)
-        generic.schedule(sch, machine)
+        generic.schedule(sch, device)
         return Scheduled(sch.mod["main"], Plan("elements"), note)
     except (s_tir.ScheduleError, ValueError):
-        return Scheduled(generic.by_hand(function, machine), Plan("loops"), note)
+        return Scheduled(generic.by_hand(function, device), Plan("loops"), note)
 
 
 def _without_offsets(function: Any) -> Any:

@@ -33,7 +33,6 @@ class GpuTarget:
     def __init__(self, name: str, device: devices.Device) -> None:
         """Args: name: of the target, "cuda" or "opencl"."""
         self.name, self.device = name, device
-        self.gpu = devices.GpuMachine(device)
         self._host = build.Builder(machine.detect())
         self._answers: dict[str, str | None] = {}
         self._definitions = Definitions()
@@ -56,7 +55,9 @@ class GpuTarget:
         """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
         key = signature(node)
         if key not in self._answers:
-            self._answers[key] = self._lacking(node) or native.obstacle(node, opsets, self.gpu, self._definitions, OWN)
+            self._answers[key] = self._lacking(node) or native.obstacle(
+                node, opsets, self.device, self._definitions, OWN
+            )
         return self._answers[key]
 
     def _lacking(self, node: ir.Node) -> str | None:
@@ -86,7 +87,7 @@ class GpuTarget:
         prefix: str,
     ) -> Lowered:
         """Import, fuse, run on the host what depends on constants only, and generate code for the rest."""
-        imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.gpu, self._definitions, OWN)
+        imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.device, self._definitions, OWN)
         lowered = lowering.lower(imported, _Unscheduled(), prefix)
         lowering.evaluate_constants(lowered, _OnHost(self._host))
         for symbol, identity in lowered.functions.items():
@@ -99,7 +100,7 @@ class GpuTarget:
 
     def _kernel(self, identity: Identity) -> tuple[code.DeviceCode, schedule.Scheduled]:
         if identity.symbol not in self._kernels:
-            scheduled = schedule.apply(identity.function(), self.gpu)
+            scheduled = schedule.apply(identity.function(), self.device)
             made = code.generate(identity.symbol, scheduled.function, self.device)
             self._kernels[identity.symbol] = made, scheduled
         return self._kernels[identity.symbol]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from graphopt.program import ITEM_BYTES
-from graphopt.targets.gpu.devices import Device, GpuMachine
+from graphopt.targets.gpu.devices import Device
 from graphopt.targets.kernels.common import round_up
 
 VECTOR = 4
@@ -124,9 +124,8 @@ def stride(extent: int) -> int:
     return VECTOR * (vectors + 1 - vectors % 2)
 
 
-def tiles(shape: Shape, machine: GpuMachine) -> list[Tile]:
+def tiles(shape: Shape, device: Device) -> list[Tile]:
     """The tiles that fit the device, the best by estimate first; none where even the smallest does not."""
-    device = machine.device
     # Not more than lets two blocks share a multiprocessor.
     limit = min(device.shared_per_block, device.shared_per_multiprocessor // 2 - 1024)
     found = []
@@ -137,7 +136,7 @@ def tiles(shape: Shape, machine: GpuMachine) -> list[Tile]:
         if made is not None:
             most = math.ceil(shape.keys / tile.keys)
             found += [replace(made, split=split) for split in SPLITS if split == 1 or 2 * split <= most]
-    return sorted(found, key=lambda tile: seconds(shape, tile, machine))
+    return sorted(found, key=lambda tile: seconds(shape, tile, device))
 
 
 def sliced(tile: Tile, shape: Shape, limit: int) -> Tile | None:
@@ -161,9 +160,8 @@ def sliced(tile: Tile, shape: Shape, limit: int) -> Tile | None:
     return min(fitting, key=slices, default=None)
 
 
-def seconds(shape: Shape, tile: Tile, machine: GpuMachine) -> float:
+def seconds(shape: Shape, tile: Tile, device: Device) -> float:
     """An estimate: rounds of blocks, each bound by arithmetic, by shared memory, or by waiting for its slices."""
-    device = machine.device
     blocks = shape.heads * math.ceil(shape.queries / tile.rows) * tile.split
     together = min(math.ceil(blocks / device.multiprocessors), tile.resident(shape, device))
     rounds = math.ceil(blocks / (device.multiprocessors * together))

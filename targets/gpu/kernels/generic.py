@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import s_tir
 
-from graphopt.targets.gpu.devices import GpuMachine
+from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.expressions import bound
 from graphopt.targets.kernels.common import Block, blocks_of
 
@@ -17,7 +17,7 @@ SHORT = 64
 """Steps of a sum that one thread does alone."""
 
 
-def schedule(sch: s_tir.Schedule, machine: GpuMachine) -> None:
+def schedule(sch: s_tir.Schedule, device: Device) -> None:
     """Inline elementwise blocks forward, then bind each block that is left on its own.
 
     Raises:
@@ -40,25 +40,24 @@ def schedule(sch: s_tir.Schedule, machine: GpuMachine) -> None:
         elif kinds != sorted(kinds):
             raise ValueError("a reduced axis stands before one that is kept")
         elements = math.prod(block.spatial)
-        if block.reduce and not _alone(block, elements, machine):
-            _together(sch, block, loops, machine)
+        if block.reduce and not _alone(block, elements, device):
+            _together(sch, block, loops, device)
             continue
-        _elements(sch, loops[: max(len(block.spatial), 1)] if block.spatial or not block.reduce else [], block, machine)
+        _elements(sch, loops[: max(len(block.spatial), 1)] if block.spatial or not block.reduce else [], block, device)
 
 
-def _alone(block: Block, elements: int, machine: GpuMachine) -> bool:
+def _alone(block: Block, elements: int, device: Device) -> bool:
     """Whether a thread sums by itself: a short sum, or enough of them to fill the device."""
     steps = math.prod(block.reduce)
-    device = machine.device
     return steps <= SHORT or elements >= device.multiprocessors * device.threads_per_multiprocessor
 
 
-def _elements(sch: s_tir.Schedule, spatial: list[Any], block: Block, machine: GpuMachine) -> None:
+def _elements(sch: s_tir.Schedule, spatial: list[Any], block: Block, device: Device) -> None:
     """Neighbouring threads take neighbouring elements."""
     if not spatial:  # one sum over everything
         spatial = [sch.add_unit_loop(sch.get_loops(block.rv)[0])]
     whole = sch.fuse(*spatial)
-    threads = min(THREADS, machine.device.threads_per_block)
+    threads = min(THREADS, device.threads_per_block)
     outer, inner = sch.split(whole, [None, min(threads, max(1, math.prod(block.spatial)))])
     sch.bind(outer, "blockIdx.x")
     sch.bind(inner, "threadIdx.x")
@@ -66,23 +65,23 @@ def _elements(sch: s_tir.Schedule, spatial: list[Any], block: Block, machine: Gp
         sch.decompose_reduction(block.rv, sch.get_loops(block.rv)[2])
 
 
-def _together(sch: s_tir.Schedule, block: Block, loops: list[Any], machine: GpuMachine) -> None:
+def _together(sch: s_tir.Schedule, block: Block, loops: list[Any], device: Device) -> None:
     """A block for each sum: its threads take turns, and add up what they have at the end."""
     spatial, reduced = loops[: len(block.spatial)], loops[len(block.spatial) :]
     if not spatial:
         spatial = [sch.add_unit_loop(reduced[0])]
     task, steps = sch.fuse(*spatial), sch.fuse(*reduced)
-    _, thread = sch.split(steps, [None, threads_for(math.prod(block.reduce), machine)])
+    _, thread = sch.split(steps, [None, threads_for(math.prod(block.reduce), device)])
     sch.bind(task, "blockIdx.x")
     sch.bind(thread, "threadIdx.x")
 
 
-def threads_for(steps: int, machine: GpuMachine) -> int:
+def threads_for(steps: int, device: Device) -> int:
     """Threads of a block that share `steps`: a power of two, some four steps each."""
     wanted = 1 << max(5, math.ceil(math.log2(max(steps / 4, 1))))
-    return min(wanted, THREADS, machine.device.threads_per_block)
+    return min(wanted, THREADS, device.threads_per_block)
 
 
-def by_hand(function: Any, machine: GpuMachine) -> Any:
+def by_hand(function: Any, device: Device) -> Any:
     """The function with threads for its parallel loops, as they were written; one thread does what stands outside."""
-    return function.with_body(bound(function.body, min(THREADS, machine.device.threads_per_block)))
+    return function.with_body(bound(function.body, min(THREADS, device.threads_per_block)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from tvm import s_tir
 
 from graphopt.program import ITEM_BYTES
-from graphopt.targets.gpu.devices import GpuMachine
+from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.generic import threads_for
 from graphopt.targets.kernels.common import Block, blocks_of, dtype_of
 
 
-def schedule(sch: s_tir.Schedule, anchor: Block, machine: GpuMachine) -> None:
+def schedule(sch: s_tir.Schedule, anchor: Block, device: Device) -> None:
     """Every block inside the row loop of the last one; sums across the threads of the block.
 
     Raises:
@@ -20,12 +20,12 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: GpuMachine) -> None:
     if any(block.spatial[:1] != (rows,) or len(block.spatial) + len(block.reduce) != 2 for block in blocks_of(sch)):
         raise ValueError("it is not made of rows")
     kept = sum(ITEM_BYTES[dtype_of(sch, block.rv)] * n for block in blocks_of(sch)[:-1] if not block.reduce)
-    if kept > machine.device.shared_per_block // 2:
+    if kept > device.shared_per_block // 2:
         for block in blocks_of(sch)[:-1]:
             if not block.reduce:
                 sch.compute_inline(block.rv)
     *before, last = blocks_of(sch)
-    threads = threads_for(n, machine)
+    threads = threads_for(n, device)
     if last.reduce:
         raise ValueError("its result is a sum")
     row, column = sch.get_loops(last.rv)

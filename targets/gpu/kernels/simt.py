@@ -17,7 +17,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.program import ITEM_BYTES
-from graphopt.targets.gpu.devices import GpuMachine
+from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.product import Product
 from graphopt.targets.kernels.common import const
 
@@ -79,9 +79,8 @@ CLOCK = 1.5e9
 """Cycles a second, about."""
 
 
-def tiles(product: Product, machine: GpuMachine) -> list[Tile]:
+def tiles(product: Product, device: Device) -> list[Tile]:
     """The tiles that fit the device, the best by estimate first; none where the grid would be too large."""
-    device = machine.device
     fitting = [
         replace(tile, split=split)
         for tile in TILES
@@ -91,12 +90,11 @@ def tiles(product: Product, machine: GpuMachine) -> list[Tile]:
         and (split == 1 or split * tile.k * 4 <= product.k)
         and max(product.batch * split, math.ceil(product.m / tile.m)) <= LARGEST_GRID
     ]
-    return sorted(fitting, key=lambda tile: seconds(product, tile, machine))
+    return sorted(fitting, key=lambda tile: seconds(product, tile, device))
 
 
-def seconds(product: Product, tile: Tile, machine: GpuMachine) -> float:
+def seconds(product: Product, tile: Tile, device: Device) -> float:
     """An estimate: rounds of blocks, each bound by arithmetic, by the second-level cache, or by waiting for it."""
-    device = machine.device
     blocks = product.batch * math.ceil(product.m / tile.m) * math.ceil(product.n / tile.n) * tile.split
     together = min(math.ceil(blocks / device.multiprocessors), tile.resident)  # blocks that hide each other's waiting
     rounds = math.ceil(blocks / (device.multiprocessors * together))

@@ -65,7 +65,7 @@ def run(execute: Run, device: devices.Device) -> Run:
     """Schedule a PrimFunc of (inputs..., outputs...), and `execute` it."""
 
     def run(function: Any, inputs: Sequence[Array], outputs: Sequence[Array], note: str = "") -> list[Array]:
-        scheduled = schedule.apply(function, devices.GpuMachine(device))
+        scheduled = schedule.apply(function, device)
         assert scheduled.note == note
         return execute(scheduled.function, inputs, outputs, device)
 

@@ -21,15 +21,15 @@ _NAMES = ("graphopt.Attention", "graphopt.AttentionMasked")
 
 
 def _function(
-    machine: devices.GpuMachine, given: list[Array], scale: float, tile: attention_tiles.Tile | None = None
+    device: devices.Device, given: list[Array], scale: float, tile: attention_tiles.Tile | None = None
 ) -> Any:
     shape = _shape(given)
     placeholders = [te.placeholder(array.shape, str(array.dtype), name=f"x{i}") for i, array in enumerate(given)]
-    chosen = tile or attention_tiles.tiles(shape, machine)[0]
+    chosen = tile or attention_tiles.tiles(shape, device)[0]
     mask = placeholders[3] if len(given) > 3 else None
     y = attention.compute(*placeholders[:3], mask, scale, shape, chosen)
     function = te.create_prim_func([*placeholders, y])
-    for key, value in attention.attributes(shape, chosen, machine.device).items():
+    for key, value in attention.attributes(shape, chosen, device).items():
         function = function.with_attr(key, value)
     return function
 
@@ -60,7 +60,7 @@ def _expected(given: list[Array], scale: float) -> Array:
 
 def _check(run: Any, device: devices.Device, given: list[Array], scale: float, tile: Any = None) -> None:
     expected = _expected(given, scale)
-    function = _function(devices.GpuMachine(device), given, scale, tile)
+    function = _function(device, given, scale, tile)
     (y,) = run(function, given, [np.empty(expected.shape, given[0].dtype)])
     np.testing.assert_allclose(y, expected, rtol=2e-4, atol=2e-5)
 
@@ -97,7 +97,7 @@ def test_every_tile(run: Any, device: devices.Device, tile: attention_tiles.Tile
 def test_many_keys(run: Any, device: devices.Device) -> None:
     """Parts of a row come together."""
     given = _inputs(1, 1, 2, 4096, 16, 16)
-    tile = attention_tiles.tiles(_shape(given), devices.GpuMachine(device))[0]
+    tile = attention_tiles.tiles(_shape(given), device)[0]
     assert tile.split > 1
     _check(run, device, given, 0.5)
 
@@ -120,14 +120,14 @@ def test_forbidden_keys(run: Any, device: devices.Device, split: int) -> None:
     assert np.isnan(expected[:, :, 2]).all()
     assert np.isnan(expected).sum() == expected.size // 9
     shape = _shape(given)
-    tile = next(t for t in attention_tiles.tiles(shape, devices.GpuMachine(device)) if t.keys == 32 and t.split == 1)
+    tile = next(t for t in attention_tiles.tiles(shape, device) if t.keys == 32 and t.split == 1)
     _check(run, device, given, 0.3, dataclasses.replace(tile, split=split))
 
 
 def test_double_precision(run: Any, device: devices.Device) -> None:
     given = [array.astype(np.float64) for array in _inputs(1, 2, 30, 65, 20, 12, (65,))]
     expected = _expected(given, 0.3)
-    (y,) = run(_function(devices.GpuMachine(device), given, 0.3), given, [np.empty(expected.shape)])
+    (y,) = run(_function(device, given, 0.3), given, [np.empty(expected.shape)])
     np.testing.assert_allclose(y, expected, rtol=1e-12)
 
 
@@ -138,15 +138,15 @@ def test_large_scores_do_not_overflow(run: Any, device: devices.Device) -> None:
 
 def test_what_does_not_fit() -> None:
     wide = attention_tiles.Shape(1, 64, 64, 2000, 2000, "float32")
-    assert attention_tiles.tiles(wide, devices.GpuMachine(devices.OPENCL)) == []
-    assert attention_tiles.tiles(dataclasses.replace(wide, depth=256, width=256), devices.GpuMachine(devices.OPENCL))
+    assert attention_tiles.tiles(wide, devices.OPENCL) == []
+    assert attention_tiles.tiles(dataclasses.replace(wide, depth=256, width=256), devices.OPENCL)
 
 
 @pytest.mark.parametrize("device", [devices.OPENCL, *devices.DEVICES.values()], ids=lambda device: device.name)
 @pytest.mark.parametrize("depth", [1, 64, 80, 256])
 def test_tiles_fit_the_device(device: devices.Device, depth: int) -> None:
     shape = attention_tiles.Shape(12, 128, 128, depth, depth, "float32")
-    found = attention_tiles.tiles(shape, devices.GpuMachine(device))
+    found = attention_tiles.tiles(shape, device)
     assert found
     for tile in found:
         assert tile.shared(shape) <= device.shared_per_block
@@ -169,9 +169,9 @@ def test_machine_code(name: str, sizes: tuple[int, ...], mask: tuple[int, ...] |
     """Nothing is spilled, and the blocks that were planned fit on a multiprocessor."""
     device = devices.DEVICES[name]
     given = _inputs(*sizes, mask)
-    machine, shape = devices.GpuMachine(device), _shape(given)
-    tile = attention_tiles.tiles(shape, machine)[0]
-    made = code.generate("kernel", schedule.apply(_function(machine, given, 0.125), machine).function, device)
+    shape = _shape(given)
+    tile = attention_tiles.tiles(shape, device)[0]
+    made = code.generate("kernel", schedule.apply(_function(device, given, 0.125), device).function, device)
     resident = tile.resident(shape, device)
     assert made.resident == resident
     compiled = nvrtc.compile_cuda(made.bounded(resident), device.arch)
@@ -186,15 +186,14 @@ def test_machine_code(name: str, sizes: tuple[int, ...], mask: tuple[int, ...] |
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_machine_code_of_other_types(dtype: str) -> None:
     device = devices.DEVICES["a100"]
-    machine = devices.GpuMachine(device)
     shape = attention_tiles.Shape(12, 128, 128, 64, 64, "float64" if dtype == "float64" else "float32")
-    tile = attention_tiles.tiles(shape, machine)[0]
+    tile = attention_tiles.tiles(shape, device)[0]
     tensors = [te.placeholder((1, 12, 128, 64), dtype, name=name) for name in "qkv"]
     y = attention.compute(*tensors, None, 0.125, shape, tile)
     function = te.create_prim_func([*tensors, y])
     for key, value in attention.attributes(shape, tile, device).items():
         function = function.with_attr(key, value)
-    made = code.generate("kernel", schedule.apply(function, machine).function, device)
+    made = code.generate("kernel", schedule.apply(function, device).function, device)
     assert nvrtc.compile_cuda(made.source, device.arch).resources["kernel_kernel"].spilled == 0
 
 

@@ -82,15 +82,15 @@ def test_doubles_are_summed_in_doubles(run: Any) -> None:
 
 def test_a_product_with_few_results_is_split() -> None:
     found = normal_form(matmul((1, 16, 16, 4096)))
-    machine = devices.GpuMachine(devices.DEVICES["h100"])
-    assert simt.tiles(found, machine)[0].split > 1
+    device = devices.DEVICES["h100"]
+    assert simt.tiles(found, device)[0].split > 1
     large = normal_form(matmul((1, 4096, 4096, 64)))
-    assert simt.tiles(large, machine)[0] == simt.TILES[0]
+    assert simt.tiles(large, device)[0] == simt.TILES[0]
 
 
 def test_tiles_fit_the_device() -> None:
     small = dataclasses.replace(devices.OPENCL, threads_per_block=64, shared_per_block=8 << 10)
-    found = simt.tiles(normal_form(matmul((1, 512, 512, 512))), devices.GpuMachine(small))
+    found = simt.tiles(normal_form(matmul((1, 512, 512, 512))), small)
     assert found
     assert all(tile.threads <= 64 for tile in found)
 

@@ -210,7 +210,7 @@ def test_machine_code(name: str, cell: str, batch: int) -> None:
     device = devices.DEVICES[name]
     layer = recurrence_cuts.Layer(cell, 100, batch, 512, 1, "float32", DEFAULTS[cell])
     scheduled, made = function(layer, device)
-    generated = code.generate("kernel", schedule.apply(scheduled, devices.GpuMachine(device)).function, device)
+    generated = code.generate("kernel", schedule.apply(scheduled, device).function, device)
     phases = len(layer.phases)
     assert len(generated.launches) == 100 * phases
     assert len({launch.entry for launch in generated.launches}) == 4 * phases

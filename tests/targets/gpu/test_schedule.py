@@ -100,7 +100,7 @@ def test_loops_written_by_hand_keep_their_parallel_one(run: Any) -> None:
     x = numbers(130, 9)
     (found,) = run(running_sums, [x], [np.empty((130, 9), np.float32)])
     np.testing.assert_allclose(found, np.cumsum(x, 1), rtol=1e-5, atol=1e-5)
-    planned = schedule.apply(running_sums, devices.GpuMachine(devices.OPENCL)).plan
+    planned = schedule.apply(running_sums, devices.OPENCL).plan
     assert planned.algorithm == "loops"
 
 
