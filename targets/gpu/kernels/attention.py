@@ -25,7 +25,8 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.attention_tiles import STATIC, VECTOR, Shape, Tile, stride
-from graphopt.targets.gpu.kernels.slices import Slice, when
+from graphopt.targets.gpu.kernels.guards import inside, when
+from graphopt.targets.gpu.kernels.slices import Slice
 from graphopt.targets.kernels.common import const, dims, round_up
 
 ADDERS = 64
@@ -306,13 +307,13 @@ class _Writer:
             T.buffer_store(factor, self._hear(i, lambda x, y: x + y), [0])
             if results is None:
                 T.buffer_store(factor, const(1, self.kept) / factor[0], [0])
-            with when(row < s.queries if s.queries % t.rows else None):
+            with when(inside((row, s.queries, t.rows))):
                 for start, extent in self._vectors():
                     column = self._column(start)
                     split = s.width % extent  # a vector lies inside or outside as a whole
                     for first, lanes in [(0, extent)] if not split else [(lane, 1) for lane in range(extent)]:
                         with (
-                            when(column + first < s.width if s.width % self.width else None),
+                            when(inside((column + first, s.width, self.width))),
                             T.vectorized(0, lanes) as lane,
                         ):
                             value = self.results[i * self.columns + start + first + lane]
@@ -343,7 +344,7 @@ class _Writer:
             at = block * ADDERS + thread
             row = at // s.width
             top, total, value, weight = (self._local(1) for _ in range(4))
-            with when(at < rows * s.width if rows * s.width % ADDERS else None):
+            with when(inside((at, rows * s.width, ADDERS))):
                 for buffer, start in ((top, -math.inf), (total, 0), (value, 0)):
                     self._fill(buffer, start)
                 with T.serial(0, self.parts) as part:

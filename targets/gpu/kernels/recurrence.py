@@ -23,8 +23,8 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.attention_tiles import stride
+from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.recurrence_cuts import VECTOR, Cut, Layer
-from graphopt.targets.gpu.kernels.slices import when
 from graphopt.targets.kernels.common import const
 
 MOST_STEPS = 256
@@ -180,12 +180,11 @@ class _Writer:
         T.evaluate(T.tvm_storage_sync("shared"))
         with self._items(cells) as (turn, item):
             row, unit = item // made.units, item % made.units
-            guards = [
+            places = (
                 (self.first_unit + unit, layer.hidden, made.units),
                 (self.first_row + row, layer.batch, made.rows),
-            ]
-            conditions = [at < size for at, size, tile in guards if size % tile]
-            with when(tirx.all(*conditions) if conditions else None):
+            )
+            with when(inside(*places)):
                 cell = _Cell(self, turn, unit, row)
                 getattr(cell, f"{layer.cell.lower()}{self.phase}")()
 
@@ -198,7 +197,7 @@ class _Writer:
         threads = self.cut.threads
         with T.unroll(0, math.ceil(count / threads)) as turn:
             item = self.thread + turn * threads
-            with when(item < count if count % threads else None):
+            with when(inside((item, count, threads))):
                 yield turn, item
 
     def _part(self, item: Any) -> tuple[Any, Any, Any]:

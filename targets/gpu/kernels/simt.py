@@ -6,7 +6,6 @@ other half of the shared memory afterwards, so that one barrier a slice is enoug
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.program import ITEM_BYTES
 from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.product import Product
 from graphopt.targets.kernels.common import const
 
@@ -161,7 +161,7 @@ class _Writer:
         ):
             at = block * self.tile.threads + thread
             total = T.alloc_buffer((1,), p.dtype, scope="local")
-            with _when(_inside((at, results, self.tile.threads))):
+            with when(inside((at, results, self.tile.threads))):
                 T.buffer_store(total, const(0, p.dtype), [0])
                 with T.serial(0, self.tile.split) as part:
                     T.buffer_store(total, total[0] + parts[part, at], [0])
@@ -205,7 +205,7 @@ class _Writer:
         with T.unroll(0, t.rows) as i, T.unroll(0, t.columns) as j:
             row = self.row + _place(i, self.own_row, t.m // t.rows, t.rows)
             column = self.column + _place(j, self.own_column, t.n // t.columns, t.columns)
-            with _when(_inside((row, p.m, t.m), (column, p.n, t.n))):
+            with when(inside((row, p.m, t.m), (column, p.n, t.n))):
                 T.buffer_store(*store(self.batch, row, column, sums[i * t.columns + j]))
 
 
@@ -283,19 +283,19 @@ class _Side:
         w = self.writer
         start = w.row if self.is_left else w.column
         for turn, place, depth in self._each():
-            with _when(self._idle(turn)), T.vectorized(0, self.vector) as lane:
+            with when(self._idle(turn)), T.vectorized(0, self.vector) as lane:
                 at = start + place + (0 if self.along_depth else lane)
                 k = part * w.tile.k + depth + (lane if self.along_depth else 0)
                 value = self.element(w.batch, at, k)
-                inside = _inside((at, self.size, self.extent), (k, w.product.k, w.tile.k * w.tile.split))
-                if inside is not None:
-                    value = tirx.if_then_else(inside, value, const(0, w.product.dtype))
+                exists = inside((at, self.size, self.extent), (k, w.product.k, w.tile.k * w.tile.split))
+                if exists is not None:
+                    value = tirx.if_then_else(exists, value, const(0, w.product.dtype))
                 T.buffer_store(self.waiting, value, [turn * self.vector + lane])
 
     def put(self, half: Any) -> None:
         """The fetched elements into that half of the shared memory."""
         for turn, place, depth in self._each():
-            with _when(self._idle(turn)):
+            with when(self._idle(turn)):
                 if self.along_depth:
                     for lane in range(self.vector):
                         value = self.waiting[turn * self.vector + lane]
@@ -336,19 +336,3 @@ def _place(i: Any, own: Any, groups: int, count: int) -> Any:
 
 def _is_one(value: Any) -> bool:
     return isinstance(value, tirx.IntImm) and int(value) == 1
-
-
-@contextlib.contextmanager
-def _when(condition: Any) -> Iterator[None]:
-    """Statements under a condition, or under none."""
-    with contextlib.ExitStack() as stack:
-        if condition is not None:
-            stack.enter_context(T.If(condition))
-            stack.enter_context(T.Then())
-        yield
-
-
-def _inside(*guards: tuple[Any, int, int]) -> Any:
-    """Whether places exist: each is (index, size, tile), and none is asked where the tile divides the size."""
-    conditions = [index < size for index, size, tile in guards if size % tile]
-    return tirx.all(*conditions) if conditions else None

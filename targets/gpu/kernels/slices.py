@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.gpu.kernels.attention_tiles import VECTOR
+from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.kernels.common import const, dims
 
 
@@ -28,7 +29,7 @@ class Slice:
         self.across = extents[1] // self.vector
         self.total, self.threads = extents[0] * self.across, writer.tile.threads
         self.turns = math.ceil(self.total / self.threads)
-        self.ragged = self.rows % step != 0, self.columns % extents[1] != 0
+        self.steps = step, extents[1]
 
     def allocate(self) -> None:
         """The registers."""
@@ -39,22 +40,18 @@ class Slice:
         """A turn of the thread: its number, and the first element that it takes."""
         with T.unroll(0, self.turns) as turn:
             item = self.writer.thread + turn * self.threads
-            with when(item < self.total if self.total % self.threads else None):
+            with when(inside((item, self.total, self.threads))):
                 yield turn, item // self.across, item % self.across * self.vector
 
     def fetch(self, first_row: Any, first_column: Any) -> None:
         """This thread's elements into registers; zeros for those that do not exist."""
         w = self.writer
         with self._each() as (turn, row, column), T.vectorized(0, self.vector) as lane:
-            place = first_row + row, first_column + column
-            exists = [
-                at < limit
-                for at, limit, ragged in zip(place, (self.rows, self.columns), self.ragged, strict=True)
-                if ragged
-            ]
-            value = self.tensor[w.head // w.per_batch, w.head % w.per_batch, place[0], place[1] + lane]
-            if exists:
-                value = tirx.if_then_else(tirx.all(*exists), value, const(0, str(self.tensor.dtype)))
+            at, start = first_row + row, first_column + column
+            exists = inside((at, self.rows, self.steps[0]), (start, self.columns, self.steps[1]))
+            value = self.tensor[w.head // w.per_batch, w.head % w.per_batch, at, start + lane]
+            if exists is not None:
+                value = tirx.if_then_else(exists, value, const(0, str(self.tensor.dtype)))
             T.buffer_store(self.waiting, value, [turn * self.vector + lane])
 
     def put(self, start: Any) -> None:
@@ -62,13 +59,3 @@ class Slice:
         with self._each() as (turn, row, column), T.vectorized(0, self.vector) as lane:
             value = self.waiting[turn * self.vector + lane].astype(self.writer.kept)
             T.buffer_store(self.writer.shared, value, [start + row * self.to + column + lane])
-
-
-@contextmanager
-def when(condition: Any) -> Iterator[None]:
-    """Statements under a condition, or under none."""
-    if condition is None:
-        yield
-        return
-    with T.If(condition), T.Then():
-        yield
