@@ -16,6 +16,7 @@ from graphopt.targets.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters_attention import attention
 from graphopt.targets.gpu.converters_recurrent import recurrent
 from graphopt.targets.gpu.kernels import product
+from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.kernels.common import const
 
 NARROW = 64
@@ -146,11 +147,9 @@ def _convolution(
             lambda b, m, k: u[tirx.floormod(b, groups), k, m],
             lambda b, k, p: seen.element(v, b, k, p),
             (out[0] * groups, per_group, positions, seen.depth),
-            out,
-            (1, 1, len(seen.kernel)),
+            Axes.plain(out, (1, 1, len(seen.kernel)), per_group, groups),
             dtype,
-            groups,
-            s,
+            None if s is None else lambda n, channel, *place: s[channel],
             accumulator(dtype),
         )
 
@@ -229,9 +228,8 @@ def _matmul(
         def right(i: Any, r: Any, x: Any) -> Any:
             return u[(*at(u, i, sb), *((x, r) if right_transposed else (r, x)))]
 
-        made = product.compute(
-            left, right, (math.prod(lead), m, n, k), out, parts, dtype, accumulate=accumulator(dtype)
-        )
+        sizes = math.prod(lead), m, n, k
+        made = product.compute(left, right, sizes, Axes.plain(out, parts, m), dtype, accumulate=accumulator(dtype))
         if scale == 1.0:
             return made
         return te.compute(out, lambda *i: (made(*i).astype(accumulator(dtype)) * factor).astype(dtype), name="scaled")
@@ -258,15 +256,6 @@ def left_to_tvm(_: Context, __: list[Any]) -> Any:
     return NotImplemented
 
 
-def on_the_host(c: Context, _: list[Any]) -> Any:
-    """What has no kernel for GPUs yet.
-
-    Raises:
-        NotSupported: always.
-    """
-    raise NotSupported(f"{c.node.op_type} has no kernel for GPUs")
-
-
 OWN: Mapping[str, Converter] = {
     "Conv": conv,
     "MatMul": matmul,
@@ -281,6 +270,5 @@ OWN: Mapping[str, Converter] = {
     "GRU": recurrent,
     "RNN": recurrent,
     "ConvTranspose": conv_transpose,
-    "DFT": on_the_host,
 }
 """Instead of the converters that CPUs use."""

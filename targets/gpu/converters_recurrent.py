@@ -13,6 +13,7 @@ from graphopt.targets.converters.index import constant
 from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import product, recurrence, recurrence_cuts
+from graphopt.targets.gpu.kernels.axes import Axes
 
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 _X, _W, _R, _B, _LENGTHS, _H, _C, _P = range(8)
@@ -117,7 +118,7 @@ def _projected(c: Context, layer: recurrence_cuts.Layer, x: Any, w: Any, bias: A
             return v[tirx.floormod(m, layer.batch), tirx.floordiv(m, layer.batch), k] if layer.batch_first else v[m, k]
 
         sizes, out = (1, rows, columns, width), (rows, columns)
-        y = product.compute(row, lambda _, k, n: u[n, k], sizes, out, (0, 1, 1), layer.dtype)
+        y = product.compute(row, lambda _, k, n: u[n, k], sizes, Axes.plain(out, (0, 1, 1), sizes[1]), layer.dtype)
         return y if s is None else te.compute(out, lambda m, n: y[m, n] + s[n], name="biased")
 
     return c.te("matmul", define, flat, c.reshape(w, (columns, width)), *added, pattern=EPILOGUE)

@@ -17,10 +17,12 @@ from tvm import ir, s_tir, te, tirx
 
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.expressions import rewritten, substituted
+from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.kernels.common import RULE, Block, blocks_of, inline_after
 
 NAME = "gpu.product"
-_PARTS, _GROUPS = "graphopt.parts", "graphopt.groups"
+_AXES = "graphopt.axes"
+"""Block annotation: `Axes` of the output."""
 
 Operand = Callable[[Any, Any, Any], Any]
 """(b, m, k) or (b, k, n) -> the element, as a TE expression."""
@@ -30,21 +32,18 @@ def compute(
     left: Operand,
     right: Operand,
     sizes: tuple[int, int, int, int],
-    shape: Sequence[int],
-    parts: tuple[int, int, int],
+    axes: Axes,
     dtype: str,
-    groups: int = 1,
-    bias: Any = None,
+    bias: Callable[..., Any] | None = None,
     accumulate: str | None = None,
 ) -> Any:
-    """The product, written as `shape`.
+    """The product, written as a tensor of `axes`.
 
     Args:
         sizes: extents of b, m, n, k.
-        shape: the output; its first `parts[0]` axes are the batch, the next `parts[1]` m, the last `parts[2]` n.
+        axes: of the output, which they make of b, m and n.
         dtype: of the output; sums are kept in `accumulate`, by default the same.
-        groups: where more than 1, the m axis of `shape` holds `groups` times m, group-major, and b counts them too.
-        bias: [groups * m], added along m.
+        bias: what is added to the sum of an output index.
     """
     batch, m, n, k = sizes
     kept = accumulate or dtype
@@ -53,28 +52,13 @@ def compute(
     def element(b: Any, y: Any, x: Any) -> Any:
         return te.sum(left(b, y, r).astype(kept) * right(b, r, x).astype(kept), axis=[r])
 
-    sums = te.compute((batch, m, n), element, name="product", attrs={RULE: NAME, _PARTS: list(parts), _GROUPS: groups})
+    sums = te.compute((batch, m, n), element, name="product", attrs={RULE: NAME, _AXES: str(axes)})
 
     def finish(*index: Any) -> Any:
-        b, y, x = _flatten(index, shape, parts)
-        channel = y
-        if groups > 1:
-            b, y = b * groups + tirx.floordiv(y, m), tirx.floormod(y, m)
-        value = sums[b, y, x]
-        return (value if bias is None else value + bias[channel].astype(kept)).astype(dtype)
+        value = sums[axes.flat(index)]
+        return (value if bias is None else value + bias(*index).astype(kept)).astype(dtype)
 
-    return te.compute(tuple(shape), finish, name="finish")
-
-
-def _flatten(index: Sequence[Any], shape: Sequence[int], parts: Sequence[int]) -> list[Any]:
-    axes, start = [], 0
-    for length in parts:
-        flat: Any = 0
-        for axis in range(start, start + length):
-            flat = flat * shape[axis] + index[axis]
-        axes.append(flat)
-        start += length
-    return axes
+    return te.compute(axes.shape, finish, name="finish")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +105,12 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Product:
         raise ValueError("it is no sum of products")
     b, m, n, k = (iterator.var for iterator in block.iter_vars)
     left, right = value.b.a, value.b.b
-    shape = [int(iterator.dom.extent) for iterator in last.iter_vars]
-    parts = [int(each) for each in block.annotations[_PARTS]]
-    groups = int(block.annotations[_GROUPS])
+    axes = Axes.parse(str(block.annotations[_AXES]))
     batch, rows, columns = anchor.spatial
     store = last.body
 
     def finish(at: Any, row: Any, column: Any, total: Any) -> tuple[Any, Any, list[Any]]:
-        if groups > 1:
-            at, row = tirx.floordiv(at, groups), tirx.floormod(at, groups) * rows + row
-        index = _unflatten((at, row, column), shape, parts)
+        index = axes.index(at, row, column)
         variables = [iterator.var for iterator in last.iter_vars]
 
         def swap(node: Any) -> Any:
@@ -164,17 +144,3 @@ def _with(value: Any, variables: dict[Any, Any], swap: Callable[[Any], Any]) -> 
 
 def _variable(part: Any, variables: dict[Any, Any]) -> Any:
     return substituted(part, variables) if isinstance(part, tirx.Var) else None
-
-
-def _unflatten(flat: Sequence[Any], shape: Sequence[int], parts: Sequence[int]) -> list[Any]:
-    index: list[Any] = []
-    start = 0
-    for value, length in zip(flat, parts, strict=True):
-        inner: list[Any] = []
-        for axis in reversed(range(start, start + length)):
-            first = axis == start
-            inner.insert(0, value if first else tirx.floormod(value, shape[axis]))
-            value = value if first else tirx.floordiv(value, shape[axis])
-        index += inner
-        start += length
-    return index

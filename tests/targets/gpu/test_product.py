@@ -11,6 +11,7 @@ from tvm import s_tir, te, tirx
 
 from graphopt.targets.gpu import code, devices, nvrtc
 from graphopt.targets.gpu.kernels import product, simt
+from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.kernels.common import blocks_of
 
 Sizes = tuple[int, int, int, int]
@@ -26,8 +27,7 @@ def matmul(sizes: Sizes, transposed: tuple[bool, bool] = (False, False), dtype: 
         lambda i, y, r: a[i, r, y] if transposed[0] else a[i, y, r],
         lambda i, r, x: b[i, x, r] if transposed[1] else b[i, r, x],
         sizes,
-        (batch, m, n),
-        (1, 1, 1),
+        Axes.plain((batch, m, n), (1, 1, 1), m),
         dtype,
         accumulate="float32" if dtype == "float16" else dtype,
     )
@@ -123,7 +123,7 @@ def test_what_is_no_product_is_refused() -> None:
         (1, 8, 8),
         lambda b, i, j: te.max(a[i, r] * a[r, j], axis=[r]),
         name="product",
-        attrs={"graphopt.rule": product.NAME, "graphopt.parts": [1, 1, 1], "graphopt.groups": 1},
+        attrs={"graphopt.rule": product.NAME, "graphopt.axes": "b1 m8 n8"},
     )
     last = te.compute((1, 8, 8), lambda *i: sums(*i) + 1, name="finish")
     with pytest.raises(ValueError, match="no sum of products"):

@@ -1,0 +1,85 @@
+"""How the axes of a tensor are made of the batch, the rows and the columns of a product.
+
+    y[n, g * M + m, h, w] of a grouped convolution    "b1 b2m8 n5 n5"        b = (n, g), n = (h, w)
+    y[n, co, h, w, lane] on blocked channels          "m1 n4 m5 m5 n16"      m = (n, h, w), n = (co, lane)
+
+Each axis is a list of factors, a letter and an extent, the outermost first. A letter's value is that of its factors,
+over all axes in order, as digits of one number.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+LETTERS = "bmn"
+Factor = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """The factors of every axis."""
+
+    factors: tuple[tuple[Factor, ...], ...]
+
+    @staticmethod
+    def plain(shape: Sequence[int], parts: Sequence[int], rows: int, groups: int = 1) -> Axes:
+        """The first `parts[0]` axes are the batch, the next `parts[1]` m, the last `parts[2]` n.
+
+        With `groups`, the one axis of m holds `groups` times `rows`, group-major, and b counts the groups last.
+        """
+        letters = "".join(letter * count for letter, count in zip(LETTERS, parts, strict=True))
+        found: list[tuple[Factor, ...]] = [((letter, extent),) for letter, extent in zip(letters, shape, strict=True)]
+        if groups > 1:
+            found[letters.index("m")] = (("b", groups), ("m", rows))
+        return Axes(tuple(found))
+
+    @staticmethod
+    def parse(text: str) -> Axes:
+        """The inverse of `str`."""
+        axes = (re.findall(r"([bmn])(\d+)", axis) for axis in text.split())
+        return Axes(tuple(tuple((letter, int(extent)) for letter, extent in axis) for axis in axes))
+
+    def __str__(self) -> str:
+        return " ".join("".join(f"{letter}{extent}" for letter, extent in axis) for axis in self.factors)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents of the axes."""
+        return tuple(math.prod(extent for _, extent in axis) for axis in self.factors)
+
+    def flat(self, index: Sequence[Any]) -> tuple[Any, Any, Any]:
+        """(b, m, n) of an index."""
+        values: dict[str, Any] = dict.fromkeys(LETTERS, 0)
+        for axis, place in zip(self.factors, index, strict=True):
+            rest = math.prod(extent for _, extent in axis)
+            for position, (letter, extent) in enumerate(axis):
+                rest //= extent
+                digit = place if rest == 1 else tirx.floordiv(place, rest)
+                values[letter] = values[letter] * extent + (digit if position == 0 else tirx.floormod(digit, extent))
+        return values["b"], values["m"], values["n"]
+
+    def index(self, b: Any, m: Any, n: Any) -> list[Any]:
+        """The inverse of `flat`."""
+        rest = {"b": b, "m": m, "n": n}
+        left = self._counts()
+        found: list[Any] = []
+        for axis in reversed(self.factors):
+            value: Any = 0
+            scale = 1
+            for letter, extent in reversed(axis):
+                left[letter] -= 1
+                digit = rest[letter]
+                if left[letter]:
+                    digit, rest[letter] = tirx.floormod(digit, extent), tirx.floordiv(rest[letter], extent)
+                value, scale = value + digit * scale, scale * extent
+            found.insert(0, value)
+        return found
+
+    def _counts(self) -> Mapping[str, int] | Any:
+        return {letter: sum(each == letter for axis in self.factors for each, _ in axis) for letter in LETTERS}
