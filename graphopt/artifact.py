@@ -31,7 +31,7 @@ from graphopt import disk_cache, program_json, zipstore
 from graphopt.errors import ArtifactError
 from graphopt.program import FallbackSegment, Program
 from graphopt.program_check import file_name_problem, problems
-from graphopt.runtime import cpu
+from graphopt.runtime import cpu, device
 from graphopt.weights import Entry, read_index
 
 if TYPE_CHECKING:
@@ -252,10 +252,16 @@ def _check_cpu(manifest: Mapping[str, Any], path: Path) -> None:
 
 
 def _check_runtime(manifest: Mapping[str, Any], path: Path) -> None:
-    """Kernels call TVM's runtime by an interface that changes with its version."""
+    """Kernels for CPUs call TVM's runtime by an interface that changes with its version; those for GPUs need none."""
     versions = manifest.get("versions")
     built = versions.get("apache-tvm") if isinstance(versions, dict) else None
-    if built is not None and built != (here := importlib.metadata.version("apache-tvm")):
+    if built is None or device.needs_device(manifest):
+        return
+    try:
+        here = importlib.metadata.version("apache-tvm")
+    except importlib.metadata.PackageNotFoundError:
+        raise ArtifactError(f"{path} needs apache-tvm {str(built)[:40]}, which is not installed: install it") from None
+    if built != here:
         raise ArtifactError(
             f"{path} was built with apache-tvm {str(built)[:40]} and {here} is installed: compile it again here"
         )

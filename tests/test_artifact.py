@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import random
@@ -184,6 +185,21 @@ def test_a_consistent_forgery_is_refused_for_its_manifest(
     forge(tmp_path / "a.gopt", contents(good), {**good.manifest, **manifest})
     with pytest.raises(ArtifactError, match=reason):
         open_artifact(tmp_path / "a.gopt")
+
+
+def test_tvm_is_asked_for_where_kernels_call_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machine code for a GPU calls nothing."""
+
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    manifest = {"versions": {"apache-tvm": "0.27.0"}}
+    here = sample({**manifest, "target": {"name": "llvm"}}).save(tmp_path / "llvm.gopt")
+    with pytest.raises(ArtifactError, match=r"needs apache-tvm 0\.27\.0, which is not installed: install it"):
+        open_artifact(here)
+    for name in ("cuda", "opencl"):
+        open_artifact(sample({**manifest, "target": {"name": name}}).save(tmp_path / f"{name}.gopt"))
 
 
 @pytest.mark.parametrize(

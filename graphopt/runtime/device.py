@@ -14,9 +14,16 @@ DEVICES = ("cuda", "opencl")
 
 
 class Device(Protocol):
-    """One GPU with one queue: what is enqueued runs in order. A memory is an opaque number, `Pointer` in sums."""
+    """One GPU with one queue: what is enqueued runs in order. A memory is a number, its address."""
 
     name: str
+    dlpack: tuple[int, int] | None
+    """How other libraries call it (DLDeviceType, number); None where they cannot share its memory."""
+    stream: int | None
+    """The queue as an address that other libraries take; None where they need none."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a measurement must be reported with, as JSON values; `l2_bytes` is the size of the last cache."""
 
     def activate(self) -> None:
         """Let the calling thread use it; before all else, in every thread."""
@@ -37,8 +44,17 @@ class Device(Protocol):
     def download(self, target: Array, source: int) -> None:
         """Enqueue a copy into contiguous host memory, which holds it after `synchronize`."""
 
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Enqueue a copy within the device's memory."""
+
     def fill(self, target: int, value: int, nbytes: int) -> None:
         """Enqueue setting bytes."""
+
+    def follow(self, stream: int) -> None:
+        """What is enqueued here from now on waits for what is on `stream` now."""
+
+    def precede(self, stream: int) -> None:
+        """What is enqueued on `stream` from now on waits for what is here now."""
 
     def kernel(self, image: bytes, launch: Launch, pointers: Sequence[int]) -> Callable[[], None]:
         """A function that enqueues `launch.entry` of `image` with `pointers` as its arguments.
@@ -50,8 +66,8 @@ class Device(Protocol):
     def record(self, steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
         """A function that enqueues all of `steps`, again and again, at the least cost."""
 
-    def time(self, step: Callable[[], None]) -> float:
-        """Seconds that one step takes on the device."""
+    def laps(self, steps: Sequence[Callable[[], None]]) -> list[float]:
+        """Seconds that each of `steps`, enqueued one behind the other, takes on the device."""
 
     def synchronize(self) -> None:
         """Wait for all that is enqueued.

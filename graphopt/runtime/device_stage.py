@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.artifact import Artifact
-from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.errors import ArtifactError
 from graphopt.program import FallbackSegment, KernelCall, NativeSegment, Place, Stage
 from graphopt.program_check import located
 from graphopt.runtime.device import Device
@@ -184,7 +184,7 @@ def _images(artifact: Artifact, stage: Stage) -> dict[str, bytes]:
     images = {}
     for symbol, entry in index.items():
         if entry.dtype != "uint8":
-            raise GraphoptError(f"{stage.library} is damaged: {symbol[:100]!r} is no kernel")
+            raise ArtifactError(f"{stage.library} is damaged: {symbol[:100]!r} is no kernel")
         images[symbol] = bytes(data[entry.start : entry.start + entry.nbytes])
     return images
 

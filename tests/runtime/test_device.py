@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,6 +72,38 @@ def same(actual: dict[str, Any], wanted: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def compiled(opencl: OpenClDevice) -> Artifact:
     return compile_model(model(), target="opencl", fallback=False).artifact
+
+
+WITHOUT = """
+import importlib.metadata, sys
+import numpy as np
+sys.path.insert(0, sys.argv[2])
+import conftest
+for name in ("tvm", "tvm_ffi", "onnx", "onnx_ir", "onnxruntime"):
+    sys.modules[name] = None
+known = importlib.metadata.version
+def version(name):
+    if name.startswith("apache-tvm"):
+        raise importlib.metadata.PackageNotFoundError(name)
+    return known(name)
+importlib.metadata.version = version
+conftest._name_processor()
+import graphopt
+session = graphopt.open(sys.argv[1]).session()
+np.save(sys.argv[3], session.run({"x": np.load(sys.argv[4])})["y"])
+"""
+
+
+def test_runs_where_there_is_neither_tvm_nor_onnx(compiled: Artifact, tmp_path: Path) -> None:
+    given = feeds(model())
+    np.save(tmp_path / "x.npy", given["x"])
+    compiled.save(tmp_path / "a.gopt")
+    folder = Path(__file__).parents[1]
+    files = [str(tmp_path / name) for name in ("y.npy", "x.npy")]
+    command = [sys.executable, "-c", WITHOUT, str(tmp_path / "a.gopt"), str(folder), *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected(model(), given)["y"], rtol=1e-4, atol=1e-5)
 
 
 def test_runs_again_and_again(compiled: Artifact) -> None:
@@ -222,3 +256,11 @@ def test_runs_in_another_thread(compiled: Artifact) -> None:
     with ThreadPoolExecutor(2) as pool:
         for result in pool.map(session.run, [given] * 4):
             same(result, expected(proto, given))
+
+
+def test_kernels_that_are_no_bytes(compiled: Artifact) -> None:
+    library = compiled.program.stages[0].library
+    damaged = weights.weights_bytes({"kernel": np.ones(3, np.float32)})
+    artifact = dataclasses.replace(compiled, files={**compiled.files, library: memoryview(damaged)})
+    with pytest.raises(ArtifactError, match="is damaged: 'kernel' is no kernel"):
+        artifact.session()
