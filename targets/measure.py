@@ -69,7 +69,10 @@ def measure(
     lowered = [
         [_lower(target, work, tile, f"g{i}_{j}_") for j, (work, tile) in enumerate(g)] for i, g in enumerate(groups)
     ]
-    load = _build(target, [item for group in lowered for item in group if item is not None])
+    built = [item for group in lowered for item in group if item is not None]
+    if not any(item.functions for item in built):  # nothing could be lowered
+        return [[None] * len(group) for group in groups]
+    load = _build(target, built)
     with ThreadPoolExecutor(
         1
     ) as executor:  # TVM keeps one pool of threads per calling thread: leave the caller's alone
@@ -111,8 +114,6 @@ def _lower(target: CpuTarget, work: Work, tile: str, prefix: str) -> Lowered | N
 
 def _build(target: CpuTarget, items: Sequence[Lowered]) -> Callable[[str], Callable[..., Any]]:
     functions = {symbol: function for item in items for symbol, function in item.functions.items()}
-    if not functions:  # nothing could be lowered
-        return dict[str, Callable[..., Any]]().__getitem__
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         path = Path(folder) / "measured.so"
         path.write_bytes(target.library(functions))

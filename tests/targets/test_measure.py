@@ -43,6 +43,10 @@ def test_every_work_gets_its_seconds(target: CpuTarget) -> None:
         assert timing.tile == ""
 
 
+def test_nothing_is_timed_where_nothing_can_be_built(target: CpuTarget) -> None:
+    assert target.measure([[(UNKNOWN, ""), (UNKNOWN, "")], []]) == [[None, None], []]
+
+
 def test_the_node_is_what_the_work_says() -> None:
     node = node_of(DIRECT, "14x2")
     assert (node.domain, node.op_type) == ("graphopt", "Conv2dBlocked")
