@@ -5,18 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from tvm import relax
 
+from graphopt.targets.converters import recurrent_node
 from graphopt.targets.converters.base import OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.converters.index import constant
 from graphopt.targets.converters.products import product
+from graphopt.targets.converters.recurrent_node import B, C, H, P, R, W, X, operands, zeros
 from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.kernels import recurrence, rnn
 from graphopt.targets.kernels.common import SCHEDULED
-
-_DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
-_X, _W, _R, _B, _LENGTHS, _H, _C, _P = range(8)
 
 
 def recurrent(c: Context, inputs: list[Any]) -> Any:
@@ -26,8 +23,8 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         NotSupported: with the reason, for what the kernel does not compute.
     """
     cell = c.node.op_type
-    given = [*inputs, *[None] * (8 - len(inputs))]
-    x, w, r = given[_X], given[_W], given[_R]
+    given = operands(inputs)
+    x, w, r = given[X], given[W], given[R]
     dtype, batch_first = dtype_of(x), c.integer("layout") == 1
     if dtype not in ("float32", "float64") or 0 in (*shape_of(x), *shape_of(w), *shape_of(r)):
         return NotImplemented
@@ -43,24 +40,22 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         c.machine,
         dtype,
         activations=_activations(c, directions),
-        reverse=c.text("direction", "forward") == "reverse",
-        reset_after=cell == "GRU" and c.integer("linear_before_reset") != 0,
+        reverse=recurrent_node.reverse(c),
+        reset_after=recurrent_node.reset_after(c),
     )
-    projected = _projected(c, layer, x, w, given[_B])
+    projected = _projected(c, layer, x, w, given[B])
     extra: dict[str, Any] = {}
     if layer.reset_after:
-        bias = _zeros((directions, 6 * hidden), dtype) if given[_B] is None else given[_B]
+        bias = zeros((directions, 6 * hidden), dtype) if given[B] is None else given[B]
         extra["reset_bias"] = c.te("pack", lambda v: rnn.pack_vectors(v, layer, 5, 1), bias, pattern=OPAQUE)
-    if given[_P] is not None:
-        extra["peepholes"] = c.te("pack", lambda v: rnn.pack_vectors(v, layer, 0, 3), given[_P], pattern=OPAQUE)
-    if given[_LENGTHS] is not None:
-        known = constant(c, _LENGTHS)
-        if known is None or bool((known != steps).any()):
-            extra["lengths"] = given[_LENGTHS]
+    if given[P] is not None:
+        extra["peepholes"] = c.te("pack", lambda v: rnn.pack_vectors(v, layer, 0, 3), given[P], pattern=OPAQUE)
+    if (lengths := recurrent_node.lengths(c, given, steps)) is not None:
+        extra["lengths"] = lengths
     weights = [
         c.te("pack", lambda v, p=phase: rnn.pack_recurrent(v, layer, *p), r, pattern=OPAQUE) for phase in layer.phases
     ]
-    states = [given[_H], given[_C]] if cell == "LSTM" else [given[_H]]
+    states = [given[H], given[C]] if cell == "LSTM" else [given[H]]
     initial = [_initial(c, state, (directions, batch, hidden), dtype, batch_first) for state in states]
     whole = c.builder.emit_te(
         lambda p, ws, hs, more: recurrence.compute(layer, p, ws, hs, **more),
@@ -77,28 +72,18 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
 
 def _refuse(c: Context, hidden: int) -> None:
     """Raise for attributes and inputs that the kernel does not know."""
-    cell = c.node.op_type
     if "clip" in c.node.attributes:
-        raise NotSupported(f"the kernel of {cell} does not clip")
-    if c.integer("input_forget"):
-        raise NotSupported(f"the kernel of {cell} does not couple the input and the forget gate")
-    if c.integer("hidden_size", hidden) != hidden:
-        raise NotSupported(f"hidden_size of {cell} is not the width of its recurrent weights, which is {hidden}")
+        raise NotSupported(f"the kernel of {c.node.op_type} does not clip")
+    recurrent_node.refuse(c, hidden)
 
 
 def _activations(c: Context, directions: int) -> tuple[str, ...]:
-    defaults = _DEFAULTS[c.node.op_type]
-    attribute = c.node.attributes.get("activations")
-    if not isinstance(attribute, ir.Attr):
-        return defaults
-    spelled = {name.lower(): name for name in rnn.ACTIVATIONS}
-    found = tuple(spelled.get(name.lower(), "") for name in attribute.as_strings())
-    if found != found[: len(defaults)] * directions or "" in found:
-        raise NotSupported(
-            f"the kernel of {c.node.op_type} knows the activations {', '.join(rnn.ACTIVATIONS)}, "
-            "equal in both directions"
-        )
-    return found[: len(defaults)]
+    """Of a direction; the kernel takes the same ones in both."""
+    found = recurrent_node.activations(c, directions, rnn.ACTIVATIONS)
+    first = found[: len(found) // directions]
+    if found != first * directions:
+        raise NotSupported(f"the kernel of {c.node.op_type} has the same activations in both directions")
+    return first
 
 
 def _projected(c: Context, layer: rnn.Layer, x: Any, w: Any, bias: Any) -> Any:
@@ -114,14 +99,10 @@ def _projected(c: Context, layer: rnn.Layer, x: Any, w: Any, bias: Any) -> Any:
     return c.reshape(y, (layer.steps, layer.batch, *parts))
 
 
-def _zeros(shape: tuple[int, ...], dtype: str) -> Any:
-    return relax.const(np.zeros(shape, dtype), dtype)
-
-
 def _initial(c: Context, state: Any, shape: tuple[int, ...], dtype: str, batch_first: bool) -> Any:
     """h or c before the first step as [D, B, H]."""
     if state is None:
-        return _zeros(shape, dtype)
+        return zeros(shape, dtype)
     return c.builder.emit(relax.op.permute_dims(state, [1, 0, 2])) if batch_first else state
 
 

@@ -27,7 +27,7 @@ from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.recurrence_cuts import VECTOR, Cut, Layer
 from graphopt.targets.kernels.common import const
 
-MOST_STEPS = 256
+MOST_STEPS = 4096
 """Kernels that are launched one after the other for a layer, or twice as many for a GRU that resets first."""
 
 
@@ -96,15 +96,25 @@ class _Writer:
 
     def __init__(self, layer: Layer, made: Cut, buffers: dict[str, Any]) -> None:
         self.layer, self.cut, self.buffers = layer, made, buffers
-        self.f, *self.gh = [self._clipped(ACTIVATIONS[name]) for name in layer.activations[:2]]
-        self.gh += [ACTIVATIONS[name] for name in layer.activations[2:]]
+        self.per_direction = len(layer.activations) // layer.directions
+        self.f, *self.gh = [self._activation(i) for i in range(self.per_direction)]
         self.vector = VECTOR if layer.hidden % VECTOR == 0 else 1
 
-    def _clipped(self, activation: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        if self.layer.clip is None:
-            return activation
-        limit, dtype = self.layer.clip, self.layer.dtype
-        return lambda x: activation(tirx.max(tirx.min(x, const(limit, dtype)), const(-limit, dtype)))
+    def _activation(self, position: int) -> Callable[[Any], Any]:
+        """f, g or h of the direction that is written; what goes into f and g is clipped."""
+        layer = self.layer
+        forward, *backward = [ACTIVATIONS[name] for name in layer.activations[position :: self.per_direction]]
+        if not backward or backward == [forward]:
+            either = forward
+        else:
+
+            def either(x: Any) -> Any:
+                return tirx.if_then_else(self.d == 0, forward(x), backward[0](x))
+
+        if layer.clip is None or position > 1:
+            return either
+        limit, dtype = layer.clip, layer.dtype
+        return lambda x: either(tirx.max(tirx.min(x, const(limit, dtype)), const(-limit, dtype)))
 
     def whole(self) -> Any:
         """All launches: the first step, which begins with the given states, then the others two by two."""

@@ -23,7 +23,7 @@ SUMS = 32
 class Layer:
     """A recurrent layer.
 
-    `activations` are in ONNX's order (f, g, h), the same in both directions; `reset_after` is GRU's
+    `activations` are in ONNX's order (f, g, h), direction after direction; `reset_after` is GRU's
     linear_before_reset. What goes into f and g is kept within +-`clip`, the cell state is not, as in ONNX Runtime. With
     `batch_first` (layout 1), states are [B, D, H] and Y is [B, T, D, H], else [D, B, H] and [T, D, B, H].
     """

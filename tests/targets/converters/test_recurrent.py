@@ -90,8 +90,8 @@ def test_the_batch_may_come_first(lab: Any) -> None:
     ("attributes", "reason"),
     [
         (", clip = 3.0", "does not clip"),
-        (", input_forget = 1", "does not couple the input and the forget gate"),
-        (', activations = ["Sigmoid", "Softsign", "Tanh"]', "knows the activations Sigmoid, Tanh, Relu"),
+        (", input_forget = 1", "do not couple the input and the forget gate"),
+        (', activations = ["Sigmoid", "Softsign", "Tanh"]', "know the activations Sigmoid, Tanh, Relu"),
     ],
 )
 def test_refused_attributes(lab: Any, attributes: str, reason: str) -> None:
@@ -102,7 +102,7 @@ def test_directions_with_different_activations_are_refused(lab: Any) -> None:
     feeds = {"x": numbers(T, B, I)}
     body = f'y = RNN <hidden_size = {H}, direction = "bidirectional", activations = ["Tanh", "Relu"]> (x, w, r)'
     model = lab.model(body, feeds, weights(1, 2))
-    assert "equal in both directions" in lab.target.supports(next(iter(model.graph)), model.opset_imports)
+    assert "same activations in both directions" in lab.target.supports(next(iter(model.graph)), model.opset_imports)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])

@@ -128,6 +128,44 @@ def test_other_activations(same: Any, cell: str, gates: int, names: list[str]) -
 
 
 @ONE_DEVICE
+@pytest.mark.parametrize(
+    ("cell", "gates", "names"),
+    [
+        ("LSTM", 4, ["Tanh", "Relu", "Sigmoid", "Sigmoid", "Tanh", "Relu"]),
+        ("GRU", 3, ["Sigmoid", "Tanh", "Tanh", "Sigmoid"]),
+        ("RNN", 1, ["Relu", "Tanh"]),
+    ],
+)
+@pytest.mark.parametrize("clip", ["", ", clip = 0.2"])
+def test_each_direction_has_activations_of_its_own(
+    same: Any, cell: str, gates: int, names: list[str], clip: str
+) -> None:
+    both = ", ".join(f'"{name}"' for name in names)
+    body = f'y = {cell} <hidden_size = {H}, direction = "bidirectional", activations = [{both}]{clip}> (x, w, r)'
+    same(body, {"x": numbers(T, B, I)}, weights(gates, 2))
+
+
+@pytest.mark.parametrize(("cell", "gates", "after"), CELLS)
+def test_halves_are_computed_in_single_precision(lab: Any, cell: str, gates: int, after: int) -> None:
+    """On CUDA: no product and no state of the kernels is a half."""
+    attributes = f"hidden_size = {H}" + (f", linear_before_reset = {after}" if cell == "GRU" else "")
+    feeds = {"x": numbers(T, B, I).astype(np.float16), "lengths": np.array([T, 1, T - 2], np.int32)}
+    constants = {name: array.astype(np.float16) for name, array in weights(gates).items()}
+    model = lab.model(f'y, h = {cell} <{attributes}> (x, w, r, "", lengths)', feeds, constants, ("y", "h"))
+    backend = target.CudaTarget("sm_90")
+    assert backend.supports(model.graph[0], model.opset_imports) is None
+    graph = model.graph
+    found = backend.lower(list(graph), list(graph.inputs), list(graph.outputs), model.opset_imports, "s_")
+    values, kernels = found.values, [call for call in found.calls if cell.lower() in call.symbol]
+    assert len(kernels) == 1
+    for name in (*kernels[0].inputs, *kernels[0].outputs, *kernels[0].scratch):
+        assert values[name].dtype in ("float32", "int32")
+    assert {str(values[value.name].dtype) for value in graph.outputs} == {"float16"}
+    for made in backend.images(found.functions).values():
+        assert made
+
+
+@ONE_DEVICE
 @pytest.mark.parametrize(("cell", "gates", "after"), CELLS)
 def test_clip(same: Any, cell: str, gates: int, after: int) -> None:
     attributes = f"hidden_size = {H}, clip = 0.2" + (f", linear_before_reset = {after}" if cell == "GRU" else "")
@@ -179,7 +217,7 @@ def test_long_sequences(same: Any) -> None:
     [
         (T, ", input_forget = 1", "do not couple the input and the forget gate"),
         (T, ', activations = ["Sigmoid", "Softsign", "Tanh"]', "know the activations Sigmoid, Tanh, Relu"),
-        (300, "", "300 are more than the 256 allowed"),
+        (5000, "", "5000 are more than the 4096 allowed"),
     ],
 )
 def test_refusals(lab: Any, monkeypatch: pytest.MonkeyPatch, steps: int, attributes: str, reason: str) -> None:

@@ -1,0 +1,74 @@
+"""What an LSTM, GRU or RNN node asks for, whoever computes it: its operands, activations, and what no kernel does."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from tvm import relax
+
+from graphopt.targets.converters.base import Context
+from graphopt.targets.converters.index import constant
+from graphopt.targets.converters.refusals import NotSupported
+
+DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
+"""Activations f, g, h of a direction."""
+
+X, W, R, B, LENGTHS, H, C, P = range(8)
+"""Positions of the operands."""
+
+
+def operands(inputs: list[Any]) -> list[Any]:
+    """All eight, None for those that are left out."""
+    return [*inputs, *[None] * (8 - len(inputs))]
+
+
+def activations(c: Context, directions: int, known: Collection[str]) -> tuple[str, ...]:
+    """Of all directions, one after the other, as `known` spells them.
+
+    Raises:
+        NotSupported: some are not known, or they are too few.
+    """
+    defaults = DEFAULTS[c.node.op_type]
+    attribute = c.node.attributes.get("activations")
+    if not isinstance(attribute, ir.Attr):
+        return defaults * directions
+    spelled = {name.lower(): name for name in known}
+    found = tuple(spelled.get(name.lower(), "") for name in attribute.as_strings())
+    if "" in found or len(found) != len(defaults) * directions:
+        raise NotSupported(f"the kernels of {c.node.op_type} know the activations {', '.join(known)}")
+    return found
+
+
+def refuse(c: Context, hidden: int) -> None:
+    """Raise NotSupported for attributes that no kernel computes."""
+    cell = c.node.op_type
+    if c.integer("input_forget"):
+        raise NotSupported(f"the kernels of {cell} do not couple the input and the forget gate")
+    if c.integer("hidden_size", hidden) != hidden:
+        raise NotSupported(f"hidden_size of {cell} is not the width of its recurrent weights, which is {hidden}")
+
+
+def lengths(c: Context, given: list[Any], steps: int) -> Any:
+    """The lengths of the rows; None where all of them are known to have all steps."""
+    if given[LENGTHS] is None:
+        return None
+    known = constant(c, LENGTHS)
+    return given[LENGTHS] if known is None or bool((known != steps).any()) else None
+
+
+def reset_after(c: Context) -> bool:
+    """Whether the node is a GRU that multiplies with its reset gate after the product."""
+    return c.node.op_type == "GRU" and c.integer("linear_before_reset") != 0
+
+
+def reverse(c: Context) -> bool:
+    """Whether the one direction is backward."""
+    return c.text("direction", "forward") == "reverse"
+
+
+def zeros(shape: tuple[int, ...], dtype: str) -> Any:
+    """A constant."""
+    return relax.const(np.zeros(shape, dtype), dtype)
