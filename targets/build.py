@@ -179,4 +179,6 @@ def tensor(array: NDArray[Any]) -> Any:
         aligned = empty(array.shape, str(array.dtype))
         aligned[...] = array
         array = aligned
+    if array.dtype.kind == "V":  # bfloat16, which numpy does not pass on: its bits
+        return tensor(array.view(f"u{array.dtype.itemsize}"))._create_view(array.shape, str(array.dtype))
     return tvm.runtime.from_dlpack(array) if array.flags.writeable else tvm.runtime.tensor(array)

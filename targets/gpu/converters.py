@@ -9,11 +9,11 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from graphopt.targets.converters.base import EPILOGUE, FLOATS, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.base import EPILOGUE, FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters.convolution import begin_pads
-from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters_attention import attention
+from graphopt.targets.gpu.converters_blocked import BLOCKED, accumulator
 from graphopt.targets.gpu.converters_recurrent import recurrent
 from graphopt.targets.gpu.kernels import product
 from graphopt.targets.gpu.kernels.axes import Axes
@@ -21,11 +21,6 @@ from graphopt.targets.kernels.common import const
 
 NARROW = 64
 """Products that one thread sums by itself, where a group has one output channel."""
-
-
-def accumulator(dtype: str) -> str:
-    """The dtype of sums of `dtype`: halves are summed in single precision."""
-    return "float32" if dtype in ("float16", "bfloat16") else dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +82,7 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     """Conv of any rank and grouping: weights times patches, which are computed where they are read."""
     x, w = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
-    if dtype_of(x) not in FLOATS or 0 in (*shape_of(x), *shape_of(w)) or len(shape_of(x)) < 3:
+    if dtype_of(x) not in (*FLOATS, *HALVES) or 0 in (*shape_of(x), *shape_of(w)) or len(shape_of(x)) < 3:
         return NotImplemented
     groups, out = c.integer("group", 1), c.out_shape
     image, kernel = shape_of(x)[2:], shape_of(w)[2:]
@@ -112,7 +107,7 @@ def conv_transpose(c: Context, inputs: list[Any]) -> Any:
     bias = inputs[2] if len(inputs) > 2 else None
     groups, out = c.integer("group", 1), c.out_shape
     image, kernel = shape_of(x)[2:], shape_of(w)[2:]
-    if dtype_of(x) not in FLOATS or not kernel or 0 in (*shape_of(x), *shape_of(w), *out):
+    if dtype_of(x) not in (*FLOATS, *HALVES) or not kernel or 0 in (*shape_of(x), *shape_of(w), *out):
         return NotImplemented
     ones = (1,) * len(kernel)
     strides, dilations = c.integers("strides", ones), c.integers("dilations", ones)
@@ -198,7 +193,7 @@ def _matmul(
     scale: float = 1.0,
 ) -> Any:
     sa, sb, dtype = shape_of(a), shape_of(b), dtype_of(a)
-    if dtype not in FLOATS or len(sa) < 2 or len(sb) < 2 or 0 in (*sa, *sb):
+    if dtype not in (*FLOATS, *HALVES) or len(sa) < 2 or len(sb) < 2 or 0 in (*sa, *sb):
         return NotImplemented
     k, m = (sa[-2], sa[-1]) if left_transposed else (sa[-1], sa[-2])
     n = sb[-2] if right_transposed else sb[-1]
@@ -257,6 +252,7 @@ def left_to_tvm(_: Context, __: list[Any]) -> Any:
 
 
 OWN: Mapping[str, Converter] = {
+    **BLOCKED,
     "Conv": conv,
     "MatMul": matmul,
     "Gemm": fully_connected,

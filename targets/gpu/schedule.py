@@ -9,7 +9,7 @@ from tvm import s_tir, tirx
 
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import generic, product, rows, simt
+from graphopt.targets.gpu.kernels import generic, product, rows, simt, window
 from graphopt.targets.kernels import rowwise
 from graphopt.targets.kernels.common import Block, blocks_of
 from graphopt.work import Plan
@@ -38,7 +38,11 @@ def _rows(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
     return Scheduled(sch.mod["main"], Plan("rows"))
 
 
-RULES = {product.NAME: _product, rowwise.NAME: _rows}
+def _window(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
+    return Scheduled(window.write(sch, anchor, device), Plan("window"))
+
+
+RULES = {product.NAME: _product, rowwise.NAME: _rows, window.NAME: _window}
 
 
 def apply(function: Any, device: Device) -> Scheduled:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,5 +81,5 @@ class Axes:
             found.insert(0, value)
         return found
 
-    def _counts(self) -> Mapping[str, int] | Any:
+    def _counts(self) -> dict[str, int]:
         return {letter: sum(each == letter for axis in self.factors for each, _ in axis) for letter in LETTERS}

@@ -9,7 +9,7 @@ The writers (`simt`) decide how blocks and threads share the work; they meet the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,0 +1,250 @@
+"""The operators of the domain `graphopt` on blocked tensors x[N, CB, H, W, b], for GPUs.
+
+The channels of a block are neighbours in memory, and so are the pixels of a block of channels. A convolution is then a
+product whose rows m are the pixels of all images, and whose columns n and depth k are channels: k = (input block, tap,
+lane) goes through b neighbouring elements at a time, which are inside the image together or outside it together, so
+that a thread copies 16 bytes at once whatever the padding; and neighbouring threads write neighbouring channels.
+
+Why blocks and not all channels ([N, H, W, C]): a warp reads whole sectors of 32 bytes either way, because the next
+pixel of the same channels follows at once; and a Concat of channels, which is most of what an inception or dense block
+does besides convolving, is one copy, or none where the parts are written in place. Why 16: 16 halves are a sector, and
+the depth of one instruction of the tensor cores; larger blocks would waste more on channels that do not fill them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tvm import te, tirx
+
+from graphopt.targets.converters.base import (
+    EPILOGUE,
+    FLOATS,
+    HALVES,
+    INJECTIVE,
+    OPAQUE,
+    Context,
+    Converter,
+    dtype_of,
+    shape_of,
+)
+from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.gpu.code import SYNCHRONIZED
+from graphopt.targets.gpu.kernels import product, transposes, window
+from graphopt.targets.gpu.kernels.axes import Axes
+from graphopt.targets.gpu.kernels.window import Window
+from graphopt.targets.kernels.common import const
+
+PLANE = 32
+"""Pixels from which on a change of layout goes through shared memory."""
+
+
+def accumulator(dtype: str) -> str:
+    """The dtype of sums of `dtype`: halves are summed in single precision."""
+    return "float32" if dtype in HALVES else dtype
+
+
+def _require_floats(c: Context, inputs: list[Any]) -> None:
+    if dtype_of(inputs[0]) not in (*FLOATS, *HALVES):
+        raise NotSupported(f"the kernel of {c.node.op_type} does not compute in {dtype_of(inputs[0])}")
+
+
+def _window(c: Context, kernel: tuple[int, ...]) -> Window:
+    """The window of a node over the two axes of an image."""
+    ones = (1, 1)
+    return Window(
+        kernel,
+        c.integers("strides", ones),
+        c.integers("dilations", ones),
+        c.integers("pads", (0, 0, 0, 0))[:2],
+    )
+
+
+def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
+    """Conv2dBlocked: pixels times channels, one product for each group."""
+    _require_floats(c, inputs)
+    x, w, bias = inputs
+    (images, _, height, width, lanes), (_, deep, *kernel, _, b) = shape_of(x), shape_of(w)
+    groups, dtype, out = c.integer("group", 1), dtype_of(x), c.out_shape
+    blocks, taps = out[1] // groups, math.prod(kernel)
+    depth = deep * taps * lanes
+    seen = _window(c, tuple(kernel))
+
+    def define(v: Any, u: Any, s: Any) -> Any:
+        def patch(g: Any, m: Any, k: Any) -> Any:
+            lane, rest = tirx.floormod(k, lanes), tirx.floordiv(k, lanes)
+            tap, block = tirx.floormod(rest, taps), g * deep + tirx.floordiv(rest, taps)
+            row, column = tirx.floormod(tirx.floordiv(m, out[3]), out[2]), tirx.floormod(m, out[3])
+            place = (row, column), (tirx.floordiv(tap, kernel[1]), tirx.floormod(tap, kernel[1]))
+            (y, z), inside = seen.at(*place, (height, width), (out[2], out[3]))
+            value = v[tirx.floordiv(m, out[2] * out[3]), block, y, z, lane]
+            return tirx.if_then_else(inside, value, const(0, dtype)) if inside is not None else value
+
+        return product.compute(
+            patch,
+            lambda g, k, n: u[g * blocks + tirx.floordiv(n, b), k, tirx.floormod(n, b)],
+            (groups, images * out[2] * out[3], blocks * b, depth),
+            Axes(
+                (
+                    (("m", images),),
+                    (("b", groups), ("n", blocks)),
+                    (("m", out[2]),),
+                    (("m", out[3]),),
+                    (("n", b),),
+                )
+            ),  # fmt: skip
+            dtype,
+            lambda _, block, y, z, lane: s[block, lane],
+            accumulator(dtype),
+        )
+
+    return c.te("conv", define, x, c.reshape(w, (out[1], depth, b)), bias, pattern=EPILOGUE)
+
+
+def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
+    """DepthwiseConv2dBlocked: a thread sums the window of some neighbouring channels."""
+    _require_floats(c, inputs)
+    x, w, bias = inputs
+    dtype, out = dtype_of(x), c.out_shape
+    kept = accumulator(dtype)
+    seen = _window(c, shape_of(w)[1:3])
+
+    def define(v: Any, u: Any, s: Any) -> Any:
+        sums = window.reduced(
+            v, seen, out, te.sum, 0.0, kept, lambda value, block, y, z, lane: value * u[block, y, z, lane].astype(kept)
+        )
+        return te.compute(
+            out, lambda *i: (sums(*i) + s[i[1], i[4]].astype(kept)).astype(dtype), name="finish"
+        )  # fmt: skip
+
+    return c.te("depthwise", define, x, w, bias, pattern=EPILOGUE)
+
+
+def pool_blocked(mode: str) -> Converter:
+    """MaxPoolBlocked and AveragePoolBlocked."""
+
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        _require_floats(c, inputs)
+        return _pool(c, inputs[0], mode, _window(c, c.integers("kernel_shape")), c.integers("pads", (0, 0, 0, 0)))
+
+    return convert
+
+
+def global_average_pool_blocked(c: Context, inputs: list[Any]) -> Any:
+    """GlobalAveragePoolBlocked: the mean of each plane."""
+    _require_floats(c, inputs)
+    image = shape_of(inputs[0])[2:4]
+    return _pool(c, inputs[0], "average", Window(image, (1, 1), (1, 1), (0, 0)), (0, 0, 0, 0))
+
+
+def _pool(c: Context, x: Any, mode: str, seen: Window, pads: tuple[int, ...]) -> Any:
+    dtype, out = dtype_of(x), c.out_shape
+    kept = accumulator(dtype)
+    image = shape_of(x)[2:4]
+    include = bool(c.integer("count_include_pad"))
+
+    def define(v: Any) -> Any:
+        if mode == "max":
+            return window.reduced(v, seen, out, te.max, -math.inf, dtype)
+        sums = window.reduced(v, seen, out, te.sum, 0.0, kept)
+
+        def mean(n: Any, block: Any, y: Any, z: Any, lane: Any) -> Any:
+            counted = [
+                seen.count(axis, at, image[axis], (pads[axis], pads[axis + 2]) if include else (0, 0))
+                for axis, at in enumerate((y, z))
+            ]
+            divisor = tirx.max(counted[0] * counted[1], 1)
+            return (sums[n, block, y, z, lane] / divisor.astype(kept)).astype(dtype)
+
+        return te.compute(out, mean, name="finish")
+
+    return c.te(f"pool_{mode}", define, x, pattern=EPILOGUE)
+
+
+def lrn_blocked(c: Context, inputs: list[Any]) -> Any:
+    """LRNBlocked: the sum of squares goes across blocks."""
+    _require_floats(c, inputs)
+    x, dtype = inputs[0], dtype_of(inputs[0])
+    kept = accumulator(dtype)
+    channels, size, b = c.integer("channels"), c.integer("size"), shape_of(x)[4]
+    alpha, beta, bias = c.real("alpha", 1e-4), c.real("beta", 0.75), c.real("bias", 1.0)
+
+    def define(v: Any) -> Any:
+        def element(n: Any, block: Any, y: Any, z: Any, lane: Any) -> Any:
+            total: Any = const(0, kept)
+            for offset in range(size):
+                channel = block * b + lane + (offset - (size - 1) // 2)
+                value = v[n, tirx.floordiv(channel, b), y, z, tirx.floormod(channel, b)].astype(kept)
+                inside = tirx.all(channel >= 0, channel < channels)
+                total = total + tirx.if_then_else(inside, value * value, const(0, kept))
+            base = total * const(alpha / size, kept) + const(bias, kept)
+            return (v[n, block, y, z, lane].astype(kept) / tirx.pow(base, const(beta, kept))).astype(dtype)
+
+        return te.compute(c.out_shape, element, name="lrn")
+
+    return c.te("lrn", define, x, pattern=OPAQUE)
+
+
+def to_blocked(c: Context, inputs: list[Any]) -> Any:
+    """ToBlocked: planes to pixels."""
+    (x,) = inputs
+    block = c.integer("block")
+    shape = shape_of(x)
+    if block == 1:
+        return c.reshape(x, (*shape, 1))
+    if math.prod(shape[2:]) >= PLANE:
+        return _transposed(c, x, transposes.to_blocked(shape, block, dtype_of(x)))
+
+    def element(v: Any, n: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+        channel = o * block + lane
+        value = v[n, channel, y, z]
+        return tirx.if_then_else(channel < shape[1], value, const(0, v.dtype)) if shape[1] % block else value
+
+    return c.te(
+        "to_blocked",
+        lambda v: te.compute(c.out_shape, lambda *i: element(v, *i), name="to_blocked"),
+        x,
+        pattern=INJECTIVE,
+    )
+
+
+def from_blocked(c: Context, inputs: list[Any]) -> Any:
+    """FromBlocked: pixels to planes."""
+    (x,) = inputs
+    b = shape_of(x)[4]
+    if math.prod(shape_of(x)[2:4]) >= PLANE and b > 1:
+        return _transposed(c, x, transposes.from_blocked(c.out_shape, b, dtype_of(x)))
+    return c.te(
+        "from_blocked",
+        lambda v: te.compute(
+            c.out_shape,
+            lambda n, o, y, z: v[n, tirx.floordiv(o, b), y, z, tirx.floormod(o, b)],
+            name="from_blocked",
+        ),
+        x,
+        pattern=INJECTIVE,
+    )
+
+
+def _transposed(c: Context, x: Any, tile: transposes.Transpose) -> Any:
+    device: Any = c.machine
+    return c.builder.emit_te(
+        lambda v: transposes.compute(v, tile, c.out_shape, device.threads_per_block),
+        x,
+        primfunc_name_hint="transpose",
+        primfunc_attrs={"op_pattern": OPAQUE, SYNCHRONIZED: 1},
+    )
+
+
+BLOCKED: Mapping[str, Converter] = {
+    "graphopt.ToBlocked": to_blocked,
+    "graphopt.FromBlocked": from_blocked,
+    "graphopt.Conv2dBlocked": conv2d_blocked,
+    "graphopt.DepthwiseConv2dBlocked": depthwise_blocked,
+    "graphopt.MaxPoolBlocked": pool_blocked("max"),
+    "graphopt.AveragePoolBlocked": pool_blocked("average"),
+    "graphopt.GlobalAveragePoolBlocked": global_average_pool_blocked,
+    "graphopt.LRNBlocked": lrn_blocked,
+}

@@ -1,0 +1,90 @@
+"""Reads functions that compute something by one block and then go over its elements: for writers of kernels.
+
+    total[a] = what the anchor says        y[i] = epilogue(total[a(i)], ...)
+
+The writers (`window`, `winograd`) compute `total` in their own way, a thread some elements of it, and store what
+becomes of them; whatever elementwise functions TVM fused behind the anchor are in the epilogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import ir, s_tir, tirx
+
+from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
+from graphopt.targets.gpu.expressions import rewritten, substituted
+from graphopt.targets.kernels.common import Block, blocks_of, inline_after
+
+
+@dataclass(frozen=True, slots=True)
+class Anchored:
+    """`value` is what the anchor sums or maximises, over `variables`: first those of an element, then the reduced."""
+
+    function: Any
+    sources: tuple[Any, ...]
+    value: Any
+    combine: Any
+    dtype: str
+    index: str
+    variables: tuple[Any, ...]
+    _total: Any
+    _last: Any
+
+    def element(self, places: Sequence[Any]) -> Any:
+        """`value` at these places, which stand for `variables`."""
+        return substituted(self.value, dict(zip(self.variables, places, strict=True)))
+
+    def store(self, places: Sequence[Any], total: Any) -> tuple[Any, Any, list[Any]]:
+        """(buffer, value, indices) of the output element at `places`, whose `total` that is."""
+        if self._last is None:
+            return self._total, total, list(places)
+        values = dict(zip((iterator.var for iterator in self._last.iter_vars), places, strict=True))
+
+        def swap(part: Any) -> Any:
+            if isinstance(part, ir.TensorLoad) and part.source.same_as(self._total):
+                return total
+            return substituted(part, values) if isinstance(part, tirx.Var) else None
+
+        body = self._last.body
+        return body.buffer, rewritten(body.value, swap), [substituted(each, values) for each in body.indices]
+
+    def replaced(self, body: Any, resident: int) -> Any:
+        """The function with another body, which computes the same and has all its barriers."""
+        return self.function.with_body(body).with_attr(SYNCHRONIZED, 1).with_attr(RESIDENT, resident)
+
+
+def read(sch: s_tir.Schedule, anchor: Block) -> Anchored:
+    """The function of `sch`, whose one reduction is `anchor`.
+
+    Raises:
+        ValueError: something else than the anchor and its epilogue is left when all the rest is inlined.
+    """
+    names = [block.name for block in blocks_of(sch)]
+    for name in names[: names.index(anchor.name)]:
+        sch.compute_inline(sch.get_sblock(name))
+    if names[-1] != anchor.name:
+        inline_after(sch, anchor)
+    found = blocks_of(sch)
+    if found[0].name != anchor.name or len(found) > 2 or found[-1].reduce and len(found) == 2:
+        raise ValueError("its epilogue is not elementwise")
+    block = sch.get(found[0].rv)
+    last = sch.get(found[1].rv) if len(found) == 2 else None
+    update = block.body.value
+    if not isinstance(update, tirx.Add | tirx.Max):
+        raise ValueError("it is neither a sum nor a maximum")
+    total = block.writes[0].source
+    variables = tuple(iterator.var for iterator in block.iter_vars)
+    return Anchored(
+        sch.mod["main"],
+        tuple(region.source for region in block.reads),
+        update.b,
+        type(update),
+        str(total.dtype),
+        str(variables[0].ty.dtype),
+        variables,
+        total,
+        last,
+    )
