@@ -6,28 +6,37 @@ What a stage enqueues is recorded once as a CUDA graph, so that a run costs the 
 from __future__ import annotations
 
 import ctypes
+import re
+import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.program import Launch
+from graphopt.runtime import dlpack
 from graphopt.weights import Array
 
 _INSTALL = "install it with pip install 'graphopt[cuda]'"
 _STATIC_SHARED = 48 << 10
 """Bytes of shared memory that a kernel may use without asking."""
+_HEAD_BYTES = 128 << 20
+"""Set before something is timed: that takes a GPU some 50 microseconds, and leaves nothing of use in its L2."""
+_HEAD_STEPS = 4
+"""Steps that the host enqueues while the GPU sets `_HEAD_BYTES`: an event and a launch take it about ten."""
+_VERSION = Path("/proc/driver/nvidia/version")
 
 
 class CudaDevice:
     """The GPU that CUDA lists first (CUDA_VISIBLE_DEVICES chooses)."""
 
-    def __init__(self, arch: str) -> None:
+    def __init__(self, arch: str | None = None) -> None:
         """Open it.
 
         Args:
-            arch: "sm_90": what the kernels were compiled for.
+            arch: "sm_90": what the kernels were compiled for; None asks for none.
 
         Raises:
             GraphoptError: cuda-bindings or the driver is missing, or there is no GPU.
@@ -48,17 +57,41 @@ class CudaDevice:
             raise GraphoptError(f"there is no NVIDIA GPU here ({status.name}); run this artifact on a machine with one")
         self._device = self._call("cuDeviceGet", 0)
         self.name = self._call("cuDeviceGetName", 256, self._device).split(b"\0")[0].decode()
-        self._require(arch)
+        self._capability = self._attribute("COMPUTE_CAPABILITY_MAJOR"), self._attribute("COMPUTE_CAPABILITY_MINOR")
+        if arch is not None:
+            self._require(arch)
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
         self.activate()
         self._stream = self._call("cuStreamCreate", int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+        self.dlpack: tuple[int, int] | None = (dlpack.CUDA, 0)
+        self.stream: int | None = int(self._stream)
         self._modules: dict[bytes, Any] = {}
+        self._head = 0
+        self._made: list[tuple[str, Any]] = [("cuStreamDestroy", self._stream)]
+        finalizer = weakref.finalize(self, _release, driver, self._device, self._context, self._stream, self._made)
+        finalizer.atexit = False  # the end of the process frees all, and the driver may be gone before
+
+    def _attribute(self, name: str) -> int:
+        kind = getattr(self._driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        return int(self._call("cuDeviceGetAttribute", kind, self._device))
+
+    def facts(self) -> dict[str, Any]:
+        """As `Device` says."""
+        cuda = int(self._call("cuDriverGetVersion"))
+        major, minor = self._capability
+        return {
+            "name": self.name,
+            "arch": f"sm_{major}{minor}",
+            "driver": _driver_version(),
+            "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
+            "multiprocessors": self._attribute("MULTIPROCESSOR_COUNT"),
+            "l2_bytes": self._attribute("L2_CACHE_SIZE"),
+            "memory_bytes": int(self._call("cuDeviceTotalMem", self._device)),
+        }
 
     def _require(self, arch: str) -> None:
         """Machine code runs on its own major version, from its own minor one on; of sm_90a on 9.0 alone."""
-        kind = self._driver.CUdevice_attribute
-        major = self._call("cuDeviceGetAttribute", kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, self._device)
-        minor = self._call("cuDeviceGetAttribute", kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, self._device)
+        major, minor = self._capability
         digits = arch.removeprefix("sm_").rstrip("a")
         built = divmod(int(digits), 10) if digits.isdigit() else (0, 0)
         exact = arch.endswith("a")
@@ -92,11 +125,14 @@ class CudaDevice:
 
     def allocate(self, nbytes: int) -> int:
         """As `Device` says; it lives as long as the device."""
-        return int(self._call("cuMemAlloc", max(nbytes, 1)))
+        pointer = int(self._call("cuMemAlloc", max(nbytes, 1)))
+        self._made.append(("cuMemFree", pointer))
+        return pointer
 
     def host(self, nbytes: int) -> Array:
         """As `Device` says: page-locked, so that the GPU copies it by itself."""
         pointer = int(self._call("cuMemHostAlloc", max(nbytes, 1), 0))
+        self._made.append(("cuMemFreeHost", pointer))
         raw = (ctypes.c_uint8 * max(nbytes, 1)).from_address(pointer)
         return np.ctypeslib.as_array(raw)[:nbytes]
 
@@ -110,6 +146,29 @@ class CudaDevice:
         if target.nbytes:
             self._call("cuMemcpyDtoHAsync", target.ctypes.data, source, target.nbytes, self._stream)
 
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """As `Device` says."""
+        if nbytes:
+            self._call("cuMemcpyDtoDAsync", target, source, nbytes, self._stream)
+
+    def follow(self, stream: int) -> None:
+        """As `Device` says, by an event: the host does not wait."""
+        self._order(stream, self._stream)
+
+    def precede(self, stream: int) -> None:
+        """As `Device` says, by an event: the host does not wait."""
+        self._order(self._stream, stream)
+
+    def _order(self, first: Any, second: Any) -> None:
+        if int(first) == int(second):
+            return
+        event = self._call("cuEventCreate", int(self._driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+        try:
+            self._call("cuEventRecord", event, self._driver.CUstream(int(first)))
+            self._call("cuStreamWaitEvent", self._driver.CUstream(int(second)), event, 0)
+        finally:
+            self._call("cuEventDestroy", event)  # the driver keeps it until it has happened
+
     def fill(self, target: int, value: int, nbytes: int) -> None:
         """As `Device` says."""
         if nbytes:
@@ -119,6 +178,7 @@ class CudaDevice:
         """As `Device` says."""
         if image not in self._modules:
             self._modules[image] = self._call("cuModuleLoadData", image)
+            self._made.append(("cuModuleUnload", self._modules[image]))
         try:
             function = self._call("cuModuleGetFunction", self._modules[image], launch.entry.encode())
         except GraphoptError:
@@ -144,22 +204,55 @@ class CudaDevice:
             graph = self._call("cuStreamEndCapture", self._stream)
         executable = self._call("cuGraphInstantiate", graph, 0)
         self._call("cuGraphDestroy", graph)
+        self._made.append(("cuGraphExecDestroy", executable))
 
         return lambda: self._call("cuGraphLaunch", executable, self._stream)
 
-    def time(self, step: Callable[[], None]) -> float:
-        """As `Device` says, by events on the device."""
+    def laps(self, steps: Sequence[Callable[[], None]]) -> list[float]:
+        """As `Device` says, by events between them.
+
+        The GPU is kept busy at first, so that the host is ahead of it: else a short step would take as long as
+        enqueueing it.
+        """
+        if not steps:
+            return []
+        if not self._head:
+            self._head = self.allocate(_HEAD_BYTES)
         flags = int(self._driver.CUevent_flags.CU_EVENT_DEFAULT)
-        begin, end = self._call("cuEventCreate", flags), self._call("cuEventCreate", flags)
-        self._call("cuEventRecord", begin, self._stream)
-        step()
-        self._call("cuEventRecord", end, self._stream)
-        self._call("cuEventSynchronize", end)
-        milliseconds = self._call("cuEventElapsedTime", begin, end)
-        for event in (begin, end):
-            self._call("cuEventDestroy", event)
-        return float(milliseconds) * 1e-3
+        events = [self._call("cuEventCreate", flags) for _ in range(len(steps) + 1)]
+        try:
+            for _ in range(-(-len(steps) // _HEAD_STEPS)):
+                self.fill(self._head, 0, _HEAD_BYTES)
+            self._call("cuEventRecord", events[0], self._stream)
+            for step, event in zip(steps, events[1:], strict=True):
+                step()
+                self._call("cuEventRecord", event, self._stream)
+            self._call("cuEventSynchronize", events[-1])
+            pairs = zip(events, events[1:], strict=False)
+            return [float(self._call("cuEventElapsedTime", begin, end)) * 1e-3 for begin, end in pairs]
+        finally:
+            for event in events:
+                self._call("cuEventDestroy", event)
 
     def synchronize(self) -> None:
         """As `Device` says."""
         self._call("cuStreamSynchronize", self._stream)
+
+
+def _release(driver: Any, device: Any, context: Any, stream: Any, made: list[tuple[str, Any]]) -> None:
+    """Give back what a device made, the last first; nothing can be done about what fails."""
+    driver.cuCtxPushCurrent(context)
+    driver.cuStreamSynchronize(stream)
+    for function, handle in reversed(made):
+        getattr(driver, function)(handle)
+    driver.cuCtxPopCurrent()
+    driver.cuDevicePrimaryCtxRelease(device)
+
+
+def _driver_version(file: Path = _VERSION) -> str | None:
+    """What NVIDIA's kernel module calls itself, "580.65.06"; None where it does not say."""
+    try:
+        found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", file.read_text(encoding="ascii", errors="replace"))
+    except OSError:
+        return None
+    return found.group() if found else None

@@ -7,8 +7,9 @@ Without fallback models all of that is recorded once and enqueued by one call.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class DeviceStageRunner:
     """Runs one stage on a device, again and again, on the same memory; what `StageRunner` is on a CPU.
 
     `arrays[name]` is host memory for what comes in, goes out, or takes part in a fallback model; `bytes[name]` the same
-    without its type.
+    without its type. `given[name]` is the address, on the device, of an input that is taken from there instead.
     """
 
     def __init__(self, stage: Stage, artifact: Artifact, device: Device, threads: int) -> None:
@@ -43,6 +44,7 @@ class DeviceStageRunner:
         """
         self.stage = stage
         self.host: dict[str, Any] = {}
+        self.given: dict[str, int] = {}
         self._device = device
         self._values = {value.name: value for value in stage.values}
         self._arena = device.allocate(stage.arena_bytes + _GUARD)
@@ -52,45 +54,114 @@ class DeviceStageRunner:
         self._groups: list[tuple[str, tuple[str, ...], list[Step]]] = []
         self._bind(artifact, threads)
         device.synchronize()
-        self._whole: Step | None = None
-        if not any(isinstance(segment, FallbackSegment) for segment in stage.segments):
-            self._whole = device.record([step for _, _, steps in self._groups for step in steps])
+        self._alone = not any(isinstance(segment, FallbackSegment) for segment in stage.segments)
+        self._whole = device.record(self._steps(*self._groups)) if self._alone else None
 
-    def run(self) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arena and the weights."""
+        return self.stage.arena_bytes + self._weight_bytes
+
+    @functools.cached_property
+    def _inner(self) -> Step:
+        """All between the copies of inputs and those of outputs, as one step."""
+        return self._together(self._steps(*self._groups[1:-1]))
+
+    def run(self, download: bool = True) -> None:
         """Run all segments once, from the input arrays to the output arrays.
+
+        Args:
+            download: whether outputs are copied to `arrays`, and waited for.
 
         Raises:
             GraphoptError: the device or a fallback model failed.
         """
         self._device.activate()
-        if self._whole is not None:
+        if self._whole is not None and download and not self.given:
             self._whole()
         else:
-            for _, _, steps in self._groups:
-                for step in steps:
-                    step()
+            self._bring()
+            self._inner()
+            if download:
+                _all(self._groups[-1][2])
+        if download:
+            self._device.synchronize()
+
+    def replay(self) -> Step:
+        """What enqueues all between the copies of inputs and those of outputs, on inputs as `arrays` has them now.
+
+        An input whose place in the arena something else takes later is kept elsewhere on the device, and copied from
+        there each time.
+        """
+        self._device.activate()
+        steps: list[Step] = []
+        for name in self.stage.inputs:
+            if name in self.arrays:
+                kept = self._device.allocate(self._values[name].nbytes) if self._taken(name) else self._pointers[name]
+                self._device.upload(kept, self.bytes[name])
+                if kept != self._pointers[name]:
+                    steps.append(self._copy(name, kept))
         self._device.synchronize()
+        return self._together([*steps, *self._steps(*self._groups[1:-1])])
+
+    def shared(self, name: str) -> int:
+        """The address of a value on the device."""
+        return self._pointers[name]
 
     def profile(self) -> list[CallTime]:
         """Run once like `run`, taking the device's time of every call (a fallback model's by the host's clock)."""
         self._device.activate()
-        times = []
-        for name, origin, steps in self._groups:
+        self._bring()
+        times: list[CallTime] = []
+        waiting: list[tuple[str, tuple[str, ...], list[Step]]] = []
 
-            def group(steps: Sequence[Step] = steps) -> None:
-                for step in steps:
-                    step()
+        def flush() -> None:
+            seconds = self._device.laps([functools.partial(_all, steps) for _, _, steps in waiting])
+            for (name, origin, _), each in zip(waiting, seconds, strict=True):
+                times.append(CallTime(self.stage.index, name, origin, each))
+            waiting.clear()
 
-            if name.endswith(".onnx"):
-                start = time.perf_counter()
-                group()
-                seconds = time.perf_counter() - start
-            else:
-                seconds = self._device.time(group)
-            if name:
-                times.append(CallTime(self.stage.index, name, origin, seconds))
+        for name, origin, steps in self._groups[1:-1]:
+            if not name.endswith(".onnx"):
+                waiting.append((name, origin, steps))
+                continue
+            flush()
+            start = time.perf_counter()
+            _all(steps)
+            self._device.synchronize()
+            times.append(CallTime(self.stage.index, name, origin, time.perf_counter() - start))
+        flush()
+        _all(self._groups[-1][2])
         self._device.synchronize()
         return times
+
+    def _bring(self) -> None:
+        """Enqueue copying the inputs to where the program reads them."""
+        for name in self.stage.inputs:
+            if name in self.arrays:
+                step = self._copy(name, self.given[name]) if name in self.given else self._up(name)
+                step()
+
+    def _together(self, steps: list[Step]) -> Step:
+        return self._device.record(steps) if self._alone else functools.partial(_all, steps)
+
+    def _taken(self, name: str) -> bool:
+        """Whether something else lies, earlier or later, where the input does."""
+        found = located(self._values[name], self._values)
+        assert found is not None
+        first = self._pointers[name]
+        for value in self.stage.values:
+            owner = located(value, self._values)
+            if value.name not in self._pointers or owner is None or owner[0] is found[0]:
+                continue
+            start = self._pointers[value.name]
+            if start < first + self._values[name].nbytes and first < start + value.nbytes:
+                return True
+        return False
+
+    @staticmethod
+    def _steps(*groups: tuple[str, tuple[str, ...], list[Step]]) -> list[Step]:
+        return [step for _, _, steps in groups for step in steps]
 
     def poison(self, pattern: int) -> None:
         """Set every byte of the arena, and of the guard behind it, to `pattern` (0 to 255)."""
@@ -110,6 +181,7 @@ class DeviceStageRunner:
     def _place(self, artifact: Artifact) -> dict[str, int]:
         """The device address of every value that has bytes; the weights are copied up."""
         weights, index = artifact.weights(self.stage.weights) if self.stage.weights else (memoryview(b""), {})
+        self._weight_bytes = len(weights)
         base = self._device.allocate(len(weights))
         self._device.upload(base, np.frombuffer(weights, np.uint8))
         pointers = {}
@@ -167,6 +239,10 @@ class DeviceStageRunner:
         ups = [self._up(name) for name in segment.outputs if name in self.arrays]
         return [*downs, self._device.synchronize, call, *ups]
 
+    def _copy(self, name: str, source: int) -> Step:
+        pointer, nbytes = self._pointers[name], self._values[name].nbytes
+        return lambda: self._device.copy(pointer, source, nbytes)
+
     def _up(self, name: str) -> Step:
         flat, pointer = _flat(self.arrays[name]), self._pointers[name]
         return lambda: self._device.upload(pointer, flat)
@@ -187,6 +263,11 @@ def _images(artifact: Artifact, stage: Stage) -> dict[str, bytes]:
             raise ArtifactError(f"{stage.library} is damaged: {symbol[:100]!r} is no kernel")
         images[symbol] = bytes(data[entry.start : entry.start + entry.nbytes])
     return images
+
+
+def _all(steps: Iterable[Step]) -> None:
+    for step in steps:
+        step()
 
 
 def _flat(array: Array) -> Array:

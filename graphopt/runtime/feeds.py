@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graphopt.errors import FeedError
 from graphopt.program import Port
+from graphopt.runtime import dlpack
 from graphopt.weights import numpy_dtype
 
+if TYPE_CHECKING:
+    from graphopt.runtime.device import Device
 
-def check(ports: Sequence[Port], feeds: Mapping[str, Any], micro_batches: int = 1) -> dict[str, Any]:
+
+def check(
+    ports: Sequence[Port], feeds: Mapping[str, Any], micro_batches: int = 1, device: Device | None = None
+) -> dict[str, Any]:
     """The feeds by input name: arrays of the declared dtype and shape, or the objects given for dynamic inputs.
 
     With several micro-batches the first axis is that many times the port's.
+
+    Args:
+        device: tensors there are taken as they are (`dlpack.Foreign`), its queue waiting for what makes them.
 
     Raises:
         FeedError: an input is missing or unknown, or has another dtype or shape.
@@ -30,7 +39,7 @@ def check(ports: Sequence[Port], feeds: Mapping[str, Any], micro_batches: int = 
     for port in ports:
         if port.name not in feeds:
             raise FeedError(f"input {port.name!r} is missing: feed {describe(port, micro_batches)}")
-        checked[port.name] = _check(port, feeds[port.name], micro_batches)
+        checked[port.name] = _check(port, feeds[port.name], micro_batches, device)
     return checked
 
 
@@ -46,9 +55,12 @@ def full_shape(shape: tuple[int, ...], micro_batches: int) -> tuple[int, ...]:
     return shape if micro_batches == 1 else (shape[0] * micro_batches, *shape[1:])
 
 
-def _check(port: Port, feed: Any, micro_batches: int) -> Any:
+def _check(port: Port, feed: Any, micro_batches: int, device: Device | None) -> Any:
     if port.shape is None:
         return feed
+    place = dlpack.outside(feed)
+    if place is not None:
+        return _shared(port, feed, place, micro_batches, device)
     if not hasattr(feed, "__array__"):
         raise FeedError(
             f"input {port.name!r} is a {type(feed).__name__}, and {describe(port, micro_batches)} is expected: "
@@ -58,8 +70,27 @@ def _check(port: Port, feed: Any, micro_batches: int) -> Any:
     expected = numpy_dtype(port.dtype)
     if array.dtype.kind == "V" and port.dtype == "bfloat16" and array.dtype.itemsize == 2:
         array = array.view(expected)  # a .npy file forgets the name of the type
-    if array.dtype != expected:
-        raise FeedError(f"input {port.name!r} is {array.dtype}, and {port.dtype} is expected: convert it with .astype")
-    if array.shape != full_shape(port.shape, micro_batches):
-        raise FeedError(f"input {port.name!r} has shape {array.shape}, and {describe(port, micro_batches)} is expected")
+    _check_type(port, array.dtype.name, array.shape, micro_batches)
     return array
+
+
+def _shared(port: Port, feed: Any, place: tuple[int, int], micro_batches: int, device: Device | None) -> dlpack.Foreign:
+    """A tensor on the device, where it is."""
+    if device is None or device.dlpack != place:
+        where = "the CPU" if device is None else device.name
+        raise FeedError(
+            f"input {port.name!r} is in the memory of another device than {where}, where the program runs: "
+            "make it a numpy array"
+        )
+    device.activate()
+    found = dlpack.take(port.name, feed, device.stream)
+    _check_type(port, found.dtype, found.shape, micro_batches)
+    return found
+
+
+def _check_type(port: Port, dtype: str, shape: tuple[int, ...], micro_batches: int) -> None:
+    assert port.shape is not None
+    if dtype != port.dtype:
+        raise FeedError(f"input {port.name!r} is {dtype}, and {port.dtype} is expected: convert it with .astype")
+    if shape != full_shape(port.shape, micro_batches):
+        raise FeedError(f"input {port.name!r} has shape {shape}, and {describe(port, micro_batches)} is expected")

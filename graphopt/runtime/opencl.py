@@ -11,6 +11,7 @@ import numpy as np
 
 from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.program import Launch
+from graphopt.runtime import dlpack
 from graphopt.weights import Array
 
 _INSTALL = "install it with pip install 'graphopt[opencl]'"
@@ -33,10 +34,25 @@ class OpenClDevice:
         device = _find(cl)
         self.name = f"{device.name.strip()} ({device.platform.name.strip()})"
         self._device = device
+        # The memory of a CPU is the host's; that of a GPU would have to be mapped first.
+        self.dlpack: tuple[int, int] | None = (dlpack.CPU, 0) if device.type & cl.device_type.CPU else None
+        self.stream: int | None = None
         self._context = cl.Context([device])
         self._queue = cl.CommandQueue(self._context)
         self._programs: dict[bytes, Any] = {}
         self._memories: dict[int, Any] = {}
+
+    def facts(self) -> dict[str, Any]:
+        """As `Device` says."""
+        return {
+            "name": self.name,
+            "arch": None,
+            "driver": self._device.driver_version.strip(),
+            "cuda": None,
+            "multiprocessors": int(self._device.max_compute_units),
+            "l2_bytes": int(self._device.global_mem_cache_size),
+            "memory_bytes": int(self._device.global_mem_size),
+        }
 
     def activate(self) -> None:
         """As `Device` says: nothing, because OpenCL has no current context."""
@@ -71,6 +87,18 @@ class OpenClDevice:
 
     def _copy(self, target: Any, source: Any) -> None:
         self._cl.enqueue_copy(self._queue, target, source, is_blocking=True)
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """As `Device` says."""
+        if nbytes:
+            self._copy(_pointer(self._cl, target, nbytes), _pointer(self._cl, source, nbytes))
+
+    def follow(self, stream: int) -> None:
+        """As `Device` says; other libraries have no queues here."""
+
+    def precede(self, stream: int) -> None:
+        """As `Device` says, by waiting."""
+        self.synchronize()
 
     def fill(self, target: int, value: int, nbytes: int) -> None:
         """As `Device` says."""
@@ -109,13 +137,16 @@ class OpenClDevice:
 
         return enqueue
 
-    def time(self, step: Callable[[], None]) -> float:
+    def laps(self, steps: Sequence[Callable[[], None]]) -> list[float]:
         """As `Device` says, by the host's clock."""
-        self.synchronize()
-        start = time.perf_counter()
-        step()
-        self.synchronize()
-        return time.perf_counter() - start
+        found = []
+        for step in steps:
+            self.synchronize()
+            start = time.perf_counter()
+            step()
+            self.synchronize()
+            found.append(time.perf_counter() - start)
+        return found
 
     def synchronize(self) -> None:
         """As `Device` says."""

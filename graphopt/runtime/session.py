@@ -12,7 +12,10 @@ from graphopt import schedule
 from graphopt.artifact import Artifact
 from graphopt.errors import GraphoptError
 from graphopt.program import Port
-from graphopt.runtime import cpu, device, feeds
+from graphopt.runtime import cpu, feeds
+from graphopt.runtime.device import Device, needs_device, open_device
+from graphopt.runtime.device_stage import DeviceStageRunner
+from graphopt.runtime.dlpack import LEGACY_STREAM, DeviceTensor, Foreign
 from graphopt.runtime.runner import Runner, runners
 from graphopt.runtime.stage import CallTime
 from graphopt.weights import Array, numpy_dtype
@@ -27,18 +30,20 @@ class Session:
     Attributes:
         inputs, outputs: the program's ports.
         threads: what kernels use.
+        device: what a program for a GPU runs on, else None.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, threads: int | None = None, device: Device | None = None) -> None:
         """Allocate the arenas, map the weights, load the kernels.
 
         Args:
             artifact: what to run.
             threads: of every kernel; default one per physical core this process may use.
+            device: shared with other sessions, which then run one after the other; None opens the artifact's own.
 
         Raises:
             ArtifactError: a part of the artifact cannot be used.
-            GraphoptError: `threads` is out of range.
+            GraphoptError: `threads` is out of range, or there is no such device.
         """
         program = artifact.program
         self.inputs: tuple[Port, ...] = program.inputs
@@ -49,11 +54,13 @@ class Session:
         self._program = program
         self._lock = threading.Lock()
         self._apply_threads: Callable[[], None] = lambda: None
-        if any(stage.library for stage in program.stages) and not device.needs_device(artifact.manifest):
+        on_device = needs_device(artifact.manifest)
+        self.device = (device or open_device(artifact.manifest)) if on_device else None
+        if any(stage.library for stage in program.stages) and not on_device:
             from graphopt.runtime.library import Threads
 
             self._apply_threads = Threads(self.threads).apply
-        self._runners = runners(program.stages, artifact, self.threads)
+        self._runners = runners(program.stages, artifact, self.threads, self.device)
         self._transfers = self._plan_transfers()
         self._makers = {
             port.name: next(runner for runner in self._runners if port.name in runner.stage.outputs)
@@ -74,13 +81,64 @@ class Session:
         """The outputs by name, as arrays that are the caller's own (dynamic outputs: as ONNX Runtime returns them).
 
         Args:
-            feeds: input name -> array of the port's dtype and shape (times the micro-batches on axis 0).
+            feeds: input name -> array of the port's dtype and shape (times the micro-batches on axis 0). A session on a
+                device also takes tensors that are there, of any library that has DLPack, without the host.
 
         Raises:
             FeedError: the feeds do not fit the program's inputs.
             GraphoptError: a kernel or fallback model failed.
         """
         return self._run(feeds, lambda runner: runner.run())
+
+    def run_device(self, feeds: Mapping[str, Any], stream: int | None = None) -> dict[str, DeviceTensor]:
+        """The outputs by name, left on the device: `torch.from_dlpack(output)` shows one without copying it.
+
+        The host does not wait for the device. The outputs are the session's own memory, which its next run overwrites.
+
+        Args:
+            feeds: as `run` takes them.
+            stream: of the caller, on CUDA (`torch.cuda.current_stream().cuda_stream`); None is the default one. The run
+                begins after what is there, such as reading earlier outputs, and what comes there later waits for it.
+
+        Raises:
+            FeedError: the feeds do not fit the program's inputs.
+            GraphoptError: the program is none of one stage on a device, or failed.
+        """
+        runner = self._runners[0]
+        if self.device is None or not isinstance(runner, DeviceStageRunner):
+            raise GraphoptError("the program runs on the CPU: outputs stay on a device if compiled with --target cuda")
+        if len(self._runners) > 1 or self._program.micro_batches > 1:
+            raise GraphoptError("outputs stay on the device without --ranks and --micro-batches: compile it again")
+        host = next((port.name for port in self.outputs if port.name not in runner.arrays), None)
+        if host is not None:
+            raise GraphoptError(f"output {host!r} is made on the host: use run")
+        checked = self._check(feeds)
+        theirs = stream or LEGACY_STREAM
+        with self._lock:
+            self.device.activate()
+            self.device.follow(theirs)
+            self._fill(runner, checked, 0, 1)
+            runner.run(download=False)
+            self.device.precede(theirs)
+            return {
+                port.name: DeviceTensor(runner.shared(port.name), port.dtype, port.shape or (), self.device, runner)
+                for port in self.outputs
+            }
+
+    def replay(self, feeds: Mapping[str, Any]) -> Callable[[], None]:
+        """What enqueues a run on the device between the copies of inputs and outputs, to time it by `device.laps`.
+
+        Raises:
+            GraphoptError: as `run_device`.
+        """
+        self.run_device(feeds)
+        assert isinstance(self._runners[0], DeviceStageRunner)
+        return self._runners[0].replay()
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of arenas and weights on the device; 0 for a program on the CPU."""
+        return sum(runner.nbytes for runner in self._runners if isinstance(runner, DeviceStageRunner))
 
     def profile(self, feeds: Mapping[str, Any]) -> tuple[CallTime, ...]:
         """Run once and give the time of every kernel call and fallback segment, in order of execution."""
@@ -105,13 +163,13 @@ class Session:
 
     def _run(self, given: Mapping[str, Any], execute: Callable[[Runner], None]) -> dict[str, Any]:
         count = self._program.micro_batches
-        checked = feeds.check(self.inputs, given, count)
+        checked = self._check(given)
         with self._lock:
             self._apply_threads()
             outputs = self._empty_outputs(count) if count > 1 else {}
             for micro_batch in range(count):
                 for runner, transfers in zip(self._runners, self._transfers, strict=True):
-                    fill(runner, checked, micro_batch, count)
+                    self._fill(runner, checked, micro_batch, count)
                     for source, target in transfers:
                         np.copyto(target, source)
                     execute(runner)
@@ -122,6 +180,17 @@ class Session:
                         part = runner.arrays[name]
                         outputs[name][micro_batch * len(part) : (micro_batch + 1) * len(part)] = part
         return outputs
+
+    def _check(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return feeds.check(self.inputs, given, self._program.micro_batches, self.device)
+
+    def _fill(self, runner: Runner, checked: Mapping[str, Any], micro_batch: int, count: int) -> None:
+        """As `fill`, once the device has read what the host's arrays held before."""
+        if self.device is not None:
+            self.device.activate()
+            if not all(isinstance(feed, Foreign) for feed in checked.values()):
+                self.device.synchronize()
+        fill(runner, checked, micro_batch, count)
 
     def _empty_outputs(self, count: int) -> dict[str, Any]:
         outputs = {}
@@ -146,6 +215,11 @@ def fill(runner: Runner, checked: Mapping[str, Any], micro_batch: int, count: in
             continue
         feed = checked[name]
         target = runner.arrays.get(name)
+        if isinstance(runner, DeviceStageRunner):
+            runner.given.pop(name, None)
+            if isinstance(feed, Foreign):
+                runner.given[name] = feed.pointer + micro_batch * runner.bytes[name].nbytes
+                continue
         if target is None:
             runner.host[name] = feed
         elif count == 1:
