@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.observe import Check, Dump, Verify
 from graphopt.partition import partition
 from graphopt.pipeline import Observer, Pipeline, PipelineResult
+from graphopt.precisions import FP32, tolerances
 from graphopt.program import Port, Program, Stage
 from graphopt.stage_build import BuiltStage, build_stage
 
@@ -40,11 +41,7 @@ MAX_COUNT = 4096
 CODE_SPACE = 64 << 20
 """Bytes of temporary files, besides the weights, that generating code may need."""
 
-VERIFY = ("off", "ends", "each")
-
-FP32 = "fp32"
-PRECISIONS: Mapping[str, str | None] = {FP32: None, "tf32": "float16", "fp16": "float16", "bf16": "bfloat16"}
-"""What products compute in, and the dtype whose tolerances hold then."""
+VERIFY = ("off", "passes", "ends", "each")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,8 @@ class Compilation:
     """An artifact, and how it came about.
 
     `notes` are sentences of the front end and the target; `fallbacks` pairs of (node, reason); `seconds` by phase;
-    `accuracy`, where another precision was verified, the largest error of each output over its largest value.
+    `accuracy`, where another precision was verified, the largest error of each output over its largest value: of the
+    finished program where it was run, else of the rewritten graph in ONNX Runtime.
     """
 
     artifact: Artifact
@@ -98,7 +96,8 @@ def compile_model(
         passes: a pipeline or its spelling; None takes the default one for the target.
         precision: "fp32", or "fp16", "bf16" or "tf32" for products and what lies between them; the pass `precision`
             does that, behind `fuse`.
-        verify: "off", "ends" (the finished program against the loaded model) or "each" (every pass too).
+        verify: "off", "ends" (the finished program against the loaded model), "passes" (what every pass made, in ONNX
+            Runtime, which needs no device) or "each" (both).
         dump: a folder that receives the model after every pass.
         ranks: pipeline stages, one for each rank.
         micro_batches: how many times the compiled batch a run takes, piece by piece.
@@ -115,12 +114,15 @@ def compile_model(
         GraphoptError: one of its subclasses, in a sentence that names the place.
     """
     _check_options(verify, ranks, micro_batches)
-    if precision == "bf16" and verify != "off":
-        raise GraphoptError("--precision bf16 cannot be verified: ONNX Runtime computes no bfloat16 here; verify fp16")
+    if precision == "bf16" and verify in ("passes", "each"):
+        raise GraphoptError(
+            f"--verify {verify} cannot follow --precision bf16, since ONNX Runtime computes no bfloat16 here; "
+            "--verify ends compares the finished program with the model in fp32"
+        )
     clock = _Clock(progress)
     from graphopt.expand import expand_functions
 
-    verifier = Verify(seed=seed, each=verify == "each", tolerances=tolerances(precision))
+    verifier = Verify(seed=seed, each=verify in ("passes", "each"), tolerances=tolerances(precision))
     observers: list[Any] = [Check()]
     if verify != "off":
         observers.append(verifier)
@@ -141,9 +143,11 @@ def compile_model(
         clock=clock,
     )
     model, backend, ports = rewritten.model, rewritten.backend, rewritten.ports
-    if verify != "off":
+    if verify in ("ends", "each"):
         _require_device(backend)
-    accuracy = _accuracy(model, verifier) if verify != "off" and precision != FP32 else {}
+    accuracy = {}
+    if verify == "passes" and precision == "fp16":  # of the others ONNX Runtime does not compute what they round
+        accuracy = _errors(checking.run_onnxruntime(model, verifier.feeds), verifier.expected)
     expand_functions(model, backend.supports)
     defects: dict[ir.Node, str] = {}
     while True:
@@ -157,11 +161,14 @@ def compile_model(
             break
         except RuntimeError as error:  # of TVM, where no code can be generated; our own mistakes are of other kinds
             defects |= _defects(model, backend, defects, error)
-    if verify != "off":
+    if verify in ("ends", "each"):
         clock.start("verify")
-        _verify(artifact, verifier)
+        found = _verify(artifact, verifier)
+        accuracy = {} if precision == FP32 else found
     clock.stop()
     notes = (*rewritten.notes, *(note for stage in built for note in stage.notes))
+    if precision == "tf32" and not any("tf32" in plan.precision for stage in built for plan in stage.plans.values()):
+        notes = (*notes, "tf32 is a permission that no kernel took: products are computed in fp32")
     return Compilation(artifact, notes, rewritten.result, fallbacks, clock.seconds, accuracy)
 
 
@@ -205,8 +212,6 @@ def rewrite(
     notes = list(loaded.notes)
     weighed = open_costs(costs or os.environ.get(VARIABLE) or MEASURED, backend, notes.append, clock.progress)
     pipeline = _pipeline(passes, target, precision, weighed)
-    if precision == "tf32":
-        notes.append("tf32 is a permission that no kernel uses yet: products are computed in fp32")
     ports = _ports(loaded.model)
     result = pipeline.run(loaded.model, observers)
     return Rewritten(loaded.model, backend, pipeline, result, weighed, ports, tuple(notes))
@@ -327,27 +332,11 @@ def _artifact(
             for step in rewritten.result.steps
             for choice in step.choices
         ],
-        "kernels": {
-            symbol: {"algorithm": plan.algorithm, "tile": plan.tile, "seconds": plan.seconds}
-            for stage in built
-            for symbol, plan in sorted(stage.plans.items())
-        },
+        "kernels": {symbol: asdict(plan) for stage in built for symbol, plan in sorted(stage.plans.items())},
         "costs": record(rewritten.costs),
         "notes": list(rewritten.notes),
     }
     return Artifact.create(program, files, manifest)
-
-
-def tolerances(precision: str) -> Mapping[str, checking.Tolerance]:
-    """What outputs may differ by from those in fp32, by their dtype.
-
-    Raises:
-        GraphoptError: there is no such precision.
-    """
-    if precision not in PRECISIONS:
-        raise GraphoptError(f"--precision {precision} is unknown; choose one of {', '.join(PRECISIONS)}.")
-    wider = PRECISIONS[precision]
-    return checking.TOLERANCES if wider is None else {**checking.TOLERANCES, "float32": checking.TOLERANCES[wider]}
 
 
 def _require_device(backend: Target) -> None:
@@ -362,20 +351,19 @@ def _require_device(backend: Target) -> None:
             raise GraphoptError(f"--verify runs what was compiled: {error}") from error
 
 
-def _accuracy(model: ir.Model, verifier: Verify) -> dict[str, float]:
-    """What the rewritten graph computes in ONNX Runtime, against the model as it came."""
+def _errors(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, float]:
+    """The largest error of each output of floats over its largest value."""
     import numpy as np
 
-    actual = checking.run_onnxruntime(model, verifier.feeds)
     found = {}
-    for name, expected in verifier.expected.items():
+    for name, expected in wanted.items():
         if isinstance(expected, np.ndarray) and expected.dtype.kind == "f" and expected.size:
             scale = float(np.abs(expected).max()) or 1.0
             found[name] = float(np.abs(np.subtract(actual[name], expected, dtype=np.float64)).max()) / scale
     return found
 
 
-def _verify(artifact: Artifact, verifier: Verify) -> None:
+def _verify(artifact: Artifact, verifier: Verify) -> dict[str, float]:
     """Run the finished program on the inputs of the first model; micro-batches all get the same piece."""
     import numpy as np
 
@@ -384,3 +372,4 @@ def _verify(artifact: Artifact, verifier: Verify) -> None:
     expected = {k: np.concatenate([v] * count) if count > 1 else v for k, v in verifier.expected.items()}
     actual = artifact.session().run(feeds)
     checking.require_equal(expected, actual, "in the compiled program", verifier.tolerances)
+    return _errors(actual, expected)

@@ -61,8 +61,14 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a kernel computes: an algorithm, its tile, and an estimate of its seconds, None where bytes decide."""
+    """How a kernel computes: an algorithm, its tile, and an estimate of its seconds, None where bytes decide.
+
+    `layout` is that of its tensors. `precision` are the units that sums are computed on ("fp16 mma"), empty for the
+    ordinary ones.
+    """
 
     algorithm: str
     tile: str = ""
     seconds: float | None = None
+    layout: str = "plain"
+    precision: str = ""

@@ -34,7 +34,7 @@ _PHASES = {
 
 
 class Precision(StrEnum):
-    """What products compute in; the names of `graphopt.compiler.PRECISIONS`."""
+    """What products compute in; the names of `graphopt.precisions.PRECISIONS`."""
 
     FP32 = "fp32"
     TF32 = "tf32"
@@ -46,12 +46,14 @@ class Verify(StrEnum):
     """What is compared with ONNX Runtime while compiling."""
 
     OFF = "off"
+    PASSES = "passes"
     ENDS = "ends"
     EACH = "each"
 
 
 _VERIFIED = {
     Verify.OFF: "no (--verify ends compares the program with ONNX Runtime)",
+    Verify.PASSES: "every pass agrees with ONNX Runtime; the program was not run",
     Verify.ENDS: "the program agrees with ONNX Runtime",
     Verify.EACH: "every pass and the program agree with ONNX Runtime",
 }
@@ -78,7 +80,8 @@ def command(
         typer.Option("--precision", help="Of products and what lies between them; sums and softmax stay in fp32."),
     ] = Precision.FP32,
     verify: Annotated[
-        Verify, typer.Option("--verify", help="Compare with ONNX Runtime: the ends, or every pass too.")
+        Verify,
+        typer.Option("--verify", help="Compare with ONNX Runtime: the ends, the passes (needs no device), or each."),
     ] = Verify.OFF,
     dump: Annotated[
         Path | None,

@@ -1,0 +1,39 @@
+"""What products may compute in, and how far that may take the outputs from those in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graphopt.errors import GraphoptError
+from graphopt.verify import TOLERANCES, Tolerance
+
+FP32 = "fp32"
+
+TF32_TOLERANCE = Tolerance(2.0**-7, 1e-5)
+"""Of float32 outputs when products round their factors to TF32 and add up in float32.
+
+TF32 keeps 10 bits after the leading one, so rounding a factor changes it by at most 2^-11 of itself, and a product of
+two by 2^-10. Errors of the terms of a sum are independent: relative to the length of its terms, which is about the size
+of the largest result, they stay below 2^-11. From layer to layer they add up as squares do: 64 layers make 8 * 2^-11,
+and twice that is 2^-7. The range is that of float32, so small outputs need no more room than they do in float32; 1e-5
+is for outputs that are differences of larger numbers.
+"""
+
+PRECISIONS: Mapping[str, Tolerance] = {
+    FP32: TOLERANCES["float32"],
+    "tf32": TF32_TOLERANCE,
+    "fp16": TOLERANCES["float16"],
+    "bf16": TOLERANCES["bfloat16"],
+}
+"""What products compute in, and what float32 outputs may then differ by from those in fp32."""
+
+
+def tolerances(precision: str) -> Mapping[str, Tolerance]:
+    """What outputs may differ by from those in fp32, by their dtype.
+
+    Raises:
+        GraphoptError: there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise GraphoptError(f"--precision {precision} is unknown; choose one of {', '.join(PRECISIONS)}.")
+    return {**TOLERANCES, "float32": PRECISIONS[precision]}
