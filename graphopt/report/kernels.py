@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graphopt.program import KernelCall, NativeSegment, Value
+from graphopt.analysis import elements
+from graphopt.program import ITEM_BYTES, KernelCall, NativeSegment, Value
 from graphopt.report.document import Table
 from graphopt.report.units import seconds
 
@@ -34,28 +36,28 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
     from graphopt.targets.gpu import devices
 
     device = devices.DEVICES.get(artifact.manifest["target"].get("device"), devices.OPENCL)
-    flops = {str(node.name): node_flops(node) for node in model.graph.all_nodes()}
+    nodes = {str(node.name): node for node in model.graph.all_nodes()}
     counted: set[str] = set()
     found = []
     for stage in artifact.program.stages:
         values = {value.name: value for value in stage.values}
         segments = (segment for segment in stage.segments if isinstance(segment, NativeSegment))
         for call in (call for segment in segments for call in segment.calls):
-            own = [node for node in call.origin if node not in counted]
-            counted.update(own)
-            work, size = sum(flops.get(node, 0) for node in own), _bytes(call, values)
-            precision = values[call.outputs[0]].dtype
-            units = "float64" if precision == "float64" else "float32"  # halves are computed on the same ones
-            arithmetic, memory = work / device.rates[units], size / device.bandwidth
+            own = [nodes[name] for name in call.origin if name in nodes and name not in counted]
+            counted.update(str(node.name) for node in own)
             plan = plans.get(call.symbol, {})
+            stored = values[call.outputs[0]].dtype
+            work, size = sum(map(node_flops, own)), _bytes(call, values, own)
+            arithmetic = work / device.rates.get(_units(plan.get("precision", ""), stored), device.rates["float32"])
+            memory = size / device.bandwidth
             estimate = plan.get("seconds") or max(memory / REACHED, arithmetic)
             found.append({
                 "kernel": call.symbol,
                 "nodes": list(call.origin),
                 "algorithm": str(plan.get("algorithm", "")),
                 "tile": str(plan.get("tile", "")),
-                "layout": "plain",
-                "precision": precision,
+                "layout": str(plan.get("layout", "plain")),
+                "precision": str(plan.get("precision") or stored),
                 "launches": len(call.launches),
                 "seconds": estimate + LAUNCH * (1 if plan.get("seconds") else len(call.launches)),
                 "bound": "arithmetic" if arithmetic > memory else "memory",
@@ -63,8 +65,31 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
     return found
 
 
-def _bytes(call: KernelCall, values: Mapping[str, Value]) -> int:
-    return sum(values[name].nbytes for name in (*call.inputs, *call.outputs))
+_UNITS = {"tf32": "tf32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}
+"""Names in `Device.rates` of the units of a plan's precision, "fp16 mma"."""
+
+_PARTLY = ("Gather", "GatherElements", "GatherND", "Slice", "Split")
+"""Operators that read what they give of their first input, and no more."""
+
+
+def _units(precision: str, stored: str) -> str:
+    """What sums are computed on; halves on the ordinary units are computed as float32 is."""
+    return _UNITS.get(precision.partition(" ")[0], "float64" if stored == "float64" else "float32")
+
+
+def _bytes(call: KernelCall, values: Mapping[str, Value], nodes: Sequence[ir.Node]) -> int:
+    """Read and written: of the tables that the kernel looks things up in, what it takes from them."""
+    taken: dict[int, int] = {}  # by the number of elements in the table
+    for node in nodes:
+        table, part = node.inputs[0] if node.inputs else None, sum(map(elements, node.outputs))
+        if node.op_type in _PARTLY and table is not None and part < (whole := elements(table)):
+            taken[whole] = taken.get(whole, 0) + part
+    total = sum(values[name].nbytes for name in call.outputs)
+    for name in dict.fromkeys(call.inputs):
+        value = values[name]
+        whole = math.prod(value.shape or ())
+        total += min(value.nbytes, taken.pop(whole, whole) * ITEM_BYTES[value.dtype])
+    return total
 
 
 def table(artifact: Artifact, model: ir.Model) -> Table | None:
