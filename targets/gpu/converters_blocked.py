@@ -32,7 +32,7 @@ from graphopt.targets.converters.base import (
 )
 from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.gpu.code import SYNCHRONIZED
-from graphopt.targets.gpu.kernels import product, transposes, window
+from graphopt.targets.gpu.kernels import product, transposes, window, winograd
 from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.gpu.kernels.window import Window
 from graphopt.targets.kernels.common import const
@@ -101,6 +101,43 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
         )
 
     return c.te("conv", define, x, c.reshape(w, (out[1], depth, b)), bias, pattern=EPILOGUE)
+
+
+def winograd_blocked(c: Context, inputs: list[Any]) -> Any:
+    """Conv2dWinograd: the transform of the input, a product for every tap, the transform of the output."""
+    x, u, bias = inputs
+    if dtype_of(x) not in ("float32", "float64"):
+        raise NotSupported(f"the transforms of {c.node.op_type} would round to {dtype_of(x)}")
+    dtype, out = dtype_of(x), c.out_shape
+    taps, blocks, deep, lanes, b = shape_of(u)
+    tiles = winograd.Tiles(c.integer("m"), out[0], (out[2], out[3]))
+    pads = c.integers("pads", (0, 0, 0, 0))
+    device: Any = c.machine
+    v = c.builder.emit_te(
+        lambda p: winograd.transform_input(p, tiles, pads, device.threads_per_block),
+        x,
+        primfunc_name_hint="winograd_input",
+        primfunc_attrs={"op_pattern": OPAQUE, **winograd.attributes(tiles)},
+    )
+    mm = c.te(
+        "winograd_product",
+        lambda p, q: product.compute(
+            lambda t, m, k: p[t, m, k],
+            lambda t, k, n: q[t, tirx.floordiv(n, b), k, tirx.floormod(n, b)],
+            (taps, tiles.count, blocks * b, deep * lanes),
+            Axes.plain((taps, tiles.count, blocks * b), (1, 1, 1), tiles.count),
+            dtype,
+        ),
+        v,
+        c.reshape(u, (taps, blocks, deep * lanes, b)),
+        pattern=OPAQUE,
+    )
+
+    def finish(p: Any, s: Any) -> Any:
+        y = winograd.transform_output(p, tiles, out)
+        return te.compute(out, lambda *i: y(*i) + s[i[1], i[4]], name="biased")
+
+    return c.te("winograd_output", finish, mm, bias, pattern=EPILOGUE)
 
 
 def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
@@ -242,6 +279,7 @@ BLOCKED: Mapping[str, Converter] = {
     "graphopt.ToBlocked": to_blocked,
     "graphopt.FromBlocked": from_blocked,
     "graphopt.Conv2dBlocked": conv2d_blocked,
+    "graphopt.Conv2dWinograd": winograd_blocked,
     "graphopt.DepthwiseConv2dBlocked": depthwise_blocked,
     "graphopt.MaxPoolBlocked": pool_blocked("max"),
     "graphopt.AveragePoolBlocked": pool_blocked("average"),

@@ -9,7 +9,7 @@ from tvm import s_tir, tirx
 
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import generic, product, rows, simt, window
+from graphopt.targets.gpu.kernels import generic, product, rows, simt, window, winograd
 from graphopt.targets.kernels import rowwise
 from graphopt.targets.kernels.common import Block, blocks_of
 from graphopt.work import Plan
@@ -42,7 +42,11 @@ def _window(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
     return Scheduled(window.write(sch, anchor, device), Plan("window"))
 
 
-RULES = {product.NAME: _product, rowwise.NAME: _rows, window.NAME: _window}
+def _winograd(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
+    return Scheduled(winograd.write(sch, anchor, device), Plan("winograd transform"))
+
+
+RULES = {product.NAME: _product, rowwise.NAME: _rows, window.NAME: _window, winograd.NAME: _winograd}
 
 
 def apply(function: Any, device: Device) -> Scheduled:

@@ -33,6 +33,11 @@ class Anchored:
     _total: Any
     _last: Any
 
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Of the output."""
+        return tuple(int(extent) for extent in (self._total.shape if self._last is None else _extents(self._last)))
+
     def element(self, places: Sequence[Any]) -> Any:
         """`value` at these places, which stand for `variables`."""
         return substituted(self.value, dict(zip(self.variables, places, strict=True)))
@@ -88,3 +93,7 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Anchored:
         total,
         last,
     )
+
+
+def _extents(block: Any) -> list[int]:
+    return [int(iterator.dom.extent) for iterator in block.iter_vars]
