@@ -8,14 +8,15 @@ EXAMPLES = ("graphopt passes", "graphopt compile model.onnx --passes 'normalize,
 
 
 def command() -> Report:
-    """List the passes, their options, and the pipeline that `graphopt compile` uses by default."""
-    from graphopt.passes import DEFAULT, PASSES
+    """List the passes, their options, and the pipelines that `graphopt compile` uses by default."""
+    from graphopt.passes import DEFAULT, DEFAULTS, PASSES
     from graphopt.pipeline import load_pass
 
     found = {name: load_pass(name) for name in PASSES}
     heads = {name: (each.__doc__ or "").strip().splitlines()[0] for name, each in found.items()}
     document = {
         "default": DEFAULT,
+        "defaults": dict(DEFAULTS),
         "passes": [
             {
                 "name": name,
@@ -36,4 +37,5 @@ def command() -> Report:
     )
     blocks.append(Table(("pass", "option", "kind", "default", "meaning"), rows, "Options"))
     blocks.append(f"Default pipeline: {DEFAULT}")
+    blocks += [f"Default pipeline for {target}: {pipeline}" for target, pipeline in DEFAULTS.items()]
     return Report(document, blocks)

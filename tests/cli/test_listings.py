@@ -15,11 +15,16 @@ Cli = Callable[..., Any]
 
 
 def test_every_pass_is_listed_with_its_options(graphopt: Cli) -> None:
-    from graphopt.passes import DEFAULT, PASSES
+    from graphopt.passes import DEFAULT, DEFAULTS, PASSES
 
     document = graphopt("passes", "--json").document
     assert [each["name"] for each in document["passes"]] == list(PASSES)
     assert document["default"] == DEFAULT == str(Pipeline.parse(DEFAULT))
+    assert document["defaults"] == DEFAULTS
+    text = graphopt("passes").out
+    for target, pipeline in DEFAULTS.items():
+        assert str(Pipeline.parse(pipeline)) == pipeline
+        assert f"Default pipeline for {target}: {pipeline}" in text
     for each in document["passes"]:
         for option in each["options"]:
             spelling = f"{each['name']}{{{option['name']}={option['default']}}}"
