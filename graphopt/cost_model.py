@@ -18,6 +18,12 @@ Tiles = Callable[[Work], Sequence[str]]
 """The tiles that a work may use, the best by estimate first; a single "" where there is nothing to choose."""
 
 
+Estimate = Callable[[Work, str], float | None]
+"""A target's estimate of the seconds of a work whose products may use those units ("tf32"; "" for the ordinary ones).
+
+Infinity where it has no kernel for the work; None where the roofline of `graphopt.costs` is to be asked."""
+
+
 CLEARLY = 0.97
 """A tile that takes less than this share of the default's seconds, in most rounds, is taken instead of it."""
 
@@ -27,11 +33,18 @@ WITHIN_REACH = 1.4
 
 
 class CostModel:
-    """The roofline alone: it has no timings, and whoever asks falls back to the estimates of `graphopt.costs`."""
+    """Estimates alone: it has no timings, and whoever asks falls back to `estimated`."""
 
-    def __init__(self, machine: Machine | None = None) -> None:
+    def __init__(self, machine: Machine | None = None, estimate: Estimate | None = None) -> None:
+        """Args: estimate: the target's own, which replaces the roofline."""
         self.machine = machine or Machine()
         self.used: dict[str, Timing | None] = {}
+        self._estimate = estimate
+
+    def estimated(self, work: Work, roofline: float, units: str = "") -> float:
+        """Seconds of `work` by the target's own estimate, or else by the `roofline`."""
+        found = None if self._estimate is None else self._estimate(work, units)
+        return roofline if found is None else found
 
     def timings(self, groups: Sequence[Sequence[Work]]) -> list[list[Timing | None]]:
         """Seconds and best tile of every work; the works of one group compete and are measured interleaved."""

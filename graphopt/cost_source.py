@@ -34,12 +34,12 @@ def open_costs(
         GraphoptError: it is none of these, or the artifact holds no costs for this target.
     """
     if source == ROOFLINE:
-        return CostModel(backend.machine)
+        return CostModel(backend.machine, backend.estimate)
     if source == MEASURED:
         if (reason := backend.cannot_measure()) is not None:
             if note is not None:
                 note(f"costs are estimates: {reason}")
-            return CostModel(backend.machine)
+            return CostModel(backend.machine, backend.estimate)
         table = CostTable(default_path(), Context.of(backend.cost_facts()))
 
         def measure(groups: Sequence[Sequence[tuple[Work, str]]]) -> Sequence[Sequence[Timing | None]]:
@@ -55,7 +55,7 @@ def open_costs(
         )
     recorded = parse(manifest.get("costs", {}), source)
     if not recorded:  # its choices were made by estimates, which are the same again
-        return CostModel(backend.machine)
+        return CostModel(backend.machine, backend.estimate)
     return RecordedCosts(backend.machine, recorded, source)
 
 

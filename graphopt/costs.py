@@ -11,12 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One CPU as the cost model sees it. `peak_flops` and `bandwidth` (bytes/s) are of all `cores` together."""
+    """What computes, as the cost model sees it. `peak_flops` and `bandwidth` (bytes/s) are of all `cores` together.
+
+    `floats` are the dtypes, by numpy's names, in which it has operators on blocked tensors.
+    """
 
     vector_lanes: int = 16
     cores: int = 2
     peak_flops: float = 250e9
     bandwidth: float = 20e9
+    floats: tuple[str, ...] = ("float32", "float64")
 
 
 DIRECT_RATE = 0.75

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,10 @@ UNARY = frozenset({
     "Abs", "Ceil", "Celu", "Clip", "Elu", "Erf", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish",
     "Neg", "Relu", "Round", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
 })  # fmt: skip
+SINGLE = UNARY | {"Cast"}
+"""Element by element, from one tensor."""
 BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu"})
 POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
-FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +35,31 @@ class Form:
     constants: tuple[int, ...] = ()
 
 
-def form_of(node: ir.Node, block: int) -> Form | str:
-    """How `node` would work on blocked tensors, or why it cannot, in a sentence."""
+def is_among(value: ir.Value, floats: Collection[str]) -> bool:
+    """Whether the dtype of `value` is one of these, by numpy's names."""
+    return value.dtype is not None and value.dtype.is_floating_point() and str(value.dtype.numpy()) in floats
+
+
+def listed(floats: Sequence[str]) -> str:
+    """The dtypes in a sentence: "a, b or c"."""
+    *most, last = floats
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def form_of(node: ir.Node, block: int, floats: Sequence[str]) -> Form | str:
+    """How `node` would work on blocked tensors of one of the dtypes `floats`, or why it cannot, in a sentence."""
     if node.domain != "":
         return f"{node.op_type} is not a standard operator"
     y = dims(node.outputs[0]) if node.outputs else None
     if y is None or len(y) != 4:
         return "the output is not a tensor of four static extents"
-    if node.outputs[0].dtype not in FLOATS:
-        return "the output is not float32 or float64"
+    if not is_among(node.outputs[0], floats):
+        return f"the output is not {listed(floats)}"
     if node.op_type in UNARY:
         return Form((0,))
+    if node.op_type == "Cast":
+        cast = node.inputs[0]
+        return Form((0,)) if cast is not None and is_among(cast, floats) else f"the input is not {listed(floats)}"
     if node.op_type in BINARY:
         return _binary(node, y)
     if node.op_type == "Concat":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from graphopt import costs
+from graphopt.cost_model import CostModel
 from graphopt.costs import ConvShape, Machine
 from graphopt.passes._conv_forms import ConvNode
 from graphopt.work import AttributeValue, Operand, Work
@@ -39,6 +40,8 @@ FFT_TILES = (8, 12, 16, 18)
 """Edges of the transforms; 18 divides the maps that 16 does not."""
 FFT_KERNEL = 5
 """Smaller kernels are Winograd's."""
+FULL = 4
+"""Bytes of a float32: halves are summed in float32, but what transforms give would be halves again."""
 DIRECT_ERROR = 4.6e-8
 CHANNELS = 7.0
 """So many channels, summed one after the other, add as much error as there is in one (tests/ops/test_winograd.py)."""
@@ -80,7 +83,7 @@ class Candidate:
         return not self.reason
 
 
-def candidates(conv: ConvNode, machine: Machine, limits: Limits, allowed: tuple[Algorithm, ...]) -> list[Candidate]:
+def candidates(conv: ConvNode, model: CostModel, limits: Limits, allowed: tuple[Algorithm, ...]) -> list[Candidate]:
     """Every algorithm with its cost or the reason against it; planar only where allowed, or where nothing else is."""
     found: list[Candidate] = []
     for algorithm in Algorithm:
@@ -88,8 +91,10 @@ def candidates(conv: ConvNode, machine: Machine, limits: Limits, allowed: tuple[
         if algorithm is Algorithm.PLANAR and not any(candidate.possible for candidate in found):
             reason = ""
         error = relative_error(algorithm, conv.shape.c // conv.shape.group)
-        for reads, writes, seconds, work in _forms(algorithm, conv, machine, limits.block):
-            found.append(Candidate(algorithm, reads, writes, math.inf if reason else seconds, work, error, reason))
+        for reads, writes, roofline, work in _forms(algorithm, conv, model.machine, limits.block):
+            seconds = math.inf if reason else model.estimated(work, roofline, conv.units)
+            why = reason or ("" if seconds < math.inf else "the target has no kernel for it")
+            found.append(Candidate(algorithm, reads, writes, seconds, work, error, why))
     return found
 
 
@@ -114,6 +119,8 @@ def _against(algorithm: Algorithm, conv: ConvNode, limits: Limits, allowed: tupl
         return "the convolution has groups"
     if algorithm is Algorithm.IM2COL:
         return _against_workspace(costs.im2col_workspace(s), limits)
+    if s.itemsize < FULL:
+        return "its transforms would round to half precision"
     if (s.kh, s.kw) != (3, 3) or conv.strides != (1, 1) or conv.dilations != (1, 1):
         return "not 3x3 with stride 1 and dilation 1"
     if s.c < limits.block:
@@ -125,6 +132,8 @@ def _against(algorithm: Algorithm, conv: ConvNode, limits: Limits, allowed: tupl
 
 def _against_fft(conv: ConvNode, limits: Limits) -> str:
     s = conv.shape
+    if s.itemsize < FULL:
+        return "its transforms would round to half precision"
     if min(s.kh, s.kw) < FFT_KERNEL or conv.strides != (1, 1) or conv.dilations != (1, 1):
         return f"not a kernel of {FFT_KERNEL} or more with stride 1 and dilation 1"
     if (

@@ -17,6 +17,7 @@ from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.layout import blocks
 from graphopt.ops.winograd import winograd_weight
 from graphopt.passes._edit import AttributeValue, Editor
+from graphopt.passes._precision_nodes import PRECISION_KEY
 from graphopt.work import TILE
 
 
@@ -31,6 +32,11 @@ class ConvNode:
     strides: tuple[int, int]
     pads: tuple[int, ...]
     dilations: tuple[int, int]
+
+    @property
+    def units(self) -> str:
+        """What its products may use besides the ordinary units: "tf32", or nothing."""
+        return str(self.node.metadata_props.get(PRECISION_KEY, ""))
 
     @property
     def x(self) -> ir.Value:
@@ -88,15 +94,16 @@ def emit_im2col(editor: Editor, conv: ConvNode, tile: str) -> None:
         origin=[node],
         domain=DOMAIN,
     )
-    _mark(y, tile)
+    _mark(y, tile, conv.units)
     editor.swap(node, y)
 
 
-def _mark(y: ir.Value, tile: str) -> None:
-    """Write the tile into the node that makes `y`, where its converter reads it."""
+def _mark(y: ir.Value, tile: str, units: str = "") -> None:
+    """Write tile and units into the node that makes `y`, where its converter reads them."""
     node = y.producer()
-    if tile and node is not None:
-        node.metadata_props[TILE] = tile
+    for key, value in ((TILE, tile), (PRECISION_KEY, units)):
+        if value and node is not None:
+            node.metadata_props[key] = value
 
 
 def _window(conv: ConvNode) -> dict[str, AttributeValue]:
@@ -140,6 +147,6 @@ def _wrap(
     bias = editor.constant(pack_bias(conv.bias, block), f"{node.name}.bias")
     out_shape = (s.n, blocks(s.o, block), s.oh, s.ow, block)
     blocked = insert(op_type, [x_blocked, w, bias], attributes, out_shape, f"{y_name}.blocked")
-    _mark(blocked, tile)
+    _mark(blocked, tile, conv.units if op_type == "Conv2dBlocked" else "")
     y = insert("FromBlocked", [blocked], {"channels": s.o}, (s.n, s.o, s.oh, s.ow), f"{y_name}.planar")
     editor.swap(node, y)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt import costs
 from graphopt.cost_model import CostModel
 from graphopt.ops.layout import blocks
-from graphopt.passes._blockable import BINARY, FLOATS, POOLS, UNARY, Form, border, form_of, padded_bytes
+from graphopt.passes._blockable import BINARY, SINGLE, POOLS, Form, border, form_of, is_among, padded_bytes
 from graphopt.passes._edit import dims
 from graphopt.solve.selection import Alternative, Problem, Tensor
 from graphopt.work import Operand, Work
@@ -53,7 +53,7 @@ def selection_problem(
             alternatives.append(tuple(convolutions[node]))
         elif border(node, block):
             alternatives.append((Alternative(BLOCKED, BLOCKED, 0.0),))
-        elif isinstance(form := form_of(node, block), Form):
+        elif isinstance(form := form_of(node, block, model.machine.floats), Form):
             forms[node] = form
             roots = [_root(node.inputs[index], forms) for index in form.data]
             planar_only = [
@@ -71,7 +71,7 @@ def selection_problem(
     values = [
         value
         for value in (*graph.inputs, *graph.initializers.values(), *(v for node in nodes for v in node.outputs))
-        if (shape := dims(value)) is not None and len(shape) == 4 and value.dtype in FLOATS
+        if (shape := dims(value)) is not None and len(shape) == 4 and is_among(value, model.machine.floats)
     ]
     ends = [
         (
@@ -115,8 +115,11 @@ def _conversions(
     groups = [_conversion_works(value, block) if asked else () for value, asked in zip(values, decisive, strict=True)]
     found = []
     for value, timings in zip(values, model.timings(groups), strict=True):
-        estimate = costs.transform(model.machine, padded_bytes(value, block))
-        to_blocked, to_planar = (estimate if t is None else t.seconds for t in timings or (None, None))
+        roofline = costs.transform(model.machine, padded_bytes(value, block))
+        to_blocked, to_planar = (
+            model.estimated(work, roofline) if t is None else t.seconds
+            for work, t in zip(_conversion_works(value, block), timings or (None, None), strict=True)
+        )
         found.append((to_blocked, to_planar))
     return found
 
@@ -137,7 +140,7 @@ def _conversion_works(value: ir.Value, block: int) -> tuple[Work, Work]:
 def _root(value: ir.Value | None, forms: Mapping[ir.Node, Form]) -> ir.Node | None:
     """The node whose kernel elementwise work on `value` would join: its producer, behind more elementwise work."""
     producer = None if value is None else value.producer()
-    while producer is not None and producer in forms and (producer.op_type in UNARY or producer.op_type in BINARY):
+    while producer is not None and producer in forms and (producer.op_type in SINGLE or producer.op_type in BINARY):
         source = producer.inputs[forms[producer].data[0]]
         producer = None if source is None else source.producer()
     return producer
@@ -153,7 +156,7 @@ def _on_either(
     tensors = [value for index in form.data if (value := node.inputs[index]) is not None] + [node.outputs[0]]
     blocked = sum(padded_bytes(value, block) for value in tensors) / machine.bandwidth
     planar = sum(padded_bytes(value, 1) for value in tensors) / machine.bandwidth
-    if node.op_type in UNARY or node.op_type in BINARY:
+    if node.op_type in SINGLE or node.op_type in BINARY:
         planar = 0.0 if any(planar_only) else planar / 4
         blocked = blocked / 4 if all(planar_only) else 0.0
     elif node.op_type in POOLS or node.op_type == "LRN":

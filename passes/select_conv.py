@@ -15,7 +15,7 @@ import onnx_ir as ir
 from graphopt.cost_model import CostModel
 from graphopt.costs import ConvShape
 from graphopt.ops import MINIMUM_OPSET
-from graphopt.passes._blockable import FLOATS
+from graphopt.passes._blockable import is_among, listed
 from graphopt.passes._conv_algorithms import PLANAR_LAYOUT, PLANES, TILE, Algorithm, Candidate, Limits, candidates
 from graphopt.passes._conv_forms import ConvNode, emit_blocked, emit_depthwise, emit_fft, emit_im2col, emit_winograd
 from graphopt.passes._edit import Editor, array_of, dims, ints, is_op
@@ -81,7 +81,7 @@ class SelectConv(Pass):
         for node in model.graph:
             if not is_op(node, "Conv"):
                 continue
-            conv = read_conv(node, model)
+            conv = read_conv(node, model, self.costs.machine.floats)
             if isinstance(conv, str):
                 refusals.append(Refusal(str(node.name), conv))
             else:
@@ -117,9 +117,7 @@ class SelectConv(Pass):
     def _timed(self, convolutions: dict[ir.Node, ConvNode]) -> dict[ir.Node, list[Candidate]]:
         """The candidates of every convolution: measured seconds, or estimates scaled to compare with them."""
         limits = Limits(self.lanes, self.max_workspace, self.max_error)
-        found = {
-            node: candidates(conv, self.costs.machine, limits, self.algorithms) for node, conv in convolutions.items()
-        }
+        found = {node: candidates(conv, self.costs, limits, self.algorithms) for node, conv in convolutions.items()}
         groups = {node: _worth_measuring(each, self.prune) for node, each in found.items()}
         timings = self.costs.timings([[c.work for c in group] for group in groups.values()])
         for (node, group), timed in zip(groups.items(), timings, strict=True):
@@ -195,7 +193,7 @@ def _choice(node: ir.Node, chosen: Candidate, offered: list[Candidate]) -> Choic
     return Choice(str(node.name), str(chosen.algorithm), chosen.seconds, alternatives, chosen.tile, chosen.measured)
 
 
-def read_conv(node: ir.Node, model: ir.Model) -> ConvNode | str:
+def read_conv(node: ir.Node, model: ir.Model, floats: Sequence[str]) -> ConvNode | str:
     """The Conv with everything resolved, or why it is left alone."""
     if model.opset_imports.get("", 1) < MINIMUM_OPSET:
         return f"the model's opset is older than {MINIMUM_OPSET}"
@@ -208,8 +206,8 @@ def read_conv(node: ir.Node, model: ir.Model) -> ConvNode | str:
         return f"it is {weight.ndim - 2}-dimensional, not 2-dimensional"
     if x is None or x_shape is None or y_shape is None:
         return "its shapes are not static"
-    if x.dtype not in FLOATS:
-        return f"its type is {x.dtype.name if x.dtype else 'unknown'}, not float32 or float64"
+    if not is_among(x, floats):
+        return f"its type is {x.dtype.name if x.dtype else 'unknown'}, not {listed(floats)}"
     if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         return "auto_pad is set; run normalize first"
     if not np.isfinite(weight).all():

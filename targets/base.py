@@ -66,6 +66,9 @@ class Target(Protocol):
     def library(self, functions: Mapping[str, Any]) -> bytes:
         """All functions in one file, each under its symbol: a shared library, or kernels for a device."""
 
+    def estimate(self, work: Work, units: str) -> float | None:
+        """Seconds of `work`, as `graphopt.cost_model.Estimate` describes."""
+
     def tiles(self, work: Work) -> Sequence[str]:
         """The tiles that the kernel of `work` may use, the best by estimate first."""
 

@@ -46,6 +46,10 @@ class CpuTarget:
         lanes = self.cpu.lanes()
         return Machine(vector_lanes=lanes, cores=self.cpu.cores)
 
+    def estimate(self, work: Work, units: str) -> float | None:
+        """None: the roofline's rates are those of CPUs."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """The manifest's `target`."""
         level = self.cpu.level

@@ -37,6 +37,9 @@ from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.gpu.kernels.window import Window
 from graphopt.targets.kernels.common import const
 
+BLOCK = 16
+"""Channels per block."""
+
 PLANE = 32
 """Pixels from which on a change of layout goes through shared memory."""
 

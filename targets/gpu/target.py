@@ -21,6 +21,8 @@ from graphopt.targets.base import Lowered
 from graphopt.targets.definitions import Definitions, signature
 from graphopt.targets.gpu import code, devices, nvrtc, schedule
 from graphopt.targets.gpu.converters import OWN
+from graphopt.targets.gpu.converters_blocked import BLOCK
+from graphopt.targets.gpu.estimates import Estimates
 from graphopt.targets.identity import Identity
 from graphopt.work import Timing, Work
 
@@ -36,14 +38,18 @@ class GpuTarget:
         self._host = build.Builder(machine.detect())
         self._answers: dict[str, str | None] = {}
         self._definitions = Definitions()
+        self._estimates = Estimates(device)
         self._kernels: dict[str, tuple[code.DeviceCode, schedule.Scheduled]] = {}
 
     @property
     def machine(self) -> Machine:
         """What partitioning and estimates see of the device."""
-        return Machine(
-            self.device.warp, self.device.multiprocessors, self.device.rates["float32"], self.device.bandwidth
-        )
+        floats = ("float32", "float64", "float16", "bfloat16") if self.device.cuda else ("float32", "float64")
+        return Machine(BLOCK, self.device.multiprocessors, self.device.rates["float32"], self.device.bandwidth, floats)
+
+    def estimate(self, work: Work, units: str) -> float | None:
+        """Seconds of convolutions, and of changes between layouts."""
+        return self._estimates.seconds(work, units)
 
     def describe(self) -> dict[str, Any]:
         """The manifest's `target`."""
