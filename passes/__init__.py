@@ -25,8 +25,9 @@ PASSES = {
 DEFAULT = "normalize,fuse,select-conv,layout,choose-tiles"
 """The pipeline of `graphopt compile` when --passes is not given."""
 
-DEFAULTS = {"cuda": "normalize,fuse", "opencl": "normalize,fuse"}
-"""Where a target has another one: layouts and algorithms of the other passes are those of CPUs."""
+_GPU = "normalize,fuse,select-conv,layout"
+DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
+"""Where a target has another one: tiles are chosen by the kernels themselves."""
 
 __all__ = ["DEFAULT", "DEFAULTS", "PASSES", "ChooseTiles", "Fuse", "Layout", "Normalize", "Precision", "SelectConv"]
 
