@@ -7,6 +7,7 @@ So a program needs no host code for a GPU, and its kernels lie in an artifact as
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def generate(symbol: str, function: Any, device: Device) -> DeviceCode:
     source = _source(final, kind, device)
     if device.cuda and SYNCHRONIZED in function.attrs:
         source = _LOOP.sub(r"\1#pragma unroll 1\n\1for (", source)
+        if all(math.prod(launch.block) % device.warp == 0 for launch in launches):
+            source = source.replace("__activemask()", "0xffffffffu")  # who shuffles does so in whole warps
     return DeviceCode(source, launches, scratch, resident)
 
 
@@ -104,7 +107,8 @@ def _passes(synchronized: bool) -> Any:
             s_tir.transform.ConvertBlocksToOpaque(),
             s_tir.transform.LiftThreadBinding(),
             s_tir.transform.ManifestSharedMemoryLocalStage(),
-            s_tir.transform.CompactBufferAllocation(),
+            # it would cut off what only addresses are taken of
+            *([] if synchronized else [s_tir.transform.CompactBufferAllocation()]),
             s_tir.transform.LowerAutoCopy(),
             s_tir.transform.UnifyThreadBinding(),
             s_tir.transform.LowerMatchBuffer(),

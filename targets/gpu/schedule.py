@@ -9,7 +9,8 @@ from tvm import s_tir, tirx
 
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import generic, product, rows, simt, window, winograd
+from graphopt.targets.gpu.kernels import generic, mma, product, rows, simt, window, winograd
+from graphopt.targets.gpu.kernels.tensor_cores import LABELS, TensorCores
 from graphopt.targets.kernels import rowwise
 from graphopt.targets.kernels.common import Block, blocks_of
 from graphopt.work import Plan
@@ -25,12 +26,21 @@ class Scheduled:
 
 
 def _product(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
+    """On tensor cores or on the ordinary units, whichever is expected to be faster."""
     found = product.read(sch, anchor)
     fitting = simt.tiles(found, device)
     if not fitting:
         raise ValueError(f"{found.batch} products of {found.m} rows are more than a grid holds")
     tile = fitting[0]
-    return Scheduled(simt.write(found, tile), Plan("product", str(tile), simt.seconds(found, tile, device)))
+    seconds = simt.seconds(found, tile, device)
+    if found.kind is not None and device.cuda:
+        units = TensorCores(found.kind)
+        choices = mma.tiles(found, device, units)
+        if choices and choices[0].seconds < seconds:
+            best = choices[0]
+            plan = Plan("product", str(best.tile), best.seconds, precision=f"{LABELS[found.kind]} mma")
+            return Scheduled(mma.write(found, best.tile, units), plan)
+    return Scheduled(simt.write(found, tile), Plan("product", str(tile), seconds))
 
 
 def _rows(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:

@@ -23,6 +23,8 @@ from graphopt.targets.kernels.common import RULE, Block, blocks_of, inline_after
 NAME = "gpu.product"
 _AXES = "graphopt.axes"
 """Block annotation: `Axes` of the output."""
+_TF32 = "graphopt.tf32"
+"""Block annotation: factors in float32 may be rounded to TF32."""
 
 Operand = Callable[[Any, Any, Any], Any]
 """(b, m, k) or (b, k, n) -> the element, as a TE expression."""
@@ -36,6 +38,7 @@ def compute(
     dtype: str,
     bias: Callable[..., Any] | None = None,
     accumulate: str | None = None,
+    tf32: bool = False,
 ) -> Any:
     """The product, written as a tensor of `axes`.
 
@@ -44,6 +47,7 @@ def compute(
         axes: of the output, which they make of b, m and n.
         dtype: of the output; sums are kept in `accumulate`, by default the same.
         bias: what is added to the sum of an output index.
+        tf32: factors in float32 may be rounded to 10 bits of their fraction.
     """
     batch, m, n, k = sizes
     kept = accumulate or dtype
@@ -52,7 +56,8 @@ def compute(
     def element(b: Any, y: Any, x: Any) -> Any:
         return te.sum(left(b, y, r).astype(kept) * right(b, r, x).astype(kept), axis=[r])
 
-    sums = te.compute((batch, m, n), element, name="product", attrs={RULE: NAME, _AXES: str(axes)})
+    notes = {RULE: NAME, _AXES: str(axes), _TF32: int(tf32)}
+    sums = te.compute((batch, m, n), element, name="product", attrs=notes)
 
     def finish(*index: Any) -> Any:
         value = sums[axes.flat(index)]
@@ -66,7 +71,8 @@ class Product:
     """The normal form. `left`, `right` and `store` take index expressions.
 
     `store(b, m, n, total)` gives what the finished sum becomes: (buffer, value, indices).
-    `batch`, `m`, `n`, `k` are extents; `dtype` is that of the sums, `index` of the indices in `function`.
+    `batch`, `m`, `n`, `k` are extents; `dtype` is that of the sums, `index` of the indices in `function`. `kind` is the
+    type of both factors where tensor cores may multiply it: "float16", "bfloat16", or "tf32" where that was allowed.
     """
 
     function: Any
@@ -79,6 +85,7 @@ class Product:
     left: Operand
     right: Operand
     store: Callable[[Any, Any, Any, Any], tuple[Any, Any, list[Any]]]
+    kind: str | None = None
 
     def replaced(self, body: Any, resident: int) -> Any:
         """The function with another body, which computes the same and has all its barriers."""
@@ -131,7 +138,18 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Product:
         lambda at, row, depth: substituted(left, {b: at, m: row, k: depth}),
         lambda at, depth, column: substituted(right, {b: at, n: column, k: depth}),
         finish,
+        _kind(left, right, str(sums.dtype), bool(int(block.annotations[_TF32]))),
     )
+
+
+def _kind(left: Any, right: Any, summed: str, tf32: bool) -> str | None:
+    """`Product.kind`."""
+    if summed != "float32":
+        return None
+    types = {str((value.value if isinstance(value, tirx.Cast) else value).ty.dtype) for value in (left, right)}
+    if types == {"float32"}:
+        return "tf32" if tf32 else None
+    return types.pop() if types in ({"float16"}, {"bfloat16"}) else None
 
 
 def _with(value: Any, variables: dict[Any, Any], swap: Callable[[Any], Any]) -> Any:

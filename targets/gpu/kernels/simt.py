@@ -7,18 +7,21 @@ other half of the shared memory afterwards, so that one barrier a slice is enoug
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tvm import ir, sym, tirx
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.program import ITEM_BYTES
 from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.kernels import split as parts_of
+from graphopt.targets.gpu.kernels.access import Element, Reach
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.product import Product
+from graphopt.targets.gpu.kernels.split import SPLITS, Store
 from graphopt.targets.kernels.common import const
 
 VECTOR = 4
@@ -73,8 +76,6 @@ TILES = (
 LARGEST_GRID = 65535
 """Blocks along the second and third axis of CUDA's grid."""
 
-SPLITS = (1, 2, 4, 8, 16, 32)
-
 CLOCK = 1.5e9
 """Cycles a second, about."""
 
@@ -105,9 +106,7 @@ def seconds(product: Product, tile: Tile, device: Device) -> float:
     terms = (max(arithmetic, shared), fetched, 600.0)
     slices = math.ceil(math.ceil(product.k / tile.k) / tile.split)
     cycles = rounds * (slices + 2) * (max(terms) + sum(terms) / 8)
-    results = product.batch * product.m * product.n
-    again = 0.0 if tile.split == 1 else 4e-6 + (tile.split + 1) * results * 4 / device.bandwidth
-    return cycles / CLOCK + again
+    return cycles / CLOCK + parts_of.seconds(product, tile.split, device.bandwidth)
 
 
 def write(product: Product, tile: Tile) -> Any:
@@ -119,7 +118,7 @@ class _Writer:
     def __init__(self, product: Product, tile: Tile) -> None:
         self.product, self.tile = product, tile
         self.left = _Side(self, product.left, True)
-        self.right = _Side(self, product.right, False)
+        self.right = _Side(self, lambda b, n, k: product.right(b, k, n), False)
 
     def whole(self) -> Any:
         """The function."""
@@ -127,16 +126,10 @@ class _Writer:
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
                 T.func_name("main")
-                if t.split == 1:
-                    self._tiles(p.store)
-                else:
-                    results = p.batch * p.m * p.n
-                    parts = T.alloc_buffer((t.split, results), p.dtype, scope="global")
-                    self._tiles(lambda b, m, n, total: (parts, total, [self.part, (b * p.m + m) * p.n + n]))
-                    self._add_up(parts, results)
+                parts_of.split(p, t.split, t.threads, self._tiles)
             return p.replaced(builder.get().body, t.resident)
 
-    def _tiles(self, store: Callable[..., tuple[Any, Any, list[Any]]]) -> None:
+    def _tiles(self, store: Store) -> None:
         """The kernel whose blocks compute tiles."""
         p, t = self.product, self.tile
         with (
@@ -145,6 +138,7 @@ class _Writer:
             T.launch_thread("blockIdx.z", p.batch * t.split) as bz,
             T.launch_thread("threadIdx.x", t.threads) as thread,
         ):
+            self.at: Any = bz
             self.batch: Any = bz if t.split == 1 else bz // t.split
             self.part: Any = 0 if t.split == 1 else bz % t.split
             self.row, self.column, self.thread = by * t.m, bx * t.n, thread
@@ -152,22 +146,7 @@ class _Writer:
             self.own_row, self.own_column = thread // across, thread % across
             self._body(store)
 
-    def _add_up(self, parts: Any, results: int) -> None:
-        """The kernel that adds what blocks found for parts of k."""
-        p = self.product
-        with (
-            T.launch_thread("blockIdx.x", math.ceil(results / self.tile.threads)) as block,
-            T.launch_thread("threadIdx.x", self.tile.threads) as thread,
-        ):
-            at = block * self.tile.threads + thread
-            total = T.alloc_buffer((1,), p.dtype, scope="local")
-            with when(inside((at, results, self.tile.threads))):
-                T.buffer_store(total, const(0, p.dtype), [0])
-                with T.serial(0, self.tile.split) as part:
-                    T.buffer_store(total, total[0] + parts[part, at], [0])
-                T.buffer_store(*p.store(at // (p.m * p.n), at // p.n % p.m, at % p.n, total[0]))
-
-    def _body(self, store: Callable[..., tuple[Any, Any, list[Any]]]) -> None:
+    def _body(self, store: Store) -> None:
         p, t = self.product, self.tile
         sums = T.alloc_buffer((t.rows * t.columns,), p.dtype, scope="local")
         with T.unroll(0, t.rows * t.columns) as i:
@@ -200,22 +179,22 @@ class _Writer:
             with T.unroll(0, t.rows) as i, T.unroll(0, t.columns) as j:
                 T.buffer_store(sums, sums[i * t.columns + j] + a[i] * b[j], [i * t.columns + j])
 
-    def _store(self, sums: Any, store: Callable[..., tuple[Any, Any, list[Any]]]) -> None:
+    def _store(self, sums: Any, store: Store) -> None:
         p, t = self.product, self.tile
         with T.unroll(0, t.rows) as i, T.unroll(0, t.columns) as j:
             row = self.row + _place(i, self.own_row, t.m // t.rows, t.rows)
             column = self.column + _place(j, self.own_column, t.n // t.columns, t.columns)
             with when(inside((row, p.m, t.m), (column, p.n, t.n))):
-                T.buffer_store(*store(self.batch, row, column, sums[i * t.columns + j]))
+                T.buffer_store(*store(self.at, row, column, sums[i * t.columns + j]))
 
 
 class _Side:
     """One operand: its slice in shared memory [2, k, extent], and how threads fetch it."""
 
-    def __init__(self, writer: _Writer, operand: Callable[[Any, Any, Any], Any], left: bool) -> None:
+    def __init__(self, writer: _Writer, element: Element, left: bool) -> None:
         p, t = writer.product, writer.tile
-        self.writer, self.operand, self.is_left = writer, operand, left
-        self.symbols = [tirx.Var(name, p.index) for name in ("batch", "outer", "quads")]
+        self.writer, self.is_left = writer, left
+        self.reach = Reach(element, p.m if left else p.n, p.k, p.index)
         self.extent, self.size, self.threads = (t.m, p.m, t.threads) if left else (t.n, p.n, t.threads)
         self.along_depth, self.vector = self._access()
         self.inner = t.k if self.along_depth else self.extent
@@ -223,46 +202,13 @@ class _Side:
         self.turns = math.ceil(self.total / self.threads)
         self.stride = self.extent + (VECTOR if self.along_depth else 0)  # a transposing store then spreads over banks
 
-    def element(self, batch: Any, place: Any, depth: Any) -> Any:
-        """The operand at a row (column) and a depth."""
-        return self.operand(batch, place, depth) if self.is_left else self.operand(batch, depth, place)
-
     def _access(self) -> tuple[bool, int]:
         """Whether neighbours along k lie together in memory, and how many elements one load may take."""
         for along_depth in (False, True):
             extent = self.writer.tile.k if along_depth else self.extent
-            if extent % VECTOR == 0 and self._contiguous(along_depth):
+            if extent % VECTOR == 0 and self.reach.contiguous(along_depth, VECTOR):
                 return along_depth, VECTOR
-        return not self._neighbours(False) and self._neighbours(True), 1
-
-    def _load(self, along_depth: bool, lane: int) -> Any:
-        """The flat index in memory of an element, where it is a plain load; else None."""
-        batch, outer, quads = self.symbols
-        moving = quads * VECTOR + lane
-        value = self.element(batch, outer, moving) if along_depth else self.element(batch, moving, outer)
-        while isinstance(value, tirx.Cast):
-            value = value.value
-        if not isinstance(value, ir.TensorLoad):
-            return None
-        flat: Any = tirx.IntImm(self.writer.product.index, 0)
-        for at, extent in zip(value.indices, value.source.shape, strict=True):
-            flat = flat * extent + at
-        return flat
-
-    def _contiguous(self, along_depth: bool) -> bool:
-        """Whether `VECTOR` neighbours can be one aligned load: their indices follow, and the first is a multiple."""
-        limit = self.writer.product.k if along_depth else self.size
-        first, following = (self._load(along_depth, lane) for lane in (0, 1))
-        if first is None or limit % VECTOR:
-            return False
-        analyzer = sym.Analyzer()
-        step = analyzer.simplify(following - first)
-        known = analyzer.modular_set(analyzer.simplify(first))
-        return _is_one(step) and known.coeff % VECTOR == 0 and known.base % VECTOR == 0
-
-    def _neighbours(self, along_depth: bool) -> bool:
-        first, following = (self._load(along_depth, lane) for lane in (0, 1))
-        return first is not None and _is_one(sym.Analyzer().simplify(following - first))
+        return not self.reach.neighbours(False) and self.reach.neighbours(True), 1
 
     def allocate(self) -> None:
         """Shared memory, and the registers on the way there."""
@@ -286,7 +232,7 @@ class _Side:
             with when(self._idle(turn)), T.vectorized(0, self.vector) as lane:
                 at = start + place + (0 if self.along_depth else lane)
                 k = part * w.tile.k + depth + (lane if self.along_depth else 0)
-                value = self.element(w.batch, at, k)
+                value = self.reach.element(w.batch, at, k)
                 exists = inside((at, self.size, self.extent), (k, w.product.k, w.tile.k * w.tile.split))
                 if exists is not None:
                     value = tirx.if_then_else(exists, value, const(0, w.product.dtype))
@@ -332,7 +278,3 @@ def _place(i: Any, own: Any, groups: int, count: int) -> Any:
     if isinstance(i, int):
         return i // width * (groups * width) + own * width + i % width
     return tirx.floordiv(i, width) * (groups * width) + own * width + tirx.floormod(i, width)
-
-
-def _is_one(value: Any) -> bool:
-    return isinstance(value, tirx.IntImm) and int(value) == 1

@@ -34,9 +34,14 @@ def execute(opencl: OpenClDevice) -> Run:
     """Execute a PrimFunc whose loops are bound, (inputs..., outputs...), and give its outputs, poisoned before."""
 
     def execute(
-        function: Any, inputs: Sequence[Array], outputs: Sequence[Array], device: devices.Device = devices.OPENCL
+        function: Any,
+        inputs: Sequence[Array],
+        outputs: Sequence[Array],
+        device: devices.Device = devices.OPENCL,
+        prelude: str = "",
     ) -> list[Array]:
         made = code.generate("kernel", function, device)
+        source = (prelude + made.source).encode()
         assert all(np.prod(launch.block) <= device.threads_per_block for launch in made.launches)
         scratch = [np.empty(shape, dtype) for dtype, shape in made.scratch]
         for array in (*outputs, *scratch):
@@ -47,7 +52,7 @@ def execute(opencl: OpenClDevice) -> Run:
             opencl.fill(pointer, FENCE, array.nbytes + GUARD)
             opencl.upload(pointer, array.reshape(-1).view(np.uint8))
         for launch in made.launches:
-            opencl.kernel(made.source.encode(), launch, [pointers[place] for place in launch.arguments])()
+            opencl.kernel(source, launch, [pointers[place] for place in launch.arguments])()
         for pointer, array in zip(pointers, arrays, strict=True):
             whole = np.empty(array.nbytes + GUARD, np.uint8)
             opencl.download(whole, pointer)

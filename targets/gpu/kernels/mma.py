@@ -1,0 +1,307 @@
+"""Products on tensor cores: a block's tile of both operands in shared memory, a warp's tile of sums in registers.
+
+Slices of k are copied asynchronously into a ring of stages, so that some are on their way while one is multiplied; what
+cannot be copied as it is (an operand that is computed, or lies scattered) goes through registers, one slice ahead. Sums
+leave through shared memory, so that neighbouring threads store neighbouring results, with the epilogue applied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.kernels import split as parts_of
+from graphopt.targets.gpu.kernels.access import Reach
+from graphopt.targets.gpu.kernels.guards import inside, when
+from graphopt.targets.gpu.kernels.mma_operand import COLUMNS, ROWS, Side
+from graphopt.targets.gpu.kernels.product import Product
+from graphopt.targets.gpu.kernels.split import SPLITS, Store
+from graphopt.targets.gpu.kernels.tensor_cores import CHUNK_BYTES, Units
+from graphopt.targets.kernels.common import const
+
+VECTOR = 4
+"""Results that a thread stores at a time, where they are neighbours in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A block computes m x n results in slices of k; a warp rows x columns of them. Written "128x128x32/64x64^4".
+
+    `stages` slices are in shared memory. With `split` more than 1, that many blocks share the slices of one tile, and
+    a second kernel adds up ("...*4").
+    """
+
+    m: int
+    n: int
+    k: int
+    rows: int
+    columns: int
+    stages: int
+    split: int = 1
+
+    @property
+    def warps(self) -> int:
+        """Of a block."""
+        return self.m // self.rows * (self.n // self.columns)
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return self.warps * 32
+
+    @property
+    def registers(self) -> int:
+        """Of a thread: sums, operands of two steps, and some 56 for addresses."""
+        return self.rows * self.columns // 32 + 2 * (self.rows // 4 + self.columns // 4) + 56
+
+    def __str__(self) -> str:
+        split = f"*{self.split}" if self.split > 1 else ""
+        return f"{self.m}x{self.n}x{self.k}/{self.rows}x{self.columns}^{self.stages}{split}"
+
+
+TILES = (
+    Tile(128, 256, 32, 64, 64, 3),
+    Tile(256, 128, 32, 64, 64, 3),
+    Tile(128, 128, 32, 64, 64, 4),
+    Tile(128, 128, 32, 64, 32, 4),
+    Tile(128, 64, 32, 64, 32, 4),
+    Tile(64, 128, 32, 32, 64, 4),
+    Tile(64, 64, 32, 32, 32, 5),
+    Tile(64, 64, 64, 32, 32, 3),
+    Tile(32, 128, 32, 32, 32, 5),
+    Tile(128, 32, 32, 32, 32, 5),
+    Tile(32, 64, 64, 16, 32, 4),
+    Tile(64, 32, 64, 32, 16, 4),
+    Tile(32, 32, 64, 16, 16, 4),
+    Tile(16, 128, 64, 16, 32, 4),
+    Tile(128, 16, 64, 32, 16, 4),
+    Tile(16, 64, 64, 16, 16, 5),
+)
+"""For halves; of words, a slice is half as deep."""
+
+RASTER = 8
+"""Rows of tiles that neighbouring blocks go over together, so that they find each other's operands in the cache."""
+
+
+def write(product: Product, tile: Tile, units: Units) -> Any:
+    """The function of `product` with that body."""
+    return Writer(product, tile, units).whole()
+
+
+def reaches(product: Product) -> tuple[Reach, Reach]:
+    """How both operands lie in memory."""
+    left = Reach(product.left, product.m, product.k, product.index)
+    right = Reach(lambda b, n, k: product.right(b, k, n), product.n, product.k, product.index)
+    return left, right
+
+
+class Writer:
+    """Writes one function."""
+
+    def __init__(self, product: Product, tile: Tile, units: Units) -> None:
+        self.product, self.tile, self.units = product, tile, units
+        left, right = reaches(product)
+        self.left, self.right = Side(self, left, True), Side(self, right, False)
+        self.sides = self.left, self.right
+        self.across, self.down = tile.columns // COLUMNS, tile.rows // ROWS
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of the stages."""
+        return self.tile.stages * (self.left.size + self.right.size) * (CHUNK_BYTES // self.units.chunk)
+
+    def whole(self) -> Any:
+        """The function."""
+        p, t = self.product, self.tile
+        with IRBuilder() as builder:
+            with T.prim_func(s_tir=True):
+                T.func_name("main")
+                parts_of.split(p, t.split, t.threads, self._tiles)
+            return p.replaced(builder.get().body, resident(t))
+
+    def _tiles(self, store: Store) -> None:
+        """The kernel whose blocks compute tiles."""
+        p, t = self.product, self.tile
+        rows, columns = math.ceil(p.m / t.m), math.ceil(p.n / t.n)
+        together = max(each for each in range(1, RASTER + 1) if rows % each == 0)
+        with (
+            T.launch_thread("blockIdx.x", rows * columns) as block,
+            T.launch_thread("blockIdx.z", p.batch * t.split) as bz,
+            T.launch_thread("threadIdx.x", t.threads) as thread,
+        ):
+            self.at: Any = bz
+            self.batch: Any = bz if t.split == 1 else bz // t.split
+            self.part: Any = 0 if t.split == 1 else bz % t.split
+            self.row = (block // (together * columns) * together + block % together) * t.m
+            self.column = block // together % columns * t.n
+            self.thread, self.lane, self.warp = thread, thread % 32, thread // 32
+            self.own_row = self.warp % (t.m // t.rows) * t.rows
+            self.own_column = self.warp // (t.m // t.rows) * t.columns
+            self._body(store)
+
+    def _body(self, store: Store) -> None:
+        p, t, units = self.product, self.tile, self.units
+        units.begin(self.thread, t.threads)
+        sums = T.alloc_buffer((self.down * self.across * 4,), p.dtype, scope="local")
+        with units.unrolled(self.down * self.across * 4) as i:
+            T.buffer_store(sums, const(0, p.dtype), [i])
+        self.shared = T.alloc_buffer((t.stages * (self.left.size + self.right.size),), units.dtype, scope=units.scope)
+        for side in self.sides:
+            side.allocate()
+        slices = math.ceil(math.ceil(p.k / t.k) / t.split)
+        first = self.part * slices
+        for ahead in range(t.stages - 1):
+            self._copy(first + ahead, ahead, slices > ahead)
+        self._fetch(first, None)
+        self._put(0, None)
+        with T.serial(0, slices) as i:
+            units.wait(t.stages - 2)
+            T.evaluate(T.tvm_storage_sync("shared"))
+            self._copy(first + i + (t.stages - 1), (i + (t.stages - 1)) % t.stages, i + (t.stages - 1) < slices)
+            more = i + 1 < slices
+            self._fetch(first + i + 1, more)
+            self._multiply(sums, i % t.stages)
+            self._put((i + 1) % t.stages, more)
+        units.wait(0)
+        T.evaluate(T.tvm_storage_sync("shared"))
+        self._store(sums, store)
+
+    def _bases(self, stage: Any) -> tuple[Any, Any]:
+        start = stage * (self.left.size + self.right.size)
+        return start, start + self.left.size
+
+    def _copy(self, part: Any, stage: Any, condition: Any) -> None:
+        """Begin the copies of a slice; a group is closed also where there is none, so that groups count slices."""
+        if condition is not False:
+            with when(None if condition is True else condition):
+                for side, base in zip(self.sides, self._bases(stage), strict=True):
+                    if side.asynchronous:
+                        side.copy(part, base)
+        self.units.commit()
+
+    def _fetch(self, part: Any, condition: Any) -> None:
+        with when(condition):
+            for side in self.sides:
+                if not side.asynchronous:
+                    side.fetch(part)
+
+    def _put(self, stage: Any, condition: Any) -> None:
+        with when(condition):
+            for side, base in zip(self.sides, self._bases(stage), strict=True):
+                if not side.asynchronous:
+                    side.put(base)
+
+    def _multiply(self, sums: Any, stage: Any) -> None:
+        """One slice of k."""
+        t, units = self.tile, self.units
+        left, right = self._bases(stage)
+        with units.unrolled(t.k // (2 * units.chunk)) as step:
+            a = self.left.fragments(left, step, self.own_row, t.rows)
+            b = self.right.fragments(right, step, self.own_column, t.columns)
+            with units.unrolled(self.down) as i, units.unrolled(self.across) as j:
+                units.multiply(sums, (i * self.across + j) * 4, a, i * 4, b, j * 2)
+
+    def _store(self, sums: Any, store: Callable[..., tuple[Any, Any, list[Any]]]) -> None:
+        """Strips of 16 rows through shared memory, each warp's by itself."""
+        p, t = self.product, self.tile
+        vector = self._vector(store)
+        stride = t.columns + COLUMNS  # rows of a strip then begin in different banks
+        strip = T.alloc_buffer((t.warps * ROWS * stride,), p.dtype, scope=self.units.scope)
+        base = self.warp * (ROWS * stride)
+        with self.units.unrolled(self.down) as i:
+            with self.units.unrolled(self.across) as j:
+                for half in range(2):
+                    at = base + (self.lane // 4 + half * 8) * stride + j * COLUMNS + self.lane % 4 * 2
+                    with T.vectorized(0, 2) as each:
+                        value = sums[(i * self.across + j) * 4 + half * 2 + each]
+                        T.buffer_store(strip, value, [at + each])
+            self.units.warp_barrier()
+            with self.units.unrolled(ROWS * t.columns // vector // 32) as turn:
+                item = turn * 32 + self.lane
+                inner_row, inner_column = item // (t.columns // vector), item % (t.columns // vector) * vector
+                row = self.row + self.own_row + i * ROWS + inner_row
+                column = self.column + self.own_column + inner_column
+                with when(inside((row, p.m, t.m), (column, p.n, t.n))), T.vectorized(0, vector) as each:
+                    value = strip[base + inner_row * stride + inner_column + each]
+                    T.buffer_store(*store(self.at, row, column + each, value))
+            self.units.warp_barrier()
+
+    def _vector(self, store: Callable[..., tuple[Any, Any, list[Any]]]) -> int:
+        """How many results are stored together: `VECTOR` where results along n are neighbours in memory, aligned."""
+        if self.tile.split > 1:
+            return VECTOR if self.product.n % VECTOR == 0 else 1
+
+        def element(batch: Any, place: Any, depth: Any) -> Any:
+            buffer, _, indices = store(batch, depth, place, const(0, self.product.dtype))
+            return buffer[tuple(indices)]
+
+        target = Reach(element, self.product.n, self.product.m, self.product.index)
+        return VECTOR if target.contiguous(False, VECTOR) else 1
+
+
+def resident(tile: Tile) -> int:
+    """Blocks whose registers fit on a multiprocessor."""
+    return max(1, 65536 // (tile.threads * tile.registers))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A tile, and an estimate of what it takes."""
+
+    seconds: float
+    tile: Tile
+
+
+def tiles(product: Product, device: Device, units: Units) -> list[Choice]:
+    """The tiles that fit the device, the best by estimate first; none where the grid would be too large."""
+    found = []
+    for tile in (replace(tile, k=tile.k * units.chunk // 8) for tile in TILES):
+        writer = Writer(product, tile, units)
+        if tile.threads > device.threads_per_block or writer.shared_bytes > device.shared_per_block:
+            continue
+        for split in SPLITS:
+            if (split == 1 or split * tile.k * 4 <= product.k) and product.batch * split <= LARGEST_GRID:
+                found.append(Choice(seconds(writer, split, device), replace(tile, split=split)))
+    return sorted(found, key=lambda choice: choice.seconds)
+
+
+def seconds(writer: Writer, split: int, device: Device) -> float:
+    """An estimate: rounds of blocks, each bound by the cores, by shared memory, by the cache, or by waiting for it."""
+    p, t, units = writer.product, writer.tile, writer.units
+    size = CHUNK_BYTES // units.chunk
+    blocks = p.batch * math.ceil(p.m / t.m) * math.ceil(p.n / t.n) * split
+    fitting = min(resident(t), device.shared_per_multiprocessor // (writer.shared_bytes + 1024))
+    together = max(1, min(math.ceil(blocks / device.multiprocessors), fitting))
+    rounds = math.ceil(blocks / (device.multiprocessors * together))
+    reached = HOPPER_MMA if device.capability >= 90 else 1.0
+    cores = together * 2 * t.m * t.n * t.k / (device.rates[units.kind] / device.multiprocessors / CLOCK * reached)
+    # 128 bytes a cycle of shared memory, 40 of the second-level cache, which is 700 cycles away
+    shared = together * size * t.k * (t.warps * (t.rows + t.columns) + t.m + t.n) / 128
+    fetched = together * size * t.k * (t.m + t.n) / 40
+    # 128 instructions a cycle, some 20 for an element that is fetched by itself, fewer for one of a vector
+    computed = sum(
+        together * 20 * side.extent * t.k / side.vector / 128 for side in writer.sides if not side.asynchronous
+    )
+    terms = (cores, shared, fetched + computed, 700.0 / (t.stages - 1))
+    slices = math.ceil(math.ceil(p.k / t.k) / split)
+    cycles = rounds * ((slices + 1) * (max(terms) + sum(terms) / 8) + 1500)
+    return cycles / CLOCK + parts_of.seconds(p, split, device.bandwidth)
+
+
+CLOCK = 1.5e9
+"""Cycles a second, about."""
+
+HOPPER_MMA = 0.62
+"""The share of Hopper's peak that instructions of a single warp reach: its own ones are for four warps.
+
+Source: Luo and others, Benchmarking and Dissecting the Nvidia Hopper GPU Architecture (2024).
+"""
+
+LARGEST_GRID = 65535
+"""Blocks along the third axis of CUDA's grid."""
