@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ class TensorInfo:
 
     name: str
     shape: tuple[int, ...]
-    dtype: Literal["float32", "int64"] = "float32"
+    dtype: Literal["float32", "float16", "int64"] = "float32"
     high: int | None = None
 
 
@@ -76,8 +77,10 @@ def _seeded(light: ModelInfo) -> ModelInfo:
     return replace(light, name=name, family="seeded", title=f"{light.title}, seeded weights", source="seeded")
 
 
-def _layer(name: str, title: str, shape: tuple[int, ...]) -> ModelInfo:
-    return ModelInfo(f"layer/{name}", "layers", title, (TensorInfo("x", shape),), ("y",), "layer")
+def _layer(
+    name: str, title: str, shape: tuple[int, ...], dtype: Literal["float32", "float16"] = "float32"
+) -> ModelInfo:
+    return ModelInfo(f"layer/{name}", "layers", title, (TensorInfo("x", shape, dtype),), ("y",), "layer")
 
 
 _LAYERS = (
@@ -86,6 +89,8 @@ _LAYERS = (
     _layer("conv3x3-256x14", "Convolution 3 x 3, 256 channels", (1, 256, 14, 14)),
     _layer("conv3x3-512x7", "Convolution 3 x 3, 512 channels", (1, 512, 7, 7)),
     _layer("gemm-1024", "Matrix product, 1024 cubed", (1024, 1024)),
+    _layer("gemm-4096", "Matrix product, 4096 cubed", (4096, 4096)),
+    _layer("gemm-4096-fp16", "Matrix product, 4096 cubed, float16", (4096, 4096), "float16"),
 )
 
 _LIGHT = (
@@ -155,21 +160,34 @@ _MODELS = (
     *_LAYERS,
 )
 _BY_NAME = {info.name: info for info in _MODELS}
+_BATCHED = re.compile(r"(?P<name>.+)-b(?P<batch>[1-9][0-9]{0,4})")
 
 
 def names() -> tuple[str, ...]:
-    """All names that `describe` and `build` accept."""
+    """All names that `describe` and `build` accept; of those that are built, also as NAME-bN with batch N."""
     return tuple(_BY_NAME)
 
 
 def describe(name: str) -> ModelInfo:
-    """What is known of the model without building it. Raises ModelError for a name that the zoo lacks."""
+    """What is known of the model without building it.
+
+    Raises ModelError for a name that the zoo lacks, and for a batch of a model that has one shape only.
+    """
     if name in _BY_NAME:
         return _BY_NAME[name]
+    if (found := _BATCHED.fullmatch(name)) and found["name"] in _BY_NAME:
+        return _batched(_BY_NAME[found["name"]], int(found["batch"]))
     wanted = name.lower().removeprefix("zoo:")
     close = difflib.get_close_matches(wanted, _BY_NAME, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}?" if close else "`graphopt models` lists all names."
     raise ModelError(f"the model zoo has no model {name!r}; {hint}")
+
+
+def _batched(info: ModelInfo, batch: int) -> ModelInfo:
+    if info.source != "built":
+        raise ModelError(f"the model {info.name} is not built here, so it has one batch only; leave out -b{batch}")
+    inputs = tuple(replace(tensor, shape=(batch, *tensor.shape[1:])) for tensor in info.inputs)
+    return replace(info, name=f"{info.name}-b{batch}", title=f"{info.title}, batch {batch}", inputs=inputs)
 
 
 def build(name: str) -> Path:

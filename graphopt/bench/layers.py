@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.artifact import Artifact
+from graphopt.bench.sides import Settings
 from graphopt.program import FallbackSegment, NativeSegment, Stage
 
 RUNS = 30
@@ -24,17 +25,20 @@ _COPIES = 5
 
 def profile(
     source: str,
-    threads: int,
+    settings: Settings,
     runs: int | None = None,
     say: Callable[[str], None] = lambda _: None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    costs: str | None = None,
 ) -> dict[str, Any]:
-    """The document of `graphopt bench --layers`.
+    """The document of `graphopt bench --layers`; for a device that of `device_layers`.
 
     Raises:
         GraphoptError: the model cannot be compiled or run.
     """
+    if settings.target != "llvm":
+        from graphopt.bench import device_layers
+
+        return device_layers.profile(source, settings, runs or RUNS, say, shapes)
     import graphopt
     from graphopt.analysis import node_flops
     from graphopt.bench import errors
@@ -43,14 +47,17 @@ def profile(
     from graphopt.targets import load_target
     from graphopt.verify import random_inputs
 
+    threads, costs = settings.threads, settings.costs
     say("compiling")
-    compiled = compile_model(source, shapes=shapes, costs=costs, threads=threads)
+    compiled = compile_model(
+        source, level=settings.level, precision=settings.precision, shapes=shapes, costs=costs, threads=threads
+    )
     loaded = graphopt.load(source, shapes=shapes).model
     feeds = random_inputs(loaded, 0)
     say("measuring the machine")
     peak = {"flops": arithmetic_peak(threads, costs), "bandwidth": bandwidth(threads), "model": PEAK_MODEL}
     say("timing kernels")
-    seconds = np.median(_times(compiled.artifact, feeds, threads, runs or RUNS), axis=0).tolist()
+    seconds = medians(compiled.artifact, feeds, threads, runs or RUNS)
     say("checking errors")
     model, target = compiled.pipeline.model, compiled.artifact.manifest["target"]
     backend = load_target(target["name"], target["level"], threads, cache=True)
@@ -141,6 +148,11 @@ def bandwidth(threads: int) -> float:
             list(pool.map(lambda piece: np.copyto(piece[1], piece[0]), pieces))
             best = min(best, time.perf_counter() - start)
     return 2 * source.nbytes / best
+
+
+def medians(artifact: Artifact, feeds: Mapping[str, Any], threads: int, runs: int) -> list[float]:
+    """Seconds of every kernel call and fallback segment, in order of execution."""
+    return [float(each) for each in np.median(_times(artifact, feeds, threads, runs), axis=0)]
 
 
 def _times(artifact: Artifact, feeds: Mapping[str, Any], threads: int, runs: int) -> np.ndarray[Any, Any]:

@@ -2,49 +2,67 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graphopt.bench import intervals, timing
-from graphopt.bench.peers import Graphopt, Run, peer
+from graphopt.bench.peers import Graphopt, peer
+from graphopt.bench.sides import Settings, Side
 from graphopt.errors import GraphoptError
 
-_MEMORY_SECONDS = 300
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 _SLOW_SECONDS = 1.0
 """A peer whose run takes longer is timed apart, few runs beside graphopt: TVM's default code is very slow."""
 _SLOW_RUNS = 3
+_REFERENCE = "ONNX Runtime without optimizations"
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Opened:
+    """The sides that compute what they should, and what became of the others.
+
+    `slow` are peers of the host that are timed apart; `mismatch` says what graphopt has wrong.
+    """
+
+    sides: dict[str, Side] = field(default_factory=dict)
+    slow: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    mismatch: str | None = None
 
 
 def measure(
     source: str,
-    threads: int,
+    settings: Settings,
     runs: int | None,
     peers: Sequence[str],
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    costs: str | None = None,
 ) -> dict[str, Any]:
     """Everything the table shows of one model, as JSON values.
 
+    Correctness comes first: a side that computes something else than ONNX Runtime on the CPU, within the tolerances of
+    the precision, is not timed, and if that is graphopt nothing is.
+
     Args:
         source: an ONNX file or `zoo:NAME`.
-        threads: of all sides.
+        settings: of all sides.
         runs: counted runs per side; None takes as many as fit.
-        peers: names in `graphopt.bench.peers.PEERS`. One that cannot run the model, or computes something else than
-            ONNX Runtime, has no time: `failures` says why.
+        peers: names in `graphopt.bench.peers.PEERS`. One that cannot run the model, or computes something else, has no
+            time: `failures` says why.
         say: is told what is being done.
         shapes: static shapes of inputs that the model leaves open.
-        costs: what algorithms are chosen by, as `compile_model` has it.
 
     Raises:
         GraphoptError: the model cannot be compiled or run.
@@ -52,147 +70,160 @@ def measure(
     for name in peers:
         peer(name).load()  # torch before TVM: the other order aborts the process
     import graphopt
-    from graphopt.bench import reference
+    from graphopt.bench import peak
     from graphopt.compiler import compile_model
-    from graphopt.models.zoo import save
     from graphopt.report.compilation import memory
-    from graphopt.verify import compare, random_inputs, run_onnxruntime
+    from graphopt.verify import random_inputs
 
     say("compiling")
     file = _file(source)
     loaded = graphopt.load(file, shapes=shapes).model
     start = time.perf_counter()
-    compiled = compile_model(str(file), shapes=shapes, costs=costs, threads=threads)
-    seconds = {Graphopt.name: time.perf_counter() - start}
-    say("checking")
+    compiled = compile_model(
+        str(file),
+        target=settings.target,
+        level=settings.level,
+        precision=settings.precision,
+        shapes=shapes,
+        costs=settings.costs,
+        threads=settings.threads,
+    )
+    seconds = time.perf_counter() - start
     feeds = random_inputs(loaded, 0)
-    expected = run_onnxruntime(file, feeds)
-    exact = reference.float64(file, feeds) if source.startswith("zoo:layer/") else None
     with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as name:
         folder = Path(name)
         files = {Graphopt.name: compiled.artifact.save(folder / "model.gopt")}
-        if any(peer(each).prepared for each in peers):
-            save(loaded, folder / "loaded.onnx")
-        files |= {each: folder / "loaded.onnx" if peer(each).prepared else file for each in peers}
-        sessions: dict[str, Run] = {}
-        failures: dict[str, str] = {}
-        errors: dict[str, float | None] = {}
-        slow = []
-        mismatch = None
-        for side, path in files.items():
-            say(f"opening with {side}" if side in peers else "checking")
-            start = time.perf_counter()
-            try:
-                run = peer(side).open(path, threads, costs)
-                outputs = run(feeds)
-            except Exception as error:  # a peer that cannot run the model is a row, whatever it throws
-                if side == Graphopt.name:
-                    raise
-                failures[side] = _sentence(error)
-                continue
-            seconds.setdefault(side, time.perf_counter() - start)
-            wrong = compare(expected, outputs)
-            if wrong and side != Graphopt.name:
-                failures[side] = (
-                    f"it computes something else than ONNX Runtime without optimizations: {wrong[0].message}"
-                )
-                continue
-            mismatch = wrong[0].message if wrong else mismatch
-            errors[side] = reference.relative_error(exact, outputs) if exact is not None else None
-            sessions[side] = run
-            start = time.perf_counter()
-            run(feeds)
-            if side != Graphopt.name and time.perf_counter() - start > _SLOW_SECONDS:
-                slow.append(side)
-        groups = [[side for side in sessions if side not in slow], *([Graphopt.name, side] for side in slow)]
+        files |= _files(file, loaded, peers, settings, folder)
+        opened = _open(file, files, settings, feeds, source.startswith("zoo:layer/"), say)
+        opened.seconds[Graphopt.name] = seconds
         found: dict[str, dict[str, Any]] = {}
-        ratios = {}
+        ratios: dict[str, dict[str, Any]] = {}
         quiet = True
-        for group in groups:
-            say(f"timing {', '.join(group)}")
-            timed = runs if group is groups[0] else min(runs or _SLOW_RUNS, _SLOW_RUNS)
-            timings = timing.interleave([functools.partial(sessions[side], feeds) for side in group], timed)
-            quiet &= timings.quiet
-            for index, (side, median) in enumerate(zip(group, intervals.medians(timings.rounds), strict=True)):
-                found.setdefault(side, {**asdict(median), "runs": sum(len(one[index]) for one in timings.rounds)})
-                if index:
-                    estimate, deviation = intervals.ratio(timings.rounds, 0, index)
-                    ratios[side] = {**asdict(estimate), "log_deviation": deviation}
-        opened = list(sessions)
-        sessions.clear()
+        if opened.mismatch is None:
+            found, ratios, quiet = _time(opened, feeds, runs, say)
         say("measuring memory")
-        for index, array in enumerate(feeds.values()):
-            np.save(folder / f"{index}.npy", array.astype(str) if array.dtype.hasobject else array, allow_pickle=False)
-        (folder / "names.json").write_text(json.dumps(list(feeds)), encoding="utf-8")
-        for side in opened:
-            found[side]["peak_bytes"] = None if peer(side).compiles else _peak(side, files[side], threads, folder)
-            found[side]["compile_seconds"] = seconds[side]
-            found[side]["relative_error"] = errors[side]
+        on_device = {side: (each.device_bytes, each.sets) for side, each in opened.sides.items()}
+        opened.sides.clear()
+        peak.keep(feeds, folder)
+        for side, row in found.items():
+            nbytes, row["sets"] = on_device[side]
+            host = nbytes is None and not peer(side).compiles and not settings.cuda
+            measured = peak.of_its_own_process(side, files[side], settings.threads, folder) if host else nbytes
+            row |= {"peak_bytes": measured, "compile_seconds": opened.seconds[side], **opened.errors[side]}
     return {
         "model": source,
-        "compile_seconds": seconds[Graphopt.name],
+        "compile_seconds": seconds,
         "fallback_nodes": len(compiled.fallbacks),
         "memory": memory(compiled.artifact),
-        "equal": mismatch is None,
-        "mismatch": mismatch,
-        "sides": {side: found[side] for side in opened},
-        "ratios": {side: ratios[side] for side in opened if side in ratios},
-        "failures": failures,
+        "equal": opened.mismatch is None,
+        "mismatch": opened.mismatch,
+        "sides": found,
+        "ratios": {side: ratios[side] for side in found if side in ratios},
+        "failures": opened.failures,
         "quiet": quiet,
         "error": None,
     }
 
 
+def _files(file: Path, loaded: ir.Model, peers: Sequence[str], settings: Settings, folder: Path) -> dict[str, Path]:
+    """What each peer opens: the user's file, or the model as graphopt prepared it.
+
+    On a GPU that is after `fuse`: torch gets BatchNorm folded and attention as one function, as its users write it.
+    """
+    if any(peer(each).prepared for each in peers):
+        from graphopt.models.zoo import save
+        from graphopt.pipeline import Pipeline
+
+        model = loaded.clone()
+        if settings.cuda:
+            Pipeline.parse("normalize,fuse").run(model)
+        save(model, folder / "prepared.onnx")
+    return {each: folder / "prepared.onnx" if peer(each).prepared else file for each in peers}
+
+
+def _open(
+    file: Path, files: Mapping[str, Path], settings: Settings, feeds: Mapping[str, Any], layer: bool, say: Say
+) -> Opened:
+    """Open every side and compare what it computes with ONNX Runtime on the user's `file`; graphopt is the first.
+
+    Raises:
+        GraphoptError: graphopt cannot run the model.
+    """
+    from graphopt.bench import reference
+    from graphopt.precisions import tolerances
+    from graphopt.verify import compare, run_onnxruntime
+
+    say("checking")
+    expected = run_onnxruntime(file, feeds)
+    exact = reference.float64(file, feeds) if layer else None
+    opened = Opened()
+    for side, path in files.items():
+        if side != Graphopt.name:
+            say(f"opening with {side}")
+        start = time.perf_counter()
+        try:
+            ready = peer(side).open(path, settings)
+            outputs = ready.run(feeds)
+        except Exception as error:  # a peer that cannot run the model is a row, whatever it throws
+            if side == Graphopt.name:
+                raise
+            opened.failures[side] = _sentence(error)
+            continue
+        opened.seconds[side] = time.perf_counter() - start
+        wrong = compare(expected, outputs, tolerances(settings.precision))
+        if wrong and side == Graphopt.name:
+            opened.mismatch = wrong[0].message
+            return opened
+        if wrong:
+            opened.failures[side] = f"it computes something else than {_REFERENCE}: {wrong[0].message}"
+            continue
+        opened.errors[side] = {
+            "relative_error": reference.relative_error(exact, outputs) if exact is not None else None,
+            "largest_error": _largest(expected, outputs),
+        }
+        opened.sides[side] = ready
+        start = time.perf_counter()
+        ready.run(feeds)
+        if side != Graphopt.name and time.perf_counter() - start > _SLOW_SECONDS and not settings.cuda:
+            opened.slow.append(side)
+    return opened
+
+
+def _time(
+    opened: Opened, feeds: Mapping[str, Any], runs: int | None, say: Say
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], bool]:
+    """Medians by side, ratios to graphopt by peer, and whether all was quiet; slow peers in groups of their own."""
+    blocks = {side: each.block(feeds) for side, each in opened.sides.items()}
+    groups = [[side for side in blocks if side not in opened.slow], *([Graphopt.name, side] for side in opened.slow)]
+    found: dict[str, dict[str, Any]] = {}
+    ratios: dict[str, dict[str, Any]] = {}
+    quiet = True
+    for group in groups:
+        say(f"timing {', '.join(group)}")
+        timed = runs if group is groups[0] else min(runs or _SLOW_RUNS, _SLOW_RUNS)
+        timings = timing.interleave([blocks[side] for side in group], timed)
+        quiet &= timings.quiet
+        for index, (side, median) in enumerate(zip(group, intervals.medians(timings.rounds), strict=True)):
+            found.setdefault(side, {**asdict(median), "runs": sum(len(one[index]) for one in timings.rounds)})
+            if index:
+                estimate, deviation = intervals.ratio(timings.rounds, 0, index)
+                ratios[side] = {**asdict(estimate), "log_deviation": deviation}
+    return {side: found[side] for side in opened.sides}, ratios, quiet
+
+
+def _largest(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> float | None:
+    """The largest difference of an output over the largest value of that output; None where no output has floats."""
+    found = []
+    for name, wanted in expected.items():
+        if isinstance(wanted, np.ndarray) and wanted.dtype.kind == "f" and wanted.size:
+            difference = np.abs(np.subtract(actual[name], wanted, dtype=np.float64)).max()
+            found.append(float(difference) / (float(np.abs(wanted).max()) or 1.0))
+    return max(found, default=None)
+
+
 def _sentence(error: Exception) -> str:
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, GraphoptError) else f"{type(error).__name__}: {text}"
-
-
-def peak_memory(side: str, model: Path, threads: int, feeds: Mapping[str, Any]) -> int | None:
-    """Bytes of resident memory that opening and running `model` adds to this process at its height (Linux only)."""
-    runtime = peer(side)
-    runtime.load()
-    before = _status("VmRSS")
-    try:
-        # Forget the height reached while importing (proc(5), clear_refs).
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return None
-    run = runtime.open(model, threads)
-    for _ in range(3):
-        run(feeds)
-    after = _status("VmHWM")
-    return None if before is None or after is None else max(after - before, 0)
-
-
-def _status(key: str) -> int | None:
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    found = next((line for line in lines if line.startswith(f"{key}:")), None)
-    return None if found is None else int(found.split()[1]) * 1024
-
-
-def _peak(side: str, model: Path, threads: int, folder: Path) -> int | None:
-    """`peak_memory` in a process of its own, where nothing was compiled before."""
-    # -P: a folder called graphopt where the user stands must not be taken for this package.
-    arguments = [
-        sys.executable,
-        "-P",
-        "-m",
-        "graphopt.bench.worker",
-        "peak",
-        side,
-        str(model),
-        str(threads),
-        str(folder),
-    ]
-    try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=_MEMORY_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return None
-    return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else None
 
 
 def _file(source: str) -> Path:

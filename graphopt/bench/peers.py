@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import shutil
@@ -9,10 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from graphopt.bench import timing
+from graphopt.bench.sides import HostSide, Settings, Side
 from graphopt.errors import GraphoptError
-
-Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""Feeds by input name -> outputs by name, arrays of the caller's own."""
 
 
 class Peer(Protocol):
@@ -33,8 +33,8 @@ class Peer(Protocol):
     def load(self) -> None:
         """Import the library, so that neither time nor memory of that counts as the model's."""
 
-    def open(self, model: Path, threads: int, costs: str | None = None) -> Run:
-        """Ready to run `model` with `threads` threads per operator; `costs` is what graphopt's own choices go by."""
+    def open(self, model: Path, settings: Settings) -> Side:
+        """Ready to run `model`."""
 
 
 class Graphopt:
@@ -50,15 +50,22 @@ class Graphopt:
 
         library.runtime()
 
-    def open(self, model: Path, threads: int, costs: str | None = None) -> Run:
-        """A session."""
+    def open(self, model: Path, settings: Settings) -> Side:
+        """A session, or several of them on a device."""
         import graphopt
 
-        return graphopt.open(model).session(threads=threads).run
+        if settings.target != "llvm":
+            from graphopt.bench.device import DeviceSide
+
+            return DeviceSide(model, settings)
+        return HostSide(graphopt.open(model).session(threads=settings.threads).run)
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU as it comes: all graph optimizations, its threads spin while they wait for work."""
+    """ONNX Runtime as it comes: all graph optimizations, its threads spin while they wait for work.
+
+    On an NVIDIA GPU it runs with inputs and outputs there, and is timed by the host's clock, waiting for each run.
+    """
 
     name = "onnxruntime"
     prepared = False
@@ -68,25 +75,62 @@ class OnnxRuntime:
         """The module."""
         importlib.import_module("onnxruntime")
 
-    def open(self, model: Path, threads: int, costs: str | None = None) -> Run:
+    def open(self, model: Path, settings: Settings) -> Side:
         """An inference session."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = settings.threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
+        provider = "CUDAExecutionProvider" if settings.cuda else "CPUExecutionProvider"
+        if provider not in onnxruntime.get_available_providers():
+            raise GraphoptError("this ONNX Runtime has no CUDA: install onnxruntime-gpu in place of onnxruntime")
+        if settings.cuda and settings.precision != "fp32":
+            raise GraphoptError(f"ONNX Runtime runs the model as it is, which is not in {settings.precision}")
         try:
-            session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(model), options, providers=[provider])
         except Exception as error:  # its exceptions share no base class
             raise GraphoptError(f"ONNX Runtime cannot open {model}: {' '.join(str(error).split())[:300]}") from error
         names = [output.name for output in session.get_outputs()]
+        if settings.cuda:
+            return _BoundSide(session, names)
 
         def run(feeds: Mapping[str, Any]) -> Mapping[str, Any]:
             return dict(zip(names, session.run(names, feeds), strict=True))
 
-        return run
+        return HostSide(run)
+
+
+class _BoundSide:
+    """A session of ONNX Runtime on a GPU, with memory there for what comes in and goes out."""
+
+    device_bytes: int | None = None
+    sets = 1
+
+    def __init__(self, session: Any, names: list[str]) -> None:
+        self._session, self._names = session, names
+
+    def _bound(self, feeds: Mapping[str, Any]) -> Any:
+        import onnxruntime
+
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
+        for name in self._names:
+            binding.bind_output(name, "cuda")
+        return binding
+
+    def run(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As `Side` says."""
+        binding = self._bound(feeds)
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._names, binding.copy_outputs_to_cpu(), strict=True))
+
+    def block(self, feeds: Mapping[str, Any]) -> timing.Block:
+        """As `Side` says."""
+        return timing.by_clock(functools.partial(self._session.run_with_iobinding, self._bound(feeds)))
 
 
 class Torch:
@@ -100,11 +144,18 @@ class Torch:
         """The module. It must come before TVM's: the other order aborts the process."""
         importlib.import_module("torch")
 
-    def open(self, model: Path, threads: int, costs: str | None = None) -> Run:
-        """The module of the model."""
+    def open(self, model: Path, settings: Settings) -> Side:
+        """The module of the model, on the CPU or a GPU."""
         import torch
 
-        module = self.module(model, threads)
+        torch.set_num_threads(settings.threads)
+        if settings.cuda:
+            from graphopt.bench.torch_cuda import TorchCudaSide
+
+            return TorchCudaSide(model, settings, self.on_gpu)
+        from graphopt.bench.torch_model import Graph
+
+        module = Graph(model).eval()
         inputs, outputs = module.input_names, module.output_names
         function = self.function(module)
 
@@ -113,25 +164,24 @@ class Torch:
                 results = function(*(torch.from_numpy(feeds[name]) for name in inputs))
             return {name: result.numpy() for name, result in zip(outputs, results, strict=True)}
 
-        return run
-
-    def module(self, model: Path, threads: int) -> Any:
-        """The converted model, and torch told its threads."""
-        import torch
-
-        from graphopt.bench.torch_model import Graph
-
-        torch.set_num_threads(threads)
-        return Graph(model).eval()
+        return HostSide(run)
 
     def function(self, module: Any) -> Callable[..., Any]:
         """What is called with the inputs."""
         found: Callable[..., Any] = module
         return found
 
+    def on_gpu(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """What is called with the constants and the inputs, and captured."""
+        return compute
+
 
 class TorchCompile(Torch):
-    """`torch.compile` of the same module with its default mode, nothing taken from its caches."""
+    """`torch.compile` of the same module, nothing taken from its caches.
+
+    On the CPU in its default mode, on a GPU in the mode "max-autotune", whose CUDA graph is captured as eager's is:
+    nothing is copied into it, and it can be captured for several sets of memory.
+    """
 
     name = "torch-compile"
     compiles = True
@@ -141,14 +191,27 @@ class TorchCompile(Torch):
         import torch
         import torch._inductor.config as inductor
 
+        self._require_compiler()
+        inductor.compile_threads = 1  # no pool of processes that competes with what is timed
+        found: Callable[..., Any] = torch.compile(module, dynamic=False)
+        return found
+
+    def on_gpu(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiled at the first call."""
+        import torch
+
+        self._require_compiler()
+        found: Callable[..., Any] = torch.compile(compute, dynamic=False, mode="max-autotune-no-cudagraphs")
+        return found
+
+    def _require_compiler(self) -> None:
+        import torch._inductor.config as inductor
+
         if not any(shutil.which(each) for each in (os.environ.get("CXX", ""), "g++", "clang++") if each):
             raise GraphoptError(
                 "torch.compile needs a C++ compiler, and this machine has none: install g++ or name one in CXX"
             )
         inductor.force_disable_caches = True
-        inductor.compile_threads = 1  # no pool of processes that competes with what is timed
-        found: Callable[..., Any] = torch.compile(module, dynamic=False)
-        return found
 
 
 class Tvm:
@@ -164,8 +227,9 @@ class Tvm:
 
         library.compiler()
 
-    def open(self, model: Path, threads: int, costs: str | None = None) -> Run:
+    def open(self, model: Path, settings: Settings) -> Side:
         """Compiled with the default pipeline."""
+        _require_cpu(self.name, settings)
         import onnx
 
         from graphopt.runtime import library
@@ -176,13 +240,13 @@ class Tvm:
         inputs = [each.name for each in proto.graph.input if each.name not in constants]
         outputs = [each.name for each in proto.graph.output]
         function = compile_default(proto)
-        pool = library.Threads(threads)
+        pool = library.Threads(settings.threads)
 
         def run(feeds: Mapping[str, Any]) -> Mapping[str, Any]:
             pool.apply()
             return dict(zip(outputs, function([feeds[name] for name in inputs]), strict=True))
 
-        return run
+        return HostSide(run)
 
 
 class Greedy:
@@ -198,19 +262,26 @@ class Greedy:
 
         library.compiler()
 
-    def open(self, model: Path, threads: int, costs: str | None = None) -> Run:
+    def open(self, model: Path, settings: Settings) -> Side:
         """A session of the model with the other strategy."""
+        _require_cpu(self.name, settings)
         from graphopt.compiler import compile_model
         from graphopt.passes import DEFAULT, SelectConv
 
         passes = DEFAULT.replace(SelectConv.name, f"{SelectConv.name}{{strategy={self.name}}}")
-        return compile_model(str(model), passes=passes, costs=costs, threads=threads).artifact.session(threads).run
+        compiled = compile_model(str(model), passes=passes, costs=settings.costs, threads=settings.threads)
+        return HostSide(compiled.artifact.session(settings.threads).run)
 
 
 class SingleLayout(Greedy):
     """graphopt where all convolutions work on one layout, the better one."""
 
     name = "single-layout"
+
+
+def _require_cpu(name: str, settings: Settings) -> None:
+    if settings.target != "llvm":
+        raise GraphoptError(f"{name} is a peer on CPUs; leave out --target {settings.target}")
 
 
 PEERS: Mapping[str, tuple[str, str]] = {
@@ -223,7 +294,9 @@ PEERS: Mapping[str, tuple[str, str]] = {
 }
 """Name -> module and class."""
 
+DEFAULTS = {"cuda": ("torch", "torch-compile")}
 DEFAULT = ("onnxruntime",)
+"""What a target is held against if nobody says what, and where `DEFAULTS` has no other."""
 
 
 def peer(name: str) -> Peer:

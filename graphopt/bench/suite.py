@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -9,59 +11,117 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from graphopt.bench import intervals
-from graphopt.bench.peers import DEFAULT
+from graphopt.bench.peers import DEFAULT, DEFAULTS
+from graphopt.bench.sides import Settings
+from graphopt.errors import GraphoptError
 
 SUITES = ("light", "zoo", "seeded", "layers", "gemm")
 _SOURCES = {"light": ("onnx",), "zoo": ("built", "trained"), "seeded": ("seeded",)}
 _PREFIXES = {"layers": "layer/conv", "gemm": "layer/gemm"}
+_PACKAGES = ("graphopt", "apache-tvm", "onnxruntime", "torch", "numpy")
+_ON_GPUS = {"nvidia-cuda-nvrtc": "nvidia.cuda_nvrtc", "cuda-bindings": "cuda.bindings", "triton": "triton"}
+"""Package -> a module of it."""
+_LARGE = "layer/gemm-4096"
+"""Products that fill a GPU, and take a CPU seconds."""
 
 
-def suite(name: str) -> list[str]:
-    """The models of a suite: onnx's light models, the zoo's own, the light ones with seeded weights, or layers."""
+def suite(name: str, device: bool = False) -> list[str]:
+    """The models of a suite: onnx's light models, the zoo's own, the light ones with seeded weights, or layers.
+
+    Args:
+        device: whether they are to run on a GPU: the products of the suite `gemm` are larger there.
+    """
     from graphopt import models
 
     if name in _PREFIXES:
-        return [f"zoo:{each}" for each in models.names() if each.startswith(_PREFIXES[name])]
+        found = [each for each in models.names() if each.startswith(_PREFIXES[name])]
+        return [f"zoo:{each}" for each in found if name != "gemm" or each.startswith(_LARGE) == device]
     return [f"zoo:{each}" for each in models.names() if models.describe(each).source in _SOURCES[name]]
+
+
+def batched(model: str, batch: int) -> str:
+    """The name of the zoo's model at another batch.
+
+    Raises:
+        GraphoptError: it is a file.
+    """
+    if not model.startswith("zoo:"):
+        raise GraphoptError(f"--batch goes with models of the zoo; give {model} its shapes with --shapes NAME:DxDxD")
+    return f"{model}-b{batch}"
 
 
 def run(
     models: Sequence[str],
     threads: int,
     runs: int | None = None,
-    peers: Sequence[str] = DEFAULT,
+    peers: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda _: None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     costs: str | None = None,
+    target: str = "llvm",
+    level: str | None = None,
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Benchmark `models` one after the other; the document that `--json` prints. `say` is told the progress.
 
     The geometric mean of a peer is over the models that it ran: their number stands beside it.
+
+    Args:
+        peers: names in `graphopt.bench.peers.PEERS`; None takes those of the target.
+        level: None compiles for the CPU or GPU that is here.
+
+    Raises:
+        GraphoptError: `target` needs a device, and there is none.
     """
-    options = {"threads": threads, "runs": runs, "peers": list(peers), "shapes": shapes, "costs": costs}
+    facts = None
+    if target != "llvm":
+        from graphopt.bench import device
+
+        facts = device.find(target)
+        level = level or device.level(facts)
+    sides = list(DEFAULTS.get(target, DEFAULT) if peers is None else peers)
+    settings = asdict(Settings(threads, costs, target, level, precision))
+    options = {"settings": settings, "runs": runs, "peers": sides, "shapes": shapes}
     rows = []
     for number, model in enumerate(models, 1):
         where = f"[{number}/{len(models)}] {model}"
         rows.append(_row(model, options, lambda text, where=where: say(f"{where}: {text}")))  # type: ignore[misc]
     means = {}
-    for name in peers:
+    for name in sides:
         ratios = [row["ratios"][name] for row in rows if row["error"] is None and name in row["ratios"]]
         mean = intervals.geometric_mean([(each["value"], each["log_deviation"]) for each in ratios])
         bounds = None if mean is None else {"value": mean.value, "low": mean.low, "high": mean.high}
         means[name] = None if bounds is None else {**bounds, "models": len(ratios)}
-    return {"threads": threads, "environment": environment(), "models": rows, "geometric_mean": means}
+    return {
+        "target": target,
+        "level": level,
+        "precision": precision,
+        "threads": threads,
+        "date": datetime.date.today().isoformat(),
+        "environment": environment(facts),
+        "models": rows,
+        "geometric_mean": means,
+    }
 
 
-def environment() -> dict[str, Any]:
-    """The machine and the versions that the numbers belong to."""
-    versions = {name: metadata.version(name) for name in ("graphopt", "apache-tvm", "onnxruntime", "torch", "numpy")}
+def environment(device: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The machine and the versions that the numbers belong to.
+
+    Args:
+        device: facts of the GPU that was used; its compiler and the package that talks to it are named too.
+    """
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    if device is not None:
+        versions |= {name: metadata.version(name) for name in _ON_GPUS if importlib.util.find_spec(_ON_GPUS[name])}
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": _processor(), "cpus": cpus, "system": platform.system(), "versions": versions}
+    found = {"processor": _processor(), "cpus": cpus, "system": platform.system(), "versions": versions}
+    return found if device is None else {**found, "device": dict(device)}
 
 
 def _processor() -> str:

@@ -27,6 +27,9 @@ _QUIET = 0.1
 """The process is quiet when its threads together use less than this share of one core."""
 _LONGEST_WAIT = 3.0
 
+Block = Callable[[int], Sequence[float]]
+"""How many runs -> the seconds of each, run back to back; what comes before the first counted one is not counted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Timings:
@@ -36,11 +39,26 @@ class Timings:
     quiet: bool
 
 
-def interleave(sides: Sequence[Callable[[], object]], runs: int | None = None, rounds: int = ROUNDS) -> Timings:
+def by_clock(side: Callable[[], object]) -> Block:
+    """Blocks of what does one run in this process, by the host's clock."""
+
+    def block(runs: int) -> tuple[float, ...]:
+        side()
+        found = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            side()
+            found.append(time.perf_counter() - start)
+        return tuple(found)
+
+    return block
+
+
+def interleave(sides: Sequence[Block], runs: int | None = None, rounds: int = ROUNDS) -> Timings:
     """Time `sides` against each other.
 
     Args:
-        sides: each does one run.
+        sides: each does a block.
         runs: counted runs per side, all rounds together; default what fits blocks of 0.2 s, 3 to 200 runs each.
         rounds: blocks per side.
     """
@@ -54,7 +72,7 @@ def interleave(sides: Sequence[Callable[[], object]], runs: int | None = None, r
         blocks: list[tuple[float, ...]] = [()] * len(sides)
         for index in order:
             quiet &= wait_until_quiet()
-            blocks[index] = _block(sides[index], lengths[index])
+            blocks[index] = tuple(sides[index](lengths[index]))
         measured.append(tuple(blocks))
     return Timings(tuple(measured), quiet)
 
@@ -70,20 +88,10 @@ def wait_until_quiet() -> bool:
     return False
 
 
-def _block_length(side: Callable[[], object], runs: int | None, rounds: int) -> int:
+def _block_length(side: Block, runs: int | None, rounds: int) -> int:
     """Runs per block, after some to warm up."""
     if runs is not None:
-        side()
+        side(1)
         return math.ceil(runs / rounds)
-    fastest = min(_block(side, _LEAST))
+    fastest = min(side(_LEAST))
     return max(_LEAST, min(_MOST, round(BLOCK_SECONDS / max(fastest, 1e-9))))
-
-
-def _block(side: Callable[[], object], runs: int) -> tuple[float, ...]:
-    side()
-    found = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        side()
-        found.append(time.perf_counter() - start)
-    return tuple(found)

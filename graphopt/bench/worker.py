@@ -27,9 +27,11 @@ def main(arguments: list[str]) -> int:
 
 def _model(arguments: list[str], out: TextIO) -> int:
     from graphopt.bench.one import measure
+    from graphopt.bench.sides import Settings
 
     source, text = arguments
     options = json.loads(text)  # the other arguments of `measure`, by name
+    options["settings"] = Settings(**options["settings"])
 
     def tell(**message: Any) -> None:
         out.write(json.dumps(message) + "\n")
@@ -45,14 +47,10 @@ def _model(arguments: list[str], out: TextIO) -> int:
 
 
 def _peak(arguments: list[str], out: TextIO) -> int:
-    import numpy as np
-
-    from graphopt.bench.one import peak_memory
+    from graphopt.bench import peak
 
     side, file, threads, folder = arguments
-    names = json.loads((Path(folder) / "names.json").read_text(encoding="utf-8"))
-    feeds = {name: np.load(Path(folder) / f"{index}.npy", allow_pickle=False) for index, name in enumerate(names)}
-    found = peak_memory(side, Path(file), int(threads), feeds)
+    found = peak.of_this_process(side, Path(file), int(threads), peak.kept(Path(folder)))
     if found is None:
         return 1
     out.write(str(found))

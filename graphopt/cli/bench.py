@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graphopt.cli import _options as options
 from graphopt.cli._progress import progress
+from graphopt.cli.compile import Precision
+from graphopt.errors import GraphoptError
 from graphopt.report.document import Report
+
+if TYPE_CHECKING:
+    from graphopt.bench.sides import Settings
 
 EXAMPLES = (
     "graphopt bench zoo:resnet18 model.onnx --threads 2",
     "graphopt bench --suite layers --peer onnxruntime --peer torch",
     "graphopt bench zoo:resnet18 --layers --roofline resnet18.svg",
     "graphopt bench --suite light --json",
+    "graphopt bench zoo:resnet50 --target cuda --precision fp16 --batch 32",
 )
 
 
@@ -53,11 +61,22 @@ def command(
         ),
     ] = None,
     peer: Annotated[
-        list[Peer] | None, typer.Option("--peer", help="What to compare with; repeat. Default onnxruntime.")
+        list[Peer] | None,
+        typer.Option(
+            "--peer", help="What to compare with; repeat. Default onnxruntime; on an NVIDIA GPU torch both ways."
+        ),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Of every side.")] = 2,
     runs: Annotated[
         int | None, typer.Option("--runs", metavar="N", min=2, help="Counted runs per side; default about 2 seconds.")
+    ] = None,
+    target: options.Target = "llvm",
+    level: options.Level = None,
+    precision: Annotated[Precision, typer.Option("--precision", help="Of graphopt's products, and of torch.")] = (
+        Precision.FP32
+    ),
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", min=1, help="Of models of the zoo; others take --shapes.")
     ] = None,
     shapes: options.Shapes = None,
     costs: options.Costs = None,
@@ -69,42 +88,63 @@ def command(
         typer.Option("--roofline", metavar="FILE.svg", parser=options.path, help="Draw --layers as a roofline."),
     ] = None,
 ) -> Report:
-    """Compile models and time them beside other runtimes, interleaved in one process, with the same threads.
+    """Compile models, check them, and time them beside other runtimes, interleaved in one process.
 
+    On a GPU (--target cuda) runs are replays of a CUDA graph on memory that is not in its caches, timed by the GPU; a
+    model that computes something else than ONNX Runtime is not timed.
     A peer that cannot run a model is a row that says why; the command fails if graphopt cannot.
     """
     if layers or roofline is not None:
         if len(models or []) != 1 or suite or peer:
             raise typer.BadParameter("--layers and --roofline take one MODEL, no --suite and no --peer")
-        return _layers((models or [])[0], threads, runs, shapes, costs, roofline)
-    if not models and not suite:
+    elif not models and not suite:
         raise typer.BadParameter("name a model or a --suite", param_hint="MODEL")
     with progress("starting") as say:
         from graphopt.bench import suite as benchmark
+        from graphopt.bench.sides import Settings
         from graphopt.report import benchmark as reporting
+        from graphopt.targets import TARGETS
 
-        wanted = [*(models or []), *(name for each in suite or [] for name in benchmark.suite(each.value))]
-        peers = [each.value for each in dict.fromkeys(peer or [Peer.ONNXRUNTIME])]
-        document = benchmark.run(wanted, threads, runs, peers, say, options.parse_shapes(shapes), costs)
+        if target not in TARGETS:
+            raise GraphoptError(f"--target {target} is unknown; choose one of {', '.join(TARGETS)}")
+        on_device = target != "llvm"
+        named = (name for each in suite or [] for name in benchmark.suite(each.value, on_device))
+        wanted = [benchmark.batched(each, batch) if batch else each for each in (*(models or []), *named)]
+        fixed = options.parse_shapes(shapes)
+        if layers or roofline is not None:
+            settings = Settings(threads, costs, target, level, precision.value)
+            return _layers(wanted[0], settings, runs, say, fixed, roofline)
+        peers = [each.value for each in dict.fromkeys(peer)] if peer else None
+        document = benchmark.run(wanted, threads, runs, peers, say, fixed, costs, target, level, precision.value)
+        document["command"] = _command()
     for model, failure in reporting.failures(document):
         sentence = failure if model in failure else f"{model}: {failure}"
         print(f"graphopt: {sentence}", file=sys.stderr)  # noqa: T201
     return Report(document, reporting.blocks(document), failed=reporting.failed(document))
 
 
+def _command() -> str:
+    """This command, as it was given."""
+    return shlex.join(["graphopt", *sys.argv[1:]])
+
+
 def _layers(
-    model: str, threads: int, runs: int | None, shapes: list[str] | None, costs: str | None, file: Path | None
+    model: str,
+    settings: Settings,
+    runs: int | None,
+    say: Callable[[str], None],
+    shapes: dict[str, tuple[int, ...]] | None,
+    file: Path | None,
 ) -> Report:
     if file is not None:
         options.check_output(file, "--roofline")
-    with progress("starting") as say:
-        from graphopt.bench.layers import profile
-        from graphopt.report import layers as reporting
-        from graphopt.report import roofline
+    from graphopt.bench.layers import profile
+    from graphopt.report import layers as reporting
+    from graphopt.report import roofline
 
-        document = profile(model, threads, runs, say, options.parse_shapes(shapes), costs)
-        if file is not None:
-            draft = file.with_name(f".{file.name}.part")
-            draft.write_text(roofline.svg(document), encoding="utf-8")
-            draft.replace(file)
+    document = profile(model, settings, runs, say, shapes)
+    if file is not None:
+        draft = file.with_name(f".{file.name}.part")
+        draft.write_text(roofline.svg(document), encoding="utf-8")
+        draft.replace(file)
     return Report(document, reporting.blocks(document))

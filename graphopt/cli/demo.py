@@ -60,13 +60,14 @@ def command(
 def digits(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
     """The trained LeNet on the handwritten digits it never saw."""
     from graphopt.bench.peers import OnnxRuntime
+    from graphopt.bench.sides import Settings
     from graphopt.compiler import compile_model
     from graphopt.models import build
     from graphopt.models import digits as load_digits
 
     images, labels = load_digits()
     ours = compile_model(DIGITS, verify="ends").artifact.session(threads=threads).run
-    theirs = OnnxRuntime().open(build("lenet-digits"), threads)
+    theirs = OnnxRuntime().open(build("lenet-digits"), Settings(threads)).run
     guesses, others = ([int(run({"image": i[None]})["logits"].argmax()) for i in images] for run in (ours, theirs))
     right = sum(guess == label for guess, label in zip(guesses, labels.tolist(), strict=True))
     same = sum(guess == other for guess, other in zip(guesses, others, strict=True))

@@ -71,8 +71,9 @@ def _mean(mean: Mapping[str, Any] | None, models: int) -> str:
 
 def _cells(row: Mapping[str, Any], sides: list[str], peers: list[str], exact: bool) -> tuple[str, ...]:
     measured = [row["sides"].get(side) for side in sides]
-    times = ["failed" if each is None else _interval(each, 1e3) for each in measured]
-    ratios = [_interval(row["ratios"][name]) if name in row["ratios"] else "failed" for name in peers]
+    lacking = "failed" if row["equal"] else "-"
+    times = [lacking if each is None else _interval(each, 1e3) for each in measured]
+    ratios = [_interval(row["ratios"][name]) if name in row["ratios"] else lacking for name in peers]
     peaks = [None if each is None else each["peak_bytes"] for each in measured]
     compiling = [None if each is None else each["compile_seconds"] for each in measured]
     errors = [None if each is None else each["relative_error"] for each in measured]
@@ -109,11 +110,20 @@ def _footer(document: Mapping[str, Any], good: list[Mapping[str, Any]], exact: b
     environment = document["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     sides = " / ".join(["graphopt", *document["geometric_mean"]])
-    lines = [
-        f"{document['threads']} threads of {environment['cpus']}, {environment['processor']}; {versions}",
-        "medians of interleaved blocks in one process, with 95 % intervals; below 1 graphopt is faster",
-        f"{sides}: compile s, or opening and the first run; peak MiB, resident memory above the imports",
-    ]
+    device = environment.get("device")
+    if device is None:
+        lines = [
+            f"{document['threads']} threads of {environment['cpus']}, {environment['processor']}; {versions}",
+            "medians of interleaved blocks in one process, with 95 % intervals; below 1 graphopt is faster",
+            f"{sides}: compile s, or opening and the first run; peak MiB, resident memory above the imports",
+        ]
+    else:
+        driver = ", ".join(f"{what} {device[what]}" for what in ("driver", "cuda") if device[what])
+        lines = [
+            f"{device['name']}{f' ({driver})' if driver else ''}, {document['precision']}; {versions}",
+            "medians of interleaved blocks of replayed runs, with 95 % intervals; below 1 graphopt is faster",
+            f"{sides}: compile s, or opening and the first run; peak MiB, memory on the device",
+        ]
     if exact:
         lines.append("error: mean absolute error over mean absolute value, against the layer in float64")
     if any(not row["quiet"] for row in good):

@@ -27,7 +27,8 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
     """One per kernel call, in order; nothing for a program that runs on a CPU.
 
     `seconds` is an estimate for the device that the artifact was compiled for, `bound` the slower of arithmetic at its
-    peak and memory at its bandwidth (the roofline of Williams, Waterman and Patterson, 2009).
+    peak and memory at its bandwidth (the roofline of Williams, Waterman and Patterson, 2009), which takes `roofline`
+    seconds for the kernel's `flops` and `bytes`.
     """
     plans = artifact.manifest.get("kernels") or {}
     if not plans:
@@ -61,6 +62,9 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
                 "launches": len(call.launches),
                 "seconds": estimate + LAUNCH * (1 if plan.get("seconds") else len(call.launches)),
                 "bound": "arithmetic" if arithmetic > memory else "memory",
+                "flops": work,
+                "bytes": size,
+                "roofline": max(arithmetic, memory),
             })  # fmt: skip
     return found
 

@@ -45,8 +45,8 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
 
     bottom = _TOP + _PLOT_HEIGHT
     yield (
-        f'<text x="{_LEFT}" y="28" font-size="15">{escape(str(document["model"]))}, {document["threads"]} threads: '
-        f"{peak / 1e9:.0f} GFLOP/s, {slope / 1e9:.1f} GB/s measured</text>"
+        f'<text x="{_LEFT}" y="28" font-size="15">{escape(str(document["model"]))}, {escape(_where(document))}: '
+        f"{peak / 1e9:.0f} GFLOP/s, {slope / 1e9:.1f} GB/s {'of its maker' if _device(document) else 'measured'}</text>"
     )
     yield (f'<rect x="{_LEFT}" y="{_TOP}" width="{_PLOT_WIDTH}" height="{_PLOT_HEIGHT}" fill="#f8f8f8" stroke="#888"/>')
     for power in range(left, right + 1):
@@ -95,3 +95,12 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
         f'<text x="{middle:.0f}" y="{bottom + 56}" text-anchor="middle" fill="#444">larger: more of the time; '
         f"blue: bound by arithmetic, orange: by memory; {hidden} kernels without operations are not shown</text>"
     )
+
+
+def _device(document: Mapping[str, Any]) -> str:
+    """The name of the device that was measured, "" for a CPU."""
+    return str(document.get("environment", {}).get("device", {}).get("name", ""))
+
+
+def _where(document: Mapping[str, Any]) -> str:
+    return _device(document) or f"{document['threads']} threads"

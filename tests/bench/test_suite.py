@@ -16,10 +16,13 @@ from graphopt.report.document import Table, plain
 def test_suites_name_models_of_the_zoo() -> None:
     from graphopt import models
 
-    found = [name.removeprefix("zoo:") for each in suite.SUITES for name in suite.suite(each)]
-    assert sorted(found) == sorted(models.names())
-    assert len(suite.suite("light")) == 9
-    assert suite.suite("gemm") == ["zoo:layer/gemm-1024"]
+    on_host, on_device = ({each: suite.suite(each, device) for each in suite.SUITES} for device in (False, True))
+    found = {name for suites in (on_host, on_device) for each in suites.values() for name in each}
+    assert {name.removeprefix("zoo:") for name in found} == set(models.names())
+    assert len(on_host["light"]) == 9
+    assert on_host.pop("gemm") == ["zoo:layer/gemm-1024"]
+    assert on_device.pop("gemm") == ["zoo:layer/gemm-4096", "zoo:layer/gemm-4096-fp16"]
+    assert on_host == on_device
 
 
 def test_a_crash_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from pathlib import Path
 from graphopt import load, models
 from graphopt.bench.peers import Torch
+from graphopt.bench.sides import Settings
 from graphopt.models.zoo import save
 from graphopt.verify import compare, random_inputs, run_onnxruntime
 
@@ -25,7 +26,8 @@ for name in sys.argv[2:]:
     loaded = load(models.build(name)).model
     save(loaded, folder / "model.onnx")
     feeds = random_inputs(loaded, 0)
-    wrong = compare(run_onnxruntime(models.build(name), feeds), Torch().open(folder / "model.onnx", 2)(feeds))
+    found = Torch().open(folder / "model.onnx", Settings(2)).run(feeds)
+    wrong = compare(run_onnxruntime(models.build(name), feeds), found)
     print(name, [each.message for each in wrong])
 """
 """In a process of its own: torch must be imported before TVM, which other tests import."""
@@ -68,3 +70,92 @@ def test_refusals_name_the_operator(body: str, sentence: str, tmp_path: Path) ->
     command = [sys.executable, "-P", "-c", script, str(tmp_path / "model.onnx")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert sentence in done.stderr.splitlines()[-1]
+
+
+NARROWED = """
+import sys
+from pathlib import Path
+
+import torch
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from graphopt.bench.torch_model import Graph, narrowed
+
+f, i = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+w = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+mask = np.array([0, np.finfo(np.float32).min] * 2, np.float32)
+graph = helper.make_graph(
+    [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Cast", ["k"], ["kf"], to=f),
+        helper.make_node("Mul", ["a", "kf"], ["b"]),
+        helper.make_node("Add", ["b", "mask"], ["c"]),
+        helper.make_node("Softmax", ["c"], ["y"]),
+    ],
+    "g",
+    [helper.make_tensor_value_info("x", f, [2, 4]), helper.make_tensor_value_info("k", i, [4])],
+    [helper.make_tensor_value_info("y", f, [2, 4])],
+    [numpy_helper.from_array(w, "w"), numpy_helper.from_array(mask, "mask")],
+)
+path = Path(sys.argv[1]) / "model.onnx"
+onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
+x, k = torch.from_numpy(w[:2]), torch.tensor([1, 2, 3, 4])
+wide = Graph(path)
+half = Graph(path, torch.float16)
+assert half.output_dtypes == ("float32",)
+assert [each.dtype for each in half.constants] == [torch.float16] * 2
+assert all(each.isfinite().all() for each in half.constants)  # a mask is no infinity
+(expected,), (found,) = wide(x, k), half(narrowed(x, torch.float16), k)
+assert found.dtype == torch.float16
+assert (found.float() - expected).abs().max() < 5e-3
+others = [torch.zeros_like(each) for each in half.constants]
+assert torch.equal(half.compute(others, narrowed(x, torch.float16), k)[0], torch.full((2, 4), 0.25).half())
+print("good")
+"""
+
+
+def test_a_narrower_type_stands_in_for_float32_and_constants_can_be_others(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", NARROWED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "good\n", done.stderr
+
+
+FUSED = """
+import sys
+import torch
+from pathlib import Path
+from graphopt import load, models
+from graphopt.bench import one
+from graphopt.bench.peers import Torch
+from graphopt.bench.sides import Settings
+from graphopt.verify import compare, random_inputs, run_onnxruntime
+import onnx
+
+for name in sys.argv[2:]:
+    loaded = load(models.build(name)).model
+    feeds = random_inputs(loaded, 0)
+    files = one._files(models.build(name), loaded, ["torch"], Settings(2, target="cuda"), Path(sys.argv[1]))
+    graph = onnx.load(files["torch"]).graph
+    assert not any(node.op_type in ("BatchNormalization", "Softmax") for node in graph.node)
+    outputs = Torch().open(files["torch"], Settings(2)).run(feeds)
+    print(name, [each.message for each in compare(run_onnxruntime(models.build(name), feeds), outputs)])
+"""
+"""What torch gets on a GPU, computed on the CPU."""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("wideresnet28-2",),
+        *(
+            pytest.param((each,), marks=pytest.mark.slow)
+            for each in ("resnet50", "densenet121", "bert-base", "vit-b16", "gpt2-small")
+        ),
+    ],
+)
+def test_after_fuse_modules_compute_the_same(names: tuple[str, ...], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", FUSED, str(tmp_path), *names], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "".join(f"{name} []\n" for name in names), done.stderr

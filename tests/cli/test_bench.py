@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,3 +36,39 @@ def test_a_failure_is_also_a_sentence_on_stderr(graphopt: Cli, tmp_path: Path) -
     assert result.one_sentence, result.err
     assert result.err.count("none.onnx") == 1
     assert "Failed" in result.out
+
+
+def test_without_a_gpu_it_says_so(graphopt: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    for rest in ((), ("--layers",), ("--suite", "zoo", "--json")):
+        result = graphopt("bench", *([tiny] if rest[-1:] != ("--json",) else []), "--target", "cuda", *rest)
+        assert result.code == 1
+        assert result.one_sentence, result.err
+        assert "--target cuda is timed on a device" in result.err
+        assert "pip install 'graphopt[cuda]'" in result.err
+        assert result.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--target", "vulkan"), "--target vulkan is unknown; choose one of llvm, cuda, opencl"),
+        (("--batch", "4"), "--batch goes with models of the zoo"),
+    ],
+)
+def test_what_cannot_be_asked_for(graphopt: Cli, tiny: Path, arguments: tuple[str, ...], sentence: str) -> None:
+    result = graphopt("bench", tiny, *arguments)
+    assert result.code == 1
+    assert result.one_sentence, result.err
+    assert sentence in result.err
+
+
+def test_the_document_names_its_command(graphopt: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphopt.bench import suite
+
+    monkeypatch.setattr(sys, "argv", ["graphopt", "bench", "a model.onnx", "--json"])
+    monkeypatch.setattr(suite, "_row", lambda model, *_: {"model": model, "error": "no"})
+    document = graphopt("bench", tiny, "--json").document
+    assert document["command"] == "graphopt bench 'a model.onnx' --json"
+    assert document["date"].count("-") == 2
+    assert document["environment"]["versions"]["onnxruntime"]

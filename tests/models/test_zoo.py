@@ -104,6 +104,50 @@ def test_light_models_are_described_as_they_are(name: str) -> None:
     assert [value.name for value in graph.output] == list(info.outputs)
 
 
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("resnet50-b32", [(32, 3, 224, 224)]),
+        ("bert-base-b8", [(8, 128)] * 3),
+        ("mlp-b7", [(7, 2048)]),
+        ("mlp-b128", [(128, 2048)]),
+        ("mlp-b128-b2", [(2, 2048)]),
+    ],
+)
+def test_models_that_are_built_have_every_batch(name: str, shapes: list[tuple[int, ...]]) -> None:
+    info = models.describe(name)
+    assert info.name == name
+    assert [tensor.shape for tensor in info.inputs] == shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("lenet-digits-b2", "lenet-digits is not built here, so it has one batch only; leave out -b2"),
+        ("light/vgg19-b8", "light/vgg19 is not built here"),
+        ("resnet50-b0", "the model zoo has no model 'resnet50-b0'"),
+        ("resnt50-b2", "the model zoo has no model 'resnt50-b2'; did you mean"),
+    ],
+)
+def test_other_batches_are_refused(name: str, sentence: str) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        models.describe(name)
+
+
+def test_a_batch_is_built() -> None:
+    graph = onnx.load(models.build("lenet5-b3")).graph
+    shapes = [
+        [axis.dim_value for axis in each.type.tensor_type.shape.dim] for each in (graph.input[0], graph.output[0])
+    ]
+    assert shapes == [[3, 1, 32, 32], [3, 10]]
+
+
+def test_a_layer_of_halves_has_halves() -> None:
+    graph = onnx.load(models.build("layer/gemm-4096-fp16")).graph
+    kinds = {graph.input[0].type.tensor_type.elem_type, graph.output[0].type.tensor_type.elem_type}
+    assert kinds | {graph.initializer[0].data_type} == {onnx.TensorProto.FLOAT16}
+
+
 def test_all_nine_light_models_are_there() -> None:
     assert len(LIGHT) == 9
     assert [name.replace("seeded/", "light/") for name in SEEDED] == list(LIGHT)

@@ -1,0 +1,78 @@
+"""graphopt on a device: which one is there, and blocks of replayed runs timed on it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from graphopt.bench import timing
+from graphopt.bench.sides import Settings, sets
+from graphopt.errors import GraphoptError
+
+
+def find(target: str) -> dict[str, Any]:
+    """The facts of the device that programs for `target` run on here (`Device.facts`).
+
+    Raises:
+        GraphoptError: there is none, or what talks to it is not installed.
+    """
+    from graphopt.runtime.cuda import CudaDevice
+    from graphopt.runtime.opencl import OpenClDevice
+
+    try:
+        return CudaDevice().facts() if target == "cuda" else OpenClDevice().facts()
+    except GraphoptError as error:
+        raise GraphoptError(f"--target {target} is timed on a device: {error}") from error
+
+
+def level(facts: Mapping[str, Any]) -> str | None:
+    """What to compile for: the description of this very GPU, or of its architecture; None where the driver compiles."""
+    from graphopt.targets.gpu.devices import DEVICES
+
+    if facts["arch"] is None:
+        return None
+    called = str(facts["name"]).lower().replace(" ", "")
+    fitting = (name for name, each in DEVICES.items() if each.arch == facts["arch"] and name in called)
+    return next(fitting, str(facts["arch"]))
+
+
+class DeviceSide:
+    """An artifact for a device: replays of its graph, timed there, between memory past the last cache."""
+
+    def __init__(self, model: Path, settings: Settings) -> None:
+        """Open one session; the others only when it is timed.
+
+        Raises:
+            GraphoptError: the artifact cannot run here.
+        """
+        import graphopt
+        from graphopt.runtime.session import Session
+
+        self._artifact = graphopt.open(model)
+        self._threads = settings.threads
+        self._sessions = [Session(self._artifact, self._threads)]
+        assert self._sessions[0].device is not None
+        self._device = self._sessions[0].device
+        self.device_bytes: int | None = self._sessions[0].device_bytes
+        self.sets = sets(int(self._device.facts()["l2_bytes"]), self._sessions[0].device_bytes)
+
+    def run(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As `Side` says, in the first session."""
+        return self._sessions[0].run(feeds)
+
+    def block(self, feeds: Mapping[str, Any]) -> timing.Block:
+        """As `Side` says: the sessions in turn, none of them copying to or from the host."""
+        from graphopt.runtime.session import Session
+
+        while len(self._sessions) < self.sets:
+            self._sessions.append(Session(self._artifact, self._threads, self._device))
+        turns = itertools.cycle([session.replay(feeds) for session in self._sessions])
+
+        def block(runs: int) -> list[float]:
+            self._device.activate()
+            steps: list[Callable[[], None]] = [next(turns) for _ in range(runs + 1)]
+            return self._device.laps(steps)[1:]
+
+        return block
