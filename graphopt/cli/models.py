@@ -32,4 +32,10 @@ def command() -> Report:
         )
     columns = ("name", "model", "source", "parameters", "FLOPs", "inputs")
     table = Table(columns, tuple(rows), right=("parameters", "FLOPs"))
-    return Report({"models": documents}, [table, "FLOPs of one run; a multiply-add counts as two."])
+    return Report(
+        {"models": documents},
+        [
+            table,
+            "FLOPs of one run; a multiply-add counts as two. What is built here also comes as NAME-bN with batch N.",
+        ],
+    )
