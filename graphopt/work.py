@@ -10,6 +10,9 @@ AttributeValue = int | float | str | tuple[int, ...]
 TILE = "graphopt.tile"
 """Metadata of an ONNX node: the tile that its kernel is to use, as the kernel spells it ("14x2")."""
 
+PRECISION = "graphopt.precision"
+"""Metadata of an ONNX node: `tf32` where a product of float32 numbers may round its factors to TF32 (10 bits)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Operand:

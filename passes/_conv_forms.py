@@ -17,8 +17,7 @@ from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.layout import blocks
 from graphopt.ops.winograd import winograd_weight
 from graphopt.passes._edit import AttributeValue, Editor
-from graphopt.passes._precision_nodes import PRECISION_KEY
-from graphopt.work import TILE
+from graphopt.work import PRECISION, TILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class ConvNode:
     @property
     def units(self) -> str:
         """What its products may use besides the ordinary units: "tf32", or nothing."""
-        return str(self.node.metadata_props.get(PRECISION_KEY, ""))
+        return str(self.node.metadata_props.get(PRECISION, ""))
 
     @property
     def x(self) -> ir.Value:
@@ -101,7 +100,7 @@ def emit_im2col(editor: Editor, conv: ConvNode, tile: str) -> None:
 def _mark(y: ir.Value, tile: str, units: str = "") -> None:
     """Write tile and units into the node that makes `y`, where its converter reads them."""
     node = y.producer()
-    for key, value in ((TILE, tile), (PRECISION_KEY, units)):
+    for key, value in ((TILE, tile), (PRECISION, units)):
         if value and node is not None:
             node.metadata_props[key] = value
 

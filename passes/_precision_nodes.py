@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 
 from graphopt.passes._edit import array_of, ints, is_custom, is_op
 
-PRECISION_KEY = "graphopt.precision"
-"""Node metadata: `tf32` where a product of float32 numbers may round its factors to TF32 (10 bits of mantissa)."""
-
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 CUSTOM_PRODUCTS = frozenset({"Attention", "AttentionMasked"})
 

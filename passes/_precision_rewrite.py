@@ -10,8 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.passes._edit import Editor, array_of
-from graphopt.passes._precision_nodes import PRECISION_KEY, is_mask, lowest_mask, only_masks, rounded
+from graphopt.passes._precision_nodes import is_mask, lowest_mask, only_masks, rounded
 from graphopt.passes._precision_view import View
+from graphopt.work import PRECISION
 
 
 class Rewrite:
@@ -113,7 +114,7 @@ class Rewrite:
         return self._masks[root]
 
     def _halve_outputs(self, node: ir.Node) -> None:
-        node.metadata_props.pop(PRECISION_KEY, None)
+        node.metadata_props.pop(PRECISION, None)
         for value in node.outputs:
             if value.dtype != ir.DataType.FLOAT:
                 continue

@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from graphopt.passes._edit import Editor, is_op
 from graphopt.passes._precision_cut import choose
-from graphopt.passes._precision_nodes import PRECISION_KEY, Rules, concerned, is_product
+from graphopt.passes._precision_nodes import Rules, concerned, is_product
 from graphopt.passes._precision_rewrite import Rewrite
 from graphopt.passes._precision_view import CAST_BYTES, View, elements, tensors_of
 from graphopt.pipeline import Pass, PassResult, Refusal, option
+from graphopt.work import PRECISION
 
 
 class Format(enum.StrEnum):
@@ -43,7 +44,7 @@ class Precision(Pass):
     Half tensors hold rounded results, they say nothing about sums: targets accumulate products in float32. Numbers
     that leave the range of float16 (65504) while the model runs become infinite, which a comparison with float32
     shows and this pass cannot. Masks of attention are the exception: finite ones beyond the range are raised to half
-    of the lowest number, whose exponential is 0 too. `tf32` changes no type; it marks the products (`PRECISION_KEY`).
+    of the lowest number, whose exponential is 0 too. `tf32` changes no type; it marks the products (`PRECISION`).
     """
 
     name: ClassVar[str] = "precision"
@@ -84,9 +85,9 @@ class Precision(Pass):
 
 def _mark_products(model: ir.Model) -> PassResult:
     products = [node for node in model.graph if is_product(node) and concerned(node)]
-    fresh = [node for node in products if node.metadata_props.get(PRECISION_KEY) != Format.TF32]
+    fresh = [node for node in products if node.metadata_props.get(PRECISION) != Format.TF32]
     for node in fresh:
-        node.metadata_props[PRECISION_KEY] = str(Format.TF32)
+        node.metadata_props[PRECISION] = str(Format.TF32)
     note = f"products that may round their factors to TF32: {len(products)}; sums and all tensors stay float32"
     return PassResult(model, bool(fresh), notes=(note,))
 

@@ -1,7 +1,7 @@
 """Nodes that are alike get their TE definitions once: defining a kernel costs milliseconds, and models repeat layers.
 
-A node's definitions depend on its operator, attributes, tile and types, and on the constants that are part of the code;
-all of that is its signature. The machine is that of the target that the definitions belong to.
+A node's definitions depend on its operator, attributes, tile, precision and types, and on the constants that are part
+of the code; all of that is its signature. The machine is that of the target that the definitions belong to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tvm import relax
 from tvm.relax.utils import gen_call_tir_inputs
 
 from graphopt.analysis import static_type
-from graphopt.work import TILE
+from graphopt.work import PRECISION, TILE
 
 SMALL_FLOATS = 16
 SMALL_INTEGERS = 4096
@@ -61,7 +61,8 @@ class Definitions:
 
     def of(self, node: ir.Node) -> NodeDefinitions:
         """Those of one node, which is about to be converted."""
-        key = (signature(node), node.metadata_props.get(TILE)) if _complete(node) else None
+        marks = node.metadata_props.get(TILE), node.metadata_props.get(PRECISION)
+        key = (signature(node), *marks) if _complete(node) else None
         return NodeDefinitions(self.made, key)
 
 

@@ -11,7 +11,7 @@ from tvm import relax, te
 
 from graphopt.targets.definitions import NodeDefinitions
 from graphopt.targets.machine import CpuMachine
-from graphopt.work import TILE
+from graphopt.work import PRECISION, TILE
 
 ELEMENTWISE, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 2, 3, 4, 8
 """TVM's operator patterns: element by element; index arithmetic; sums; consumers may fuse; nothing fuses."""
@@ -55,6 +55,11 @@ class Context:
         """A string attribute."""
         attribute = self.node.attributes.get(name)
         return str(attribute.as_string()) if isinstance(attribute, ir.Attr) else default
+
+    @property
+    def tf32(self) -> bool:
+        """Whether factors in float32 may be rounded to TF32."""
+        return self.node.metadata_props.get(PRECISION) == "tf32"
 
     @property
     def tile(self) -> str | None:

@@ -101,6 +101,7 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
             dtype,
             lambda _, block, y, z, lane: s[block, lane],
             accumulator(dtype),
+            c.tf32,
         )
 
     return c.te("conv", define, x, c.reshape(w, (out[1], depth, b)), bias, pattern=EPILOGUE)

@@ -1,21 +1,26 @@
 """How long convolutions and changes of layout take on a GPU, about: what choosing between them goes by without one.
 
-A product takes what the writer that would be chosen for it says of its best tile, or the instructions that find its
-operands, whichever is more, and no less than its operands and results take at the memory's bandwidth. On tensor cores
-the multiplications are so cheap that finding the operands decides: convolutions on planes look for every element by
-itself, those on blocks for 16 bytes at once. Every launch is counted. Nothing here was fitted to a device.
+A product takes what the writer that would be chosen for it says of its best tile, and no less than its operands and
+results take at the memory's bandwidth. Convolutions on planes look for every element of a patch by itself, those on
+blocks for 16 bytes at once: on tensor cores, where multiplying is cheap, that decides. Every launch is counted. Nothing
+here was fitted to a device.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from tvm import tirx
 
 from graphopt.program import ITEM_BYTES
 from graphopt.targets.converters.base import HALVES
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import simt
+from graphopt.targets.gpu.kernels import mma, simt
+from graphopt.targets.gpu.kernels.product import Product
+from graphopt.targets.gpu.kernels.tensor_cores import TensorCores
 from graphopt.work import Work
 
 LAUNCH = 2e-6
@@ -32,35 +37,47 @@ ADDRESS = 24
 ISSUED = 128
 """Instructions that the threads of a multiprocessor begin in a cycle."""
 
-TENSOR_TILES = ((128, 128), (128, 64), (64, 128), (64, 64), (32, 64), (64, 32), (32, 32), (16, 128), (128, 16))
-TENSOR_SHARE = 0.6
-"""Of the tensor cores' peak, for the largest tile; a smaller one spends more on its operands."""
-TENSOR_SLICE = 32
-SPLITS = (1, 2, 4, 8, 16)
-LATENCY = 500 / CLOCK
-"""Seconds until a slice of operands is there, and how many are on their way."""
-STAGES = 4
 VECTOR = 16
 """Bytes of the widest load."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """What the estimates of writers look at of a product."""
+class Shape:
+    """A product: extents of batch, m, n, k; the dtype of its operands, and whether a load takes 16 bytes of each."""
 
     batch: int
     m: int
     n: int
     k: int
     dtype: str
+    wide: tuple[bool, bool]
 
+    def product(self, kind: str | None) -> Product:
+        """One of tensors that lie so."""
+        b, m, n, k = self.batch, self.m, self.n, self.k
+        kept = "float32" if self.dtype in HALVES else self.dtype
+        left, right = (
+            tirx.decl_buffer((b, rows, columns * (1 if wide else 2)), self.dtype)
+            for (rows, columns), wide in zip(((m, k), (k, n)), self.wide, strict=True)
+        )
+        out = tirx.decl_buffer((b, m, n), kept)
 
-@dataclass(frozen=True, slots=True)
-class Loads:
-    """Elements of the left and of the right operand that one load takes."""
+        def element(source: Any, wide: bool) -> Callable[[Any, Any, Any], Any]:
+            return lambda at, row, column: source[at, row, column * (1 if wide else 2)].astype(kept)
 
-    left: int
-    right: int
+        return Product(
+            None,
+            b,
+            m,
+            n,
+            k,
+            kept,
+            "int32",
+            element(left, self.wide[0]),
+            element(right, self.wide[1]),
+            lambda at, row, column, total: (out, total, [at, row, column]),
+            kind,
+        )
 
 
 class Estimates:
@@ -68,7 +85,7 @@ class Estimates:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._known: dict[tuple[Any, ...], float] = {}
+        self._known: dict[tuple[Shape, str | None], float] = {}
 
     def seconds(self, work: Work, units: str = "") -> float | None:
         """Seconds of `work`, whose products may use `units`; infinity where there is no kernel, None if not known."""
@@ -82,8 +99,8 @@ class Estimates:
             return LAUNCH + self._moved(work)
         if work.op_type in ("Conv2dIm2col", "Conv2dFft"):
             return math.inf
-        find = known.get(work.op_type)
-        return None if find is None else find(work, units)
+        found = known.get(work.op_type)
+        return None if found is None else found(work, units)
 
     def _moved(self, work: Work) -> float:
         """Seconds to read the operands and write the result once."""
@@ -98,33 +115,27 @@ class Estimates:
     def _planar(self, work: Work, units: str) -> float:
         attributes = dict(work.attributes)
         groups, dtype = int(str(attributes["group"])), work.operands[0].dtype
-        _, deep, *kernel = work.operands[1].shape
+        deep, kernel = work.operands[1].shape[1], work.operands[1].shape[2:]
         images, channels, *out = work.shape
         depth, positions, rows = deep * math.prod(kernel), math.prod(out), channels // groups
         if depth <= 64 and rows == 1:
             return LAUNCH + max(self._moved(work), self._threads(math.prod(work.shape) * depth))
         wide = VECTOR // ITEM_BYTES[dtype]
         flat = math.prod(kernel) == 1 and attributes["strides"] == (1,) * len(kernel) and not any(_pads(work))
-        loads = Loads(wide if rows % wide == 0 else 1, wide if flat and positions % wide == 0 else 1)
-        sizes = Sizes(images * groups, rows, positions, depth, _kept(dtype))
-        return LAUNCH + max(self._moved(work), self._product(sizes, dtype, units, loads))
+        loads = rows % wide == 0, flat and positions % wide == 0
+        shape = Shape(images * groups, rows, positions, depth, dtype, loads)
+        return LAUNCH + max(self._moved(work), self._product(shape, units))
 
     def _blocked(self, work: Work, units: str) -> float:
         groups, dtype = int(str(dict(work.attributes)["group"])), work.operands[0].dtype
         blocks, deep, *kernel, lanes, b = work.operands[1].shape
         images, _, height, width, _ = work.shape
-        wide = VECTOR // ITEM_BYTES[dtype]
-        sizes = Sizes(
-            groups,
-            images * height * width,
-            blocks // groups * b,
-            deep * math.prod(kernel) * lanes,
-            _kept(dtype),
-        )
-        loads = Loads(wide if lanes % wide == 0 else 1, wide)
-        return LAUNCH + max(self._moved(work), self._product(sizes, dtype, units, loads))
+        pixels, depth = images * height * width, deep * math.prod(kernel) * lanes
+        wide = lanes % (VECTOR // ITEM_BYTES[dtype]) == 0
+        shape = Shape(groups, pixels, blocks // groups * b, depth, dtype, (wide, True))
+        return LAUNCH + max(self._moved(work), self._product(shape, units))
 
-    def _winograd(self, work: Work, _: str) -> float:
+    def _winograd(self, work: Work, units: str) -> float:
         """Two transforms, which read and write, and a product that is plain on both sides."""
         x, u = work.operands[:2]
         taps, blocks, deep, lanes, b = u.shape
@@ -132,66 +143,40 @@ class Estimates:
         m = math.isqrt(taps) - 2
         tiles = images * -(-height // m) * -(-width // m)
         size = ITEM_BYTES[x.dtype]
-        wide = VECTOR // size
         read, written = taps * tiles * deep * lanes, taps * tiles * blocks * b
         speed = REACHED * self.device.bandwidth
         transforms = (math.prod(x.shape) + read + written + math.prod(work.shape)) * size / speed
         transforms = max(transforms, self._threads((read + written) / 8))  # some instructions for each of its values
-        sizes = Sizes(taps, tiles, blocks * b, deep * lanes, x.dtype)
+        shape = Shape(taps, tiles, blocks * b, deep * lanes, x.dtype, (True, True))
         memory = (read + written + math.prod(u.shape)) * size / speed
-        return 3 * LAUNCH + transforms + max(memory, self._product(sizes, x.dtype, "", Loads(wide, wide)))
+        return 3 * LAUNCH + transforms + max(memory, self._product(shape, ""))
 
-    def _depthwise(self, work: Work, _: str) -> float:
+    def _depthwise(self, work: Work, units: str) -> float:
         taps = math.prod(work.operands[1].shape[1:3])
         wide = VECTOR // ITEM_BYTES[work.operands[0].dtype]
         return LAUNCH + max(self._moved(work), self._threads(math.prod(work.shape) * taps / wide))
 
-    def _product(self, sizes: Sizes, dtype: str, units: str, loads: Loads) -> float:
-        key = sizes, dtype, units, loads
-        if key not in self._known:
-            kind = dtype if dtype in HALVES else units if dtype == "float32" else ""
-            tensor = self.device.cuda and kind != ""
-            self._known[key] = self._tensor(sizes, kind, loads) if tensor else self._ordinary(sizes, loads)
-        return self._known[key]
+    def _product(self, shape: Shape, units: str) -> float:
+        """On tensor cores or on the ordinary units, as the schedule will choose."""
+        kind = shape.dtype if shape.dtype in HALVES else "tf32" if units == "tf32" else None
+        if (shape, kind) not in self._known:
+            product = shape.product(kind)
+            found = [self._ordinary(product, shape)]
+            if kind is not None and self.device.cuda:
+                found += [choice.seconds for choice in mma.tiles(product, self.device, TensorCores(kind))[:1]]
+            self._known[shape, kind] = min(found)
+        return self._known[shape, kind]
 
-    def _ordinary(self, sizes: Sizes, loads: Loads) -> float:
-        """On the ordinary units."""
-        product: Any = sizes
+    def _ordinary(self, product: Product, shape: Shape) -> float:
         fitting = simt.tiles(product, self.device)
         if not fitting:
             return math.inf
         tile = fitting[0]
-        return max(simt.seconds(product, tile, self.device), self._found(sizes, (tile.m, tile.n), loads))
-
-    def _found(self, sizes: Sizes, tile: tuple[int, int], loads: Loads) -> float:
-        """Seconds to find the operands of all tiles."""
-        blocks = sizes.batch * math.ceil(sizes.m / tile[0]) * math.ceil(sizes.n / tile[1])
-        return self._threads(blocks * sizes.k * (tile[0] / loads.left + tile[1] / loads.right))
-
-    def _tensor(self, sizes: Sizes, kind: str, loads: Loads) -> float:
-        """On tensor cores: rounds of blocks, each bound by arithmetic, the second-level cache, or waiting for it."""
-        rate = self.device.rates[kind] / self.device.multiprocessors
-        size = 4 if kind == "tf32" else 2
-        best = math.inf
-        for m, n in TENSOR_TILES:
-            for split in SPLITS:
-                slices = math.ceil(sizes.k / TENSOR_SLICE / split)
-                blocks = sizes.batch * math.ceil(sizes.m / m) * math.ceil(sizes.n / n) * split
-                together = min(4, math.ceil(blocks / self.device.multiprocessors))
-                rounds = math.ceil(blocks / (self.device.multiprocessors * together))
-                share = TENSOR_SHARE * min(1.0, (m * n / (m + n)) / 64 + 0.25)
-                arithmetic = together * 2 * m * n * TENSOR_SLICE / (rate * share)
-                fetched = together * (m + n) * TENSOR_SLICE * size / (48 * CLOCK)
-                waiting = LATENCY / (STAGES - 1)
-                results = sizes.batch * sizes.m * sizes.n
-                again = 0.0 if split == 1 else 2 * LAUNCH + 2 * split * results * 4 / self.device.bandwidth
-                seconds = rounds * ((slices + 3) * max(arithmetic, fetched, waiting)) + again
-                best = min(best, max(seconds, self._found(sizes, (m, n), loads)))
-        return best
-
-
-def _kept(dtype: str) -> str:
-    return "float32" if dtype in HALVES else dtype
+        blocks = shape.batch * math.ceil(shape.m / tile.m) * math.ceil(shape.n / tile.n)
+        loads = (
+            extent / (1 if not wide else simt.VECTOR) for extent, wide in zip((tile.m, tile.n), shape.wide, strict=True)
+        )
+        return simt.seconds(product, tile, self.device) + self._threads(blocks * shape.k * sum(loads))
 
 
 def _pads(work: Work) -> tuple[int, ...]:
