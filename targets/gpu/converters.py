@@ -15,6 +15,7 @@ from graphopt.targets.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters_attention import attention
 from graphopt.targets.gpu.converters_blocked import BLOCKED, accumulator
 from graphopt.targets.gpu.converters_recurrent import recurrent
+from graphopt.targets.gpu.converters_rows import layer_norm, softmax
 from graphopt.targets.gpu.kernels import product
 from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.kernels.common import const
@@ -258,6 +259,9 @@ OWN: Mapping[str, Converter] = {
     "Gemm": fully_connected,
     "graphopt.Attention": attention,
     "graphopt.AttentionMasked": attention,
+    "Softmax": softmax(logarithm=False),
+    "LogSoftmax": softmax(logarithm=True),
+    "LayerNormalization": layer_norm,
     "Exp": left_to_tvm,
     "Sigmoid": left_to_tvm,
     "Tanh": left_to_tvm,

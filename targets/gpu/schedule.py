@@ -7,11 +7,11 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
+from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import generic, mma, product, rows, simt, window, winograd
+from graphopt.targets.gpu.kernels import generic, mma, product, simt, window, winograd
 from graphopt.targets.gpu.kernels.tensor_cores import LABELS, TensorCores
-from graphopt.targets.kernels import rowwise
 from graphopt.targets.kernels.common import Block, blocks_of
 from graphopt.work import Plan
 
@@ -43,11 +43,6 @@ def _product(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
     return Scheduled(simt.write(found, tile), Plan("product", str(tile), seconds))
 
 
-def _rows(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
-    rows.schedule(sch, anchor, device)
-    return Scheduled(sch.mod["main"], Plan("rows"))
-
-
 def _window(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
     return Scheduled(window.write(sch, anchor, device), Plan("window"))
 
@@ -56,7 +51,7 @@ def _winograd(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
     return Scheduled(winograd.write(sch, anchor, device), Plan("winograd transform"))
 
 
-RULES = {product.NAME: _product, rowwise.NAME: _rows, window.NAME: _window, winograd.NAME: _winograd}
+RULES = {product.NAME: _product, window.NAME: _window, winograd.NAME: _winograd}
 
 
 def apply(function: Any, device: Device) -> Scheduled:
@@ -64,7 +59,7 @@ def apply(function: Any, device: Device) -> Scheduled:
     note = ""
     function = _without_offsets(function)
     if SYNCHRONIZED in function.attrs:  # a writer of kernels made it, as it is to run
-        return Scheduled(function, Plan("written"))
+        return Scheduled(function, plans.of(function))
     try:
         sch = s_tir.Schedule(function)
         anchor = next((block for block in blocks_of(sch) if block.rule in RULES), None)

@@ -1,40 +1,204 @@
-"""Softmax, layer normalization and their like: a block for each row, which stays in shared memory."""
+"""Softmax and layer normalization on GPUs: a row is read once, and stays in the registers of the threads that share it.
+
+The threads of a row add up by shuffles (of a warp, and of its warps): TVM's reduction across threads, which OpenCL does
+in shared memory. Many short rows share a block.
+"""
 
 from __future__ import annotations
 
-from tvm import s_tir
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
-from graphopt.program import ITEM_BYTES
-from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels.generic import threads_for
-from graphopt.targets.kernels.common import Block, blocks_of, dtype_of
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.targets.gpu.code import SYNCHRONIZED
+from graphopt.targets.gpu.kernels.guards import inside, when
+from graphopt.targets.gpu.kernels.row_cuts import Cut, Rows
+from graphopt.targets.kernels.common import const, dims
+
+ATTRIBUTES = {SYNCHRONIZED: 1}
+"""What the functions must be marked with: a reduction across threads brings its own barriers."""
 
 
-def schedule(sch: s_tir.Schedule, anchor: Block, device: Device) -> None:
-    """Every block inside the row loop of the last one; sums across the threads of the block.
+def softmax(x: Any, work: Rows, made: Cut, logarithm: bool) -> Any:
+    """Softmax (or its logarithm) along the last axis of x[rows, n]."""
+    return _extern("softmax", [x], lambda row: row.softmax(logarithm), work, made)
 
-    Raises:
-        ValueError: the blocks are not all rows, or sums over rows.
+
+def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float, work: Rows, made: Cut) -> Any:
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias along the last axis of x[rows, n]; bias may be None.
+
+    Two passes over the row, so that a large mean does not cancel the variance.
     """
-    rows, n = anchor.spatial[0], max(anchor.reduce)
-    if any(block.spatial[:1] != (rows,) or len(block.spatial) + len(block.reduce) != 2 for block in blocks_of(sch)):
-        raise ValueError("it is not made of rows")
-    kept = sum(ITEM_BYTES[dtype_of(sch, block.rv)] * n for block in blocks_of(sch)[:-1] if not block.reduce)
-    if kept > device.shared_per_block // 2:
-        for block in blocks_of(sch)[:-1]:
-            if not block.reduce:
-                sch.compute_inline(block.rv)
-    *before, last = blocks_of(sch)
-    threads = threads_for(n, device)
-    if last.reduce:
-        raise ValueError("its result is a sum")
-    row, column = sch.get_loops(last.rv)
-    _, thread = sch.split(column, [None, threads])
-    sch.bind(row, "blockIdx.x")
-    sch.bind(thread, "threadIdx.x")
-    for block in reversed(before):
-        sch.compute_at(block.rv, row, preserve_unit_loops=True)
-        sch.set_scope(block.rv, 0, "shared")
-        *_, inner = sch.get_loops(block.rv)
-        _, own = sch.split(inner, [None, threads])
-        sch.bind(own, "threadIdx.x")
+    given = [x, weight] if bias is None else [x, weight, bias]
+    return _extern("layer_norm", given, lambda row: row.layer_norm(epsilon), work, made)
+
+
+def _extern(name: str, inputs: Sequence[Any], write: Callable[[_Row], None], work: Rows, made: Cut) -> Any:
+    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+        with IRBuilder() as builder:
+            with T.prim_func(s_tir=True):
+                T.func_name("main")
+                with ExitStack() as stack:
+                    block = stack.enter_context(T.launch_thread("blockIdx.x", math.ceil(work.rows / made.rows)))
+                    row: Any = block
+                    if made.rows > 1:
+                        row = block * made.rows + stack.enter_context(T.launch_thread("threadIdx.y", made.rows))
+                    lane = stack.enter_context(T.launch_thread("threadIdx.x", made.lanes))
+                    write(_Row(work, made, ins, outs[0], row, lane))
+            return builder.get().body
+
+    return te.extern([dims(inputs[0])], inputs, body, dtype=[str(inputs[0].dtype)], name=name)
+
+
+def _add(a: Any, b: Any) -> Any:
+    return a + b
+
+
+@dataclass(slots=True)
+class _Row:
+    """What one thread does for its row."""
+
+    work: Rows
+    cut: Cut
+    inputs: Sequence[Any]
+    output: Any
+    row: Any
+    lane: Any
+    kept: Any = None
+    facts: Any = None
+    neutral: float = 0.0
+
+    def softmax(self, logarithm: bool) -> None:
+        """Exponentials relative to the largest element, over their sum."""
+        self._read(-math.inf)
+        top = self._reduce(0, tirx.max, -math.inf, lambda x, _: x, lambda found: found)
+        stored = self.cut.kept and not logarithm
+        if stored:
+            self._change(lambda x, _: tirx.exp(x - top))
+
+        def power(x: Any, _: Any) -> Any:
+            return x if stored else tirx.exp(x - top)
+
+        if logarithm:
+            shift = self._reduce(1, _add, 0, power, lambda found: top + tirx.log(found))
+            self._write(lambda x, _: x - shift)
+        else:
+            factor = self._reduce(1, _add, 0, power, lambda found: self._const(1) / found)
+            self._write(lambda x, column: power(x, column) * factor)
+
+    def layer_norm(self, epsilon: float) -> None:
+        """Centred, scaled by the deviation, and by the weights of its column."""
+        weight, bias = self.inputs[1], self.inputs[2] if len(self.inputs) > 2 else None
+        inverse = self._const(1.0 / self.work.n)
+        self._read(0)
+        mean = self._reduce(0, _add, 0, lambda x, _: x, lambda found: found * inverse)
+
+        def square(x: Any, column: Any) -> Any:
+            exists = self._exists(column)
+            centred = x - mean if exists is None else tirx.Select(exists, x - mean, self._const(0))
+            return centred * centred
+
+        factor = self._reduce(1, _add, 0, square, lambda found: tirx.rsqrt(found * inverse + self._const(epsilon)))
+
+        def finish(x: Any, column: Any) -> Any:
+            value = (x - mean) * factor * weight[column].astype(self.work.accumulate)
+            return value if bias is None else value + bias[column].astype(self.work.accumulate)
+
+        self._write(finish)
+
+    def _const(self, value: float) -> Any:
+        return const(value, self.work.accumulate)
+
+    def _local(self, count: int) -> Any:
+        return T.alloc_buffer((count,), self.work.accumulate, scope="local")
+
+    def _column(self, turn: Any) -> Any:
+        """The first element of a turn; those of neighbouring threads are neighbours."""
+        return (turn * self.cut.lanes + self.lane) * self.cut.vector
+
+    def _exists(self, column: Any) -> Any:
+        """Whether elements from `column` on are in the row, as all of a vector are; None where they always are."""
+        return inside((column, self.work.n, self.cut.lanes * self.cut.vector))
+
+    def _load(self, buffer: Any, start: Any, column: Any) -> None:
+        """A vector from memory; the rows that the last block has too many read the last one."""
+        rows = self.work.rows
+        row = self.row if rows % self.cut.rows == 0 else tirx.min(self.row, rows - 1)
+        exists = self._exists(column)
+        with T.vectorized(0, self.cut.vector) as i:
+            value = self.inputs[0][row, column + i].astype(self.work.accumulate)
+            if exists is not None:
+                value = tirx.if_then_else(exists, value, self._const(self.neutral))
+            T.buffer_store(buffer, value, [start + i])
+
+    def _read(self, neutral: float) -> None:
+        """The row into registers, `neutral` for what does not exist."""
+        self.neutral = neutral
+        # Filled before the first reduction: what that finds may lie in shared memory, and TVM would put others there
+        # whose time comes later.
+        self.facts = self._local(2)
+        with T.unroll(0, 2) as i:
+            T.buffer_store(self.facts, self._const(0), [i])
+        if self.cut.kept:
+            self.kept = self._local(self.cut.turns * self.cut.vector)
+            with T.unroll(0, self.cut.turns) as turn:
+                self._load(self.kept, turn * self.cut.vector, self._column(turn))
+
+    def _each(self, use: Callable[[Any, Any, Any], None]) -> None:
+        """`use` of a buffer, where in it the vector of a turn begins, and its first column."""
+        if self.cut.kept:
+            with T.unroll(0, self.cut.turns) as turn:
+                use(self.kept, turn * self.cut.vector, self._column(turn))
+            return
+        with T.serial(0, self.cut.turns) as turn:
+            found = self._local(self.cut.vector)
+            self._load(found, 0, self._column(turn))
+            use(found, 0, self._column(turn))
+
+    def _change(self, value: Callable[[Any, Any], Any]) -> None:
+        def use(buffer: Any, start: Any, column: Any) -> None:
+            with T.unroll(0, self.cut.vector) as i:
+                T.buffer_store(buffer, value(buffer[start + i], column + i), [start + i])
+
+        self._each(use)
+
+    def _reduce(
+        self,
+        number: int,
+        combine: Callable[[Any, Any], Any],
+        neutral: float,
+        value: Callable[[Any, Any], Any],
+        finish: Callable[[Any], Any],
+    ) -> Any:
+        """`finish` of what `combine` makes of the values of all elements of the row; kept as fact `number`."""
+        own, found = self._local(1), self._local(1)
+        T.buffer_store(own, self._const(neutral), [0])
+
+        def use(buffer: Any, start: Any, column: Any) -> None:
+            with T.unroll(0, self.cut.vector) as i:
+                T.buffer_store(own, combine(own[0], value(buffer[start + i], column)), [0])
+
+        self._each(use)
+        if self.cut.lanes == 1:
+            T.buffer_store(self.facts, finish(own[0]), [number])
+            return self.facts[number]
+        reducer = T.comm_reducer(lambda a, b: combine(a, b), [self._const(neutral)])
+        with T.attr(reducer, "reduce_scope", T.reinterpret("handle", T.uint64(0))):
+            T.evaluate(T.tvm_thread_allreduce(T.uint32(1), own[0], T.bool(True), found[0], self.lane))
+        T.buffer_store(self.facts, finish(found[0]), [number])
+        return self.facts[number]
+
+    def _write(self, value: Callable[[Any, Any], Any]) -> None:
+        def use(buffer: Any, start: Any, column: Any) -> None:
+            places = (self.row, self.work.rows, self.cut.rows), (column, self.work.n, self.cut.lanes * self.cut.vector)
+            with when(inside(*places)), T.vectorized(0, self.cut.vector) as i:
+                result = value(buffer[start + i], column + i).astype(str(self.output.dtype))
+                T.buffer_store(self.output, result, [self.row, column + i])
+
+        self._each(use)

@@ -1,4 +1,4 @@
-"""Kernels without a product: elementwise, sums long and short, rows, and loops that TVM wrote by hand."""
+"""Kernels without a product: elementwise, sums long and short, and loops that TVM wrote by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from tvm import te, tirx
 from tvm.script import tirx as T
 
 from graphopt.targets.gpu import devices, schedule
-from graphopt.targets.kernels import rowwise
 
 Shape = tuple[int, ...]
 
@@ -41,28 +40,6 @@ def test_sums_and_maxima(run: Any, kept: Shape, summed: Shape, largest: bool) ->
     expected = x.max(over) if largest else x.astype(np.float64).sum(over)
     (found,) = run(te.create_prim_func([a, y]), [x], [np.empty(kept, np.float32)])
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-4)
-
-
-@pytest.mark.parametrize("logarithm", [False, True])
-@pytest.mark.parametrize(("rows", "n"), [(1, 1), (5, 7), (3, 1000), (70, 64), (2, 30000)])
-def test_softmax(run: Any, rows: int, n: int, logarithm: bool) -> None:
-    a = te.placeholder((rows, n), name="a")
-    x = numbers(rows, n) * 5
-    powers = np.exp((x - x.max(1, keepdims=True)).astype(np.float64))
-    expected = powers / powers.sum(1, keepdims=True)
-    (found,) = run(te.create_prim_func([a, rowwise.softmax(a, 1.0, logarithm)]), [x], [np.empty((rows, n), np.float32)])
-    np.testing.assert_allclose(found, np.log(expected) if logarithm else expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(("rows", "n"), [(4, 768), (3, 5), (1, 20000)])
-def test_layer_norm(run: Any, rows: int, n: int) -> None:
-    a, w, b = te.placeholder((rows, n), name="a"), te.placeholder((n,), name="w"), te.placeholder((n,), name="b")
-    x, weight, bias = numbers(rows, n) + 100, numbers(n), numbers(n + 1)[:n]
-    wide = x.astype(np.float64)
-    expected = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5) * weight + bias
-    function = te.create_prim_func([a, w, b, rowwise.layer_norm(a, w, b, 1e-5)])
-    (found,) = run(function, [x, weight, bias], [np.empty((rows, n), np.float32)])
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_two_results_of_one_function(run: Any) -> None:

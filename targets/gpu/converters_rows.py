@@ -1,0 +1,67 @@
+"""Softmax and layer normalization on a GPU; halves are computed in single precision."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.gpu import plans
+from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.kernels import row_cuts, rows
+from graphopt.work import Plan
+
+
+def softmax(logarithm: bool) -> Converter:
+    """Softmax or LogSoftmax along the last axis."""
+
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        x = inputs[0]
+        shape, dtype = shape_of(x), dtype_of(x)
+        axis = c.integer("axis", -1) % max(len(shape), 1)
+        if dtype not in (*FLOATS, *HALVES) or not shape or 0 in shape or axis != len(shape) - 1:
+            return NotImplemented
+        work, made, attributes = _cut(c, math.prod(shape[:-1]), shape[-1], dtype)
+        flat = c.reshape(x, (work.rows, work.n))
+        y = c.definitions.emit(
+            c.builder, "softmax", lambda v: rows.softmax(v, work, made, logarithm), [flat], attributes
+        )
+        return c.reshape(y, shape)
+
+    return convert
+
+
+def layer_norm(c: Context, inputs: list[Any]) -> Any:
+    """LayerNormalization, whose other outputs nobody reads."""
+    x, weight = inputs[:2]
+    bias = inputs[2] if len(inputs) > 2 else None
+    shape, dtype = shape_of(x), dtype_of(x)
+    axis = c.integer("axis", -1) % max(len(shape), 1)
+    n = math.prod(shape[axis:])
+    used = [o for o in c.node.outputs[1:] if o.uses() or o.is_graph_output()]
+    if dtype not in (*FLOATS, *HALVES) or 0 in shape or used or math.prod(shape_of(weight)) != n:
+        return NotImplemented
+    if bias is not None and math.prod(shape_of(bias)) != n:
+        return NotImplemented
+    epsilon = c.real("epsilon", 1e-5)
+    work, made, attributes = _cut(c, math.prod(shape[:axis]), n, dtype)
+    flat = c.reshape(x, (work.rows, n))
+    args = [flat, c.reshape(weight, (n,)), *([] if bias is None else [c.reshape(bias, (n,))])]
+    y = c.definitions.emit(
+        c.builder,
+        "layer_norm",
+        lambda v, w, b=None: rows.layer_norm(v, w, b, epsilon, work, made),
+        args,
+        attributes,
+    )
+    return [c.reshape(y, shape), *(None for _ in c.node.outputs[1:])]
+
+
+def _cut(c: Context, count: int, n: int, dtype: str) -> tuple[row_cuts.Rows, row_cuts.Cut, dict[str, Any]]:
+    """What is to be done, how, and what the function is marked with."""
+    device: Any = c.machine
+    assert isinstance(device, Device)
+    work = row_cuts.Rows(count, n, dtype, "float32" if dtype in HALVES else dtype)
+    made = row_cuts.cut(work, device)
+    plan = Plan("rows", str(made), row_cuts.seconds(work, made, device))
+    return work, made, {"op_pattern": OPAQUE, **rows.ATTRIBUTES, **plans.attribute(plan)}

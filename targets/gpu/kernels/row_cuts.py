@@ -1,0 +1,96 @@
+"""How work on rows is cut on a GPU: threads for each row, rows for each block, and what that would take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from graphopt.program import ITEM_BYTES
+from graphopt.targets.gpu.devices import Device
+
+BYTES = 16
+"""Of the widest load."""
+
+KEPT = 32
+"""Elements of its row that a thread keeps in registers."""
+
+BLOCK = 256
+"""Threads of a block that has several rows."""
+
+CLOCK = 1.5e9
+"""Cycles a second, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A block takes `rows` rows; `lanes` threads share a row, each `turns` times `vector` neighbours.
+
+    With `kept`, a thread keeps them in registers; else the row is read again for every pass. Written "8x32x4".
+    """
+
+    lanes: int
+    rows: int
+    vector: int
+    turns: int
+    kept: bool
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return self.lanes * self.rows
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.lanes}x{self.vector}" + ("" if self.kept else " streamed")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of n elements, which are stored as `dtype` and computed as `accumulate`; `passes` reductions of each."""
+
+    rows: int
+    n: int
+    dtype: str
+    accumulate: str
+    passes: int = 2
+
+
+def cut(work: Rows, device: Device) -> Cut:
+    """The best cut by estimate."""
+    return min(_cuts(work, device), key=lambda made: (seconds(work, made, device), abs(made.threads - BLOCK)))
+
+
+def _cuts(work: Rows, device: Device) -> Iterator[Cut]:
+    widest = BYTES // max(ITEM_BYTES[work.dtype], ITEM_BYTES[work.accumulate])
+    vector = math.gcd(work.n, widest)
+    vectors = work.n // vector
+    most = min(1024, device.threads_per_block)
+    lanes = [1 << power for power in range(11) if 1 << power <= most and (power == 0 or 1 << (power - 1) < vectors)]
+    kept = [each for each in lanes if math.ceil(vectors / each) * vector * ITEM_BYTES[work.accumulate] // 4 <= KEPT]
+    for each in kept or lanes[-1:]:
+        rows = max(1, device.warp // each)  # whole warps
+        while True:
+            yield Cut(each, rows, vector, math.ceil(vectors / each), bool(kept))
+            rows *= 2
+            # Rows that share warps share a block; and not so many that multiprocessors are left without one.
+            if rows * each > min(BLOCK, most) or each > device.warp or work.rows < 2 * device.multiprocessors * rows:
+                break
+
+
+def seconds(work: Rows, made: Cut, device: Device) -> float:
+    """An estimate: rounds of blocks, each bound by its instructions or by waiting; or memory at what can be reached."""
+    blocks = math.ceil(work.rows / made.rows)
+    warps = math.ceil(made.threads / device.warp)
+    fitting = min(device.threads_per_multiprocessor // (warps * device.warp), device.blocks_per_multiprocessor)
+    together = max(1, min(fitting, math.ceil(blocks / device.multiprocessors)))
+    rounds = math.ceil(blocks / (device.multiprocessors * together))
+    elements = made.turns * made.vector
+    again = 1 if made.kept else 1 + work.passes
+    # Some ten instructions an element and pass, four warps at once; loads that do not neighbour those of the next
+    # thread take as many turns; 25 cycles a shuffle, 100 for other warps.
+    steps = math.log2(made.lanes) * 25 + (100 if made.lanes > device.warp else 0)
+    spread = min(8, max(1, elements * ITEM_BYTES[work.dtype] // 32)) if made.lanes < 8 else 1
+    working = together * warps * elements * (10 * (work.passes + 1) + 4 * spread * again) / 4
+    waiting = again * 600 + elements * 4 * (work.passes + 1) + work.passes * steps
+    size = (again + 1) * work.rows * work.n * ITEM_BYTES[work.dtype]
+    return max(rounds * max(working, waiting) / CLOCK, size / (0.8 * device.bandwidth))
