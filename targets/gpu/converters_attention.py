@@ -9,7 +9,9 @@ from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, dt
 from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import attention as kernel
-from graphopt.targets.gpu.kernels import attention_tiles
+from graphopt.targets.gpu.kernels import attention_mma, attention_tiles
+from graphopt.targets.gpu.kernels.attention_tiles import seconds
+from graphopt.targets.gpu.kernels.tensor_cores import TensorCores
 
 
 def attention(c: Context, inputs: list[Any]) -> Any:
@@ -38,9 +40,20 @@ def attention(c: Context, inputs: list[Any]) -> Any:
             f"too many for {device.name}"
         )
     tile, scale = fitting[0], c.real("scale", 1.0)
+    on_cores = attention_mma.tiles(shape, device, dtype) if device.cuda and dtype in HALVES else []
+    marks: dict[str, int]
+    if on_cores and attention_mma.seconds(shape, on_cores[0], device, dtype) < seconds(shape, tile, device):
+        best, units = on_cores[0], TensorCores(dtype)
+        marks = attention_mma.attributes(shape, best, device)
+
+        def define(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
+            return attention_mma.compute(q, k, v, mask, scale, shape, best, units)
+    else:
+        marks = kernel.attributes(shape, tile, device)
+
+        def define(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
+            return kernel.compute(q, k, v, mask, scale, shape, tile)
+
     return c.builder.emit_te(
-        lambda q, k, v, mask=None: kernel.compute(q, k, v, mask, scale, shape, tile),
-        *inputs,
-        primfunc_name_hint="attention",
-        primfunc_attrs={"op_pattern": OPAQUE, **kernel.attributes(shape, tile, device)},
+        define, *inputs, primfunc_name_hint="attention", primfunc_attrs={"op_pattern": OPAQUE, **marks}
     )

@@ -66,6 +66,12 @@ class Units(Protocol):
     def multiply(self, sums: Any, at: Any, a: Any, a_at: Any, b: Any, b_at: Any) -> None:
         """sums[at:at + 4] += A B with registers a[a_at:a_at + 4] and b[b_at:b_at + 2]."""
 
+    def pack(self, registers: Any, at: Any, first: Any, second: Any) -> None:
+        """One register of two neighbouring halves, rounded from floats."""
+
+    def exchange(self, target: Any, at: Any, value: Any, across: int) -> None:
+        """target[at] = `value` of the lane whose number differs in the bits `across`."""
+
     def warp_barrier(self) -> None:
         """Until all threads of the warp are here and see each other's shared memory."""
 
@@ -140,6 +146,16 @@ class TensorCores:
         left, right = [a[a_at + i] for i in range(4)], [b[b_at + i] for i in range(2)]
         kind = _PTX[self.kind]
         T.evaluate(getattr(getattr(multiply.f32, kind), kind).f32(*total, *left, *right, *total))
+
+    def pack(self, registers: Any, at: Any, first: Any, second: Any) -> None:
+        """As `Units` says."""
+        convert = getattr(T.ptx.cvt.rn, f"{_PTX[self.kind]}x2").f32
+        T.evaluate(convert(registers[at], second, first))  # the upper half comes first
+
+    def exchange(self, target: Any, at: Any, value: Any, across: int) -> None:
+        """As `Units` says."""
+        everyone = tirx.IntImm("uint32", 0xFFFFFFFF)
+        T.buffer_store(target, T.tvm_warp_shuffle_xor(everyone, value, across, 32, 32), [at])
 
     def warp_barrier(self) -> None:
         """As `Units` says."""

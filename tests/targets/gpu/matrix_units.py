@@ -38,6 +38,7 @@ void wait_for(long* queue, int* state, int pending, int count) {
     state[0] = (state[0] + 1) % QUEUE;
   }
 }
+void give(__local float* all, int thread, float value) { all[thread] = value; }
 void load_pieces(__local float* all, int thread, float* found, __local float* shared, int at, int chunk, int trans) {
   __local float* rows = all + thread / 32 * (32 * 16);
   int lane = thread % 32;
@@ -123,6 +124,16 @@ class MatrixUnits:
     def multiply(self, sums: Any, at: Any, a: Any, a_at: Any, b: Any, b_at: Any) -> None:
         operands = _at(sums, at), _at(a, a_at * self._per), _at(b, b_at * self._per)
         _call("multiply_tile", _at(self._scratch, 0), self._thread, *operands, self.chunk)
+
+    def pack(self, registers: Any, at: Any, first: Any, second: Any) -> None:
+        T.buffer_store(registers, first, [2 * at])
+        T.buffer_store(registers, second, [2 * at + 1])
+
+    def exchange(self, target: Any, at: Any, value: Any, across: int) -> None:
+        _call("give", _at(self._scratch, 0), self._thread, value)
+        T.evaluate(T.tvm_storage_sync("shared"))
+        T.buffer_store(target, self._scratch[tirx.bitwise_xor(self._thread, across)], [at])
+        T.evaluate(T.tvm_storage_sync("shared"))
 
     def warp_barrier(self) -> None:
         T.evaluate(T.tvm_storage_sync("shared"))

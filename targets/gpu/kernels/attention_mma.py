@@ -1,0 +1,381 @@
+"""Scaled dot-product attention of halves on tensor cores, as one kernel: scores live in registers and nowhere else.
+
+    y[s, :] = sum over t of softmax(scale * q[s, :] . k[t, :] + mask[s, t]) * v[t, :]
+
+A warp has 16 rows of queries, as registers of the left operand. Its scores with a tile of keys come out of the cores in
+the very lanes in which the next product wants its left operand, two neighbouring columns in one register: so weights
+are rounded in place and multiply the values. Four lanes share a row, and exchange its maximum. Source of the algorithm:
+T. Dao, FlashAttention-2 (2023), arXiv:2307.08691; of the lanes: `tensor_cores`.
+
+Keys and values of the next tile are on their way, each in its own half of shared memory, while this one is multiplied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
+from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.kernels.access import Chunk
+from graphopt.targets.gpu.kernels.attention_tiles import Shape
+from graphopt.targets.gpu.kernels.guards import inside, when
+from graphopt.targets.gpu.kernels.mma import CLOCK, HOPPER_MMA
+from graphopt.targets.gpu.kernels.mma_operand import COLUMNS, ROWS
+from graphopt.targets.gpu.kernels.tensor_cores import Units
+from graphopt.targets.kernels.common import const, dims, round_up
+
+WIDEST = 128
+"""Elements of a row of q, or of the result, that a warp's registers hold."""
+
+CHUNK = 8
+"""Halves of 16 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A block of `warps` takes 16 queries each, and goes through `keys` at a time. Written "64x64"."""
+
+    warps: int
+    keys: int
+
+    @property
+    def rows(self) -> int:
+        """Queries of a block."""
+        return self.warps * ROWS
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return self.warps * 32
+
+    def elements(self, shape: Shape) -> tuple[int, int, int]:
+        """Elements of shared memory: queries, one tile of keys, one of values."""
+        deep, wide = stride(shape.depth), stride(shape.width)
+        return self.rows * deep, self.keys * deep, self.keys * wide
+
+    def shared(self, shape: Shape) -> int:
+        """Bytes of shared memory."""
+        queries, keys, values = self.elements(shape)
+        return 2 * (queries + 2 * (keys + values))
+
+    def registers(self, shape: Shape) -> int:
+        """Of a thread, about: queries, scores, results, operands, addresses."""
+        depth, width = padded(shape.depth), padded(shape.width)
+        return depth // 4 + self.keys // 2 + self.keys // 4 + width // 2 + self.keys // 4 + 56
+
+    def resident(self, shape: Shape, device: Device) -> int:
+        """Blocks that share a multiprocessor."""
+        of_registers = device.registers // (self.threads * round_up(self.registers(shape), 8))
+        of_shared = device.shared_per_multiprocessor // (self.shared(shape) + 1024)
+        return max(1, min(of_registers, of_shared, device.blocks_per_multiprocessor))
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.keys}"
+
+
+TILES = (Tile(4, 64), Tile(8, 64), Tile(4, 32), Tile(8, 32), Tile(2, 64), Tile(2, 32), Tile(1, 64), Tile(1, 32))
+
+
+def padded(extent: int) -> int:
+    """Elements of a row as steps of the cores count them."""
+    return round_up(extent, 2 * CHUNK)
+
+
+def stride(extent: int) -> int:
+    """Elements from one row in shared memory to the next: an odd number of chunks, so that rows differ in banks."""
+    return padded(extent) + CHUNK
+
+
+def fits(shape: Shape) -> bool:
+    """Whether rows can be copied 16 bytes at a time and kept in registers."""
+    return all(extent % CHUNK == 0 and extent <= WIDEST for extent in (shape.depth, shape.width))
+
+
+def tiles(shape: Shape, device: Device, kind: str) -> list[Tile]:
+    """The tiles that fit the device, the best by estimate first."""
+    if not fits(shape):
+        return []
+    found = [tile for tile in TILES if tile.shared(shape) <= device.shared_per_block]
+    return sorted(found, key=lambda tile: seconds(shape, tile, device, kind))
+
+
+def seconds(shape: Shape, tile: Tile, device: Device, kind: str) -> float:
+    """An estimate: rounds of blocks, each bound by the cores, by exponentials, by shared memory, or by waiting."""
+    blocks = shape.heads * math.ceil(shape.queries / tile.rows)
+    together = min(math.ceil(blocks / device.multiprocessors), tile.resident(shape, device))
+    rounds = math.ceil(blocks / (device.multiprocessors * together))
+    deep, wide = padded(shape.depth), padded(shape.width)
+    reached = HOPPER_MMA if device.capability >= 90 else 1.0
+    flops = together * 2 * tile.rows * tile.keys * (deep + wide)
+    cores = flops / (device.rates[kind] / device.multiprocessors / CLOCK * reached)
+    # 16 exponentials and 128 other operations a cycle, some 10 for a score
+    scores = together * tile.rows * tile.keys * (1 / 16 + 10 / 128)
+    shared = together * 2 * tile.keys * (deep + wide) * (tile.warps + 1) / 128
+    # 40 bytes a cycle from the second-level cache; what a warp does is a chain, which others must hide
+    fetched = together * 2 * tile.keys * (deep + wide) / 40
+    chain = 600.0 + (cores + scores) / together
+    terms = (cores + scores, shared, fetched, chain)
+    slices = math.ceil(shape.keys / tile.keys)
+    return rounds * ((slices + 1) * (max(terms) + sum(terms) / 8) + 1500) / CLOCK
+
+
+def attributes(shape: Shape, tile: Tile, device: Device) -> dict[str, int]:
+    """What the function that holds `compute` must be marked with: its barriers are complete, its blocks are wide."""
+    return {SYNCHRONIZED: 1, RESIDENT: tile.resident(shape, device)}
+
+
+def compute(q: Any, k: Any, v: Any, mask: Any, scale: float, shape: Shape, tile: Tile, units: Units) -> Any:
+    """The attention of q[B, H, S, D], k[B, H, T, D], v[B, H, T, E] as one TE tensor [B, H, S, E] of their type.
+
+    A row of which every score is -inf is NaN, as a softmax of it is. The function needs `attributes`.
+
+    Args:
+        mask: added to the scores, broadcasts against [B, H, S, T]; or None.
+    """
+
+    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+        given = ins[3] if mask is not None else None
+        return _Writer(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, units).whole()
+
+    inputs = [q, k, v] if mask is None else [q, k, v, mask]
+    return te.extern([(*dims(q)[:3], shape.width)], inputs, body, dtype=[str(q.dtype)], name="attention")
+
+
+class _Writer:
+    """Writes the kernel. A thread's values of its two rows, 8 apart, are [row] of `top`, `sums`, `shrink`."""
+
+    def __init__(
+        self, q: Any, k: Any, v: Any, mask: Any, y: Any, scale: float, shape: Shape, tile: Tile, units: Units
+    ) -> None:
+        self.q, self.k, self.v, self.mask, self.y = q, k, v, mask, y
+        self.scale, self.shape, self.tile, self.units = scale, shape, tile, units
+        self.per_batch = dims(q)[1]
+        self.deep, self.wide = padded(shape.depth), padded(shape.width)
+        self.key_columns, self.columns = tile.keys // COLUMNS, self.wide // COLUMNS
+
+    def whole(self) -> Any:
+        """The statement."""
+        s, t = self.shape, self.tile
+        row_tiles = math.ceil(s.queries / t.rows)
+        with IRBuilder() as builder:
+            with T.prim_func(s_tir=True):
+                T.func_name("main")
+                with (
+                    T.launch_thread("blockIdx.x", row_tiles * s.heads) as block,
+                    T.launch_thread("threadIdx.x", t.threads) as thread,
+                ):
+                    self.thread, self.lane, self.warp = thread, thread % 32, thread // 32
+                    self.head, self.first_row = block // row_tiles, block % row_tiles * t.rows
+                    self._allocate()
+                    self._body()
+                    self._finish()
+            return builder.get().body
+
+    def _allocate(self) -> None:
+        t, units = self.tile, self.units
+        units.begin(self.thread, t.threads)
+        queries, keys, values = t.elements(self.shape)
+        self.shared = T.alloc_buffer((queries + 2 * (keys + values),), units.dtype, scope=units.scope)
+        self.key_base = lambda turn: queries + turn % 2 * keys
+        self.value_base = lambda turn: queries + 2 * keys + turn % 2 * values
+        self.rows = units.registers(4 * (self.deep // 16))
+        self.weights = units.registers(4 * (t.keys // 16))
+        self.scores = self._floats(self.key_columns * 4)
+        self.results = self._floats(self.columns * 4)
+        self.top, self.sums, self.shrink, self.other = (self._floats(2) for _ in range(4))
+
+    def _floats(self, count: int) -> Any:
+        return T.alloc_buffer((count,), "float32", scope="local")
+
+    def _fill(self, buffer: Any, value: float) -> None:
+        with self.units.unrolled(dims(buffer)[0]) as i:
+            T.buffer_store(buffer, const(value, "float32"), [i])
+
+    def _body(self) -> None:
+        s, t, units = self.shape, self.tile, self.units
+        self._fill(self.results, 0)
+        self._fill(self.top, -math.inf)
+        self._fill(self.sums, 0)
+        self._copy(self.q, t.rows, s.depth, s.queries, self.first_row, 0)
+        self._copy(self.k, t.keys, s.depth, s.keys, 0, self.key_base(0))
+        units.commit()
+        self._copy(self.v, t.keys, s.width, s.keys, 0, self.value_base(0))
+        units.commit()
+        count = math.ceil(s.keys / t.keys)
+        with T.serial(0, count) as turn:
+            start, more = turn * t.keys, turn + 1 < count
+            masks = self._masks(start)
+            units.wait(1)
+            T.evaluate(T.tvm_storage_sync("shared"))
+            with when(more):
+                self._copy(self.k, t.keys, s.depth, s.keys, start + t.keys, self.key_base(turn + 1))
+            units.commit()
+            self._score(turn)
+            self._scale(start, masks)
+            self._weigh()
+            units.wait(1)
+            T.evaluate(T.tvm_storage_sync("shared"))
+            with when(more):
+                self._copy(self.v, t.keys, s.width, s.keys, start + t.keys, self.value_base(turn + 1))
+            units.commit()
+            self._average(turn)
+        units.wait(0)
+
+    def _copy(self, tensor: Any, rows: int, extent: int, count: int, start: Any, base: Any) -> None:
+        """Begin to copy rows of a tensor into shared memory; what lies beyond it is zero."""
+        across = padded(extent) // CHUNK
+        total, threads = rows * across, self.tile.threads
+        for turn in range(math.ceil(total / threads)):
+            item = self.thread + turn * threads
+            row, column = item // across, item % across * CHUNK
+            index = (self.head // self.per_batch, self.head % self.per_batch, start + row, column)
+            exists = inside((start + row, count, rows), (column, extent, padded(extent)))
+            with when(None if (turn + 1) * threads <= total else item < total):
+                chunk = Chunk(tensor, index, None)
+                self.units.copy(self.shared, base + row * stride(extent) + column, chunk, exists)
+
+    def _score(self, turn: Any) -> None:
+        """Products of the queries with a tile of keys."""
+        units, t = self.units, self.tile
+        pieces, row = self.lane // 8, self.lane % 8
+        # queries came with the first keys, and stay
+        with when(turn == 0), units.unrolled(self.deep // 16) as step:
+            at = (self.warp * ROWS + pieces % 2 * 8 + row) * stride(self.shape.depth)
+            units.load(self.rows, step * 4, self.shared, at + (step * 2 + pieces // 2) * CHUNK, False)
+        self._fill(self.scores, 0)
+        base = self.key_base(turn)
+        with units.unrolled(self.deep // 16) as step:
+            keys = units.registers(4 * (t.keys // 16))
+            with units.unrolled(t.keys // 16) as pair:
+                at = (pair * 16 + pieces // 2 * 8 + row) * stride(self.shape.depth)
+                units.load(keys, pair * 4, self.shared, base + at + (step * 2 + pieces % 2) * CHUNK, False)
+            with units.unrolled(self.key_columns) as j:
+                units.multiply(self.scores, j * 4, self.rows, step * 4, keys, j * 2)
+
+    def _masks(self, start: Any) -> Callable[[Any, int, int], Any]:
+        """The masks of this thread's scores, on their way already: of column pair j, row 0 or 1, first or second."""
+        mask, s = self.mask, self.shape
+        if mask is None:
+            return lambda j, row, each: None
+        extents = [1] * (4 - len(dims(mask))) + dims(mask)
+        rows, across = (2 if extents[2] > 1 else 1), extents[3] > 1
+        count = rows * 2 * self.key_columns if across else rows
+        found = T.alloc_buffer((count,), str(mask.dtype), scope="local")
+        zero = tirx.IntImm("int32", 0)
+
+        def fetch(at: Any, row: int, column: Any) -> None:
+            place = [self.head // self.per_batch, self.head % self.per_batch, self._row(row), column]
+            place[2] = tirx.min(place[2], s.queries - 1)
+            index = [zero if extent == 1 else each for each, extent in zip(place, extents, strict=True)]
+            T.buffer_store(found, mask[tuple(index[4 - len(dims(mask)) :])], [at])
+
+        if not across:
+            for row in range(rows):
+                fetch(row, row, zero)
+            return lambda j, row, each: found[row % rows].astype("float32")
+        with self.units.unrolled(self.key_columns) as j:
+            for row in range(rows):
+                for each in range(2):
+                    column = tirx.min(start + self._column(j) + each, s.keys - 1)
+                    fetch((j * rows + row) * 2 + each, row, column)
+        return lambda j, row, each: found[(j * rows + row % rows) * 2 + each].astype("float32")
+
+    def _row(self, row: int) -> Any:
+        """The query of this thread's row 0 or 1."""
+        return self.first_row + self.warp * ROWS + self.lane // 4 + row * 8
+
+    def _column(self, j: Any) -> Any:
+        """The first of this thread's two columns of tile j."""
+        return j * COLUMNS + self.lane % 4 * 2
+
+    def _scale(self, start: Any, masks: Callable[[Any, int, int], Any]) -> None:
+        """Scores times log2(e), because exp2 is what the hardware has; keys that do not exist score -inf."""
+        s, t = self.shape, self.tile
+        log2e = 1 / math.log(2)
+        with self.units.unrolled(self.key_columns) as j:
+            for row in range(2):
+                for each in range(2):
+                    at = j * 4 + row * 2 + each
+                    value = self.scores[at] * const(self.scale * log2e, "float32")
+                    masked = masks(j, row, each)
+                    value = value if masked is None else value + masked * const(log2e, "float32")
+                    if s.keys % t.keys:
+                        exists = start + self._column(j) + each < s.keys
+                        value = tirx.Select(exists, value, const(-math.inf, "float32"))
+                    T.buffer_store(self.scores, value, [at])
+
+    def _shared_by_lanes(self, values: Any, combine: Callable[[Any, Any], Any]) -> None:
+        """`combine` of the values of the four lanes that share a row, for each of the thread's rows."""
+        for across in (1, 2):
+            for row in range(2):
+                self.units.exchange(self.other, row, values[row], across)
+                T.buffer_store(values, combine(values[row], self.other[row]), [row])
+
+    def _weigh(self) -> None:
+        """Exponentials relative to the new maximum, as halves; sums and results so far follow it."""
+        units = self.units
+        highest, relative = self._floats(2), self._floats(2)
+        for row in range(2):
+            T.buffer_store(highest, self.top[row], [row])
+            with units.unrolled(self.key_columns) as j:
+                pair = tirx.max(self.scores[j * 4 + row * 2], self.scores[j * 4 + row * 2 + 1])
+                T.buffer_store(highest, tirx.max(highest[row], pair), [row])
+        self._shared_by_lanes(highest, tirx.max)
+        for row in range(2):
+            none = highest[row] == const(-math.inf, "float32")  # then exponentials vanish relative to anything
+            T.buffer_store(relative, tirx.Select(none, const(0, "float32"), highest[row]), [row])
+            T.buffer_store(self.shrink, tirx.exp2(self.top[row] - relative[row]), [row])
+            T.buffer_store(self.top, highest[row], [row])
+            T.buffer_store(self.sums, self.sums[row] * self.shrink[row], [row])
+        with units.unrolled(self.key_columns) as j:
+            for row in range(2):
+                for each in range(2):
+                    at = j * 4 + row * 2 + each
+                    T.buffer_store(self.scores, tirx.exp2(self.scores[at] - relative[row]), [at])
+                    T.buffer_store(self.sums, self.sums[row] + self.scores[at], [row])
+        with units.unrolled(self.key_columns) as j:
+            for row in range(2):
+                # tile 2i is chunk 0 of the left operand's step i, tile 2i + 1 its chunk 1: registers 2 and 3
+                at = j * 4 + row * 2
+                units.pack(self.weights, j * 2 + row, self.scores[at], self.scores[at + 1])
+        with units.unrolled(self.columns) as e:
+            for i in range(4):
+                T.buffer_store(self.results, self.results[e * 4 + i] * self.shrink[i // 2], [e * 4 + i])
+
+    def _average(self, turn: Any) -> None:
+        """Products of the weights with a tile of values."""
+        units, t = self.units, self.tile
+        pieces, row = self.lane // 8, self.lane % 8
+        base = self.value_base(turn)
+        with units.unrolled(t.keys // 16) as step:
+            values = units.registers(4 * (self.wide // 16))
+            with units.unrolled(self.wide // 16) as pair:
+                at = (step * 16 + pieces % 2 * 8 + row) * stride(self.shape.width)
+                units.load(values, pair * 4, self.shared, base + at + pair * 16 + pieces // 2 * 8, True)
+            with units.unrolled(self.columns) as e:
+                units.multiply(self.results, e * 4, self.weights, step * 4, values, e * 2)
+
+    def _finish(self) -> None:
+        """Results over their sums."""
+        s = self.shape
+        self._shared_by_lanes(self.sums, lambda x, y: x + y)
+        for row in range(2):
+            T.buffer_store(self.sums, const(1, "float32") / self.sums[row], [row])
+        for row in range(2):
+            query = self._row(row)
+            with (
+                when(inside((query, s.queries, self.tile.rows))),
+                self.units.unrolled(self.columns) as e,
+                when(inside((self._column(e), s.width, self.wide))),
+                T.vectorized(0, 2) as each,
+            ):
+                value = self.results[e * 4 + row * 2 + each] * self.sums[row]
+                index = (self.head // self.per_batch, self.head % self.per_batch, query, self._column(e) + each)
+                T.buffer_store(self.y, value.astype(str(self.y.dtype)), list(index))
