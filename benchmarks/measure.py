@@ -1,7 +1,8 @@
-"""Measure what BENCHMARKS.md shows: python benchmarks/measure.py [NAME...] runs the commands of `TABLES`.
+"""Measure what BENCHMARKS.md shows: python benchmarks/measure.py [NAME...] runs the commands of the named tables.
 
-Each answer is kept in benchmarks/cpu/NAME.json with its command and date, and BENCHMARKS.md is written anew from all
-that are there. `--write` only writes. Keep the machine quiet meanwhile, and bind the process to the cores that count:
+Without a name it runs those of a CPU, with `gpu` all those of a GPU. Each answer is kept in benchmarks/cpu/NAME.json or
+benchmarks/gpu/NAME.json with its command and date, and BENCHMARKS.md is written anew from all that are there. `--write`
+only writes. Keep the machine quiet meanwhile, and bind the process to the cores that count:
 `taskset -c 0,1 python benchmarks/measure.py`.
 """
 
@@ -19,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphopt.report import benchmark
+from graphopt.report import benchmark, layers
 from graphopt.report.document import Table, plain
 
 HERE = Path(__file__).parent
-KEPT = HERE / "cpu"
 PAGE = HERE.parent / "BENCHMARKS.md"
 
 
@@ -53,7 +53,9 @@ def graphopt(*arguments: str, cache: Path | None = None) -> Any:
     sys.stderr.write(f"+ graphopt {' '.join(arguments)}\n")
     environment = dict(os.environ) if cache is None else {**os.environ, "XDG_CACHE_HOME": str(cache)}
     command = [sys.executable, "-P", "-m", "graphopt", *arguments, "--json"]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if not done.stdout:  # else a model of several failed, which is a result too
+        done.check_returncode()
     return json.loads(done.stdout)
 
 
@@ -162,21 +164,138 @@ TABLES = {
 }
 
 
+def kernels(document: Any) -> str:
+    """As `graphopt bench --layers` prints it."""
+    return plain(layers.blocks(document))
+
+
+ON_GPU = {
+    "gpu-gemm": Entry(
+        "Matrix product, 4096 cubed",
+        "graphopt bench --suite gemm --target cuda --peer torch",
+        "PyTorch calls cuBLAS; in float32 without TF32.",
+        bench,
+        table,
+    ),
+    "gpu-images": Entry(
+        "ResNet-50 and VGG-16 in float16",
+        "graphopt bench zoo:resnet50 zoo:resnet50-b32 zoo:vgg16 zoo:vgg16-b32 --target cuda --precision fp16",
+        "Batches 1 and 32. PyTorch computes in channels_last on halves, with cuDNN's benchmark.",
+        bench,
+        table,
+    ),
+    "gpu-bert": Entry(
+        "BERT-base, batch 8, in float16",
+        "graphopt bench zoo:bert-base-b8 --target cuda --precision fp16",
+        "At sequence length 128.",
+        bench,
+        table,
+    ),
+    "gpu-zoo": Entry(
+        "The zoo in float32",
+        "graphopt bench --suite zoo --target cuda",
+        "Batch 1.",
+        bench,
+        table,
+    ),
+    "gpu-zoo-fp16": Entry(
+        "The zoo in float16",
+        "graphopt bench --suite zoo --target cuda --precision fp16",
+        "Batch 1.",
+        bench,
+        table,
+    ),
+    "gpu-seeded": Entry(
+        "Nine models of the onnx package with random weights",
+        "graphopt bench --suite seeded --target cuda --peer torch",
+        "Batch 1, float32.",
+        bench,
+        table,
+    ),
+    "gpu-layers": Entry(
+        "The 3 x 3 convolutions of a residual network, in float32",
+        "graphopt bench --suite layers --target cuda",
+        "Batch 1.",
+        bench,
+        table,
+    ),
+    "gpu-kernels": Entry(
+        "The kernels of ResNet-50, batch 32, in float16",
+        "graphopt bench zoo:resnet50-b32 --layers --target cuda --precision fp16",
+        "Each beside what was predicted, and its share of the roofline.",
+        bench,
+        kernels,
+    ),
+}
+
+COMPILED = "torch-compile"
+GOALS = (
+    ("fp32 product, 4096 cubed", "gpu-gemm", "zoo:layer/gemm-4096", "torch", 0.9),
+    ("fp16 product, 4096 cubed", "gpu-gemm", "zoo:layer/gemm-4096-fp16", "torch", 0.6),
+    ("ResNet-50, batch 1, fp16", "gpu-images", "zoo:resnet50", COMPILED, 0.8),
+    ("ResNet-50, batch 32, fp16", "gpu-images", "zoo:resnet50-b32", COMPILED, 0.8),
+    ("VGG-16, batch 1, fp16", "gpu-images", "zoo:vgg16", COMPILED, 0.8),
+    ("VGG-16, batch 32, fp16", "gpu-images", "zoo:vgg16-b32", COMPILED, 0.8),
+    ("BERT-base, batch 8, fp16", "gpu-bert", "zoo:bert-base-b8", COMPILED, 0.8),
+)
+"""What, its table and row, beside which peer, and the share of the peer's speed that is wanted at least."""
+CHECKED = ("gpu-zoo", "gpu-zoo-fp16", "gpu-seeded")
+"""Tables whose models must all agree with ONNX Runtime."""
+
+
+def kept(name: str) -> Path:
+    """Where the answer of a table lies."""
+    return HERE / "gpu" / f"{name.removeprefix('gpu-')}.json" if name in ON_GPU else HERE / "cpu" / f"{name}.json"
+
+
+def goals() -> str:
+    """What was wanted of a GPU, and what was measured."""
+    documents = {name: json.loads(kept(name).read_text())["document"] for name in ON_GPU if kept(name).is_file()}
+    found = []
+    for what, name, model, peer, wanted in GOALS:
+        rows = {row["model"]: row for row in documents.get(name, {}).get("models", [])}
+        beside = "cuBLAS" if peer == "torch" else "torch.compile"
+        found.append((what, f"at least {wanted} x {beside}", _speed(rows.get(model), peer)))
+    for name in CHECKED:
+        rows = documents.get(name, {}).get("models", [])
+        right = sum(row["error"] is None and row["equal"] for row in rows)
+        found.append((ON_GPU[name].title, "all agree", f"{right} of {len(rows)} agree" if rows else "not measured"))
+    return plain([Table(("what", "wanted", "measured"), tuple(found))])
+
+
+def _speed(row: Any, peer: str) -> str:
+    """The peer's time over graphopt's."""
+    if row is None:
+        return "not measured"
+    if row["error"] is not None or not row["equal"]:
+        return "failed: not timed"
+    if peer not in row["ratios"]:
+        return f"{peer} failed"
+    ratio = row["ratios"][peer]
+    return f"{1 / ratio['value']:.2f} [{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}] x"
+
+
 def main(arguments: list[str]) -> int:
-    """Measure the named tables (all, if none is named), and write the page."""
+    """Measure the named tables (those of a CPU, if none is named), and write the page."""
+    entries = TABLES | ON_GPU
     if "-h" in arguments or "--help" in arguments:
-        sys.stdout.write(f"{__doc__}\nTables: {', '.join(TABLES)}.\n")
+        sys.stdout.write(f"{__doc__}\nTables: {', '.join(entries)}.\n")
         return 0
-    unknown = [name for name in arguments if name not in TABLES and name != "--write"]
+    unknown = [name for name in arguments if name not in entries and name not in ("--write", "gpu")]
     if unknown:
-        sys.stderr.write(f"there is no table {unknown[0]}; there are {', '.join(TABLES)}\n")
+        sys.stderr.write(f"there is no table {unknown[0]}; there are {', '.join(entries)}, and gpu for all on a GPU\n")
         return 2
-    for name in [] if "--write" in arguments else arguments or TABLES:
-        entry = TABLES[name]
-        document = entry.measure(entry)
-        kept = {"command": entry.command, "date": datetime.date.today().isoformat(), "document": document}
-        KEPT.mkdir(exist_ok=True)
-        (KEPT / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    wanted = [each for name in arguments or TABLES for each in (ON_GPU if name == "gpu" else [name])]
+    for name in [] if "--write" in arguments else wanted:
+        entry = entries[name]
+        try:
+            document = entry.measure(entry)
+        except subprocess.CalledProcessError as error:
+            return int(error.returncode)  # it said why
+        answer = {"command": entry.command, "date": datetime.date.today().isoformat(), "document": document}
+        kept(name).parent.mkdir(exist_ok=True)
+        kept(name).write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(page(), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
     return 0
 
@@ -186,20 +305,40 @@ def page() -> str:
     parts = [
         "# Benchmarks\n",
         "Written by `python benchmarks/measure.py`, which runs the command above each table (with `--json`, kept in\n"
-        "`benchmarks/cpu/`). Every ratio is of medians, taken in turns in one process; below 1 graphopt is faster.\n"
-        "The machine is a virtual one with AMD EPYC cores (AVX-512), shared with others; intervals can be wide.\n",
+        "`benchmarks/cpu/` and `benchmarks/gpu/`). Every ratio is of medians, taken in turns in one process; below 1\n"
+        "graphopt is faster. The CPU is a virtual machine's with AMD EPYC cores (AVX-512), shared with others; intervals"
+        "\ncan be wide.\n",
     ]
     for name, entry in TABLES.items():
-        file = KEPT / f"{name}.json"
-        parts.append(f"## {entry.title}\n")
-        if not file.is_file():
-            parts.append(f"Not measured: `{entry.command}`\n")
-            continue
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        parts.append(f"{entry.text}\n")
-        parts.append(f"```\n$ {kept['command']}\n{entry.show(kept['document']).rstrip()}\n```\n")
-        parts.append(f"Measured on {kept['date']}.\n")
+        parts += _section(name, entry, "##")
+    parts.append("## On a GPU\n")
+    if not any(kept(name).is_file() for name in ON_GPU):
+        parts.append(
+            "Nothing here was measured: no GPU was at hand. `python benchmarks/measure.py gpu` on a machine with one\n"
+            "measures all of it and writes this page again.\n"
+        )
+    parts.append(
+        "graphopt replays a CUDA graph whose inputs are on the GPU, timed by its events, on memory that is not in its\n"
+        "L2; so does PyTorch, eager and compiled with max-autotune. PyTorch gets the model with BatchNorm folded and\n"
+        "attention as one function. A model that computes something else than ONNX Runtime is not timed.\n"
+    )
+    parts.append(f"```\n{goals().rstrip()}\n```\n")
+    for name, entry in ON_GPU.items():
+        parts += _section(name, entry, "###")
     return "\n".join(parts)
+
+
+def _section(name: str, entry: Entry, heading: str) -> list[str]:
+    parts = [f"{heading} {entry.title}\n"]
+    if not kept(name).is_file():
+        return [*parts, f"Not measured: `{entry.command}`\n"]
+    answer = json.loads(kept(name).read_text(encoding="utf-8"))
+    return [
+        *parts,
+        f"{entry.text}\n",
+        f"```\n$ {answer['command']}\n{entry.show(answer['document']).rstrip()}\n```\n",
+        f"Measured on {answer['date']}.\n",
+    ]
 
 
 if __name__ == "__main__":

@@ -28,12 +28,14 @@ def test_the_page_is_what_was_measured(measure: Any) -> None:
 
 
 def test_nothing_is_kept_that_the_page_does_not_show(measure: Any) -> None:
-    assert {file.stem for file in (ROOT / "benchmarks" / "cpu").glob("*.json")} <= set(measure.TABLES)
+    shown = {measure.kept(name) for name in measure.TABLES | measure.ON_GPU}
+    assert {file for folder in ("cpu", "gpu") for file in (ROOT / "benchmarks" / folder).glob("*.json")} <= shown
 
 
 def test_what_was_measured_was_measured_by_the_command_above_it(measure: Any) -> None:
-    for file in (ROOT / "benchmarks" / "cpu").glob("*.json"):
-        assert json.loads(file.read_text(encoding="utf-8"))["command"] == measure.TABLES[file.stem].command
+    for name, entry in (measure.TABLES | measure.ON_GPU).items():
+        if measure.kept(name).is_file():
+            assert json.loads(measure.kept(name).read_text(encoding="utf-8"))["command"] == entry.command
 
 
 def test_the_table_of_the_readme_is_the_page_s(measure: Any) -> None:
@@ -54,15 +56,66 @@ def test_an_unknown_table_is_named(measure: Any, capsys: pytest.CaptureFixture[s
 
 def test_the_commands_are_of_this_command_line(measure: Any) -> None:
     from graphopt.bench.peers import PEERS
-    from graphopt.models import names
+    from graphopt.models import describe
 
-    for entry in measure.TABLES.values():
+    for entry in (measure.TABLES | measure.ON_GPU).values():
         words = entry.command.split()
         assert words[0] in ("graphopt", "python")
-        assert {word.removeprefix("zoo:") for word in words if word.startswith("zoo:")} <= set(names())
+        assert all(describe(word.removeprefix("zoo:")) for word in words if word.startswith("zoo:"))
         options = {"--peer": PEERS, "--suite": [each.value for each in _suites()]}
         for option, known in options.items():
             assert all(words[at + 1] in known for at, word in enumerate(words) if word == option)
+
+
+def _gemm(speed: float, equal: bool = True) -> dict[str, Any]:
+    ratio = {"value": 1 / speed, "low": 0.9 / speed, "high": 1.1 / speed}
+    ratios = {"torch": ratio} if equal else {}
+    return {"model": "zoo:layer/gemm-4096", "error": None, "equal": equal, "ratios": ratios}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "not measured"),
+        ([_gemm(0.95)], "0.95 [0.86, 1.06] x"),
+        ([_gemm(0.95, equal=False)], "failed: not timed"),
+        ([{**_gemm(0.95), "ratios": {}}], "torch failed"),
+        ([{"model": "zoo:layer/gemm-4096", "error": "no"}], "failed: not timed"),
+    ],
+)
+def test_goals_are_shown_as_measured(
+    measure: Any, rows: list[dict[str, Any]], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "HERE", tmp_path)
+    if rows:
+        (tmp_path / "gpu").mkdir()
+        (tmp_path / "gpu" / "gemm.json").write_text(json.dumps({"document": {"models": rows}}))
+    first, *others = measure.goals().splitlines()[1:]
+    assert first.startswith("fp32 product, 4096 cubed")
+    assert first.endswith(said)
+    assert all(line.endswith("not measured") for line in others)
+    assert len(others) == len(measure.GOALS) - 1 + len(measure.CHECKED)
+
+
+def test_goals_are_of_models_that_are_measured(measure: Any) -> None:
+    from graphopt.bench.suite import suite
+
+    for _, name, model, peer, _ in measure.GOALS:
+        words = measure.ON_GPU[name].command.split()
+        suites = [words[at + 1] for at, word in enumerate(words) if word == "--suite"]
+        assert model in [*words, *(each for known in suites for each in suite(known, device=True))]
+        assert peer in words or "--peer" not in words
+    assert set(measure.CHECKED) <= set(measure.ON_GPU)
+
+
+def test_a_command_that_fails_leaves_what_is_kept(
+    measure: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    before = (ROOT / "BENCHMARKS.md").read_bytes()
+    assert measure.main(["gpu"]) == 1
+    assert "--target cuda is timed on a device" in capfd.readouterr().err
+    assert (ROOT / "BENCHMARKS.md").read_bytes() == before
 
 
 def _suites() -> Any:

@@ -44,7 +44,8 @@ def graph(captured, stream):
 torch.cuda = types.SimpleNamespace(
     Stream=Stream, Event=Event, CUDAGraph=CUDAGraph, graph=graph, is_available=lambda: True,
     current_stream=Stream, stream=lambda _: contextlib.nullcontext(), synchronize=lambda: None,
-    empty_cache=lambda: None, memory_reserved=lambda: 100, get_device_properties=lambda _: types.SimpleNamespace(L2_cache_size=4000),
+    empty_cache=lambda: None, memory_reserved=lambda: 100,
+    get_device_properties=lambda _: types.SimpleNamespace(L2_cache_size=4000),
 )
 torch.Tensor.cuda = lambda self: self.clone()
 empty = torch.empty
