@@ -1,6 +1,6 @@
 """Sums and maxima over windows of blocked tensors: depthwise convolutions and pooling.
 
-A thread takes some neighbouring channels of one pixel, as many as make a load of 16 bytes, and goes over the window:
+A thread takes some neighbouring channels of one pixel, as many as make a vector of 16 bytes, and goes over the window:
 whether a tap is inside the image is one question for all of them.
 """
 
@@ -24,7 +24,7 @@ from graphopt.targets.kernels.common import RULE, Block, const, dims
 
 NAME = "gpu.window"
 BYTES = 16
-"""Of the widest load."""
+"""Of the widest vector: of totals, because halves are summed in single precision."""
 
 LARGE, FEW = 256, 64
 """Taps of a window, and windows for each multiprocessor, beyond and below which a thread is not left alone with one."""
@@ -106,7 +106,7 @@ def write(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:
     if math.prod(anchor.reduce) > LARGE and math.prod(anchor.spatial) < device.multiprocessors * FEW:
         raise ValueError("its windows are few and large")
     found = anchored.read(sch, anchor)
-    width = math.gcd(anchor.spatial[-1], BYTES // max(ITEM_BYTES[str(each.dtype)] for each in found.sources))
+    width = math.gcd(anchor.spatial[-1], BYTES // ITEM_BYTES[found.dtype])
     extents = (*anchor.spatial[:-1], anchor.spatial[-1] // width)
     vectors = math.prod(extents)
     threads = min(THREADS, device.threads_per_block, vectors)
