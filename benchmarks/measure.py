@@ -306,8 +306,8 @@ def page() -> str:
         "# Benchmarks\n",
         "Written by `python benchmarks/measure.py`, which runs the command above each table (with `--json`, kept in\n"
         "`benchmarks/cpu/` and `benchmarks/gpu/`). Every ratio is of medians, taken in turns in one process; below 1\n"
-        "graphopt is faster. The CPU is a virtual machine's with AMD EPYC cores (AVX-512), shared with others; intervals"
-        "\ncan be wide.\n",
+        "graphopt is faster. The CPU is a virtual machine's with AMD EPYC cores (AVX-512), shared with others;\n"
+        "intervals can be wide.\n",
     ]
     for name, entry in TABLES.items():
         parts += _section(name, entry, "##")
