@@ -147,6 +147,7 @@ def _convolution(
             dtype,
             None if s is None else lambda n, channel, *place: s[channel],
             accumulator(dtype),
+            c.tf32,
         )
 
     return c.te("conv", define, x, packed, *([] if bias is None else [bias]), pattern=EPILOGUE)
@@ -225,7 +226,8 @@ def _matmul(
             return u[(*at(u, i, sb), *((x, r) if right_transposed else (r, x)))]
 
         sizes = math.prod(lead), m, n, k
-        made = product.compute(left, right, sizes, Axes.plain(out, parts, m), dtype, accumulate=accumulator(dtype))
+        axes = Axes.plain(out, parts, m)
+        made = product.compute(left, right, sizes, axes, dtype, accumulate=accumulator(dtype), tf32=c.tf32)
         if scale == 1.0:
             return made
         return te.compute(out, lambda *i: (made(*i).astype(accumulator(dtype)) * factor).astype(dtype), name="scaled")
