@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from graphopt import __version__
 from graphopt.bench import intervals
 from graphopt.bench.peers import DEFAULT, DEFAULTS
 from graphopt.bench.sides import Settings
@@ -25,8 +25,7 @@ SUITES = ("light", "zoo", "seeded", "layers", "gemm")
 _SOURCES = {"light": ("onnx",), "zoo": ("built", "trained"), "seeded": ("seeded",)}
 _PREFIXES = {"layers": "layer/conv", "gemm": "layer/gemm"}
 _PACKAGES = ("graphopt", "apache-tvm", "onnxruntime", "torch", "numpy")
-_ON_GPUS = {"nvidia-cuda-nvrtc": "nvidia.cuda_nvrtc", "cuda-bindings": "cuda.bindings", "triton": "triton"}
-"""Package -> a module of it."""
+_ON_GPUS = ("nvidia-cuda-nvrtc", "cuda-bindings", "triton")
 _LARGE = "layer/gemm-4096"
 """Products that fill a GPU, and take a CPU seconds."""
 
@@ -116,12 +115,19 @@ def environment(device: Mapping[str, Any] | None = None) -> dict[str, Any]:
     Args:
         device: facts of the GPU that was used; its compiler and the package that talks to it are named too.
     """
-    versions = {name: metadata.version(name) for name in _PACKAGES}
-    if device is not None:
-        versions |= {name: metadata.version(name) for name in _ON_GPUS if importlib.util.find_spec(_ON_GPUS[name])}
+    names = _PACKAGES if device is None else (*_PACKAGES, *_ON_GPUS)
+    versions = {name: version for name in names if (version := _version(name)) is not None}
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = {"processor": _processor(), "cpus": cpus, "system": platform.system(), "versions": versions}
     return found if device is None else {**found, "device": dict(device)}
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed, as on a GPU machine that runs from a checkout and lacks some."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return __version__ if package == "graphopt" else None
 
 
 def _processor() -> str:

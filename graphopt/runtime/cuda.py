@@ -250,9 +250,18 @@ def _release(driver: Any, device: Any, context: Any, stream: Any, made: list[tup
 
 
 def _driver_version(file: Path = _VERSION) -> str | None:
-    """What NVIDIA's kernel module calls itself, "580.65.06"; None where it does not say."""
+    """What NVIDIA's driver calls itself, "580.65.06": by its kernel module, else by NVML; None where neither is."""
     try:
         found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", file.read_text(encoding="ascii", errors="replace"))
+        if found:
+            return found.group()
     except OSError:
+        pass
+    text = ctypes.create_string_buffer(96)
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        nvml.nvmlInit_v2()
+        failed = nvml.nvmlSystemGetDriverVersion(text, len(text))
+    except (OSError, AttributeError):
         return None
-    return found.group() if found else None
+    return text.value.decode(errors="replace") or None if not failed else None

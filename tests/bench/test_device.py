@@ -52,6 +52,21 @@ def test_the_whole_way_on_pocl(in_process: None, write_small: Path) -> None:
     assert benchmark.failed(document)  # of the file that there is not
 
 
+def test_what_is_asked_of_a_gpu(driver: Any, write_small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernel runs on paper: what they would compute is taken as right."""
+    monkeypatch.setattr("graphopt.verify.compare", lambda *_: [])
+    monkeypatch.setattr(one, "_largest", lambda *_: None)
+    options = {"settings": Settings(1, target="cuda", level="sm_90", precision="fp16"), "runs": 4, "peers": []}
+    facts = device.find("cuda")
+    assert device.level(facts) == "sm_90"
+    row = one.measure(str(write_small), **options)  # type: ignore[arg-type]
+    ours = row["sides"]["graphopt"]
+    assert (ours["value"], ours["runs"], ours["sets"]) == (2.5e-3, 4, sets(facts["l2_bytes"], ours["peak_bytes"]))
+    assert len(driver.named("cuGraphLaunch")) >= 4
+    assert driver.named("cuLaunchKernel")
+    assert suite.environment(facts)["versions"]["nvidia-cuda-nvrtc"]
+
+
 def test_a_model_that_is_wrong_is_not_timed(
     in_process: None, write_small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,3 +114,17 @@ def test_layers_show_their_error() -> None:
     assert isinstance(table, Table)
     assert table.rows[0][table.columns.index("error")] == "2.5e-07 / -"
     assert "float64" in plain(benchmark.blocks(document))
+
+
+def test_packages_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    def version(name: str) -> str:
+        if name in ("graphopt", "onnxruntime"):
+            raise metadata.PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr(suite.metadata, "version", version)  # type: ignore[attr-defined]
+    assert suite.environment()["versions"] == {
+        "graphopt": suite.__version__, "apache-tvm": "1.0", "torch": "1.0", "numpy": "1.0",
+    }  # fmt: skip
