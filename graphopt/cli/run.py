@@ -78,7 +78,8 @@ def command(
         outputs = session.run(feeds)
         seconds = time.perf_counter() - start
         written = {} if output is None else files.write(output, outputs)
-        how = f"one run took {seconds * 1e3:.2f} ms on {session.threads} threads"
+        where = f"{session.threads} threads" if session.device is None else session.device.name
+        how = f"one run took {seconds * 1e3:.2f} ms on {where}"
     else:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch, progress(f"running on {ranks} ranks"):

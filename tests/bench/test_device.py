@@ -149,6 +149,16 @@ def test_layers_on_a_device(opencl: OpenClDevice, write_small: Path) -> None:
     assert "<svg" in roofline.svg(document)
 
 
+def test_layers_on_a_gpu(driver: Any, write_small: Path) -> None:
+    from graphopt.bench import layers
+
+    document = layers.profile(str(write_small), Settings(1, target="cuda", precision="tf32"), 2)
+    assert [row["seconds"] for row in document["kernels"]] == [2.5e-3]
+    assert document["level"] == "sm_90"
+    assert document["peak"]["flops"] == document["peak"]["rates"]["tf32"]
+    assert document["environment"]["device"]["name"] == "Paper GPU"
+
+
 def test_fallback_models_are_rows_too(opencl: OpenClDevice, tmp_path: Path) -> None:
     import onnx.parser
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphopt.runtime.opencl import OpenClDevice
+
 Cli = Callable[..., Any]
 
 
@@ -177,3 +179,10 @@ def test_outputs_on_a_full_disk(graphopt: Cli, compiled: Path, tmp_path: Path, m
     assert (result.code, result.out) == (1, "")
     assert "y.npy: No space left on device; name another folder" in result.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_for_a_device_names_it(graphopt: Cli, tiny: Path, tmp_path: Path, opencl: OpenClDevice) -> None:
+    assert graphopt("compile", tiny, "--target", "opencl", "-o", tmp_path / "tiny.gopt").code == 0
+    result = graphopt("run", tmp_path / "tiny.gopt", "--random")
+    assert result.code == 0
+    assert f"ms on {opencl.name}" in result.out
