@@ -10,7 +10,7 @@ from tvm import s_tir, tirx
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import generic, mma, product, simt, window, winograd
+from graphopt.targets.gpu.kernels import generic, mma, product, simt, sums, window, winograd
 from graphopt.targets.gpu.kernels.tensor_cores import LABELS, TensorCores
 from graphopt.targets.kernels.common import Block, blocks_of
 from graphopt.work import Plan
@@ -71,6 +71,14 @@ def apply(function: Any, device: Device) -> Scheduled:
         except (s_tir.ScheduleError, ValueError, TypeError) as error:
             reason = (str(error).strip().splitlines() or [""])[-1][:120]
             note = f"the schedule rule {anchor.rule} does not fit its shape ({reason})"
+    try:
+        sch = s_tir.Schedule(function)
+        reductions = [block for block in blocks_of(sch) if block.reduce]
+        if len(reductions) == 1:
+            made, cut, seconds = sums.write(sch, reductions[0], device)
+            return Scheduled(made, Plan("sums", str(cut), seconds), note)
+    except (s_tir.ScheduleError, ValueError):
+        pass
     try:
         sch = s_tir.Schedule(function)
         generic.schedule(sch, device)

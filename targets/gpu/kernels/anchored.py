@@ -78,8 +78,8 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Anchored:
     block = sch.get(found[0].rv)
     last = sch.get(found[1].rv) if len(found) == 2 else None
     update = block.body.value
-    if not isinstance(update, tirx.Add | tirx.Max):
-        raise ValueError("it is neither a sum nor a maximum")
+    if not isinstance(update, tirx.Add | tirx.Mul | tirx.Max | tirx.Min):
+        raise ValueError("it is neither a sum, a product nor an extreme")
     total = block.writes[0].source
     variables = tuple(iterator.var for iterator in block.iter_vars)
     return Anchored(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tvm import s_tir
+from tvm import s_tir, tirx
 
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.expressions import bound
@@ -40,7 +40,7 @@ def schedule(sch: s_tir.Schedule, device: Device) -> None:
         elif kinds != sorted(kinds):
             raise ValueError("a reduced axis stands before one that is kept")
         elements = math.prod(block.spatial)
-        if block.reduce and not _alone(block, elements, device):
+        if block.reduce and not _alone(block, elements, device) and _known(sch.get(block.rv)):
             _together(sch, block, loops, device)
             continue
         _elements(sch, loops[: max(len(block.spatial), 1)] if block.spatial or not block.reduce else [], block, device)
@@ -50,6 +50,12 @@ def _alone(block: Block, elements: int, device: Device) -> bool:
     """Whether a thread sums by itself: a short sum, or enough of them to fill the device."""
     steps = math.prod(block.reduce)
     return steps <= SHORT or elements >= device.multiprocessors * device.threads_per_multiprocessor
+
+
+def _known(block: Any) -> bool:
+    """Whether TVM can reduce across threads: it knows maxima from the lowest finite number on, not from -inf."""
+    values = [getattr(part, "value", None) for part in (block.init, *getattr(block.init, "seq", ()))]
+    return not any(isinstance(value, tirx.FloatImm) and math.isinf(float(value.value)) for value in values)
 
 
 def _elements(sch: s_tir.Schedule, spatial: list[Any], block: Block, device: Device) -> None:

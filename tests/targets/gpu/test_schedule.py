@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,18 @@ def test_two_results_of_one_function(run: Any) -> None:
     x = numbers(300)
     found = run(te.create_prim_func([a, doubled, y]), [x], [np.empty(300, np.float32), np.empty(300, np.float32)])
     np.testing.assert_allclose(found, [x * 2, x * 2 + 1], rtol=1e-6)
+
+
+def test_a_maximum_from_minus_infinity_on_between_kernels(run: Any) -> None:
+    """TVM does not know how threads could share it."""
+    a = te.placeholder((3, 5000), name="a")
+    r = te.reduce_axis((0, 5000), "r")
+    reducer = te.comm_reducer(lambda x, y: tirx.max(x, y), lambda t: tirx.const(-math.inf, t), name="extreme")
+    top = te.compute((3,), lambda i: reducer(a[i, r], axis=[r]), name="top")
+    y = te.compute((3, 5000), lambda i, j: a[i, j] - top[i], name="y")
+    x = numbers(3, 5000)
+    (found,) = run(te.create_prim_func([a, y]), [x], [np.empty((3, 5000), np.float32)])
+    np.testing.assert_allclose(found, x - x.max(1, keepdims=True), rtol=1e-6, atol=1e-6)
 
 
 def test_a_sum_between_kernels_is_scratch(run: Any) -> None:

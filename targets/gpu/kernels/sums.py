@@ -1,0 +1,290 @@
+"""Sums, products and extremes over axes: threads that share a result, and blocks that do where results are few.
+
+Where the summed elements are neighbours in memory, the threads of a result are too, and tell each other by shuffles.
+Where the results are neighbours, 32 threads take 32 results, and others below them take other steps of the same ones.
+A long sum with few results is cut into parts, which a second kernel puts together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import ir, s_tir, sym, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.program import ITEM_BYTES
+from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.expressions import rewritten, substituted
+from graphopt.targets.gpu.kernels import anchored
+from graphopt.targets.gpu.kernels.anchored import Anchored
+from graphopt.targets.gpu.kernels.guards import inside, when
+from graphopt.targets.gpu.kernels.window import unflattened
+from graphopt.targets.kernels.common import Block, const
+
+BYTES = 16
+"""Of the widest load."""
+
+FLIGHT = 4
+"""Loads of a thread that are on their way at once."""
+
+BLOCK = 256
+"""Threads of a block, where there are enough of them."""
+
+CLOCK = 1.5e9
+"""Cycles a second, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A block has `results` results and `lanes` threads for each, which take `vector` neighbouring steps at a time.
+
+    With `down`, neighbouring threads have neighbouring results. `parts` blocks share a result. Written "8x32x4*2".
+    """
+
+    results: int
+    lanes: int
+    vector: int = 1
+    parts: int = 1
+    down: bool = False
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return self.results * self.lanes
+
+    def __str__(self) -> str:
+        parts = f"*{self.parts}" if self.parts > 1 else ""
+        return f"{self.results}x{self.lanes}x{self.vector}{' down' if self.down else ''}{parts}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """`results` sums of `steps` elements that take `nbytes` each; up to `vector` of them may be one load."""
+
+    results: int
+    steps: int
+    nbytes: int
+    vector: int
+    along: bool  # steps that follow each other are neighbours in memory
+
+
+def cut(work: Sums, device: Device) -> Cut:
+    """The best cut by estimate."""
+    return min(_cuts(work, device), key=lambda made: (seconds(work, made, device), abs(made.threads - BLOCK)))
+
+
+def _cuts(work: Sums, device: Device) -> Iterator[Cut]:
+    most = min(1024, device.threads_per_block)
+    for lanes in (1 << power for power in range(11)):
+        for results in (1 << power for power in range(11)):
+            threads = lanes * results
+            whole = threads % device.warp == 0 and threads <= min(most, max(BLOCK, lanes))
+            # several warps that shuffle are of one result
+            if not whole or (work.along and lanes > device.warp and results > 1):
+                continue
+            if not work.along and results < device.warp:
+                continue
+            if results // 2 >= work.results and results // 2 * lanes >= device.warp:  # half of them would have nothing
+                continue
+            part, blocks = 1, math.ceil(work.results / results)
+            while True:
+                yield Cut(results, lanes, work.vector, part, not work.along)
+                part *= 2
+                if blocks * part > 8 * device.multiprocessors or work.steps < FLIGHT * work.vector * lanes * part:
+                    break
+
+
+def seconds(work: Sums, made: Cut, device: Device) -> float:
+    """An estimate: rounds of blocks, each bound by its loads or by waiting; or memory at what can be reached."""
+    blocks = math.ceil(work.results / made.results) * made.parts
+    warps = math.ceil(made.threads / device.warp)
+    fitting = min(device.threads_per_multiprocessor // (warps * device.warp), device.blocks_per_multiprocessor)
+    together = max(1, min(fitting, math.ceil(blocks / device.multiprocessors)))
+    rounds = math.ceil(blocks / (device.multiprocessors * together))
+    loads = math.ceil(work.steps / (made.parts * made.lanes * made.vector))
+    # A load of a warp touches as many lines as it has results that are apart, four of them at a time.
+    lines = 1 if made.down else max(1, device.warp // made.lanes) * min(1.0, work.steps * work.nbytes / 128)
+    # 32 bytes a cycle from the second-level cache, for all warps of a multiprocessor.
+    working = together * warps * loads * max(made.vector * work.nbytes * 1.0, 2 * lines)
+    waiting = 600 * math.ceil(loads / FLIGHT) + 25 * math.log2(made.lanes) + (100 if made.lanes > device.warp else 0)
+    again = 0.0 if made.parts == 1 else 3e-6 + made.parts * work.results * 8 / device.bandwidth
+    size = work.results * work.steps * work.nbytes
+    return max(rounds * max(working, waiting) / CLOCK, size / (0.8 * device.bandwidth)) + again
+
+
+def write(sch: s_tir.Schedule, anchor: Block, device: Device) -> tuple[Any, Cut, float]:
+    """The function with that body, how it is cut, and an estimate.
+
+    Raises:
+        ValueError: it is not one reduction and functions of its results.
+    """
+    block = sch.get(anchor.rv)
+    if not isinstance(block.body, tirx.BufferStore) or not isinstance(block.init, tirx.BufferStore):
+        raise ValueError("it reduces several numbers at once")
+    start = block.init.value
+    found = anchored.read(sch, anchor)
+    _check(found, anchor)
+    writer = _Writer(found, anchor, start, device)
+    return found.replaced(writer.whole(), 1), writer.cut, seconds(writer.work, writer.cut, device)
+
+
+def _check(found: Anchored, anchor: Block) -> None:
+    """Whether what follows the reduction takes the result of its own place, and no other."""
+    if tuple(found.extents) != (anchor.spatial or found.extents):
+        raise ValueError("its results are spread over more elements")
+    last = found._last
+    if last is None:
+        return
+    own = [iterator.var for iterator in last.iter_vars]
+
+    def look(part: Any) -> Any:
+        if isinstance(part, ir.TensorLoad) and part.source.same_as(found._total):
+            for at, extent, variable in zip(part.indices, anchor.spatial, own, strict=False):
+                if extent > 1 and not (isinstance(at, tirx.Var) and at.same_as(variable)):
+                    raise ValueError("its results move")
+        return None
+
+    rewritten(last.body.value, look)
+    for at, variable in zip(last.body.indices, own, strict=False):
+        if isinstance(at, tirx.Var) and not at.same_as(variable):
+            raise ValueError("its results move")
+
+
+class _Writer:
+    def __init__(self, found: Anchored, anchor: Block, start: Any, device: Device) -> None:
+        self.found, self.anchor, self.device = found, anchor, device
+        self.kept = "float32" if found.dtype in ("float16", "bfloat16") else found.dtype
+        self.start = const(float(start.value), self.kept) if self.kept != found.dtype else start
+        self.results, self.steps = math.prod(anchor.spatial), math.prod(anchor.reduce)
+        along, vector = self._access()
+        sizes = [ITEM_BYTES[str(each.dtype)] for each in found.sources]
+        self.work = Sums(self.results, self.steps, max(sizes, default=4), vector, along)
+        self.cut = cut(self.work, device)
+
+    def _access(self) -> tuple[bool, int]:
+        """Whether steps that follow each other are neighbours in memory, and how many of them a load may take."""
+        loads: list[Any] = []
+
+        def look(part: Any) -> Any:
+            if isinstance(part, ir.TensorLoad):
+                loads.append(part)
+            return None
+
+        rewritten(self.found.value, look)
+        if not loads:
+            return True, 1
+        widest = max(loads, key=lambda each: math.prod(map(int, each.source.shape)))
+        variables = self.found.variables
+        spatial, reduced = variables[: len(self.anchor.spatial)], variables[len(self.anchor.spatial) :]
+        steps = next((v for v, e in zip(reversed(reduced), reversed(self.anchor.reduce), strict=True) if e > 1), None)
+        places = next((v for v, e in zip(reversed(spatial), reversed(self.anchor.spatial), strict=True) if e > 1), None)
+        if steps is None or not self._one(widest, steps):
+            return places is None or not self._one(widest, places), 1
+        inner = next(e for e in reversed(self.anchor.reduce) if e > 1)  # a vector ends where that axis does
+        width = math.gcd(inner, *(max(1, BYTES // ITEM_BYTES[str(each.source.dtype)]) for each in loads), 4)
+        return True, width if all(self._aligned(each, steps, width) for each in loads) else 1
+
+    def _aligned(self, load: Any, steps: Any, width: int) -> bool:
+        """Whether `width` steps from a multiple of it on are one aligned load, or none."""
+        analyzer = sym.Analyzer()
+        step = analyzer.simplify(self._flat(load, {steps: steps + 1}) - self._flat(load, {}))
+        if not isinstance(step, tirx.IntImm) or int(step) not in (0, 1):
+            return False
+        known = analyzer.modular_set(analyzer.simplify(self._flat(load, {steps: steps * width})))
+        return int(step) == 0 or (known.coeff % width == 0 and known.base % width == 0)
+
+    def _flat(self, load: Any, values: dict[Any, Any]) -> Any:
+        flat: Any = tirx.IntImm(self.found.index, 0)
+        for at, extent in zip(load.indices, load.source.shape, strict=True):
+            flat = flat * int(extent) + substituted(at, values)
+        return flat
+
+    def _one(self, load: Any, variable: Any) -> bool:
+        step = sym.Analyzer().simplify(self._flat(load, {variable: variable + 1}) - self._flat(load, {}))
+        return isinstance(step, tirx.IntImm) and int(step) == 1
+
+    def whole(self) -> Any:
+        """The statement."""
+        with IRBuilder() as builder:
+            with T.prim_func(s_tir=True):
+                T.func_name("main")
+                if self.cut.parts == 1:
+                    self._kernel(self.cut, self.steps, self._value, self._store)
+                else:
+                    size = self.cut.parts * self.results
+                    parts = T.alloc_buffer((size,), self.kept, scope="global")
+
+                    def keep(result: Any, part: Any, total: Any) -> None:
+                        T.buffer_store(parts, total, [part * self.results + result])
+
+                    self._kernel(self.cut, self.steps, self._value, keep)
+                    lanes = min(256, self.device.threads_per_block, self.cut.parts)
+                    together = Cut(max(1, 32 // lanes), lanes)
+                    if self.results >= 32:
+                        together = Cut(32, min(8, lanes, self.device.threads_per_block // 32), down=True)
+                    self._kernel(together, self.cut.parts, lambda r, k: parts[k * self.results + r], self._store)
+            return builder.get().body
+
+    def _value(self, result: Any, step: Any) -> Any:
+        index = [*self._places(result), *unflattened(step, self.anchor.reduce)]
+        return self.found.element([each.astype(self.found.index) for each in index]).astype(self.kept)
+
+    def _places(self, result: Any) -> list[Any]:
+        return unflattened(result, self.anchor.spatial) if self.anchor.spatial else []
+
+    def _store(self, result: Any, _: Any, total: Any) -> None:
+        places = [each.astype(self.found.index) for each in self._places(result)]
+        if not places and self.found._last is not None:
+            places = [tirx.IntImm(self.found.index, 0) for _ in self.found._last.iter_vars]
+        T.buffer_store(*self.found.store(places, total.astype(self.found.dtype)))
+
+    def _kernel(
+        self, made: Cut, steps: int, value: Callable[[Any, Any], Any], store: Callable[[Any, Any, Any], None]
+    ) -> None:
+        across, below = (made.results, made.lanes) if made.down else (made.lanes, made.results)
+        groups = math.ceil(self.results / made.results)
+        with (
+            T.launch_thread("blockIdx.x", groups * made.parts) as block,
+            T.launch_thread("threadIdx.y", below) as y,
+            T.launch_thread("threadIdx.x", across) as x,
+        ):
+            lane, own = (y, x) if made.down else (x, y)
+            part = block // groups
+            result = block % groups * made.results + own
+            some = result if self.results % made.results == 0 else tirx.min(result, self.results - 1)
+            chunk = made.lanes * made.vector
+            turns = math.ceil(math.ceil(steps / chunk) / made.parts)
+            total, found = (T.alloc_buffer((1,), self.kept, scope="local") for _ in range(2))
+            T.buffer_store(total, self.start, [0])
+            flight = min(FLIGHT, turns)
+            rounds = math.ceil(turns / flight)
+            waiting = T.alloc_buffer((flight * made.vector,), self.kept, scope="local")
+            with T.serial(0, rounds) as turn:
+                for number in range(flight):
+                    at = (((part * rounds + turn) * flight + number) * made.lanes + lane) * made.vector
+                    exists = inside((at, steps, chunk * flight * rounds * made.parts))
+                    with T.vectorized(0, made.vector) as i:
+                        element = value(some, at + i)
+                        if exists is not None:
+                            element = tirx.if_then_else(exists, element, self.start)
+                        T.buffer_store(waiting, element, [number * made.vector + i])
+                with T.unroll(0, flight * made.vector) as i:
+                    T.buffer_store(total, self._combine(total[0], waiting[i]), [0])
+            if made.lanes > 1:
+                reducer = T.comm_reducer(self._combine, [self.start])
+                with T.attr(reducer, "reduce_scope", T.reinterpret("handle", T.uint64(0))):
+                    T.evaluate(T.tvm_thread_allreduce(T.uint32(1), total[0], T.bool(True), found[0], lane))
+            else:
+                T.buffer_store(found, total[0], [0])
+            exists = inside((result, self.results, made.results))
+            leads = lane == 0 if made.lanes > 1 else None
+            both = [each for each in (exists, leads) if each is not None]
+            with when(tirx.all(*both) if both else None):
+                store(result, part, found[0])
+
+    def _combine(self, a: Any, b: Any) -> Any:
+        return self.found.combine(a, b)
