@@ -16,6 +16,7 @@ from graphopt.targets.gpu.converters_attention import attention
 from graphopt.targets.gpu.converters_blocked import BLOCKED, accumulator
 from graphopt.targets.gpu.converters_recurrent import recurrent
 from graphopt.targets.gpu.converters_rows import layer_norm, softmax
+from graphopt.targets.gpu.converters_views import transpose
 from graphopt.targets.gpu.kernels import product
 from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.kernels.common import const
@@ -264,6 +265,7 @@ OWN: Mapping[str, Converter] = {
     "Softmax": softmax(logarithm=False),
     "LogSoftmax": softmax(logarithm=True),
     "LayerNormalization": layer_norm,
+    "Transpose": transpose,
     "Exp": left_to_tvm,
     "Sigmoid": left_to_tvm,
     "Tanh": left_to_tvm,

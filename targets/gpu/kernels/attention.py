@@ -27,6 +27,7 @@ from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.attention_tiles import STATIC, VECTOR, Shape, Tile, stride
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.slices import Slice
+from graphopt.targets.gpu.kernels.views import Views
 from graphopt.targets.kernels.common import const, dims, round_up
 
 ADDERS = 64
@@ -38,29 +39,36 @@ def attributes(shape: Shape, tile: Tile, device: Device) -> dict[str, int]:
     return {SYNCHRONIZED: 1, RESIDENT: tile.resident(shape, device)}
 
 
-def compute(q: Any, k: Any, v: Any, mask: Any, scale: float, shape: Shape, tile: Tile) -> Any:
+def compute(
+    q: Any, k: Any, v: Any, mask: Any, scale: float, shape: Shape, tile: Tile, views: Views | None = None
+) -> Any:
     """The attention of q[B, H, S, D], k[B, H, T, D], v[B, H, T, E] as one TE tensor [B, H, S, E].
 
     A row of which every score is -inf is NaN, as a softmax of it is. The function needs `attributes`.
 
     Args:
         mask: added to the scores, broadcasts against [B, H, S, T]; or None.
+        views: how q, k, v and the result lie in tensors of other shapes; None where they lie as above.
     """
+    seen = views or Views.whole(dims(q), dims(k), dims(v))
 
     def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
-        return _Writer(ins[0], ins[1], ins[2], None if mask is None else ins[3], outs[0], scale, shape, tile).whole()
+        given = ins[3] if mask is not None else None
+        return _Writer(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, seen).whole()
 
     inputs = [q, k, v] if mask is None else [q, k, v, mask]
-    return te.extern([(*dims(q)[:3], shape.width)], inputs, body, dtype=[str(q.dtype)], name="attention")
+    return te.extern([seen.result], inputs, body, dtype=[str(q.dtype)], name="attention")
 
 
 class _Writer:
     """Writes the kernels; buffers hold elements of `kept`, flat, because TVM drops the padding of rows."""
 
-    def __init__(self, q: Any, k: Any, v: Any, mask: Any, y: Any, scale: float, shape: Shape, tile: Tile) -> None:
+    def __init__(
+        self, q: Any, k: Any, v: Any, mask: Any, y: Any, scale: float, shape: Shape, tile: Tile, views: Views
+    ) -> None:
         self.q, self.k, self.v, self.mask, self.y = q, k, v, mask, y
-        self.scale, self.shape, self.tile, self.kept = scale, shape, tile, shape.kept
-        self.per_batch = dims(q)[1]
+        self.scale, self.shape, self.tile, self.kept, self.views = scale, shape, tile, shape.kept, views
+        self.per_batch = views.q.shape[1]
         self.columns = tile.columns(shape)
         self.width = self.columns * tile.across  # with padding
         self.depth = round_up(shape.depth, tile.deep)
@@ -121,13 +129,13 @@ class _Writer:
         self._fill(self.results, 0)
         self._fill(self.top, -math.inf)
         self._fill(self.sums, 0)
-        rows = Slice(self, self.q, (t.rows, t.deep), t.rows, stride(self.depth))
+        rows = Slice(self, self.q, self.views.q, (t.rows, t.deep), t.rows, stride(self.depth))
         rows.allocate()
         for part in range(self.deep_slices):
             rows.fetch(self.first_row, part * t.deep)
             rows.put(part * t.deep)
-        self.of_keys = Slice(self, self.k, (t.keys, t.deep), t.keys, stride(t.deep))
-        self.of_values = Slice(self, self.v, (t.some, self.width), t.keys, self.width)
+        self.of_keys = Slice(self, self.k, self.views.k, (t.keys, t.deep), t.keys, stride(t.deep))
+        self.of_values = Slice(self, self.v, self.views.v, (t.some, self.width), t.keys, self.width)
         for side in (self.of_keys, self.of_values):
             side.allocate()
         first = self.part * self.own_tiles
@@ -328,7 +336,7 @@ class _Writer:
         s = self.shape
         if results is None:
             index = (self.head // self.per_batch, self.head % self.per_batch, row, column)
-            T.buffer_store(self.y, (value * factor).astype(str(self.y.dtype)), index)
+            T.buffer_store(self.y, (value * factor).astype(str(self.y.dtype)), self.views.y.index(index))
         else:
             place = (self.part * s.heads + self.head) * s.queries + row
             T.buffer_store(results, value, [place * s.width + column])
@@ -357,7 +365,7 @@ class _Writer:
                     T.buffer_store(value, value[0] + weight[0] * results[part * (rows * s.width) + at], [0])
                 head = row // s.queries
                 index = (head // self.per_batch, head % self.per_batch, row % s.queries, at % s.width)
-                T.buffer_store(self.y, (value[0] / total[0]).astype(str(self.y.dtype)), index)
+                T.buffer_store(self.y, (value[0] / total[0]).astype(str(self.y.dtype)), self.views.y.index(index))
 
     def _finite(self, top: Any) -> Any:
         """What exponentials are taken relative to: zero where all scores are -inf, so that they vanish."""

@@ -29,6 +29,7 @@ from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.mma import CLOCK, HOPPER_MMA
 from graphopt.targets.gpu.kernels.mma_operand import COLUMNS, ROWS
 from graphopt.targets.gpu.kernels.tensor_cores import Units
+from graphopt.targets.gpu.kernels.views import View, Views
 from graphopt.targets.kernels.common import const, dims, round_up
 
 WIDEST = 128
@@ -131,32 +132,46 @@ def attributes(shape: Shape, tile: Tile, device: Device) -> dict[str, int]:
     return {SYNCHRONIZED: 1, RESIDENT: tile.resident(shape, device)}
 
 
-def compute(q: Any, k: Any, v: Any, mask: Any, scale: float, shape: Shape, tile: Tile, units: Units) -> Any:
+def compute(
+    q: Any, k: Any, v: Any, mask: Any, scale: float, shape: Shape, tile: Tile, units: Units, views: Views | None = None
+) -> Any:
     """The attention of q[B, H, S, D], k[B, H, T, D], v[B, H, T, E] as one TE tensor [B, H, S, E] of their type.
 
     A row of which every score is -inf is NaN, as a softmax of it is. The function needs `attributes`.
 
     Args:
         mask: added to the scores, broadcasts against [B, H, S, T]; or None.
+        views: how q, k, v and the result lie in tensors of other shapes; None where they lie as above.
     """
+    seen = views or Views.whole(dims(q), dims(k), dims(v))
 
     def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
         given = ins[3] if mask is not None else None
-        return _Writer(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, units).whole()
+        return _Writer(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, units, seen).whole()
 
     inputs = [q, k, v] if mask is None else [q, k, v, mask]
-    return te.extern([(*dims(q)[:3], shape.width)], inputs, body, dtype=[str(q.dtype)], name="attention")
+    return te.extern([seen.result], inputs, body, dtype=[str(q.dtype)], name="attention")
 
 
 class _Writer:
     """Writes the kernel. A thread's values of its two rows, 8 apart, are [row] of `top`, `sums`, `shrink`."""
 
     def __init__(
-        self, q: Any, k: Any, v: Any, mask: Any, y: Any, scale: float, shape: Shape, tile: Tile, units: Units
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        mask: Any,
+        y: Any,
+        scale: float,
+        shape: Shape,
+        tile: Tile,
+        units: Units,
+        views: Views,
     ) -> None:
         self.q, self.k, self.v, self.mask, self.y = q, k, v, mask, y
-        self.scale, self.shape, self.tile, self.units = scale, shape, tile, units
-        self.per_batch = dims(q)[1]
+        self.scale, self.shape, self.tile, self.units, self.views = scale, shape, tile, units, views
+        self.per_batch = views.q.shape[1]
         self.deep, self.wide = padded(shape.depth), padded(shape.width)
         self.key_columns, self.columns = tile.keys // COLUMNS, self.wide // COLUMNS
 
@@ -183,13 +198,20 @@ class _Writer:
         units.begin(self.thread, t.threads)
         queries, keys, values = t.elements(self.shape)
         self.shared = T.alloc_buffer((queries + 2 * (keys + values),), units.dtype, scope=units.scope)
-        self.key_base = lambda turn: queries + turn % 2 * keys
-        self.value_base = lambda turn: queries + 2 * keys + turn % 2 * values
         self.rows = units.registers(4 * (self.deep // 16))
         self.weights = units.registers(4 * (t.keys // 16))
         self.scores = self._floats(self.key_columns * 4)
         self.results = self._floats(self.columns * 4)
         self.top, self.sums, self.shrink, self.other = (self._floats(2) for _ in range(4))
+
+    def _key_base(self, turn: Any) -> Any:
+        """Where in shared memory that tile of keys lies."""
+        queries, keys, _ = self.tile.elements(self.shape)
+        return queries + turn % 2 * keys
+
+    def _value_base(self, turn: Any) -> Any:
+        queries, keys, values = self.tile.elements(self.shape)
+        return queries + 2 * keys + turn % 2 * values
 
     def _floats(self, count: int) -> Any:
         return T.alloc_buffer((count,), "float32", scope="local")
@@ -203,10 +225,10 @@ class _Writer:
         self._fill(self.results, 0)
         self._fill(self.top, -math.inf)
         self._fill(self.sums, 0)
-        self._copy(self.q, t.rows, s.depth, s.queries, self.first_row, 0)
-        self._copy(self.k, t.keys, s.depth, s.keys, 0, self.key_base(0))
+        self._copy(self.q, self.views.q, t.rows, s.depth, s.queries, self.first_row, 0)
+        self._copy(self.k, self.views.k, t.keys, s.depth, s.keys, 0, self._key_base(0))
         units.commit()
-        self._copy(self.v, t.keys, s.width, s.keys, 0, self.value_base(0))
+        self._copy(self.v, self.views.v, t.keys, s.width, s.keys, 0, self._value_base(0))
         units.commit()
         count = math.ceil(s.keys / t.keys)
         with T.serial(0, count) as turn:
@@ -215,7 +237,7 @@ class _Writer:
             units.wait(1)
             T.evaluate(T.tvm_storage_sync("shared"))
             with when(more):
-                self._copy(self.k, t.keys, s.depth, s.keys, start + t.keys, self.key_base(turn + 1))
+                self._copy(self.k, self.views.k, t.keys, s.depth, s.keys, start + t.keys, self._key_base(turn + 1))
             units.commit()
             self._score(turn)
             self._scale(start, masks)
@@ -223,22 +245,22 @@ class _Writer:
             units.wait(1)
             T.evaluate(T.tvm_storage_sync("shared"))
             with when(more):
-                self._copy(self.v, t.keys, s.width, s.keys, start + t.keys, self.value_base(turn + 1))
+                self._copy(self.v, self.views.v, t.keys, s.width, s.keys, start + t.keys, self._value_base(turn + 1))
             units.commit()
             self._average(turn)
         units.wait(0)
 
-    def _copy(self, tensor: Any, rows: int, extent: int, count: int, start: Any, base: Any) -> None:
+    def _copy(self, tensor: Any, view: View, rows: int, extent: int, count: int, start: Any, base: Any) -> None:
         """Begin to copy rows of a tensor into shared memory; what lies beyond it is zero."""
         across = padded(extent) // CHUNK
         total, threads = rows * across, self.tile.threads
         for turn in range(math.ceil(total / threads)):
             item = self.thread + turn * threads
             row, column = item // across, item % across * CHUNK
-            index = (self.head // self.per_batch, self.head % self.per_batch, start + row, column)
+            index = view.index((self.head // self.per_batch, self.head % self.per_batch, start + row, column))
             exists = inside((start + row, count, rows), (column, extent, padded(extent)))
             with when(None if (turn + 1) * threads <= total else item < total):
-                chunk = Chunk(tensor, index, None)
+                chunk = Chunk(tensor, tuple(index), None)
                 self.units.copy(self.shared, base + row * stride(extent) + column, chunk, exists)
 
     def _score(self, turn: Any) -> None:
@@ -250,7 +272,7 @@ class _Writer:
             at = (self.warp * ROWS + pieces % 2 * 8 + row) * stride(self.shape.depth)
             units.load(self.rows, step * 4, self.shared, at + (step * 2 + pieces // 2) * CHUNK, False)
         self._fill(self.scores, 0)
-        base = self.key_base(turn)
+        base = self._key_base(turn)
         with units.unrolled(self.deep // 16) as step:
             keys = units.registers(4 * (t.keys // 16))
             with units.unrolled(t.keys // 16) as pair:
@@ -353,7 +375,7 @@ class _Writer:
         """Products of the weights with a tile of values."""
         units, t = self.units, self.tile
         pieces, row = self.lane // 8, self.lane % 8
-        base = self.value_base(turn)
+        base = self._value_base(turn)
         with units.unrolled(t.keys // 16) as step:
             values = units.registers(4 * (self.wide // 16))
             with units.unrolled(self.wide // 16) as pair:
@@ -378,4 +400,4 @@ class _Writer:
             ):
                 value = self.results[e * 4 + row * 2 + each] * self.sums[row]
                 index = (self.head // self.per_batch, self.head % self.per_batch, query, self._column(e) + each)
-                T.buffer_store(self.y, value.astype(str(self.y.dtype)), list(index))
+                T.buffer_store(self.y, value.astype(str(self.y.dtype)), self.views.y.index(index))

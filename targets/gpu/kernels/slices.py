@@ -12,19 +12,20 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.gpu.kernels.attention_tiles import VECTOR
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.kernels.common import const, dims
+from graphopt.targets.gpu.kernels.views import View
+from graphopt.targets.kernels.common import const
 
 
 class Slice:
-    """Rows x columns of a tensor [B, H, rows, columns] that go through registers into shared memory.
+    """Rows x columns of a view [B, H, rows, columns] of a tensor that go through registers into shared memory.
 
     The writer has `thread`, `tile`, `head`, `per_batch`, and the buffer `shared` of `kept`.
     """
 
-    def __init__(self, writer: Any, tensor: Any, extents: tuple[int, int], step: int, to: int) -> None:
+    def __init__(self, writer: Any, tensor: Any, view: View, extents: tuple[int, int], step: int, to: int) -> None:
         """Args: extents: of the slice. step: what the rows advance by in all. to: elements between rows there."""
-        self.writer, self.tensor, self.to = writer, tensor, to
-        self.rows, self.columns = dims(tensor)[2:]
+        self.writer, self.tensor, self.view, self.to = writer, tensor, view, to
+        self.rows, self.columns = view.shape[2:]
         self.vector = VECTOR if self.columns % VECTOR == 0 else 1
         self.across = extents[1] // self.vector
         self.total, self.threads = extents[0] * self.across, writer.tile.threads
@@ -49,7 +50,8 @@ class Slice:
         with self._each() as (turn, row, column), T.vectorized(0, self.vector) as lane:
             at, start = first_row + row, first_column + column
             exists = inside((at, self.rows, self.steps[0]), (start, self.columns, self.steps[1]))
-            value = self.tensor[w.head // w.per_batch, w.head % w.per_batch, at, start + lane]
+            place = (w.head // w.per_batch, w.head % w.per_batch, at, start + lane)
+            value = self.tensor[tuple(self.view.index(place))]
             if exists is not None:
                 value = tirx.if_then_else(exists, value, const(0, str(self.tensor.dtype)))
             T.buffer_store(self.waiting, value, [turn * self.vector + lane])

@@ -1,0 +1,76 @@
+"""What a tensor was made of by moving elements only, and in which order those who read a result want its axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from tvm import relax
+
+from graphopt.targets.converters.base import Context, shape_of
+from graphopt.targets.gpu.kernels.views import View
+
+
+def seen_through(c: Context, x: Any) -> tuple[Any, View]:
+    """What `x` was made of by transposes and reshapes, and how; `x` itself if it was not."""
+    own = shape_of(x)
+    moves: list[Callable[[View], View]] = []
+    while (found := _move(c, x)) is not None:
+        x, move = found
+        moves.insert(0, move)
+    view = View.whole(shape_of(x))
+    for move in moves:
+        view = move(view)
+    assert view.shape == own
+    return x, view
+
+
+def _move(c: Context, x: Any) -> tuple[Any, Callable[[View], View]] | None:
+    shape = shape_of(x)
+    if 0 in shape:
+        return None
+    if (permutation := _permutation(c, x)) is not None:
+        source, order = permutation
+        return source, lambda view: view.permuted(order)
+    bound = _call(c, x, "relax.reshape")
+    return None if bound is None else (bound.args[0], lambda view: view.reshaped(shape))
+
+
+def _permutation(c: Context, x: Any) -> tuple[Any, list[int]] | None:
+    """What `x` was made of by a transpose, and the order of its axes."""
+    bound = _call(c, x, "relax.permute_dims")
+    if bound is None:
+        return None
+    rank = len(shape_of(x))
+    axes = bound.attrs.axes
+    return bound.args[0], list(reversed(range(rank))) if axes is None else [int(axis) % rank for axis in axes]
+
+
+def _call(c: Context, x: Any, operator: str) -> Any:
+    bound = c.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
+    return bound if isinstance(bound, relax.Call) and str(getattr(bound.op, "name", "")) == operator else None
+
+
+def wanted_order(node: ir.Node, rank: int) -> list[int] | None:
+    """The permutation that all readers of a node's output are; None if they are not, or not one."""
+    value = node.outputs[0]
+    readers = [usage.node for usage in value.uses()]
+    if not readers or value.is_graph_output() or any(r.op_type != "Transpose" or r.domain for r in readers):
+        return None
+    orders = {tuple(_order(reader, rank)) for reader in readers}
+    return list(orders.pop()) if len(orders) == 1 else None
+
+
+def _order(node: ir.Node, rank: int) -> Sequence[int]:
+    found = node.attributes.get_ints("perm", None)
+    return list(reversed(range(rank))) if found is None else [int(axis) % rank for axis in found]
+
+
+def transpose(c: Context, inputs: list[Any]) -> Any:
+    """Transpose; what undoes another one is what that was made of."""
+    order = _order(c.node, len(shape_of(inputs[0])))
+    before = _permutation(c, inputs[0])
+    if before is not None and [before[1][axis] for axis in order] == sorted(order):
+        return before[0]
+    return c.builder.emit(relax.op.permute_dims(inputs[0], order))
