@@ -327,7 +327,8 @@ def page() -> str:
     parts.append(
         "graphopt replays a CUDA graph whose inputs are on the GPU, timed by its events, on memory that is not in its\n"
         "L2; so does PyTorch, eager and compiled with max-autotune. PyTorch gets the model with BatchNorm folded and\n"
-        "attention as one function. A model that computes something else than ONNX Runtime is not timed.\n"
+        "attention as one function, and in half precision inputs as halves, which graphopt converts in its graph.\n"
+        "A model that computes something else than ONNX Runtime is not timed.\n"
     )
     parts.append(f"```\n{goals().rstrip()}\n```\n")
     for name, entry in ON_GPU.items():

@@ -18,7 +18,7 @@ from graphopt.errors import GraphoptError
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _WARM_UPS = 3
 """Runs before a capture, in which cuDNN times its algorithms and torch compiles."""
-_HEAD_BYTES, _HEAD_STEPS = 128 << 20, 4
+_HEAD_BYTES, _HEAD_STEPS = 128 << 20, 2
 """As in `graphopt.runtime.cuda`: what keeps the GPU busy until the host is ahead of it."""
 
 

@@ -16,12 +16,12 @@ def blocks(document: Mapping[str, Any]) -> list[Block]:
     good = [row for row in rows if row["error"] is None]
     peers = list(document["geometric_mean"])
     sides = ["graphopt", *peers]
-    exact = any(_error(row, "graphopt") is not None for row in good)
+    error = _error(document, good)
     columns = ["model"]
     columns += [f"{side} ms" for side in sides]
     columns += ["ratio"] if len(peers) == 1 else [f"ratio to {name}" for name in peers]
-    columns += ["compile s", "peak MiB", *(["error"] if exact else []), "fallback", "correct"]
-    cells = [_cells(row, sides, peers, exact) for row in good]
+    columns += ["compile s", "peak MiB", *(["error"] if error else []), "fallback", "correct"]
+    cells = [_cells(row, sides, peers, error) for row in good]
     means = [_mean(document["geometric_mean"][name], len(good)) for name in peers]
     if any(means):
         padding = [""] * (len(columns) - len(sides) - len(peers) - 1)
@@ -37,7 +37,7 @@ def blocks(document: Mapping[str, Any]) -> list[Block]:
     wrong = [(row["model"], row["mismatch"]) for row in good if not row["equal"]]
     if wrong:
         found.append(Table(("model", "difference from ONNX Runtime"), tuple(wrong), "Wrong"))
-    found.append("\n".join(_footer(document, good, exact)))
+    found.append("\n".join(_footer(document, good, error)))
     return found
 
 
@@ -57,9 +57,18 @@ def failed(document: Mapping[str, Any]) -> bool:
     return bool(failures(document))
 
 
-def _error(row: Mapping[str, Any], side: str) -> float | None:
-    found: float | None = row["sides"].get(side, {}).get("relative_error")
-    return found
+_ERRORS = {
+    "relative_error": "error: mean absolute error over mean absolute value, against the layer in float64",
+    "largest_error": "error: largest difference over largest value, against ONNX Runtime on the CPU",
+}
+"""What a row may hold of each side, and how it is called."""
+
+
+def _error(document: Mapping[str, Any], good: Sequence[Mapping[str, Any]]) -> str:
+    """Which error is shown: of layers that against float64, in another precision that against float32, else none."""
+    if any(side.get("relative_error") is not None for row in good for side in row["sides"].values()):
+        return "relative_error"
+    return "largest_error" if document.get("precision", "fp32") != "fp32" else ""
 
 
 def _mean(mean: Mapping[str, Any] | None, models: int) -> str:
@@ -69,21 +78,21 @@ def _mean(mean: Mapping[str, Any] | None, models: int) -> str:
     return _interval(mean) + (f" of {mean['models']}" if mean["models"] < models else "")
 
 
-def _cells(row: Mapping[str, Any], sides: list[str], peers: list[str], exact: bool) -> tuple[str, ...]:
+def _cells(row: Mapping[str, Any], sides: list[str], peers: list[str], error: str) -> tuple[str, ...]:
     measured = [row["sides"].get(side) for side in sides]
     lacking = "failed" if row["equal"] else "-"
     times = [lacking if each is None else _interval(each, 1e3) for each in measured]
     ratios = [_interval(row["ratios"][name]) if name in row["ratios"] else lacking for name in peers]
     peaks = [None if each is None else each["peak_bytes"] for each in measured]
     compiling = [None if each is None else each["compile_seconds"] for each in measured]
-    errors = [None if each is None else each["relative_error"] for each in measured]
+    errors = [None if each is None else each.get(error) for each in measured]
     return (
         row["model"].removeprefix("zoo:"),
         *times,
         *ratios,
         _each(compiling, lambda value: f"{value:.1f}"),
         _each(peaks, lambda value: f"{value / _MIB:.0f}"),
-        *([_each(errors, lambda value: f"{value:.1e}")] if exact else []),
+        *([_each(errors, lambda value: f"{value:.1e}")] if error else []),
         str(row["fallback_nodes"]),
         "yes" if row["equal"] else "NO",
     )
@@ -106,7 +115,7 @@ def _digits(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
-def _footer(document: Mapping[str, Any], good: list[Mapping[str, Any]], exact: bool) -> list[str]:
+def _footer(document: Mapping[str, Any], good: list[Mapping[str, Any]], error: str) -> list[str]:
     environment = document["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     sides = " / ".join(["graphopt", *document["geometric_mean"]])
@@ -124,8 +133,8 @@ def _footer(document: Mapping[str, Any], good: list[Mapping[str, Any]], exact: b
             "medians of interleaved blocks of replayed runs, with 95 % intervals; below 1 graphopt is faster",
             f"{sides}: compile s, or opening and the first run; peak MiB, memory on the device",
         ]
-    if exact:
-        lines.append("error: mean absolute error over mean absolute value, against the layer in float64")
+    if error:
+        lines.append(_ERRORS[error])
     if any(not row["quiet"] for row in good):
         lines.append("note: the threads of one side did not go to sleep before the other ran; the times are not fair")
     return lines

@@ -24,8 +24,8 @@ _STATIC_SHARED = 48 << 10
 """Bytes of shared memory that a kernel may use without asking."""
 _HEAD_BYTES = 128 << 20
 """Set before something is timed: that takes a GPU some 50 microseconds, and leaves nothing of use in its L2."""
-_HEAD_STEPS = 4
-"""Steps that the host enqueues while the GPU sets `_HEAD_BYTES`: an event and a launch take it about ten."""
+_HEAD_STEPS = 2
+"""Steps that the host enqueues while the GPU sets `_HEAD_BYTES`: an event and a launch take it ten to twenty."""
 _VERSION = Path("/proc/driver/nvidia/version")
 
 

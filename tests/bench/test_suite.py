@@ -116,6 +116,25 @@ def test_layers_show_their_error() -> None:
     assert "float64" in plain(benchmark.blocks(document))
 
 
+def test_other_precisions_show_their_error() -> None:
+    row = _row("zoo:net")
+    row["sides"]["graphopt"]["largest_error"] = 3e-3
+    document = {
+        "precision": "fp16",
+        "threads": 2,
+        "environment": {**suite.environment(), "device": {"name": "A GPU", "driver": "580.1", "cuda": "13.0"}},
+        "models": [row],
+        "geometric_mean": {"onnxruntime": None},
+    }
+    table = benchmark.blocks(document)[0]
+    assert isinstance(table, Table)
+    assert table.rows[0][table.columns.index("error")].startswith("3.0e-03 / ")
+    text = plain(benchmark.blocks(document))
+    assert "A GPU (driver 580.1, cuda 13.0), fp16; graphopt" in text
+    assert "against ONNX Runtime on the CPU" in text
+    assert "memory on the device" in text
+
+
 def test_packages_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import metadata
 
