@@ -229,14 +229,24 @@ class _Side:
         w = self.writer
         start = w.row if self.is_left else w.column
         for turn, place, depth in self._each():
+            at, k = start + place, part * w.tile.k + depth
+            exists = inside((at, self.size, self.extent), (k, w.product.k, w.tile.k * w.tile.split))
             with when(self._idle(turn)), T.vectorized(0, self.vector) as lane:
-                at = start + place + (0 if self.along_depth else lane)
-                k = part * w.tile.k + depth + (lane if self.along_depth else 0)
-                value = self.reach.element(w.batch, at, k)
-                exists = inside((at, self.size, self.extent), (k, w.product.k, w.tile.k * w.tile.split))
-                if exists is not None:
-                    value = tirx.if_then_else(exists, value, const(0, w.product.dtype))
+                value, condition = self._loaded(at, k, lane)
+                conditions = [each for each in (exists, condition) if each is not None]
+                if conditions:
+                    value = tirx.if_then_else(tirx.all(*conditions), value, const(0, w.product.dtype))
                 T.buffer_store(self.waiting, value, [turn * self.vector + lane])
+
+    def _loaded(self, place: Any, depth: Any, lane: Any) -> tuple[Any, Any]:
+        """The element `lane` behind the one at that place and depth, and the condition of all of a vector."""
+        w = self.writer
+        if self.vector == 1:
+            return self.reach.element(w.batch, place, depth), None
+        chunk = self.reach.chunk(w.batch, place, depth)
+        assert chunk is not None
+        *outer, last = chunk.indices
+        return chunk.source[(*outer, last + lane)].astype(w.product.dtype), chunk.condition
 
     def put(self, half: Any) -> None:
         """The fetched elements into that half of the shared memory."""
