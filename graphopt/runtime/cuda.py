@@ -51,10 +51,10 @@ class CudaDevice:
             (status,) = driver.cuInit(0)
         except RuntimeError as error:
             raise GraphoptError(
-                "there is no NVIDIA driver here; install it, or run this artifact on a machine with a GPU"
+                "there is no NVIDIA driver here; install it, or run this on a machine with a GPU"
             ) from error
         if status != driver.CUresult.CUDA_SUCCESS:
-            raise GraphoptError(f"there is no NVIDIA GPU here ({status.name}); run this artifact on a machine with one")
+            raise GraphoptError(f"there is no NVIDIA GPU here ({status.name}); run this on a machine with one")
         self._device = self._call("cuDeviceGet", 0)
         self.name = self._call("cuDeviceGetName", 256, self._device).split(b"\0")[0].decode()
         self._capability = self._attribute("COMPUTE_CAPABILITY_MAJOR"), self._attribute("COMPUTE_CAPABILITY_MINOR")
