@@ -188,7 +188,7 @@ def test_large_windows_are_shared(device: devices.Device) -> None:
     sums = window.reduced(a, window.Window((64, 64), (1, 1), (1, 1), (0, 0)), out, te.sum, 0.0, "float32")
     scheduled = schedule.apply(te.create_prim_func([a, sums]), device)
     assert "few and large" in scheduled.note
-    assert scheduled.plan.algorithm == "elements"
+    assert scheduled.plan.algorithm != "window"
 
 
 @pytest.mark.parametrize("m", [2, 4, 6])
