@@ -1,0 +1,139 @@
+"""On a real GPU; without one these tests skip, saying so. What they check is otherwise held by paper and PoCL alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+
+from graphopt.bench.device import level
+from graphopt.compiler import compile_model
+from graphopt.errors import GraphoptError
+from graphopt.runtime.cuda import CudaDevice
+from graphopt.runtime.session import Session
+
+TEXT = """
+    <ir_version: 10, opset_import: ["": 20]>
+    net (float[2, 32, 12, 12] x) => (float[2, 16] y, float[2, 48, 12, 12] hidden)
+    <float[48, 32, 3, 3] w, float[48] bias, float[48, 16] v>
+    {
+      c = Conv<pads = [1, 1, 1, 1]>(x, w, bias)
+      hidden = Relu(c)
+      p = GlobalAveragePool(hidden)
+      f = Flatten(p)
+      l = MatMul(f, v)
+      y = Softmax(l)
+    }
+"""
+TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
+
+
+@pytest.fixture(scope="module")
+def gpu() -> CudaDevice:
+    """The GPU of this machine."""
+    try:
+        return CudaDevice()
+    except GraphoptError as error:
+        pytest.skip(f"needs an NVIDIA GPU: {error}")
+
+
+@pytest.fixture(scope="module")
+def model() -> onnx.ModelProto:
+    """A small network with seeded weights."""
+    proto = onnx.parser.parse_model(TEXT)
+    rng = np.random.default_rng(7)
+    for value in proto.graph.value_info:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        array = (rng.standard_normal(shape) / 8).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+    del proto.graph.value_info[:]
+    return proto
+
+
+def _feeds(seed: int) -> dict[str, Any]:
+    return {"x": np.random.default_rng(seed).standard_normal((2, 32, 12, 12)).astype(np.float32)}
+
+
+def _same(model: onnx.ModelProto, feeds: dict[str, Any], found: dict[str, Any], tolerance: float = 1e-4) -> None:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for output, wanted in zip(session.get_outputs(), session.run(None, feeds), strict=True):
+        assert np.abs(np.asarray(found[output.name]) - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+def test_programs_compute_again_and_again(gpu: CudaDevice, model: onnx.ModelProto, precision: str) -> None:
+    made = compile_model(model, target="cuda", level=level(gpu.facts()), precision=precision, fallback=False)
+    session = Session(made.artifact, device=gpu)
+    for seed in range(3):
+        _same(model, _feeds(seed), session.run(_feeds(seed)), TOLERANCE[precision])
+    (touched,) = session.measure_arena(_feeds(0))
+    assert touched <= made.artifact.program.stages[0].arena_bytes
+    times = session.profile(_feeds(0))
+    assert len(times) == sum(len(each.calls) for each in made.artifact.program.stages[0].segments)  # type: ignore[union-attr]
+    assert all(0 < each.seconds < 0.1 for each in times)
+
+
+def test_replays_are_timed(gpu: CudaDevice, model: onnx.ModelProto) -> None:
+    artifact = compile_model(model, target="cuda", level=level(gpu.facts())).artifact
+    session = Session(artifact, device=gpu)
+    step = session.replay(_feeds(1))
+    laps = gpu.laps([step] * 50)
+    assert len(laps) == 50
+    assert all(0 < each < 0.1 for each in laps)
+    _same(model, _feeds(1), {name: np.asarray(each) for name, each in _outputs(session).items()})
+
+
+def _outputs(session: Session) -> dict[str, Any]:
+    """What the last replay left, read without running again."""
+    from graphopt.runtime.dlpack import DeviceTensor
+
+    runner: Any = session._runners[0]
+    assert session.device is not None
+    return {
+        port.name: DeviceTensor(runner.shared(port.name), port.dtype, port.shape or (), session.device, runner)
+        for port in session.outputs
+    }
+
+
+def test_fallback_models_between_kernels(gpu: CudaDevice) -> None:
+    proto = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 20]>
+        net (float[4, 3, 3] x) => (float[4] y) { a = Exp(x)  d = Det(a)  y = Tanh(d) }
+    """)
+    feeds = {"x": np.random.default_rng(0).standard_normal((4, 3, 3)).astype(np.float32)}
+    session = compile_model(proto, target="cuda", level=level(gpu.facts())).artifact.session()
+    for _ in range(2):
+        _same(proto, feeds, session.run(feeds))
+        _same(proto, feeds, session.run_device(feeds))
+
+
+def test_numpy_feeds_and_outputs_on_the_device(gpu: CudaDevice, model: onnx.ModelProto) -> None:
+    session = compile_model(model, target="cuda", level=level(gpu.facts())).artifact.session()
+    for seed in range(20):
+        outputs = session.run_device(_feeds(seed))
+    _same(model, _feeds(19), outputs)
+
+
+def test_torch_shares_memory_both_ways(gpu: CudaDevice, model: onnx.ModelProto) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a build of torch for CUDA")
+    session = compile_model(model, target="cuda", level=level(gpu.facts())).artifact.session()
+    other = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    for stream in (torch.cuda.current_stream(), other):
+        with torch.cuda.stream(stream):
+            results = []
+            for seed in range(8):
+                x = torch.from_numpy(_feeds(seed)["x"]).cuda()
+                outputs = session.run_device({"x": x}, stream.cuda_stream)
+                shown = torch.from_dlpack(outputs["hidden"])
+                assert shown.data_ptr() == outputs["hidden"].pointer
+                results.append((shown.clone(), torch.from_dlpack(outputs["y"]).clone()))
+            stream.synchronize()
+        for seed, (hidden, y) in enumerate(results):
+            _same(model, _feeds(seed), {"hidden": hidden.cpu().numpy(), "y": y.cpu().numpy()})
