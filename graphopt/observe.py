@@ -51,7 +51,9 @@ def _check_custom(model: ir.Model, node: ir.Node, where: str) -> None:
     function = model.functions.get(node.op_identifier())
     if function is None:
         raise PipelineError(f"{where} node {node.name} calls {node.op_type}, whose function is not in the model")
-    missing = [name for name in function.attributes if name not in node.attributes]
+    missing = [
+        name for name, value in function.attributes.items() if value.value is None and name not in node.attributes
+    ]
     if missing:
         raise PipelineError(f"{where} node {node.name} lacks the attribute {missing[0]} of {node.op_type}")
 

@@ -63,7 +63,8 @@ def _attention(editor: Editor, softmax: ir.Node, masks: Masks) -> str | None:
         product,
         "AttentionMasked" if mask is not None else "Attention",
         inputs,
-        {"scale": float(scale * scale_q * scale_k)},
+        {"scale": float(scale * scale_q * scale_k)}
+        | ({"compute": int(ir.DataType.DOUBLE)} if y.dtype == ir.DataType.DOUBLE else {}),
         shape=y.shape,
         dtype=y.dtype,
         name=f"{product.name}.attention",

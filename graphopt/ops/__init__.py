@@ -67,7 +67,7 @@ def function(op_type: str, opset: int = MINIMUM_OPSET) -> ir.Function:
 
 def attributes(op_type: str) -> tuple[str, ...]:
     """Names of the attributes that a node of `op_type` must give."""
-    return tuple(function(op_type).attributes)
+    return tuple(name for name, value in function(op_type).attributes.items() if value.value is None)
 
 
 def ensure(model: ir.Model, op_type: str) -> bool:

@@ -128,6 +128,11 @@ ATTENTION = {
         "t.untransposed[2,3,7,4] = Transpose(r) {perm=[0, 2, 1, 3]}\n"
         "y[2,3,5,4] = Attention(q, t.untransposed, v) {scale=1}",
     ),
+    "scores of doubles are doubles": (
+        "g (double[2,3,5,4] q, double[2,3,7,4] k, double[2,3,7,4] v) => (double[2,3,5,4] y) {"
+        " t = Transpose<perm = [0, 1, 3, 2]>(k)  p = MatMul(q, t)  w = Softmax<axis = -1>(p)  y = MatMul(w, v) }",
+        "y[2,3,5,4] = Attention(q, k, v) {compute=11, scale=1}",
+    ),
     "k transposed with merged heads": (
         QKV + "=> (float[2,3,5,4] y) <int64[3] n = {-1, 7, 4}, int64[4] h = {2, 3, 4, 7}> { a = Reshape(k, n)"
         " b = Transpose<perm = [0, 2, 1]>(a)  t = Reshape(b, h)  p = MatMul(q, t)  w = Softmax<axis = -1>(p)"
