@@ -128,6 +128,9 @@ class Session:
     def replay(self, feeds: Mapping[str, Any]) -> Callable[[], None]:
         """What enqueues a run on the device between the copies of inputs and outputs, to time it by `device.laps`.
 
+        Args:
+            feeds: arrays of the host, which the runs compute on.
+
         Raises:
             GraphoptError: as `run_device`.
         """
