@@ -31,11 +31,13 @@ from graphopt.targets.converters.base import (
     shape_of,
 )
 from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.kernels import product, transposes, window, winograd
-from graphopt.targets.gpu.kernels.axes import Axes
+from graphopt.targets.gpu.kernels.axes import Axes, blocked
 from graphopt.targets.gpu.kernels.window import Window
 from graphopt.targets.kernels.common import const
+from graphopt.work import Plan
 
 BLOCK = 16
 """Channels per block."""
@@ -117,11 +119,12 @@ def winograd_blocked(c: Context, inputs: list[Any]) -> Any:
     tiles = winograd.Tiles(c.integer("m"), out[0], (out[2], out[3]))
     pads = c.integers("pads", (0, 0, 0, 0))
     device: Any = c.machine
+    plan = Plan("winograd transform", layout=blocked(lanes))
     v = c.builder.emit_te(
         lambda p: winograd.transform_input(p, tiles, pads, device.threads_per_block),
         x,
         primfunc_name_hint="winograd_input",
-        primfunc_attrs={"op_pattern": OPAQUE, **winograd.attributes(tiles)},
+        primfunc_attrs={"op_pattern": OPAQUE, **winograd.attributes(tiles), **plans.attribute(plan)},
     )
     mm = c.te(
         "winograd_product",
@@ -271,11 +274,13 @@ def from_blocked(c: Context, inputs: list[Any]) -> Any:
 
 def _transposed(c: Context, x: Any, tile: transposes.Transpose) -> Any:
     device: Any = c.machine
+    ends = "NCHW", blocked(tile.block)
+    plan = Plan("transpose", layout=" to ".join(ends if tile.to_blocked else ends[::-1]))
     return c.builder.emit_te(
         lambda v: transposes.compute(v, tile, c.out_shape, device.threads_per_block),
         x,
         primfunc_name_hint="transpose",
-        primfunc_attrs={"op_pattern": OPAQUE, SYNCHRONIZED: 1},
+        primfunc_attrs={"op_pattern": OPAQUE, SYNCHRONIZED: 1, **plans.attribute(plan)},
     )
 
 

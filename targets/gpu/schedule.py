@@ -11,6 +11,7 @@ from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import generic, mma, product, simt, sums, window, winograd
+from graphopt.targets.gpu.kernels.axes import blocked
 from graphopt.targets.gpu.kernels.tensor_cores import LABELS, TensorCores
 from graphopt.targets.kernels.common import Block, blocks_of
 from graphopt.work import Plan
@@ -27,6 +28,7 @@ class Scheduled:
 
 def _product(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
     """On tensor cores or on the ordinary units, whichever is expected to be faster."""
+    layout = product.layout(sch, anchor)
     found = product.read(sch, anchor)
     fitting = simt.tiles(found, device)
     if not fitting:
@@ -38,17 +40,18 @@ def _product(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
         choices = mma.tiles(found, device, units)
         if choices and choices[0].seconds < seconds:
             best = choices[0]
-            plan = Plan("product", str(best.tile), best.seconds, precision=f"{LABELS[found.kind]} mma")
+            plan = Plan("product", str(best.tile), best.seconds, layout, f"{LABELS[found.kind]} mma")
             return Scheduled(mma.write(found, best.tile, units), plan)
-    return Scheduled(simt.write(found, tile), Plan("product", str(tile), seconds))
+    return Scheduled(simt.write(found, tile), Plan("product", str(tile), seconds, layout))
 
 
 def _window(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
-    return Scheduled(window.write(sch, anchor, device), Plan("window"))
+    return Scheduled(window.write(sch, anchor, device), Plan("window", layout=blocked(anchor.spatial[-1])))
 
 
 def _winograd(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
-    return Scheduled(winograd.write(sch, anchor, device), Plan("winograd transform"))
+    layout = blocked(winograd.lanes(sch))
+    return Scheduled(winograd.write(sch, anchor, device), Plan("winograd transform", layout=layout))
 
 
 RULES = {product.NAME: _product, window.NAME: _window, winograd.NAME: _winograd}

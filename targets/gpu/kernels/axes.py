@@ -18,6 +18,13 @@ from typing import Any
 from tvm import tirx
 
 LETTERS = "bmn"
+
+
+def blocked(lanes: int) -> str:
+    """How the layout is called whose channels lie in blocks of so many."""
+    return f"NCHW{lanes}c"
+
+
 Factor = tuple[str, int]
 
 
@@ -52,6 +59,12 @@ class Axes:
     def shape(self) -> tuple[int, ...]:
         """Extents of the axes."""
         return tuple(math.prod(extent for _, extent in axis) for axis in self.factors)
+
+    @property
+    def layout(self) -> str:
+        """ "NCHW16c" where rows lie between the columns of blocks of 16, else "plain"."""
+        letters = "".join(letter for axis in self.factors for letter, _ in axis)
+        return blocked(self.factors[-1][-1][1]) if re.fullmatch("m*b?nm+n", letters) else "plain"
 
     def flat(self, index: Sequence[Any]) -> tuple[Any, Any, Any]:
         """(b, m, n) of an index."""

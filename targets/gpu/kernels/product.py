@@ -92,6 +92,11 @@ class Product:
         return self.function.with_body(body).with_attr(SYNCHRONIZED, 1).with_attr(RESIDENT, resident)
 
 
+def layout(sch: s_tir.Schedule, anchor: Block) -> str:
+    """`Axes.layout` of what `anchor` computes."""
+    return Axes.parse(str(sch.get(anchor.rv).annotations[_AXES])).layout
+
+
 def read(sch: s_tir.Schedule, anchor: Block) -> Product:
     """The normal form of a function whose one product is `anchor`.
 

@@ -28,7 +28,7 @@ from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import anchored
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.kernels.common import RULE, Block, const, dims
+from graphopt.targets.kernels.common import RULE, Block, blocks_of, const, dims
 
 NAME = "gpu.winograd"
 
@@ -156,6 +156,11 @@ def transform_output(mm: Any, tiles: Tiles, out: tuple[int, ...]) -> Any:
         return totals[p, tirx.floormod(y, m), tirx.floormod(z, m), block * lanes + lane]
 
     return te.compute(out, finish, name="finish")
+
+
+def lanes(sch: s_tir.Schedule) -> int:
+    """Channels per block of what the last block of a function writes."""
+    return blocks_of(sch)[-1].spatial[-1]
 
 
 def write(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:

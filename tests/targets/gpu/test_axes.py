@@ -26,3 +26,11 @@ def test_round_trips(text: str) -> None:
     flat = [tuple(map(int, axes.flat(place))) for place in places]
     assert len(set(flat)) == len(places) == math.prod(axes.shape)
     assert [tuple(map(int, axes.index(*each))) for each in flat] == places
+
+
+@pytest.mark.parametrize(
+    ("text", "layout"),
+    [("m2 b3n2 m4 m5 n4", "NCHW4c"), ("m1 n2 m7 m7 n16", "NCHW16c"), ("b2 b3m4 n2 n3", "plain"), ("b2 m3 n4", "plain")],
+)
+def test_layout(text: str, layout: str) -> None:
+    assert Axes.parse(text).layout == layout
