@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphopt.passes.choose_tiles import ChooseTiles as ChooseTiles
     from graphopt.passes.fuse import Fuse as Fuse
+    from graphopt.passes.join_products import JoinProducts as JoinProducts
     from graphopt.passes.layout import Layout as Layout
     from graphopt.passes.normalize import Normalize as Normalize
     from graphopt.passes.precision import Precision as Precision
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 PASSES = {
     "normalize": ("graphopt.passes.normalize", "Normalize"),
     "fuse": ("graphopt.passes.fuse", "Fuse"),
+    "join-products": ("graphopt.passes.join_products", "JoinProducts"),
     "precision": ("graphopt.passes.precision", "Precision"),
     "select-conv": ("graphopt.passes.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout", "Layout"),
@@ -25,11 +27,22 @@ PASSES = {
 DEFAULT = "normalize,fuse,select-conv,layout,choose-tiles"
 """The pipeline of `graphopt compile` when --passes is not given."""
 
-_GPU = "normalize,fuse,select-conv,layout"
+_GPU = "normalize,fuse,join-products,select-conv,layout"
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
 """Where a target has another one: tiles are chosen by the kernels themselves."""
 
-__all__ = ["DEFAULT", "DEFAULTS", "PASSES", "ChooseTiles", "Fuse", "Layout", "Normalize", "Precision", "SelectConv"]
+__all__ = [
+    "DEFAULT",
+    "DEFAULTS",
+    "PASSES",
+    "ChooseTiles",
+    "Fuse",
+    "JoinProducts",
+    "Layout",
+    "Normalize",
+    "Precision",
+    "SelectConv",
+]
 
 
 def __getattr__(name: str) -> Any:

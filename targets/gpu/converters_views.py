@@ -13,7 +13,7 @@ from graphopt.targets.gpu.kernels.views import View
 
 
 def seen_through(c: Context, x: Any) -> tuple[Any, View]:
-    """What `x` was made of by transposes and reshapes, and how; `x` itself if it was not."""
+    """What `x` was made of by transposes, reshapes and slices, and how; `x` itself if it was not."""
     own = shape_of(x)
     moves: list[Callable[[View], View]] = []
     while (found := _move(c, x)) is not None:
@@ -33,8 +33,26 @@ def _move(c: Context, x: Any) -> tuple[Any, Callable[[View], View]] | None:
     if (permutation := _permutation(c, x)) is not None:
         source, order = permutation
         return source, lambda view: view.permuted(order)
-    bound = _call(c, x, "relax.reshape")
-    return None if bound is None else (bound.args[0], lambda view: view.reshaped(shape))
+    if (bound := _call(c, x, "relax.reshape")) is not None:
+        return bound.args[0], lambda view: view.reshaped(shape)
+    bound = _call(c, x, "relax.strided_slice")
+    starts = None if bound is None else _starts(bound, shape)
+    return None if bound is None or starts is None else (bound.args[0], lambda view: view.sliced(starts, shape))
+
+
+def _starts(bound: Any, shape: Sequence[int]) -> list[int] | None:
+    """Where a slice of every element in between begins on every axis; None for another kind of slice."""
+    axes, begin, end, *strides = ([int(each.value) for each in given] for given in bound.args[1:])
+    source = shape_of(bound.args[0])
+    if strides and any(stride != 1 for stride in strides[0]):
+        return None
+    starts = [0] * len(shape)
+    for axis, first, last in zip(axes, begin, end, strict=True):
+        first, last = (each + source[axis] if each < 0 else each for each in (first, min(last, source[axis])))
+        starts[axis] = first
+        if last - first != shape[axis]:
+            return None
+    return starts
 
 
 def _permutation(c: Context, x: Any) -> tuple[Any, list[int]] | None:

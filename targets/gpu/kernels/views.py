@@ -52,6 +52,11 @@ class View:
 
         return View(tuple(self.shape[axis] for axis in axes), index)
 
+    def sliced(self, starts: Sequence[int], shape: Sequence[int]) -> View:
+        """The part of `shape` that begins at `starts`."""
+        before = self.index
+        return View(tuple(shape), lambda place: before([at + start for at, start in zip(place, starts, strict=True)]))
+
     def reshaped(self, shape: Sequence[int]) -> View:
         """The same elements in the same order."""
         before, own, new = self.index, self.shape, tuple(shape)

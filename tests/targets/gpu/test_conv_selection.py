@@ -119,7 +119,7 @@ def test_resnet_in_float32_and_in_halves() -> None:
     kinds = Counter(node.op_type for node in made.model.graph)
     assert kinds["ToBlocked"] <= 1  # all between stays blocked: residual adds, the pool, casts
     assert kinds["FromBlocked"] == 1
-    assert str(made.pipeline) == "normalize,fuse,precision{to=fp16},select-conv,layout"
+    assert str(made.pipeline) == "normalize,fuse,precision{to=fp16},join-products,select-conv,layout"
 
 
 def test_tf32_goes_with_the_convolution() -> None:

@@ -37,7 +37,13 @@ def test_moves_give_the_same_elements(data: st.DataObject) -> None:
     array = source = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
     view = View.whole(source.shape)
     for _ in range(data.draw(st.integers(0, 3))):
-        if data.draw(st.booleans()):
+        move = data.draw(st.sampled_from(["permute", "reshape", "slice"]))
+        if move == "slice":
+            starts = [data.draw(st.integers(0, extent - 1)) for extent in array.shape]
+            stops = [data.draw(st.integers(start + 1, e)) for start, e in zip(starts, array.shape, strict=True)]
+            array = array[tuple(slice(*each) for each in zip(starts, stops, strict=True))]
+            view = view.sliced(starts, array.shape)
+        elif move == "permute" or array.size != 120:
             order = data.draw(st.permutations(range(array.ndim)))
             array, view = array.transpose(order), view.permuted(order)
         else:
@@ -54,6 +60,15 @@ def test_contiguous() -> None:
     assert heads.contiguous((2, 7, 64), 8)
     assert not heads.permuted((0, 1, 3, 2)).contiguous((2, 7, 64), 8)
     assert not View.whole((2, 7, 60)).reshaped((2, 7, 5, 12)).permuted((0, 2, 1, 3)).contiguous((2, 7, 60), 8)
+
+
+def test_joined_products_are_read_in_place(opencl: Any) -> None:
+    """One product for q, k and v; attention reads its thirds, so that there are two kernels in all."""
+    compiled = compile_model(attention_model(), target="opencl", verify="ends")
+    assert "join-products" in str(compiled.pipeline)
+    segments = [segment for stage in compiled.artifact.program.stages for segment in stage.segments]
+    calls = [call.symbol for each in segments if isinstance(each, NativeSegment) for call in each.calls]
+    assert [symbol.rsplit("_", 1)[0] for symbol in calls] == ["matmul", "attention"]
 
 
 def attention_model(order: str = "0, 2, 1, 3") -> onnx.ModelProto:
