@@ -27,6 +27,9 @@ class Format(enum.StrEnum):
     BF16 = "bf16"
 
 
+BFLOAT16_OPSET = 22
+"""The first opset whose convolutions and poolings take bfloat16."""
+
 HALVES = {Format.FP16: ir.DataType.FLOAT16, Format.BF16: ir.DataType.BFLOAT16}
 
 
@@ -39,7 +42,8 @@ class Precision(Pass):
     Conv, ConvTranspose, MatMul, Gemm and Attention always compute in half, unless a constant does not fit. Elementwise
     operators, poolings and operators that only move numbers do where that costs fewest bytes of casts, by a minimum
     cut (`_precision_cut`). Graph inputs and outputs keep their types. A tensor is cast once for all that read it;
-    constants are converted now. A Cast back to the type that a tensor was made in is dropped.
+    constants are converted now. For bfloat16 a model with convolutions becomes one of opset 22, where they have it. A
+    Cast back to the type that a tensor was made in is dropped.
 
     Half tensors hold rounded results, they say nothing about sums: targets accumulate products in float32. Numbers
     that leave the range of float16 (65504) while the model runs become infinite, which a comparison with float32
@@ -58,6 +62,7 @@ class Precision(Pass):
         if self.to == Format.TF32:
             return _mark_products(model)
         half = HALVES[self.to]
+        raised = half == ir.DataType.BFLOAT16 and _raise_opset(model)
         view = View(model.graph, half)
         rules = Rules(half, model.opset_imports.get("", 1), _captured(model))
         reasons: dict[ir.Node, str] = {}
@@ -80,7 +85,24 @@ class Precision(Pass):
         editor = Editor(model, self.name)
         Rewrite(editor, view, {*products, *(node for node in open_ if node in chosen)}).run()
         refusals = tuple(Refusal(str(node.name), reasons[node]) for node in model.graph if node in reasons)
-        return PassResult(model, editor.modified, refusals, (), (_note(model.graph, half),))
+        notes = (f"opset {BFLOAT16_OPSET} is the first whose convolutions take bfloat16",) if raised else ()
+        return PassResult(model, editor.modified or raised, refusals, (), (_note(model.graph, half), *notes))
+
+
+def _raise_opset(model: ir.Model) -> bool:
+    """Let convolutions take bfloat16; whether that was needed, and could be done.
+
+    From opset 18 on to that one operators get more types, and GroupNormalization alone gets another meaning.
+    """
+    version = model.opset_imports.get("", 1)
+    nodes = list(model.graph.all_nodes())
+    if not 18 <= version < BFLOAT16_OPSET or not any(is_op(node, "Conv", "ConvTranspose") for node in nodes):
+        return False
+    if version < 21 and any(is_op(node, "GroupNormalization") for node in nodes):
+        return False
+    for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
+        imports[""] = BFLOAT16_OPSET
+    return True
 
 
 def _mark_products(model: ir.Model) -> PassResult:

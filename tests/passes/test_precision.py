@@ -331,15 +331,28 @@ def test_bfloat16_matches_the_reference() -> None:
     require_equal(expected, {"y": actual[0]}, "bfloat16", {"float32": Tolerance(4e-2, 1e-2)})
 
 
-def test_bfloat16_convolutions_need_their_opset() -> None:
+@pytest.mark.parametrize("opset", [20, 22])
+def test_bfloat16_convolutions_get_their_opset(opset: int) -> None:
     text = "g (float[1,3,8,8] x, float[4,3,3,3] w) => (float[1,4,6,6] y) { c = Conv(x, w)  y = Relu(c) }"
-    _, result = halve(text, {"w": (4, 3, 3, 3)}, "bf16")
-    assert reasons(result)["conv0"] == "Conv of opset 20 has no bfloat16; opset 22 has"
-    assert not result.modified
-    model, _ = halve(text, {"w": (4, 3, 3, 3)}, "bf16", opset=22, execute=False)
+    model, result = halve(text, {"w": (4, 3, 3, 3)}, "bf16", opset=opset, execute=False)
+    assert model.opset_imports[""] == 22
+    assert any("opset 22 is the first" in note for note in result.notes) == (opset == 20)
     assert listing(model) == (
         "x.bfloat16:b = Cast(x)\nc:b = Conv(x.bfloat16, const[4,3,3,3]b)\ny.bfloat16:b = Relu(c)\ny = Cast(y.bfloat16)"
     )
+
+
+def test_an_opset_is_not_raised_over_what_would_mean_something_else() -> None:
+    text = (
+        "g (float[1,4,8,8] x, float[4,4,3,3] w, float[2] s, float[2] b) => (float[1,4,6,6] y)"
+        "{ c = Conv(x, w)  y = GroupNormalization<num_groups = 2>(c, s, b) }"
+    )
+    model = parse(text, {"w": (4, 4, 3, 3), "s": (2,), "b": (2,)})
+    result = Precision(Format.BF16)(model)
+    assert isinstance(result, PassResult)
+    assert model.opset_imports[""] == 20
+    assert reasons(result)["conv0"] == "Conv of opset 20 has no bfloat16; opset 22 has"
+    assert not result.modified
 
 
 def test_tf32_marks_products() -> None:

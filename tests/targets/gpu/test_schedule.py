@@ -10,7 +10,7 @@ import pytest
 from tvm import te, tirx
 from tvm.script import tirx as T
 
-from graphopt.targets.gpu import devices, schedule
+from graphopt.targets.gpu import code, devices, nvrtc, schedule
 
 Shape = tuple[int, ...]
 
@@ -73,6 +73,15 @@ def test_a_sum_between_kernels_is_scratch(run: Any) -> None:
     x = np.abs(numbers(3, 5000)) + 1
     (found,) = run(te.create_prim_func([a, y]), [x], [np.empty((3, 5000), np.float32)])
     np.testing.assert_allclose(found, x / x.astype(np.float64).sum(1, keepdims=True), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_infinities_are_written_in_every_type(dtype: str) -> None:
+    x = te.placeholder((64, 9), dtype, name="x")
+    y = te.compute((64, 9), lambda i, j: tirx.if_then_else(j < 8, x[i, j + 1], tirx.const(-math.inf, dtype)), name="y")
+    device = devices.DEVICES["h100"]
+    made = code.generate("kernel", schedule.apply(te.create_prim_func([x, y]), device).function, device)
+    assert nvrtc.compile_cuda(made.source, device.arch).image
 
 
 @T.prim_func(s_tir=True)
