@@ -440,6 +440,12 @@ def test_bfloat16_is_verified_by_the_program_that_was_compiled() -> None:
     assert 1e-4 < made.accuracy["logits"] < 4e-2
 
 
+def test_bfloat16_convolutions_are_native_on_gpus() -> None:
+    made = compile_model("zoo:lenet5", target="cuda", precision="bf16", fallback=False)
+    assert made.pipeline.model.opset_imports[""] == 22
+    assert any("opset 22 is the first" in note for step in made.pipeline.steps for note in step.notes)
+
+
 def test_verifying_for_a_device_that_is_not_there_fails_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(
