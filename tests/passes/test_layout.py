@@ -6,6 +6,8 @@ from typing import ClassVar
 import onnx_ir as ir
 import pytest
 
+from graphopt.cost_model import CostModel
+from graphopt.costs import Machine
 from graphopt.passes import Layout, SelectConv
 from graphopt.pipeline import Pass, PassResult
 
@@ -16,12 +18,15 @@ class Blocked(Pass):
 
     name: ClassVar[str] = "blocked-layout"
     block: int = 16
+    costs: CostModel = CostModel()
 
     def call(self, model: ir.Model) -> PassResult:
         from graphopt.passes.select_conv import Algorithm
 
-        first = SelectConv(algorithms=(Algorithm.BLOCKED, Algorithm.DEPTHWISE), block=self.block)(model)
-        second = Layout()(model)
+        first = SelectConv(algorithms=(Algorithm.BLOCKED, Algorithm.DEPTHWISE), block=self.block, costs=self.costs)(
+            model
+        )
+        second = Layout(costs=self.costs)(model)
         assert isinstance(second, PassResult)
         return PassResult(model, first.modified or second.modified, second.refusals)
 
@@ -177,3 +182,15 @@ def test_elementwise_work_joins_the_kernel_before_it(rewrite) -> None:
     after, _ = rewrite(Blocked(), text, weights)
     blocked = ["ToBlocked", "Conv2dBlocked", "Tanh", "Conv2dBlocked", "FromBlocked"]
     assert operators(after) == ["Conv", "Relu", *blocked, "Conv", "Add"]
+
+
+def test_casts_between_blocked_types(rewrite) -> None:
+    """A sum in float32 between convolutions in halves, where the machine blocks both."""
+    text = """g (float16[1,32,8,8] x, float16[32,32,1,1] w, float16[32,32,1,1] w2) => (float16[1,32,8,8] y)
+    { a = Conv(x, w) b = Cast<to = 1>(a) c = Mul(b, b) d = Cast<to = 10>(c) y = Conv(d, w2) }"""
+    both = CostModel(Machine(floats=("float32", "float16")))
+    after, _ = rewrite(Blocked(costs=both), text, WEIGHTS, 22)
+    assert operators(after) == ["ToBlocked", "Conv2dBlocked", "Cast", "Mul", "Cast", "Conv2dBlocked", "FromBlocked"]
+    halves = CostModel(Machine(floats=("float16",)))
+    after, _ = rewrite(Blocked(costs=halves), text, WEIGHTS, 22)
+    assert operators(after).count("FromBlocked") == 2

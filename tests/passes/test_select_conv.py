@@ -1,14 +1,19 @@
 """before -> after per algorithm; the `rewrite` fixture checks validity, numbers and idempotence each time."""
 
+import math
 import re
+from dataclasses import dataclass
+from typing import ClassVar
 
+import onnx_ir as ir
 import pytest
 
 from graphopt.cost_model import CostModel
 from graphopt.costs import Machine
 from graphopt.passes import SelectConv
 from graphopt.passes._conv_algorithms import Algorithm
-from graphopt.pipeline import ByteSize
+from graphopt.pipeline import ByteSize, Pass, PassResult
+from graphopt.work import PRECISION, Work
 
 WEIGHTS = {"w": (24, 20, 3, 3), "b": (24,)}
 CONV3X3 = """
@@ -154,3 +159,63 @@ def test_block_is_the_vector_width_of_the_machine(rewrite) -> None:
         SelectConv(algorithms=(Algorithm.BLOCKED,), costs=CostModel(Machine(vector_lanes=8))), CONV3X3, WEIGHTS
     )
     assert "const[3,3,3,3,8,8]" in after
+
+
+HALVES = Machine(floats=("float32", "float16"))
+
+
+def test_halves_where_the_machine_has_them(rewrite) -> None:
+    text = """g (float16[1,20,9,9] x, float16[24,20,3,3] w) => (float16[1,24,9,9] y)
+    { y = Conv<pads = [1, 1, 1, 1]>(x, w) }"""
+    allowed = tuple(each for each in Algorithm if each is not Algorithm.IM2COL)
+    after, result = rewrite(SelectConv(algorithms=allowed, costs=CostModel(HALVES)), text, {"w": (24, 20, 3, 3)}, 22)
+    assert "Conv2dBlocked" in after
+    assert reasons(result)["winograd4"] == "its transforms would round to half precision"
+
+
+def test_the_estimates_of_a_target(rewrite) -> None:
+    asked = []
+
+    def estimate(work: Work, units: str) -> float | None:
+        asked.append((work.op_type, units))
+        return {"Conv2dWinograd": 1e-6, "ToBlocked": 1e-9, "FromBlocked": 1e-9, "Conv2dBlocked": math.inf}.get(
+            work.op_type, 1.0
+        )
+
+    after, result = rewrite(SelectConv(costs=CostModel(Machine(), estimate)), CONV3X3, WEIGHTS)
+    assert "Conv2dWinograd" in after
+    assert ("Conv2dIm2col", "") in asked
+    assert reasons(result)["blocked"] == "the target has no kernel for it"
+    (choice,) = result.choices
+    assert choice.seconds == 1e-6
+
+
+@dataclass(frozen=True)
+class Permitted(Pass):
+    """select-conv on a model whose convolutions may round to TF32."""
+
+    name: ClassVar[str] = "permitted"
+    inner: SelectConv = SelectConv()
+
+    def call(self, model: ir.Model) -> PassResult:
+        for node in model.graph:
+            if node.op_type == "Conv":
+                node.metadata_props[PRECISION] = "tf32"
+        found = self.inner(model)
+        assert isinstance(found, PassResult)
+        return found
+
+
+@pytest.mark.parametrize(("algorithm", "mark"), [(Algorithm.BLOCKED, "tf32"), (Algorithm.WINOGRAD4, None)])
+def test_permission_to_round_goes_with_the_product(rewrite, algorithm: Algorithm, mark: str | None) -> None:
+    asked = set()
+
+    def estimate(work: Work, units: str) -> float | None:
+        asked.add(units)
+        return None
+
+    pass_ = Permitted(SelectConv(algorithms=(algorithm,), costs=CostModel(Machine(), estimate)))
+    _, result = rewrite(pass_, CONV3X3, WEIGHTS)
+    marks = [node.metadata_props.get(PRECISION) for node in result.model.graph]
+    assert marks == [None, mark, None]  # transforms multiply rounding errors
+    assert "tf32" in asked

@@ -19,10 +19,13 @@ from graphopt.work import Plan
 BUILT = [name for name in models.names() if models.describe(name).source in ("built", "trained")]
 NAMES = [*BUILT, "light/inception_v2", "light/shufflenet", "light/zfnet512"]  # the other light ones are like the built
 
+HALVES = [(name, "fp16") for name in ("resnet50", "mobilenetv2", "densenet121", "unet", "light/inception_v2")]
+"""Convolutions, depthwise ones, parts of Concat, decoders: what is chosen and written otherwise in halves."""
 
-def lowered(name: str) -> tuple[list[KernelCall], dict[str, code.DeviceCode], dict[str, Plan]]:
+
+def lowered(name: str, precision: str) -> tuple[list[KernelCall], dict[str, code.DeviceCode], dict[str, Plan]]:
     """Calls, functions and plans of a model, all of whose nodes are native, as one segment."""
-    made = rewrite(f"zoo:{name}", target="cuda", costs="roofline")
+    made = rewrite(f"zoo:{name}", target="cuda", costs="roofline", precision=precision)
     backend: Any = made.backend
     expand_functions(made.model, backend.supports)
     opsets = made.model.opset_imports
@@ -34,9 +37,9 @@ def lowered(name: str) -> tuple[list[KernelCall], dict[str, code.DeviceCode], di
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_machine_code(name: str, record_property: Any) -> None:
-    calls, functions, plans = lowered(name)
+@pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in NAMES), *HALVES])
+def test_machine_code(name: str, precision: str, record_property: Any) -> None:
+    calls, functions, plans = lowered(name, precision)
     assert {call.symbol for call in calls} == set(functions)
     for device in (devices.DEVICES["a100"], devices.DEVICES["h100"]):
         backend = target.GpuTarget("cuda", device)
