@@ -159,3 +159,35 @@ def test_after_fuse_modules_compute_the_same(names: tuple[str, ...], tmp_path: P
         [sys.executable, "-P", "-c", FUSED, str(tmp_path), *names], capture_output=True, text=True, check=False
     )
     assert done.stdout == "".join(f"{name} []\n" for name in names), done.stderr
+
+
+COMPILED = """
+import sys
+import torch
+from pathlib import Path
+from graphopt import load, models
+from graphopt.bench import one
+from graphopt.bench.sides import Settings
+from graphopt.bench.torch_model import Graph, narrowed
+from graphopt.verify import random_inputs
+from torch._dynamo.utils import counters
+
+loaded = load(models.build("wideresnet28-2")).model
+feeds = random_inputs(loaded, 0)
+files = one._files(models.build("wideresnet28-2"), loaded, ["torch"], Settings(2, target="cuda"), Path(sys.argv[1]))
+graph = Graph(files["torch"], torch.bfloat16)
+function = torch.compile(graph.compute, dynamic=False, fullgraph=True, backend="eager")
+inputs = [narrowed(torch.from_numpy(feeds[name]), torch.bfloat16) for name in graph.input_names]
+sets = [(graph.constants, inputs), ([each.clone() for each in graph.constants], [each.clone() for each in inputs])]
+with torch.inference_mode():
+    first, second = [function(constants, *given) for constants, given in sets]
+assert all(map(torch.equal, first, second))
+print(counters["stats"]["unique_graphs"])
+"""
+
+
+def test_one_compilation_is_for_all_sets_of_constants(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", COMPILED, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "1\n", done.stderr
