@@ -27,7 +27,7 @@ from graphopt.targets.gpu.kernels.access import Chunk
 from graphopt.targets.gpu.kernels.attention_tiles import Shape
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.mma import CLOCK, HOPPER_MMA
-from graphopt.targets.gpu.kernels.mma_operand import COLUMNS, ROWS
+from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS
 from graphopt.targets.gpu.kernels.tensor_cores import Units
 from graphopt.targets.gpu.kernels.views import View, Views
 from graphopt.targets.kernels.common import const, dims, round_up
@@ -123,7 +123,7 @@ def seconds(shape: Shape, tile: Tile, device: Device, kind: str) -> float:
     fetched = together * 2 * tile.keys * (deep + wide) / 40
     chain = 600.0 + (cores + scores) / together
     terms = (cores + scores, shared, fetched, chain)
-    slices = math.ceil(shape.keys / tile.keys)
+    slices = math.ceil(shape.keys / tile.keys) * shape.visible(tile.rows, tile.keys)
     return rounds * ((slices + 1) * (max(terms) + sum(terms) / 8) + 1500) / CLOCK
 
 
@@ -230,7 +230,9 @@ class _Writer:
         units.commit()
         self._copy(self.v, self.views.v, t.keys, s.width, s.keys, 0, self._value_base(0))
         units.commit()
-        count = math.ceil(s.keys / t.keys)
+        count: Any = math.ceil(s.keys / t.keys)
+        if s.reach is not None:
+            count = tirx.min(tirx.floordiv(self.first_row + (t.rows - 1 + s.reach), t.keys) + 1, count)
         with T.serial(0, count) as turn:
             start, more = turn * t.keys, turn + 1 < count
             masks = self._masks(start)

@@ -8,7 +8,6 @@ leave through shared memory, so that neighbouring threads store neighbouring res
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,15 +17,13 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import split as parts_of
 from graphopt.targets.gpu.kernels.access import Reach
-from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.mma_operand import COLUMNS, ROWS, Side
+from graphopt.targets.gpu.kernels.guards import when
+from graphopt.targets.gpu.kernels.mma_operand import Side
 from graphopt.targets.gpu.kernels.product import Product
 from graphopt.targets.gpu.kernels.split import SPLITS, Store
+from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS, Strips
 from graphopt.targets.gpu.kernels.tensor_cores import CHUNK_BYTES, Units
 from graphopt.targets.kernels.common import const
-
-VECTOR = 4
-"""Results that a thread stores at a time, where they are neighbours in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,42 +204,14 @@ class Writer:
             with units.unrolled(self.down) as i, units.unrolled(self.across) as j:
                 units.multiply(sums, (i * self.across + j) * 4, a, i * 4, b, j * 2)
 
-    def _store(self, sums: Any, store: Callable[..., tuple[Any, Any, list[Any]]]) -> None:
-        """Strips of 16 rows through shared memory, each warp's by itself."""
-        p, t = self.product, self.tile
-        vector = self._vector(store)
-        stride = t.columns + COLUMNS  # rows of a strip then begin in different banks
-        strip = T.alloc_buffer((t.warps * ROWS * stride,), p.dtype, scope=self.units.scope)
-        base = self.warp * (ROWS * stride)
+    def _store(self, sums: Any, store: Store) -> None:
+        """All strips of the warp's tile."""
+        t = self.tile
+        strips = Strips(self.product, self.units, store, (t.m, t.n), t.split > 1)
+        strips.allocate(t.warps, t.columns)
         with self.units.unrolled(self.down) as i:
-            with self.units.unrolled(self.across) as j:
-                for half in range(2):
-                    at = base + (self.lane // 4 + half * 8) * stride + j * COLUMNS + self.lane % 4 * 2
-                    with T.vectorized(0, 2) as each:
-                        value = sums[(i * self.across + j) * 4 + half * 2 + each]
-                        T.buffer_store(strip, value, [at + each])
-            self.units.warp_barrier()
-            with self.units.unrolled(ROWS * t.columns // vector // 32) as turn:
-                item = turn * 32 + self.lane
-                inner_row, inner_column = item // (t.columns // vector), item % (t.columns // vector) * vector
-                row = self.row + self.own_row + i * ROWS + inner_row
-                column = self.column + self.own_column + inner_column
-                with when(inside((row, p.m, t.m), (column, p.n, t.n))), T.vectorized(0, vector) as each:
-                    value = strip[base + inner_row * stride + inner_column + each]
-                    T.buffer_store(*store(self.at, row, column + each, value))
-            self.units.warp_barrier()
-
-    def _vector(self, store: Callable[..., tuple[Any, Any, list[Any]]]) -> int:
-        """How many results are stored together: `VECTOR` where results along n are neighbours in memory, aligned."""
-        if self.tile.split > 1:
-            return VECTOR if self.product.n % VECTOR == 0 else 1
-
-        def element(batch: Any, place: Any, depth: Any) -> Any:
-            buffer, _, indices = store(batch, depth, place, const(0, self.product.dtype))
-            return buffer[tuple(indices)]
-
-        target = Reach(element, self.product.n, self.product.m, self.product.index)
-        return VECTOR if target.contiguous(False, VECTOR) else 1
+            place = self.row + self.own_row + i * ROWS, self.column + self.own_column
+            strips.put(sums, i * self.across * 4, self.thread, self.at, *place)
 
 
 def resident(tile: Tile) -> int:

@@ -15,13 +15,11 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.gpu.kernels.access import Reach
 from graphopt.targets.gpu.kernels.guards import inside, when
+from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS
 from graphopt.targets.kernels.common import const
 
 if TYPE_CHECKING:
     from graphopt.targets.gpu.kernels.mma import Writer
-
-ROWS, COLUMNS = 16, 8
-"""What one instruction multiplies."""
 
 
 class Side:

@@ -1,0 +1,77 @@
+"""How sums leave the tensor cores' lanes: strips of 16 rows through shared memory, each warp's by itself.
+
+A lane holds two neighbouring sums of every eight columns; afterwards it stores four neighbours, or one, as they lie in
+the result, with the epilogue applied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.targets.gpu.kernels.access import Reach
+from graphopt.targets.gpu.kernels.guards import inside, when
+from graphopt.targets.gpu.kernels.product import Product
+from graphopt.targets.gpu.kernels.split import Store
+from graphopt.targets.gpu.kernels.tensor_cores import Units
+from graphopt.targets.kernels.common import const
+
+VECTOR = 4
+"""Results that a thread stores at a time, where they are neighbours in memory."""
+
+ROWS, COLUMNS = 16, 8
+"""Of the sums of one instruction of a warp."""
+
+
+class Strips:
+    """Stores sums of a product; `tile` is the extent of a block's part of it, along m and n."""
+
+    def __init__(self, product: Product, units: Units, store: Store, tile: tuple[int, int], split: bool) -> None:
+        """Args: split: `store` keeps sums of parts of k, in rows of n."""
+        self.product, self.units, self.store, self.tile = product, units, store, tile
+        self.vector = _vector(product, store, split)
+
+    def allocate(self, warps: int, columns: int) -> None:
+        """Shared memory for strips of `columns`."""
+        self.columns = columns
+        self.stride = columns + COLUMNS  # rows of a strip then begin in different banks
+        self.strip = T.alloc_buffer((warps * ROWS * self.stride,), self.product.dtype, scope=self.units.scope)
+
+    def put(self, sums: Any, first: Any, thread: Any, at: Any, row: Any, column: Any) -> None:
+        """Store the sums from `first` on.
+
+        Args:
+            at: the first argument of `store`; row, column: of the strip's first result.
+        """
+        warp, lane = thread // 32, thread % 32
+        base = warp * (ROWS * self.stride)
+        with self.units.unrolled(self.columns // COLUMNS) as j:
+            for half in range(2):
+                place = base + (lane // 4 + half * 8) * self.stride + j * COLUMNS + lane % 4 * 2
+                with T.vectorized(0, 2) as each:
+                    T.buffer_store(self.strip, sums[first + j * 4 + half * 2 + each], [place + each])
+        self.units.warp_barrier()
+        across = self.columns // self.vector
+        with self.units.unrolled(ROWS * across // 32) as turn:
+            item = turn * 32 + lane
+            inner_row, inner_column = item // across, item % across * self.vector
+            m, n = row + inner_row, column + inner_column
+            limits = (m, self.product.m, self.tile[0]), (n, self.product.n, self.tile[1])
+            with when(inside(*limits)), T.vectorized(0, self.vector) as each:
+                value = self.strip[base + inner_row * self.stride + inner_column + each]
+                T.buffer_store(*self.store(at, m, n + each, value))
+        self.units.warp_barrier()
+
+
+def _vector(product: Product, store: Store, split: bool) -> int:
+    """How many results are stored together: `VECTOR` where results along n are neighbours in memory, aligned."""
+    if split:
+        return VECTOR if product.n % VECTOR == 0 else 1
+
+    def element(batch: Any, place: Any, depth: Any) -> Any:
+        buffer, _, indices = store(batch, depth, place, const(0, product.dtype))
+        return buffer[tuple(indices)]
+
+    target = Reach(element, product.n, product.m, product.index)
+    return VECTOR if target.contiguous(False, VECTOR) else 1
