@@ -2,8 +2,8 @@
 
 Without a name it runs those of a CPU, with `gpu` all those of a GPU. Each answer is kept in benchmarks/cpu/NAME.json or
 benchmarks/gpu/NAME.json with its command and date, and BENCHMARKS.md is written anew from all that are there. `--write`
-only writes. Keep the machine quiet meanwhile, and bind the process to the cores that count:
-`taskset -c 0,1 python benchmarks/measure.py`.
+only writes. On a GPU every model is kept as soon as it is measured, and `--resume` leaves out those that are kept. Keep
+the machine quiet meanwhile, and bind the process to the cores that count: `taskset -c 0,1 python benchmarks/measure.py`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graphopt.bench import suite
 from graphopt.report import benchmark, layers
 from graphopt.report.document import Table, plain
 
@@ -34,13 +35,40 @@ class Entry:
     title: str
     command: str
     text: str
-    measure: Callable[[Entry], Any]
+    measure: Callable[[Entry, Any], Iterator[Any]]
+    """Gives what is known so far, each time that more is; is told what was kept before, None if it is to begin."""
     show: Callable[[Any], str]
 
 
-def bench(entry: Entry) -> Any:
+def bench(entry: Entry, _: Any = None) -> Iterator[Any]:
     """The document of a `graphopt bench` command."""
-    return graphopt(*entry.command.split()[1:])
+    yield graphopt(*entry.command.split()[1:])
+
+
+def each_model(entry: Entry, before: Any) -> Iterator[Any]:
+    """The same of a command for a GPU, one model at a time; what was measured before on that GPU is left out."""
+    words = entry.command.split()[2:]
+    suites = [words[at + 1] for at, word in enumerate(words) if word == "--suite"]
+    models = [word for word in words if word.startswith("zoo:")]
+    rest = [word for word in words if word not in models and word != "--suite" and word not in suites]
+    document = before
+    known = {row["model"] for row in before["models"] if row["error"] is None} if before else set()
+    for model in [*models, *(name for each in suites for name in suite.suite(each, device=True))]:
+        if model not in known:
+            document = merged(document, graphopt("bench", model, *rest))
+            yield document
+
+
+def merged(document: Any, new: Any) -> Any:
+    """A document with the models of a new one, in place of rows that failed."""
+    if document is None:
+        return new
+    gpus = [each["environment"]["device"]["name"] for each in (document, new)]
+    if gpus[0] != gpus[1]:
+        raise SystemExit(f"what is kept was measured on {gpus[0]} and this is {gpus[1]}: leave out --resume")
+    names = {row["model"] for row in new["models"]}
+    rows = [*(row for row in document["models"] if row["model"] not in names), *new["models"]]
+    return {**new, "models": rows, "geometric_mean": suite.means(rows, list(new["geometric_mean"]))}
 
 
 def table(document: Any) -> str:
@@ -59,15 +87,15 @@ def graphopt(*arguments: str, cache: Path | None = None) -> Any:
     return json.loads(done.stdout)
 
 
-def selection(entry: Entry) -> Any:
+def selection(entry: Entry, _: Any = None) -> Iterator[Any]:
     """What each compilation says of its solution, and the models with it, greedy and on one layout, interleaved."""
     names = [word for word in entry.command.split() if word.startswith("zoo:")]
-    document = bench(entry)
+    (document,) = bench(entry)
     with tempfile.TemporaryDirectory() as folder:
         for row, name in zip(document["models"], names, strict=True):
             compiled = graphopt("compile", name, "--threads", "2", "--explain", "-o", f"{folder}/model.gopt")
             row["selection"] = compiled["selection"]
-    return document
+    yield document
 
 
 def show_selection(document: Any) -> str:
@@ -76,7 +104,7 @@ def show_selection(document: Any) -> str:
     return table(document) + "\n\n" + "\n".join(said)
 
 
-def compiling(_: Entry) -> list[dict[str, Any]]:
+def compiling(_: Entry, __: Any = None) -> Iterator[list[dict[str, Any]]]:
     """Seconds of a whole command each: nothing kept, costs kept, costs and code kept, and from artifact to result."""
     from graphopt import models
 
@@ -100,7 +128,7 @@ def compiling(_: Entry) -> list[dict[str, Any]]:
         found[-1]["what"] += ", the same bytes" if same else ", OTHER BYTES"
         for _ in range(3):
             timed("artifact to first result", cache, "run", first, "--random", "--threads", "2")
-    return found
+    yield found
 
 
 def show_compiling(rows: Any) -> str:
@@ -174,56 +202,56 @@ ON_GPU = {
         "Matrix product, 4096 cubed",
         "graphopt bench --suite gemm --target cuda --peer torch",
         "PyTorch calls cuBLAS; in float32 without TF32.",
-        bench,
+        each_model,
         table,
     ),
     "gpu-resnet50": Entry(
         "ResNet-50 in float16",
         "graphopt bench zoo:resnet50 zoo:resnet50-b32 --target cuda --precision fp16",
         "Batches 1 and 32. PyTorch computes in channels_last on halves, with cuDNN's benchmark.",
-        bench,
+        each_model,
         table,
     ),
     "gpu-vgg16": Entry(
         "VGG-16 in float16",
         "graphopt bench zoo:vgg16 zoo:vgg16-b32 --target cuda --precision fp16",
         "Batches 1 and 32.",
-        bench,
+        each_model,
         table,
     ),
     "gpu-bert": Entry(
         "BERT-base, batch 8, in float16",
         "graphopt bench zoo:bert-base-b8 --target cuda --precision fp16",
         "At sequence length 128.",
-        bench,
+        each_model,
         table,
     ),
     "gpu-zoo": Entry(
         "The zoo in float32",
         "graphopt bench --suite zoo --target cuda",
         "Batch 1.",
-        bench,
+        each_model,
         table,
     ),
     "gpu-zoo-fp16": Entry(
         "The zoo in float16",
         "graphopt bench --suite zoo --target cuda --precision fp16",
         "Batch 1.",
-        bench,
+        each_model,
         table,
     ),
     "gpu-seeded": Entry(
         "Nine models of the onnx package with random weights",
         "graphopt bench --suite seeded --target cuda --peer torch",
         "Batch 1, float32.",
-        bench,
+        each_model,
         table,
     ),
     "gpu-layers": Entry(
         "The 3 x 3 convolutions of a residual network, in float32",
         "graphopt bench --suite layers --target cuda",
         "Batch 1.",
-        bench,
+        each_model,
         table,
     ),
     "gpu-kernels": Entry(
@@ -288,23 +316,36 @@ def main(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         sys.stdout.write(f"{__doc__}\nTables: {', '.join(entries)}.\n")
         return 0
-    unknown = [name for name in arguments if name not in entries and name not in ("--write", "gpu")]
+    flags = ("--write", "--resume")
+    unknown = [name for name in arguments if name not in (*entries, *flags, "gpu")]
     if unknown:
         sys.stderr.write(f"there is no table {unknown[0]}; there are {', '.join(entries)}, and gpu for all on a GPU\n")
         return 2
-    wanted = [each for name in arguments or TABLES for each in (ON_GPU if name == "gpu" else [name])]
+    named = [name for name in arguments if name not in flags]
+    wanted = [each for name in named or TABLES for each in (ON_GPU if name == "gpu" else [name])]
     for name in [] if "--write" in arguments else wanted:
         entry = entries[name]
+        again = "--resume" in arguments and kept(name).is_file()
+        before = json.loads(kept(name).read_text(encoding="utf-8"))["document"] if again else None
         try:
-            document = entry.measure(entry)
+            for document in entry.measure(entry, before):
+                keep(name, document)
         except subprocess.CalledProcessError as error:
             return int(error.returncode)  # it said why
-        answer = {"command": entry.command, "date": datetime.date.today().isoformat(), "document": document}
-        kept(name).parent.mkdir(exist_ok=True)
-        kept(name).write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(page(), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
     return 0
+
+
+def keep(name: str, document: Any) -> None:
+    """Write the answer of a table, and the page with it."""
+    answer = {
+        "command": (TABLES | ON_GPU)[name].command,
+        "date": datetime.date.today().isoformat(),
+        "document": document,
+    }
+    kept(name).parent.mkdir(exist_ok=True)
+    kept(name).write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
 
 
 def page() -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from graphopt.bench import suite
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -106,6 +108,60 @@ def test_goals_are_of_models_that_are_measured(measure: Any) -> None:
         assert model in [*words, *(each for known in suites for each in suite(known, device=True))]
         assert peer in words or "--peer" not in words
     assert set(measure.CHECKED) <= set(measure.ON_GPU)
+
+
+def _answers(
+    measure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu: str = "A GPU"
+) -> list[tuple[str, ...]]:
+    """Nothing is run: every command answers at once, and is written down."""
+    asked: list[tuple[str, ...]] = []
+
+    def answer(*arguments: str) -> Any:
+        asked.append(arguments)
+        row = {**_gemm(0.5), "model": arguments[1], "quiet": True, "sides": {}, "fallback_nodes": 0, "mismatch": None}
+        row["ratios"]["torch"]["log_deviation"] = 0.1
+        return {
+            "threads": 2,
+            "precision": "fp32",
+            "environment": {"versions": {}, "device": {"name": gpu, "driver": "1", "cuda": "13.0"}},
+            "models": [row],
+            "geometric_mean": suite.means([row], ["torch"]),
+        }
+
+    monkeypatch.setattr(measure, "graphopt", answer)
+    monkeypatch.setattr(measure, "HERE", tmp_path)
+    monkeypatch.setattr(measure, "PAGE", tmp_path / "page.md")
+    return asked
+
+
+def test_models_on_a_gpu_are_kept_one_by_one(measure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = _answers(measure, monkeypatch, tmp_path)
+    assert measure.main(["gpu-gemm", "gpu-bert"]) == 0
+    rest = ("--target", "cuda", "--peer", "torch")
+    assert asked[:2] == [("bench", f"zoo:layer/gemm-4096{kind}", *rest) for kind in ("", "-fp16")]
+    assert asked[2] == ("bench", "zoo:bert-base-b8", "--target", "cuda", "--precision", "fp16")
+    document = json.loads((tmp_path / "gpu" / "gemm.json").read_text())["document"]
+    assert [row["model"] for row in document["models"]] == [each[1] for each in asked[:2]]
+    assert document["geometric_mean"]["torch"]["models"] == 2
+    assert document["geometric_mean"]["torch"]["value"] == pytest.approx(2.0)
+    assert "fp16 product, 4096 cubed" in (tmp_path / "page.md").read_text()
+
+
+def test_what_is_kept_is_not_measured_again(measure: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = _answers(measure, monkeypatch, tmp_path)
+    measure.main(["gpu-gemm"])
+    file = tmp_path / "gpu" / "gemm.json"
+    answer = json.loads(file.read_text())
+    answer["document"]["models"][1]["error"] = "it was ended"
+    file.write_text(json.dumps(answer))
+    del asked[:]
+    assert measure.main(["gpu-gemm", "--resume"]) == 0
+    assert [each[1] for each in asked] == ["zoo:layer/gemm-4096-fp16"]
+    assert [row["error"] for row in json.loads(file.read_text())["document"]["models"]] == [None, None]
+    file.write_text(json.dumps(answer))
+    _answers(measure, monkeypatch, tmp_path, "Another GPU")
+    with pytest.raises(SystemExit, match="measured on A GPU and this is Another GPU: leave out --resume"):
+        measure.main(["gpu-gemm", "--resume"])
 
 
 def test_a_command_that_fails_leaves_what_is_kept(

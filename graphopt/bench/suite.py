@@ -91,12 +91,6 @@ def run(
     for number, model in enumerate(models, 1):
         where = f"[{number}/{len(models)}] {model}"
         rows.append(_row(model, options, lambda text, where=where: say(f"{where}: {text}")))  # type: ignore[misc]
-    means = {}
-    for name in sides:
-        ratios = [row["ratios"][name] for row in rows if row["error"] is None and name in row["ratios"]]
-        mean = intervals.geometric_mean([(each["value"], each["log_deviation"]) for each in ratios])
-        bounds = None if mean is None else {"value": mean.value, "low": mean.low, "high": mean.high}
-        means[name] = None if bounds is None else {**bounds, "models": len(ratios)}
     return {
         "target": target,
         "level": level,
@@ -105,8 +99,19 @@ def run(
         "date": datetime.date.today().isoformat(),
         "environment": environment(facts),
         "models": rows,
-        "geometric_mean": means,
+        "geometric_mean": means(rows, sides),
     }
+
+
+def means(rows: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+    """Of every peer the geometric mean of its ratios, with its interval and the number of models that it ran."""
+    found: dict[str, dict[str, Any] | None] = {}
+    for name in peers:
+        ratios = [row["ratios"][name] for row in rows if row["error"] is None and name in row["ratios"]]
+        mean = intervals.geometric_mean([(each["value"], each["log_deviation"]) for each in ratios])
+        bounds = None if mean is None else {"value": mean.value, "low": mean.low, "high": mean.high}
+        found[name] = None if bounds is None else {**bounds, "models": len(ratios)}
+    return found
 
 
 def environment(device: Mapping[str, Any] | None = None) -> dict[str, Any]:
