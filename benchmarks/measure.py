@@ -3,7 +3,7 @@
 Without a name it runs those of a CPU, with `gpu` all those of a GPU. Each answer is kept in benchmarks/cpu/NAME.json or
 benchmarks/gpu/NAME.json with its command and date, and BENCHMARKS.md is written anew from all that are there. `--write`
 only writes. On a GPU every model is kept as soon as it is measured, and `--resume` leaves out those that are kept. Keep
-the machine quiet meanwhile, and bind the process to the cores that count: `taskset -c 0,1 python benchmarks/measure.py`.
+the machine quiet meanwhile, and bind the process to the cores that count: `taskset -c 0,1 python benchmarks/measure.py`
 """
 
 from __future__ import annotations
