@@ -1,9 +1,8 @@
 """The operators of the domain `graphopt` on blocked tensors x[N, CB, H, W, b], for GPUs.
 
 The channels of a block are neighbours in memory, and so are the pixels of a block of channels. A convolution is then a
-product whose rows m are the pixels of all images, and whose columns n and depth k are channels: k = (input block, tap,
-lane) goes through b neighbouring elements at a time, which are inside the image together or outside it together, so
-that a thread copies 16 bytes at once whatever the padding; and neighbouring threads write neighbouring channels.
+product of pixels and channels (`kernels.conv_blocked`) whose operands a thread copies 16 bytes at a time, whatever the
+padding; and neighbouring threads write neighbouring channels.
 
 Why blocks and not all channels ([N, H, W, C]): a warp reads whole sectors of 32 bytes either way, because the next
 pixel of the same channels follows at once; and a Concat of channels, which is most of what an inception or dense block
@@ -33,7 +32,7 @@ from graphopt.targets.converters.base import (
 from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
-from graphopt.targets.gpu.kernels import product, transposes, window, winograd
+from graphopt.targets.gpu.kernels import conv_blocked, product, transposes, window, winograd
 from graphopt.targets.gpu.kernels.axes import Axes, blocked
 from graphopt.targets.gpu.kernels.window import Window
 from graphopt.targets.kernels.common import const
@@ -71,42 +70,16 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
     """Conv2dBlocked: pixels times channels, one product for each group."""
     _require_floats(c, inputs)
     x, w, bias = inputs
-    (images, _, height, width, lanes), (_, deep, *kernel, _, b) = shape_of(x), shape_of(w)
-    groups, dtype, out = c.integer("group", 1), dtype_of(x), c.out_shape
-    blocks, taps = out[1] // groups, math.prod(kernel)
-    depth = deep * taps * lanes
-    seen = _window(c, tuple(kernel))
-
-    def define(v: Any, u: Any, s: Any) -> Any:
-        def patch(g: Any, m: Any, k: Any) -> Any:
-            lane, rest = tirx.floormod(k, lanes), tirx.floordiv(k, lanes)
-            tap, block = tirx.floormod(rest, taps), g * deep + tirx.floordiv(rest, taps)
-            row, column = tirx.floormod(tirx.floordiv(m, out[3]), out[2]), tirx.floormod(m, out[3])
-            place = (row, column), (tirx.floordiv(tap, kernel[1]), tirx.floormod(tap, kernel[1]))
-            (y, z), inside = seen.at(*place, (height, width), (out[2], out[3]))
-            value = v[tirx.floordiv(m, out[2] * out[3]), block, y, z, lane]
-            return tirx.if_then_else(inside, value, const(0, dtype)) if inside is not None else value
-
-        return product.compute(
-            patch,
-            lambda g, k, n: u[g * blocks + tirx.floordiv(n, b), k, tirx.floormod(n, b)],
-            (groups, images * out[2] * out[3], blocks * b, depth),
-            Axes(
-                (
-                    (("m", images),),
-                    (("b", groups), ("n", blocks)),
-                    (("m", out[2]),),
-                    (("m", out[3]),),
-                    (("n", b),),
-                )
-            ),  # fmt: skip
-            dtype,
-            lambda _, block, y, z, lane: s[block, lane],
-            accumulator(dtype),
-            c.tf32,
-        )
-
-    return c.te("conv", define, x, c.reshape(w, (out[1], depth, b)), bias, pattern=EPILOGUE)
+    blocks, deep, *kernel, lanes, b = shape_of(w)
+    seen, groups, kept = _window(c, tuple(kernel)), c.integer("group", 1), accumulator(dtype_of(x))
+    return c.te(
+        "conv",
+        lambda v, u, s: conv_blocked.compute(v, u, s, seen, groups, c.out_shape, kept, c.tf32),
+        x,
+        c.reshape(w, (blocks, deep * math.prod(kernel) * lanes, b)),
+        bias,
+        pattern=EPILOGUE,
+    )
 
 
 def winograd_blocked(c: Context, inputs: list[Any]) -> Any:

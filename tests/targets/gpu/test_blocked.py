@@ -10,14 +10,16 @@ import onnx_ir as ir
 import onnx_ir.passes.common
 import pytest
 from numpy.typing import NDArray
-from tvm import te, tirx
+from tvm import s_tir, te, tirx
 
 from graphopt.compiler import compile_model
 from graphopt.runtime.opencl import OpenClDevice
 from graphopt.targets.gpu import code, devices, nvrtc, schedule
 from graphopt.targets.gpu.code import SYNCHRONIZED
-from graphopt.targets.gpu.kernels import transposes, window, winograd
+from graphopt.targets.gpu.kernels import conv_blocked, mma, product, transposes, window, winograd
+from graphopt.targets.kernels.common import blocks_of
 from graphopt.verify import Tolerance, random_inputs, require_equal, run_onnxruntime
+from tests.targets.gpu.matrix_units import PRELUDE, MatrixUnits
 
 Array = NDArray[Any]
 
@@ -218,6 +220,38 @@ def test_transforms_with_few_threads(run: Any, device: devices.Device, m: int) -
             expected[:, :, i * m : (i + 1) * m, j * m : (j + 1) * m] = once
     expected = expected[:, :, :8, :8] + x[:, :, :1, :1]
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["float16", "tf32"])
+@pytest.mark.parametrize(("groups", "lanes"), [(1, 16), (2, 16), (1, 1)])
+def test_convolutions_on_emulated_tensor_cores(execute: Any, kind: str, groups: int, lanes: int) -> None:
+    """Copies of 16 bytes under the window's condition; the first layer's planes one by one; neighbours in the store."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 2 * groups, 7, 9, lanes)).astype(np.float32)
+    w = rng.standard_normal((2 * groups, 2, 3, 3, lanes, 16)).astype(np.float32)
+    bias = rng.standard_normal((2 * groups, 16)).astype(np.float32)
+    seen = window.Window((3, 3), (2, 1), (1, 2), (1, 2))
+    out = (2, 2 * groups, 4, 9, 16)
+    given = x, w.reshape(2 * groups, -1, 16), bias
+    a, u, s = (te.placeholder(each.shape, "float32", name=name) for each, name in zip(given, "awb", strict=True))
+    y = conv_blocked.compute(a, u, s, seen, groups, out, "float32")
+    result = te.compute(out, lambda *i: tirx.max(y(*i), tirx.const(0, "float32")), name="relu")
+    sch = s_tir.Schedule(te.create_prim_func([a, u, s, result]))
+    found = product.read(sch, next(block for block in blocks_of(sch) if block.rule == product.NAME))
+    tile = mma.Tile(32, 32, 32 if kind == "float16" else 16, 16, 16, 3, 1)
+    units = MatrixUnits(kind)
+    writer = mma.Writer(found, tile, units)
+    assert [side.vector for side in writer.sides] == [units.chunk if lanes > 1 else 1, units.chunk]
+    (computed,) = execute(mma.write(found, tile, units), given, [np.empty(out, np.float32)], prelude=PRELUDE)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (2, 2), (0, 0)))
+    expected = np.zeros(out, np.float32) + bias[None, :, None, None]
+    for g in range(groups):
+        own = slice(2 * g, 2 * g + 2)
+        for i in range(3):
+            for j in range(3):
+                part = padded[:, own, i : i + 8 : 2, 2 * j : 2 * j + 9]
+                expected[:, own] += np.einsum("nchwi,ocib->nohwb", part, w[own, :, i, j])
+    np.testing.assert_allclose(computed, np.maximum(expected, 0), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

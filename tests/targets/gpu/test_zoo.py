@@ -19,8 +19,8 @@ from graphopt.work import Plan
 BUILT = [name for name in models.names() if models.describe(name).source in ("built", "trained")]
 NAMES = [*BUILT, "light/inception_v2", "light/shufflenet", "light/zfnet512"]  # the other light ones are like the built
 
-HALVES = [(name, "fp16") for name in ("resnet50", "mobilenetv2", "densenet121", "unet", "light/inception_v2")]
-"""Convolutions, depthwise ones, parts of Concat, decoders: what is chosen and written otherwise in halves."""
+HALVES = [(name, "fp16") for name in ("resnet18", "mobilenetv2", "unet")]
+"""Convolutions, depthwise ones, decoders: what is chosen and written otherwise in halves."""
 
 
 def lowered(name: str, precision: str) -> tuple[list[KernelCall], dict[str, code.DeviceCode], dict[str, Plan]]:

@@ -1,0 +1,50 @@
+"""Convolutions on blocked tensors as products: rows m are the pixels of all images, columns n and depth k channels.
+
+    y[n, co, h, w, lane]    m = (n, h, w)    n = (co, lane)    k = (input block, tap, input lane)
+
+The b elements of k that share a tap lie together in memory, and are inside the image together or outside it together.
+The taps of a block come before the next block: what they read is mostly the same.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import tirx
+
+from graphopt.targets.gpu.kernels import product
+from graphopt.targets.gpu.kernels.axes import Axes
+from graphopt.targets.gpu.kernels.window import Window
+from graphopt.targets.kernels.common import const, dims
+
+
+def compute(
+    x: Any, w: Any, bias: Any, seen: Window, groups: int, out: tuple[int, ...], accumulate: str, tf32: bool = False
+) -> Any:
+    """y of shape `out`, of x[N, CI, H, W, bi], w[CO, CI / groups * taps * bi, b] (k as above) and bias[CO, b]."""
+    _, _, height, width, lanes = dims(x)
+    _, depth, b = dims(w)
+    taps, blocks, images = math.prod(seen.kernel), out[1] // groups, out[0]
+    deep = depth // (taps * lanes)
+
+    def patch(g: Any, m: Any, k: Any) -> Any:
+        lane, rest = tirx.floormod(k, lanes), tirx.floordiv(k, lanes)
+        tap, block = tirx.floormod(rest, taps), g * deep + tirx.floordiv(rest, taps)
+        place = tirx.floormod(tirx.floordiv(m, out[3]), out[2]), tirx.floormod(m, out[3])
+        at = tirx.floordiv(tap, seen.kernel[1]), tirx.floormod(tap, seen.kernel[1])
+        (y, z), inside = seen.at(place, at, (height, width), (out[2], out[3]))
+        value = x[tirx.floordiv(m, out[2] * out[3]), block, y, z, lane]
+        return value if inside is None else tirx.if_then_else(inside, value, const(0, x.dtype))
+
+    image, channel, rows, columns = ("m", images), (("b", groups), ("n", blocks)), ("m", out[2]), ("m", out[3])
+    return product.compute(
+        patch,
+        lambda g, k, n: w[g * blocks + tirx.floordiv(n, b), k, tirx.floormod(n, b)],
+        (groups, images * out[2] * out[3], blocks * b, depth),
+        Axes(((image,), channel, (rows,), (columns,), (("n", b),))),
+        str(x.dtype),
+        lambda _, block, y, z, lane: bias[block, lane],
+        accumulate,
+        tf32,
+    )
