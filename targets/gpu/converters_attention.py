@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from tvm import relax
 
 from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.converters.index import constant
 from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.converters_views import seen_through, wanted_order
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import attention as kernel
 from graphopt.targets.gpu.kernels import attention_mma, attention_tiles
 from graphopt.targets.gpu.kernels.attention_mma import CHUNK
 from graphopt.targets.gpu.kernels.attention_tiles import seconds
-from graphopt.targets.gpu.kernels.tensor_cores import TensorCores
+from graphopt.targets.gpu.kernels.tensor_cores import LABELS, TensorCores
 from graphopt.targets.gpu.kernels.views import View, Views
+from graphopt.work import Plan
 
 
 def attention(c: Context, inputs: list[Any]) -> Any:
@@ -35,9 +39,8 @@ def attention(c: Context, inputs: list[Any]) -> Any:
         raise NotSupported(f"the operands of {name} are empty or differ in batch or heads")
     device: Any = c.machine
     assert isinstance(device, Device)
-    shape = attention_tiles.Shape(
-        math.prod(sq[:2]), sq[2], sk[2], sq[3], sv[3], "float32" if dtype in HALVES else dtype
-    )
+    kept = "float32" if dtype in HALVES else dtype
+    shape = attention_tiles.Shape(math.prod(sq[:2]), sq[2], sk[2], sq[3], sv[3], kept, _reach(c, sq[2], sk[2]))
     fitting = attention_tiles.tiles(shape, device)
     if not fitting:
         raise NotSupported(
@@ -47,9 +50,13 @@ def attention(c: Context, inputs: list[Any]) -> Any:
     tile, scale = fitting[0], c.real("scale", 1.0)
     sources, views = _seen(c, [q, k, v])
     on_cores = attention_mma.tiles(shape, device, dtype) if device.cuda and dtype in HALVES else []
-    marks: dict[str, int]
-    if on_cores and attention_mma.seconds(shape, on_cores[0], device, dtype) < seconds(shape, tile, device):
+    marks: dict[str, Any]
+    plan = Plan("attention", f"{tile.rows}x{tile.keys}", seconds(shape, tile, device))
+    assert plan.seconds is not None
+    if on_cores and attention_mma.seconds(shape, on_cores[0], device, dtype) < plan.seconds:
         best, units = on_cores[0], TensorCores(dtype)
+        taken = attention_mma.seconds(shape, best, device, dtype)
+        plan = Plan("attention", f"{best.rows}x{best.keys}", taken, precision=f"{LABELS[dtype]} mma")
         marks = attention_mma.attributes(shape, best, device)
 
         def define(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
@@ -61,10 +68,32 @@ def attention(c: Context, inputs: list[Any]) -> Any:
             return kernel.compute(q, k, v, mask, scale, shape, tile, views)
 
     y = c.builder.emit_te(
-        define, *sources, *inputs[3:], primfunc_name_hint="attention", primfunc_attrs={"op_pattern": OPAQUE, **marks}
+        define,
+        *sources,
+        *inputs[3:],
+        primfunc_name_hint="attention",
+        primfunc_attrs={"op_pattern": OPAQUE, **marks, **plans.attribute(plan)},
     )
     order = wanted_order(c.node, 4)
     return y if order is None else c.builder.emit(relax.op.permute_dims(y, [order.index(axis) for axis in range(4)]))
+
+
+def _reach(c: Context, queries: int, keys: int) -> int | None:
+    """How many keys beyond its own place a query sees, where a constant mask says so for all; None where it does not.
+
+    What is masked has a weight of zero: it is -inf, or so low that no score makes up for it. A query that sees nothing
+    averages everything, or is NaN; then nothing is skipped.
+    """
+    mask = constant(c, 3)
+    if mask is None or mask.ndim < 2 or mask.shape[-2:] != (queries, keys) or queries == 1:
+        return None
+    lowest = -3e4 if mask.dtype == np.float16 else -1e9
+    seen = (mask.astype(np.float32) > lowest).reshape(-1, queries, keys)
+    if not np.all(np.max(seen, axis=2)):
+        return None
+    last = keys - 1 - np.argmax(np.flip(np.max(seen, axis=0), axis=1), axis=1)
+    reach = int((last - np.arange(queries)).max())
+    return reach if reach < keys - 1 else None
 
 
 def _seen(c: Context, operands: list[Any]) -> tuple[list[Any], Views]:

@@ -142,6 +142,9 @@ class _Writer:
         count: Any = self.own_tiles
         if self.key_tiles % self.own_tiles:
             count = tirx.min(self.own_tiles, self.key_tiles - first)
+        if self.shape.reach is not None:  # none at all for some parts, which then have nothing to say
+            seen = self.first_row + (t.rows - 1 + self.shape.reach)
+            count = tirx.max(tirx.min(count, tirx.floordiv(seen, t.keys) + 1 - first), 0)
         self.of_keys.fetch(first * t.keys, 0)
         self.of_keys.put(self.slices)
         self._wait()

@@ -21,7 +21,10 @@ WAITING = 32
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """q[heads, queries, depth], k[heads, keys, depth], v[heads, keys, width]; sums are of `kept`, a float type."""
+    """q[heads, queries, depth], k[heads, keys, depth], v[heads, keys, width]; sums are of `kept`, a float type.
+
+    Query s sees no keys beyond s + `reach`, but some before: a causal mask. None where that is not known.
+    """
 
     heads: int
     queries: int
@@ -29,6 +32,20 @@ class Shape:
     depth: int
     width: int
     kept: str
+    reach: int | None = None
+
+    def visible(self, rows: int, keys: int) -> float:
+        """The share of all tiles of `keys` that tiles of `rows` queries go through."""
+        tiles = math.ceil(self.keys / keys)
+        starts = range(0, self.queries, rows)
+        return sum(self.tiles_of(start, rows, keys) for start in starts) / (len(starts) * tiles)
+
+    def tiles_of(self, first_row: int, rows: int, keys: int) -> int:
+        """How many tiles of `keys`, from the first on, `rows` queries from `first_row` on see something of."""
+        tiles = math.ceil(self.keys / keys)
+        if self.reach is None:
+            return tiles
+        return min(tiles, (min(first_row + rows, self.queries) - 1 + self.reach) // keys + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +194,7 @@ def seconds(shape: Shape, tile: Tile, device: Device) -> float:
     fetched = together * tile.keys * (shape.depth + shape.width) * ITEM_BYTES[shape.kept]
     slices = depth // tile.deep + tile.keys // tile.some
     terms = (products / 128, loads / 32, fetched / 32, 300.0 + 400 * slices)
-    cycles = rounds * (keys + 1) * (max(terms) + sum(terms) / 8)
+    cycles = rounds * (keys * shape.visible(tile.rows, tile.keys) + 1) * (max(terms) + sum(terms) / 8)
     results = shape.heads * shape.queries * shape.width
     again = 0.0 if tile.split == 1 else 4e-6 + (tile.split + 1) * results * 4 / device.bandwidth
     return cycles / CLOCK + again

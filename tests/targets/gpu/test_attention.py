@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tvm import te
 
 from graphopt import backend
+from graphopt.targets.converters.base import Context
 from graphopt.targets.gpu import code, converters_attention, devices, nvrtc, schedule, target
 from graphopt.targets.gpu.kernels import attention, attention_tiles
 from graphopt.verify import run_onnxruntime
@@ -21,9 +22,13 @@ _NAMES = ("graphopt.Attention", "graphopt.AttentionMasked")
 
 
 def _function(
-    device: devices.Device, given: list[Array], scale: float, tile: attention_tiles.Tile | None = None
+    device: devices.Device,
+    given: list[Array],
+    scale: float,
+    tile: attention_tiles.Tile | None = None,
+    reach: int | None = None,
 ) -> Any:
-    shape = _shape(given)
+    shape = dataclasses.replace(_shape(given), reach=reach)
     placeholders = [te.placeholder(array.shape, str(array.dtype), name=f"x{i}") for i, array in enumerate(given)]
     chosen = tile or attention_tiles.tiles(shape, device)[0]
     mask = placeholders[3] if len(given) > 3 else None
@@ -58,9 +63,11 @@ def _expected(given: list[Array], scale: float) -> Array:
     return result
 
 
-def _check(run: Any, device: devices.Device, given: list[Array], scale: float, tile: Any = None) -> None:
+def _check(
+    run: Any, device: devices.Device, given: list[Array], scale: float, tile: Any = None, reach: int | None = None
+) -> None:
     expected = _expected(given, scale)
-    function = _function(device, given, scale, tile)
+    function = _function(device, given, scale, tile, reach)
     (y,) = run(function, given, [np.empty(expected.shape, given[0].dtype)])
     np.testing.assert_allclose(y, expected, rtol=2e-4, atol=2e-5)
 
@@ -202,6 +209,74 @@ def test_slices(run: Any, device: devices.Device, deep: int, some: int) -> None:
     """Their number decides which half of the shared memory a tile of keys begins with."""
     tile = attention_tiles.Tile(4, 32, 1, 2, deep, some)
     _check(run, device, _inputs(1, 2, 6, 100, 18, 24), 0.3, tile)
+
+
+def _causal(queries: int, keys: int, reach: int, low: float = -np.inf) -> Array:
+    """A mask that lets query s see keys up to s + reach."""
+    return np.where(np.arange(keys) <= np.arange(queries)[:, None] + reach, 0, low).astype(np.float32)[None, None]
+
+
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize(("queries", "keys", "reach"), [(70, 70, 0), (40, 130, 90), (9, 200, 3), (130, 100, 1)])
+def test_causal_masks(run: Any, device: devices.Device, queries: int, keys: int, reach: int, split: int) -> None:
+    """Tiles that no query of a block sees are not looked at."""
+    given = [*_inputs(1, 2, queries, keys, 16, 24), _causal(queries, keys, reach)]
+    tile = attention_tiles.Tile(16, 32, 2, 2, 16, 32, split)
+    if tile.threads > device.threads_per_block:
+        pytest.skip("more threads than the device has")
+    _check(run, device, given, 0.3, tile, reach)
+
+
+def test_what_is_skipped_is_not_read(run: Any, device: devices.Device) -> None:
+    given = [*_inputs(1, 2, 9, 200, 16, 24), _causal(9, 200, 3)]
+    expected = _expected(given, 0.3)
+    given[1][:, :, 64:] = given[2][:, :, 64:] = np.nan
+    function = _function(device, given, 0.3, attention_tiles.Tile(4, 32, 1, 2, 16, 32), 3)
+    (y,) = run(function, given, [np.empty(expected.shape, np.float32)])
+    np.testing.assert_allclose(y, expected, rtol=2e-4, atol=2e-5)
+
+
+def test_half_of_a_causal_square_is_half_the_work() -> None:
+    shape = attention_tiles.Shape(12, 1024, 1024, 64, 64, "float32")
+    causal = dataclasses.replace(shape, reach=0)
+    assert shape.visible(64, 64) == 1
+    assert 0.5 < causal.visible(64, 64) < 0.6
+    tile = attention_tiles.tiles(shape, devices.DEVICES["h100"])[0]
+    both = [attention_tiles.seconds(each, tile, devices.DEVICES["h100"]) for each in (causal, shape)]
+    assert both[0] < 0.75 * both[1]
+
+
+@pytest.mark.parametrize(
+    ("mask", "dtype", "reach"),
+    [
+        (_causal(20, 33, 0), np.float32, 0),
+        (_causal(20, 33, 5, -3.4e38), np.float32, 5),
+        (_causal(20, 33, 5, -6e4), np.float16, 5),
+        (_causal(20, 33, 0, -1e4), np.float32, None),  # a score may make up for that
+        (_causal(20, 33, -1), np.float32, None),  # the first query sees nothing
+        (_causal(20, 33, 32), np.float32, None),  # all of them see everything
+        (_causal(20, 33, 0)[..., :1], np.float32, None),
+    ],
+    ids=["causal", "lowest numbers", "lowest halves", "low numbers", "a blind query", "nothing masked", "broadcast"],
+)
+def test_what_a_constant_mask_says(lab: Any, mask: Array, dtype: Any, reach: int | None) -> None:
+    feeds = dict(zip(("q", "k", "v"), _inputs(2, 3, 20, 33, 16, 8), strict=True))
+    node = lab.model("y = graphopt.AttentionMasked <scale = 0.25> (q, k, v, m)", feeds, {"m": mask}).graph[0]
+    node.inputs[3].const_value = ir.tensor(mask.astype(dtype))
+    assert converters_attention._reach(Context(None, None, node, None), 20, 33) == reach  # type: ignore[arg-type]
+
+
+def test_a_causal_node(lab: Any, opencl: Any) -> None:
+    """Against the body of the function in ONNX Runtime; what cannot be seen is NaN, and so never read."""
+    feeds = dict(zip(("q", "k", "v"), _inputs(2, 3, 20, 400, 16, 8), strict=True))
+    model = lab.model("y = graphopt.AttentionMasked <scale = 0.25> (q, k, v, m)", feeds, {"m": _causal(20, 400, 3)})
+    prepared = backend.prepare(ir.to_proto(model), "OPENCL", fallback=False)
+    expected = run_onnxruntime(model, feeds)["y"]
+    for hidden in (False, True):
+        if hidden:
+            feeds["k"][:, :, 200:] = feeds["v"][:, :, 200:] = np.nan
+        (y,) = prepared.run(list(feeds.values()))
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mask", [None, (2, 1, 1, 33)])

@@ -21,13 +21,18 @@ TILES = (attention_mma.Tile(1, 32), attention_mma.Tile(2, 32), attention_mma.Til
 
 
 def build(
-    sizes: Sizes, mask: tuple[int, ...] | None, tile: attention_mma.Tile, units: Units, scale: float = 0.3
+    sizes: Sizes,
+    mask: tuple[int, ...] | None,
+    tile: attention_mma.Tile,
+    units: Units,
+    scale: float = 0.3,
+    reach: int | None = None,
 ) -> Any:
     batch, heads, queries, keys, depth, width = sizes
     shapes = [(batch, heads, queries, depth), (batch, heads, keys, depth), (batch, heads, keys, width)]
     given = [te.placeholder(shape, units.dtype, name=f"x{i}") for i, shape in enumerate(shapes)]
     masks = [] if mask is None else [te.placeholder(mask, units.dtype, name="mask")]
-    shape = attention_tiles.Shape(batch * heads, queries, keys, depth, width, "float32")
+    shape = attention_tiles.Shape(batch * heads, queries, keys, depth, width, "float32", reach)
     y = attention_mma.compute(*given, masks[0] if masks else None, scale, shape, tile, units)
     function = te.create_prim_func([*given, *masks, y])
     for key, value in attention_mma.attributes(shape, tile, devices.DEVICES["a100"]).items():
@@ -116,3 +121,19 @@ def test_what_does_not_fit() -> None:
     for depth, width in ((20, 64), (64, 136), (64, 4)):
         shape = attention_tiles.Shape(12, 128, 128, depth, width, "float32")
         assert attention_mma.tiles(shape, devices.DEVICES["h100"], "float16") == []
+
+
+def test_causal_masks(execute: Any) -> None:
+    """Tiles that no query of a block sees are not read: they are NaN."""
+    sizes = batch, heads, queries, keys, depth, width = 1, 2, 70, 200, 16, 16
+    rng = np.random.default_rng(5)
+    shapes = [(batch, heads, queries, depth), (batch, heads, keys, depth), (batch, heads, keys, width)]
+    q, k, v = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    seen = np.arange(keys) <= np.arange(queries)[:, None] + 3
+    mask = np.where(seen, 0, -np.inf).astype(np.float32)[None, None]
+    weights = np.exp(0.3 * q.astype(np.float64) @ k.swapaxes(2, 3) + mask)
+    expected = weights / weights.sum(-1, keepdims=True) @ v
+    k[:, :, 128:] = v[:, :, 128:] = np.nan
+    function = build(sizes, mask.shape, TILES[1], MatrixUnits("float16"), reach=3)
+    (y,) = execute(function, [q, k, v, mask], [np.empty(expected.shape, np.float32)], prelude=PRELUDE)
+    np.testing.assert_allclose(y, expected, rtol=2e-4, atol=2e-5)
