@@ -27,7 +27,7 @@ PASSES = {
 DEFAULT = "normalize,fuse,select-conv,layout,choose-tiles"
 """The pipeline of `graphopt compile` when --passes is not given."""
 
-_GPU = "normalize,fuse,join-products,select-conv,layout"
+_GPU = "normalize,fuse,join-products,select-conv{max-workspace=1GiB},layout"
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
 """Where a target has another one: tiles are chosen by the kernels themselves."""
 

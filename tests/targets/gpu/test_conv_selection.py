@@ -119,7 +119,8 @@ def test_resnet_in_float32_and_in_halves() -> None:
     kinds = Counter(node.op_type for node in made.model.graph)
     assert kinds["ToBlocked"] <= 1  # all between stays blocked: residual adds, the pool, casts
     assert kinds["FromBlocked"] == 1
-    assert str(made.pipeline) == "normalize,fuse,precision{to=fp16},join-products,select-conv,layout"
+    names = [each.name for each in made.pipeline.passes]
+    assert names.index("fuse") < names.index("precision") < names.index("select-conv") < names.index("layout")
 
 
 def test_tf32_goes_with_the_convolution() -> None:
