@@ -10,9 +10,11 @@ from graphopt.targets.converters import recurrent_node
 from graphopt.targets.converters.base import EPILOGUE, FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.converters.recurrent_node import LENGTHS, B, C, H, P, R, W, X, operands, zeros
 from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import product, recurrence, recurrence_cuts
 from graphopt.targets.gpu.kernels.axes import Axes
+from graphopt.work import Plan
 
 
 def recurrent(c: Context, inputs: list[Any]) -> Any:
@@ -49,6 +51,7 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
     device: Any = c.machine
     assert isinstance(device, Device)
     made = recurrence_cuts.cut(layer, device)
+    plan = Plan("recurrence", f"{made.units}x{made.rows}x{made.lanes}", recurrence_cuts.seconds(layer, made, device))
     projected = _projected(c, layer, x, given[W], given[B])
     extra: dict[str, Any] = {}
     if layer.reset_after:
@@ -66,7 +69,7 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         initial,
         extra,
         primfunc_name_hint=cell.lower(),
-        primfunc_attrs={"op_pattern": OPAQUE, **recurrence.attributes(layer, made, device)},
+        primfunc_attrs={"op_pattern": OPAQUE, **recurrence.attributes(layer, made, device), **plans.attribute(plan)},
     )
     results = [relax.TupleGetItem(whole, i) for i in range(1 + len(states))]
     wanted = [value.uses() or value.is_graph_output() for value in c.node.outputs]

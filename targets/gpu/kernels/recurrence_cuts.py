@@ -80,6 +80,21 @@ class Cut:
         return ITEM_BYTES[dtype] * self.units * self.rows * gates * (stride(self.lanes) + 1)
 
 
+STEP = 4e-6
+"""Seconds from the begin of a kernel to that of the next one that waits for it, about."""
+
+
+def seconds(layer: Layer, made: Cut, device: Device) -> float:
+    """An estimate: every step waits for the one before, and reads R from the second-level cache, or else from memory.
+
+    The cache is taken to give three times what memory does.
+    """
+    weights = layer.directions * layer.gates * layer.hidden**2 * ITEM_BYTES[layer.dtype]
+    bandwidth = device.bandwidth * (3 if weights <= device.l2_bytes // 2 else 1)
+    again = math.ceil(layer.batch / made.rows)
+    return layer.steps * (len(layer.phases) * STEP + again * weights / bandwidth)
+
+
 def cut(layer: Layer, device: Device) -> Cut:
     """Blocks as large as leaves none of the multiprocessors idle."""
     gates = max(count for _, count in layer.phases)

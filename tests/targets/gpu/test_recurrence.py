@@ -158,6 +158,7 @@ def test_halves_are_computed_in_single_precision(lab: Any, cell: str, gates: int
     found = backend.lower(list(graph), list(graph.inputs), list(graph.outputs), model.opset_imports, "s_")
     values, kernels = found.values, [call for call in found.calls if cell.lower() in call.symbol]
     assert len(kernels) == 1
+    assert found.plans[kernels[0].symbol].seconds
     for name in (*kernels[0].inputs, *kernels[0].outputs, *kernels[0].scratch):
         assert values[name].dtype in ("float32", "int32")
     assert {str(values[value.name].dtype) for value in graph.outputs} == {"float16"}
@@ -258,6 +259,19 @@ def test_machine_code(name: str, cell: str, batch: int) -> None:
         assert found.spilled == 0
         assert found.shared <= 48 << 10
         assert found.blocks(made.threads, 0, device) >= 2
+
+
+def test_what_takes_longer() -> None:
+    """More steps, a second kernel for each, weights that the cache does not hold."""
+    device = devices.DEVICES["h100"]
+
+    def seconds(cell: str, steps: int, hidden: int) -> float:
+        layer = recurrence_cuts.Layer(cell, steps, 1, hidden, 1, "float32", DEFAULTS[cell])
+        return recurrence_cuts.seconds(layer, recurrence_cuts.cut(layer, device), device)
+
+    assert seconds("LSTM", 200, 512) == pytest.approx(2 * seconds("LSTM", 100, 512))
+    assert seconds("GRU", 100, 512) > 1.3 * seconds("LSTM", 100, 512)
+    assert seconds("LSTM", 100, 4096) > 10 * seconds("LSTM", 100, 512)
 
 
 @pytest.mark.parametrize("device", [devices.OPENCL, *devices.DEVICES.values()], ids=lambda device: device.name)
