@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import onnx_ir as ir
 from tvm import relax, te, tirx
 
 from graphopt.targets.converters.base import EPILOGUE, FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters.convolution import begin_pads
 from graphopt.targets.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters_attention import attention
-from graphopt.targets.gpu.converters_blocked import BLOCKED, accumulator
+from graphopt.targets.gpu.converters_blocked import BLOCKED, accumulator, on_cores
 from graphopt.targets.gpu.converters_recurrent import recurrent
-from graphopt.targets.gpu.converters_rows import layer_norm, softmax
+from graphopt.targets.gpu.converters_rows import channel_norm, layer_norm, softmax
 from graphopt.targets.gpu.converters_views import transpose
 from graphopt.targets.gpu.kernels import product
 from graphopt.targets.gpu.kernels.axes import Axes
@@ -101,6 +102,12 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     if seen.depth <= NARROW and per_group == 1:
         return _narrow(c, x, w, bias, seen)
     return _convolution(c, x, w, bias, seen, weight)
+
+
+def conv_im2col(c: Context, inputs: list[Any]) -> Any:
+    """Conv2dIm2col, whose weights are a matrix [O, C * taps]: patches are computed where they are read here too."""
+    x, w, bias = inputs
+    return conv(c, [x, c.reshape(w, (shape_of(w)[0], shape_of(x)[1], *c.integers("kernel_shape"))), bias])
 
 
 def conv_transpose(c: Context, inputs: list[Any]) -> Any:
@@ -200,6 +207,9 @@ def _matmul(
         return NotImplemented
     k, m = (sa[-2], sa[-1]) if left_transposed else (sa[-1], sa[-2])
     n = sb[-2] if right_transposed else sb[-1]
+    if not right_transposed and on_cores(c, dtype) and c.node.inputs[1] is not None and _constant(c.node.inputs[1]):
+        order = [*range(len(sb) - 2), len(sb) - 1, len(sb) - 2]  # done while compiling
+        b, sb, right_transposed = c.builder.emit(relax.op.permute_dims(b, order)), (*sb[:-2], n, k), True
     lead = out[:-2]
     parts = (len(lead), 1, 1)
     if math.prod(sb[:-2]) == 1 and not left_transposed:  # every leading axis of the left side is one more row
@@ -236,6 +246,10 @@ def _matmul(
     return c.te("matmul", define, a, b, pattern=EPILOGUE)
 
 
+def _constant(value: ir.Value) -> bool:
+    return value.const_value is not None
+
+
 def fully_connected(c: Context, inputs: list[Any]) -> Any:
     """Gemm."""
     a, b = inputs[:2]
@@ -258,6 +272,7 @@ def left_to_tvm(_: Context, __: list[Any]) -> Any:
 OWN: Mapping[str, Converter] = {
     **BLOCKED,
     "Conv": conv,
+    "graphopt.Conv2dIm2col": conv_im2col,
     "MatMul": matmul,
     "Gemm": fully_connected,
     "graphopt.Attention": attention,
@@ -265,6 +280,8 @@ OWN: Mapping[str, Converter] = {
     "Softmax": softmax(logarithm=False),
     "LogSoftmax": softmax(logarithm=True),
     "LayerNormalization": layer_norm,
+    "InstanceNormalization": channel_norm,
+    "GroupNormalization": channel_norm,
     "Transpose": transpose,
     "Exp": left_to_tvm,
     "Sigmoid": left_to_tvm,

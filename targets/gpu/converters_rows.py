@@ -1,4 +1,4 @@
-"""Softmax and layer normalization on a GPU; halves are computed in single precision."""
+"""Softmax and normalization of rows on a GPU; halves are computed in single precision."""
 
 from __future__ import annotations
 
@@ -55,6 +55,32 @@ def layer_norm(c: Context, inputs: list[Any]) -> Any:
         attributes,
     )
     return [c.reshape(y, shape), *(None for _ in c.node.outputs[1:])]
+
+
+def channel_norm(c: Context, inputs: list[Any]) -> Any:
+    """InstanceNormalization, and GroupNormalization with a weight for each channel (opset 21), of x[N, C, ...]."""
+    x, weight, bias = inputs[:3]
+    shape, dtype = shape_of(x), dtype_of(x)
+    if dtype not in (*FLOATS, *HALVES) or 0 in shape or len(shape) < 3 or shape_of(weight) != (shape[1],):
+        return NotImplemented
+    if shape_of(bias) != (shape[1],):
+        return NotImplemented
+    groups = c.integer("num_groups", 1) if c.node.op_type == "GroupNormalization" else shape[1]
+    deep, area = shape[1] // groups, math.prod(shape[2:])
+    epsilon = c.real("epsilon", 1e-5)
+    work, made, attributes = _cut(c, shape[0] * groups, deep * area, dtype)
+
+    def place(row: Any, column: Any) -> Any:
+        return row % groups * deep + column // area
+
+    y = c.definitions.emit(
+        c.builder,
+        "channel_norm",
+        lambda v, w, b: rows.layer_norm(v, w, b, epsilon, work, made, place),
+        [c.reshape(x, (work.rows, work.n)), weight, bias],
+        attributes,
+    )
+    return c.reshape(y, shape)
 
 
 def _cut(c: Context, count: int, n: int, dtype: str) -> tuple[row_cuts.Rows, row_cuts.Cut, dict[str, Any]]:

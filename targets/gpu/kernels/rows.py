@@ -30,13 +30,24 @@ def softmax(x: Any, work: Rows, made: Cut, logarithm: bool) -> Any:
     return _extern("softmax", [x], lambda row: row.softmax(logarithm), work, made)
 
 
-def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float, work: Rows, made: Cut) -> Any:
+def layer_norm(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    epsilon: float,
+    work: Rows,
+    made: Cut,
+    place: Callable[[Any, Any], Any] = lambda row, column: column,
+) -> Any:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias along the last axis of x[rows, n]; bias may be None.
 
     Two passes over the row, so that a large mean does not cancel the variance.
+
+    Args:
+        place: (row, column) -> where the weight and the bias of that element are; by default at its column.
     """
     given = [x, weight] if bias is None else [x, weight, bias]
-    return _extern("layer_norm", given, lambda row: row.layer_norm(epsilon), work, made)
+    return _extern("layer_norm", given, lambda row: row.layer_norm(epsilon, place), work, made)
 
 
 def _extern(name: str, inputs: Sequence[Any], write: Callable[[_Row], None], work: Rows, made: Cut) -> Any:
@@ -92,7 +103,7 @@ class _Row:
             factor = self._reduce(1, _add, 0, power, lambda found: self._const(1) / found)
             self._write(lambda x, column: power(x, column) * factor)
 
-    def layer_norm(self, epsilon: float) -> None:
+    def layer_norm(self, epsilon: float, place: Callable[[Any, Any], Any]) -> None:
         """Centred, scaled by the deviation, and by the weights of its column."""
         weight, bias = self.inputs[1], self.inputs[2] if len(self.inputs) > 2 else None
         inverse = self._const(1.0 / self.work.n)
@@ -107,8 +118,9 @@ class _Row:
         factor = self._reduce(1, _add, 0, square, lambda found: tirx.rsqrt(found * inverse + self._const(epsilon)))
 
         def finish(x: Any, column: Any) -> Any:
-            value = (x - mean) * factor * weight[column].astype(self.work.accumulate)
-            return value if bias is None else value + bias[column].astype(self.work.accumulate)
+            at = place(self.row, column)
+            value = (x - mean) * factor * weight[at].astype(self.work.accumulate)
+            return value if bias is None else value + bias[at].astype(self.work.accumulate)
 
         self._write(finish)
 

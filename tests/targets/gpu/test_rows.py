@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from tvm import te
 
+from graphopt import backend
 from graphopt.targets.gpu import code, devices, nvrtc, schedule, target
 from graphopt.targets.gpu.kernels import row_cuts, rows
+from graphopt.verify import run_onnxruntime
 
 Array = NDArray[Any]
 
@@ -148,3 +151,27 @@ def test_halves_need_no_casts(lab: Any, body: str, operands: int) -> None:
     assert plan.seconds
     assert len(call.inputs) == operands
     assert {found.values[name].dtype for name in (*call.inputs, *call.outputs)} == {"float16"}
+
+
+@pytest.mark.parametrize(
+    ("body", "shape"),
+    [
+        ("y = InstanceNormalization(x, w, b)", (2, 6, 9, 9)),
+        ("y = InstanceNormalization <epsilon = 0.1> (x, w, b)", (1, 6, 40)),
+        ("y = GroupNormalization <num_groups = 3> (x, w, b)", (2, 6, 5, 7)),
+        ("y = GroupNormalization <num_groups = 1> (x, w, b)", (3, 6, 40, 40)),
+        ("y = GroupNormalization <num_groups = 6> (x, w, b)", (2, 6, 4)),
+    ],
+)
+def test_normalization_of_channels(lab: Any, opencl: Any, body: str, shape: tuple[int, ...]) -> None:
+    """One kernel, against ONNX Runtime."""
+    feeds = {"x": numbers(*shape) + 3}
+    model = lab.model(body, feeds, {"w": numbers(6), "b": numbers(7)[:6]})
+    prepared = backend.prepare(ir.to_proto(model), "OPENCL", fallback=False)
+    (y,) = prepared.run([feeds["x"]])
+    np.testing.assert_allclose(y, run_onnxruntime(model, feeds)["y"], rtol=1e-4, atol=1e-4)
+    ((compiled, _),) = prepared._programs.values()
+    (segment,) = compiled.artifact.program.stages[0].segments
+    assert len(segment.calls) == 1
+    (plan,) = compiled.artifact.manifest["kernels"].values()
+    assert plan["algorithm"] == "rows"
