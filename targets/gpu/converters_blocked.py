@@ -66,6 +66,12 @@ def _window(c: Context, kernel: tuple[int, ...]) -> Window:
     )
 
 
+def on_cores(c: Context, dtype: str) -> bool:
+    """Whether tensor cores may multiply numbers of `dtype`; they want both operands along k."""
+    device: Any = c.machine
+    return bool(device.cuda) and (dtype in HALVES or c.tf32)
+
+
 def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
     """Conv2dBlocked: pixels times channels, one product for each group."""
     _require_floats(c, inputs)
@@ -257,10 +263,20 @@ def _transposed(c: Context, x: Any, tile: transposes.Transpose) -> Any:
     )
 
 
+def no_kernel(c: Context, _: list[Any]) -> Any:
+    """What is chosen for CPUs only.
+
+    Raises:
+        NotSupported: always.
+    """
+    raise NotSupported(f"{c.node.op_type} has no kernel for GPUs; compile the model that it was made from")
+
+
 BLOCKED: Mapping[str, Converter] = {
     "graphopt.ToBlocked": to_blocked,
     "graphopt.FromBlocked": from_blocked,
     "graphopt.Conv2dBlocked": conv2d_blocked,
+    "graphopt.Conv2dFft": no_kernel,
     "graphopt.Conv2dWinograd": winograd_blocked,
     "graphopt.DepthwiseConv2dBlocked": depthwise_blocked,
     "graphopt.MaxPoolBlocked": pool_blocked("max"),

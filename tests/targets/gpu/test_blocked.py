@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
-from graphopt.compiler import compile_model
+from graphopt.compiler import compile_model, rewrite
 from graphopt.runtime.opencl import OpenClDevice
 from graphopt.targets.gpu import code, devices, nvrtc, schedule
 from graphopt.targets.gpu.code import SYNCHRONIZED
@@ -105,6 +105,19 @@ def test_depthwise(opencl: OpenClDevice, given: Mapping[str, Any]) -> None:
 def test_winograd(opencl: OpenClDevice, m: int, given: Mapping[str, Any]) -> None:
     passes = f"select-conv{{algorithms=winograd{m},max-error=1}},layout"
     assert "Conv2dWinograd" in conv(passes, 1e-6 * 4**m, **given)
+
+
+def test_what_cpus_chose(opencl: OpenClDevice) -> None:
+    """A graph that was rewritten for CPUs."""
+    weights = {"w": (24, 20, 3, 3), "b": (24,)}
+    values = {"n": 2, "c": 20, "o": 24, "h": 9, "w": 9, "kh": 3, "kw": 3, "deep": 20, "group": 1}
+    values |= {"pads": [1, 0, 2, 1], "strides": [2, 1], "dilations": [1, 1]}
+    given = model(CONV.format(**values), weights)
+    made = rewrite(given, passes="select-conv{algorithms=im2col}", costs="roofline").model
+    assert [node.op_type for node in made.graph] == ["Conv2dIm2col"]
+    feeds = random_inputs(made, 0)
+    compiled = compile_model(made, target="opencl", passes="", fallback=False)
+    require_equal(run_onnxruntime(made, feeds), compiled.artifact.session().run(feeds), "on PoCL")
 
 
 SURROUNDED = """g (float[2,20,11,12] x, float[24,20,3,3] w, float[24,24,3,3] v) => (y)
