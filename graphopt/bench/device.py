@@ -29,13 +29,9 @@ def find(target: str) -> dict[str, Any]:
 
 def level(facts: Mapping[str, Any]) -> str | None:
     """What to compile for: the description of this very GPU, or of its architecture; None where the driver compiles."""
-    from graphopt.targets.gpu.devices import DEVICES
+    from graphopt.targets.gpu import devices
 
-    if facts["arch"] is None:
-        return None
-    called = str(facts["name"]).lower().replace(" ", "")
-    fitting = (name for name, each in DEVICES.items() if each.arch == facts["arch"] and name in called)
-    return next(fitting, str(facts["arch"]))
+    return None if facts["arch"] is None else devices.level_of(str(facts["name"]), str(facts["arch"]))
 
 
 class DeviceSide:

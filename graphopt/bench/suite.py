@@ -25,7 +25,11 @@ SUITES = ("light", "zoo", "seeded", "layers", "gemm")
 _SOURCES = {"light": ("onnx",), "zoo": ("built", "trained"), "seeded": ("seeded",)}
 _PREFIXES = {"layers": "layer/conv", "gemm": "layer/gemm"}
 _PACKAGES = ("graphopt", "apache-tvm", "onnxruntime", "torch", "numpy")
-_ON_GPUS = ("nvidia-cuda-nvrtc", "cuda-bindings", "triton")
+_ON_GPUS = (
+    "nvidia-cuda-nvrtc", "cuda-bindings", "triton",
+    "nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cudnn-cu12",
+)  # fmt: skip
+"""Named as well where a GPU was used: what compiles for it, and what torch calls."""
 _LARGE = "layer/gemm-4096"
 """Products that fill a GPU, and take a CPU seconds."""
 

@@ -2,8 +2,8 @@
 
     y = Conv(x, w, b); z = Relu(y)   ->   torch.convolution(x, w, b, ...); torch.relu(y)
 
-It covers the convolutional networks of the zoo, BERT, GPT-2, ViT, the perceptron and the single layers. Whether the
-functions mean the same is not proved here: whoever times the module compares its outputs first.
+It covers the convolutional networks of the zoo, BERT, GPT-2, ViT, LSTMs, the perceptron and the single layers. Whether
+the functions mean the same is not proved here: whoever times the module compares its outputs first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphopt.bench import torch_recurrent
 from graphopt.bench.torch_operators import TABLE, Function, Operator, UnsupportedError
 
 
@@ -34,6 +35,7 @@ class Graph(nn.Module):
         graph = onnx.load(file).graph
         constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
         self.input_names = tuple(each.name for each in graph.input if each.name not in constants)
+        torch_recurrent.rearranged(graph.node, constants)
         self.output_names = tuple(each.name for each in graph.output)
         kinds = (each.type.tensor_type.elem_type for each in graph.output)
         self.output_dtypes = tuple(str(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in kinds)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from graphopt.bench import torch_recurrent
 from graphopt.errors import GraphoptError
 
 Function = Callable[..., Any]
@@ -273,6 +274,17 @@ def _attention(operator: Operator) -> Function:
     return lambda q, k, v, mask=None: functional.scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
 
+def _lstm(operator: Operator) -> Function:
+    usual = {"hidden_size", "direction"}
+    if operator.attributes.get("direction", "forward") == "reverse" or any(
+        operator.attributes[name] not in (0, []) for name in operator.attributes if name not in usual
+    ):
+        raise operator.refusal("its direction, or an attribute that torch has not")
+    if len(operator.constants) < 7 or not all(isinstance(each, np.ndarray) for each in operator.constants[3:]):
+        raise operator.refusal("its weights are no constants, or it has sequence lengths or peepholes")
+    return torch_recurrent.lstm(operator.attributes, operator.outputs)  # type: ignore[no-any-return]
+
+
 def _gelu(operator: Operator) -> Function:
     approximate = operator.attributes.get("approximate", "none")
     return lambda x: functional.gelu(x, approximate=approximate)
@@ -344,6 +356,7 @@ TABLE: Mapping[str, Callable[[Operator], Function]] = {
     "HardSwish": _plain(functional.hardswish),
     "Identity": _plain(lambda x: x),
     "LRN": _local_norm,
+    "LSTM": _lstm,
     "LayerNormalization": _layer_norm,
     "Less": _plain(torch.lt),
     "MatMul": _plain(torch.matmul),

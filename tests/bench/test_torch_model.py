@@ -32,7 +32,16 @@ for name in sys.argv[2:]:
 """
 """In a process of its own: torch must be imported before TVM, which other tests import."""
 
-QUICK = ("lenet5", "lenet-digits", "wideresnet28-2", "mobilenetv2", "layer/conv3x3-512x7", "seeded/shufflenet")
+QUICK = (
+    "lenet5",
+    "lenet-digits",
+    "lstm",
+    "bilstm",
+    "wideresnet28-2",
+    "mobilenetv2",
+    "layer/conv3x3-512x7",
+    "seeded/shufflenet",
+)
 SLOW = (
     "alexnet", "resnet18", "resnet50", "googlenet", "densenet121", "unet", "vgg16", "mlp", "bert-base", "vit-b16",
     "gpt2-small", "layer/gemm-1024", "seeded/squeezenet", "seeded/inception_v1", "seeded/inception_v2",
@@ -61,6 +70,9 @@ def test_modules_compute_what_onnx_runtime_does(names: tuple[str, ...], tmp_path
             "AveragePool y: uneven pads",
         ),
         ("s = Shape (x) y = Reshape (x, s)", "no function for the operator Shape"),
+        ("y = LSTM <hidden_size = 4> (x, x, x)", "LSTM y: its weights are no constants"),
+        ('y = LSTM <hidden_size = 4, direction = "reverse"> (x, x, x)', "LSTM y: its direction"),
+        ("y = LSTM <hidden_size = 4, clip = 1.0> (x, x, x)", "LSTM y: its direction, or an attribute"),
     ],
 )
 def test_refusals_name_the_operator(body: str, sentence: str, tmp_path: Path) -> None:
