@@ -215,11 +215,15 @@ def _source(module: Any, target: Any, device: Device) -> str:
             text = str(tvm.get_global_func("target.build.cuda")(module, target).inspect_source())
         finally:
             tvm_ffi.register_global_func(_COMPILE, theirs, override=True)
-    return _INFINITE.sub(_INFINITY, _STANDARD.sub(_INTEGERS, text, count=1))
+    text = _STANDARD.sub(_INTEGERS, text, count=1).replace(_ALIGNED, _ALIGNED_FOR_SWIZZLES)
+    return _INFINITE.sub(_INFINITY, text)
 
 
 _INFINITE, _INFINITY = re.compile(r"\binff\b"), "__int_as_float(0x7f800000)"
 """How TVM writes the infinity of bfloat16, which is no C."""
+
+_ALIGNED, _ALIGNED_FOR_SWIZZLES = "extern __shared__ __align__(64)", "extern __shared__ __align__(1024)"
+"""Tensor cores permute the bits of addresses: rows of a matrix are counted from a multiple of 1024 bytes on."""
 
 _GENERIC = ("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cosh", "sinh", "tan", "erf", "fmod", "round")
 """Functions that TVM calls by their C names, where OpenCL has one name for all types."""

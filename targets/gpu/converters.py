@@ -16,6 +16,7 @@ from graphopt.targets.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters_attention import attention
 from graphopt.targets.gpu.converters_blocked import BLOCKED, accumulator, on_cores
 from graphopt.targets.gpu.converters_recurrent import recurrent
+from graphopt.targets.gpu.converters_reductions import mean
 from graphopt.targets.gpu.converters_rows import channel_norm, layer_norm, softmax
 from graphopt.targets.gpu.converters_views import transpose
 from graphopt.targets.gpu.kernels import product
@@ -282,6 +283,8 @@ OWN: Mapping[str, Converter] = {
     "LayerNormalization": layer_norm,
     "InstanceNormalization": channel_norm,
     "GroupNormalization": channel_norm,
+    "ReduceMean": mean,
+    "GlobalAveragePool": mean,
     "Transpose": transpose,
     "Exp": left_to_tvm,
     "Sigmoid": left_to_tvm,

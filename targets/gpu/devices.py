@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -44,6 +44,11 @@ class Device:
     def cuda(self) -> bool:
         """Whether code is CUDA, else OpenCL."""
         return self.capability > 0
+
+    @property
+    def warpgroups(self) -> bool:
+        """Whether four warps can multiply together: code for this very architecture, which runs on no later one."""
+        return self.arch == "sm_90a"
 
     @property
     def tvm_target(self) -> dict[str, Any]:
@@ -88,13 +93,13 @@ DEVICES: Mapping[str, Device] = MappingProxyType(
                 threads_per_multiprocessor=1536,
                 blocks_per_multiprocessor=24,
             ),
-            Device("h100", "sm_90", 132, 3.35e12, _HOPPER, 50 << 20, 227 << 10, 228 << 10),
-            Device("h200", "sm_90", 132, 4.8e12, _HOPPER, 50 << 20, 227 << 10, 228 << 10),
+            Device("h100", "sm_90a", 132, 3.35e12, _HOPPER, 50 << 20, 227 << 10, 228 << 10),
+            Device("h200", "sm_90a", 132, 4.8e12, _HOPPER, 50 << 20, 227 << 10, 228 << 10),
         )
     }
 )
 
-_REPRESENTATIVE = {"sm_80": "a100", "sm_89": "rtx4090", "sm_90": "h100"}
+_REPRESENTATIVE = {"sm_80": "a100", "sm_89": "rtx4090", "sm_90": "h100", "sm_90a": "h100"}
 
 OPENCL = Device(
     "opencl",
@@ -110,6 +115,16 @@ OPENCL = Device(
 """A middling GPU with the least that OpenCL 3.0 devices offer: its code runs on all of them, tuned for none."""
 
 
+def level_of(name: str, arch: str) -> str:
+    """The `--level` that suits a GPU best, by what its driver calls it ("NVIDIA H100 80GB HBM3") and its architecture.
+
+    Its own description, or the one that stands for its architecture, with what only that architecture has.
+    """
+    called = name.lower().replace(" ", "")
+    fitting = (each for each, device in DEVICES.items() if device.arch.rstrip("a") == arch and each in called)
+    return next(fitting, f"{arch}a" if f"{arch}a" in _REPRESENTATIVE else arch)
+
+
 def find(name: str | None) -> Device:
     """The device called `name`, or the one that stands for an architecture ("sm_90"); None takes the H100.
 
@@ -117,8 +132,10 @@ def find(name: str | None) -> Device:
         GraphoptError: no such device or architecture, or one that is too old.
     """
     wanted = "h100" if name is None else name.lower()
-    if (device := DEVICES.get(_REPRESENTATIVE.get(wanted, wanted))) is not None:
-        return device
+    if wanted in _REPRESENTATIVE:
+        return replace(DEVICES[_REPRESENTATIVE[wanted]], arch=wanted)
+    if wanted in DEVICES:
+        return DEVICES[wanted]
     known = f"choose one of {', '.join((*DEVICES, *_REPRESENTATIVE))}"
     digits = wanted.removeprefix("sm_")
     if wanted.startswith("sm_") and digits.isdigit() and int(digits) < OLDEST:

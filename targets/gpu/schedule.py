@@ -10,9 +10,8 @@ from tvm import s_tir, tirx
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import generic, mma, product, simt, sums, window, winograd
+from graphopt.targets.gpu.kernels import generic, product, sums, window, winograd, writers
 from graphopt.targets.gpu.kernels.axes import blocked
-from graphopt.targets.gpu.kernels.tensor_cores import LABELS, TensorCores
 from graphopt.targets.kernels.common import Block, blocks_of
 from graphopt.work import Plan
 
@@ -27,22 +26,9 @@ class Scheduled:
 
 
 def _product(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
-    """On tensor cores or on the ordinary units, whichever is expected to be faster."""
     layout = product.layout(sch, anchor)
-    found = product.read(sch, anchor)
-    fitting = simt.tiles(found, device)
-    if not fitting:
-        raise ValueError(f"{found.batch} products of {found.m} rows are more than a grid holds")
-    tile = fitting[0]
-    seconds = simt.seconds(found, tile, device)
-    if found.kind is not None and device.cuda:
-        units = TensorCores(found.kind)
-        choices = mma.tiles(found, device, units)
-        if choices and choices[0].seconds < seconds:
-            best = choices[0]
-            plan = Plan("product", str(best.tile), best.seconds, layout, f"{LABELS[found.kind]} mma")
-            return Scheduled(mma.write(found, best.tile, units), plan)
-    return Scheduled(simt.write(found, tile), Plan("product", str(tile), seconds, layout))
+    chosen = writers.best(product.read(sch, anchor), device)
+    return Scheduled(chosen.write(), Plan("product", chosen.tile, chosen.seconds, layout, chosen.units))
 
 
 def _window(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:

@@ -98,6 +98,12 @@ def reaches(product: Product) -> tuple[Reach, Reach]:
     return left, right
 
 
+def raster(block: Any, rows: int, columns: int) -> tuple[Any, Any]:
+    """The row and the column of a block's tile: `RASTER` rows of tiles, or fewer, column by column."""
+    together = max(each for each in range(1, RASTER + 1) if rows % each == 0)
+    return block // (together * columns) * together + block % together, block // together % columns
+
+
 class Writer:
     """Writes one function."""
 
@@ -126,7 +132,6 @@ class Writer:
         """The kernel whose blocks compute tiles."""
         p, t = self.product, self.tile
         rows, columns = math.ceil(p.m / t.m), math.ceil(p.n / t.n)
-        together = max(each for each in range(1, RASTER + 1) if rows % each == 0)
         with (
             T.launch_thread("blockIdx.x", rows * columns) as block,
             T.launch_thread("blockIdx.z", p.batch * t.split) as bz,
@@ -135,8 +140,8 @@ class Writer:
             self.at: Any = bz
             self.batch: Any = bz if t.split == 1 else bz // t.split
             self.part: Any = 0 if t.split == 1 else bz % t.split
-            self.row = (block // (together * columns) * together + block % together) * t.m
-            self.column = block // together % columns * t.n
+            row, column = raster(block, rows, columns)
+            self.row, self.column = row * t.m, column * t.n
             self.thread, self.lane, self.warp = thread, thread % 32, thread // 32
             self.own_row = self.warp % (t.m // t.rows) * t.rows
             self.own_column = self.warp // (t.m // t.rows) * t.columns

@@ -144,12 +144,12 @@ class TensorCores:
         total = [sums[at + i] for i in range(4)]
         multiply = getattr(T.ptx.mma.sync.aligned, "m16n8k8" if self.kind == "tf32" else "m16n8k16").row.col
         left, right = [a[a_at + i] for i in range(4)], [b[b_at + i] for i in range(2)]
-        kind = _PTX[self.kind]
+        kind = PTX[self.kind]
         T.evaluate(getattr(getattr(multiply.f32, kind), kind).f32(*total, *left, *right, *total))
 
     def pack(self, registers: Any, at: Any, first: Any, second: Any) -> None:
         """As `Units` says."""
-        convert = getattr(T.ptx.cvt.rn, f"{_PTX[self.kind]}x2").f32
+        convert = getattr(T.ptx.cvt.rn, f"{PTX[self.kind]}x2").f32
         T.evaluate(convert(registers[at], second, first))  # the upper half comes first
 
     def exchange(self, target: Any, at: Any, value: Any, across: int) -> None:
@@ -162,7 +162,8 @@ class TensorCores:
         T.evaluate(T.cuda.warp_sync())
 
 
-_PTX = {"float16": "f16", "bfloat16": "bf16", "tf32": "tf32"}
+PTX: Mapping[str, str] = MappingProxyType({"float16": "f16", "bfloat16": "bf16", "tf32": "tf32"})
+"""What PTX calls them."""
 
 KINDS: Mapping[str, str] = MappingProxyType({"float16": "float16", "bfloat16": "bfloat16", "tf32": "float32"})
 """What the cores multiply, all summed in float32, and the type of its elements in memory."""

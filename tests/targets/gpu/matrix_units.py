@@ -17,6 +17,9 @@ from graphopt.targets.gpu.kernels.access import Chunk
 QUEUE = 256
 """Copies that a thread may have on their way."""
 
+BEGUN = 32
+"""Products that a thread may have begun."""
+
 PRELUDE = """
 #define SPOILED as_float(0x7fc00000)
 
@@ -71,7 +74,30 @@ void multiply_tile(__local float* all, int thread, float* sums, float* a, float*
   }
   barrier(CLK_LOCAL_MEM_FENCE);
 }
-""".replace("QUEUE", str(QUEUE))
+void begin_group(int* begun, int* count, int left, int right) {
+  begun[2 * count[1]] = left; begun[2 * count[1] + 1] = right;
+  count[1] = (count[1] + 1) % BEGUN;
+}
+void close_multiplied(int* begun, int* count) {
+  begun[2 * count[1]] = -1;
+  count[1] = (count[1] + 1) % BEGUN; count[2]++;
+}
+float swizzled(__local float* shared, int start, int row, int k) {
+  int at = start + row / 8 * 512 + row % 8 * 64 + k;  // as halves are counted
+  return shared[at ^ (at / 64 % 8 * 8)];
+}
+void settle_groups(int* begun, int* count, __local float* shared, float* sums, int thread, int n, int pending) {
+  while (count[2] > pending) {
+    int left = begun[2 * count[0]], right = begun[2 * count[0] + 1];
+    count[0] = (count[0] + 1) % BEGUN;
+    if (left < 0) { count[2]--; continue; }
+    for (int i = 0; i < n / 2; ++i) {
+      int row = thread % 128 / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + thread % 4 * 2 + i % 2;
+      for (int k = 0; k < 16; ++k) sums[i] += swizzled(shared, left, row, k) * swizzled(shared, right, column, k);
+    }
+  }
+}
+""".replace("QUEUE", str(QUEUE)).replace("BEGUN", str(BEGUN))
 
 
 class MatrixUnits:
@@ -137,6 +163,34 @@ class MatrixUnits:
 
     def warp_barrier(self) -> None:
         T.evaluate(T.tvm_storage_sync("shared"))
+
+
+class MatrixGroups(MatrixUnits):
+    """`warpgroups.Units` on any OpenCL device: products read their operands as late as they may, when waited for."""
+
+    def describe(self, shared: Any) -> None:
+        self._shared = shared
+        self._begun = T.alloc_buffer((2 * BEGUN,), "int32", scope="local")
+        self._count = T.alloc_buffer((3,), "int32", scope="local")
+        for i in range(3):
+            T.buffer_store(self._count, 0, [i])
+
+    def publish(self) -> None:
+        pass
+
+    def open(self) -> None:
+        pass
+
+    def multiply_group(self, sums: Any, n: int, shared: Any, left: Any, right: Any) -> None:
+        self._columns = n
+        _call("begin_group", _at(self._begun, 0), _at(self._count, 0), left, right)
+
+    def close(self) -> None:
+        _call("close_multiplied", _at(self._begun, 0), _at(self._count, 0))
+
+    def settle(self, sums: Any, pending: int) -> None:
+        state = _at(self._begun, 0), _at(self._count, 0)
+        _call("settle_groups", *state, _at(self._shared, 0), _at(sums, 0), self._thread, self._columns, pending)
 
 
 def _at(buffer: Any, index: Any) -> Any:

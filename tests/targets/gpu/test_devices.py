@@ -7,9 +7,26 @@ from graphopt.targets.gpu import devices
 
 
 def test_an_architecture_stands_for_a_device() -> None:
-    assert devices.find("sm_80") is devices.DEVICES["a100"]
+    assert devices.find("sm_80") == devices.DEVICES["a100"]
     assert devices.find("H200").name == "h200"
-    assert devices.find(None).arch == "sm_90"
+    assert devices.find(None) == devices.find("sm_90a") == devices.DEVICES["h100"]
+    assert devices.find("sm_90").warpgroups is False
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "level"),
+    [
+        ("NVIDIA H100 80GB HBM3", "sm_90", "h100"),
+        ("NVIDIA H200", "sm_90", "h200"),
+        ("NVIDIA GH800", "sm_90", "sm_90a"),
+        ("NVIDIA A100-SXM4-80GB", "sm_80", "a100"),
+        ("NVIDIA GeForce RTX 4090", "sm_89", "rtx4090"),
+        ("NVIDIA L4", "sm_89", "sm_89"),
+        ("NVIDIA B200", "sm_100", "sm_100"),
+    ],
+)
+def test_the_level_of_a_gpu(name: str, arch: str, level: str) -> None:
+    assert devices.level_of(name, arch) == level
 
 
 @pytest.mark.parametrize("name", ["sm_70", "sm_52"])

@@ -1,0 +1,90 @@
+"""The instructions that four warps multiply with on Hopper (sm_90a), as PTX gives them.
+
+`multiply_group` is D[64, n] += A[64, 16] B[16, n] on matrices in shared memory, which 64-bit descriptors name: the
+address and the distance of eight rows, both in units of 16 bytes, and the kind of swizzle. Warp w has rows 16w to
+16w + 15 of D, in the lanes of `tensor_cores`, four floats for every eight columns. It is asynchronous: sums belong to
+the instruction from `open` until `settle`. Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.targets.gpu.kernels import tensor_cores
+from graphopt.targets.gpu.kernels.tensor_cores import TensorCores
+
+GROUP_ROWS = 64
+"""Rows that four warps multiply together."""
+
+DEPTH = 16
+"""Halves along k of one instruction."""
+
+CHUNK = 8
+"""Halves of 16 bytes."""
+
+_EIGHT_ROWS = 8 * 128
+"""Bytes from eight rows to the next eight."""
+
+_SWIZZLE_128 = 1
+"""The descriptor's name of the 128-byte swizzle."""
+
+
+class Units(tensor_cores.Units, Protocol):
+    """What a writer needs of them, besides copies and loops."""
+
+    def describe(self, shared: Any) -> None:
+        """Prepare for operands in this buffer."""
+
+    def publish(self) -> None:
+        """Let the cores see what this thread has copied to shared memory."""
+
+    def open(self) -> None:
+        """Before the first `multiply` of a group: registers are as they should be."""
+
+    def multiply_group(self, sums: Any, n: int, shared: Any, left: Any, right: Any) -> None:
+        """Begin D += A B for the n columns of `sums`; A and B begin at elements `left` and `right` of shared memory."""
+
+    def close(self) -> None:
+        """After the last `multiply` of a group."""
+
+    def settle(self, sums: Any, pending: int) -> None:
+        """Until all but the last `pending` groups are done."""
+
+
+class WarpGroups(TensorCores):
+    """`Units` of sm_90a."""
+
+    def describe(self, shared: Any) -> None:
+        """As `Units` says: where shared memory begins, as descriptors count."""
+        self._base = T.alloc_buffer((1,), "uint64", scope="local")
+        start = T.cuda.cvta_generic_to_shared(tirx.address_of(shared[0]))
+        constant = 1 << 16 | _EIGHT_ROWS // 16 << 32 | _SWIZZLE_128 << 62
+        units = (start.astype("uint64") >> tirx.IntImm("uint64", 4)) & tirx.IntImm("uint64", 0x3FFF)
+        T.buffer_store(self._base, units | tirx.IntImm("uint64", constant), [0])
+
+    def publish(self) -> None:
+        """As `Units` says: copies were made by the generic proxy, and the cores read by the asynchronous one."""
+        T.evaluate(T.ptx.fence.proxy.async_.shared__cta())
+
+    def open(self) -> None:
+        """As `Units` says."""
+        T.evaluate(T.ptx.wgmma.fence.sync.aligned())
+
+    def multiply_group(self, sums: Any, n: int, shared: Any, left: Any, right: Any) -> None:
+        """As `Units` says."""
+        kind = tensor_cores.PTX[self.kind]
+        multiply = getattr(T.ptx.wgmma.mma_async.sync.aligned, f"m{GROUP_ROWS}n{n}k{DEPTH}").f32
+        descriptors = [self._base[0] + ((at * 2) >> 4).astype("uint64") for at in (left, right)]
+        totals = [sums[i] for i in range(n // 2)]
+        T.evaluate(getattr(getattr(multiply, kind), kind)(*totals, *descriptors, tirx.IntImm("bool", 1), 1, 1, 0, 0))
+
+    def close(self) -> None:
+        """As `Units` says."""
+        T.evaluate(T.ptx.wgmma.commit_group.sync.aligned())
+
+    def settle(self, sums: Any, pending: int) -> None:
+        """As `Units` says."""
+        T.evaluate(T.ptx.wgmma.wait_group.sync.aligned(pending))
