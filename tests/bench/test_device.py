@@ -58,7 +58,7 @@ def test_what_is_asked_of_a_gpu(driver: Any, write_small: Path, monkeypatch: pyt
     monkeypatch.setattr(one, "_largest", lambda *_: None)
     options = {"settings": Settings(1, target="cuda", level="sm_90", precision="fp16"), "runs": 4, "peers": []}
     facts = device.find("cuda")
-    assert device.level(facts) == "sm_90"
+    assert str(device.level(facts)).startswith("sm_90")
     row = one.measure(str(write_small), **options)  # type: ignore[arg-type]
     ours = row["sides"]["graphopt"]
     assert (ours["value"], ours["runs"], ours["sets"]) == (2.5e-3, 4, sets(facts["l2_bytes"], ours["peak_bytes"]))
@@ -154,7 +154,7 @@ def test_layers_on_a_gpu(driver: Any, write_small: Path) -> None:
 
     document = layers.profile(str(write_small), Settings(1, target="cuda", precision="tf32"), 2)
     assert [row["seconds"] for row in document["kernels"]] == [2.5e-3]
-    assert document["level"] == "sm_90"
+    assert document["level"].startswith("sm_90")
     assert document["peak"]["flops"] == document["peak"]["rates"]["tf32"]
     assert document["environment"]["device"]["name"] == "Paper GPU"
 
