@@ -6,6 +6,7 @@ the result, with the epilogue applied.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -19,6 +20,9 @@ from graphopt.targets.kernels.common import const
 
 VECTOR = 4
 """Results that a thread stores at a time, where they are neighbours in memory."""
+
+TOGETHER = 4
+"""Vectors of a strip that a thread has on their way at once; with more, their addresses take registers of the sums."""
 
 ROWS, COLUMNS = 16, 8
 """Of the sums of one instruction of a warp."""
@@ -53,8 +57,10 @@ class Strips:
                     T.buffer_store(self.strip, sums[first + j * 4 + half * 2 + each], [place + each])
         self.units.warp_barrier()
         across = self.columns // self.vector
-        with self.units.unrolled(ROWS * across // 32) as turn:
-            item = turn * 32 + lane
+        turns = ROWS * across // 32
+        together = math.gcd(turns, TOGETHER)
+        with T.serial(0, turns // together) as group, self.units.unrolled(together) as turn:
+            item = (group * together + turn) * 32 + lane
             inner_row, inner_column = item // across, item % across * self.vector
             m, n = row + inner_row, column + inner_column
             limits = (m, self.product.m, self.tile[0]), (n, self.product.n, self.tile[1])
