@@ -18,9 +18,8 @@ from tvm import tirx
 from graphopt.program import ITEM_BYTES
 from graphopt.targets.converters.base import HALVES
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import mma, simt
+from graphopt.targets.gpu.kernels import simt, writers
 from graphopt.targets.gpu.kernels.product import Product
-from graphopt.targets.gpu.kernels.tensor_cores import TensorCores
 from graphopt.work import Work
 
 LAUNCH = 2e-6
@@ -157,26 +156,26 @@ class Estimates:
         return LAUNCH + max(self._moved(work), self._threads(math.prod(work.shape) * taps / wide))
 
     def _product(self, shape: Shape, units: str) -> float:
-        """On tensor cores or on the ordinary units, as the schedule will choose."""
+        """Of the writer that the schedule will choose."""
         kind = shape.dtype if shape.dtype in HALVES else "tf32" if units == "tf32" else None
         if (shape, kind) not in self._known:
             product = shape.product(kind)
-            found = [self._ordinary(product, shape)]
-            if kind is not None and self.device.cuda:
-                found += [choice.seconds for choice in mma.tiles(product, self.device, TensorCores(kind))[:1]]
-            self._known[shape, kind] = min(found)
+            try:
+                choice = writers.best(product, self.device)
+            except ValueError:
+                self._known[shape, kind] = math.inf
+            else:
+                found = choice.seconds + (0.0 if choice.units else self._finding(product, shape))
+                self._known[shape, kind] = found
         return self._known[shape, kind]
 
-    def _ordinary(self, product: Product, shape: Shape) -> float:
-        fitting = simt.tiles(product, self.device)
-        if not fitting:
-            return math.inf
-        tile = fitting[0]
+    def _finding(self, product: Product, shape: Shape) -> float:
+        """Seconds in which the ordinary units find their operands, which their writer's estimate leaves out."""
+        tile = simt.tiles(product, self.device)[0]
         blocks = shape.batch * math.ceil(shape.m / tile.m) * math.ceil(shape.n / tile.n)
-        loads = (
-            extent / (1 if not wide else simt.VECTOR) for extent, wide in zip((tile.m, tile.n), shape.wide, strict=True)
-        )
-        return simt.seconds(product, tile, self.device) + self._threads(blocks * shape.k * sum(loads))
+        pairs = zip((tile.m, tile.n), shape.wide, strict=True)
+        loads = sum(extent / (simt.VECTOR if wide else 1) for extent, wide in pairs)
+        return self._threads(blocks * shape.k * loads)
 
 
 def _pads(work: Work) -> tuple[int, ...]:
