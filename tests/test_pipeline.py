@@ -95,7 +95,11 @@ def test_bad_options(texts: dict[str, str], message: str) -> None:
     ("text", "message"),
     [
         ("fuze", "there is no pass fuze; did you mean fuse?"),
-        ("zzz", "there is no pass zzz; there are choose-tiles, fuse, join-products, layout, normalize, precision, select-conv"),
+        (
+            "zzz",
+            "there is no pass zzz; there are choose-tiles, fuse, join-products, layout, normalize, "
+            "precision, select-conv",
+        ),
         ("normalize{x=1}", "pass normalize has no option x; it has none"),
         ("fuse{", "cannot read the pipeline at 'fuse{'"),
         ("fuse layout", "cannot read the pipeline at 'fuse layout'"),
