@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
 from graphopt.targets.converters.base import (
     EPILOGUE,
@@ -78,11 +78,15 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
     x, w, bias = inputs
     blocks, deep, *kernel, lanes, b = shape_of(w)
     seen, groups, kept = _window(c, tuple(kernel)), c.integer("group", 1), accumulator(dtype_of(x))
+    depth = deep * math.prod(kernel) * lanes
+    weights = c.reshape(w, (blocks, depth, b))
+    if on_cores(c, dtype_of(x)):  # constant, so it is done while compiling
+        weights = c.reshape(c.builder.emit(relax.op.permute_dims(weights, [0, 2, 1])), (blocks * b, depth))
     return c.te(
         "conv",
         lambda v, u, s: conv_blocked.compute(v, u, s, seen, groups, c.out_shape, kept, c.tf32),
         x,
-        c.reshape(w, (blocks, deep * math.prod(kernel) * lanes, b)),
+        weights,
         bias,
         pattern=EPILOGUE,
     )

@@ -22,9 +22,13 @@ from graphopt.targets.kernels.common import const, dims
 def compute(
     x: Any, w: Any, bias: Any, seen: Window, groups: int, out: tuple[int, ...], accumulate: str, tf32: bool = False
 ) -> Any:
-    """y of shape `out`, of x[N, CI, H, W, bi], w[CO, CI / groups * taps * bi, b] (k as above) and bias[CO, b]."""
+    """y of shape `out`, of x[N, CI, H, W, bi], w[CO, CI / groups * taps * bi, b] (k as above) and bias[CO, b].
+
+    The weights may also lie along k: w[CO * b, CI / groups * taps * bi].
+    """
     _, _, height, width, lanes = dims(x)
-    _, depth, b = dims(w)
+    depth, b = dims(w)[1], out[4]
+    along_depth = len(dims(w)) == 2
     taps, blocks, images = math.prod(seen.kernel), out[1] // groups, out[0]
     deep = depth // (taps * lanes)
 
@@ -37,10 +41,15 @@ def compute(
         value = x[tirx.floordiv(m, out[2] * out[3]), block, y, z, lane]
         return value if inside is None else tirx.if_then_else(inside, value, const(0, x.dtype))
 
+    def weight(g: Any, k: Any, n: Any) -> Any:
+        return (
+            w[g * (blocks * b) + n, k] if along_depth else w[g * blocks + tirx.floordiv(n, b), k, tirx.floormod(n, b)]
+        )
+
     image, channel, rows, columns = ("m", images), (("b", groups), ("n", blocks)), ("m", out[2]), ("m", out[3])
     return product.compute(
         patch,
-        lambda g, k, n: w[g * blocks + tirx.floordiv(n, b), k, tirx.floormod(n, b)],
+        weight,
         (groups, images * out[2] * out[3], blocks * b, depth),
         Axes(((image,), channel, (rows,), (columns,), (("n", b),))),
         str(x.dtype),

@@ -237,15 +237,20 @@ def test_transforms_with_few_threads(run: Any, device: devices.Device, m: int) -
 
 @pytest.mark.parametrize("kind", ["float16", "tf32"])
 @pytest.mark.parametrize(("groups", "lanes"), [(1, 16), (2, 16), (1, 1)])
-def test_convolutions_on_emulated_tensor_cores(execute: Any, kind: str, groups: int, lanes: int) -> None:
-    """Copies of 16 bytes under the window's condition; the first layer's planes one by one; neighbours in the store."""
+@pytest.mark.parametrize("along", [False, True])
+def test_convolutions_on_emulated_tensor_cores(execute: Any, kind: str, groups: int, lanes: int, along: bool) -> None:
+    """Copies of 16 bytes under the window's condition; the first layer's planes one by one; neighbours in the store.
+
+    Args: along: weights lie along k.
+    """
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 2 * groups, 7, 9, lanes)).astype(np.float32)
     w = rng.standard_normal((2 * groups, 2, 3, 3, lanes, 16)).astype(np.float32)
     bias = rng.standard_normal((2 * groups, 16)).astype(np.float32)
     seen = window.Window((3, 3), (2, 1), (1, 2), (1, 2))
     out = (2, 2 * groups, 4, 9, 16)
-    given = x, w.reshape(2 * groups, -1, 16), bias
+    weights = w.reshape(2 * groups, -1, 16)
+    given = x, weights.swapaxes(1, 2).reshape(32 * groups, -1) if along else weights, bias
     a, u, s = (te.placeholder(each.shape, "float32", name=name) for each, name in zip(given, "awb", strict=True))
     y = conv_blocked.compute(a, u, s, seen, groups, out, "float32")
     result = te.compute(out, lambda *i: tirx.max(y(*i), tirx.const(0, "float32")), name="relu")
@@ -254,7 +259,8 @@ def test_convolutions_on_emulated_tensor_cores(execute: Any, kind: str, groups: 
     tile = mma.Tile(32, 32, 32 if kind == "float16" else 16, 16, 16, 3, 1)
     units = MatrixUnits(kind)
     writer = mma.Writer(found, tile, units)
-    assert [side.vector for side in writer.sides] == [units.chunk if lanes > 1 else 1, units.chunk]
+    copied = units.chunk if lanes > 1 else 1  # the first layer's sums are of 18 numbers, which are no whole chunks
+    assert [side.vector for side in writer.sides] == [copied, copied if along else units.chunk]
     (computed,) = execute(mma.write(found, tile, units), given, [np.empty(out, np.float32)], prelude=PRELUDE)
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (2, 2), (0, 0)))
     expected = np.zeros(out, np.float32) + bias[None, :, None, None]
