@@ -9,7 +9,6 @@ here was fitted to a device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +54,18 @@ class Shape:
         """One of tensors that lie so."""
         b, m, n, k = self.batch, self.m, self.n, self.k
         kept = "float32" if self.dtype in HALVES else self.dtype
-        left, right = (
-            tirx.decl_buffer((b, rows, columns * (1 if wide else 2)), self.dtype)
-            for (rows, columns), wide in zip(((m, k), (k, n)), self.wide, strict=True)
-        )
+        # tensor cores get both operands along k
+        turned = kind is not None and self.wide[1]
+        left = tirx.decl_buffer((b, m, k * (1 if self.wide[0] else 2)), self.dtype)
+        right = tirx.decl_buffer((b, n, k) if turned else (b, k, n * (1 if self.wide[1] else 2)), self.dtype)
         out = tirx.decl_buffer((b, m, n), kept)
 
-        def element(source: Any, wide: bool) -> Callable[[Any, Any, Any], Any]:
-            return lambda at, row, column: source[at, row, column * (1 if wide else 2)].astype(kept)
+        def rows(at: Any, row: Any, depth: Any) -> Any:
+            return left[at, row, depth * (1 if self.wide[0] else 2)].astype(kept)
+
+        def columns(at: Any, depth: Any, column: Any) -> Any:
+            value = right[at, column, depth] if turned else right[at, depth, column * (1 if self.wide[1] else 2)]
+            return value.astype(kept)
 
         return Product(
             None,
@@ -72,8 +75,8 @@ class Shape:
             k,
             kept,
             "int32",
-            element(left, self.wide[0]),
-            element(right, self.wide[1]),
+            rows,
+            columns,
             lambda at, row, column, total: (out, total, [at, row, column]),
             kind,
         )
