@@ -10,9 +10,10 @@ import pytest
 from tvm import te
 
 from graphopt.targets.gpu import code, devices, nvrtc
-from graphopt.targets.gpu.kernels import product, wgmma
+from graphopt.targets.gpu.kernels import conv_blocked, product, wgmma
 from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.gpu.kernels.warpgroups import WarpGroups
+from graphopt.targets.gpu.kernels.window import Window
 from tests.targets.gpu.matrix_units import PRELUDE, MatrixGroups
 from tests.targets.gpu.test_mma import matmul, normal_form, operands
 
@@ -116,3 +117,30 @@ def test_what_is_possible() -> None:
         accumulate="float32",
     )
     assert not wgmma.possible(normal_form(te.create_prim_func([a, b, doubled])))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions(execute: Any, groups: int) -> None:
+    """Pixels times weights that lie along k: chunks outside the image are zeros, results lie in blocks of channels."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 2 * groups, 7, 9, 16)).astype(np.float32)
+    w = rng.standard_normal((32 * groups, 2 * 9 * 16)).astype(np.float32)
+    bias = rng.standard_normal((2 * groups, 16)).astype(np.float32)
+    out = (2, 2 * groups, 4, 9, 16)
+    seen = Window((3, 3), (2, 1), (1, 1), (1, 1))
+    given = x, w, bias
+    a, u, s = (te.placeholder(each.shape, "float32", name=name) for each, name in zip(given, "awb", strict=True))
+    y = conv_blocked.compute(a, u, s, seen, groups, out, "float32")
+    found = normal_form(te.create_prim_func([a, u, s, y]))
+    function = wgmma.write(found, wgmma.Tile(64, 32, 4), MatrixGroups("float16"), HOPPER)
+    (computed,) = execute(function, given, [np.empty(out, np.float32)], prelude=PRELUDE)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel = w.reshape(2 * groups, 16, 2, 3, 3, 16)  # [block, lane, input block, row, column, input lane]
+    expected = np.zeros(out) + bias[None, :, None, None]
+    for g in range(groups):
+        own = slice(2 * g, 2 * g + 2)
+        for i in range(3):
+            for j in range(3):
+                part = padded[:, own, i : i + 8 : 2, j : j + 9]
+                expected[:, own] += np.einsum("nchwi,obci->nohwb", part, kernel[own, :, :, i, j])
+    np.testing.assert_allclose(computed, expected, rtol=1e-4, atol=1e-4)
