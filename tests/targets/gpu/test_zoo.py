@@ -19,13 +19,23 @@ from graphopt.work import Plan
 BUILT = [name for name in models.names() if models.describe(name).source in ("built", "trained")]
 NAMES = [*BUILT, "light/inception_v2", "light/shufflenet", "light/zfnet512"]  # the other light ones are like the built
 
-HALVES = [(name, "fp16") for name in ("resnet18", "mobilenetv2", "unet")]
-"""Convolutions, depthwise ones, decoders: what is chosen and written otherwise in halves."""
+CASES = [
+    *((name, "fp32", "a100") for name in NAMES),
+    *((name, "fp16", "h100") for name in NAMES),
+    *((name, "fp16", "a100") for name in ("resnet18", "mobilenetv2", "unet", "bert-base")),
+    *((name, "fp32", "h100") for name in ("resnet18", "bert-base")),
+    ("resnet18", "tf32", "h100"),
+    ("resnet18", "bf16", "a100"),
+    ("bert-base", "bf16", "h100"),
+]
+"""Every model for both architectures, and in both precisions; what is written otherwise elsewhere by some models."""
 
 
-def lowered(name: str, precision: str) -> tuple[list[KernelCall], dict[str, code.DeviceCode], dict[str, Plan]]:
+def lowered(
+    name: str, precision: str, level: str
+) -> tuple[list[KernelCall], dict[str, code.DeviceCode], dict[str, Plan]]:
     """Calls, functions and plans of a model, all of whose nodes are native, as one segment."""
-    made = rewrite(f"zoo:{name}", target="cuda", costs="roofline", precision=precision)
+    made = rewrite(f"zoo:{name}", target="cuda", level=level, costs="roofline", precision=precision)
     backend: Any = made.backend
     expand_functions(made.model, backend.supports)
     opsets = made.model.opset_imports
@@ -37,25 +47,25 @@ def lowered(name: str, precision: str) -> tuple[list[KernelCall], dict[str, code
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in NAMES), *HALVES])
-def test_machine_code(name: str, precision: str, record_property: Any) -> None:
-    calls, functions, plans = lowered(name, precision)
+@pytest.mark.parametrize(("name", "precision", "level"), CASES)
+def test_machine_code(name: str, precision: str, level: str, record_property: Any) -> None:
+    calls, functions, plans = lowered(name, precision, level)
     assert {call.symbol for call in calls} == set(functions)
-    for device in (devices.DEVICES["a100"], devices.DEVICES["h100"]):
-        backend = target.GpuTarget("cuda", device)
-        least = 1.0
-        for symbol, made in functions.items():
-            found: nvrtc.Compiled = backend.compiled(made)
-            for launch in made.launches:
-                used = found.resources[launch.entry]
-                threads = launch.block[0] * launch.block[1] * launch.block[2]
-                assert used.shared + launch.shared <= device.shared_per_block, launch.entry
-                assert used.blocks(threads, launch.shared, device) >= 1, launch.entry
-                if plans[symbol].algorithm == "product":
-                    assert used.spilled == 0, f"{launch.entry} of {plans[symbol].tile} spills {used.spilled} bytes"
-                    least = min(least, used.occupancy(threads, launch.shared, device))
-        record_property(f"least occupancy of a product on {device.name}", round(least, 3))
-        assert least >= 0.06
+    device = devices.DEVICES[level]
+    backend = target.GpuTarget("cuda", device)
+    least = 1.0
+    for symbol, made in functions.items():
+        found: nvrtc.Compiled = backend.compiled(made)
+        for launch in made.launches:
+            used = found.resources[launch.entry]
+            threads = launch.block[0] * launch.block[1] * launch.block[2]
+            assert used.shared + launch.shared <= device.shared_per_block, launch.entry
+            assert used.blocks(threads, launch.shared, device) >= 1, launch.entry
+            if plans[symbol].algorithm == "product":
+                assert used.spilled == 0, f"{launch.entry} of {plans[symbol].tile} spills {used.spilled} bytes"
+                least = min(least, used.occupancy(threads, launch.shared, device))
+    record_property(f"least occupancy of a product on {device.name}", round(least, 3))
+    assert least >= 0.06
 
 
 @pytest.mark.slow
