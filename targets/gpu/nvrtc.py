@@ -5,6 +5,9 @@ What the assembler reports of every kernel (registers, spills, shared memory) co
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -64,9 +67,7 @@ def compile_cuda(source: str, arch: str) -> Compiled:
         from cuda.bindings import nvrtc
     except ImportError:
         raise GraphoptError(f"the CUDA compiler is not installed; {_INSTALL}") from None
-    options = [f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", "-default-device"]
-    options += [f"-I{folder}" for folder in _include()]
-    encoded = [option.encode() for option in options]
+    encoded = [option.encode() for option in (*options(arch), *(f"-I{folder}" for folder in _include()))]
     success = nvrtc.nvrtcResult.NVRTC_SUCCESS
     try:
         _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernels.cu", 0, [], [])
@@ -88,6 +89,25 @@ def compile_cuda(source: str, arch: str) -> Compiled:
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     return Compiled(image, parse_report(log))
+
+
+def options(arch: str) -> tuple[str, ...]:
+    """What the compiler is told, besides where its headers are."""
+    return f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", "-default-device"
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """The versions of the compiler and of its headers: with source and options all that machine code depends on.
+
+    Raises:
+        GraphoptError: the compiler is not installed.
+    """
+    found = {"nvrtc": version()}
+    for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cuda-cccl"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def version() -> str:

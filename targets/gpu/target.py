@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import weights
+from graphopt import disk_cache, weights
 from graphopt.costs import Machine
 from graphopt.errors import GraphoptError
 from graphopt.program import Place, Value
@@ -20,6 +20,7 @@ from graphopt.targets import build, lowering, machine, native, relax_import, sou
 from graphopt.targets.base import Lowered
 from graphopt.targets.definitions import Definitions, signature
 from graphopt.targets.gpu import code, devices, nvrtc, schedule
+from graphopt.targets.gpu.code_cache import CodeCache
 from graphopt.targets.gpu.converters import OWN
 from graphopt.targets.gpu.converters_blocked import BLOCK
 from graphopt.targets.gpu.estimates import Estimates
@@ -32,9 +33,15 @@ class GpuTarget:
 
     extension = "kernels"
 
-    def __init__(self, name: str, device: devices.Device) -> None:
-        """Args: name: of the target, "cuda" or "opencl"."""
+    def __init__(self, name: str, device: devices.Device, cache: bool = False) -> None:
+        """A target that needs no device.
+
+        Args:
+            name: of the target, "cuda" or "opencl".
+            cache: keep machine code in the user's cache, and take it from there.
+        """
         self.name, self.device = name, device
+        self._cache = CodeCache(disk_cache.objects()) if cache and device.cuda else None
         self._host = build.Builder(machine.detect())
         self._answers: dict[str, str | None] = {}
         self._definitions = Definitions()
@@ -132,13 +139,18 @@ class GpuTarget:
         if not self.device.cuda:
             return {symbol: each.source.encode() for symbol, each in functions.items()}
         with ThreadPoolExecutor(host_cpu.available_cpus()) as pool:
-            compiled = pool.map(lambda each: self.compiled(each).image, functions.values())
-            return dict(zip(functions, compiled, strict=True))
+            images = dict(
+                zip(functions, pool.map(lambda each: self.compiled(each).image, functions.values()), strict=True)
+            )
+        if self._cache is not None:
+            self._cache.trim()
+        return images
 
     def compiled(self, made: code.DeviceCode) -> nvrtc.Compiled:
         """Machine code with as many blocks on a multiprocessor as can be had without spilling registers."""
+        compiler = nvrtc.compile_cuda if self._cache is None else self._cache.compile
         for resident in range(made.resident, 0, -1):
-            found = nvrtc.compile_cuda(made.bounded(resident), self.device.arch)
+            found = compiler(made.bounded(resident), self.device.arch)
             if not any(each.spilled for each in found.resources.values()):
                 break
         return found
@@ -181,7 +193,7 @@ class CudaTarget(GpuTarget):
         Raises:
             GraphoptError: there is no such device.
         """
-        super().__init__("cuda", devices.find(level))
+        super().__init__("cuda", devices.find(level), cache)
 
 
 class OpenClTarget(GpuTarget):

@@ -52,7 +52,7 @@ def test_machine_code(name: str, precision: str, level: str, record_property: An
     calls, functions, plans = lowered(name, precision, level)
     assert {call.symbol for call in calls} == set(functions)
     device = devices.DEVICES[level]
-    backend = target.GpuTarget("cuda", device)
+    backend = target.GpuTarget("cuda", device, cache=True)  # models share kernels: each is compiled once in a run
     least = 1.0
     for symbol, made in functions.items():
         found: nvrtc.Compiled = backend.compiled(made)

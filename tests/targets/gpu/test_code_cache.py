@@ -1,0 +1,114 @@
+"""Machine code is kept by content: a hit asks no compiler, and anything else is a miss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx.parser
+import pytest
+
+from graphopt import disk_cache
+from graphopt.compiler import compile_model
+from graphopt.targets.gpu import code_cache, nvrtc
+from graphopt.targets.gpu.code_cache import CodeCache
+
+SCALE = 'extern "C" __global__ void scale(float* y) { y[threadIdx.x] *= 2.f; }'
+MODEL = """
+<ir_version: 10, opset_import: ["": 20]>
+g (float[8,64] x) => (float[8,64] y) { a = Softmax(x)  b = Relu(a)  y = Softmax(b) }
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path))
+    return tmp_path / "objects"
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The architectures that something was compiled for."""
+    done: list[str] = []
+    compile_cuda = nvrtc.compile_cuda
+
+    def counted(source: str, arch: str) -> nvrtc.Compiled:
+        done.append(arch)
+        return compile_cuda(source, arch)
+
+    monkeypatch.setattr(nvrtc, "compile_cuda", counted)
+    return done
+
+
+def contents(**options: Any) -> dict[str, bytes]:
+    artifact = compile_model(onnx.parser.parse_model(MODEL), target="cuda", **options).artifact
+    return {name: bytes(data) for name, data in artifact.files.items()}
+
+
+def test_a_hit_compiles_nothing(folder: Path, compiled: list[str]) -> None:
+    cold = contents()
+    assert compiled
+    assert len(list(folder.iterdir())) == len(compiled)
+    compiled.clear()
+    assert contents() == cold
+    assert compiled == []
+
+
+def test_without_the_cache_nothing_is_kept(folder: Path, compiled: list[str]) -> None:
+    plain = contents(cache=False)
+    assert not folder.exists()
+    compiled.clear()
+    assert contents() == plain
+    assert compiled
+
+
+def test_the_report_comes_back_with_the_code(folder: Path, compiled: list[str]) -> None:
+    first, again = (CodeCache(disk_cache.objects()).compile(SCALE, "sm_80") for _ in range(2))
+    assert compiled == ["sm_80"]
+    assert again == first
+    assert again.resources["scale"].registers > 0
+
+
+def test_code_of_another_name_or_damaged_is_compiled_again(folder: Path, compiled: list[str]) -> None:
+    for arch in ("sm_80", "sm_90"):
+        CodeCache(disk_cache.objects()).compile(SCALE, arch)
+    one, other = (folder / code_cache.key(SCALE, arch) for arch in ("sm_80", "sm_90"))
+    other.write_bytes(one.read_bytes())
+    one.write_bytes(one.read_bytes()[:-1] + b"?")
+    for arch in ("sm_80", "sm_90"):
+        CodeCache(disk_cache.objects()).compile(SCALE, arch)
+    assert compiled == ["sm_80", "sm_90", "sm_80", "sm_90"]
+
+
+def test_an_error_is_not_kept(folder: Path, compiled: list[str]) -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="missing"):
+            CodeCache(disk_cache.objects()).compile('extern "C" __global__ void f() { missing; }', "sm_80")
+    assert len(compiled) == 2
+    assert not folder.exists()
+
+
+def test_what_was_not_used_for_longest_makes_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_cache, "OBJECT_BYTES", 9_000)
+    contents()
+    assert 0 < sum(path.stat().st_size for path in folder.iterdir()) <= 9_000
+
+
+def test_another_compiler_source_option_or_format_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [code_cache.key(SCALE, "sm_80"), code_cache.key(SCALE + " ", "sm_80"), code_cache.key(SCALE, "sm_90a")]
+    real, options = nvrtc.packages(), nvrtc.options
+    for name in real:
+        monkeypatch.setattr(nvrtc, "packages", lambda name=name: {**real, name: "99"})
+        keys.append(code_cache.key(SCALE, "sm_80"))
+    monkeypatch.setattr(nvrtc, "packages", lambda: real)
+    monkeypatch.setattr(nvrtc, "options", lambda arch: (*options(arch), "--use_fast_math"))
+    keys.append(code_cache.key(SCALE, "sm_80"))
+    monkeypatch.setattr(nvrtc, "options", options)
+    monkeypatch.setattr(code_cache, "FORMAT", code_cache.FORMAT + 1)
+    keys.append(code_cache.key(SCALE, "sm_80"))
+    assert len(set(keys)) == len(keys) == 3 + len(real) + 2
+
+
+def test_opencl_keeps_nothing(folder: Path) -> None:
+    compile_model(onnx.parser.parse_model(MODEL), target="opencl")
+    assert not folder.exists() or not list(folder.iterdir())
