@@ -29,7 +29,10 @@ _COMPUTES = (
     "Abs Add AveragePool Clip Elu Erf Gelu GlobalMaxPool HardSigmoid HardSwish LeakyRelu Max MaxPool Min Mul Neg PRelu"
     " Relu Selu Sigmoid Sign Softsign Sub Sum Tanh ThresholdedRelu"
 )
-OPEN = MOVES | frozenset(_COMPUTES.split())
+NORMALIZATIONS = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"})
+"""They find mean and deviation of half tensors in float32, by default (`stash_type`), and round what they give once."""
+
+OPEN = MOVES | NORMALIZATIONS | frozenset(_COMPUTES.split())
 """One rounding each, and no number grows much: the slopes of the curves (Erf, Gelu, Sigmoid, Tanh) are about 1."""
 
 _FLOAT32 = {
@@ -38,10 +41,7 @@ _FLOAT32 = {
         " ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare LRN DFT STFT"
     ),
     "sums exponentials, which needs float32": "Softmax LogSoftmax Hardmax",
-    "divides by a variance, which needs float32": (
-        "BatchNormalization GroupNormalization InstanceNormalization LayerNormalization LpNormalization"
-        " MeanVarianceNormalization RMSNormalization"
-    ),
+    "divides by a variance, which needs float32": "BatchNormalization LpNormalization MeanVarianceNormalization",
     "can leave the range of half numbers": "Div Exp Log Mish Pow Reciprocal Softplus Sqrt",
     "adds to its state at every step, where rounding would pile up": "GRU LSTM RNN Scan",
     "interpolates between positions, which needs float32": "AffineGrid GridSample Resize RoiAlign Upsample",
@@ -118,6 +118,10 @@ def _particular(node: ir.Node) -> str | None:
         return f"AveragePool adds up more than {WINDOW} numbers, which needs float32"
     if is_op(node, "Mul") and node.inputs[0] is node.inputs[1]:
         return "squares can leave the range of half numbers"
+    if is_op(node, *NORMALIZATIONS) and node.attributes.get_int("stash_type", 1) != ir.DataType.FLOAT:
+        return f"{node.op_type} is to find its deviation in the type of its numbers"
+    if is_op(node, *NORMALIZATIONS) and any(value.name for value in node.outputs[1:]):
+        return f"{node.op_type} also gives its mean or deviation, which stay float32"
     if is_op(node, "MaxPool") and len(node.outputs) > 1 and node.outputs[1].uses():
         return "the indices of MaxPool decide by comparing, and rounding makes ties"
     return None

@@ -40,8 +40,8 @@ class Precision(Pass):
         y = Softmax(MatMul(x, w))  ->  a = Cast{FLOAT16}(x)   p = MatMul(a, w')   b = Cast{FLOAT}(p)   y = Softmax(b)
 
     Conv, ConvTranspose, MatMul, Gemm and Attention always compute in half, unless a constant does not fit. Elementwise
-    operators, poolings and operators that only move numbers do where that costs fewest bytes of casts, by a minimum
-    cut (`_precision_cut`). Graph inputs and outputs keep their types. A tensor is cast once for all that read it;
+    operators, poolings, normalizations and operators that only move numbers do where that costs fewest bytes of casts,
+    by a minimum cut (`_precision_cut`). Graph inputs and outputs keep their types. A tensor is cast once for all that read it;
     constants are converted now. For bfloat16 a model with convolutions becomes one of opset 22, where they have it. A
     Cast back to the type that a tensor was made in is dropped.
 

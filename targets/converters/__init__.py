@@ -102,6 +102,7 @@ FURTHER: dict[str, Converter] = {
     "EyeLike": eye_like,
     "Gemm": in_single(fully_connected),
     "IsInf": is_inf,
+    "LayerNormalization": in_single(layer_norm),
     "LogSoftmax": in_single(STANDARD["LogSoftmax"]),
     "LpNormalization": lp_normalization,
     "MatMul": in_single(matmul),

@@ -20,11 +20,17 @@ def in_single(inner: Converter) -> Converter:
         result = inner(c, wide)
         if result is NotImplemented and c.node.op_type == "MatMul":
             result = relax.op.matmul(*wide)
-        if result is NotImplemented or isinstance(result, list):
+        if result is NotImplemented:
             return NotImplemented
-        return relax.op.astype(result if isinstance(result, relax.Var) else c.builder.emit(result), dtype)
+        if isinstance(result, list):
+            return [None if each is None else _rounded(c, each, dtype) for each in result]
+        return _rounded(c, result, dtype)
 
     return convert
+
+
+def _rounded(c: Context, result: Any, dtype: str) -> Any:
+    return relax.op.astype(result if isinstance(result, relax.Var) else c.builder.emit(result), dtype)
 
 
 _CARRIED = (

@@ -12,6 +12,9 @@ from graphopt.targets.converters.base import Context, shape_of
 from graphopt.targets.gpu.kernels.views import View
 
 
+_RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
+
+
 def seen_through(c: Context, x: Any) -> tuple[Any, View]:
     """What `x` was made of by transposes, reshapes and slices, and how; `x` itself if it was not."""
     own = shape_of(x)
@@ -33,7 +36,7 @@ def _move(c: Context, x: Any) -> tuple[Any, Callable[[View], View]] | None:
     if (permutation := _permutation(c, x)) is not None:
         source, order = permutation
         return source, lambda view: view.permuted(order)
-    if (bound := _call(c, x, "relax.reshape")) is not None:
+    if (bound := next((found for each in _RESHAPES if (found := _call(c, x, each)) is not None), None)) is not None:
         return bound.args[0], lambda view: view.reshaped(shape)
     bound = _call(c, x, "relax.strided_slice")
     starts = None if bound is None else _starts(bound, shape)

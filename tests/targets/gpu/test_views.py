@@ -119,3 +119,35 @@ def test_who_else_reads_a_result_gets_it_as_it_is(opencl: Any) -> None:
     model.graph.output.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [2, 4, 9, 8]))
     compiled = compile_model(model, target="opencl", verify="ends")
     assert [port.name for port in compiled.artifact.program.outputs] == ["y", "a"]
+
+
+def test_attention_reads_parts_of_a_transposed_product(opencl: Any) -> None:
+    """One weight for q, k and v, whose product is turned and cut: nothing of that is a kernel."""
+    parts = "\n".join(
+        f"{x}s = Slice(turned, n{i}, n{i + 1}, n0)  {x} = Squeeze({x}s, n0)" for i, x in enumerate(["q", "k", "v"])
+    )
+    text = f"""
+    <ir_version: 10, opset_import: ["" : 20]>
+    packed (float[2, 9, 32] x) => (float[2, 9, 32] y)
+    <float[32, 96] w, float half = {{0.35}}, int64[5] split = {{2, 9, 3, 4, 8}}, int64[3] join = {{2, 9, 32}},
+     int64[1] n0 = {{0}}, int64[1] n1 = {{1}}, int64[1] n2 = {{2}}, int64[1] n3 = {{3}}> {{
+        p = MatMul(x, w)
+        r = Reshape(p, split)
+        turned = Transpose<perm = [2, 0, 3, 1, 4]>(r)
+        {parts}
+        kt = Transpose<perm = [0, 1, 3, 2]>(k)
+        s = MatMul(q, kt)
+        scaled = Mul(s, half)
+        weights = Softmax<axis = -1>(scaled)
+        a = MatMul(weights, v)
+        t = Transpose<perm = [0, 2, 1, 3]>(a)
+        y = Reshape(t, join)
+    }}
+    """
+    model = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal((32, 96)).astype(np.float32) / 4
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    compiled = compile_model(model, target="opencl", verify="ends")
+    segments = [segment for stage in compiled.artifact.program.stages for segment in stage.segments]
+    calls = [call.symbol for each in segments if isinstance(each, NativeSegment) for call in each.calls]
+    assert [symbol.rsplit("_", 1)[0] for symbol in calls] == ["matmul", "attention"]
