@@ -41,9 +41,9 @@ class Precision(Pass):
 
     Conv, ConvTranspose, MatMul, Gemm and Attention always compute in half, unless a constant does not fit. Elementwise
     operators, poolings, normalizations and operators that only move numbers do where that costs fewest bytes of casts,
-    by a minimum cut (`_precision_cut`). Graph inputs and outputs keep their types. A tensor is cast once for all that read it;
-    constants are converted now. For bfloat16 a model with convolutions becomes one of opset 22, where they have it. A
-    Cast back to the type that a tensor was made in is dropped.
+    by a minimum cut (`_precision_cut`). Graph inputs and outputs keep their types. A tensor is cast once for all that
+    read it; constants are converted now. For bfloat16 a model with convolutions becomes one of opset 22, where they
+    have it. A Cast back to the type that a tensor was made in is dropped.
 
     Half tensors hold rounded results, they say nothing about sums: targets accumulate products in float32. Numbers
     that leave the range of float16 (65504) while the model runs become infinite, which a comparison with float32

@@ -11,7 +11,6 @@ from tvm import relax
 from graphopt.targets.converters.base import Context, shape_of
 from graphopt.targets.gpu.kernels.views import View
 
-
 _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
 
 

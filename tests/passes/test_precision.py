@@ -259,7 +259,7 @@ def test_normalizations_of_halves(call: str, to: str) -> None:
         f"g (float[2,4,3,8] x, float[8,8] w, {', '.join(f'float[{extent}] {name}' for name in names)})"
         f" => (float[2,4,3,8] y) <float far = {{4}}> {{ m = MatMul(x, w)  p = Add(m, far)  n = {call}"
         " y = MatMul(n, w) }",
-        {"w": (8, 8), **{name: (extent,) for name in names}},
+        {"w": (8, 8), **dict.fromkeys(names, (extent,))},
         to,
         opset,
         execute=to == "fp16",
