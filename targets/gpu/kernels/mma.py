@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.kernels import grids
 from graphopt.targets.gpu.kernels import split as parts_of
 from graphopt.targets.gpu.kernels.access import Reach
 from graphopt.targets.gpu.kernels.guards import when
@@ -31,7 +33,7 @@ class Tile:
     """A block computes m x n results in slices of k; a warp rows x columns of them. Written "128x128x32/64x64^4".
 
     `stages` slices are in shared memory. With `split` more than 1, that many blocks share the slices of one tile, and
-    a second kernel adds up ("...*4").
+    a second kernel adds up ("...*4"). With `stream`, that many blocks share what whole rounds leave over ("...~132").
     """
 
     m: int
@@ -41,6 +43,7 @@ class Tile:
     columns: int
     stages: int
     split: int = 1
+    stream: int = 0
 
     @property
     def warps(self) -> int:
@@ -58,7 +61,7 @@ class Tile:
         return self.rows * self.columns // 32 + 2 * (self.rows // 4 + self.columns // 4) + 56
 
     def __str__(self) -> str:
-        split = f"*{self.split}" if self.split > 1 else ""
+        split = f"*{self.split}" if self.split > 1 else f"~{self.stream}" if self.stream else ""
         return f"{self.m}x{self.n}x{self.k}/{self.rows}x{self.columns}^{self.stages}{split}"
 
 
@@ -82,9 +85,6 @@ TILES = (
 )
 """For halves; of words, a slice is half as deep."""
 
-RASTER = 8
-"""Rows of tiles that neighbouring blocks go over together, so that they find each other's operands in the cache."""
-
 
 def write(product: Product, tile: Tile, units: Units) -> Any:
     """The function of `product` with that body."""
@@ -96,12 +96,6 @@ def reaches(product: Product) -> tuple[Reach, Reach]:
     left = Reach(product.left, product.m, product.k, product.index)
     right = Reach(lambda b, n, k: product.right(b, k, n), product.n, product.k, product.index)
     return left, right
-
-
-def raster(block: Any, rows: int, columns: int) -> tuple[Any, Any]:
-    """The row and the column of a block's tile: `RASTER` rows of tiles, or fewer, column by column."""
-    together = max(each for each in range(1, RASTER + 1) if rows % each == 0)
-    return block // (together * columns) * together + block % together, block // together % columns
 
 
 class Writer:
@@ -119,60 +113,76 @@ class Writer:
         """Of the stages."""
         return self.tile.stages * (self.left.size + self.right.size) * (CHUNK_BYTES // self.units.chunk)
 
+    @property
+    def extents(self) -> tuple[int, int]:
+        """As `Blocks` says."""
+        return self.tile.m, self.tile.n
+
+    @property
+    def threads(self) -> int:
+        """As `Blocks` says."""
+        return self.tile.threads
+
+    @property
+    def registers(self) -> int:
+        """As `Blocks` says."""
+        return self.down * self.across * 4
+
+    @property
+    def slices(self) -> int:
+        """As `Blocks` says."""
+        return math.ceil(self.product.k / self.tile.k)
+
     def whole(self) -> Any:
         """The function."""
         p, t = self.product, self.tile
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
                 T.func_name("main")
-                parts_of.split(p, t.split, t.threads, self._tiles)
+                if t.stream:
+                    grids.streamed(self, t.stream)
+                else:
+                    parts_of.split(p, t.split, t.threads, partial(grids.parts, self, t.split))
             return p.replaced(builder.get().body, resident(t))
 
-    def _tiles(self, store: Store) -> None:
-        """The kernel whose blocks compute tiles."""
-        p, t = self.product, self.tile
-        rows, columns = math.ceil(p.m / t.m), math.ceil(p.n / t.n)
-        with (
-            T.launch_thread("blockIdx.x", rows * columns) as block,
-            T.launch_thread("blockIdx.z", p.batch * t.split) as bz,
-            T.launch_thread("threadIdx.x", t.threads) as thread,
-        ):
-            self.at: Any = bz
-            self.batch: Any = bz if t.split == 1 else bz // t.split
-            self.part: Any = 0 if t.split == 1 else bz % t.split
-            row, column = raster(block, rows, columns)
-            self.row, self.column = row * t.m, column * t.n
-            self.thread, self.lane, self.warp = thread, thread % 32, thread // 32
-            self.own_row = self.warp % (t.m // t.rows) * t.rows
-            self.own_column = self.warp // (t.m // t.rows) * t.columns
-            self._body(store)
-
-    def _body(self, store: Store) -> None:
-        p, t, units = self.product, self.tile, self.units
-        units.begin(self.thread, t.threads)
-        sums = T.alloc_buffer((self.down * self.across * 4,), p.dtype, scope="local")
-        with units.unrolled(self.down * self.across * 4) as i:
-            T.buffer_store(sums, const(0, p.dtype), [i])
+    def begin(self, thread: Any) -> Any:
+        """As `Blocks` says."""
+        t, units = self.tile, self.units
+        self._lanes(thread)
+        units.begin(thread, t.threads)
         self.shared = T.alloc_buffer((t.stages * (self.left.size + self.right.size),), units.dtype, scope=units.scope)
         for side in self.sides:
             side.allocate()
-        slices = math.ceil(math.ceil(p.k / t.k) / t.split)
-        first = self.part * slices
+        return T.alloc_buffer((self.registers,), self.product.dtype, scope="local")
+
+    def _lanes(self, thread: Any) -> None:
+        t = self.tile
+        self.thread, self.lane, self.warp = thread, thread % 32, thread // 32
+        self.own_row = self.warp % (t.m // t.rows) * t.rows
+        self.own_column = self.warp // (t.m // t.rows) * t.columns
+
+    def place(self, at: Any, batch: Any, row: Any, column: Any) -> None:
+        """As `Blocks` says."""
+        self.at, self.batch, self.row, self.column = at, batch, row, column
+
+    def multiply(self, sums: Any, first: Any, count: Any) -> None:
+        """As `Blocks` says."""
+        t, units = self.tile, self.units
+        with units.unrolled(self.registers) as i:
+            T.buffer_store(sums, const(0, self.product.dtype), [i])
         for ahead in range(t.stages - 1):
-            self._copy(first + ahead, ahead, slices > ahead)
+            self._copy(first + ahead, ahead, count > ahead)
         self._fetch(first, None)
         self._put(0, None)
-        with T.serial(0, slices) as i:
+        with T.serial(0, count) as i:
             units.wait(t.stages - 2)
             T.evaluate(T.tvm_storage_sync("shared"))
-            self._copy(first + i + (t.stages - 1), (i + (t.stages - 1)) % t.stages, i + (t.stages - 1) < slices)
-            more = i + 1 < slices
+            self._copy(first + i + (t.stages - 1), (i + (t.stages - 1)) % t.stages, i + (t.stages - 1) < count)
+            more = i + 1 < count
             self._fetch(first + i + 1, more)
             self._multiply(sums, i % t.stages)
             self._put((i + 1) % t.stages, more)
         units.wait(0)
-        T.evaluate(T.tvm_storage_sync("shared"))
-        self._store(sums, store)
 
     def _bases(self, stage: Any) -> tuple[Any, Any]:
         start = stage * (self.left.size + self.right.size)
@@ -209,14 +219,16 @@ class Writer:
             with units.unrolled(self.down) as i, units.unrolled(self.across) as j:
                 units.multiply(sums, (i * self.across + j) * 4, a, i * 4, b, j * 2)
 
-    def _store(self, sums: Any, store: Store) -> None:
-        """All strips of the warp's tile."""
+    def store(self, sums: Any, thread: Any, store: Store, split: bool) -> None:
+        """As `Blocks` says."""
         t = self.tile
-        strips = Strips(self.product, self.units, store, (t.m, t.n), t.split > 1)
+        self._lanes(thread)
+        T.evaluate(T.tvm_storage_sync("shared"))  # strips lie where stages did
+        strips = Strips(self.product, self.units, store, (t.m, t.n), split)
         strips.allocate(t.warps, t.columns)
         with self.units.unrolled(self.down) as i:
             place = self.row + self.own_row + i * ROWS, self.column + self.own_column
-            strips.put(sums, i * self.across * 4, self.thread, self.at, *place)
+            strips.put(sums, i * self.across * 4, thread, self.at, *place)
 
 
 def resident(tile: Tile) -> int:
@@ -242,17 +254,48 @@ def tiles(product: Product, device: Device, units: Units) -> list[Choice]:
         for split in SPLITS:
             if (split == 1 or split * tile.k * 4 <= product.k) and product.batch * split <= LARGEST_GRID:
                 found.append(Choice(seconds(writer, split, device), replace(tile, split=split)))
+        if stream := work(writer, device).streams():
+            found.append(Choice(streamed_seconds(writer, device), replace(tile, stream=stream)))
     return sorted(found, key=lambda choice: choice.seconds)
 
 
+def work(writer: Writer, device: Device) -> grids.Work:
+    """What streaming would share out."""
+    rows, columns = grids.counts(writer.product, writer.extents)
+    kept = 4 * writer.registers * writer.threads
+    return grids.Work(
+        writer.product.batch * rows * columns, writer.slices, kept, device.multiprocessors * _fitting(writer, device)
+    )
+
+
+def streamed_seconds(writer: Writer, device: Device) -> float:
+    """An estimate for the tiles of whole rounds, and the others streamed."""
+    shared_out = work(writer, device)
+    return shared_out.streamed(_step(writer, _fitting(writer, device), device)) / CLOCK + shared_out.added(
+        device.bandwidth
+    )
+
+
 def seconds(writer: Writer, split: int, device: Device) -> float:
-    """An estimate: rounds of blocks, each bound by the cores, by shared memory, by the cache, or by waiting for it."""
-    p, t, units = writer.product, writer.tile, writer.units
-    size = CHUNK_BYTES // units.chunk
+    """An estimate: rounds of blocks that are together on a multiprocessor."""
+    p, t = writer.product, writer.tile
     blocks = p.batch * math.ceil(p.m / t.m) * math.ceil(p.n / t.n) * split
-    fitting = min(resident(t), device.shared_per_multiprocessor // (writer.shared_bytes + 1024))
-    together = max(1, min(math.ceil(blocks / device.multiprocessors), fitting))
+    together = max(1, min(math.ceil(blocks / device.multiprocessors), _fitting(writer, device)))
     rounds = math.ceil(blocks / (device.multiprocessors * together))
+    slices = math.ceil(writer.slices / split)
+    cycles = rounds * ((slices + 1) * _step(writer, together, device) + grids.STARTED)
+    return cycles / CLOCK + parts_of.seconds(p, split, device.bandwidth)
+
+
+def _fitting(writer: Writer, device: Device) -> int:
+    of_shared = device.shared_per_multiprocessor // (writer.shared_bytes + 1024)
+    return max(1, min(resident(writer.tile), of_shared))
+
+
+def _step(writer: Writer, together: int, device: Device) -> float:
+    """Cycles of a slice: bound by the cores, by shared memory, by the cache, or by waiting for it."""
+    t, units = writer.tile, writer.units
+    size = CHUNK_BYTES // units.chunk
     reached = HOPPER_MMA if device.capability >= 90 else 1.0
     cores = together * 2 * t.m * t.n * t.k / (device.rates[units.kind] / device.multiprocessors / CLOCK * reached)
     # 128 bytes a cycle of shared memory, 40 of the second-level cache, which is 700 cycles away
@@ -263,9 +306,7 @@ def seconds(writer: Writer, split: int, device: Device) -> float:
         together * 20 * side.extent * t.k / side.vector / 128 for side in writer.sides if not side.asynchronous
     )
     terms = (cores, shared, fetched + computed, 700.0 / (t.stages - 1))
-    slices = math.ceil(math.ceil(p.k / t.k) / split)
-    cycles = rounds * ((slices + 1) * (max(terms) + sum(terms) / 8) + 1500)
-    return cycles / CLOCK + parts_of.seconds(p, split, device.bandwidth)
+    return max(terms) + sum(terms) / 8
 
 
 CLOCK = 1.5e9

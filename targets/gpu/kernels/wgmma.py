@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -18,10 +19,11 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.kernels import grids
 from graphopt.targets.gpu.kernels import split as parts_of
 from graphopt.targets.gpu.kernels.access import Reach
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.mma import CLOCK, LARGEST_GRID, raster, reaches
+from graphopt.targets.gpu.kernels.mma import CLOCK, LARGEST_GRID, reaches
 from graphopt.targets.gpu.kernels.product import Product
 from graphopt.targets.gpu.kernels.split import SPLITS, Store
 from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS, Strips
@@ -37,12 +39,16 @@ STRIP = 64
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A block computes m x n results in slices of 64; four warps take 64 rows of it. Written "128x256^4"."""
+    """A block computes m x n results in slices of 64; four warps take 64 rows of it. Written "128x256x64^4".
+
+    `split` and `stream` as those of `mma.Tile`.
+    """
 
     m: int
     n: int
     stages: int
     split: int = 1
+    stream: int = 0
 
     @property
     def threads(self) -> int:
@@ -70,7 +76,8 @@ class Tile:
         return max(1, min(device.registers // (self.threads * self.registers), of_shared))
 
     def __str__(self) -> str:
-        return f"{self.m}x{self.n}x{ROW}^{self.stages}" + (f"*{self.split}" if self.split > 1 else "")
+        split = f"*{self.split}" if self.split > 1 else f"~{self.stream}" if self.stream else ""
+        return f"{self.m}x{self.n}x{ROW}^{self.stages}{split}"
 
 
 TILES = (
@@ -104,55 +111,68 @@ class _Writer:
         self.product, self.tile, self.units = product, tile, units
         self.left, self.right = reaches(product)
 
+    @property
+    def extents(self) -> tuple[int, int]:
+        """As `Blocks` says."""
+        return self.tile.m, self.tile.n
+
+    @property
+    def threads(self) -> int:
+        """As `Blocks` says."""
+        return self.tile.threads
+
+    @property
+    def registers(self) -> int:
+        """As `Blocks` says."""
+        return self.tile.n // 2
+
+    @property
+    def slices(self) -> int:
+        """As `Blocks` says."""
+        return math.ceil(self.product.k / ROW)
+
     def whole(self, device: Device) -> Any:
         """The function."""
         p, t = self.product, self.tile
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
                 T.func_name("main")
-                parts_of.split(p, t.split, t.threads, self._tiles)
+                if t.stream:
+                    grids.streamed(self, t.stream)
+                else:
+                    parts_of.split(p, t.split, t.threads, partial(grids.parts, self, t.split))
             return p.replaced(builder.get().body, t.resident(device))
 
-    def _tiles(self, store: Store) -> None:
-        """The kernel whose blocks compute tiles."""
-        p, t = self.product, self.tile
-        rows, columns = math.ceil(p.m / t.m), math.ceil(p.n / t.n)
-        with (
-            T.launch_thread("blockIdx.x", rows * columns) as block,
-            T.launch_thread("blockIdx.z", p.batch * t.split) as bz,
-            T.launch_thread("threadIdx.x", t.threads) as thread,
-        ):
-            self.at: Any = bz
-            self.batch: Any = bz if t.split == 1 else bz // t.split
-            self.part: Any = 0 if t.split == 1 else bz % t.split
-            row, column = raster(block, rows, columns)
-            self.row, self.column, self.thread = row * t.m, column * t.n, thread
-            self._body(store)
-
-    def _body(self, store: Store) -> None:
-        p, t, units = self.product, self.tile, self.units
-        units.begin(self.thread, t.threads)
-        sums = T.alloc_buffer((t.n // 2,), p.dtype, scope="local")
-        with units.unrolled(t.n // 2) as i:
-            T.buffer_store(sums, const(0, p.dtype), [i])
+    def begin(self, thread: Any) -> Any:
+        """As `Blocks` says."""
+        t, units = self.tile, self.units
+        self.thread = thread
+        units.begin(thread, t.threads)
         self.shared = T.alloc_buffer((t.stages * t.size,), units.dtype, scope=units.scope)
         units.describe(self.shared)
-        slices = math.ceil(math.ceil(p.k / ROW) / t.split)
-        first = self.part * slices
+        return T.alloc_buffer((self.registers,), self.product.dtype, scope="local")
+
+    def place(self, at: Any, batch: Any, row: Any, column: Any) -> None:
+        """As `Blocks` says."""
+        self.at, self.batch, self.row, self.column = at, batch, row, column
+
+    def multiply(self, sums: Any, first: Any, count: Any) -> None:
+        """As `Blocks` says."""
+        t, units = self.tile, self.units
+        with units.unrolled(self.registers) as i:
+            T.buffer_store(sums, const(0, self.product.dtype), [i])
         for ahead in range(t.stages - 2):
-            self._copy(first + ahead, ahead, slices > ahead)
-        with T.serial(0, slices) as i:
+            self._copy(first + ahead, ahead, count > ahead)
+        with T.serial(0, count) as i:
             units.wait(t.stages - 3)
             units.publish()
             T.evaluate(T.tvm_storage_sync("shared"))  # the slice before the last is multiplied, by all warps
             self._multiply(sums, i % t.stages)
             following = i + (t.stages - 2)
-            self._copy(first + following, following % t.stages, following < slices)
+            self._copy(first + following, following % t.stages, following < count)
             units.settle(sums, 1)
         units.settle(sums, 0)
         units.wait(0)
-        T.evaluate(T.tvm_storage_sync("shared"))
-        self._store(sums, store)
 
     def _copy(self, part: Any, stage: Any, condition: Any) -> None:
         """Begin the copies of a slice; a group is closed also where there is none, so that groups count slices."""
@@ -188,15 +208,17 @@ class _Writer:
             units.multiply_group(sums, t.n, self.shared, left + step * DEPTH, right + step * DEPTH)
         units.close()
 
-    def _store(self, sums: Any, store: Store) -> None:
+    def store(self, sums: Any, thread: Any, store: Store, split: bool) -> None:
+        """As `Blocks` says."""
         t = self.tile
-        strips = Strips(self.product, self.units, store, (t.m, t.n), t.split > 1)
+        T.evaluate(T.tvm_storage_sync("shared"))  # strips lie where stages did
+        strips = Strips(self.product, self.units, store, (t.m, t.n), split)
         columns = math.gcd(t.n, STRIP)
         strips.allocate(t.threads // 32, columns)
-        row = self.row + self.thread // 32 * ROWS
+        row = self.row + thread // 32 * ROWS
         with self.units.unrolled(t.n // columns) as i:
             place = row, self.column + i * columns
-            strips.put(sums, i * (columns // COLUMNS * 4), self.thread, self.at, *place)
+            strips.put(sums, i * (columns // COLUMNS * 4), thread, self.at, *place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,27 +232,42 @@ class Choice:
 def tiles(product: Product, device: Device) -> list[Choice]:
     """The tiles that fit the device, the best by estimate first; none where no grid is large enough."""
     found = []
-    for tile in TILES:
+    for tile in (tile for tile in TILES if tile.shared_bytes <= device.shared_per_block):
         for split in SPLITS:
             if (split == 1 or split * ROW * 4 <= product.k) and product.batch * split <= LARGEST_GRID:
                 made = replace(tile, split=split)
-                if made.shared_bytes <= device.shared_per_block:
-                    found.append(Choice(seconds(product, made, device), made))
+                found.append(Choice(seconds(product, made, device), made))
+        shared_out = _work(product, tile, device)
+        if stream := shared_out.streams():
+            cycles = shared_out.streamed(_step(product, tile, tile.resident(device), device))
+            found.append(Choice(cycles / CLOCK + shared_out.added(device.bandwidth), replace(tile, stream=stream)))
     return sorted(found, key=lambda choice: choice.seconds)
 
 
+def _work(product: Product, tile: Tile, device: Device) -> grids.Work:
+    """What streaming would share out."""
+    rows, columns = grids.counts(product, (tile.m, tile.n))
+    slices, at_once = math.ceil(product.k / ROW), device.multiprocessors * tile.resident(device)
+    return grids.Work(product.batch * rows * columns, slices, 4 * tile.m * tile.n, at_once)
+
+
 def seconds(product: Product, tile: Tile, device: Device) -> float:
-    """An estimate: rounds of blocks, each bound by the cores, by the second-level cache, or by waiting for it."""
-    assert product.kind is not None
+    """An estimate: rounds of blocks that are together on a multiprocessor."""
     blocks = product.batch * math.ceil(product.m / tile.m) * math.ceil(product.n / tile.n) * tile.split
     together = max(1, min(math.ceil(blocks / device.multiprocessors), tile.resident(device)))
     rounds = math.ceil(blocks / (device.multiprocessors * together))
+    slices = math.ceil(math.ceil(product.k / ROW) / tile.split)
+    cycles = rounds * ((slices + 1) * _step(product, tile, together, device) + grids.STARTED)
+    return cycles / CLOCK + parts_of.seconds(product, tile.split, device.bandwidth)
+
+
+def _step(product: Product, tile: Tile, together: int, device: Device) -> float:
+    """Cycles of a slice: bound by the cores, by the second-level cache, by its instructions, or by waiting for it."""
+    assert product.kind is not None
     rate = device.rates[product.kind] / device.multiprocessors / CLOCK
     cores = together * 2 * tile.m * tile.n * ROW / (rate * math.sqrt(min(1.0, tile.n / 128)))  # narrow ones read more
-    fetched = together * 2 * tile.size / 2 / 40
+    fetched = together * 2 * tile.size / 40
     # every chunk is an instruction of 32 threads with some 12 for its address
     issued = together * tile.size / CHUNK / 32 * 12 / 4
     terms = (cores, fetched, issued, 800.0 / (tile.stages - 2))
-    slices = math.ceil(math.ceil(product.k / ROW) / tile.split)
-    cycles = rounds * ((slices + 1) * (max(terms) + sum(terms) / 8) + 1500)
-    return cycles / CLOCK + parts_of.seconds(product, tile.split, device.bandwidth)
+    return max(terms) + sum(terms) / 8

@@ -93,6 +93,15 @@ def test_tiles_stages_and_parts(execute: Any, tile: mma.Tile, kind: str) -> None
         check(execute, tile, kind, (2, 2 * tile.m - 3, tile.n + 8, k), (False, False), MatrixUnits(kind))
 
 
+@pytest.mark.parametrize("kind", ["float16", "tf32"])
+@pytest.mark.parametrize("blocks", [2, 5, 7, 40])
+def test_streams(execute: Any, kind: str, blocks: int) -> None:
+    """Six tiles: in whole rounds, left over from them, fewer than blocks; a block ends one tile and begins the next."""
+    tile = replace(SMALL[0], stream=blocks)
+    check(execute, tile, kind, (2, 70, 150, 200), (False, True), MatrixUnits(kind))
+    check(execute, replace(SMALL[1], split=1, stream=blocks), kind, (1, 40, 90, 77), (True, False), MatrixUnits(kind))
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.tuples(st.integers(1, 2), st.integers(1, 80), st.integers(1, 80), st.integers(1, 130)),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tvm import te
 
-from graphopt.targets.gpu import code, devices, nvrtc
+from graphopt.targets.gpu import code, devices, nvrtc, schedule
 from graphopt.targets.gpu.kernels import conv_blocked, product, wgmma
 from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.gpu.kernels.warpgroups import WarpGroups
@@ -41,6 +41,12 @@ def test_sizes(execute: Any, sizes: Sizes, tile: wgmma.Tile) -> None:
 @pytest.mark.parametrize("split", [2, 4])
 def test_parts(execute: Any, split: int) -> None:
     check(execute, (1, 70, 40, 64 * 9 + 8), wgmma.Tile(64, 32, 3, split), MatrixGroups("float16"))
+
+
+@pytest.mark.parametrize("blocks", [2, 5, 7, 40])
+def test_streams(execute: Any, blocks: int) -> None:
+    """Twelve tiles of four slices: in whole rounds, left over from them, and fewer than blocks."""
+    check(execute, (2, 70, 90, 200), wgmma.Tile(64, 32, 4, stream=blocks), MatrixGroups("float16"))
 
 
 def test_an_early_reader_is_noticed(execute: Any) -> None:
@@ -98,6 +104,15 @@ def test_order_in_a_slice() -> None:
         )
     ]
     assert places == sorted(places)
+
+
+def test_what_whole_rounds_leave_over_is_streamed() -> None:
+    """A few tiles more than the device takes at a time, and deep ones: not a round for them alone."""
+    function = matmul((1, 128 * 70, 512, 16384), ALONG, "float16")
+    plan = schedule.apply(function, HOPPER).plan
+    assert plan.tile.endswith(f"~{HOPPER.multiprocessors}")
+    even = schedule.apply(matmul((1, 128 * 66, 512, 16384), ALONG, "float16"), HOPPER).plan
+    assert "~" not in even.tile
 
 
 def test_what_is_possible() -> None:
