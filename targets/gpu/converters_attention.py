@@ -15,8 +15,8 @@ from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.converters_views import seen_through, wanted_order
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import attention as kernel
-from graphopt.targets.gpu.kernels import attention_mma, attention_tiles
-from graphopt.targets.gpu.kernels.attention_mma import CHUNK
+from graphopt.targets.gpu.kernels import attention_mma, attention_mma_tiles, attention_tiles
+from graphopt.targets.gpu.kernels.attention_mma_tiles import CHUNK
 from graphopt.targets.gpu.kernels.attention_tiles import seconds
 from graphopt.targets.gpu.kernels.tensor_cores import LABELS, TensorCores
 from graphopt.targets.gpu.kernels.views import View, Views
@@ -49,13 +49,13 @@ def attention(c: Context, inputs: list[Any]) -> Any:
         )
     tile, scale = fitting[0], c.real("scale", 1.0)
     sources, views = _seen(c, [q, k, v])
-    on_cores = attention_mma.tiles(shape, device, dtype) if device.cuda and dtype in HALVES else []
+    on_cores = attention_mma_tiles.tiles(shape, device, dtype) if device.cuda and dtype in HALVES else []
     marks: dict[str, Any]
     plan = Plan("attention", f"{tile.rows}x{tile.keys}", seconds(shape, tile, device))
     assert plan.seconds is not None
-    if on_cores and attention_mma.seconds(shape, on_cores[0], device, dtype) < plan.seconds:
+    if on_cores and attention_mma_tiles.seconds(shape, on_cores[0], device, dtype) < plan.seconds:
         best, units = on_cores[0], TensorCores(dtype)
-        taken = attention_mma.seconds(shape, best, device, dtype)
+        taken = attention_mma_tiles.seconds(shape, best, device, dtype)
         plan = Plan("attention", f"{best.rows}x{best.keys}", taken, precision=f"{LABELS[dtype]} mma")
         marks = attention_mma.attributes(shape, best, device)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
@@ -24,107 +23,13 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.access import Chunk
+from graphopt.targets.gpu.kernels.attention_mma_tiles import CHUNK, Tile, padded, stride
 from graphopt.targets.gpu.kernels.attention_tiles import Shape
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.mma import CLOCK, HOPPER_MMA
 from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS
 from graphopt.targets.gpu.kernels.tensor_cores import Units
 from graphopt.targets.gpu.kernels.views import View, Views
-from graphopt.targets.kernels.common import const, dims, round_up
-
-WIDEST = 128
-"""Elements of a row of q, or of the result, that a warp's registers hold."""
-
-CHUNK = 8
-"""Halves of 16 bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A block of `warps` takes 16 queries each, and goes through `keys` at a time. Written "64x64"."""
-
-    warps: int
-    keys: int
-
-    @property
-    def rows(self) -> int:
-        """Queries of a block."""
-        return self.warps * ROWS
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        return self.warps * 32
-
-    def elements(self, shape: Shape) -> tuple[int, int, int]:
-        """Elements of shared memory: queries, one tile of keys, one of values."""
-        deep, wide = stride(shape.depth), stride(shape.width)
-        return self.rows * deep, self.keys * deep, self.keys * wide
-
-    def shared(self, shape: Shape) -> int:
-        """Bytes of shared memory."""
-        queries, keys, values = self.elements(shape)
-        return 2 * (queries + 2 * (keys + values))
-
-    def registers(self, shape: Shape) -> int:
-        """Of a thread, about: queries, scores, results, operands, addresses."""
-        depth, width = padded(shape.depth), padded(shape.width)
-        return depth // 4 + self.keys // 2 + self.keys // 4 + width // 2 + self.keys // 4 + 56
-
-    def resident(self, shape: Shape, device: Device) -> int:
-        """Blocks that share a multiprocessor."""
-        of_registers = device.registers // (self.threads * round_up(self.registers(shape), 8))
-        of_shared = device.shared_per_multiprocessor // (self.shared(shape) + 1024)
-        return max(1, min(of_registers, of_shared, device.blocks_per_multiprocessor))
-
-    def __str__(self) -> str:
-        return f"{self.rows}x{self.keys}"
-
-
-TILES = (Tile(4, 64), Tile(8, 64), Tile(4, 32), Tile(8, 32), Tile(2, 64), Tile(2, 32), Tile(1, 64), Tile(1, 32))
-
-
-def padded(extent: int) -> int:
-    """Elements of a row as steps of the cores count them."""
-    return round_up(extent, 2 * CHUNK)
-
-
-def stride(extent: int) -> int:
-    """Elements from one row in shared memory to the next: an odd number of chunks, so that rows differ in banks."""
-    return padded(extent) + CHUNK
-
-
-def fits(shape: Shape) -> bool:
-    """Whether rows can be copied 16 bytes at a time and kept in registers."""
-    return all(extent % CHUNK == 0 and extent <= WIDEST for extent in (shape.depth, shape.width))
-
-
-def tiles(shape: Shape, device: Device, kind: str) -> list[Tile]:
-    """The tiles that fit the device, the best by estimate first."""
-    if not fits(shape):
-        return []
-    found = [tile for tile in TILES if tile.shared(shape) <= device.shared_per_block]
-    return sorted(found, key=lambda tile: seconds(shape, tile, device, kind))
-
-
-def seconds(shape: Shape, tile: Tile, device: Device, kind: str) -> float:
-    """An estimate: rounds of blocks, each bound by the cores, by exponentials, by shared memory, or by waiting."""
-    blocks = shape.heads * math.ceil(shape.queries / tile.rows)
-    together = min(math.ceil(blocks / device.multiprocessors), tile.resident(shape, device))
-    rounds = math.ceil(blocks / (device.multiprocessors * together))
-    deep, wide = padded(shape.depth), padded(shape.width)
-    reached = HOPPER_MMA if device.capability >= 90 else 1.0
-    flops = together * 2 * tile.rows * tile.keys * (deep + wide)
-    cores = flops / (device.rates[kind] / device.multiprocessors / CLOCK * reached)
-    # 16 exponentials and 128 other operations a cycle, some 10 for a score
-    scores = together * tile.rows * tile.keys * (1 / 16 + 10 / 128)
-    shared = together * 2 * tile.keys * (deep + wide) * (tile.warps + 1) / 128
-    # 40 bytes a cycle from the second-level cache; what a warp does is a chain, which others must hide
-    fetched = together * 2 * tile.keys * (deep + wide) / 40
-    chain = 600.0 + (cores + scores) / together
-    terms = (cores + scores, shared, fetched, chain)
-    slices = math.ceil(shape.keys / tile.keys) * shape.visible(tile.rows, tile.keys)
-    return rounds * ((slices + 1) * (max(terms) + sum(terms) / 8) + 1500) / CLOCK
+from graphopt.targets.kernels.common import const, dims
 
 
 def attributes(shape: Shape, tile: Tile, device: Device) -> dict[str, int]:

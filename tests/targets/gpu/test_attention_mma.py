@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 from tvm import te
 
 from graphopt.targets.gpu import code, devices, nvrtc, schedule
-from graphopt.targets.gpu.kernels import attention_mma, attention_tiles
+from graphopt.targets.gpu.kernels import attention_mma, attention_mma_tiles, attention_tiles
 from graphopt.targets.gpu.kernels.tensor_cores import TensorCores, Units
 from tests.targets.gpu.matrix_units import PRELUDE, MatrixUnits
 
 Array = NDArray[Any]
 Sizes = tuple[int, int, int, int, int, int]
 
-TILES = (attention_mma.Tile(1, 32), attention_mma.Tile(2, 32), attention_mma.Tile(2, 64))
+TILES = (attention_mma_tiles.Tile(1, 32), attention_mma_tiles.Tile(2, 32), attention_mma_tiles.Tile(2, 64))
 
 
 def build(
     sizes: Sizes,
     mask: tuple[int, ...] | None,
-    tile: attention_mma.Tile,
+    tile: attention_mma_tiles.Tile,
     units: Units,
     scale: float = 0.3,
     reach: int | None = None,
@@ -41,7 +41,7 @@ def build(
 
 
 def check(
-    execute: Any, sizes: Sizes, tile: attention_mma.Tile, mask: tuple[int, ...] | None = None, dead: int = 0
+    execute: Any, sizes: Sizes, tile: attention_mma_tiles.Tile, mask: tuple[int, ...] | None = None, dead: int = 0
 ) -> None:
     """Args: dead: the first so many keys are forbidden by the mask."""
     batch, heads, queries, keys, depth, width = sizes
@@ -80,7 +80,7 @@ def test_sizes(execute: Any, sizes: Sizes) -> None:
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("keys", [30, 64, 200])
-def test_tiles(execute: Any, tile: attention_mma.Tile, keys: int) -> None:
+def test_tiles(execute: Any, tile: attention_mma_tiles.Tile, keys: int) -> None:
     check(execute, (1, 2, tile.rows + 5, keys, 16, 24), tile)
 
 
@@ -103,7 +103,7 @@ def test_machine_code(arch: str, dtype: str, depth: int, mask: tuple[int, ...] |
     """The tile that is chosen spills nothing, fits, and uses the cores for both products."""
     device = devices.DEVICES[arch]
     shape = attention_tiles.Shape(8 * 12, 384, 384, depth, depth, "float32")
-    tile = attention_mma.tiles(shape, device, dtype)[0]
+    tile = attention_mma_tiles.tiles(shape, device, dtype)[0]
     function = build((8, 12, 384, 384, depth, depth), mask, tile, TensorCores(dtype))
     made = code.generate("kernel", function, device)
     (launch,) = made.launches
@@ -120,7 +120,7 @@ def test_what_does_not_fit() -> None:
     """Rows of other than whole chunks, and rows beyond the registers."""
     for depth, width in ((20, 64), (64, 136), (64, 4)):
         shape = attention_tiles.Shape(12, 128, 128, depth, width, "float32")
-        assert attention_mma.tiles(shape, devices.DEVICES["h100"], "float16") == []
+        assert attention_mma_tiles.tiles(shape, devices.DEVICES["h100"], "float16") == []
 
 
 def test_causal_masks(execute: Any) -> None:
