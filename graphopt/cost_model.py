@@ -57,8 +57,11 @@ class MeasuredCosts(CostModel):
     Tiles that the table has beyond those that `tiles` offers, which tuning put there, are as good as those.
     """
 
-    def __init__(self, machine: Machine, table: CostTable, tiles: Tiles, measure: Measure) -> None:
-        super().__init__(machine)
+    def __init__(
+        self, machine: Machine, table: CostTable, tiles: Tiles, measure: Measure, estimate: Estimate | None = None
+    ) -> None:
+        """Args: estimate: tells what is not worth measuring, as that of `CostModel`."""
+        super().__init__(machine, estimate)
         self.table, self.measure, self._tiles = table, measure, tiles
         self.measured = 0
 
@@ -142,8 +145,10 @@ class _Missing:
 class RecordedCosts(CostModel):
     """The timings that an artifact was built with, so that building it again measures nothing and chooses the same."""
 
-    def __init__(self, machine: Machine, record: Mapping[str, Timing | None], source: str) -> None:
-        super().__init__(machine)
+    def __init__(
+        self, machine: Machine, record: Mapping[str, Timing | None], source: str, estimate: Estimate | None = None
+    ) -> None:
+        super().__init__(machine, estimate)
         self._record, self._source = record, source
 
     def timings(self, groups: Sequence[Sequence[Work]]) -> list[list[Timing | None]]:

@@ -40,12 +40,15 @@ def open_costs(
             if note is not None:
                 note(f"costs are estimates: {reason}")
             return CostModel(backend.machine, backend.estimate)
-        table = CostTable(default_path(), Context.of(backend.cost_facts()))
+        facts = backend.cost_facts()
+        if "gpu" in facts and note is not None:
+            note(f"costs are measured on {facts['gpu']}")
+        table = CostTable(default_path(), Context.of(facts))
 
         def measure(groups: Sequence[Sequence[tuple[Work, str]]]) -> Sequence[Sequence[Timing | None]]:
             return backend.measure(groups, progress)
 
-        return MeasuredCosts(backend.machine, table, backend.tiles, measure)
+        return MeasuredCosts(backend.machine, table, backend.tiles, measure, backend.estimate)
     if not Path(source).exists():
         raise GraphoptError(f"--costs {source} is neither {MEASURED}, {ROOFLINE} nor an artifact that exists")
     manifest = open_artifact(source, check_cpu=False).manifest
@@ -56,7 +59,7 @@ def open_costs(
     recorded = parse(manifest.get("costs", {}), source)
     if not recorded:  # its choices were made by estimates, which are the same again
         return CostModel(backend.machine, backend.estimate)
-    return RecordedCosts(backend.machine, recorded, source)
+    return RecordedCosts(backend.machine, recorded, source, backend.estimate)
 
 
 def record(model: CostModel) -> dict[str, list[Any] | None]:

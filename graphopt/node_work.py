@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.analysis import static_type
-from graphopt.work import AttributeValue, Operand, Work
+from graphopt.work import PRECISION, AttributeValue, Operand, Work
 
 _KINDS = {
     ir.AttributeType.INT: "as_int",
@@ -32,4 +32,5 @@ def work_of(node: ir.Node) -> Work | None:
             return None
         value = getattr(attribute, _KINDS[attribute.type])()
         attributes.append((name, tuple(value) if isinstance(value, list | tuple) else value))
-    return Work(node.op_type, tuple(operands), result[1], tuple(attributes), node.domain)
+    units = node.metadata_props.get(PRECISION, "")
+    return Work(node.op_type, tuple(operands), result[1], tuple(attributes), node.domain, units)

@@ -25,22 +25,25 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One node to compute: operator, inputs, attributes, and the shape of its result (in the first input's dtype)."""
+    """One node to compute: operator, inputs, attributes, and the shape of its result (in the first input's dtype).
+
+    `units` are what its products may use instead of the ordinary ones ("tf32").
+    """
 
     op_type: str
     operands: tuple[Operand, ...]
     shape: tuple[int, ...]
     attributes: tuple[tuple[str, AttributeValue], ...] = ()
     domain: str = "graphopt"
+    units: str = ""
 
     @property
     def key(self) -> str:
         """Text that is equal for equal works, and for no others."""
         operands = [[list(o.shape), o.dtype, o.constant] for o in self.operands]
         attributes = {name: list(v) if isinstance(v, tuple) else v for name, v in sorted(self.attributes)}
-        return json.dumps(
-            [self.domain, self.op_type, operands, list(self.shape), attributes], separators=(",", ":"), sort_keys=True
-        )
+        parts = [self.domain, self.op_type, operands, list(self.shape), attributes, *filter(None, [self.units])]
+        return json.dumps(parts, separators=(",", ":"), sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)

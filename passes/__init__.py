@@ -27,9 +27,9 @@ PASSES = {
 DEFAULT = "normalize,fuse,select-conv,layout,choose-tiles"
 """The pipeline of `graphopt compile` when --passes is not given."""
 
-_GPU = "normalize,fuse,join-products,select-conv{max-workspace=1GiB},layout"
+_GPU = "normalize,fuse,join-products,select-conv{max-workspace=1GiB},layout,choose-tiles"
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
-"""Where a target has another one: tiles are chosen by the kernels themselves."""
+"""Where a target has another one."""
 
 __all__ = [
     "DEFAULT",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from graphopt import costs
@@ -93,6 +93,7 @@ def candidates(conv: ConvNode, model: CostModel, limits: Limits, allowed: tuple[
         error = relative_error(algorithm, conv.shape.c // conv.shape.group)
         for reads, writes, roofline, work in _forms(algorithm, conv, model.machine, limits.block):
             seconds = math.inf if reason else model.estimated(work, roofline, conv.units)
+            work = replace(work, units=conv.units)
             why = reason or ("" if seconds < math.inf else "the target has no kernel for it")
             found.append(Candidate(algorithm, reads, writes, seconds, work, error, why))
     return found

@@ -23,7 +23,7 @@ from graphopt.program import Place
 from graphopt.runtime import cpu, library
 from graphopt.targets import build, joins
 from graphopt.targets.base import Lowered
-from graphopt.work import TILE, Timing, Work
+from graphopt.work import PRECISION, TILE, Timing, Work
 
 if TYPE_CHECKING:
     from graphopt.targets.cpu import CpuTarget
@@ -55,8 +55,9 @@ def node_of(work: Work, tile: str = "", seed: int = 0) -> ir.Node:
     node.outputs[0].name = "y"
     node.outputs[0].shape = ir.Shape(work.shape)
     node.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(np.dtype(work.operands[0].dtype)))
-    if tile:
-        node.metadata_props[TILE] = tile
+    for key, mark in ((TILE, tile), (PRECISION, work.units)):
+        if mark:
+            node.metadata_props[key] = mark
     return node
 
 
@@ -94,7 +95,7 @@ def _measure_all(
         found = iter(_interleave([runner for runner in runners if runner is not None]))
         results.append(
             [
-                None if runner is None else _timing(next(found), tile)
+                None if runner is None else timing(next(found), tile)
                 for runner, (_, tile) in zip(runners, group, strict=True)
             ]
         )
@@ -198,7 +199,7 @@ def _interleave(runners: Sequence[_Runner]) -> list[list[float]]:
     return rounds
 
 
-def _timing(seconds: list[float], tile: str) -> Timing:
+def timing(seconds: Sequence[float], tile: str) -> Timing:
     """The median, and the middle half of the rounds: other programs on the machine spoil some of them."""
     low, middle, high = np.percentile(seconds, (25, 50, 75))
     return Timing(float(middle), float(low), float(high), tile)

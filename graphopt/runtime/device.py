@@ -96,12 +96,22 @@ def open_device(manifest: Mapping[str, Any]) -> Device:
         ArtifactError: the target is none of `DEVICES`.
     """
     target = target_of(manifest)
-    if target.get("name") == "cuda":
+    if target.get("name") not in DEVICES:
+        raise ArtifactError(f"the artifact is for {str(target.get('name'))[:40]}, which is no device known here")
+    return open_any(str(target["name"]), str(target.get("gpu")))
+
+
+def open_any(name: str, arch: str | None = None) -> Device:
+    """The device here for a target of `DEVICES`; for CUDA, one that runs code for `arch`.
+
+    Raises:
+        GraphoptError: there is none, or the package that talks to it is not installed.
+        ArtifactError: it runs no such code.
+    """
+    if name == "cuda":
         from graphopt.runtime.cuda import CudaDevice
 
-        return CudaDevice(str(target.get("gpu")))
-    if target.get("name") == "opencl":
-        from graphopt.runtime.opencl import OpenClDevice
+        return CudaDevice(arch)
+    from graphopt.runtime.opencl import OpenClDevice
 
-        return OpenClDevice()
-    raise ArtifactError(f"the artifact is for {str(target.get('name'))[:40]}, which is no device known here")
+    return OpenClDevice()

@@ -157,6 +157,7 @@ def _convolution(
             None if s is None else lambda n, channel, *place: s[channel],
             accumulator(dtype),
             c.tf32,
+            c.tile,
         )
 
     return c.te("conv", define, x, packed, *([] if bias is None else [bias]), pattern=EPILOGUE)
@@ -239,7 +240,7 @@ def _matmul(
 
         sizes = math.prod(lead), m, n, k
         axes = Axes.plain(out, parts, m)
-        made = product.compute(left, right, sizes, axes, dtype, accumulate=accumulator(dtype), tf32=c.tf32)
+        made = product.compute(left, right, sizes, axes, dtype, accumulate=accumulator(dtype), tf32=c.tf32, tile=c.tile)
         if scale == 1.0:
             return made
         return te.compute(out, lambda *i: (made(*i).astype(accumulator(dtype)) * factor).astype(dtype), name="scaled")

@@ -34,6 +34,7 @@ from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.kernels import conv_blocked, product, transposes, window, winograd
 from graphopt.targets.gpu.kernels.axes import Axes, blocked
+from graphopt.targets.gpu.kernels.tensor_cores import CHUNK_BYTES
 from graphopt.targets.gpu.kernels.window import Window
 from graphopt.targets.kernels.common import const
 from graphopt.work import Plan
@@ -76,6 +77,8 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
     """Conv2dBlocked: pixels times channels, one product for each group."""
     _require_floats(c, inputs)
     x, w, bias = inputs
+    if on_cores(c, dtype_of(x)) and c.integer("group", 1) == 1:
+        x, w = _gathered(c, x, w)
     blocks, deep, *kernel, lanes, b = shape_of(w)
     seen, groups, kept = _window(c, tuple(kernel)), c.integer("group", 1), accumulator(dtype_of(x))
     depth = deep * math.prod(kernel) * lanes
@@ -84,12 +87,41 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
         weights = c.reshape(c.builder.emit(relax.op.permute_dims(weights, [0, 2, 1])), (blocks * b, depth))
     return c.te(
         "conv",
-        lambda v, u, s: conv_blocked.compute(v, u, s, seen, groups, c.out_shape, kept, c.tf32),
+        lambda v, u, s: conv_blocked.compute(v, u, s, seen, groups, c.out_shape, kept, c.tf32, c.tile),
         x,
         weights,
         bias,
         pattern=EPILOGUE,
     )
+
+
+def _gathered(c: Context, x: Any, w: Any) -> tuple[Any, Any]:
+    """Few planes, as a first layer has, as one block of channels that is copied 16 bytes at a time; zeros beyond them.
+
+    x[N, C, H, W, 1], w[CO, C, kh, kw, 1, b]  ->  x[N, 1, H, W, chunk], w[CO, 1, kh, kw, chunk, b]
+    """
+    (images, planes, height, width, lanes), dtype = shape_of(x), dtype_of(x)
+    chunk = CHUNK_BYTES // (2 if dtype in HALVES else 4)
+    if lanes > 1 or planes > chunk:
+        return x, w
+    blocks, _, kh, kw, _, b = shape_of(w)
+    zero = const(0, dtype)
+
+    def pixels(v: Any) -> Any:
+        return te.compute(
+            (images, 1, height, width, chunk),
+            lambda n, _, y, z, lane: tirx.if_then_else(lane < planes, v[n, lane, y, z, 0], zero),
+            name="gathered",
+        )
+
+    def weights(u: Any) -> Any:
+        return te.compute(
+            (blocks, 1, kh, kw, chunk, b),
+            lambda o, _, i, j, lane, q: tirx.if_then_else(lane < planes, u[o, lane, i, j, 0, q], zero),
+            name="gathered",
+        )
+
+    return c.te("gather", pixels, x, pattern=INJECTIVE), c.te("gather_weights", weights, w, pattern=OPAQUE)
 
 
 def winograd_blocked(c: Context, inputs: list[Any]) -> Any:
@@ -117,6 +149,7 @@ def winograd_blocked(c: Context, inputs: list[Any]) -> Any:
             (taps, tiles.count, blocks * b, deep * lanes),
             Axes.plain((taps, tiles.count, blocks * b), (1, 1, 1), tiles.count),
             dtype,
+            tile=c.tile,
         ),
         v,
         c.reshape(u, (taps, blocks, deep * lanes, b)),

@@ -76,6 +76,16 @@ def apply(function: Any, device: Device) -> Scheduled:
         return Scheduled(generic.by_hand(function, device), Plan("loops"), note)
 
 
+def choices(function: Any, device: Device, count: int | None) -> list[writers.Choice]:
+    """As `writers.choices` has them for the product of a PrimFunc; none where it computes no product."""
+    try:
+        sch = s_tir.Schedule(_without_offsets(function))
+        anchor = next((block for block in blocks_of(sch) if block.rule == product.NAME), None)
+        return [] if anchor is None else writers.choices(product.read(sch, anchor), device, count)
+    except (s_tir.ScheduleError, ValueError, TypeError):  # nothing that `apply` could write
+        return []
+
+
 def _without_offsets(function: Any) -> Any:
     """The function with tensors that start where their memory does: TVM lets some start anywhere."""
     for parameter in function.params:

@@ -16,10 +16,11 @@ from graphopt.errors import GraphoptError
 from graphopt.program import Place, Value
 from graphopt.runtime import cpu as host_cpu
 from graphopt.runtime import library
+from graphopt.runtime.device import Device, open_any
 from graphopt.targets import build, lowering, machine, native, relax_import, sources
 from graphopt.targets.base import Lowered
 from graphopt.targets.definitions import Definitions, signature
-from graphopt.targets.gpu import code, devices, nvrtc, schedule
+from graphopt.targets.gpu import code, devices, measure, nvrtc, schedule, tiles
 from graphopt.targets.gpu.code_cache import CodeCache
 from graphopt.targets.gpu.converters import OWN
 from graphopt.targets.gpu.converters_blocked import BLOCK
@@ -46,6 +47,8 @@ class GpuTarget:
         self._answers: dict[str, str | None] = {}
         self._definitions = Definitions()
         self._estimates = Estimates(device)
+        self._tiles: dict[str, tuple[str, ...]] = {}
+        self._facts: Mapping[str, Any] | str | None = None
         self._kernels: dict[str, tuple[code.DeviceCode, schedule.Scheduled]] = {}
 
     @property
@@ -136,15 +139,15 @@ class GpuTarget:
 
     def images(self, functions: Mapping[str, code.DeviceCode]) -> dict[str, bytes]:
         """What a device loads, for each function."""
-        if not self.device.cuda:
-            return {symbol: each.source.encode() for symbol, each in functions.items()}
         with ThreadPoolExecutor(host_cpu.available_cpus()) as pool:
-            images = dict(
-                zip(functions, pool.map(lambda each: self.compiled(each).image, functions.values()), strict=True)
-            )
+            images = dict(zip(functions, pool.map(self.image, functions.values()), strict=True))
         if self._cache is not None:
             self._cache.trim()
         return images
+
+    def image(self, made: code.DeviceCode) -> bytes:
+        """What a device loads: machine code, or source."""
+        return self.compiled(made).image if self.device.cuda else made.source.encode()
 
     def compiled(self, made: code.DeviceCode) -> nvrtc.Compiled:
         """Machine code with as many blocks on a multiprocessor as can be had without spilling registers."""
@@ -156,30 +159,70 @@ class GpuTarget:
         return found
 
     def tiles(self, work: Work) -> tuple[str, ...]:
-        """None yet: schedules choose by estimates."""
-        return ()
+        """As `gpu.tiles` lists them."""
+        if work.key not in self._tiles:
+            self._tiles[work.key] = tiles.tiles(work, self.device, self._unscheduled)
+        return self._tiles[work.key]
 
     def wide_tiles(self, work: Work) -> tuple[str, ...]:
-        """None yet."""
-        return ()
+        """As `gpu.tiles` lists them."""
+        return tiles.wide(work, self.device, self._unscheduled)
+
+    def _unscheduled(self, node: ir.Node) -> Mapping[str, Identity]:
+        """The kernels of a node, also those that only constants depend on."""
+        opsets = {"": 20, "graphopt": 1}
+        imported = relax_import.import_nodes([node], *native.ends(node), opsets, self.device, self._definitions, OWN)
+        return lowering.lower(imported, _Unscheduled(), "tiles_").functions
 
     def measure(
         self, groups: Sequence[Sequence[tuple[Work, str]]], progress: Callable[[str], None] | None = None
     ) -> list[list[Timing | None]]:
-        """Nothing can be measured.
+        """Time on the device that is here, opened for this alone.
 
         Raises:
-            GraphoptError: always.
+            GraphoptError: there is none, it has not enough memory, or it fails.
         """
-        raise GraphoptError("kernels for GPUs are not measured; compile with --costs roofline")
+        return measure.measure(groups, self, self._open(), progress)
 
     def cannot_measure(self) -> str | None:
-        """Algorithms for GPUs are chosen by estimates."""
-        return "kernels for GPUs are not measured"
+        """Nothing is timed on a device of another architecture than the one that code is generated for."""
+        found = self._present()
+        if isinstance(found, str):
+            return found
+        if not self.device.cuda or self.device.arch.rstrip("a") == found["arch"]:
+            return None
+        level = devices.level_of(str(found["name"]), str(found["arch"]))
+        return f"{found['name']} is no {self.device.arch}; compile for it with --level {level} to measure"
 
     def cost_facts(self) -> dict[str, str]:
-        """Device, code generator, and the sources of the kernels."""
-        return {"gpu": self.device.name, "tvm": library.version(), "kernels": sources.digest()}
+        """The device that is here and its driver, what code is generated for and by whom, the kernels' sources."""
+        found = self._present()
+        facts = {} if isinstance(found, str) else found
+        return {
+            "gpu": str(facts.get("name", "")),
+            "driver": f"{facts.get('driver')}, CUDA {facts.get('cuda')}",
+            "level": f"{self.device.name} {self.device.arch}",
+            "compiler": nvrtc.version() if self.device.cuda else "",
+            "tvm": library.version(),
+            "kernels": sources.digest(),
+        }
+
+    def _open(self) -> Device:
+        """The device that is here.
+
+        Raises:
+            GraphoptError: there is none.
+        """
+        return open_any(self.name, self.device.arch)
+
+    def _present(self) -> Mapping[str, Any] | str:
+        """What the device that is here says of itself, or why there is none; asked once."""
+        if self._facts is None:
+            try:
+                self._facts = open_any(self.name).facts()
+            except GraphoptError as error:
+                self._facts = str(error).partition(";")[0]
+        return self._facts
 
 
 class CudaTarget(GpuTarget):

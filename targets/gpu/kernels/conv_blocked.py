@@ -20,7 +20,15 @@ from graphopt.targets.kernels.common import const, dims
 
 
 def compute(
-    x: Any, w: Any, bias: Any, seen: Window, groups: int, out: tuple[int, ...], accumulate: str, tf32: bool = False
+    x: Any,
+    w: Any,
+    bias: Any,
+    seen: Window,
+    groups: int,
+    out: tuple[int, ...],
+    accumulate: str,
+    tf32: bool = False,
+    tile: str | None = None,
 ) -> Any:
     """y of shape `out`, of x[N, CI, H, W, bi], w[CO, CI / groups * taps * bi, b] (k as above) and bias[CO, b].
 
@@ -56,4 +64,5 @@ def compute(
         lambda _, block, y, z, lane: bias[block, lane],
         accumulate,
         tf32,
+        tile,
     )

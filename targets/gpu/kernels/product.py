@@ -19,6 +19,7 @@ from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.expressions import rewritten, substituted
 from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.kernels.common import RULE, Block, blocks_of, inline_after
+from graphopt.work import TILE
 
 NAME = "gpu.product"
 _AXES = "graphopt.axes"
@@ -39,6 +40,7 @@ def compute(
     bias: Callable[..., Any] | None = None,
     accumulate: str | None = None,
     tf32: bool = False,
+    tile: str | None = None,
 ) -> Any:
     """The product, written as a tensor of `axes`.
 
@@ -48,6 +50,7 @@ def compute(
         dtype: of the output; sums are kept in `accumulate`, by default the same.
         bias: what is added to the sum of an output index.
         tf32: factors in float32 may be rounded to 10 bits of their fraction.
+        tile: the one that was chosen for it, as its writer spells it; None leaves it to the writers.
     """
     batch, m, n, k = sizes
     kept = accumulate or dtype
@@ -56,7 +59,7 @@ def compute(
     def element(b: Any, y: Any, x: Any) -> Any:
         return te.sum(left(b, y, r).astype(kept) * right(b, r, x).astype(kept), axis=[r])
 
-    notes = {RULE: NAME, _AXES: str(axes), _TF32: int(tf32)}
+    notes = {RULE: NAME, _AXES: str(axes), _TF32: int(tf32)} | ({TILE: tile} if tile else {})
     sums = te.compute((batch, m, n), element, name="product", attrs=notes)
 
     def finish(*index: Any) -> Any:
@@ -73,6 +76,7 @@ class Product:
     `store(b, m, n, total)` gives what the finished sum becomes: (buffer, value, indices).
     `batch`, `m`, `n`, `k` are extents; `dtype` is that of the sums, `index` of the indices in `function`. `kind` is the
     type of both factors where tensor cores may multiply it: "float16", "bfloat16", or "tf32" where that was allowed.
+    `tile` is the one that was chosen, or empty.
     """
 
     function: Any
@@ -86,6 +90,7 @@ class Product:
     right: Operand
     store: Callable[[Any, Any, Any, Any], tuple[Any, Any, list[Any]]]
     kind: str | None = None
+    tile: str = ""
 
     def replaced(self, body: Any, resident: int) -> Any:
         """The function with another body, which computes the same and has all its barriers."""
@@ -144,6 +149,7 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Product:
         lambda at, depth, column: substituted(right, {b: at, n: column, k: depth}),
         finish,
         _kind(left, right, str(sums.dtype), bool(int(block.annotations[_TF32]))),
+        str(block.annotations.get(TILE, "")),
     )
 
 

@@ -1,4 +1,7 @@
-"""Who writes a product: all that can are asked what their best tile would take, and the fastest is taken."""
+"""Who writes a product: all that can are asked what their best tile would take, and the fastest is taken.
+
+Where tiles were measured the product says which is wanted, and whoever has that tile writes it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from graphopt.targets.gpu.kernels.warpgroups import WarpGroups
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A writer's best tile: an estimate of its seconds, the units that it computes on ("fp16 mma", or ""), the code."""
+    """A writer's tile: an estimate of its seconds, the units that it computes on ("fp16 mma", or ""), the code."""
 
     seconds: float
     tile: str
@@ -25,28 +28,37 @@ class Choice:
 
 
 def best(product: Product, device: Device) -> Choice:
-    """The fastest by estimate.
+    """The one that is wanted, if there is such a tile; else the fastest by estimate.
 
     Raises:
         ValueError: no grid of the device holds so many tiles.
     """
-    found = list(_choices(product, device))
+    if product.tile:
+        wanted = next((choice for choice in choices(product, device) if choice.tile == product.tile), None)
+        if wanted is not None:
+            return wanted
+    found = choices(product, device, 1)
     if not found:
         raise ValueError(f"{product.batch} products of {product.m} rows are more than a grid holds")
-    return min(found, key=lambda choice: choice.seconds)
+    return found[0]
 
 
-def _choices(product: Product, device: Device) -> Iterator[Choice]:
-    for tile in simt.tiles(product, device)[:1]:
+def choices(product: Product, device: Device, count: int | None = None) -> list[Choice]:
+    """The best `count` tiles of every writer, or all, the fastest by estimate first."""
+    return sorted(_choices(product, device, count), key=lambda choice: choice.seconds)
+
+
+def _choices(product: Product, device: Device, count: int | None) -> Iterator[Choice]:
+    for tile in simt.tiles(product, device)[:count]:
         yield Choice(simt.seconds(product, tile, device), str(tile), "", partial(simt.write, product, tile))
     if product.kind is None or not device.cuda:
         return
     units, label = TensorCores(product.kind), LABELS[product.kind]
-    for choice in mma.tiles(product, device, units)[:1]:
+    for choice in mma.tiles(product, device, units)[:count]:
         write: Callable[[], Any] = partial(mma.write, product, choice.tile, units)
         yield Choice(choice.seconds, str(choice.tile), f"{label} mma", write)
     if device.warpgroups and wgmma.possible(product):
         groups = WarpGroups(product.kind)
-        for wide in wgmma.tiles(product, device)[:1]:
+        for wide in wgmma.tiles(product, device)[:count]:
             write = partial(wgmma.write, product, wide.tile, groups, device)
             yield Choice(wide.seconds, str(wide.tile), f"{label} wgmma", write)

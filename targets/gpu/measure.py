@@ -1,0 +1,285 @@
+"""Seconds of kernels on the device that is here: candidates interleaved, weights from memory as in a whole model.
+
+A candidate's runs are recorded as one graph, each on weights at another place of a pool that is larger than the
+device's second-level cache, which a model would have driven them out of; activations stay where they are, as in a model
+the kernel before has just written them. The device takes the time, by events around the graph.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.program import Place
+from graphopt.program_check import located
+from graphopt.runtime import cpu as host_cpu
+from graphopt.runtime.device import Device
+from graphopt.targets.base import Lowered
+from graphopt.targets.measure import Progress, node_of, timing
+from graphopt.weights import numpy_dtype
+from graphopt.work import Timing, Work
+
+if TYPE_CHECKING:
+    from graphopt.targets.gpu.target import GpuTarget
+
+ROUNDS = 7
+BLOCK_SECONDS = 2e-3
+LEAST_RUNS, MOST_RUNS = 3, 256
+MOST_REPLAYS = 100
+WARM_SECONDS = 0.05
+"""So long a device computes before anything is timed: an idle one runs at a low clock."""
+
+CACHES = 2.0
+"""The pool that weights are read from, in sizes of the second-level cache, ..."""
+LEAST_POOL, MOST_POOL = 16 << 20, 256 << 20
+"""... but no smaller or larger: what a driver calls its cache may be anything."""
+
+SMALL_CONSTANT = 4096
+ALIGNED = 256
+
+_WRITTEN = "written"
+"""The region of what kernels write; the others are named after the dtype of the numbers in them."""
+
+Step = Callable[[], None]
+
+
+def measure(
+    groups: Sequence[Sequence[tuple[Work, str]]], target: GpuTarget, device: Device, progress: Progress | None = None
+) -> list[list[Timing | None]]:
+    """Time every (work, tile); those of one group are interleaved. None where a kernel cannot be built or loaded.
+
+    Raises:
+        GraphoptError: the device has not enough memory, or fails.
+    """
+    say = progress or (lambda _: None)
+    say(f"building {sum(map(len, groups))} kernels to measure")
+    lowered = [
+        [_lower(target, work, tile, f"g{i}_{j}_") for j, (work, tile) in enumerate(g)] for i, g in enumerate(groups)
+    ]
+    built = [item for group in lowered for item in group if item is not None]
+    images = _images(target, {symbol: made for item in built for symbol, made in item.functions.items()})
+    facts = device.facts()
+    pool = round(min(max(CACHES * facts["l2_bytes"], LEAST_POOL), MOST_POOL))
+    layouts = {id(item): Layout.of(item, pool) for item in built}
+    device.activate()
+    memory = _Memory(device, list(layouts.values()))
+    results: list[list[Timing | None]] = []
+    warm = False
+    for done, (group, items) in enumerate(zip(groups, lowered, strict=True)):
+        runners = [None if item is None else _runner(device, item, layouts[id(item)], memory, images) for item in items]
+        ready = [(work, runner) for (work, _), runner in zip(group, runners, strict=True) if runner is not None]
+        try:
+            if ready and not warm:
+                ready[0][1].warm(WARM_SECONDS)
+                warm = True
+            for _, runner in ready:
+                runner.prepare()
+            found = iter(_interleave(device, [runner for _, runner in ready]))
+        except GraphoptError as error:
+            kinds = ", ".join(sorted({work.op_type for work, _ in ready}))
+            raise GraphoptError(f"{error}, while {kinds} was measured; compile with --costs roofline") from error
+        results.append(
+            [
+                None if runner is None else timing(next(found), tile)
+                for runner, (_, tile) in zip(runners, group, strict=True)
+            ]
+        )
+        say(f"measuring kernels, {done + 1} of {len(groups)} groups")
+    return results
+
+
+def _lower(target: GpuTarget, work: Work, tile: str, prefix: str) -> Lowered | None:
+    node = node_of(work, tile)
+    inputs = [value for value in node.inputs if value is not None and value.const_value is None]
+    try:
+        return target.lower([node], inputs, list(node.outputs), {"": 20, "graphopt": 1}, prefix)
+    except Exception:  # noqa: BLE001  TVM raises anything; a candidate that cannot be lowered is no candidate
+        return None
+
+
+def _images(target: GpuTarget, functions: Mapping[str, Any]) -> dict[str, bytes]:
+    """What the device loads, of all that the compiler takes."""
+
+    def image(made: Any) -> bytes | None:
+        try:
+            return target.image(made)
+        except RuntimeError:
+            return None
+
+    with ThreadPoolExecutor(host_cpu.available_cpus()) as pool:
+        found = dict(zip(functions, pool.map(image, functions.values()), strict=True))
+    return {symbol: each for symbol, each in found.items() if each is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a value lies in a region: `count` places, `step` bytes apart, that runs take in turn."""
+
+    region: str
+    start: int
+    step: int
+    count: int = 1
+
+    def at(self, run: int) -> int:
+        """The byte of the region that it begins at in a run."""
+        return self.start + run % self.count * self.step
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the values of one candidate lie. `sizes` are the bytes of every region that it needs.
+
+    Large weights rotate among random numbers. `kept` are the constants that need their values, and memory of their own.
+    """
+
+    spots: dict[str, Spot] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lowered: Lowered, pool: int) -> Layout:
+        """Of a candidate whose weights are to be read from `pool` bytes, or more."""
+        layout = cls()
+        for value in lowered.values.values():
+            if value.place is Place.VIEW:
+                continue
+            array = lowered.constants.get(value.name)
+            if array is not None and (array.dtype.kind not in "fV" or array.nbytes < SMALL_CONSTANT):
+                layout.kept[value.name] = np.ascontiguousarray(array)
+                continue
+            step = -(-max(value.nbytes, 1) // ALIGNED) * ALIGNED
+            count = 1 if array is None else min(MOST_RUNS, -(-pool // step))
+            read = array is not None or value.name in lowered.inputs
+            region = value.dtype if read else _WRITTEN
+            start = layout.sizes.get(region, 0)
+            layout.spots[value.name] = Spot(region, start, step, count)
+            layout.sizes[region] = start + step * count
+        return layout
+
+
+class _Memory:
+    """The regions, as large as any candidate needs them, filled with random numbers once."""
+
+    def __init__(self, device: Device, layouts: Sequence[Layout]) -> None:
+        self._device = device
+        sizes: dict[str, int] = {}
+        for layout in layouts:
+            for region, size in layout.sizes.items():
+                sizes[region] = max(size, sizes.get(region, 0))
+        self.regions = {region: device.allocate(size) for region, size in sizes.items()}
+        for region, size in sizes.items():
+            for start, numbers in _filling(region, size):
+                device.upload(self.regions[region] + start, numbers)
+                device.synchronize()
+
+    def own(self, array: NDArray[Any]) -> int:
+        """Memory that holds `array`."""
+        pointer = self._device.allocate(array.nbytes)
+        self._device.upload(pointer, array.reshape(-1).view(np.uint8))
+        self._device.synchronize()
+        return pointer
+
+
+def _filling(region: str, size: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Bytes for a region, piece by piece: small random floats, zeros of other types."""
+    piece = 4 << 20
+    data = np.zeros(min(piece, size), np.uint8)
+    if region != _WRITTEN and region.startswith(("float", "bfloat")):
+        dtype = numpy_dtype(region)
+        count = -(-data.nbytes // dtype.itemsize)
+        random = np.random.default_rng(0).standard_normal(count, dtype=np.float32) * 0.1
+        data = random.astype(dtype).view(np.uint8)[: data.nbytes]
+    for start in range(0, size, piece):
+        yield start, data[: min(piece, size - start)]
+
+
+def _runner(
+    device: Device, lowered: Lowered, layout: Layout, memory: _Memory, images: Mapping[str, bytes]
+) -> _Runner | None:
+    """None where the device cannot load a kernel, or has no room for a block of it."""
+    if not all(call.symbol in images for call in lowered.calls):
+        return None
+    try:
+        return _Runner(device, lowered, layout, memory, images)
+    except ArtifactError:
+        return None
+
+
+class _Runner:
+    """Runs the calls of one candidate."""
+
+    def __init__(
+        self, device: Device, lowered: Lowered, layout: Layout, memory: _Memory, images: Mapping[str, bytes]
+    ) -> None:
+        self._device, self._lowered, self._layout, self._memory, self._images = device, lowered, layout, memory, images
+        self._own = {name: memory.own(array) for name, array in layout.kept.items()}
+        self._count = max((spot.count for spot in layout.spots.values()), default=1)
+        self.runs, self.replays = 1, 1
+        self._step = self._recorded(1)
+
+    def prepare(self) -> None:
+        """Find out how long a run takes, and record as many as make a block."""
+        self._step()
+        self._device.synchronize()
+        once = max(float(np.median([self.lap(), self.lap(), self.lap()])), 1e-7)
+        self.runs = min(max(LEAST_RUNS, round(BLOCK_SECONDS / once)), MOST_RUNS)
+        self._step = self._recorded(self.runs)
+        self.replays = min(max(1, round(BLOCK_SECONDS / (once * self.runs))), MOST_REPLAYS)
+        self._step()
+        self._device.synchronize()
+
+    def _recorded(self, runs: int) -> Step:
+        return self._device.record([step for run in range(runs) for step in self._bound(run % self._count)])
+
+    def _bound(self, run: int) -> Iterator[Step]:
+        for call in self._lowered.calls:
+            names = (*call.inputs, *call.outputs, *call.scratch)
+            for launch in call.launches:
+                pointers = [self._pointer(names[place], run) for place in launch.arguments]
+                yield self._device.kernel(self._images[call.symbol], launch, pointers)
+
+    def _pointer(self, name: str, run: int) -> int:
+        found = located(self._lowered.values[name], self._lowered.values)
+        assert found is not None
+        owner, inside = found
+        if owner.name in self._own:
+            return self._own[owner.name] + inside
+        spot = self._layout.spots[owner.name]
+        return self._memory.regions[spot.region] + spot.at(run) + inside
+
+    def enqueue(self) -> None:
+        """All runs, so many times that they make a block."""
+        for _ in range(self.replays):
+            self._step()
+
+    def lap(self) -> float:
+        """Seconds of a run, in a block by itself."""
+        return self._device.laps([self.enqueue])[0] / (self.runs * self.replays)
+
+    def warm(self, seconds: float) -> None:
+        """Run for so long."""
+        start = time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            self.enqueue()
+            self._device.synchronize()
+
+
+def _interleave(device: Device, runners: Sequence[_Runner]) -> list[list[float]]:
+    """Per runner the mean seconds of a run in each round."""
+    rounds: list[list[float]] = [[] for _ in runners]
+    for number in range(ROUNDS):
+        order = list(range(len(runners)))[:: 1 if number % 2 == 0 else -1]
+        laps = device.laps([runners[index].enqueue for index in order])
+        for index, seconds in zip(order, laps, strict=True):
+            rounds[index].append(seconds / (runners[index].runs * runners[index].replays))
+    if not all(math.isfinite(seconds) and seconds > 0 for each in rounds for seconds in each):
+        raise GraphoptError("the clock of the GPU does not run")
+    return rounds

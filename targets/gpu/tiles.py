@@ -1,0 +1,54 @@
+"""The tiles that the product of a work may be written with, as the writers themselves rank them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import onnx_ir as ir
+
+from graphopt.targets.gpu import schedule
+from graphopt.targets.gpu.devices import Device
+from graphopt.targets.identity import Identity
+from graphopt.targets.measure import node_of
+from graphopt.work import Work
+
+DEFAULT = ("",)
+"""The schedule's own choice."""
+
+PRODUCTS = frozenset(
+    {("", "Conv"), ("", "Gemm"), ("", "MatMul"), ("graphopt", "Conv2dBlocked"), ("graphopt", "Conv2dWinograd")}
+)
+"""Domain and operator of works that have a product in them."""
+
+FEW = 3
+"""Tiles of every writer that are worth measuring, ..."""
+
+WORTH = 2.0
+"""... as far as their estimates are within so many times the best one's."""
+
+Kernels = Callable[[ir.Node], Mapping[str, Identity]]
+"""The kernels that a target makes of a node, unscheduled."""
+
+
+def tiles(work: Work, device: Device, kernels: Kernels) -> tuple[str, ...]:
+    """Spellings of tiles, the best by estimate first: the empty one, which the schedule takes by itself."""
+    return _spelled(work, device, kernels, FEW, WORTH) or DEFAULT
+
+
+def wide(work: Work, device: Device, kernels: Kernels) -> tuple[str, ...]:
+    """Spellings of all tiles; none where there is nothing to choose."""
+    return _spelled(work, device, kernels, None, float("inf"))
+
+
+def _spelled(work: Work, device: Device, kernels: Kernels, count: int | None, worth: float) -> tuple[str, ...]:
+    if (work.domain, work.op_type) not in PRODUCTS:
+        return ()
+    try:
+        found = kernels(node_of(work))
+    except Exception:  # noqa: BLE001  TVM raises anything; measuring will say that there is no such kernel
+        return ()
+    for identity in found.values():
+        choices = schedule.choices(identity.function(), device, count)
+        if choices:
+            return "", *(each.tile for each in choices[1:] if each.seconds <= worth * choices[0].seconds)
+    return ()
