@@ -38,14 +38,13 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
 
     device = devices.DEVICES.get(artifact.manifest["target"].get("device"), devices.OPENCL)
     nodes = {str(node.name): node for node in model.graph.all_nodes()}
-    counted: set[str] = set()
+    owners = _owners(artifact, plans)
     found = []
     for stage in artifact.program.stages:
         values = {value.name: value for value in stage.values}
         segments = (segment for segment in stage.segments if isinstance(segment, NativeSegment))
         for call in (call for segment in segments for call in segment.calls):
-            own = [nodes[name] for name in call.origin if name in nodes and name not in counted]
-            counted.update(str(node.name) for node in own)
+            own = [nodes[name] for name in call.origin if name in nodes and owners[name] is call]
             plan = plans.get(call.symbol, {})
             stored = values[call.outputs[0]].dtype
             work, size = sum(map(node_flops, own)), _bytes(call, values, own)
@@ -66,6 +65,18 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
                 "bytes": size,
                 "roofline": max(arithmetic, memory),
             })  # fmt: skip
+    return found
+
+
+def _owners(artifact: Artifact, plans: Mapping[str, Any]) -> dict[str, KernelCall]:
+    """The call that does a node's work: of those that a node became, the first that multiplies, or else the first."""
+    found: dict[str, KernelCall] = {}
+    segments = (segment for stage in artifact.program.stages for segment in stage.segments)
+    for call in (call for each in segments if isinstance(each, NativeSegment) for call in each.calls):
+        for name in call.origin:
+            multiplies = plans.get(call.symbol, {}).get("algorithm") == "product"
+            if name not in found or (multiplies and plans.get(found[name].symbol, {}).get("algorithm") != "product"):
+                found[name] = call
     return found
 
 

@@ -32,6 +32,7 @@ from graphopt.targets.converters.base import (
 from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
+from graphopt.targets.gpu.converters_views import seen_through
 from graphopt.targets.gpu.kernels import conv_blocked, product, transposes, window, winograd
 from graphopt.targets.gpu.kernels.axes import Axes, blocked
 from graphopt.targets.gpu.kernels.tensor_cores import CHUNK_BYTES
@@ -106,13 +107,13 @@ def _gathered(c: Context, x: Any, w: Any) -> tuple[Any, Any]:
         return x, w
     blocks, _, kh, kw, _, b = shape_of(w)
     zero = const(0, dtype)
+    source, view = seen_through(c, x)  # a view between would keep what is before it, a cast say, in a kernel of its own
 
     def pixels(v: Any) -> Any:
-        return te.compute(
-            (images, 1, height, width, chunk),
-            lambda n, _, y, z, lane: tirx.if_then_else(lane < planes, v[n, lane, y, z, 0], zero),
-            name="gathered",
-        )
+        def element(n: Any, _: Any, y: Any, z: Any, lane: Any) -> Any:
+            return tirx.if_then_else(lane < planes, v[tuple(view.index([n, lane, y, z, 0]))], zero)
+
+        return te.compute((images, 1, height, width, chunk), element, name="gathered")
 
     def weights(u: Any) -> Any:
         return te.compute(
@@ -121,7 +122,7 @@ def _gathered(c: Context, x: Any, w: Any) -> tuple[Any, Any]:
             name="gathered",
         )
 
-    return c.te("gather", pixels, x, pattern=INJECTIVE), c.te("gather_weights", weights, w, pattern=OPAQUE)
+    return c.te("gather", pixels, source, pattern=INJECTIVE), c.te("gather_weights", weights, w, pattern=OPAQUE)
 
 
 def winograd_blocked(c: Context, inputs: list[Any]) -> Any:
