@@ -25,7 +25,9 @@ from graphopt.targets.gpu.code_cache import CodeCache
 from graphopt.targets.gpu.converters import OWN
 from graphopt.targets.gpu.converters_blocked import BLOCK
 from graphopt.targets.gpu.estimates import Estimates
+from graphopt.targets.gpu.source_cache import Generated, SourceCache
 from graphopt.targets.identity import Identity
+from graphopt.targets.object_cache import ObjectCache
 from graphopt.work import Timing, Work
 
 
@@ -39,17 +41,19 @@ class GpuTarget:
 
         Args:
             name: of the target, "cuda" or "opencl".
-            cache: keep machine code in the user's cache, and take it from there.
+            cache: keep compiled kernels in the user's cache, and take them from there.
         """
         self.name, self.device = name, device
+        host, kept = machine.detect(), cache and sources.unchanged()
+        self._host = build.Builder(host, ObjectCache(disk_cache.objects(), host) if kept else None)
+        self._sources = SourceCache(disk_cache.objects(), device) if kept else None
         self._cache = CodeCache(disk_cache.objects()) if cache and device.cuda else None
-        self._host = build.Builder(machine.detect())
         self._answers: dict[str, str | None] = {}
         self._definitions = Definitions()
         self._estimates = Estimates(device)
         self._tiles: dict[str, tuple[str, ...]] = {}
         self._facts: Mapping[str, Any] | str | None = None
-        self._kernels: dict[str, tuple[code.DeviceCode, schedule.Scheduled]] = {}
+        self._kernels: dict[str, Generated] = {}
 
     @property
     def machine(self) -> Machine:
@@ -107,19 +111,26 @@ class GpuTarget:
         lowered = lowering.lower(imported, _Unscheduled(), prefix)
         lowering.evaluate_constants(lowered, _OnHost(self._host))
         for symbol, identity in lowered.functions.items():
-            lowered.functions[symbol], scheduled = self._kernel(identity)
-            lowered.plans[symbol] = scheduled.plan
-            if scheduled.note:
-                lowered.notes.append(f"kernel {symbol}: {scheduled.note}")
+            made = self._kernel(identity)
+            lowered.functions[symbol], lowered.plans[symbol] = made.code, made.plan
+            if made.note:
+                lowered.notes.append(f"kernel {symbol}: {made.note}")
         self._launch(lowered, prefix)
         return lowered
 
-    def _kernel(self, identity: Identity) -> tuple[code.DeviceCode, schedule.Scheduled]:
+    def _kernel(self, identity: Identity) -> Generated:
         if identity.symbol not in self._kernels:
-            scheduled = schedule.apply(identity.function(), self.device)
-            made = code.generate(identity.symbol, scheduled.function, self.device)
-            self._kernels[identity.symbol] = made, scheduled
+            found = None if self._sources is None else self._sources.get(identity)
+            self._kernels[identity.symbol] = found or self._generated(identity)
         return self._kernels[identity.symbol]
+
+    def _generated(self, identity: Identity) -> Generated:
+        scheduled = schedule.apply(identity.function(), self.device)
+        made = code.generate(identity.symbol, scheduled.function, self.device)
+        generated = Generated(made, scheduled.plan, scheduled.note)
+        if self._sources is not None:
+            self._sources.put(identity, generated)
+        return generated
 
     def _launch(self, lowered: Lowered, prefix: str) -> None:
         """Give every call its launches, and values of its own for what passes between them."""
@@ -141,8 +152,9 @@ class GpuTarget:
         """What a device loads, for each function."""
         with ThreadPoolExecutor(host_cpu.available_cpus()) as pool:
             images = dict(zip(functions, pool.map(self.image, functions.values()), strict=True))
-        if self._cache is not None:
-            self._cache.trim()
+        for each in (self._sources, self._cache):
+            if each is not None:
+                each.trim()
         return images
 
     def image(self, made: code.DeviceCode) -> bytes:
@@ -252,7 +264,7 @@ class OpenClTarget(GpuTarget):
         """
         if level is not None:
             raise GraphoptError(f"--level {level} does not go with --target opencl, whose driver compiles for itself")
-        super().__init__("opencl", devices.OPENCL)
+        super().__init__("opencl", devices.OPENCL, cache)
 
 
 class _Unscheduled:

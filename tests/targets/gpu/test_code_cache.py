@@ -1,4 +1,4 @@
-"""Machine code is kept by content: a hit asks no compiler, and anything else is a miss."""
+"""Machine code is kept by content: a hit asks no compiler, and anything else is a miss. So is source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from graphopt import disk_cache
 from graphopt.compiler import compile_model
-from graphopt.targets.gpu import code_cache, nvrtc
+from graphopt.targets import sources
+from graphopt.targets.gpu import code, code_cache, nvrtc
 from graphopt.targets.gpu.code_cache import CodeCache
 
 SCALE = 'extern "C" __global__ void scale(float* y) { y[threadIdx.x] *= 2.f; }'
@@ -23,7 +24,22 @@ g (float[8,64] x) => (float[8,64] y) { a = Softmax(x)  b = Relu(a)  y = Softmax(
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(sources, "unchanged", lambda: True)  # also while somebody edits
     return tmp_path / "objects"
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The symbols whose source was generated."""
+    done: list[str] = []
+    generate = code.generate
+
+    def counted(symbol: str, *rest: Any) -> code.DeviceCode:
+        done.append(symbol)
+        return generate(symbol, *rest)
+
+    monkeypatch.setattr(code, "generate", counted)
+    return done
 
 
 @pytest.fixture
@@ -45,13 +61,24 @@ def contents(**options: Any) -> dict[str, bytes]:
     return {name: bytes(data) for name, data in artifact.files.items()}
 
 
-def test_a_hit_compiles_nothing(folder: Path, compiled: list[str]) -> None:
+def test_a_hit_compiles_nothing(folder: Path, compiled: list[str], generated: list[str]) -> None:
     cold = contents()
     assert compiled
-    assert len(list(folder.iterdir())) == len(compiled)
+    assert generated
     compiled.clear()
+    generated.clear()
     assert contents() == cold
-    assert compiled == []
+    assert compiled == generated == []
+
+
+def test_a_device_takes_no_machine_code_of_another(folder: Path, compiled: list[str], generated: list[str]) -> None:
+    """The source of these kernels may be the same: it depends on the description of the device."""
+    for level in ("h100", "a100", "h200"):
+        before = len(generated)
+        contents(level=level)
+        assert len(generated) > before
+    assert set(compiled) == {"sm_90a", "sm_80"}
+    assert compiled.count("sm_90a") == compiled.count("sm_80")
 
 
 def test_without_the_cache_nothing_is_kept(folder: Path, compiled: list[str]) -> None:
@@ -109,6 +136,12 @@ def test_another_compiler_source_option_or_format_is_another_key(monkeypatch: py
     assert len(set(keys)) == len(keys) == 3 + len(real) + 2
 
 
-def test_opencl_keeps_nothing(folder: Path) -> None:
-    compile_model(onnx.parser.parse_model(MODEL), target="opencl")
-    assert not folder.exists() or not list(folder.iterdir())
+def test_opencl_keeps_its_source(folder: Path, generated: list[str]) -> None:
+    first = compile_model(onnx.parser.parse_model(MODEL), target="opencl").artifact
+    assert len(list(folder.iterdir())) == len(generated) > 0
+    generated.clear()
+    again = compile_model(onnx.parser.parse_model(MODEL), target="opencl").artifact
+    assert generated == []
+    assert {name: bytes(data) for name, data in again.files.items()} == {
+        name: bytes(data) for name, data in first.files.items()
+    }
