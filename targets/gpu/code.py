@@ -216,7 +216,19 @@ def _source(module: Any, target: Any, device: Device) -> str:
         finally:
             tvm_ffi.register_global_func(_COMPILE, theirs, override=True)
     text = _STANDARD.sub(_INTEGERS, text, count=1).replace(_ALIGNED, _ALIGNED_FOR_SWIZZLES)
-    return _INFINITE.sub(_INFINITY, text)
+    return _shared_apart(_INFINITE.sub(_INFINITY, text))
+
+
+def _shared_apart(text: str) -> str:
+    """Names of dynamic shared memory are those of the file: kernels that keep another type there need another name."""
+    first, *kernels = re.split(r'(?=^extern "C" __global__)', text, flags=re.MULTILINE)
+    for number, kernel in enumerate(kernels):
+        if (found := _DYNAMIC_SHARED.search(kernel)) is not None:
+            kernels[number] = re.sub(rf"\b{found[1]}\b", f"{found[1]}_{number}", kernel)
+    return first + "".join(kernels)
+
+
+_DYNAMIC_SHARED = re.compile(r"extern __shared__ [^;]*?(\w+)\[\];")
 
 
 _INFINITE, _INFINITY = re.compile(r"\binff\b"), "__int_as_float(0x7f800000)"

@@ -163,6 +163,15 @@ def test_instructions(kind: str) -> None:
     assert ("cvt.rna.tf32.f32" in source) == (kind == "tf32")
 
 
+@pytest.mark.parametrize("more", [{"split": 2}, {"stream": 5}])
+def test_kernels_of_one_function(more: dict[str, int]) -> None:
+    """All of them become machine code together, though what they keep in shared memory is of different types."""
+    made = cuda(replace(mma.TILES[4], **more), "float16", devices.DEVICES["a100"])
+    assert len(made.launches) == (2 if "split" in more else 3)
+    compiled = nvrtc.compile_cuda(made.bounded(made.resident), "sm_80")
+    assert set(compiled.resources) == {launch.entry for launch in made.launches}
+
+
 def test_halves_and_marked_floats_go_there_and_nothing_else() -> None:
     device = devices.DEVICES["h100"]
     sizes = (1, 512, 512, 512)

@@ -85,6 +85,17 @@ def test_machine_code(tile: wgmma.Tile, dtype: str) -> None:
     assert made.source.index("fence.proxy.async") > 0
 
 
+def test_kernels_of_one_function() -> None:
+    """Whole rounds, streamed tiles, and what adds them up become machine code together; none spills."""
+    found = normal_form(matmul((1, 1000, 1000, 512), ALONG, "float16"))
+    tile = replace(wgmma.TILES[3], stream=40)
+    made = code.generate("kernel", wgmma.write(found, tile, WarpGroups("float16"), HOPPER), HOPPER)
+    compiled = nvrtc.compile_cuda(made.bounded(made.resident), HOPPER.arch)
+    assert set(compiled.resources) == {launch.entry for launch in made.launches}
+    assert len(made.launches) == 3
+    assert not any(each.spilled for each in compiled.resources.values())
+
+
 def test_order_in_a_slice() -> None:
     """Copies are there, the cores may see them, all warps are past the stage that is filled next; then products."""
     found = normal_form(matmul((1, 512, 512, 1024), ALONG, "float16"))
