@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -149,6 +149,18 @@ def _place(writer: Blocks, tile: Any, rows: int, columns: int) -> None:
     batch = tile // (rows * columns)
     row, column = raster(tile % (rows * columns), rows, columns)
     writer.place(batch, batch, row * writer.extents[0], column * writer.extents[1])
+
+
+Cut = TypeVar("Cut")
+"""The tile of a writer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timed(Generic[Cut]):
+    """A tile, and an estimate of what a product takes with it."""
+
+    seconds: float
+    tile: Cut
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import grids
 from graphopt.targets.gpu.kernels import split as parts_of
 from graphopt.targets.gpu.kernels.access import Reach
+from graphopt.targets.gpu.kernels.grids import Timed
 from graphopt.targets.gpu.kernels.guards import when
 from graphopt.targets.gpu.kernels.mma_operand import Side
 from graphopt.targets.gpu.kernels.product import Product
@@ -236,15 +237,7 @@ def resident(tile: Tile) -> int:
     return max(1, 65536 // (tile.threads * tile.registers))
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A tile, and an estimate of what it takes."""
-
-    seconds: float
-    tile: Tile
-
-
-def tiles(product: Product, device: Device, units: Units) -> list[Choice]:
+def tiles(product: Product, device: Device, units: Units) -> list[Timed[Tile]]:
     """The tiles that fit the device, the best by estimate first; none where the grid would be too large."""
     found = []
     for tile in (replace(tile, k=tile.k * units.chunk // 8) for tile in TILES):
@@ -253,10 +246,10 @@ def tiles(product: Product, device: Device, units: Units) -> list[Choice]:
             continue
         for split in SPLITS:
             if (split == 1 or split * tile.k * 4 <= product.k) and product.batch * split <= LARGEST_GRID:
-                found.append(Choice(seconds(writer, split, device), replace(tile, split=split)))
+                found.append(Timed(seconds(writer, split, device), replace(tile, split=split)))
         if stream := work(writer, device).streams():
-            found.append(Choice(streamed_seconds(writer, device), replace(tile, stream=stream)))
-    return sorted(found, key=lambda choice: choice.seconds)
+            found.append(Timed(streamed_seconds(writer, device), replace(tile, stream=stream)))
+    return sorted(found, key=lambda timed: timed.seconds)
 
 
 def work(writer: Writer, device: Device) -> grids.Work:

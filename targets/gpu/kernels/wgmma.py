@@ -22,6 +22,7 @@ from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import grids
 from graphopt.targets.gpu.kernels import split as parts_of
 from graphopt.targets.gpu.kernels.access import Reach
+from graphopt.targets.gpu.kernels.grids import Timed
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.mma import CLOCK, LARGEST_GRID, reaches
 from graphopt.targets.gpu.kernels.product import Product
@@ -221,27 +222,19 @@ class _Writer:
             strips.put(sums, i * (columns // COLUMNS * 4), thread, self.at, *place)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A tile, and an estimate of what it takes."""
-
-    seconds: float
-    tile: Tile
-
-
-def tiles(product: Product, device: Device) -> list[Choice]:
+def tiles(product: Product, device: Device) -> list[Timed[Tile]]:
     """The tiles that fit the device, the best by estimate first; none where no grid is large enough."""
     found = []
     for tile in (tile for tile in TILES if tile.shared_bytes <= device.shared_per_block):
         for split in SPLITS:
             if (split == 1 or split * ROW * 4 <= product.k) and product.batch * split <= LARGEST_GRID:
                 made = replace(tile, split=split)
-                found.append(Choice(seconds(product, made, device), made))
+                found.append(Timed(seconds(product, made, device), made))
         shared_out = _work(product, tile, device)
         if stream := shared_out.streams():
             cycles = shared_out.streamed(_step(product, tile, tile.resident(device), device))
-            found.append(Choice(cycles / CLOCK + shared_out.added(device.bandwidth), replace(tile, stream=stream)))
-    return sorted(found, key=lambda choice: choice.seconds)
+            found.append(Timed(cycles / CLOCK + shared_out.added(device.bandwidth), replace(tile, stream=stream)))
+    return sorted(found, key=lambda timed: timed.seconds)
 
 
 def _work(product: Product, tile: Tile, device: Device) -> grids.Work:
