@@ -18,6 +18,7 @@ from graphopt.compiler import compile_model
 from graphopt.errors import GraphoptError
 from graphopt.runtime.cuda import CudaDevice
 from graphopt.runtime.session import Session
+from graphopt.targets.gpu.target import GpuTarget
 
 TEXT = """
     <ir_version: 10, opset_import: ["": 20]>
@@ -78,6 +79,23 @@ def test_programs_compute_again_and_again(gpu: CudaDevice, model: onnx.ModelProt
     times = session.profile(_feeds(0))
     assert len(times) == sum(len(each.calls) for each in made.artifact.program.stages[0].segments)  # type: ignore[union-attr]
     assert all(0 < each.seconds < 0.1 for each in times)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+def test_costs_are_measured_here_and_once(
+    gpu: CudaDevice, model: onnx.ModelProto, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = {"target": "cuda", "level": level(gpu.facts()), "precision": precision, "costs": "measured"}
+    made = compile_model(model, **options, fallback=False)  # type: ignore[arg-type]
+    assert f"costs are measured on {gpu.name}" in made.notes
+    timings = made.artifact.manifest["costs"]
+    assert timings
+    assert all(row is not None and 0 < row[1] <= row[0] <= row[2] < 0.1 for row in timings.values())
+    _same(model, _feeds(0), Session(made.artifact, device=gpu).run(_feeds(0)), TOLERANCE[precision])
+    monkeypatch.setattr(GpuTarget, "measure", None)
+    again = compile_model(model, **options, fallback=False)  # type: ignore[arg-type]
+    assert again.artifact.manifest["choices"] == made.artifact.manifest["choices"]
 
 
 def test_replays_are_timed(gpu: CudaDevice, model: onnx.ModelProto) -> None:

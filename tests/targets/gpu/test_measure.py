@@ -139,11 +139,25 @@ def test_compiling_measures_once_and_says_on_what(
     choices = [choice for step in made.result.steps for choice in step.choices]
     assert {choice.algorithm for choice in choices} > {"gemm"}
     assert all(choice.measured for choice in choices)
-    assert compile_model(model(), target="opencl", costs="measured", verify="ends").artifact
     again = rewrite(model(), target="opencl", costs="measured")
     assert isinstance(again.costs, MeasuredCosts)
     assert again.costs.measured == 0
     assert [choice for step in again.result.steps for choice in step.choices] == choices
+
+
+def test_an_artifact_gives_its_measurements_back(
+    target: OpenClTarget, table: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = compile_model(model(), target="opencl", costs="measured", verify="ends").artifact
+    made.save(tmp_path / "a.gopt")
+    monkeypatch.setattr(GpuTarget, "measure", None)
+    again = compile_model(model(), target="opencl", costs=str(tmp_path / "a.gopt")).artifact
+    assert again.manifest["costs"] == made.manifest["costs"]
+    assert len(again.manifest["costs"]) > 2
+    assert again.manifest["choices"] == made.manifest["choices"]
+    assert {name: bytes(data) for name, data in again.files.items()} == {
+        name: bytes(data) for name, data in made.files.items()
+    }
 
 
 def test_estimates_leave_the_choice_of_tiles_to_the_schedule() -> None:
