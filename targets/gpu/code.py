@@ -224,7 +224,7 @@ def _shared_apart(text: str) -> str:
     first, *kernels = re.split(r'(?=^extern "C" __global__)', text, flags=re.MULTILINE)
     for number, kernel in enumerate(kernels):
         if (found := _DYNAMIC_SHARED.search(kernel)) is not None:
-            kernels[number] = re.sub(rf"\b{found[1]}\b", f"{found[1]}_{number}", kernel)
+            kernels[number] = re.sub(rf"\b{found[1]}\b", f"shared_of_{number}", kernel)  # no name that TVM gives
     return first + "".join(kernels)
 
 
