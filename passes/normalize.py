@@ -9,13 +9,14 @@ import onnx_ir as ir
 
 from graphopt.passes._edit import Editor, Rule
 from graphopt.passes._normalize_arithmetic import ARITHMETIC
+from graphopt.passes._normalize_products import PRODUCTS
 from graphopt.passes._normalize_shapes import SHAPES
 from graphopt.passes._normalize_windows import WINDOWS
 from graphopt.pipeline import Pass, PassResult, Refusal
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    name: (*SHAPES.get(name, ()), *ARITHMETIC.get(name, ()), *WINDOWS.get(name, ()))
-    for name in {*SHAPES, *ARITHMETIC, *WINDOWS}
+    name: tuple(rule for rules in (SHAPES, ARITHMETIC, PRODUCTS, WINDOWS) for rule in rules.get(name, ()))
+    for name in {*SHAPES, *ARITHMETIC, *PRODUCTS, *WINDOWS}
 }
 
 SMALL = 4096
@@ -32,6 +33,7 @@ class Normalize(Pass):
         Sub(x, const), Div(x, const), Mul(const, x)  ->  Add(x, -const), Mul(x, 1/const), Mul(x, const)
         BatchNormalization(x)                    ->  Add(Mul(x, scale), shift)        constants [1, C, 1, 1]
         Gemm {alpha, beta}                       ->  Gemm with both folded into its constants
+        Reshape(Gemm(x, w, b)) to more axes      ->  Add(MatMul(Reshape(x), w), b)
         AveragePool over the plane, ReduceMean over H and W  ->  GlobalAveragePool
         auto_pad                                 ->  explicit pads
         equal constants                          ->  one constant

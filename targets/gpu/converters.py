@@ -15,9 +15,10 @@ from graphopt.targets.converters.convolution import begin_pads
 from graphopt.targets.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters_attention import attention
 from graphopt.targets.gpu.converters_blocked import BLOCKED, accumulator, on_cores
+from graphopt.targets.gpu.converters_functions import gelu, left_to_tvm
 from graphopt.targets.gpu.converters_recurrent import recurrent
 from graphopt.targets.gpu.converters_reductions import mean
-from graphopt.targets.gpu.converters_rows import channel_norm, layer_norm, softmax
+from graphopt.targets.gpu.converters_rows import channel_norm, layer_norm, rms_norm, softmax
 from graphopt.targets.gpu.converters_views import transpose
 from graphopt.targets.gpu.kernels import product
 from graphopt.targets.gpu.kernels.axes import Axes
@@ -266,11 +267,6 @@ def fully_connected(c: Context, inputs: list[Any]) -> Any:
     return c.builder.emit(relax.op.add(y, bias))
 
 
-def left_to_tvm(_: Context, __: list[Any]) -> Any:
-    """Functions that the hardware has: TVM calls them."""
-    return NotImplemented
-
-
 OWN: Mapping[str, Converter] = {
     **BLOCKED,
     "Conv": conv,
@@ -282,11 +278,13 @@ OWN: Mapping[str, Converter] = {
     "Softmax": softmax(logarithm=False),
     "LogSoftmax": softmax(logarithm=True),
     "LayerNormalization": layer_norm,
+    "RMSNormalization": rms_norm,
     "InstanceNormalization": channel_norm,
     "GroupNormalization": channel_norm,
     "ReduceMean": mean,
     "GlobalAveragePool": mean,
     "Transpose": transpose,
+    "Gelu": gelu,
     "Exp": left_to_tvm,
     "Sigmoid": left_to_tvm,
     "Tanh": left_to_tvm,

@@ -57,6 +57,28 @@ def layer_norm(c: Context, inputs: list[Any]) -> Any:
     return [c.reshape(y, shape), *(None for _ in c.node.outputs[1:])]
 
 
+def rms_norm(c: Context, inputs: list[Any]) -> Any:
+    """RMSNormalization with a weight for each element of a row."""
+    x, weight = inputs[:2]
+    shape, dtype = shape_of(x), dtype_of(x)
+    axis = c.integer("axis", -1) % max(len(shape), 1)
+    n = math.prod(shape[axis:])
+    if dtype not in (*FLOATS, *HALVES) or dtype_of(weight) not in (*FLOATS, *HALVES) or 0 in shape:
+        return NotImplemented
+    if math.prod(shape_of(weight)) != n:
+        return NotImplemented
+    epsilon = c.real("epsilon", 1e-5)
+    work, made, attributes = _cut(c, math.prod(shape[:axis]), n, dtype, 1)
+    y = c.definitions.emit(
+        c.builder,
+        "rms_norm",
+        lambda v, w: rows.rms_norm(v, w, epsilon, work, made),
+        [c.reshape(x, (work.rows, n)), c.reshape(weight, (n,))],
+        attributes,
+    )
+    return c.reshape(y, shape)
+
+
 def channel_norm(c: Context, inputs: list[Any]) -> Any:
     """InstanceNormalization, and GroupNormalization with a weight for each channel (opset 21), of x[N, C, ...]."""
     x, weight, bias = inputs[:3]
@@ -83,11 +105,13 @@ def channel_norm(c: Context, inputs: list[Any]) -> Any:
     return c.reshape(y, shape)
 
 
-def _cut(c: Context, count: int, n: int, dtype: str) -> tuple[row_cuts.Rows, row_cuts.Cut, dict[str, Any]]:
+def _cut(
+    c: Context, count: int, n: int, dtype: str, passes: int = 2
+) -> tuple[row_cuts.Rows, row_cuts.Cut, dict[str, Any]]:
     """What is to be done, how, and what the function is marked with."""
     device: Any = c.machine
     assert isinstance(device, Device)
-    work = row_cuts.Rows(count, n, dtype, "float32" if dtype in HALVES else dtype)
+    work = row_cuts.Rows(count, n, dtype, "float32" if dtype in HALVES else dtype, passes)
     made = row_cuts.cut(work, device)
     plan = Plan("rows", str(made), row_cuts.seconds(work, made, device))
     return work, made, {"op_pattern": OPAQUE, **rows.ATTRIBUTES, **plans.attribute(plan)}

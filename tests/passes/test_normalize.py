@@ -57,6 +57,25 @@ CASES = {
         {},
         "sum0.add[2,3] = Add(a, b)\ny[2,3] = Add(sum0.add, c)".replace("sum0.add", "y.add"),
     ),
+    "rows of a product that were counted through": (
+        "g (float[2,3,5] x, float[5,4] w, float[4] b, float[2,3,4] z) => (float[2,3,4] y)"
+        "<int64[2] s = {6, 5}, int64[3] t = {2, 3, 4}>"
+        "{ f = Reshape(x, s)  p = Gemm(f, w, b)  r = Reshape(p, t)  y = Add(z, r) }",
+        {},
+        "r.product[2,3,4] = MatMul(x, w)\nr[2,3,4] = Add(r.product, b)\ny[2,3,4] = Add(z, r)",
+    ),
+    "rows of a product that get an axis": (
+        "g (float[6,5] x, float[5,4] w) => (float[3,2,4] y) <int64[3] t = {3, 2, 4}>"
+        "{ p = Gemm(x, w)  y = Reshape(p, t) }",
+        {},
+        "y.rows[3,2,5] = Reshape(x, const[3])\ny[3,2,4] = MatMul(y.rows, w)",
+    ),
+    "columns that get an axis stay with their product": (
+        "g (float[6,5] x, float[5,4] w) => (float[6,2,2] y) <int64[3] t = {6, 2, 2}>"
+        "{ p = Gemm(x, w)  y = Reshape(p, t) }",
+        {},
+        "p[6,4] = Gemm(x, w)\ny[6,2,2] = Reshape(p, const[3])",
+    ),
     "constant comes second": (
         "g (float[2,3] x, float[3] c) => (float[2,3] y) { y = Mul(c, x) }",
         {"c": (3,)},
@@ -156,6 +175,21 @@ REFUSED = {
     "parameters of BatchNormalization are not constant": (BATCH_NORM, {"s": (3,)}),
     "a matrix that is not constant": (
         "g (float[2,3] x, float[3,4] w) => (float[2,4] y) { y = Gemm<alpha = 0.5>(x, w) }",
+        {},
+    ),
+    "Gemm gemm0 before it transposes": (
+        "g (float[6,5] x, float[4,5] w) => (float[3,2,4] y) <int64[3] t = {3, 2, 4}>"
+        "{ p = Gemm<transB = 1>(x, w)  y = Reshape(p, t) }",
+        {},
+    ),
+    "Gemm gemm0 before it has other uses": (
+        "g (float[6,5] x, float[5,4] w) => (float[3,2,4] y, float[6,4] p) <int64[3] t = {3, 2, 4}>"
+        "{ p = Gemm(x, w)  y = Reshape(p, t) }",
+        {},
+    ),
+    "the bias of Gemm gemm0 differs from row to row": (
+        "g (float[6,5] x, float[5,4] w, float[6,4] b) => (float[3,2,4] y) <int64[3] t = {3, 2, 4}>"
+        "{ p = Gemm(x, w, b)  y = Reshape(p, t) }",
         {},
     ),
 }

@@ -1,4 +1,4 @@
-"""Softmax and layer normalization on GPUs: a row is read once, and stays in the registers of the threads that share it.
+"""Softmax and normalization of rows on GPUs: a row is read once, and kept in registers of the threads that share it.
 
 The threads of a row add up by shuffles (of a warp, and of its warps): TVM's reduction across threads, which OpenCL does
 in shared memory. Many short rows share a block.
@@ -48,6 +48,11 @@ def layer_norm(
     """
     given = [x, weight] if bias is None else [x, weight, bias]
     return _extern("layer_norm", given, lambda row: row.layer_norm(epsilon, place), work, made)
+
+
+def rms_norm(x: Any, weight: Any, epsilon: float, work: Rows, made: Cut) -> Any:
+    """x / sqrt(mean(x^2) + epsilon) * weight along the last axis of x[rows, n]."""
+    return _extern("rms_norm", [x, weight], lambda row: row.rms_norm(epsilon), work, made)
 
 
 def _extern(name: str, inputs: Sequence[Any], write: Callable[[_Row], None], work: Rows, made: Cut) -> Any:
@@ -123,6 +128,15 @@ class _Row:
             return value if bias is None else value + bias[at].astype(self.work.accumulate)
 
         self._write(finish)
+
+    def rms_norm(self, epsilon: float) -> None:
+        """Scaled by the root of its mean square, and by the weight of its column."""
+        inverse = self._const(1.0 / self.work.n)
+        self._read(0)  # what does not exist adds nothing
+        factor = self._reduce(
+            0, _add, 0, lambda x, _: x * x, lambda found: tirx.rsqrt(found * inverse + self._const(epsilon))
+        )
+        self._write(lambda x, column: x * factor * self.inputs[1][column].astype(self.work.accumulate))
 
     def _const(self, value: float) -> Any:
         return const(value, self.work.accumulate)

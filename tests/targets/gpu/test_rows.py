@@ -29,9 +29,12 @@ def written(kind: str, count: int, n: int, device: devices.Device, dtype: str = 
     work = row_cuts.Rows(count, n, dtype, "float32" if dtype in ("float16", "bfloat16") else dtype)
     made = row_cuts.cut(work, device)
     x = te.placeholder((count, n), dtype, name="x")
-    others = [te.placeholder((n,), dtype, name=name) for name in ("weight", "bias")] if kind == "layer_norm" else []
+    names = {"layer_norm": ("weight", "bias"), "rms_norm": ("weight",)}.get(kind, ())
+    others = [te.placeholder((n,), dtype, name=name) for name in names]
     if kind == "layer_norm":
         y = rows.layer_norm(x, *others, 1e-5, work, made)
+    elif kind == "rms_norm":
+        y = rows.rms_norm(x, *others, 1e-5, work, made)
     else:
         y = rows.softmax(x, work, made, kind == "log_softmax")
     function = te.create_prim_func([x, *others, y])
@@ -62,6 +65,16 @@ def test_layer_norm(execute: Any, device: devices.Device, count: int, n: int) ->
     function, _ = written("layer_norm", count, n, device)
     (found,) = execute(function, [x, weight, bias], [np.empty((count, n), np.float32)], device)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("count", "n"), SIZES)
+def test_rms_norm(execute: Any, device: devices.Device, count: int, n: int) -> None:
+    x, weight = numbers(count, n) + 100, numbers(n)
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt(np.square(wide).mean(1, keepdims=True) + 1e-5) * weight
+    function, _ = written("rms_norm", count, n, device)
+    (found,) = execute(function, [x, weight], [np.empty((count, n), np.float32)], device)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_infinities_are_what_they_are_in_numpy(execute: Any) -> None:
@@ -111,7 +124,7 @@ def test_longer_rows_take_longer() -> None:
 
 
 @pytest.mark.parametrize("name", ["a100", "h100"])
-@pytest.mark.parametrize("kind", ["softmax", "log_softmax", "layer_norm"])
+@pytest.mark.parametrize("kind", ["softmax", "log_softmax", "layer_norm", "rms_norm"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize(("count", "n"), [(128, 768), (64, 1001), (1030, 10), (4, 30000)])
 def test_machine_code(name: str, kind: str, dtype: str, count: int, n: int) -> None:
@@ -133,14 +146,19 @@ def test_machine_code(name: str, kind: str, dtype: str, count: int, n: int) -> N
 
 @pytest.mark.parametrize(
     ("body", "operands"),
-    [("y = Softmax(x)", 1), ("y = LogSoftmax(x)", 1), ("y = LayerNormalization(x, w, b)", 3)],
+    [
+        ("y = Softmax(x)", 1),
+        ("y = LogSoftmax(x)", 1),
+        ("y = LayerNormalization(x, w, b)", 3),
+        ("y = RMSNormalization(x, w)", 2),
+    ],
 )
 def test_halves_need_no_casts(lab: Any, body: str, operands: int) -> None:
     """One kernel, on CUDA, that reads and writes halves and computes in single precision."""
     feeds = {"x": numbers(12, 40).astype(np.float16)}
     constants = {"w": numbers(40).astype(np.float16), "b": numbers(41)[:40].astype(np.float16)}
-    constants = constants if operands > 1 else {}
-    model = lab.model(body, feeds, constants)
+    constants = dict(list(constants.items())[: operands - 1])
+    model = lab.model(body, feeds, constants, opset=23)
     backend = target.CudaTarget("sm_90")
     graph = model.graph
     assert backend.supports(graph[0], model.opset_imports) is None
@@ -161,12 +179,15 @@ def test_halves_need_no_casts(lab: Any, body: str, operands: int) -> None:
         ("y = GroupNormalization <num_groups = 3> (x, w, b)", (2, 6, 5, 7)),
         ("y = GroupNormalization <num_groups = 1> (x, w, b)", (3, 6, 40, 40)),
         ("y = GroupNormalization <num_groups = 6> (x, w, b)", (2, 6, 4)),
+        ("y = RMSNormalization (x, w)", (2, 5, 6)),
+        ("y = RMSNormalization <axis = 1, epsilon = 0.1> (x, v)", (3, 4, 6)),
     ],
 )
-def test_normalization_of_channels(lab: Any, opencl: Any, body: str, shape: tuple[int, ...]) -> None:
+def test_normalization_of_channels_and_by_squares(lab: Any, opencl: Any, body: str, shape: tuple[int, ...]) -> None:
     """One kernel, against ONNX Runtime."""
     feeds = {"x": numbers(*shape) + 3}
-    model = lab.model(body, feeds, {"w": numbers(6), "b": numbers(7)[:6]})
+    weights = {"w": numbers(6), "b": numbers(7)[:6], "v": numbers(4, 6)}
+    model = lab.model(body, feeds, {name: each for name, each in weights.items() if f", {name}" in body}, opset=23)
     prepared = backend.prepare(ir.to_proto(model), "OPENCL", fallback=False)
     (y,) = prepared.run([feeds["x"]])
     np.testing.assert_allclose(y, run_onnxruntime(model, feeds)["y"], rtol=1e-4, atol=1e-4)

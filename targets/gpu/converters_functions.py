@@ -1,0 +1,41 @@
+"""Functions of single elements on a GPU, by what the hardware has instead of the polynomials that CPUs evaluate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import te, tirx
+
+from graphopt.targets.converters.base import ELEMENTWISE, FLOATS, HALVES, Context, dtype_of, shape_of
+from graphopt.targets.kernels.common import const
+
+
+def left_to_tvm(_: Context, __: list[Any]) -> Any:
+    """Functions that the hardware has: TVM calls them."""
+    return NotImplemented
+
+
+def gelu(c: Context, inputs: list[Any]) -> Any:
+    """x / 2 (1 + erf(x / sqrt 2)), or its approximation by tanh; halves are computed in single precision."""
+    dtype = dtype_of(inputs[0])
+    if dtype not in (*FLOATS, *HALVES) or not shape_of(inputs[0]):
+        return NotImplemented
+    kept = "float32" if dtype in HALVES else dtype
+    approximate = c.text("approximate", "none") == "tanh"
+
+    def function(element: Any) -> Any:
+        x = element.astype(kept)
+        if approximate:
+            inner = x * const(math.sqrt(2 / math.pi), kept) * (const(1, kept) + const(0.044715, kept) * x * x)
+            gate = tirx.tanh(inner)
+        else:
+            gate = tirx.erf(x * const(math.sqrt(0.5), kept))
+        return (x * const(0.5, kept) * (const(1, kept) + gate)).astype(dtype)
+
+    return c.te(
+        "gelu",
+        lambda x: te.compute(x.shape, lambda *i: function(x[i]), name="gelu"),
+        inputs[0],
+        pattern=ELEMENTWISE,
+    )
