@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tvm import ir
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.gpu.expressions import rewritten
 from graphopt.targets.gpu.kernels.access import Reach
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.product import Product
@@ -64,10 +66,34 @@ class Strips:
             inner_row, inner_column = item // across, item % across * self.vector
             m, n = row + inner_row, column + inner_column
             limits = (m, self.product.m, self.tile[0]), (n, self.product.n, self.tile[1])
-            with when(inside(*limits)), T.vectorized(0, self.vector) as each:
-                value = self.strip[base + inner_row * self.stride + inner_column + each]
-                T.buffer_store(*self.store(at, m, n + each, value))
+            with when(inside(*limits)):
+                self._keep(at, m, n, base + inner_row * self.stride + inner_column)
         self.units.warp_barrier()
+
+    def _keep(self, at: Any, m: Any, n: Any, place: Any) -> None:
+        """Store neighbours: what is called for one number at a time goes through registers first."""
+        buffer, value, indices = self.store(at, m, n, self.strip[place])
+        if self.vector == 1 or not _calls_functions(value):
+            with T.vectorized(0, self.vector) as each:
+                T.buffer_store(*self.store(at, m, n + each, self.strip[place + each]))
+            return
+        found = T.alloc_buffer((self.vector,), str(buffer.dtype), scope="local")
+        with T.unroll(0, self.vector) as each:
+            T.buffer_store(found, self.store(at, m, n + each, self.strip[place + each])[1], [each])
+        with T.vectorized(0, self.vector) as each:
+            T.buffer_store(buffer, found[each], self.store(at, m, n + each, self.strip[place])[2])
+
+
+def _calls_functions(value: Any) -> bool:
+    """Whether a C function is called, such as erff, for which TVM makes a loop of a vector."""
+    found = []
+
+    def look(part: Any) -> Any:
+        if isinstance(part, ir.Call) and str(getattr(part.op, "name", "")).endswith(("extern", "erf")):
+            found.append(part)
+
+    rewritten(value, look)
+    return bool(found)
 
 
 def _vector(product: Product, store: Store, split: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -229,3 +230,32 @@ def test_numbers_of_stored_neighbours() -> None:
         "kernel", mma.write(found, mma.TILES[6], TensorCores("float16")), devices.DEVICES["a100"]
     ).source
     assert re.search(r"\*\(half4\*\)\(relu_ptr", source)
+
+
+def test_functions_in_the_epilogue(execute: Any) -> None:
+    """erf is called for one number at a time; results are stored together all the same."""
+
+    def gelu(dtype: str) -> Any:
+        m, n, k = 40, 48, 64
+        a, b = te.placeholder((m, k), dtype, name="a"), te.placeholder((n, k), dtype, name="b")
+        axes = Axes.plain((m, n), (0, 1, 1), m)
+        y = product.compute(
+            lambda _, i, r: a[i, r], lambda _, r, j: b[j, r], (1, m, n, k), axes, dtype, accumulate="float32"
+        )
+        half = tirx.const(0.5, "float32")
+
+        def element(*index: Any) -> Any:
+            value = y(*index).astype("float32")
+            return (half * value * (1 + tirx.erf(value * tirx.const(0.5**0.5, "float32")))).astype(dtype)
+
+        return te.create_prim_func([a, b, te.compute((m, n), element, name="gelu")])
+
+    rng = np.random.default_rng(2)
+    given = [rng.standard_normal(shape).astype(np.float32) for shape in ((40, 64), (48, 64))]
+    function = mma.write(normal_form(gelu("float32")), SMALL[0], MatrixUnits("float16"))
+    (out,) = execute(function, given, [np.empty((40, 48), np.float32)], prelude=PRELUDE)
+    sums = given[0].astype(np.float64) @ given[1].T
+    np.testing.assert_allclose(out, 0.5 * sums * (1 + np.vectorize(math.erf)(sums * 0.5**0.5)), rtol=1e-4, atol=1e-4)
+    written = mma.write(normal_form(gelu("float16")), mma.TILES[6], TensorCores("float16"))
+    source = code.generate("kernel", written, devices.DEVICES["a100"]).source
+    assert re.search(r"\*\(half4\*\)\(gelu_ptr", source)
