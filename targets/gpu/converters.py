@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from graphopt.targets.converters.base import EPILOGUE, FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters.convolution import begin_pads
 from graphopt.targets.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters_attention import attention
@@ -20,6 +20,7 @@ from graphopt.targets.gpu.converters_recurrent import recurrent
 from graphopt.targets.gpu.converters_reductions import mean
 from graphopt.targets.gpu.converters_rows import channel_norm, layer_norm, rms_norm, softmax
 from graphopt.targets.gpu.converters_views import transpose
+from graphopt.targets.gpu.fusion import epilogue
 from graphopt.targets.gpu.kernels import product
 from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.kernels.common import const
@@ -161,7 +162,7 @@ def _convolution(
             c.tile,
         )
 
-    return c.te("conv", define, x, packed, *([] if bias is None else [bias]), pattern=EPILOGUE)
+    return c.te("conv", define, x, packed, *([] if bias is None else [bias]), pattern=epilogue(c))
 
 
 def _narrow(c: Context, x: Any, w: Any, bias: Any, seen: Patches) -> Any:
@@ -188,7 +189,7 @@ def _narrow(c: Context, x: Any, w: Any, bias: Any, seen: Patches) -> Any:
 
         return te.compute(tuple(out), finish, name="finish")
 
-    return c.te("depthwise", define, x, w, *([] if bias is None else [bias]), pattern=EPILOGUE)
+    return c.te("depthwise", define, x, w, *([] if bias is None else [bias]), pattern=epilogue(c))
 
 
 def matmul(c: Context, inputs: list[Any]) -> Any:
@@ -246,7 +247,7 @@ def _matmul(
             return made
         return te.compute(out, lambda *i: (made(*i).astype(accumulator(dtype)) * factor).astype(dtype), name="scaled")
 
-    return c.te("matmul", define, a, b, pattern=EPILOGUE)
+    return c.te("matmul", define, a, b, pattern=epilogue(c))
 
 
 def _constant(value: ir.Value) -> bool:

@@ -19,7 +19,6 @@ from typing import Any
 from tvm import relax, te, tirx
 
 from graphopt.targets.converters.base import (
-    EPILOGUE,
     FLOATS,
     HALVES,
     INJECTIVE,
@@ -33,6 +32,7 @@ from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.converters_views import seen_through
+from graphopt.targets.gpu.fusion import epilogue
 from graphopt.targets.gpu.kernels import conv_blocked, product, transposes, window, winograd
 from graphopt.targets.gpu.kernels.axes import Axes, blocked
 from graphopt.targets.gpu.kernels.tensor_cores import CHUNK_BYTES
@@ -92,7 +92,7 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
         x,
         weights,
         bias,
-        pattern=EPILOGUE,
+        pattern=epilogue(c),
     )
 
 
@@ -161,7 +161,7 @@ def winograd_blocked(c: Context, inputs: list[Any]) -> Any:
         y = winograd.transform_output(p, tiles, out)
         return te.compute(out, lambda *i: y(*i) + s[i[1], i[4]], name="biased")
 
-    return c.te("winograd_output", finish, mm, bias, pattern=EPILOGUE)
+    return c.te("winograd_output", finish, mm, bias, pattern=epilogue(c))
 
 
 def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
@@ -180,7 +180,7 @@ def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
             out, lambda *i: (sums(*i) + s[i[1], i[4]].astype(kept)).astype(dtype), name="finish"
         )  # fmt: skip
 
-    return c.te("depthwise", define, x, w, bias, pattern=EPILOGUE)
+    return c.te("depthwise", define, x, w, bias, pattern=epilogue(c))
 
 
 def pool_blocked(mode: str) -> Converter:
@@ -221,7 +221,7 @@ def _pool(c: Context, x: Any, mode: str, seen: Window, pads: tuple[int, ...]) ->
 
         return te.compute(out, mean, name="finish")
 
-    return c.te(f"pool_{mode}", define, x, pattern=EPILOGUE)
+    return c.te(f"pool_{mode}", define, x, pattern=epilogue(c))
 
 
 def lrn_blocked(c: Context, inputs: list[Any]) -> Any:

@@ -7,8 +7,9 @@ from typing import Any
 
 from tvm import te
 
-from graphopt.targets.converters.base import EPILOGUE, HALVES, Context, dtype_of, shape_of
+from graphopt.targets.converters.base import HALVES, Context, dtype_of, shape_of
 from graphopt.targets.converters.index import constant
+from graphopt.targets.gpu.fusion import epilogue
 from graphopt.targets.kernels.common import const
 
 
@@ -50,4 +51,4 @@ def mean(c: Context, inputs: list[Any]) -> Any:
         count = const(math.prod(shape[axis] for axis in axes), "float32")
         return te.compute(c.out_shape, lambda *i: (total(*i) / count).astype(dtype), name="mean")
 
-    return c.te("mean", define, x, pattern=EPILOGUE)
+    return c.te("mean", define, x, pattern=epilogue(c))

@@ -81,6 +81,8 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Anchored:
     if not isinstance(update, tirx.Add | tirx.Mul | tirx.Max | tirx.Min):
         raise ValueError("it is neither a sum, a product nor an extreme")
     total = block.writes[0].source
+    if last is not None and _extents(last) != [int(extent) for extent in total.shape]:
+        raise ValueError("what follows it broadcasts its result")
     variables = tuple(iterator.var for iterator in block.iter_vars)
     return Anchored(
         sch.mod["main"],

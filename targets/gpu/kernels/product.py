@@ -125,6 +125,8 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Product:
     axes = Axes.parse(str(block.annotations[_AXES]))
     batch, rows, columns = anchor.spatial
     store = last.body
+    if axes.shape != tuple(int(iterator.dom.extent) for iterator in last.iter_vars):
+        raise ValueError("what follows it broadcasts its result")
 
     def finish(at: Any, row: Any, column: Any, total: Any) -> tuple[Any, Any, list[Any]]:
         index = axes.index(at, row, column)
