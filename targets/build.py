@@ -174,7 +174,9 @@ def empty(shape: Sequence[int], dtype: str) -> NDArray[Any]:
 
 
 def tensor(array: NDArray[Any]) -> Any:
-    """A TVM view of `array`; a copy only where it is not aligned."""
+    """A TVM view of `array`; a copy only where it is not aligned, or empty, which numpy places anywhere."""
+    if not array.size:
+        return tvm.runtime.empty(array.shape, "bfloat16" if array.dtype.kind == "V" else str(array.dtype))
     if array.ctypes.data % ALIGNMENT:
         aligned = empty(array.shape, str(array.dtype))
         aligned[...] = array

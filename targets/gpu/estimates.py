@@ -97,6 +97,8 @@ class Estimates:
             "Conv2dWinograd": self._winograd,
             "DepthwiseConv2dBlocked": self._depthwise,
         }
+        if 0 in work.shape or any(0 in operand.shape for operand in work.operands):
+            return LAUNCH
         if work.op_type in ("ToBlocked", "FromBlocked"):
             return LAUNCH + self._moved(work)
         if work.op_type in ("Conv2dIm2col", "Conv2dFft"):
