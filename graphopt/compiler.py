@@ -263,7 +263,14 @@ def _port(value: ir.Value) -> Port:
 
 
 def _defects(model: ir.Model, backend: Target, known: Mapping[ir.Node, str], error: Exception) -> dict[ir.Node, str]:
-    """The nodes that code generation failed on, found by building each alone."""
+    """The nodes that code generation failed on, found by building each alone.
+
+    Raises:
+        KeyboardInterrupt: it did not fail: Ctrl-C came while TVM called Python, which gives an error without text.
+        GraphoptError: none of them fails alone.
+    """
+    if not str(error):
+        raise KeyboardInterrupt from error
     opsets = model.opset_imports
     suspects = (node for node in model.graph if node not in known and backend.supports(node, opsets) is None)
     found = {node: reason for node in suspects if (reason := backend.defect(node, opsets)) is not None}

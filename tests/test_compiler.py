@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import tvm_ffi
 
 import graphopt
 from graphopt.compiler import Compilation, compile_model
@@ -452,3 +453,18 @@ def test_verifying_for_a_device_that_is_not_there_fails_before_the_work(monkeypa
         GraphoptError, match="--verify runs what was compiled: the package cuda-bindings is not installed"
     ):
         compile_model("zoo:lenet-digits", target="cuda", verify="ends")
+
+
+def test_ctrl_c_inside_a_callback_of_tvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TVM's foreign functions make an error without text of an interruption: it is no bug of graphopt's."""
+    from graphopt.targets.gpu import code
+
+    def interrupted(*_: object) -> None:
+        def callback() -> None:
+            raise KeyboardInterrupt
+
+        tvm_ffi.convert(callback)()
+
+    monkeypatch.setattr(code, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compile_model("zoo:lenet-digits", target="cuda", costs="roofline", cache=False)
