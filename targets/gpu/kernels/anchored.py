@@ -8,6 +8,7 @@ becomes of them; whatever elementwise functions TVM fused behind the anchor are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Anchored:
     if not isinstance(update, tirx.Add | tirx.Mul | tirx.Max | tirx.Min):
         raise ValueError("it is neither a sum, a product nor an extreme")
     total = block.writes[0].source
-    if last is not None and _extents(last) != [int(extent) for extent in total.shape]:
+    if last is not None and math.prod(_extents(last)) > math.prod(int(extent) for extent in total.shape):
         raise ValueError("what follows it broadcasts its result")
     variables = tuple(iterator.var for iterator in block.iter_vars)
     return Anchored(
