@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from graphopt.program import Place
 from graphopt.runtime import cpu, library
 from graphopt.targets import build, joins
-from graphopt.targets.base import Lowered
+from graphopt.targets.base import Lowered, Target
 from graphopt.work import PRECISION, TILE, Timing, Work
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def measure(
     if progress is not None:
         progress(f"building {sum(map(len, groups))} kernels to measure")
     lowered = [
-        [_lower(target, work, tile, f"g{i}_{j}_") for j, (work, tile) in enumerate(g)] for i, g in enumerate(groups)
+        [lowered_alone(target, work, tile, f"g{i}_{j}_") for j, (work, tile) in enumerate(g)]
+        for i, g in enumerate(groups)
     ]
     built = [item for group in lowered for item in group if item is not None]
     if not any(item.functions for item in built):  # nothing could be lowered
@@ -104,7 +105,8 @@ def _measure_all(
     return results
 
 
-def _lower(target: CpuTarget, work: Work, tile: str, prefix: str) -> Lowered | None:
+def lowered_alone(target: Target, work: Work, tile: str, prefix: str) -> Lowered | None:
+    """The kernels of a work with a tile; None where it has none."""
     node = node_of(work, tile)
     inputs = [value for value in node.inputs if value is not None and value.const_value is None]
     try:

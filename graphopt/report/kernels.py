@@ -16,12 +16,6 @@ if TYPE_CHECKING:
 
     from graphopt.artifact import Artifact
 
-LAUNCH = 2e-6
-"""Seconds that a kernel takes if it has nothing to do, about."""
-
-REACHED = 0.8
-"""Share of a GPU's bandwidth that kernels bound by memory reach, about."""
-
 
 def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
     """One per kernel call, in order; nothing for a program that runs on a CPU.
@@ -50,7 +44,7 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
             work, size = sum(map(node_flops, own)), _bytes(call, values, own)
             arithmetic = work / device.rates.get(_units(plan.get("precision", ""), stored), device.rates["float32"])
             memory = size / device.bandwidth
-            estimate = plan.get("seconds") or max(memory / REACHED, arithmetic)
+            estimate = plan.get("seconds") or max(memory / devices.REACHED, arithmetic)
             found.append({
                 "kernel": call.symbol,
                 "nodes": list(call.origin),
@@ -59,7 +53,7 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
                 "layout": str(plan.get("layout", "plain")),
                 "precision": str(plan.get("precision") or stored),
                 "launches": len(call.launches),
-                "seconds": estimate + LAUNCH * (1 if plan.get("seconds") else len(call.launches)),
+                "seconds": estimate + devices.LAUNCH * (1 if plan.get("seconds") else len(call.launches)),
                 "bound": "arithmetic" if arithmetic > memory else "memory",
                 "flops": work,
                 "bytes": size,

@@ -16,18 +16,10 @@ from tvm import tirx
 
 from graphopt.program import ITEM_BYTES
 from graphopt.targets.converters.base import HALVES
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import CLOCK, LAUNCH, REACHED, Device
 from graphopt.targets.gpu.kernels import simt, writers
 from graphopt.targets.gpu.kernels.product import Product
 from graphopt.work import Work
-
-LAUNCH = 2e-6
-"""Seconds of a kernel that has nothing to do."""
-
-REACHED = 0.8
-"""Share of the memory's bandwidth that kernels bound by it reach."""
-
-CLOCK = simt.CLOCK
 
 ADDRESS = 24
 """Instructions that find a patch's element: its tap, its pixel, and whether that is inside the image."""

@@ -23,7 +23,7 @@ from graphopt.program_check import located
 from graphopt.runtime import cpu as host_cpu
 from graphopt.runtime.device import Device
 from graphopt.targets.base import Lowered
-from graphopt.targets.measure import Progress, node_of, timing
+from graphopt.targets.measure import Progress, lowered_alone, timing
 from graphopt.weights import numpy_dtype
 from graphopt.work import Timing, Work
 
@@ -62,7 +62,8 @@ def measure(
     say = progress or (lambda _: None)
     say(f"building {sum(map(len, groups))} kernels to measure")
     lowered = [
-        [_lower(target, work, tile, f"g{i}_{j}_") for j, (work, tile) in enumerate(g)] for i, g in enumerate(groups)
+        [lowered_alone(target, work, tile, f"g{i}_{j}_") for j, (work, tile) in enumerate(g)]
+        for i, g in enumerate(groups)
     ]
     built = [item for group in lowered for item in group if item is not None]
     images = _images(target, {symbol: made for item in built for symbol, made in item.functions.items()})
@@ -94,15 +95,6 @@ def measure(
         )
         say(f"measuring kernels, {done + 1} of {len(groups)} groups")
     return results
-
-
-def _lower(target: GpuTarget, work: Work, tile: str, prefix: str) -> Lowered | None:
-    node = node_of(work, tile)
-    inputs = [value for value in node.inputs if value is not None and value.const_value is None]
-    try:
-        return target.lower([node], inputs, list(node.outputs), {"": 20, "graphopt": 1}, prefix)
-    except Exception:  # noqa: BLE001  TVM raises anything; a candidate that cannot be lowered is no candidate
-        return None
 
 
 def _images(target: GpuTarget, functions: Mapping[str, Any]) -> dict[str, bytes]:

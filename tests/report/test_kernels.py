@@ -45,7 +45,7 @@ def test_a_table_is_read_where_it_is_looked_up() -> None:
     assert [row["seconds"] for row in small] == pytest.approx([row["seconds"] for row in large])
     moved = 2 * 2 * 7 * 64 * 4 + 2 * 7 * 8  # what is taken, what is written, and the indices
     assert sum(row["seconds"] for row in large) == pytest.approx(
-        moved / bandwidth / kernels.REACHED + kernels.LAUNCH, rel=1e-3
+        moved / bandwidth / devices.REACHED + devices.LAUNCH, rel=1e-3
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import CLOCK, Device
 from graphopt.targets.gpu.kernels.attention_tiles import Shape
-from graphopt.targets.gpu.kernels.mma import CLOCK, HOPPER_MMA
+from graphopt.targets.gpu.kernels.mma import HOPPER_MMA
 from graphopt.targets.gpu.kernels.strips import ROWS
 from graphopt.targets.kernels.common import round_up
 

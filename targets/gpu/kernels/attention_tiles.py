@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from graphopt.program import ITEM_BYTES
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import CLOCK, Device
 from graphopt.targets.kernels.common import round_up
 
 VECTOR = 4
@@ -130,9 +130,6 @@ TILES = (
 )
 
 SPLITS = (1, 2, 4, 8, 16, 32)
-
-CLOCK = 1.5e9
-"""Cycles a second, about."""
 
 
 def stride(extent: int) -> int:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.gpu.kernels import split as parts_of
 from graphopt.targets.gpu.kernels.guards import when
 from graphopt.targets.gpu.kernels.product import Product
 from graphopt.targets.gpu.kernels.split import Store
@@ -56,6 +59,22 @@ class Blocks(Protocol):
 
     def store(self, sums: Any, thread: Any, store: Store, split: bool) -> None:
         """Store the sums, in rows of parts of k where they are `split`."""
+
+
+def function(writer: Blocks, split: int, stream: int, resident: int) -> Any:
+    """The product's function, whose blocks have tiles, `split` parts of them, or shares as `stream` blocks have them.
+
+    Args:
+        resident: how many blocks would do well to share a multiprocessor.
+    """
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("main")
+            if stream:
+                streamed(writer, stream)
+            else:
+                parts_of.split(writer.product, split, writer.threads, partial(parts, writer, split))
+        return writer.product.replaced(builder.get().body, resident)
 
 
 def raster(block: Any, rows: int, columns: int) -> tuple[Any, Any]:

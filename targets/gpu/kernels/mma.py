@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import CLOCK, LARGEST_GRID, Device
 from graphopt.targets.gpu.kernels import grids
 from graphopt.targets.gpu.kernels import split as parts_of
 from graphopt.targets.gpu.kernels.access import Reach
@@ -136,15 +134,7 @@ class Writer:
 
     def whole(self) -> Any:
         """The function."""
-        p, t = self.product, self.tile
-        with IRBuilder() as builder:
-            with T.prim_func(s_tir=True):
-                T.func_name("main")
-                if t.stream:
-                    grids.streamed(self, t.stream)
-                else:
-                    parts_of.split(p, t.split, t.threads, partial(grids.parts, self, t.split))
-            return p.replaced(builder.get().body, resident(t))
+        return grids.function(self, self.tile.split, self.tile.stream, resident(self.tile))
 
     def begin(self, thread: Any) -> Any:
         """As `Blocks` says."""
@@ -302,14 +292,8 @@ def _step(writer: Writer, together: int, device: Device) -> float:
     return max(terms) + sum(terms) / 8
 
 
-CLOCK = 1.5e9
-"""Cycles a second, about."""
-
 HOPPER_MMA = 0.62
 """The share of Hopper's peak that instructions of a single warp reach: its own ones are for four warps.
 
 Source: Luo and others, Benchmarking and Dissecting the Nvidia Hopper GPU Architecture (2024).
 """
-
-LARGEST_GRID = 65535
-"""Blocks along the third axis of CUDA's grid."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from graphopt.program import ITEM_BYTES
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import CLOCK, REACHED, Device
 
 BYTES = 16
 """Of the widest load."""
@@ -17,9 +17,6 @@ KEPT = 32
 
 BLOCK = 256
 """Threads of a block that has several rows."""
-
-CLOCK = 1.5e9
-"""Cycles a second, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,4 +90,4 @@ def seconds(work: Rows, made: Cut, device: Device) -> float:
     working = together * warps * elements * (10 * (work.passes + 1) + 4 * spread * again) / 4
     waiting = again * 600 + elements * 4 * (work.passes + 1) + work.passes * steps
     size = (again + 1) * work.rows * work.n * ITEM_BYTES[work.dtype]
-    return max(rounds * max(working, waiting) / CLOCK, size / (0.8 * device.bandwidth))
+    return max(rounds * max(working, waiting) / CLOCK, size / (REACHED * device.bandwidth))

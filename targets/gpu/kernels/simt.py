@@ -16,7 +16,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.program import ITEM_BYTES
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import CLOCK, LARGEST_GRID, Device
 from graphopt.targets.gpu.kernels import split as parts_of
 from graphopt.targets.gpu.kernels.access import Element, Reach
 from graphopt.targets.gpu.kernels.guards import inside, when
@@ -71,13 +71,6 @@ TILES = (
     Tile(8, 128, 8, 2, 4),
     Tile(4, 128, 8, 1, 4),
 )
-
-
-LARGEST_GRID = 65535
-"""Blocks along the second and third axis of CUDA's grid."""
-
-CLOCK = 1.5e9
-"""Cycles a second, about."""
 
 
 def tiles(product: Product, device: Device) -> list[Tile]:

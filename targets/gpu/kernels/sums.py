@@ -17,7 +17,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.program import ITEM_BYTES
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import CLOCK, REACHED, Device
 from graphopt.targets.gpu.expressions import rewritten, substituted
 from graphopt.targets.gpu.kernels import anchored
 from graphopt.targets.gpu.kernels.anchored import Anchored
@@ -33,9 +33,6 @@ FLIGHT = 4
 
 BLOCK = 256
 """Threads of a block, where there are enough of them."""
-
-CLOCK = 1.5e9
-"""Cycles a second, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +110,7 @@ def seconds(work: Sums, made: Cut, device: Device) -> float:
     waiting = 600 * math.ceil(loads / FLIGHT) + 25 * math.log2(made.lanes) + (100 if made.lanes > device.warp else 0)
     again = 0.0 if made.parts == 1 else 3e-6 + made.parts * work.results * 8 / device.bandwidth
     size = work.results * work.steps * work.nbytes
-    return max(rounds * max(working, waiting) / CLOCK, size / (0.8 * device.bandwidth)) + again
+    return max(rounds * max(working, waiting) / CLOCK, size / (REACHED * device.bandwidth)) + again
 
 
 def write(sch: s_tir.Schedule, anchor: Block, device: Device) -> tuple[Any, Cut, float]:

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import CLOCK, LARGEST_GRID, Device
 from graphopt.targets.gpu.kernels import grids
 from graphopt.targets.gpu.kernels import split as parts_of
 from graphopt.targets.gpu.kernels.access import Reach
 from graphopt.targets.gpu.kernels.grids import Timed
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.mma import CLOCK, LARGEST_GRID, reaches
+from graphopt.targets.gpu.kernels.mma import reaches
 from graphopt.targets.gpu.kernels.product import Product
 from graphopt.targets.gpu.kernels.split import SPLITS, Store
 from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS, Strips
@@ -134,15 +132,7 @@ class _Writer:
 
     def whole(self, device: Device) -> Any:
         """The function."""
-        p, t = self.product, self.tile
-        with IRBuilder() as builder:
-            with T.prim_func(s_tir=True):
-                T.func_name("main")
-                if t.stream:
-                    grids.streamed(self, t.stream)
-                else:
-                    parts_of.split(p, t.split, t.threads, partial(grids.parts, self, t.split))
-            return p.replaced(builder.get().body, t.resident(device))
+        return grids.function(self, self.tile.split, self.tile.stream, self.tile.resident(device))
 
     def begin(self, thread: Any) -> Any:
         """As `Blocks` says."""
