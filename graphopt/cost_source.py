@@ -46,7 +46,10 @@ def open_costs(
         table = CostTable(default_path(), Context.of(facts))
 
         def measure(groups: Sequence[Sequence[tuple[Work, str]]]) -> Sequence[Sequence[Timing | None]]:
-            return backend.measure(groups, progress)
+            found = backend.measure(groups, progress)
+            if note is not None and found and not any(timing is not None for group in found for timing in group):
+                note(f"none of {sum(map(len, found))} kernels could be measured: their costs are estimates")
+            return found
 
         return MeasuredCosts(backend.machine, table, backend.tiles, measure, backend.estimate)
     if not Path(source).exists():

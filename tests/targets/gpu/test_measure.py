@@ -231,3 +231,13 @@ def test_a_device_that_fails_on_a_kernel(driver: Any, quick: None) -> None:
     driver.fails["cuGraphLaunch"] = driver.real.CUresult.CUDA_ERROR_LAUNCH_FAILED
     with pytest.raises(GraphoptError, match="while Conv2dBlocked was measured; compile with --costs roofline"):
         CudaTarget("sm_90").measure([[(DIRECT, "")]])
+
+
+def test_where_nothing_can_be_measured_a_note_says_so(
+    target: OpenClTarget, table: None, opencl: OpenClDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        OpenClTarget, "measure", lambda _, groups, progress=None: [[None] * len(group) for group in groups]
+    )
+    made = rewrite(model(), target="opencl", costs="measured")
+    assert any("kernels could be measured: their costs are estimates" in note for note in made.notes)
