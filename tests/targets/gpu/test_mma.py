@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tvm import s_tir, te, tirx
+from tvm import te, tirx
 
 from graphopt.targets.gpu import code, devices, nvrtc, schedule
 from graphopt.targets.gpu.kernels import mma, product
 from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.gpu.kernels.tensor_cores import KINDS, TensorCores
-from graphopt.targets.kernels.common import blocks_of
 from tests.targets.gpu.matrix_units import PRELUDE, MatrixUnits
+from tests.targets.gpu.test_product import matmul, normal_form
 
 Sizes = tuple[int, int, int, int]
 
@@ -35,27 +35,6 @@ def scaled(tile: mma.Tile, kind: str) -> mma.Tile:
     return replace(tile, k=tile.k // 2) if kind == "tf32" else tile
 
 
-def matmul(sizes: Sizes, transposed: tuple[bool, bool] = (False, False), dtype: str = "float32", **more: Any) -> Any:
-    """y = relu(a @ b + bias), as fusion leaves it."""
-    batch, m, n, k = sizes
-    a = te.placeholder((batch, k, m) if transposed[0] else (batch, m, k), dtype, name="a")
-    b = te.placeholder((batch, n, k) if transposed[1] else (batch, k, n), dtype, name="b")
-    bias = te.placeholder((n,), dtype, name="bias")
-    y = product.compute(
-        lambda i, y, r: a[i, r, y] if transposed[0] else a[i, y, r],
-        lambda i, r, x: b[i, x, r] if transposed[1] else b[i, r, x],
-        sizes,
-        Axes.plain((batch, m, n), (1, 1, 1), m),
-        dtype,
-        accumulate="float32",
-        **more,
-    )
-    added = te.compute((batch, m, n), lambda i, y_, x: y[i, y_, x] + bias[x], name="added")
-    zero = tirx.const(0, dtype)
-    result = te.compute((batch, m, n), lambda *i: tirx.max(added(*i), zero), name="relu")
-    return te.create_prim_func([a, b, bias, result])
-
-
 def operands(sizes: Sizes, transposed: tuple[bool, bool]) -> Any:
     batch, m, n, k = sizes
     rng = np.random.default_rng(0)
@@ -64,11 +43,6 @@ def operands(sizes: Sizes, transposed: tuple[bool, bool]) -> Any:
     given = a.swapaxes(1, 2) if transposed[0] else a, b.swapaxes(1, 2) if transposed[1] else b, bias
     rounded = [each.astype(np.float32) for each in given]
     return rounded, np.maximum(a @ b + bias, 0)
-
-
-def normal_form(function: Any) -> product.Product:
-    sch = s_tir.Schedule(function)
-    return product.read(sch, next(block for block in blocks_of(sch) if block.rule == product.NAME))
 
 
 def check(execute: Any, tile: mma.Tile, kind: str, sizes: Sizes, transposed: tuple[bool, bool], units: Any) -> None:

@@ -17,7 +17,7 @@ from graphopt.targets.kernels.common import blocks_of
 Sizes = tuple[int, int, int, int]
 
 
-def matmul(sizes: Sizes, transposed: tuple[bool, bool] = (False, False), dtype: str = "float32") -> Any:
+def matmul(sizes: Sizes, transposed: tuple[bool, bool] = (False, False), dtype: str = "float32", **more: Any) -> Any:
     """y = relu(a @ b + bias), as fusion leaves it."""
     batch, m, n, k = sizes
     a = te.placeholder((batch, k, m) if transposed[0] else (batch, m, k), dtype, name="a")
@@ -29,7 +29,8 @@ def matmul(sizes: Sizes, transposed: tuple[bool, bool] = (False, False), dtype: 
         sizes,
         Axes.plain((batch, m, n), (1, 1, 1), m),
         dtype,
-        accumulate="float32" if dtype == "float16" else dtype,
+        accumulate="float64" if dtype == "float64" else "float32",
+        **more,
     )
     added = te.compute((batch, m, n), lambda i, y_, x: y[i, y_, x] + bias[x], name="added")
     zero = tirx.const(0, dtype)
