@@ -12,7 +12,7 @@ from graphopt import disk_cache
 from graphopt.costs import Machine
 from graphopt.runtime import cpu as host_cpu
 from graphopt.runtime import library
-from graphopt.targets import build, lowering, measure, native, relax_import, sources, tiles
+from graphopt.targets import build, constants, lowering, measure, native, relax_import, sources, tiles
 from graphopt.targets.base import Lowered
 from graphopt.targets.definitions import Definitions, signature
 from graphopt.targets.machine import detect
@@ -83,7 +83,7 @@ class CpuTarget:
         """Import, fuse, schedule; then run what depends on constants only."""
         imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, self._definitions)
         lowered = lowering.lower(imported, self._builder, prefix)
-        lowering.evaluate_constants(lowered, self._builder)
+        constants.evaluate_constants(lowered, self._builder)
         return lowered
 
     def library(self, functions: Mapping[str, Any]) -> bytes:

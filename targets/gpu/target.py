@@ -17,7 +17,7 @@ from graphopt.program import Place, Value
 from graphopt.runtime import cpu as host_cpu
 from graphopt.runtime import library
 from graphopt.runtime.device import Device, open_any
-from graphopt.targets import build, lowering, machine, native, relax_import, sources
+from graphopt.targets import build, constants, lowering, machine, native, relax_import, sources
 from graphopt.targets.base import Lowered
 from graphopt.targets.definitions import Definitions, signature
 from graphopt.targets.gpu import code, devices, measure, nvrtc, schedule, tiles
@@ -109,7 +109,7 @@ class GpuTarget:
         """Import, fuse, run on the host what depends on constants only, and generate code for the rest."""
         imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.device, self._definitions, OWN)
         lowered = lowering.lower(imported, _Unscheduled(), prefix)
-        lowering.evaluate_constants(lowered, _OnHost(self._host))
+        constants.evaluate_constants(lowered, _OnHost(self._host))
         for symbol, identity in lowered.functions.items():
             made = self._kernel(identity)
             lowered.functions[symbol], lowered.plans[symbol] = made.code, made.plan
@@ -275,7 +275,7 @@ class _Unscheduled:
 
 
 class _OnHost:
-    """What `lowering.evaluate_constants` asks of a builder: kernels that run while compiling, on the CPU."""
+    """What `constants.evaluate_constants` asks of a builder: kernels that run while compiling, on the CPU."""
 
     def __init__(self, builder: build.Builder) -> None:
         self._builder = builder
