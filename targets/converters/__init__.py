@@ -35,11 +35,12 @@ from graphopt.targets.converters.blocked import (
     to_blocked,
 )
 from graphopt.targets.converters.convolution import conv
+from graphopt.targets.converters.extremes import along_rows, global_max_pool
 from graphopt.targets.converters.fft import conv2d_fft
 from graphopt.targets.converters.halves import in_single
 from graphopt.targets.converters.products import fully_connected, matmul
 from graphopt.targets.converters.recurrent import recurrent
-from graphopt.targets.converters.reductions import extreme, reduction
+from graphopt.targets.converters.reductions import reduction
 from graphopt.targets.converters.rows import clamp, elementwise, gelu, layer_norm, softmax
 from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
 from graphopt.targets.converters.transposed import conv_transpose
@@ -113,8 +114,9 @@ FURTHER: dict[str, Converter] = {
     "ReduceL2": reduction(0),
     "ReduceLogSum": reduction(-math.inf),
     "ReduceLogSumExp": reduction(-math.inf),
-    "ReduceMax": extreme(largest=True),
-    "ReduceMin": extreme(largest=False),
+    "GlobalMaxPool": global_max_pool,
+    "ReduceMax": along_rows(largest=True),
+    "ReduceMin": along_rows(largest=False),
     "ReduceProd": reduction(1),
     "ReduceSum": reduction(0),
     "ReduceSumSquare": reduction(0),
