@@ -17,6 +17,8 @@ import tvm
 from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
+from graphopt.targets import ieee
+
 PIPELINE = "graphopt"
 """Name of TVM's default pipeline followed by ours, for `tvm.compile`."""
 
@@ -33,12 +35,14 @@ KEEP = "disable_lower_builtin"
 
 def register() -> None:
     """Make PIPELINE known to TVM."""
+    ieee.register()
     compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)
 
 
 def _pipeline() -> tuple[Any, Any, Any]:
     default, host, device = compilation_pipeline.get_tir_pipeline("s_tir")
-    return tvm.ir.transform.Sequential([default, _keep_on_stack()]), host, device
+    kept = tvm.ir.transform.Sequential([default, _keep_on_stack()])
+    return kept, lambda: tvm.ir.transform.Sequential([host(), ieee.reveal(ieee.llvm_fence)]), device
 
 
 def _keep_on_stack() -> Any:

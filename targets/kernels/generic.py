@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from tvm import s_tir
 
+from graphopt.targets import ieee
+from graphopt.targets.expressions import parts
 from graphopt.targets.kernels.common import Block, blocks_of, dtype_of, largest_divisor
 from graphopt.targets.machine import CpuMachine
 
@@ -21,7 +22,7 @@ MIN_INNER = 64
 def schedule(sch: s_tir.Schedule, machine: CpuMachine) -> None:
     """Inline elementwise blocks forward, then schedule each block that is left on its own."""
     for block in blocks_of(sch)[:-1]:
-        if block.reduce:
+        if block.reduce or ieee.holds_names(sch.get(block.rv)):
             continue
         try:
             sch.compute_inline(block.rv)
@@ -158,21 +159,8 @@ def _depends_on_lane(sch: s_tir.Schedule, block: Block) -> bool:
     body = sch.get(block.rv)
     lane = body.iter_vars[-1].var
     value = getattr(body.body, "value", None)
-    return any(
+    return value is not None and any(
         str(getattr(getattr(part, "op", None), "name", "")).endswith("if_then_else")
-        and any(inner.same_as(lane) for inner in _parts(part.args[0]))
-        for part in _parts(value)
+        and any(inner.same_as(lane) for inner in parts(part.args[0]))
+        for part in parts(value)
     )
-
-
-def _parts(expression: Any) -> Iterator[Any]:
-    """`expression` and everything inside it."""
-    if expression is None:
-        return
-    yield expression
-    for name in ("a", "b", "condition", "true_value", "false_value", "value", "body"):
-        inner = getattr(expression, name, None)
-        if inner is not None and not isinstance(inner, int | float | bool):
-            yield from _parts(inner)
-    for argument in getattr(expression, "args", ()) or ():
-        yield from _parts(argument)
