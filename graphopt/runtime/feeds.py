@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import FeedError
-from graphopt.program import Port
+from graphopt.program import ITEM_BYTES, Port
 from graphopt.runtime import dlpack
 from graphopt.weights import numpy_dtype
 
@@ -47,7 +47,8 @@ def check(
 
 def _fits(port: Port, feed: Any) -> bool:
     """Whether `feed` is just what the port declares, which takes no microsecond to see."""
-    return type(feed) is np.ndarray and feed.shape == port.shape and feed.dtype == numpy_dtype(port.dtype)
+    fits = port.dtype in ITEM_BYTES and type(feed) is np.ndarray and feed.shape == port.shape
+    return fits and bool(feed.dtype == numpy_dtype(port.dtype))
 
 
 def describe(port: Port, micro_batches: int = 1) -> str:

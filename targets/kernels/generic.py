@@ -144,7 +144,9 @@ def _runs(read: list[Any], written: list[Any], extents: tuple[int, ...]) -> bool
     An operand that is repeated along some axes only is neither: where it begins again, a vector falls apart.
     """
     count = min(len(read), len(written))
-    pairs = list(zip(read[len(read) - count :], written[len(written) - count :], extents[-count:], strict=True))
+    pairs = list(
+        zip(read[len(read) - count :], written[len(written) - count :], extents[len(extents) - count :], strict=True)
+    )
     one = [isinstance(getattr(part.min, "value", None), int) for part, _, _ in pairs]
     if all(one):
         return True
