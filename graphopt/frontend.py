@@ -28,7 +28,8 @@ from graphopt.frontend_branches import choose_branches
 from graphopt.frontend_checks import OWN_DOMAIN, check_structure
 from graphopt.frontend_files import check_external, each_tensor, own_tensor, read_model, refuse_nan
 from graphopt.frontend_fold import fold_constants, lift_constants
-from graphopt.frontend_shapes import fix_inputs, infer_shapes, one_line, parse_shapes, with_skeleton
+from graphopt.frontend_learn import Learner
+from graphopt.frontend_shapes import drop_claims, fix_inputs, infer_shapes, one_line, parse_shapes, with_skeleton
 
 if TYPE_CHECKING:
     import torch
@@ -215,10 +216,12 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
     lift_constants(model)
     notes.extend(fix_inputs(model, shapes))
     with_skeleton(model, _check)
+    drop_claims(model)
     infer_shapes(model)
     model = _convert(model, notes)
+    learner = Learner(model)
     for _ in range(_MAX_ROUNDS):
-        changed = fold_constants(model)
+        changed = fold_constants(model, learner)
         if not (choose_branches(model) or changed):
             break
         common.RemoveUnusedNodesPass()(model)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,22 @@ _SLOW = frozenset({
 })  # fmt: skip
 
 
-def fold_constants(model: ir.Model) -> bool:
-    """Fold the main graph and drop Identity and inference Dropout everywhere, in place; True when anything changed."""
+def fold_constants(model: ir.Model, complete: Callable[[ir.Node], bool] = lambda _: False) -> bool:
+    """Fold the main graph and drop Identity and inference Dropout everywhere, in place; True when anything changed.
+
+    `complete` gives the outputs of a node that inference leaves open their shapes, and says whether it could.
+    """
     version = model.opset_imports.get("", 0)
     changed = False
     for node in list(model.graph):
-        if node.domain != "":
-            continue
-        results = _evaluate(node, version, model.ir_version)
+        if node.domain == "":
+            results = _evaluate(node, version, model.ir_version)
+            if results is None:
+                _infer_node(node, version, model.ir_version)
+        else:
+            results = None
+        if results is None:
+            changed |= complete(node)
         if results is None or any(output.is_graph_output() for output in node.outputs):
             continue
         constants = [_constant_value(*pair) for pair in zip(node.outputs, results, strict=True) if pair[0].uses()]

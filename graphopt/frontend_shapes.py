@@ -13,6 +13,9 @@ import onnx_ir as ir
 from graphopt.errors import ModelError
 from graphopt.frontend_files import SMALL_BYTES, checked_size
 
+LEARNED = "graphopt.learned"
+"""Key in the `meta` of a value whose type and shape ONNX Runtime gave: inference takes them as they are."""
+
 _LARGEST_DIM = 2**31 - 1
 _Result = TypeVar("_Result")
 
@@ -156,12 +159,15 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 def infer_shapes(model: ir.Model) -> None:
     """Infer type and shape of every value, in place; large weights take no part but their shapes.
 
-    Declared shapes of computed values are hints of whoever wrote the model: inference starts without them, and they
-    fill only what it leaves open. Raises ModelError, naming the node, for operands that do not fit each other.
+    Declared shapes of computed values are claims of whoever wrote the model, or were inferred for another size: in the
+    main graph they are left out, in subgraphs they fill what inference leaves open. Shapes that were learned stay, and
+    what follows is inferred from them. Raises ModelError, naming the node, for operands that do not fit each other.
     """
     declared: dict[ir.Value, tuple[ir.TypeProtocol | None, ir.Shape | None]] = {}
     for graph in model.graphs():
         for node in graph:
+            if _is_learned(node):
+                continue
             for value in node.outputs:
                 value.shape = None if value.type is None else value.shape  # no shape without a dtype
             if onnx.defs.has(node.op_type, node.domain):
@@ -170,7 +176,7 @@ def infer_shapes(model: ir.Model) -> None:
                     value.shape = None
                     if isinstance(value.type, ir.TensorType):
                         value.type = None
-    inferred = ir.from_proto(with_skeleton(model, _infer))
+    inferred = ir.from_proto(with_skeleton(model, lambda proto: _infer(_cut(proto, list(model.graph)))))
     for graph, other in zip(model.graphs(), inferred.graphs(), strict=True):
         found = {value.name: value for value in _values(other)}
         for value in _values(graph):
@@ -183,13 +189,52 @@ def infer_shapes(model: ir.Model) -> None:
     for value, (kind, shape) in declared.items():
         if value.type is None:
             value.type = kind
-        value.shape = _merge(value.shape, shape)
+        if value.graph is not model.graph:
+            value.shape = _merge(value.shape, shape)
     for graph in model.graphs():
         for node in graph:
             for value in node.outputs:
                 if value.shape is not None and value.name:
                     dims = tuple(dim if isinstance(dim, int) else 1 for dim in value.shape)
                     checked_size(dims, value.dtype or ir.DataType.UNDEFINED, f"the value {value.name} ({node.op_type})")
+
+
+def drop_claims(model: ir.Model) -> None:
+    """Forget what the main graph declares about results of operators that ONNX has no inference for."""
+    for node in model.graph:
+        if not onnx.defs.has(node.op_type, node.domain) and node.op_identifier() not in model.functions:
+            for value in node.outputs:
+                value.shape = None
+
+
+def _is_learned(node: ir.Node) -> bool:
+    return any(LEARNED in value.meta for value in node.outputs)
+
+
+def _misjudged(node: ir.Node) -> bool:
+    """Whether ONNX Runtime is known to give other shapes than onnx infers.
+
+    onnx keeps a window of a pool in ceil mode that begins in the padding, and counts all frequencies of a one-sided
+    STFT whose length is an operand.
+    """
+    if node.domain != "":
+        return False
+    return node.op_type == "STFT" or (node.op_type.endswith("Pool") and node.attributes.get_int("ceil_mode", 0) == 1)
+
+
+def _cut(proto: onnx.ModelProto, nodes: list[ir.Node]) -> onnx.ModelProto:
+    """The results of nodes that inference shall not judge as inputs, with what is known of them."""
+    for node, written in zip(nodes, proto.graph.node, strict=True):
+        if not (_is_learned(node) or _misjudged(node)):
+            continue
+        for index, value in enumerate(node.outputs):
+            if value.name:
+                written.output[index] = f"{value.name}/inferred"
+                info = ir.serde.serialize_value(value)
+                if not _is_learned(node):
+                    info.type.tensor_type.ClearField("shape")
+                proto.graph.input.append(info)
+    return proto
 
 
 def _possible(shape: ir.Shape) -> ir.Shape:

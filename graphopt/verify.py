@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.errors import ModelError, VerificationError
+from graphopt.draws import random_inputs as random_inputs
+from graphopt.errors import VerificationError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,117 +61,6 @@ class Mismatch:
     expected: object
     actual: object
     message: str
-
-
-def random_inputs(model: ir.Model, seed: int) -> dict[str, Array]:
-    """One array per graph input, the same for the same model and seed.
-
-    float     standard normal
-    bool      fair coin
-    int       within [0, extent) where the value reaches, unchanged in value, the indices of a Gather or Scatter;
-              within [1, steps] for the sequence lengths of a recurrent node; 0 or 1 where it is compared or cast to
-              float or bool (a mask); the full range for 8 bits; otherwise within [1, 8), which divides safely
-    string    "a" or "b"
-
-    Raises:
-        ModelError: an input without a static shape, or of a type that has no random value.
-    """
-    generator = np.random.default_rng(seed)
-    return {str(value.name): _random(value, generator) for value in model.graph.inputs if not value.is_initializer()}
-
-
-def _random(value: ir.Value, generator: np.random.Generator) -> Array:
-    shape = value.shape
-    if shape is None or shape.is_dynamic():
-        raise ModelError(f"input {value.name} has no static shape; fix it with --shapes {value.name}:DxDxD")
-    dims = shape.numpy()
-    dtype = value.dtype
-    if dtype is None:
-        raise ModelError(f"input {value.name} has no tensor type; random inputs need one")
-    if dtype.name == "STRING":
-        return generator.choice(np.array(["a", "b"], dtype=object), dims)
-    numpy_dtype = dtype.numpy()
-    if dtype.name == "BOOL":
-        return generator.integers(0, 2, dims).astype(np.bool_)
-    if dtype.is_floating_point():
-        return generator.standard_normal(dims).astype(numpy_dtype)
-    if dtype.name.startswith("COMPLEX"):
-        return (generator.standard_normal(dims) + 1j * generator.standard_normal(dims)).astype(numpy_dtype)
-    low, high = _integer_range(value)
-    return generator.integers(low, high, dims).astype(numpy_dtype)
-
-
-_SAME_VALUES = {
-    "Identity",
-    "Unsqueeze",
-    "Squeeze",
-    "Reshape",
-    "Flatten",
-    "Transpose",
-    "Slice",
-    "Expand",
-    "Split",
-    "Tile",
-}
-_COMPARISONS = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where", "Not", "And", "Or"}
-_INDEX_AXIS = {"Gather": 0, "GatherElements": 0, "ScatterElements": 0}
-_RECURRENT = {"RNN", "LSTM", "GRU"}
-
-
-def _integer_range(value: ir.Value) -> tuple[int, int]:
-    """[low, high) that every consumer accepts."""
-    start = 0
-    seen: set[int] = set()
-    pending = [value]
-    mask = False
-    upper: list[int] = []
-    while pending:
-        current = pending.pop()
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        for node, position in current.uses():
-            if node.op_type in _SAME_VALUES and position == 0:
-                pending.extend(node.outputs)
-            elif node.op_type == "Cast":
-                to_integer = _is_integer(node.attributes.get_int("to", 0))
-                mask = mask or not to_integer
-                pending.extend(node.outputs if to_integer else ())
-            elif node.op_type in _INDEX_AXIS and position == 1:
-                upper += _extent(node, node.attributes.get_int("axis", 0))
-            elif node.op_type in ("GatherND", "ScatterND") and position == 1:
-                upper += _extent(node, None)
-            elif node.op_type in _RECURRENT and position == 4:
-                start = 1
-                upper += [extent + 1 for extent in _extent(node, 0)]
-            elif node.op_type in _COMPARISONS:
-                mask = True
-    if upper:
-        return start, max(min(upper), start + 1)
-    return (0, 2) if mask else _default_integers(value)
-
-
-def _is_integer(dtype: int) -> bool:
-    """Whether the number of an ONNX data type is that of an integer type."""
-    import onnx_ir as ir
-
-    return ir.DataType(dtype).is_integer()
-
-
-def _default_integers(value: ir.Value) -> tuple[int, int]:
-    name = value.dtype.name if value.dtype is not None else ""
-    if name == "UINT8":
-        return 0, 256
-    return (-128, 128) if name == "INT8" else (1, 8)
-
-
-def _extent(node: ir.Node, axis: int | None) -> list[int]:
-    """Extent of the indexed tensor on `axis` (its smallest one for None), as a list; empty when unknown."""
-    data = node.inputs[0]
-    if data is None or data.shape is None or data.shape.is_dynamic():
-        return []
-    dims = data.shape.numpy()
-    return [min(dims) if axis is None else dims[axis]]
 
 
 def run_onnxruntime(model: ir.Model | Path, feeds: Mapping[str, Array]) -> dict[str, Array]:

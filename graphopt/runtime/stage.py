@@ -122,8 +122,8 @@ class StageRunner:
             if not isinstance(segment, NativeSegment):
                 from graphopt.runtime import fallback
 
-                model = artifact.files[segment.model]
-                call = fallback.bind(segment, model, self._values, self.arrays, self.host, threads)
+                model, weights = artifact.files[segment.model], artifact.weight_arrays(self.stage, segment.weights)
+                call = fallback.bind(segment, model, weights, self._values, self.arrays, self.host, threads)
                 self._calls.append((call, ()))
                 self._names.append((segment.model, tuple(node for node, _ in segment.reasons)))
                 continue
