@@ -216,9 +216,9 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
     lift_constants(model)
     notes.extend(fix_inputs(model, shapes))
     with_skeleton(model, _check)
+    model = _convert(model, notes)
     drop_claims(model)
     infer_shapes(model)
-    model = _convert(model, notes)
     learner = Learner(model)
     for _ in range(_MAX_ROUNDS):
         changed = fold_constants(model, learner)

@@ -17,7 +17,7 @@ from graphopt import draw_demands
 from graphopt.analysis import nbytes
 from graphopt.draws import Array, random_array
 from graphopt.fallback_models import extract
-from graphopt.frontend_shapes import LEARNED
+from graphopt.frontend_settle import LEARNED
 from graphopt.segments import NodeRun, read_by
 from graphopt.value_dependence import depends_on_values
 
@@ -41,7 +41,7 @@ class Learner:
 
     def __call__(self, node: ir.Node) -> bool:
         """Give the outputs of `node` the types and shapes that ONNX Runtime gives; True if they are known now."""
-        if node in self._tried or self._left <= 0 or not _is_open(node) or not _can_run(node):
+        if node in self._tried or not node.outputs[0].name or self._left <= 0 or not _is_open(node) or not _can_run(node):
             return False
         self._tried.add(node)
         if depends_on_values(node):
