@@ -173,9 +173,9 @@ class Artifact:
                     raise ArtifactError(f"the artifact has no file {name!r}, which stage {stage.index} needs")
             index = self.weights(stage.weights)[1] if stage.weights else {}
             for segment in stage.segments:
-                for name in segment.weights if isinstance(segment, FallbackSegment) else ():
-                    if name not in index:
-                        raise ArtifactError(f"weight {name!r} of {segment.model} is not in {stage.weights}")
+                missing = set(segment.weights) - set(index) if isinstance(segment, FallbackSegment) else ()
+                if missing:
+                    raise ArtifactError(f"weight {min(missing)!r} of a fallback model is not in {stage.weights}")
             for value in stage.values:
                 if value.place.value != "weight":
                     continue

@@ -25,7 +25,7 @@ from graphopt.observe import Check, Dump, Verify
 from graphopt.partition import partition
 from graphopt.pipeline import Observer, Pipeline, PipelineResult
 from graphopt.precisions import FP32, tolerances
-from graphopt.program import Port, Program, Stage
+from graphopt.program import Place, Port, Program, Stage
 from graphopt.stage_build import BuiltStage, build_stage
 
 if TYPE_CHECKING:
@@ -327,9 +327,9 @@ def _artifact(
     files: dict[str, bytes | Path] = {}
     for stage in built:
         files.update(stage.write(folder, rewritten.backend))
-    program = Program(
-        stages, schedule.build(stages, [port.name for port in ports[0]], micro_batches), *ports, micro_batches
-    )
+    inputs, outputs = ports[0], _outputs(ports[1], stages)
+    actions = schedule.build(stages, [port.name for port in inputs], micro_batches)
+    program = Program(stages, actions, inputs, outputs, micro_batches)
     manifest = {
         "target": rewritten.backend.describe(),
         "versions": {name: importlib.metadata.version(name) for name in ("apache-tvm", "onnx", "onnxruntime")},
@@ -344,6 +344,12 @@ def _artifact(
         "notes": list(rewritten.notes),
     }
     return Artifact.create(program, files, manifest)
+
+
+def _outputs(ports: Sequence[Port], stages: Sequence[Stage]) -> tuple[Port, ...]:
+    """The outputs of the program; of one on the host only the run tells the shape."""
+    host = {value.name for stage in stages for value in stage.values if value.place is Place.HOST}
+    return tuple(Port(port.name, port.dtype, None) if port.name in host else port for port in ports)
 
 
 def _require_device(backend: Target) -> None:

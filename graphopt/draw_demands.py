@@ -99,7 +99,8 @@ class Model:
         """Look at all subgraphs once."""
         self.functions = model.functions
         self.owners: dict[ir.Graph, ir.Node] = {}
-        for part in (model.graph, *model.functions.values()):
+        parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+        for part in parts:
             for node in part.all_nodes():
                 for attribute in node.attributes.values():
                     if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
@@ -140,7 +141,12 @@ class Model:
                 yield node.outputs[0], use.offset, use.whole
         elif node.op_type in ("Add", "Sub"):
             other = use.constant(1 - position)
-            if other is not None and other.size == 1 and other.dtype.kind in "iu" and (node.op_type, position) != ("Sub", 1):
+            if (
+                other is not None
+                and other.size == 1
+                and other.dtype.kind in "iu"
+                and (node.op_type, position) != ("Sub", 1)
+            ):
                 step = int(other.reshape(-1)[0]) * (1 if node.op_type == "Add" else -1)
                 yield node.outputs[0], use.offset + step, use.whole
         elif node.op_type in ("Loop", "Scan"):

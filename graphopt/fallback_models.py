@@ -135,6 +135,7 @@ def extract(
     for value in _constants_of(run):
         array = _shareable(value, stored)
         if array is None:
+            assert value.const_value is not None
             graph.initializer.append(ir.serde.serialize_tensor(value.const_value))
         else:
             outside[str(value.name)] = array

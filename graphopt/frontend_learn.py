@@ -41,7 +41,13 @@ class Learner:
 
     def __call__(self, node: ir.Node) -> bool:
         """Give the outputs of `node` the types and shapes that ONNX Runtime gives; True if they are known now."""
-        if node in self._tried or not node.outputs[0].name or self._left <= 0 or not _is_open(node) or not _can_run(node):
+        if (
+            node in self._tried
+            or not node.outputs[0].name
+            or self._left <= 0
+            or not _is_open(node)
+            or not _can_run(node)
+        ):
             return False
         self._tried.add(node)
         if depends_on_values(node):

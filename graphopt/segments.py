@@ -103,10 +103,7 @@ def _run(
     inside = {value for node in group for value in node.outputs}
     inputs = dict.fromkeys(v for node in group for v in reads[node] if v not in inside and v.const_value is None)
     outputs = [
-        value
-        for node in group
-        for value in node.outputs
-        if value in wanted or not readers.get(value, set()) <= members
+        value for node in group for value in node.outputs if value in wanted or not readers.get(value, set()) <= members
     ]
     reasons = tuple((str(node.name), refusals[node]) for node in group if node in refusals)
     return NodeRun(tuple(group), tuple(inputs), tuple(outputs), reasons)

@@ -73,7 +73,7 @@ def build_stage(index: int, model: ir.Model, part: Part, refusals: Mapping[ir.No
     for number, run in enumerate(runs):
         if run.native:
             segments[number] = [_native(draft, model, run, target, f"s{index}_{number}_")]
-    # Afterwards, for constants that kernels read too are stored once. A result of unknown shape has no kernel to read it.
+    # Afterwards: constants that kernels read too are stored once, and what kernels read has a shape.
     for number, run in enumerate(runs):
         if not run.native:
             models = fallback_models(model, run, part.outputs, draft.constants, cpu.default_threads())

@@ -32,7 +32,9 @@ SIZES: Mapping[str, tuple[int, ...]] = {
 }  # fmt: skip
 """Positions of the operands whose values are sizes, axes or counts."""
 
-RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 """Operators whose results nobody knows beforehand."""
 
 

@@ -12,6 +12,7 @@ from graphopt.program import FallbackSegment, Value
 from graphopt.runtime.onnx_session import ONNX_TYPES, open_session, short
 from graphopt.weights import Array
 
+
 def bind(
     segment: FallbackSegment,
     model: memoryview,

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from graphopt.weights import Array
 
 if TYPE_CHECKING:
@@ -42,7 +44,9 @@ def open_session(
     options.log_severity_level = _SILENT  # what goes wrong is raised too
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     if weights:
-        options.add_external_initializers(list(weights), [ort_value(array) for array in weights.values()])
+        options.add_external_initializers(
+            list(weights), [ort_value(np.ascontiguousarray(array)) for array in weights.values()]
+        )
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
