@@ -159,7 +159,8 @@ def _open_subgraphs(node: onnx.NodeProto) -> None:
     for attribute in node.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
             del graph.value_info[:]
-            for info in (*graph.input, *graph.output):
+            counters = 2 if node.op_type == "Loop" else 0  # ONNX Runtime wants to know that they are scalars
+            for info in (*graph.input[counters:], *graph.output):
                 _open_dims(info.type, Dims.NONE)
             for inner in graph.node:
                 _open_subgraphs(inner)
