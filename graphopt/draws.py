@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ _SPRINKLED = 0.25
 """Share of the numbers of a large tensor that become one that the model compares with."""
 
 
-def random_inputs(model: ir.Model, seed: int) -> dict[str, Array]:
-    """One array per graph input, the same for the same model and seed.
+def random_inputs(model: ir.Model, seed: int, given: Collection[str] = ()) -> dict[str, Array]:
+    """One array per graph input that is not `given`, the same for the same model and seed.
 
     float     standard normal; where a logarithm, a root or a scale asks for it, positive
     bool      fair coin
@@ -32,7 +33,7 @@ def random_inputs(model: ir.Model, seed: int) -> dict[str, Array]:
     """
     generator = np.random.default_rng(seed)
     known = Model(model)
-    inputs = (value for value in model.graph.inputs if not value.is_initializer())
+    inputs = (v for v in model.graph.inputs if not v.is_initializer() and v.name not in given)
     return {str(value.name): random_array(value, known.demand(value), generator) for value in inputs}
 
 

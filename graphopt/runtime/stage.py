@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,23 @@ class StageRunner:
             function(*arguments)
             times.append(CallTime(self.stage.index, name, origin, time.perf_counter() - start))
         return times
+
+    def trace(self) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+        """Run once like `run`; after every call, the nodes it computes and copies of what it wrote, by value."""
+        calls = [
+            call
+            for segment in self.stage.segments
+            for call in (segment.calls if isinstance(segment, NativeSegment) else (segment,))
+        ]
+        for call, (function, arguments), (_, origin) in zip(calls, self._calls, self._names, strict=True):
+            function(*arguments)
+            yield (
+                origin,
+                {
+                    name: self.arrays[name].copy() if name in self.arrays else self.host.get(name)
+                    for name in call.outputs
+                },
+            )
 
     def poison(self, pattern: int) -> None:
         """Set every byte of the arena, and of the guard behind it, to `pattern` (0 to 255)."""
