@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -148,6 +148,20 @@ class Session:
         times: list[CallTime] = []
         self._run(feeds, lambda runner: times.extend(runner.profile()), in_place=True)
         return tuple(times)
+
+    def trace(self, feeds: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+        """Run once; after every call, the nodes that it computes and copies of what it wrote, by value.
+
+        Nothing comes from a program of several stages, several micro-batches, or for a device.
+        """
+        runner = self._runners[0]
+        if len(self._runners) > 1 or self._program.micro_batches > 1 or not isinstance(runner, StageRunner):
+            return
+        checked = self._check(feeds)
+        with self._lock:
+            self._apply_threads()
+            self._fill(runner, checked, 0, 1)
+            yield from runner.trace()
 
     def measure_arena(self, feeds: Mapping[str, Any]) -> tuple[int, ...]:
         """Per stage, the bytes of the arena that a run really touches, counted up to the highest one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,23 @@ class StageRunner:
             times.append(CallTime(self.stage.index, name, origin, time.perf_counter() - start))
         return times
 
+    def trace(self) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+        """Run once like `run`; after every call, the nodes it computes and copies of what it wrote, by value."""
+        calls = [
+            call
+            for segment in self.stage.segments
+            for call in (segment.calls if isinstance(segment, NativeSegment) else (segment,))
+        ]
+        for call, (function, arguments), (_, origin) in zip(calls, self._calls, self._names, strict=True):
+            function(*arguments)
+            yield (
+                origin,
+                {
+                    name: self.arrays[name].copy() if name in self.arrays else self.host.get(name)
+                    for name in call.outputs
+                },
+            )
+
     def poison(self, pattern: int) -> None:
         """Set every byte of the arena, and of the guard behind it, to `pattern` (0 to 255)."""
         self._memory[:] = pattern
@@ -125,8 +142,8 @@ class StageRunner:
             if not isinstance(segment, NativeSegment):
                 from graphopt.runtime import fallback
 
-                model = artifact.files[segment.model]
-                call = fallback.bind(segment, model, self._values, self.arrays, self.host, threads)
+                model, weights = artifact.files[segment.model], artifact.weight_arrays(self.stage, segment.weights)
+                call = fallback.bind(segment, model, weights, self._values, self.arrays, self.host, threads)
                 self._calls.append((call, []))
                 self._names.append((segment.model, tuple(node for node, _ in segment.reasons)))
                 continue
