@@ -48,10 +48,16 @@ Source = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | torch.nn.Module"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready for the pipeline, and what loading assumed or changed, a sentence each."""
+    """A model ready for the pipeline, and what loading assumed or changed, a sentence each.
+
+    `original` is the model as the user gave it, the reference of every verification: the path of its file, or the
+    user's own object (for a torch.nn.Module what the exporter made of it), neither copied nor modified. Inputs and
+    outputs of `model` have the names that they have there.
+    """
 
     model: ir.Model
     notes: tuple[str, ...]
+    original: Path | onnx.ModelProto | ir.Model
 
 
 def load(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, example_inputs: Any = None) -> Loaded:
@@ -67,8 +73,9 @@ def load(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, exam
     origin = _origin(source)
     notes: list[str] = []
     try:
-        model = _open(source, example_inputs, notes)
-        return Loaded(_prepare(model, wanted, notes), tuple(notes))
+        original = _resolve(source, example_inputs)
+        model = _open(original, notes)
+        return Loaded(_prepare(model, wanted, notes), tuple(notes), original)
     except GraphoptError as error:
         if origin and origin not in str(error):
             raise type(error)(f"{origin}: {error}") from error
@@ -90,25 +97,31 @@ def _origin(source: Any) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else ""
 
 
-def _open(source: Any, example_inputs: Any, notes: list[str]) -> ir.Model:
-    """The model of `source` in IR form, checked, sharing weights with the source but no mutable object."""
+def _resolve(source: Any, example_inputs: Any) -> Path | onnx.ModelProto | ir.Model:
+    """What stands for `source` as the user gave it: a file, or an object that nothing here modifies."""
     if isinstance(source, str) and source.startswith("zoo:"):
         from graphopt import models
 
         source = models.build(source.removeprefix("zoo:"))
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        return _from_proto(read_model(path), path.resolve().parent, notes)
-    if isinstance(source, onnx.ModelProto):
-        return _from_proto(source, None, notes)
-    if isinstance(source, ir.Model):
-        return _from_ir(source, notes)
+        return Path(source)
+    if isinstance(source, onnx.ModelProto | ir.Model):
+        return source
     module_type = type(source)
     if any(base.__module__ == "torch.nn.modules.module" for base in module_type.__mro__):
-        return _from_ir(_export(source, example_inputs), notes)
+        return _export(source, example_inputs)
     raise ModelError(
         f"a {module_type.__name__} is no model; give a path, an onnx.ModelProto, an onnx_ir.Model or a torch.nn.Module"
     )
+
+
+def _open(original: Path | onnx.ModelProto | ir.Model, notes: list[str]) -> ir.Model:
+    """The model in IR form, checked, sharing weights with the original but no mutable object."""
+    if isinstance(original, Path):
+        return _from_proto(read_model(original), original.resolve().parent, notes)
+    if isinstance(original, onnx.ModelProto):
+        return _from_proto(original, None, notes)
+    return _from_ir(original, notes)
 
 
 def _from_proto(proto: onnx.ModelProto, base_dir: Path | None, notes: list[str]) -> ir.Model:

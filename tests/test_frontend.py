@@ -77,6 +77,19 @@ def test_path_spellings_and_notes(tmp_path: Path) -> None:
         assert loaded.model.graph.outputs[0].shape == ir.Shape([1, 3])
 
 
+def test_the_original_is_what_the_user_gave(tmp_path: Path) -> None:
+    model = text("g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }", opset=9)
+    path = tmp_path / "relu.onnx"
+    onnx.save(model, path)
+    assert load(str(path)).original == path
+    assert load(model).original is model
+    as_ir = ir.from_proto(model)
+    assert load(as_ir).original is as_ir
+    assert as_ir.opset_imports == {"": 9}
+    exported = load(torch.nn.ReLU(), example_inputs=(torch.zeros(2),)).original
+    assert isinstance(exported, ir.Model)
+
+
 def test_sources_in_memory_are_not_modified() -> None:
     proto = text("g (float[N,3] x) => (float[N,3] y) { c = Constant<value=float[3] {1,2,3}>() y = Add(x, c) }")
     before = proto.SerializeToString()
