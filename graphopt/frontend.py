@@ -28,6 +28,7 @@ from graphopt.frontend_branches import choose_branches
 from graphopt.frontend_checks import OWN_DOMAIN, check_structure
 from graphopt.frontend_files import check_external, each_tensor, own_tensor, read_model, refuse_nan
 from graphopt.frontend_fold import fold_constants, lift_constants
+from graphopt.frontend_names import canonical_domain, unique_names
 from graphopt.frontend_shapes import fix_inputs, infer_shapes, one_line, parse_shapes, with_skeleton
 
 if TYPE_CHECKING:
@@ -210,8 +211,8 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
     _constant_initializers(model, notes)
     common.InlinePass(criteria=lambda function: function.domain != OWN_DOMAIN)(model)
     model.ir_version = IR_VERSION
-    _canonical_names(model)
-    common.NameFixPass(_Names())(model)  # before the checks, whose messages name nodes
+    canonical_domain(model)
+    unique_names(model)  # before the checks, whose messages name nodes
     lift_constants(model)
     notes.extend(fix_inputs(model, shapes))
     with_skeleton(model, _check)
@@ -226,19 +227,8 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
-    common.NameFixPass(_Names())(model)
+    unique_names(model)
     return model
-
-
-class _Names(common.naming.SimpleNameGenerator):
-    """Unnamed nodes are called after their first output, unnamed values after the node that computes them."""
-
-    def generate_node_name(self, node: ir.Node) -> str:
-        return node.name or next((value.name for value in node.outputs if value.name), node.op_type)
-
-    def generate_value_name(self, value: ir.Value) -> str:
-        producer = value.producer()
-        return value.name or (f"{producer.op_type}_out" if producer is not None else "value")
 
 
 def _constant_initializers(model: ir.Model, notes: list[str]) -> None:
@@ -252,17 +242,6 @@ def _constant_initializers(model: ir.Model, notes: list[str]) -> None:
             if value.const_value is not None:
                 value.type = ir.TensorType(value.const_value.dtype)
                 value.shape = ir.Shape(value.const_value.shape.numpy())
-
-
-def _canonical_names(model: ir.Model) -> None:
-    """ "ai.onnx" is another spelling of ""."""
-    if "ai.onnx" in model.opset_imports:
-        model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
-    for graph in model.graphs():
-        graph.name = graph.name or "graph"
-        for node in graph:
-            if node.domain == "ai.onnx":
-                node.domain = ""
 
 
 def _check(proto: onnx.ModelProto) -> None:
