@@ -4,12 +4,13 @@ read        path, ModelProto, onnx_ir.Model, torch.nn.Module or zoo:NAME; nothin
 check       structure, payloads and external paths, before any library walks the graph
 inline      functions of other domains than our own
 fix         symbolic input dimensions
-convert     up to opset 20, IR version 11
+convert     up to opset 20, IR version 11, by the rules of `graphopt.opsets`
 infer, fold until nothing changes
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,17 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnx.version_converter
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.frontend_branches import choose_branches
-from graphopt.frontend_checks import OWN_DOMAIN, check_structure
-from graphopt.frontend_files import check_external, each_tensor, own_tensor, read_model, refuse_nan
+from graphopt.frontend_checks import OWN_DOMAIN, check, check_structure
+from graphopt.frontend_files import check_external, each_tensor, has_nan, own_tensor, read_model
 from graphopt.frontend_fold import fold_constants, lift_constants
 from graphopt.frontend_names import canonical_domain, unique_names
-from graphopt.frontend_shapes import fix_inputs, infer_shapes, one_line, parse_shapes, with_skeleton
+from graphopt.frontend_shapes import fix_inputs, infer_shapes, one_line, open_dims, parse_shapes, with_skeleton
+from graphopt.frontend_sparse import densify
+from graphopt.opsets.convert import convert, is_current
+from graphopt.opsets.site import NoRule
 
 if TYPE_CHECKING:
     import torch
@@ -119,15 +122,15 @@ def _resolve(source: Any, example_inputs: Any) -> Path | onnx.ModelProto | ir.Mo
 def _open(original: Path | onnx.ModelProto | ir.Model, notes: list[str]) -> ir.Model:
     """The model in IR form, checked, sharing weights with the original but no mutable object."""
     if isinstance(original, Path):
-        return _from_proto(read_model(original), original.resolve().parent, notes)
+        return _from_proto(read_model(original), original.resolve().parent, notes, ours=True)
     if isinstance(original, onnx.ModelProto):
-        return _from_proto(original, None, notes)
+        return _from_proto(original, None, notes, ours=False)
     return _from_ir(original, notes)
 
 
-def _from_proto(proto: onnx.ModelProto, base_dir: Path | None, notes: list[str]) -> ir.Model:
+def _from_proto(proto: onnx.ModelProto, base_dir: Path | None, notes: list[str], *, ours: bool) -> ir.Model:
     in_order = check_structure(proto, base_dir)
-    model = ir.from_proto(proto)
+    model = ir.from_proto(densify(proto, ours=ours))
     if base_dir is not None:
         for _, tensor in each_tensor(model):
             if isinstance(tensor, ir.ExternalTensor):
@@ -206,18 +209,20 @@ def _export(module: torch.nn.Module, example_inputs: Any) -> ir.Model:
 
 def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list[str]) -> ir.Model:
     for where, tensor in each_tensor(model):
-        if not where.startswith("attribute"):  # an operator may well compare with NaN
-            refuse_nan(where, tensor)
+        if not where.startswith("attribute") and has_nan(tensor):  # an operator may well compare with NaN
+            notes.append(f"{where} contains NaN")
+    _distinct_outputs(model, notes)
     _constant_initializers(model, notes)
-    common.InlinePass(criteria=lambda function: function.domain != OWN_DOMAIN)(model)
-    model.ir_version = IR_VERSION
     canonical_domain(model)
+    _inline(model)
+    model.ir_version = IR_VERSION
     unique_names(model)  # before the checks, whose messages name nodes
     lift_constants(model)
+    open_dims(model)
     notes.extend(fix_inputs(model, shapes))
-    with_skeleton(model, _check)
-    infer_shapes(model)
     model = _convert(model, notes)
+    with_skeleton(model, check)
+    infer_shapes(model)
     for _ in range(_MAX_ROUNDS):
         changed = fold_constants(model)
         if not (choose_branches(model) or changed):
@@ -229,6 +234,33 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
     common.RemoveUnusedOpsetsPass()(model)
     unique_names(model)
     return model
+
+
+def _distinct_outputs(model: ir.Model, notes: list[str]) -> None:
+    """An output that is listed several times becomes one: they have one name, and so one result."""
+    outputs = model.graph.outputs
+    distinct = list(dict.fromkeys(outputs))
+    if len(distinct) < len(outputs):
+        repeated = sorted({str(value.name) for value in outputs if list(outputs).count(value) > 1})
+        notes.append(f"the model lists its output {', '.join(repeated)} more than once, and its results have it once")
+        outputs[:] = distinct
+
+
+def _inline(model: ir.Model) -> None:
+    """Put the bodies of functions that are not ours where they are called; their nodes keep their opset."""
+    foreign = [function for function in model.functions.values() if function.domain != OWN_DOMAIN]
+    for function in foreign:
+        version = function.opset_imports.get("")
+        for node in function.all_nodes():
+            if node.domain == "" and version is not None:
+                node.version = version
+        for domain, number in function.opset_imports.items():
+            model.opset_imports[domain] = (
+                max(number, model.opset_imports.get(domain, 0)) if domain else (model.opset_imports.get(domain, number))
+            )
+    for function in foreign:
+        function.opset_imports.update(model.opset_imports)
+    common.InlinePass(criteria=lambda function: function.domain != OWN_DOMAIN)(model)
 
 
 def _constant_initializers(model: ir.Model, notes: list[str]) -> None:
@@ -244,39 +276,23 @@ def _constant_initializers(model: ir.Model, notes: list[str]) -> None:
                 value.shape = ir.Shape(value.const_value.shape.numpy())
 
 
-def _check(proto: onnx.ModelProto) -> None:
-    try:
-        onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
-        raise ModelError(f"the model is not valid ONNX: {one_line(str(error))}; export it again") from error
-
-
 def _convert(model: ir.Model, notes: list[str]) -> ir.Model:
-    """Convert to OPSET, or keep the model's own opset and say why."""
+    """Convert to OPSET, or to a later one that the model or a function imports, or say why the model's is kept."""
     version = model.opset_imports.get("", OPSET)
-    if version >= OPSET:
+    versions = {node.version or version for node in model.graph.all_nodes() if node.domain == ""} | {version}
+    target = max(OPSET, *versions)
+    if is_current(model, target):
         return model
-    kept = f"opset {version} is kept, since its conversion to {OPSET} failed"
-    if model.functions or (version < 9 and any(node.op_type == "Scan" for node in model.graph.all_nodes())):
-        notes.append(kept)
-        return model
+    if versions == {version}:
+        with contextlib.suppress(ModelError):  # for the rules that ask for a rank; the model is judged afterwards
+            infer_shapes(model)
+    converted = model.clone()
     try:
-        converted = ir.from_proto(with_skeleton(model, _to_opset))
-    except Exception as error:  # the converter raises RuntimeError, ValueError, and what its adapters throw
-        notes.append(f"{kept} ({one_line(str(error))})")
+        convert(converted, target)
+    except NoRule as error:
+        if versions != {version}:
+            raise ModelError(f"{error}; export the model with one opset for all its functions") from error
+        notes.append(f"opset {version} is kept: {error}")
         return model
-    weights = model.graph.initializers
-    for value in list(converted.graph.inputs):
-        if value.name is not None and value.name in weights:
-            converted.graph.inputs.remove(value)
-            value.const_value = weights[value.name].const_value
-            converted.graph.register_initializer(value)
     _detach(converted)
-    return converted
-
-
-def _to_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
-    converted = onnx.version_converter.convert_version(proto, OPSET)
-    converted.ir_version = IR_VERSION
-    onnx.checker.check_model(converted)
     return converted

@@ -14,6 +14,7 @@ from graphopt.errors import ModelError
 from graphopt.frontend_files import SMALL_BYTES, checked_size
 
 _LARGEST_DIM = 2**31 - 1
+_NAMELESS = (-1, "", "?", "-1", "None")
 _Result = TypeVar("_Result")
 
 
@@ -41,6 +42,17 @@ def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
 def print_shape(dims: Iterator[object] | tuple[object, ...] | ir.Shape) -> str:
     """`1x3x224x224`; `?` for an unnamed dimension."""
     return "x".join("?" if isinstance(dim, ir.SymbolicDim) and dim.value is None else str(dim) for dim in dims)
+
+
+def open_dims(model: ir.Model) -> None:
+    """Make every dimension that is -1, or has no name worth the word, an unnamed one, in place.
+
+    Exporters write "?" for each dimension that they do not know: two of them need not be equal.
+    """
+    for graph in model.graphs():
+        for value in (*_values(graph), *graph.outputs):
+            if value.shape is not None and any(dim in _NAMELESS for dim in value.shape):
+                value.shape = ir.Shape([None if dim in _NAMELESS else dim for dim in value.shape])
 
 
 def fix_inputs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import onnx_ir.passes.common
 
 from graphopt import ops
 from graphopt.errors import PipelineError
+from graphopt.frontend_checks import check
+from graphopt.frontend_shapes import with_skeleton
 from graphopt.pipeline import Event
 from graphopt.verify import TOLERANCES, Tolerance, needs_external_data, random_inputs, require_equal, run_onnxruntime
 
@@ -34,8 +35,8 @@ class Check:
         """Raises PipelineError."""
         where = f"after pass {event.step.spelling}" if event.step else "before the first pass"
         try:
-            ir.passes.common.CheckerPass()(event.model)
-        except Exception as error:  # the checker raises its own kinds, wrapped or not
+            with_skeleton(event.model, check)
+        except Exception as error:  # of serializing what a pass made, too
             sentence = " ".join(str(error.__cause__ or error).split())
             raise PipelineError(f"{where} the model is not valid ONNX: {sentence}") from error
         names: set[str] = set()
