@@ -218,6 +218,8 @@ def _check_type(info: onnx.ValueInfoProto, role: str, *, required: bool) -> None
             inner = inner.optional_type.elem_type
         else:
             break
+    if kind == "map_type" and required:
+        raise ModelError(f"the {role} {info.name} is a map, which no program takes; export the model for tensors")
     if kind == "map_type":
         return
     if kind != "tensor_type":

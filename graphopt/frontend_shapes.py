@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from graphopt.errors import ModelError
 from graphopt.frontend_files import SMALL_BYTES, checked_size
+from graphopt.frontend_maps import from_inferred
 
 _LARGEST_DIM = 2**31 - 1
 _NAMELESS = (-1, "", "?", "-1", "None")
@@ -182,7 +183,7 @@ def infer_shapes(model: ir.Model) -> None:
                     value.shape = None
                     if isinstance(value.type, ir.TensorType):
                         value.type = None
-    inferred = ir.from_proto(with_skeleton(model, _infer))
+    inferred = from_inferred(with_skeleton(model, _infer))
     for graph, other in zip(model.graphs(), inferred.graphs(), strict=True):
         found = {value.name: value for value in _values(other)}
         for value in _values(graph):

@@ -11,14 +11,16 @@ import numpy as np
 from graphopt.errors import FeedError
 from graphopt.program import Port
 from graphopt.runtime import files
-from graphopt.runtime.feeds import full_shape
+from graphopt.runtime.feeds import check, full_shape
 from graphopt.weights import numpy_dtype
 
 _MAGIC = b"\x93NUMPY"
 
 
-def read(texts: Sequence[str], ports: Sequence[Port]) -> dict[str, Any]:
+def read(texts: Sequence[str], ports: Sequence[Port], constants: Sequence[str] = ()) -> dict[str, Any]:
     """The arrays of `NAME=FILE` options, mapped from their files, so that a huge one costs no memory.
+
+    `constants` are inputs of the model whose default values were compiled in.
 
     Raises:
         FeedError: a text is not NAME=FILE, names an unknown input or one twice, or its file is no array.
@@ -29,6 +31,9 @@ def read(texts: Sequence[str], ports: Sequence[Port]) -> dict[str, Any]:
         # Names may contain "=" and so may paths: the longest known name that fits wins.
         name = max((each for each in known if text.startswith(f"{each}=")), key=len, default=None)
         if name is None:
+            fixed = next((each for each in constants if text.startswith(f"{each}=")), None)
+            if fixed is not None:
+                check(ports, {fixed: None}, constants=constants)
             listed = ", ".join(known) or "none"
             raise FeedError(f"--input {text!r} is not NAME=FILE.npy with the name of an input; there are {listed}")
         if name in feeds:
