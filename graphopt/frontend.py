@@ -240,7 +240,16 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
 
 
 def _distinct_outputs(model: ir.Model, notes: list[str]) -> None:
-    """An output that is listed several times becomes one: they have one name, and so one result."""
+    """An output of the model that is listed several times becomes one: they have one name, and so one result.
+
+    Those of inner graphs count by their place, and become copies.
+    """
+    for graph in model.graph.subgraphs():
+        for index, value in enumerate(list(graph.outputs)):
+            if value in graph.outputs[:index]:
+                copy = ir.node("Identity", [value])
+                graph.append(copy)
+                graph.outputs[index] = copy.outputs[0]
     outputs = model.graph.outputs
     distinct = list(dict.fromkeys(outputs))
     if len(distinct) < len(outputs):

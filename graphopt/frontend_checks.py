@@ -197,8 +197,11 @@ def _check_graph(graph: onnx.GraphProto, scope: _Scope, outer: frozenset[str], d
         _check_type(info, "value", required=False)
     in_order, defined = _check_nodes(graph.node, defined, outer, scope, depth)
     for info in graph.output:
-        if info.name not in defined and info.name not in outer:
-            raise ModelError(f"the graph output {info.name!r} is computed by no node; export the model again")
+        if info.name not in defined:
+            what = "comes from the graph around it" if info.name in outer else "is computed by no node"
+            raise ModelError(
+                f"the graph output {info.name!r} {what}; put an Identity node before it or export the model again"
+            )
         _check_type(info, "output", required=False)
     return in_order
 

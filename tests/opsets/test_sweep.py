@@ -56,7 +56,9 @@ def families() -> Iterator[tuple[str, int, int, str]]:
         first, last = 11 if "-1" in attributes else 1, 12 if what == "Sum" else 17
         graph = f"g ({kind}[2,3,4] x) => ({kind}[S] y) {{ y = Reduce{what}<{attributes}>(x) }}"
         yield f"Reduce{what}-{attributes}-{kind}", first, last, graph
-    for (op, gates), direction in itertools.product((("RNN", 1), ("GRU", 3), ("LSTM", 4)), ("forward", "bidirectional")):
+    for (op, gates), direction in itertools.product(
+        (("RNN", 1), ("GRU", 3), ("LSTM", 4)), ("forward", "bidirectional")
+    ):
         d = 2 if direction == "bidirectional" else 1
         graph = f"""g (float[3,2,4] x, float[{d},{gates * 5},4] w, float[{d},{gates * 5},5] r)
             => (float[3,{d},2,5] y, float[{d},2,5] h) {{ y, h = {op}<hidden_size = 5, direction = "{direction}">(x, w, r) }}"""
@@ -116,7 +118,11 @@ def feeds(model: onnx.ModelProto, special: bool) -> dict[str, np.ndarray]:
                 with np.errstate(over="ignore"):
                     x.reshape(-1)[places] = rng.permuted(np.resize(SPECIAL, len(places))).astype(dtype)
         else:
-            x = rng.integers(0, 2, shape).astype(dtype) if dtype.kind == "b" else rng.integers(1, 5, shape).astype(dtype)
+            x = (
+                rng.integers(0, 2, shape).astype(dtype)
+                if dtype.kind == "b"
+                else rng.integers(1, 5, shape).astype(dtype)
+            )
         made[info.name] = np.asarray(x)
     return made
 
@@ -148,4 +154,3 @@ def test_old_opsets_mean_what_they_meant(name: str) -> None:
             require_equal(expected, actual, f"opset {opset}", STRICT)
             compared += 1
     assert compared
-
