@@ -25,13 +25,14 @@ import onnx_ir.passes.common as common
 
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.frontend_branches import choose_branches
-from graphopt.frontend_checks import OWN_DOMAIN, check, check_structure
+from graphopt.frontend_checks import OWN_DOMAIN, check_structure
 from graphopt.frontend_files import check_external, each_tensor, has_nan, own_tensor, read_model
 from graphopt.frontend_fold import fold_constants, lift_constants
 from graphopt.frontend_maps import untyped_maps
 from graphopt.frontend_names import canonical_domain, unique_names
 from graphopt.frontend_shapes import fix_inputs, infer_shapes, one_line, open_dims, parse_shapes, with_skeleton
 from graphopt.frontend_sparse import densify
+from graphopt.frontend_valid import check
 from graphopt.opsets.convert import convert, is_current
 from graphopt.opsets.site import NoRule
 

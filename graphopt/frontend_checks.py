@@ -17,7 +17,6 @@ from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-un
 
 from graphopt.errors import ModelError
 from graphopt.frontend_files import check_tensor, checked_size
-from graphopt.frontend_shapes import one_line
 from graphopt.frontend_sparse import check_sparse
 from graphopt.opsets.runtime import check_signature
 
@@ -392,20 +391,3 @@ def _check_attribute(
 
 def _label(node: onnx.NodeProto) -> str:
     return f"{node.name or next((name for name in node.output if name), '(unnamed)')} ({node.op_type or 'no operator'})"
-
-
-def check(proto: onnx.ModelProto) -> None:
-    """What onnx's own checker finds, as a ModelError; a model may leave open what its outputs are.
-
-    `proto` is the caller's copy, and is modified.
-    """
-    for info in proto.graph.output:
-        kind = info.type.WhichOneof("value")
-        if kind is None:
-            info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-        if kind in (None, "tensor_type") and not info.type.tensor_type.HasField("shape"):
-            info.type.tensor_type.shape.SetInParent()
-    try:
-        onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
-        raise ModelError(f"the model is not valid ONNX: {one_line(str(error))}; export it again") from error

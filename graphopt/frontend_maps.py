@@ -31,7 +31,7 @@ def is_map(kind: onnx.TypeProto) -> bool:
     """Whether the type is a map, or a sequence or optional value of maps."""
     while (field := kind.WhichOneof("value")) in ("sequence_type", "optional_type"):
         kind = getattr(kind, field).elem_type
-    return field == "map_type"
+    return str(field) == "map_type"
 
 
 def _maps(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:

@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from graphopt import ops
 from graphopt.errors import PipelineError
-from graphopt.frontend_checks import check
 from graphopt.frontend_shapes import with_skeleton
+from graphopt.frontend_valid import check
 from graphopt.pipeline import Event
 from graphopt.verify import TOLERANCES, Tolerance, needs_external_data, random_inputs, require_equal, run_onnxruntime
 

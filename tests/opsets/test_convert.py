@@ -71,20 +71,23 @@ def test_broadcasting_at_an_axis(shape: tuple[int, ...], axis: int) -> None:
     [
         ("g (float[2,3,4] x, float[3] s) => (float[2,3,4] y) { y = PRelu<consumed_inputs = [0, 0]>(x, s) }",
          lambda x, s: np.where(x < 0, x * s[:, None], x)),
-        ("g (float[2,3,4] x, float[1] s) => (float[2,3,4] y) { y = PRelu(x, s) }", lambda x, s: np.where(x < 0, x * s, x)),
-        ("g (float[2,3,4] x, float[1] s) => (int32[2,3,4] y) { y = Cast<to = \"INT32\">(x) }", lambda x, s: x.astype(np.int32)),
+        ("g (float[2,3,4] x, float[1] s) => (float[2,3,4] y) { y = PRelu(x, s) }",
+         lambda x, s: np.where(x < 0, x * s, x)),
+        ("g (float[2,3,4] x, float[1] s) => (int32[2,3,4] y) { y = Cast<to = \"INT32\">(x) }",
+         lambda x, s: x.astype(np.int32)),
         ("g (float[2,3,4] x, float[1] s) => (float[2,3,4] y) { y = Clip<max = 0.5, consumed_inputs = [0]>(x) }",
          lambda x, s: np.minimum(x, np.float32(0.5))),
         ("g (float[2,3,4] x, float[1] s) => (float[6,4] y) { y = Reshape<shape = [-1, 4], consumed_inputs = [0]>(x) }",
          lambda x, s: x.reshape(6, 4)),
         ("g (float[2,3,4] x, float[1] s) => (float[2,7,5] y) { y = Pad<paddings = [0,1,0,0,3,1], value = 2.0>(x) }",
          lambda x, s: np.pad(x, ((0, 0), (1, 3), (0, 1)), constant_values=2)),
-        ("g (float[2,3,4] x, float[1] s) => (float[2,6,4] y) { y = Concat(x, x) }", lambda x, s: np.concatenate([x, x], 1)),
+        ("g (float[2,3,4] x, float[1] s) => (float[2,6,4] y) { y = Concat(x, x) }",
+         lambda x, s: np.concatenate([x, x], 1)),
         ("""g (float[2,3,4] x, float[1] s) => (float[2,9,4] y) {
             n = Constant<value = float {3.0}>() a = Constant<value = float {1.0}>() y = Tile(x, n, a) }""",
          lambda x, s: np.tile(x, (1, 3, 1))),
-        ("g (float[2,3,4] x, float[3] s) => (float[2,3,4] y) { y = BatchNormalization<is_test = 1, consumed_inputs = [0,0,0,1,1], "
-         "epsilon = 0.0>(x, s, s, s, s) }",
+        ("g (float[2,3,4] x, float[3] s) => (float[2,3,4] y) {"
+         "y = BatchNormalization<is_test = 1, consumed_inputs = [0,0,0,1,1], epsilon = 0.0>(x, s, s, s, s) }",
          lambda x, s: (x - s[:, None]) / np.sqrt(s[:, None]) * s[:, None] + s[:, None]),
         ("g (float[2,3,4] x, float[1] s) => (float[2,3,4] y) { z = Dropout<is_test = 1, ratio = 0.9>(x) y = Selu(z) }",
          lambda x, s: np.float32(1.0507) * np.where(x > 0, x, np.float32(1.6732) * (np.exp(x) - 1))),
@@ -121,7 +124,8 @@ def test_functions_keep_their_own_opset(opset: int) -> None:
         "g (float[1,3,4] x) => (float[3,4] y) { y = local.rows<axis = 1>(x) }", opset, ', "local": 1', FUNCTION
     )
     plain = text(
-        "g (float[1,3,4] x) => (float[3,4] y) { s = Softmax<axis = 1>(x) q = Squeeze<axes = [0]>(s) y = Hardmax<axis = 0>(q) }",
+        """g (float[1,3,4] x) => (float[3,4] y) {
+            s = Softmax<axis = 1>(x) q = Squeeze<axes = [0]>(s) y = Hardmax<axis = 0>(q) }""",
         11,
     )
     x = np.random.default_rng(0).standard_normal((1, 3, 4)).astype(np.float32)
@@ -158,7 +162,8 @@ def test_what_has_no_equivalent_keeps_the_model_at_its_opset() -> None:
 
 
 def test_what_has_no_equivalent_in_a_function_is_refused() -> None:
-    function = """<opset_import: ["": 6], domain: "local"> wide (a, b) => (c) { n = Relu(a) c = Add<broadcast = 1, axis = 0>(n, b) }"""
+    function = """<opset_import: ["": 6], domain: "local"> wide (a, b) => (c) {
+        n = Relu(a) c = Add<broadcast = 1, axis = 0>(n, b) }"""
     model = text("g (float[2,3] x, float[2] b) => (float[2,3] y) { y = local.wide(x, b) }", 9, ', "local": 1', function)
     with pytest.raises(
         ModelError, match=r"\(Add\) of opset 6 has no equivalent: the ranks .* one opset for all its functions"
