@@ -116,6 +116,12 @@ class Artifact:
             raise ArtifactError(f"{target} cannot be written: {error.strerror or error}") from error
         return target
 
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Inputs of the model whose default values were compiled in, so that the program takes no feed for them."""
+        names = self.manifest.get("constants", [])
+        return tuple(map(str, names)) if isinstance(names, list) else ()
+
     def session(self, threads: int | None = None) -> Session:
         """A session that runs the program in this process, on `threads` threads (default: one per physical core)."""
         from graphopt.runtime.session import Session

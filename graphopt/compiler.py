@@ -201,6 +201,7 @@ class Rewritten:
     costs: CostModel
     ports: tuple[tuple[Port, ...], tuple[Port, ...]]
     notes: tuple[str, ...]
+    constants: tuple[str, ...]
 
 
 def rewrite(
@@ -235,7 +236,7 @@ def rewrite(
     pipeline = _pipeline(passes, target, precision, weighed)
     ports = _ports(loaded.model)
     result = pipeline.run(loaded.model, observers)
-    return Rewritten(loaded.model, backend, pipeline, result, weighed, ports, tuple(notes))
+    return Rewritten(loaded.model, backend, pipeline, result, weighed, ports, tuple(notes), loaded.constants)
 
 
 def _check_options(verify: str, ranks: int, micro_batches: int) -> None:
@@ -363,6 +364,7 @@ def _artifact(
         "kernels": {symbol: asdict(plan) for stage in built for symbol, plan in sorted(stage.plans.items())},
         "costs": record(rewritten.costs),
         "notes": list(rewritten.notes),
+        "constants": list(rewritten.constants),
     }
     return Artifact.create(program, files, manifest)
 

@@ -25,10 +25,11 @@ import onnx_ir.passes.common as common
 
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.frontend_branches import choose_branches
-from graphopt.frontend_checks import OWN_DOMAIN, check, check_structure
+from graphopt.frontend_checks import OWN_DOMAIN, check_structure
 from graphopt.frontend_files import check_external, each_tensor, has_nan, own_tensor, read_model
 from graphopt.frontend_fold import fold_constants, lift_constants
 from graphopt.frontend_learn import Learner
+from graphopt.frontend_maps import untyped_maps
 from graphopt.frontend_names import canonical_domain, unique_names
 from graphopt.frontend_shapes import (
     drop_claims,
@@ -40,6 +41,7 @@ from graphopt.frontend_shapes import (
     with_skeleton,
 )
 from graphopt.frontend_sparse import densify
+from graphopt.frontend_valid import check
 from graphopt.opsets.convert import convert, is_current
 from graphopt.opsets.site import NoRule
 
@@ -65,12 +67,14 @@ class Loaded:
 
     `original` is the model as the user gave it, the reference of every verification: the path of its file, or the
     user's own object (for a torch.nn.Module what the exporter made of it), neither copied nor modified. Inputs and
-    outputs of `model` have the names that they have there.
+    outputs of `model` have the names that they have there. `constants` are its inputs that have a default value, which
+    took their place.
     """
 
     model: ir.Model
     notes: tuple[str, ...]
     original: Path | onnx.ModelProto | ir.Model
+    constants: tuple[str, ...] = ()
 
 
 def load(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, example_inputs: Any = None) -> Loaded:
@@ -88,7 +92,8 @@ def load(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, exam
     try:
         original = _resolve(source, example_inputs)
         model = _open(original, notes)
-        return Loaded(_prepare(model, wanted, notes), tuple(notes), original)
+        constants = _constant_initializers(model, notes)
+        return Loaded(_prepare(model, wanted, notes), tuple(notes), original, constants)
     except GraphoptError as error:
         if origin and origin not in str(error):
             raise type(error)(f"{origin}: {error}") from error
@@ -139,7 +144,7 @@ def _open(original: Path | onnx.ModelProto | ir.Model, notes: list[str]) -> ir.M
 
 def _from_proto(proto: onnx.ModelProto, base_dir: Path | None, notes: list[str], *, ours: bool) -> ir.Model:
     in_order = check_structure(proto, base_dir)
-    model = ir.from_proto(densify(proto, ours=ours))
+    model = ir.from_proto(untyped_maps(densify(proto, ours=ours), ours=ours))
     if base_dir is not None:
         for _, tensor in each_tensor(model):
             if isinstance(tensor, ir.ExternalTensor):
@@ -221,7 +226,6 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
         if not where.startswith("attribute") and has_nan(tensor):  # an operator may well compare with NaN
             notes.append(f"{where} contains NaN")
     _distinct_outputs(model, notes)
-    _constant_initializers(model, notes)
     canonical_domain(model)
     _inline(model)
     model.ir_version = IR_VERSION
@@ -248,7 +252,16 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
 
 
 def _distinct_outputs(model: ir.Model, notes: list[str]) -> None:
-    """An output that is listed several times becomes one: they have one name, and so one result."""
+    """An output of the model that is listed several times becomes one: they have one name, and so one result.
+
+    Those of inner graphs count by their place, and become copies.
+    """
+    for graph in model.graph.subgraphs():
+        for index, value in enumerate(list(graph.outputs)):
+            if value in graph.outputs[:index]:
+                copy = ir.node("Identity", [value])
+                graph.append(copy)
+                graph.outputs[index] = copy.outputs[0]
     outputs = model.graph.outputs
     distinct = list(dict.fromkeys(outputs))
     if len(distinct) < len(outputs):
@@ -274,17 +287,23 @@ def _inline(model: ir.Model) -> None:
     common.InlinePass(criteria=lambda function: function.domain != OWN_DOMAIN)(model)
 
 
-def _constant_initializers(model: ir.Model, notes: list[str]) -> None:
-    """Initializers are constants: before IR version 4 all of them were inputs too, later ones have a default value."""
-    defaults = [value.name for value in model.graph.inputs if value.is_initializer()]
-    if defaults and model.ir_version >= 4:
-        notes.append(f"the default values of the inputs {', '.join(map(str, defaults))} became constants")
+def _constant_initializers(model: ir.Model, notes: list[str]) -> tuple[str, ...]:
+    """Initializers are constants: before IR version 4 all of them were inputs too, later ones have a default value.
+
+    Returns the names of inputs that had a default value, which a caller might want to feed.
+    """
+    defaults: tuple[str, ...] = ()
+    if model.ir_version >= 4:
+        defaults = tuple(str(value.name) for value in model.graph.inputs if value.is_initializer())
+    if defaults:
+        notes.append(f"the default values of the inputs {', '.join(defaults)} became constants")
     common.RemoveInitializersFromInputsPass()(model)
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.type = ir.TensorType(value.const_value.dtype)
                 value.shape = ir.Shape(value.const_value.shape.numpy())
+    return defaults
 
 
 def _convert(model: ir.Model, notes: list[str]) -> ir.Model:

@@ -17,7 +17,6 @@ from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-un
 
 from graphopt.errors import ModelError
 from graphopt.frontend_files import check_tensor, checked_size
-from graphopt.frontend_shapes import one_line
 from graphopt.frontend_sparse import check_sparse
 from graphopt.opsets.runtime import check_signature
 
@@ -197,8 +196,11 @@ def _check_graph(graph: onnx.GraphProto, scope: _Scope, outer: frozenset[str], d
         _check_type(info, "value", required=False)
     in_order, defined = _check_nodes(graph.node, defined, outer, scope, depth)
     for info in graph.output:
-        if info.name not in defined and info.name not in outer:
-            raise ModelError(f"the graph output {info.name!r} is computed by no node; export the model again")
+        if info.name not in defined:
+            what = "comes from the graph around it" if info.name in outer else "is computed by no node"
+            raise ModelError(
+                f"the graph output {info.name!r} {what}; put an Identity node before it or export the model again"
+            )
         _check_type(info, "output", required=False)
     return in_order
 
@@ -218,6 +220,8 @@ def _check_type(info: onnx.ValueInfoProto, role: str, *, required: bool) -> None
             inner = inner.optional_type.elem_type
         else:
             break
+    if kind == "map_type" and required:
+        raise ModelError(f"the {role} {info.name} is a map, which no program takes; export the model for tensors")
     if kind == "map_type":
         return
     if kind != "tensor_type":
@@ -387,20 +391,3 @@ def _check_attribute(
 
 def _label(node: onnx.NodeProto) -> str:
     return f"{node.name or next((name for name in node.output if name), '(unnamed)')} ({node.op_type or 'no operator'})"
-
-
-def check(proto: onnx.ModelProto) -> None:
-    """What onnx's own checker finds, as a ModelError; a model may leave open what its outputs are.
-
-    `proto` is the caller's copy, and is modified.
-    """
-    for info in proto.graph.output:
-        kind = info.type.WhichOneof("value")
-        if kind is None:
-            info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-        if kind in (None, "tensor_type") and not info.type.tensor_type.HasField("shape"):
-            info.type.tensor_type.shape.SetInParent()
-    try:
-        onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
-        raise ModelError(f"the model is not valid ONNX: {one_line(str(error))}; export it again") from error

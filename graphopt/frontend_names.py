@@ -16,7 +16,8 @@ def canonical_domain(model: ir.Model) -> None:
     """ "ai.onnx" is another spelling of ""."""
     if "ai.onnx" in model.opset_imports:
         model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
-    for part in (*model.graphs(), *model.functions.values()):
+    parts: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
+    for part in parts:
         part.name = part.name or "graph"
         for node in part:
             if node.domain == "ai.onnx":
@@ -29,7 +30,8 @@ def unique_names(model: ir.Model) -> None:
     An unnamed node is called after its first output, an unnamed value after the node that computes it. Of two equal
     names the outer one stays.
     """
-    for part in (model.graph, *model.functions.values()):
+    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for part in parts:
         _Names(part)
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from graphopt.errors import ModelError
 from graphopt.frontend_files import SMALL_BYTES, checked_size
+from graphopt.frontend_maps import from_inferred
 from graphopt.frontend_settle import is_learned, settle
 
 _LARGEST_DIM = 2**31 - 1
@@ -207,7 +208,7 @@ def _infer_once(model: ir.Model, settled: Set[str]) -> ModelError | None:
                     if isinstance(value.type, ir.TensorType):
                         value.type = None
     proto, error = with_skeleton(model, lambda proto: _infer(proto, settled))
-    inferred = ir.from_proto(proto)
+    inferred = from_inferred(proto)
     for graph, other in zip(model.graphs(), inferred.graphs(), strict=True):
         found = {value.name: value for value in _values(other)}
         for value in _values(graph):

@@ -279,16 +279,18 @@ def test_new_opsets_are_kept() -> None:
 
 def test_a_conversion_that_fails_is_noted() -> None:
     model = text(
-        """g (float[1,2] s, float[1,3,2] x) => (float[1,2] y, float[1,3,2] z) {
-            y, z = Scan<num_scan_inputs = 1, body = b (float[2] a, float[2] i) => (float[2] n, float[2] o) {
-                n = Add(a, i) o = Identity(n) }>("", s, x)
+        """g (int64[1] l, float[1,2] s, float[1,3,2] x) => (float[1,2] y, float[1,3,2] z) {
+            [n] y, z = Scan<num_scan_inputs = 1, body = b (float[2] a, float[2] i) => (float[2] n, float[2] o) {
+                n = Add(a, i) o = Identity(n) }>(l, s, x)
         }""",
         opset=8,
         ir_version=4,
     )
     loaded = load(model)
     assert loaded.model.opset_imports == {"": 8}
-    assert loaded.notes == ("opset 8 is kept, since its conversion to 20 failed",)
+    assert loaded.notes == (
+        "opset 8 is kept: node n (Scan) of opset 8 has no equivalent: its batch has sequences of several lengths",
+    )
 
 
 @pytest.mark.parametrize(
@@ -331,6 +333,7 @@ def test_default_values_of_inputs_become_constants() -> None:
     loaded = load(model)
     assert [value.name for value in loaded.model.graph.inputs] == ["x"]
     assert loaded.notes == ("the default values of the inputs w became constants",)
+    assert loaded.constants == ("w",)
 
 
 def test_loading_twice_changes_nothing() -> None:

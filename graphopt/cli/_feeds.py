@@ -13,21 +13,25 @@ import numpy as np
 from graphopt.errors import FeedError
 from graphopt.program import Port
 from graphopt.runtime import files
-from graphopt.runtime.feeds import full_shape
+from graphopt.runtime.feeds import check, full_shape
 from graphopt.weights import numpy_dtype
 
 _MAGIC = b"\x93NUMPY"
 
 
-def read(texts: Sequence[str], ports: Sequence[Port]) -> dict[str, Any]:
+def read(texts: Sequence[str], ports: Sequence[Port], constants: Sequence[str] = ()) -> dict[str, Any]:
     """The arrays of `--input` options for a program whose inputs are known.
 
+    `constants` are inputs of the model whose default values were compiled in.
+
     Raises:
-        FeedError: as `given`, or a text names an unknown input.
+        FeedError: as `given`, or a text names an unknown input, or one whose default value is compiled in.
     """
     known = [port.name for port in ports]
-    feeds = given(texts, known)
+    feeds = given(texts, [*known, *constants])
     for name in feeds:
+        if name in constants:
+            check(ports, {name: feeds[name]}, constants=constants)
         if name not in known:
             raise FeedError(f"--input names {name!r}, which is no input; the inputs are {', '.join(known) or 'none'}")
     return feeds

@@ -40,11 +40,12 @@ def is_current(model: ir.Model, target: int) -> bool:
 
 
 def _convert(node: ir.Node, version: int, target: int) -> None:
+    original = version
     while (step := _next(node.op_type, version, target)) is not None:
         rule = RULES.get(node.op_type, {}).get(step)
-        where = f"node {node.name} ({node.op_type}) of opset {version}"
+        where = f"node {node.name} ({node.op_type}) of opset {original}"
         if rule is not None:
-            site = Site(node, version)
+            site = Site(node, original)
             try:
                 rule(site)
             except NoRule as error:

@@ -8,9 +8,10 @@ from graphopt.opsets.site import NoRule, Site, rank
 
 
 def batch_test(site: Site) -> None:
-    """BatchNormalization 7 knows by its outputs whether it trains, and no longer by `is_test`."""
-    site.take("is_test")
-    _only_y(site)
+    """BatchNormalization 7 knows by its outputs alone whether it trains, and no longer by `is_test` too."""
+    is_test = site.take("is_test")
+    if is_test is not None and is_test.as_int():
+        _only_y(site)
 
 
 def batch_spatial(site: Site) -> None:
@@ -21,7 +22,8 @@ def batch_spatial(site: Site) -> None:
     spatial = site.take("spatial")
     if spatial is None or spatial.as_int():
         return
-    _only_y(site)
+    if len(site.node.outputs) > 1:
+        raise NoRule("it trains statistics of every position")
     x, scale, b, mean, var = (value for value in site.node.inputs if value is not None)
     epsilon = site.scalar(site.node.attributes.get_float("epsilon", 1e-5), var)
     factor = site.op("Div", scale, site.op("Sqrt", site.op("Add", var, epsilon)))
@@ -30,14 +32,23 @@ def batch_spatial(site: Site) -> None:
 
 
 def batch_outputs(site: Site) -> None:
-    """BatchNormalization 14 says by an attribute that it trains; before, more outputs than one say so."""
-    _only_y(site)
+    """BatchNormalization 14 says by an attribute that it trains; before, more outputs than one say so.
+
+    ONNX Runtime does train there: it normalizes with the statistics of the batch.
+    """
+    if len(site.node.outputs) > 1:
+        site.node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
+        _outputs(site, 3)
 
 
 def _only_y(site: Site) -> None:
-    if any(site.used(index) for index in range(1, len(site.node.outputs))):
-        raise NoRule("its running mean and variance are used, which is training")
-    site.node.resize_outputs(1)
+    _outputs(site, 1)
+
+
+def _outputs(site: Site, count: int) -> None:
+    if any(site.used(index) for index in range(count, len(site.node.outputs))):
+        raise NoRule("statistics are used that it does not give any more")
+    site.node.resize_outputs(count)
 
 
 def group(site: Site) -> None:

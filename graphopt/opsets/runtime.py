@@ -5,6 +5,7 @@ They come from models of ONNX before 1.0 and from graphs that ONNX Runtime optim
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ class Signature:
     last: int
     inputs: tuple[int, int]
     outputs: tuple[int, int]
-    attributes: dict[str, int]
+    attributes: Mapping[str, int]
     required: tuple[str, ...] = ()
 
 
@@ -51,7 +52,7 @@ SIGNATURES = {
 
 
 def check_signature(node: onnx.NodeProto, version: int, label: str) -> bool:
-    """Whether ONNX Runtime has the operator of `node` in opset `version`; ModelError if so and the node is malformed."""
+    """Whether ONNX Runtime has the operator of `node` in opset `version`; ModelError if the node is malformed."""
     signature = SIGNATURES.get(node.op_type)
     if signature is None or version > signature.last:
         return False

@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 
 
 def check(
-    ports: Sequence[Port], feeds: Mapping[str, Any], micro_batches: int = 1, device: Device | None = None
+    ports: Sequence[Port],
+    feeds: Mapping[str, Any],
+    micro_batches: int = 1,
+    device: Device | None = None,
+    constants: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The feeds by input name: arrays of the declared dtype and shape, or the objects given for dynamic inputs.
 
     With several micro-batches the first axis is that many times the port's.
 
     Args:
+        constants: inputs of the model whose default values were compiled in.
         device: tensors there are taken as they are (`dlpack.Foreign`), its queue waiting for what makes them.
 
     Raises:
@@ -33,6 +38,11 @@ def check(
         return {port.name: feeds[port.name] for port in ports}
     known = {port.name for port in ports}
     for name in feeds:
+        if name in constants:
+            raise FeedError(
+                f"{name!r} is no input any more: its default value became a constant when the model was compiled; "
+                "leave it out, or take the initializer out of the model and compile it again"
+            )
         if name not in known:
             raise FeedError(
                 f"there is no input {name!r}: the program's inputs are {', '.join(sorted(known)) or 'none'}"

@@ -52,6 +52,7 @@ class Session:
         if self.threads < 1:
             raise GraphoptError(f"a session needs at least one thread, not {self.threads}")
         self._program = program
+        self._constants = artifact.constants
         self._lock = threading.Lock()
         self._apply_threads: Callable[[], None] = lambda: None
         on_device = needs_device(artifact.manifest)
@@ -219,7 +220,7 @@ class Session:
         return {name: outputs[name] if name in outputs else own(runner, name) for name in self._makers}
 
     def _check(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return feeds.check(self.inputs, given, self._program.micro_batches, self.device)
+        return feeds.check(self.inputs, given, self._program.micro_batches, self.device, self._constants)
 
     def _fill(self, runner: Runner, checked: Mapping[str, Any], micro_batch: int, count: int) -> None:
         """As `fill`, once the device has read what the host's arrays held before."""

@@ -64,6 +64,13 @@ def _roi_align(node: ir.Node) -> str | None:
     return None
 
 
+def _integer_root(node: ir.Node) -> str | None:
+    operand = node.inputs[0]
+    if operand is not None and operand.dtype is not None and operand.dtype.is_integer():
+        return f"TVM computes {node.op_type} of integers in another type than ONNX Runtime, which cuts the fraction off"
+    return None
+
+
 WRONG_IN_TVM: dict[str, Callable[[ir.Node], str | None]] = {
     "Attention": lambda node: "TVM converts the opset-23 Attention as another operator of that name",
     "ConvTranspose": _output_shape,
@@ -75,6 +82,10 @@ WRONG_IN_TVM: dict[str, Callable[[ir.Node], str | None]] = {
     "Dropout": _dropout,
     "LayerNormalization": _layer_normalization,
     "MaxUnpool": lambda node: "TVM unpools to other places where output_shape is given",
+    "ReduceL2": _integer_root,
+    "ReduceLogSum": _integer_root,
+    "ReduceLogSumExp": _integer_root,
+    "ReduceMean": _integer_root,
     "Resize": _resize,
     "RoiAlign": _roi_align,
 }
