@@ -14,8 +14,11 @@ import onnx_ir as ir
 from graphopt.frontend_operands import Extents, Rule, Typed, Unknown, extents, integer, kind_of, operand
 
 
-def windows(node: ir.Node, image: Extents, kernel: Extents) -> Extents:
-    """Extents of a convolution or pool over `image`, as ONNX Runtime computes them."""
+def windows(node: ir.Node, image: Extents, kernel: Extents, pool: bool = False) -> Extents:
+    """Extents of a convolution or pool over `image`, as ONNX Runtime computes them.
+
+    SAME_UPPER and SAME_LOWER of a pool pad for its kernel as it is without dilations.
+    """
     rank = len(image)
     strides = node.attributes.get_ints("strides") or (1,) * rank
     dilations = node.attributes.get_ints("dilations") or (1,) * rank
@@ -23,10 +26,13 @@ def windows(node: ir.Node, image: Extents, kernel: Extents) -> Extents:
     mode = node.attributes.get_string("auto_pad", "NOTSET")
     out = []
     for axis in range(rank):
-        if mode in ("SAME_UPPER", "SAME_LOWER"):
-            out.append(-(-image[axis] // strides[axis]))
-            continue
         begin, end = (0, 0) if mode == "VALID" else (pads[axis], pads[rank + axis])
+        if mode in ("SAME_UPPER", "SAME_LOWER"):
+            same = -(-image[axis] // strides[axis])
+            if not pool:
+                out.append(same)
+                continue
+            begin, end = split_pads(mode, (same - 1) * strides[axis] + kernel[axis] - image[axis])
         room = image[axis] + begin + end - dilations[axis] * (kernel[axis] - 1) - 1
         extent = room // strides[axis] + 1
         if integer(node, "ceil_mode", 0):
@@ -35,6 +41,12 @@ def windows(node: ir.Node, image: Extents, kernel: Extents) -> Extents:
                 extent -= 1
         out.append(extent)
     return tuple(out)
+
+
+def split_pads(mode: str, total: int) -> tuple[int, int]:
+    """What SAME_UPPER and SAME_LOWER put before and after an axis of `total` missing elements."""
+    small, large = max(0, total) // 2, max(0, total) - max(0, total) // 2
+    return (small, large) if mode == "SAME_UPPER" else (large, small)
 
 
 def convolved(weight: int, last: bool = False) -> Rule:
@@ -54,7 +66,7 @@ def pooled(last: bool) -> Rule:
         image = x[1:-1] if last_here else x[2:]
         if len(image) != len(kernel):
             raise Unknown
-        out = windows(node, image, kernel)
+        out = windows(node, image, kernel, pool=True)
         y = (x[0], *out, x[-1]) if last_here else (*x[:2], *out)
         return [(kind_of(node, 0), y), (ir.DataType.INT64, y)]
 
@@ -76,8 +88,9 @@ def _resized(node: ir.Node) -> Sequence[Typed]:
 
 
 def _ceiled(node: ir.Node) -> Sequence[Typed]:
-    """Pools with ceil_mode, of which onnx counts windows that begin in the padding."""
-    if not integer(node, "ceil_mode", 0):
+    """Pools with ceil_mode, of which onnx counts windows that begin in the padding, or with auto_pad and dilations."""
+    dilated = any(step != 1 for step in node.attributes.get_ints("dilations") or ())
+    if not integer(node, "ceil_mode", 0) and not (dilated and "auto_pad" in node.attributes):
         raise Unknown
     return pooled(last=False)(node)
 

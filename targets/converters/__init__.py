@@ -11,7 +11,7 @@ import math
 
 import onnx_ir as ir
 
-from graphopt.targets.converters import index, quantized, resize
+from graphopt.targets.converters import index, pooling, quantized, regions, resize
 from graphopt.targets.converters.arithmetic import (
     bit_cast,
     bit_shift,
@@ -40,7 +40,7 @@ from graphopt.targets.converters.fft import conv2d_fft
 from graphopt.targets.converters.halves import in_single
 from graphopt.targets.converters.products import fully_connected, matmul
 from graphopt.targets.converters.recurrent import recurrent
-from graphopt.targets.converters.reductions import reduction
+from graphopt.targets.converters.reductions import mean, reduction
 from graphopt.targets.converters.rows import clamp, elementwise, gelu, layer_norm, softmax
 from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
 from graphopt.targets.converters.transposed import conv_transpose
@@ -89,7 +89,9 @@ STANDARD: dict[str, Converter] = {
 
 FURTHER: dict[str, Converter] = {
     **index.STANDARD,
+    **pooling.STANDARD,
     **quantized.STANDARD,
+    **regions.STANDARD,
     **resize.STANDARD,
     "BitCast": bit_cast,
     "BitShift": bit_shift,
@@ -116,6 +118,7 @@ FURTHER: dict[str, Converter] = {
     "ReduceLogSumExp": reduction(-math.inf),
     "GlobalMaxPool": global_max_pool,
     "ReduceMax": along_rows(largest=True),
+    "ReduceMean": mean,
     "ReduceMin": along_rows(largest=False),
     "ReduceProd": reduction(1),
     "ReduceSum": reduction(0),

@@ -11,9 +11,17 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx
 
-from graphopt.targets.converters.base import INJECTIVE, OPAQUE, REDUCTION, Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.base import (
+    INJECTIVE,
+    REDUCTION,
+    Context,
+    Converter,
+    dtype_of,
+    elementwise_map,
+    shape_of,
+)
 from graphopt.targets.kernels import extremes
-from graphopt.targets.kernels.common import const
+from graphopt.targets.machine import CpuMachine
 
 
 def _centred(c: Context, x: Any, zero: Any) -> Any:
@@ -49,45 +57,41 @@ def qlinear_matmul(c: Context, inputs: list[Any]) -> Any:
 
 
 def dynamic_quantize(c: Context, inputs: list[Any]) -> Any:
-    """DynamicQuantizeLinear: x over all of [min(x, 0), max(x, 0)] in 256 steps; all zeros are zeros with scale 1."""
-    shape = shape_of(inputs[0])
-    if 0 in shape or dtype_of(inputs[0]) != "float32":
+    """y, scale, zero point of [min(x, 0), max(x, 0)] over 0..255; the scale of zeros is 1, as in ONNX Runtime."""
+    (x,) = inputs
+    if dtype_of(x) != "float32" or 0 in shape_of(x):
         return NotImplemented
-    flat = c.reshape(inputs[0], (math.prod(shape),))
-    low, high = (
-        c.te("extreme", lambda v, largest=largest: extremes.compute(v, largest, c.machine), flat, pattern=REDUCTION)
-        for largest in (False, True)
+    flat = c.reshape(x, (math.prod(shape_of(x)),))
+    ends = [_extreme(c, flat, largest) for largest in (False, True)]
+    zero, full = tirx.const(0, "float32"), tirx.const(255, "float32")
+
+    def scale(low: Any, high: Any) -> Any:
+        span = tirx.max(high, zero) - tirx.min(low, zero)
+        return tirx.Select(span == zero, tirx.const(1, "float32"), span / full)
+
+    def zero_point(low: Any, s: Any) -> Any:
+        return tirx.nearbyint(tirx.min(tirx.max(zero - tirx.min(low, zero) / s, zero), full)).astype("uint8")
+
+    def quantized(value: Any, s: Any, z: Any) -> Any:
+        rounded = tirx.nearbyint(value / s) + z.astype("float32")
+        return tirx.min(tirx.max(rounded, zero), full).astype("int32").astype("uint8")
+
+    y_scale = elementwise_map(c, scale, *ends)
+    y_zero = elementwise_map(c, zero_point, ends[0], y_scale)
+    y = c.te(
+        "quantize",
+        lambda v, s, z: te.compute(v.shape, lambda *i: quantized(v(*i), s(), z()), name="quantize"),
+        *(x, y_scale, y_zero),
+        pattern=INJECTIVE,
     )
-    zero, most = const(0.0, "float32"), const(255.0, "float32")
-
-    def parameters(least: Any, largest: Any) -> list[Any]:
-        def bounds() -> tuple[Any, Any]:
-            return tirx.min(least(), zero), tirx.max(largest(), zero)
-
-        def step() -> Any:
-            first, last = bounds()
-            return tirx.Select(first == last, const(1.0, "float32"), (last - first) / most)
-
-        scale = te.compute((), step, name="scale")
-        exact = te.compute((), lambda: zero - bounds()[0] / scale(), name="exact")
-        rounded = te.compute((), lambda: tirx.nearbyint(tirx.max(zero, tirx.min(most, exact()))), name="rounded")
-        return [scale, te.compute((), lambda: rounded().astype("uint8"), name="zero")]
-
-    both = c.builder.emit(c.te("parameters", parameters, low, high, pattern=OPAQUE))
-    scale, offset = relax.TupleGetItem(both, 0), relax.TupleGetItem(both, 1)
-
-    def quantized(x: Any, s: Any, o: Any) -> Any:
-        def element(*i: Any) -> Any:
-            wide = tirx.nearbyint(x[i] / s()) + o().astype("float32")
-            return tirx.max(zero, tirx.min(most, wide)).astype("int32").astype("uint8")
-
-        return te.compute(x.shape, element, name="quantized")
-
-    emitted = c.builder.emit(scale), c.builder.emit(offset)
-    return [c.te("quantize", quantized, inputs[0], *emitted, pattern=INJECTIVE), *emitted]
+    return [y, y_scale, y_zero]
 
 
-STANDARD: dict[str, Converter] = {
-    "DynamicQuantizeLinear": dynamic_quantize,
-    "QLinearMatMul": qlinear_matmul,
-}
+def _extreme(c: Context, x: Any, largest: bool) -> Any:
+    if isinstance(c.machine, CpuMachine):
+        machine = c.machine
+        return c.te("extreme", lambda v: extremes.compute(v, largest, machine), x, pattern=REDUCTION)
+    return c.builder.emit((relax.op.max if largest else relax.op.min)(x, axis=0))
+
+
+STANDARD: dict[str, Converter] = {"DynamicQuantizeLinear": dynamic_quantize, "QLinearMatMul": qlinear_matmul}

@@ -285,7 +285,6 @@ OWN: Mapping[str, Converter] = {
     "GroupNormalization": channel_norm,
     "ReduceMean": mean,
     "GlobalAveragePool": mean,
-    "DynamicQuantizeLinear": left_to_tvm,
     "GlobalMaxPool": left_to_tvm,
     "ReduceMax": extreme(largest=True),
     "ReduceMin": extreme(largest=False),
