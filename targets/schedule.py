@@ -15,6 +15,8 @@ from graphopt.targets.kernels import (
     depthwise,
     gemm,
     generic,
+    integer_conv,
+    integer_gemm,
     lrn,
     rowwise,
 )
@@ -33,6 +35,8 @@ RULES: dict[str, Rule] = {
     conv_winograd_fused.NAME: conv_winograd_fused.schedule,
     depthwise.NAME: depthwise.schedule,
     gemm.NAME: gemm.schedule,
+    integer_conv.NAME: integer_conv.schedule,
+    integer_gemm.NAME: integer_gemm.schedule,
     lrn.NAME: lrn.schedule,
     rowwise.NAME: rowwise.schedule,
 }
