@@ -278,7 +278,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     sch.reorder(batch, n_out, m_out, m_in, n_in)
     task = sch.fuse(batch, n_out, m_out)
     if ragged:
-        copy_out(sch, copy, task, lanes)
+        _copy_out(sch, copy, task, lanes)
     sch.compute_at(gemm, task, preserve_unit_loops=True)
     sch.set_scope(gemm, 0, "local")
     tile_m, tile_n, k = sch.get_loops(gemm)[-3:]
@@ -311,7 +311,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     return prefetch.insert(sch, prefetch.Stream(weights, anchor.reduce[0] * width, passes, 1, place))
 
 
-def copy_out(sch: s_tir.Schedule, copy: Any, task: Any, lanes: int) -> None:
+def _copy_out(sch: s_tir.Schedule, copy: Any, task: Any, lanes: int) -> None:
     sch.compute_at(copy, task, preserve_unit_loops=True)
     *_, rows, columns = sch.get_loops(copy)
     vectors, lane = sch.split(columns, [None, lanes])
