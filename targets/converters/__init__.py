@@ -11,7 +11,7 @@ import math
 
 import onnx_ir as ir
 
-from graphopt.targets.converters import index, quantized, resize
+from graphopt.targets.converters import index, linear, quantized, resize
 from graphopt.targets.converters.arithmetic import (
     bit_cast,
     bit_shift,
@@ -88,6 +88,7 @@ STANDARD: dict[str, Converter] = {
 
 FURTHER: dict[str, Converter] = {
     **index.STANDARD,
+    **linear.STANDARD,
     **quantized.STANDARD,
     **resize.STANDARD,
     "BitCast": bit_cast,

@@ -12,10 +12,9 @@ exact where no factor in int8 is above 64, as weights are that were quantized fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -41,7 +40,7 @@ def unit(machine: CpuMachine, weights: NDArray[Any] | None, dtype: str) -> int:
         return WORDS
     if machine.level.vnni:
         return BYTES
-    small = weights is not None and weights.size and -LARGEST_BYTE <= weights.min() and weights.max() <= LARGEST_BYTE
+    small = weights is not None and weights.size and weights.min() >= -LARGEST_BYTE and weights.max() <= LARGEST_BYTE
     return BYTES if small else WORDS
 
 
@@ -52,11 +51,12 @@ def product(a: Any, b: Any, z: Any = None) -> Any:
     return a.astype("int32") * b.astype("int32")
 
 
-def tensorize(sch: s_tir.Schedule, lane: Any, machine: CpuMachine, a: str, b: str, zero: bool = False) -> None:
+def tensorize(sch: s_tir.Schedule, lane: Any, machine: CpuMachine, dtypes: Sequence[str], zero: bool = False) -> None:
     """Let the loop `lane` over a vector of sums, which holds the loop over the unit, be those instructions.
 
-    The block computes c[lane] + `product`(a[i], b[lane, i]); `a` and `b` are the dtypes, `zero` says if there is a z.
+    The block computes c[lane] + `product`(a[i], b[lane, i]), of these `dtypes`; `zero` says if there is a z.
     """
+    a, b = dtypes
     name = f"graphopt.dots.{machine.level.name}.{a}.{b}{'.centred' if zero else ''}"
     described, vector = (_function(machine, a, b, zero, body) for body in (_loops, _vector))
     s_tir.TensorIntrin.register(name, described, vector, override=True)
@@ -116,9 +116,7 @@ def _bytes(machine: CpuMachine, sums: Any, left: Any, right: Any, a: str) -> Any
     if machine.level.vnni:
         right = tirx.reinterpret(f"int32x{lanes}", right)
         unsigned, signed = (left, right) if a == "uint8" else (right, left)
-        return tirx.call_llvm_pure_intrin(
-            f"int32x{lanes}", "llvm.x86.avx512.vpdpbusd.512", sums, unsigned, signed
-        )
+        return tirx.call_llvm_pure_intrin(f"int32x{lanes}", "llvm.x86.avx512.vpdpbusd.512", sums, unsigned, signed)
     left = tirx.reinterpret(f"{a}x{lanes * BYTES}", left)
     unsigned, signed = (left, right) if a == "uint8" else (right, left)
     instruction = _MULTIPLY_BYTES[machine.level.vector_bytes]

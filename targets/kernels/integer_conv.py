@@ -5,7 +5,8 @@ position, padding included. Then each step of the sum is one line of the image, 
 few output channels (filters): no patches are copied.
 
     lines[i, c / unit, row, column, unit] = x[i, c, row - top, column - left]
-    y[i, o, row, column] = sum over taps, c of lines[i, c / unit, row + tap, column + tap, unit] * w[o, tap, c / unit, unit]
+    y[i, o, row, column] = sum over taps, c of
+        lines[i, c / unit, row + tap, column + tap, unit] * w[o, tap, c / unit, unit]
 
 Strides along the last axis take the columns apart by their remainder, so that the columns of one tap are contiguous.
 Where a group has one channel only, taps of a row make the unit. A kernel of one element sees no rows: its positions are
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import s_tir, te, tirx
@@ -126,20 +127,26 @@ class Window:
         return ("int16", "int16") if self.unit == dots.WORDS else ("int8", "uint8")
 
 
-def choose_tile(filters: int, places: int, machine: CpuMachine) -> tuple[int, int]:
-    """Rows of filters and width of positions with the best estimate, for one row of `places` positions."""
+def choose_tile(window: Window, machine: CpuMachine) -> Window:
+    """The window with the tile that has the best estimate."""
     lanes, registers = machine.lanes("int32"), machine.level.registers
+    fused = window.unit == dots.WORDS or machine.level.vnni
+    places, steps = window.kept[-1], math.prod(window.taps) * window.units
+    instructions, other = (2, 2) if fused else (3, 3)  # to multiply and add; registers that are no sums: also the ones
     best, best_cost = (1, lanes), math.inf
     for vectors in range(1, MOST_VECTORS + 1):
-        limit = (registers - vectors - 2) // vectors
+        limit = (registers - vectors - other) // vectors
         if limit < 1 or (vectors > 1 and (vectors - 1) * lanes >= places):
             continue
-        for rows in {padded_tile(filters, limit), min(filters, limit)}:
-            cycles = max(rows * vectors / 2, (rows + vectors) / 2, 3) + (rows + vectors) / 10
-            cost = math.ceil(filters / rows) * math.ceil(places / (vectors * lanes)) * cycles
+        width = vectors * lanes
+        for rows in {padded_tile(window.filters, limit), min(window.filters, limit)}:
+            cycles = max(rows * vectors * instructions / 4, (rows + vectors) / 2, 3) + (rows + 3 * vectors) / 10
+            store = 4 if places % width == 0 else 6 if places < width else 4 + 4 * lanes  # cut byte by byte
+            tiles = math.ceil(window.filters / rows) * math.ceil(places / width)
+            cost = tiles * (steps * cycles + rows * vectors * store + 10)
             if cost < best_cost * 0.995:
-                best, best_cost = (rows, vectors * lanes), cost
-    return best
+                best, best_cost = (rows, width), cost
+    return replace(window, rows=best[0], width=best[1])
 
 
 def pack(w: Any, window: Window) -> Any:
@@ -168,9 +175,7 @@ def pack(w: Any, window: Window) -> Any:
 def filter_sums(w: Any) -> Any:
     """Sums of the weights of each filter of w[O, channels, *kernel] in int32, [O]."""
     axes = [te.reduce_axis((0, extent), "tap") for extent in dims(w)[1:]]
-    return te.compute(
-        (dims(w)[0],), lambda o: te.sum(w[(o, *axes)].astype("int32"), axis=axes), name="filter_sums"
-    )
+    return te.compute((dims(w)[0],), lambda o: te.sum(w[(o, *axes)].astype("int32"), axis=axes), name="filter_sums")
 
 
 def prepare(x: Any, packed: Any, window: Window, x_zero: Any = None, w_zero: Any = None) -> list[Any]:
@@ -390,9 +395,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     dtypes = [str(region.source.dtype) for region in sch.get(anchor.rv).reads[:2]]
     last, between = epilogue(sch, anchor)
     filters = int(sch.get(last).iter_vars[1].dom.extent) // groups
-    sch = renumber(
-        sch, last, lambda i, c, *place: [i, tirx.floordiv(c, filters), tirx.floormod(c, filters), *place]
-    )
+    sch = renumber(sch, last, lambda i, c, *place: [i, tirx.floordiv(c, filters), tirx.floormod(c, filters), *place])
     last, product = blocks_of(sch)[-1].rv, sch.get_sblock(anchor.name)
     copy = tiles_out(sch, last, anchor.name, between, bool(int(sch.get(last).iter_vars[-1].dom.extent) % width))
     image, group, o, *places, w = sch.get_loops(last)
@@ -425,5 +428,5 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     if math.prod(anchor.reduce[:-1]) * rows * (width // lanes) <= MOST_UNROLLED:
         for loop in steps:
             sch.unroll(loop)
-    dots.tensorize(sch, lane, machine, *dtypes)
+    dots.tensorize(sch, lane, machine, dtypes)
     return sch

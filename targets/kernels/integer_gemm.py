@@ -236,7 +236,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     sch.unroll(zero_vectors)
     sch.unroll(zero_rows)
     sch.vectorize(zero_lane)
-    dots.tensorize(sch, lane, machine, *dtypes, zero)
+    dots.tensorize(sch, lane, machine, dtypes, zero)
     return sch
 
 
