@@ -24,7 +24,7 @@ class CpuLevel:
     @property
     def vnni(self) -> bool:
         """Whether one instruction sums four products of bytes."""
-        return "avx512_vnni" in self.features
+        return not {"avx512_vnni", "avx_vnni"}.isdisjoint(self.features)
 
 
 _AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
@@ -40,6 +40,7 @@ LEVELS = {
         ("-prefer-256-bit", "+avx512vnni"),
     ),
     "avx512": CpuLevel("avx512", "x86-64-v4", (*_AVX512, *_AVX2), 64, 32, ("-prefer-256-bit",)),
+    "avx2vnni": CpuLevel("avx2vnni", "x86-64-v3", (*_AVX2, "avx_vnni"), 32, 16, ("+avxvnni",)),
     "avx2": CpuLevel("avx2", "x86-64-v3", _AVX2, 32, 16),
     "x86-64": CpuLevel("x86-64", "x86-64", ("sse2",), 16, 16),
 }

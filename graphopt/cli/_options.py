@@ -39,7 +39,7 @@ Level = Annotated[
     typer.Option(
         "--level",
         metavar="NAME",
-        help="What the code may use: a CPU level (avx512, avx2, x86-64), a GPU (a100, h100, h200, rtx4090) or its "
+        help="What the code may use: a CPU level (avx512vnni, avx512, avx2vnni, avx2, x86-64), a GPU (a100, h100, h200, rtx4090) or its "
         "architecture (sm_80, sm_89, sm_90). Default: this CPU, or an H100.",
     ),
 ]

@@ -31,6 +31,7 @@ LARGEST_BYTE = 64
 
 _MULTIPLY_WORDS = {16: "llvm.x86.sse2.pmadd.wd", 32: "llvm.x86.avx2.pmadd.wd", 64: "llvm.x86.avx512.pmaddw.d.512"}
 _MULTIPLY_BYTES = {32: "llvm.x86.avx2.pmadd.ub.sw", 64: "llvm.x86.avx512.pmaddubs.w.512"}
+_SUM_BYTES = {32: "llvm.x86.avx512.vpdpbusd.256", 64: "llvm.x86.avx512.vpdpbusd.512"}
 """By the bytes of a vector."""
 
 
@@ -113,12 +114,12 @@ def _multiplied(machine: CpuMachine, left: Any, right: Any) -> Any:
 
 def _bytes(machine: CpuMachine, sums: Any, left: Any, right: Any, a: str) -> Any:
     lanes = machine.lanes("int32")
-    if machine.level.vnni:
-        right = tirx.reinterpret(f"int32x{lanes}", right)
-        unsigned, signed = (left, right) if a == "uint8" else (right, left)
-        return tirx.call_llvm_pure_intrin(f"int32x{lanes}", "llvm.x86.avx512.vpdpbusd.512", sums, unsigned, signed)
     left = tirx.reinterpret(f"{a}x{lanes * BYTES}", left)
     unsigned, signed = (left, right) if a == "uint8" else (right, left)
+    if machine.level.vnni:
+        return tirx.call_llvm_pure_intrin(
+            f"int32x{lanes}", _SUM_BYTES[machine.level.vector_bytes], sums, unsigned, signed
+        )
     instruction = _MULTIPLY_BYTES[machine.level.vector_bytes]
     pairs = tirx.call_llvm_pure_intrin(f"int16x{lanes * WORDS}", instruction, unsigned, signed)
     return sums + _multiplied(machine, pairs, tirx.Broadcast(const(1, "int16"), lanes * WORDS))

@@ -81,7 +81,7 @@ def left(a: Any, unit: int, zero: Any = None) -> Any:
         at = step * unit + part
         value = a[i, row, at].astype("int16")
         if unit == dots.BYTES:
-            value = unsigned(a[i, row, at])
+            value = unsigned(a(i, row, at))
         elif zero is not None:
             value = value - zero[tuple(0 if e == 1 else x for e, x in zip(dims(zero), (i, row), strict=True))].astype(
                 "int16"
