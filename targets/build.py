@@ -69,6 +69,10 @@ class Builder:
             raise GraphoptError(f"two kernels are called {identity.symbol}; report this model as a bug of graphopt")
         return known.code, known.note
 
+    def identity(self, symbol: str) -> Identity:
+        """Of a kernel that `code` was given."""
+        return self._kernels[symbol].identity
+
     def _new(self, identity: Identity) -> _Kernel:
         if self._cache is not None and (built := self._cache.get(identity)) is not None:
             return _Kernel(identity, built, built.note)

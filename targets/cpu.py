@@ -38,6 +38,7 @@ class CpuTarget:
         self.cpu = detect(level, threads)
         kept = ObjectCache(disk_cache.objects(), self.cpu) if cache and sources.unchanged() else None
         self._builder = build.Builder(self.cpu, kept, ahead)
+        self._host = self._builder if self.cannot_measure() is None else _OnHost(self._builder)
         self._answers: dict[str, str | None] = {}
         self._definitions = Definitions()
 
@@ -85,7 +86,7 @@ class CpuTarget:
         with quiet():
             imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, self._definitions)
             lowered = lowering.lower(imported, self._builder, prefix)
-        constants.evaluate_constants(lowered, self._builder)
+        constants.evaluate_constants(lowered, self._host)
         return lowered
 
     def library(self, functions: Mapping[str, Any]) -> bytes:
@@ -121,3 +122,15 @@ class CpuTarget:
             "tvm": library.version(),
             "kernels": sources.digest(),
         }
+
+
+class _OnHost:
+    """What `constants.evaluate_constants` asks of a builder, where this processor cannot run the code of the level."""
+
+    def __init__(self, builder: build.Builder) -> None:
+        self._builder = builder
+        self._own = build.Builder(detect())
+
+    def load(self, functions: Mapping[str, Any]) -> Mapping[str, Callable[..., Any]]:
+        identities = {symbol: self._builder.identity(symbol) for symbol in functions}
+        return self._own.load({symbol: self._own.code(identity)[0] for symbol, identity in identities.items()})

@@ -16,6 +16,8 @@ from graphopt.targets.kernels import (
     extremes,
     gemm,
     generic,
+    integer_conv,
+    integer_gemm,
     lrn,
     rowwise,
 )
@@ -35,6 +37,8 @@ RULES: dict[str, Rule] = {
     depthwise.NAME: depthwise.schedule,
     extremes.NAME: extremes.schedule,
     gemm.NAME: gemm.schedule,
+    integer_conv.NAME: integer_conv.schedule,
+    integer_gemm.NAME: integer_gemm.schedule,
     lrn.NAME: lrn.schedule,
     rowwise.NAME: rowwise.schedule,
 }

@@ -11,7 +11,7 @@ import math
 
 import onnx_ir as ir
 
-from graphopt.targets.converters import index, pooling, quantized, regions, resize
+from graphopt.targets.converters import index, linear, pooling, quantized, regions, resize
 from graphopt.targets.converters.arithmetic import (
     bit_cast,
     bit_shift,
@@ -89,6 +89,7 @@ STANDARD: dict[str, Converter] = {
 
 FURTHER: dict[str, Converter] = {
     **index.STANDARD,
+    **linear.STANDARD,
     **pooling.STANDARD,
     **quantized.STANDARD,
     **regions.STANDARD,

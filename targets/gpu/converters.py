@@ -17,6 +17,7 @@ from graphopt.targets.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters_attention import attention
 from graphopt.targets.gpu.converters_blocked import BLOCKED, accumulator, on_cores
 from graphopt.targets.gpu.converters_functions import gelu, left_to_tvm
+from graphopt.targets.gpu.converters_quantized import OWN as QUANTIZED
 from graphopt.targets.gpu.converters_recurrent import recurrent
 from graphopt.targets.gpu.converters_reductions import mean
 from graphopt.targets.gpu.converters_rows import channel_norm, layer_norm, rms_norm, softmax
@@ -271,6 +272,7 @@ def fully_connected(c: Context, inputs: list[Any]) -> Any:
 
 OWN: Mapping[str, Converter] = {
     **BLOCKED,
+    **QUANTIZED,
     "Conv": conv,
     "graphopt.Conv2dIm2col": conv_im2col,
     "MatMul": matmul,
