@@ -28,9 +28,18 @@ from graphopt.frontend_branches import choose_branches
 from graphopt.frontend_checks import OWN_DOMAIN, check_structure
 from graphopt.frontend_files import check_external, each_tensor, has_nan, own_tensor, read_model
 from graphopt.frontend_fold import fold_constants, lift_constants
+from graphopt.frontend_learn import Learner
 from graphopt.frontend_maps import untyped_maps
 from graphopt.frontend_names import canonical_domain, unique_names
-from graphopt.frontend_shapes import fix_inputs, infer_shapes, one_line, open_dims, parse_shapes, with_skeleton
+from graphopt.frontend_shapes import (
+    drop_claims,
+    fix_inputs,
+    infer_shapes,
+    one_line,
+    open_dims,
+    parse_shapes,
+    with_skeleton,
+)
 from graphopt.frontend_sparse import densify
 from graphopt.frontend_valid import check
 from graphopt.opsets.convert import convert, is_current
@@ -226,9 +235,11 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
     notes.extend(fix_inputs(model, shapes))
     model = _convert(model, notes)
     with_skeleton(model, check)
+    drop_claims(model)
     infer_shapes(model)
+    learner = Learner(model)
     for _ in range(_MAX_ROUNDS):
-        changed = fold_constants(model)
+        changed = fold_constants(model, learner)
         if not (choose_branches(model) or changed):
             break
         common.RemoveUnusedNodesPass()(model)

@@ -60,6 +60,14 @@ Costs = Annotated[
         "artifact, whose costs make the same choices again.",
     ),
 ]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=FILE.npy",
+        help="An input, as numpy.save wrote it, or FILE.npz with several; repeat for others.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the random inputs.")]
 Ranks = Annotated[int, typer.Option("--ranks", metavar="N", min=1, help="Pipeline stages, one process each.")]
 

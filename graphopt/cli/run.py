@@ -23,10 +23,7 @@ EXAMPLES = (
 
 def command(
     artifact: options.ArtifactPath,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option("--input", metavar="NAME=FILE.npy", help="An input, as numpy.save wrote it; repeat for others."),
-    ] = None,
+    inputs: options.Inputs = None,
     random: Annotated[bool, typer.Option("--random", help="Random numbers for the inputs that are not given.")] = False,
     output: Annotated[
         Path | None,

@@ -53,17 +53,6 @@ def _layer_normalization(node: ir.Node) -> str | None:
     return "TVM gives zeros for the mean and deviation of LayerNormalization" if used else None
 
 
-def _resize(node: ir.Node) -> str | None:
-    return "TVM ignores the scales, antialias, and the tie of nearest neighbours of Resize"
-
-
-def _roi_align(node: ir.Node) -> str | None:
-    attribute = node.attributes.get("mode")
-    if isinstance(attribute, ir.Attr) and attribute.as_string() != "avg":
-        return "TVM interpolates before it takes the maximum of RoiAlign"
-    return None
-
-
 def _integer_root(node: ir.Node) -> str | None:
     operand = node.inputs[0]
     if operand is not None and operand.dtype is not None and operand.dtype.is_integer():
@@ -86,6 +75,6 @@ WRONG_IN_TVM: dict[str, Callable[[ir.Node], str | None]] = {
     "ReduceLogSum": _integer_root,
     "ReduceLogSumExp": _integer_root,
     "ReduceMean": _integer_root,
-    "Resize": _resize,
-    "RoiAlign": _roi_align,
+    "Resize": lambda node: "TVM ignores the scales, antialias, and the tie of nearest neighbours of Resize",
+    "RoiAlign": lambda node: "TVM moves the regions of RoiAlign before it scales them",
 }
