@@ -55,6 +55,11 @@ def named(value: Any) -> Any:
     return ir.Call(ir.Op.get(_NAMED), [value], ret_ty=value.ty)
 
 
+def difference(a: Any, b: Any) -> Any:
+    """`a - b` of floats, hidden from the start: TVM also simplifies definitions when it makes functions of them."""
+    return ir.Call(ir.Op.get(f"{_PREFIX}subtract"), [a, b], ret_ty=a.ty)
+
+
 def hide(function: Any) -> Any:
     """The function with its differences and comparisons of floats hidden, and products rounded where nodes meet.
 

@@ -12,7 +12,9 @@ import math
 import onnx_ir as ir
 
 from graphopt.targets.converters import index, quantized, resize
+from graphopt.targets.converters.activations import ACTIVATIONS
 from graphopt.targets.converters.arithmetic import (
+    cast,
     bit_cast,
     bit_shift,
     divide,
@@ -39,7 +41,7 @@ from graphopt.targets.converters.fft import conv2d_fft
 from graphopt.targets.converters.halves import in_single
 from graphopt.targets.converters.products import fully_connected, matmul
 from graphopt.targets.converters.recurrent import recurrent
-from graphopt.targets.converters.reductions import extreme, reduction
+from graphopt.targets.converters.reductions import arg_extreme, extreme, hardmax, reduction
 from graphopt.targets.converters.rows import clamp, elementwise, gelu, layer_norm, softmax
 from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
 from graphopt.targets.converters.transposed import conv_transpose
@@ -87,11 +89,15 @@ STANDARD: dict[str, Converter] = {
 """Tried first."""
 
 FURTHER: dict[str, Converter] = {
+    **ACTIVATIONS,
     **index.STANDARD,
     **quantized.STANDARD,
     **resize.STANDARD,
+    "ArgMax": arg_extreme(largest=True),
+    "ArgMin": arg_extreme(largest=False),
     "BitCast": bit_cast,
     "BitShift": bit_shift,
+    "Cast": cast,
     "Concat": concat,
     "Conv": in_single(conv),
     "ConvTranspose": in_single(conv_transpose),
@@ -101,6 +107,7 @@ FURTHER: dict[str, Converter] = {
     "Dropout": dropout,
     "EyeLike": eye_like,
     "Gemm": in_single(fully_connected),
+    "Hardmax": hardmax,
     "IsInf": is_inf,
     "LayerNormalization": in_single(layer_norm),
     "LogSoftmax": in_single(STANDARD["LogSoftmax"]),
