@@ -75,9 +75,7 @@ class _Changer:
         if body.same_as(old.body) and (start is None or start.same_as(old.init)):
             return old
         access = old.iter_vars, old.reads, old.writes
-        return s_tir.SBlock(
-            *access, old.name_hint, body, start, old.alloc_buffers, old.match_buffers, old.annotations
-        )
+        return s_tir.SBlock(*access, old.name_hint, body, start, old.alloc_buffers, old.match_buffers, old.annotations)
 
 
 def _same(new: Any, old: Any) -> bool:

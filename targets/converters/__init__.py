@@ -14,9 +14,9 @@ import onnx_ir as ir
 from graphopt.targets.converters import index, quantized, resize
 from graphopt.targets.converters.activations import ACTIVATIONS
 from graphopt.targets.converters.arithmetic import (
-    cast,
     bit_cast,
     bit_shift,
+    cast,
     divide,
     hyperbolic,
     is_inf,

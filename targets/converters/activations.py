@@ -25,7 +25,9 @@ def function(define: Function) -> Converter:
             return NotImplemented
         wide = "float32" if dtype in HALVES else dtype
         value = define(c, wide)
-        return elementwise_map(c, lambda *x: value(*(each.astype(wide) for each in x)).astype(dtype), *spread(c, inputs))
+        return elementwise_map(
+            c, lambda *x: value(*(each.astype(wide) for each in x)).astype(dtype), *spread(c, inputs)
+        )
 
     return convert
 

@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.ir import GenericConst
 
-from graphopt.targets.converters.base import FLOATS, Context, Converter, dtype_of, elementwise_map, shape_of
+from graphopt.targets.converters.base import FLOATS, HALVES, Context, Converter, dtype_of, elementwise_map, shape_of
 
 
 def is_inf(c: Context, inputs: list[Any]) -> Any:
@@ -56,14 +56,17 @@ def hyperbolic(sign: int) -> Converter:
 
 def mish(c: Context, inputs: list[Any]) -> Any:
     """x tanh(log(1 + e^x)) = x (w^2 + 2 w) / (w^2 + 2 w + 2) with w = e^x, which cancels nowhere."""
-    dtype = dtype_of(inputs[0])
+    source = dtype_of(inputs[0])
+    dtype = "float32" if source in HALVES else source
     if dtype not in ("float32", "float64"):
         return NotImplemented
 
     def value(x: Any) -> Any:
+        x = x.astype(dtype)
         w = tirx.exp(tirx.min(x, tirx.const(20, dtype)))
         top = w * (w + tirx.const(2, dtype))
-        return tirx.Select(x > tirx.const(20, dtype), x, x * top / (top + tirx.const(2, dtype)))
+        found = tirx.Select(x > tirx.const(20, dtype), x, x * top / (top + tirx.const(2, dtype)))
+        return found.astype(source)
 
     return elementwise_map(c, value, inputs[0])
 
