@@ -44,6 +44,7 @@ from graphopt.targets.converters.recurrent import recurrent
 from graphopt.targets.converters.reductions import arg_extreme, extreme, hardmax, reduction
 from graphopt.targets.converters.rows import clamp, elementwise, gelu, layer_norm, softmax
 from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
+from graphopt.targets.converters.sums import total
 from graphopt.targets.converters.transposed import conv_transpose
 from graphopt.targets.converters.winograd import winograd
 from graphopt.targets.kernels import math as fast
@@ -81,8 +82,16 @@ STANDARD: dict[str, Converter] = {
     "Tanh": elementwise(fast.tanh),
     "Erf": elementwise(fast.erf),
     "Gelu": gelu,
+    "GlobalAveragePool": total,
     "GRU": recurrent,
     "LSTM": recurrent,
+    "ReduceL1": total,
+    "ReduceL2": total,
+    "ReduceLogSum": total,
+    "ReduceLogSumExp": total,
+    "ReduceMean": total,
+    "ReduceSum": total,
+    "ReduceSumSquare": total,
     "RNN": recurrent,
 }
 
