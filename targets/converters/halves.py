@@ -8,20 +8,9 @@ from tvm import relax
 
 from graphopt.targets.converters.base import HALVES, Context, Converter, dtype_of
 
-SINGLE = frozenset(
-    [
-        "AveragePool",
-        "CumSum",
-        "GlobalAveragePool",
-        "GlobalLpPool",
-        "GroupNormalization",
-        "InstanceNormalization",
-        "LRN",
-        "LpPool",
-        "Mean",
-        "MeanVarianceNormalization",
-        "RMSNormalization",
-    ]
+SINGLE = (
+    *("AveragePool", "CumSum", "GlobalAveragePool", "GlobalLpPool", "GroupNormalization", "InstanceNormalization"),
+    *("LRN", "LpPool", "Mean", "MeanVarianceNormalization", "RMSNormalization"),
 )
 """Operators of TVM's importer that add elements up."""
 

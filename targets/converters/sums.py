@@ -15,7 +15,7 @@ from typing import Any
 from tvm import te, tirx
 
 from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, REDUCTION, Context, dtype_of, shape_of
-from graphopt.targets.converters.index import constant
+from graphopt.targets.converters.reductions import chosen_axes
 from graphopt.targets.kernels import math as fast
 from graphopt.targets.kernels.common import const, summed_in
 from graphopt.targets.machine import CpuMachine
@@ -50,7 +50,10 @@ def total(c: Context, inputs: list[Any]) -> Any:
     """A node of `_KINDS`, or ReduceLogSumExp, of floats along axes that are known."""
     x = inputs[0]
     shape, dtype = shape_of(x), dtype_of(x)
-    axes = _axes(c, len(shape))
+    if c.node.op_type == "GlobalAveragePool":
+        axes: list[int] | None = list(range(2, len(shape)))
+    else:
+        axes = chosen_axes(c, len(shape))
     if dtype not in (*FLOATS, *HALVES) or 0 in shape or not axes:
         return NotImplemented
     keep = c.node.op_type == "GlobalAveragePool" or bool(c.integer("keepdims", 1))
@@ -96,16 +99,3 @@ def total(c: Context, inputs: list[Any]) -> Any:
     if c.node.op_type == "ReduceLogSumExp":
         return c.te("logsumexp", define_exponentials, x, pattern=OPAQUE)
     return c.te(c.node.op_type.lower(), define, x, pattern=REDUCTION)
-
-
-def _axes(c: Context, rank: int) -> list[int]:
-    """The reduced axes in order; none where there are none, or only the run tells."""
-    if c.node.op_type == "GlobalAveragePool":
-        return list(range(2, rank))
-    given = constant(c, 1)
-    if given is None and len(c.node.inputs) > 1 and c.node.inputs[1] is not None:
-        return []
-    listed = c.integers("axes") if given is None else given.reshape(-1)
-    if not len(listed) and c.integer("noop_with_empty_axes"):
-        return []
-    return sorted({int(axis) % rank for axis in listed}) if len(listed) else list(range(rank))

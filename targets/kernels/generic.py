@@ -130,7 +130,7 @@ def _columns(sch: s_tir.Schedule, block: Block, spatial: list[Any], reduced: lis
 
 
 def _contiguous(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> bool:
-    """Whether the innermost axes that make whole vectors are read as they are written, up to leading or single axes."""
+    """Whether the innermost axes that make whole vectors are read as they are written, or not at all."""
     lanes = machine.lanes(dtype_of(sch, block.rv))
     axes, extent = 1, block.spatial[-1]
     while extent % lanes and axes < len(block.spatial):
@@ -139,17 +139,26 @@ def _contiguous(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> bool:
     if axes == 1:
         return True
     body = sch.get(block.rv)
-    written = [part.min for part in body.writes[0].region]
-    return all(_same(part.min, own) for r in body.reads for part, own in _trailing(r.region, written, axes))
+    written = [part.min for part in body.writes[0].region][-axes:]
+    return all(_runs(list(r.region)[-axes:], written, block.spatial[-axes:]) for r in body.reads)
 
 
-def _trailing(region: Any, written: list[Any], axes: int) -> list[tuple[Any, Any]]:
-    count = min(axes, len(region))
-    return list(zip(list(region)[len(region) - count :], written[len(written) - count :], strict=True))
+def _runs(read: list[Any], written: list[Any], extents: tuple[int, ...]) -> bool:
+    """Whether an operand is read in the order of the result, or is one element for all of these axes.
 
-
-def _same(index: Any, own: Any) -> bool:
-    return bool(index.same_as(own)) or isinstance(getattr(index, "value", None), int)
+    An operand that is repeated along some axes only is neither: where it begins again, a vector falls apart.
+    """
+    count = min(len(read), len(written))
+    pairs = list(
+        zip(read[len(read) - count :], written[len(written) - count :], extents[len(extents) - count :], strict=True)
+    )
+    one = [isinstance(getattr(part.min, "value", None), int) for part, _, _ in pairs]
+    if all(one):
+        return True
+    same = all(
+        part.min.same_as(own) or (fixed and extent == 1) for (part, own, extent), fixed in zip(pairs, one, strict=True)
+    )
+    return same and (count == len(extents) or math.prod(extents[: len(extents) - count]) == 1)
 
 
 def _depends_on_lane(sch: s_tir.Schedule, block: Block) -> bool:

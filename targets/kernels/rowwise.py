@@ -38,13 +38,13 @@ def softmax(x: Any, scale: float = 1.0, logarithm: bool = False) -> Any:
     if logarithm:
         sums = te.compute(
             (rows,),
-            lambda i: te.sum(fast.exp(x[i, q] * factor - top[i]).astype(kept), axis=[q]),
+            lambda i: te.sum(fast.exp_of_negative(x[i, q] * factor - top[i]).astype(kept), axis=[q]),
             name="sum",
             attrs={RULE: NAME},
         )
         logs = te.compute((rows,), lambda i: tirx.log(sums[i].astype(x.dtype)), name="logs")
         return te.compute((rows, n), lambda i, j: x[i, j] * factor - top[i] - logs[i], name="scale")
-    powers = te.compute((rows, n), lambda i, j: fast.exp(x[i, j] * factor - top[i]), name="powers")
+    powers = te.compute((rows, n), lambda i, j: fast.exp_of_negative(x[i, j] * factor - top[i]), name="powers")
     sums = te.compute((rows,), lambda i: te.sum(powers[i, q].astype(kept), axis=[q]), name="sum", attrs={RULE: NAME})
     return te.compute((rows, n), lambda i, j: powers[i, j] / sums[i].astype(x.dtype), name="scale")
 
