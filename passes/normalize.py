@@ -30,7 +30,8 @@ class Normalize(Pass):
         Identity(x), Dropout(x), Cast to the same type, Reshape, Transpose, Pad, Expand without effect   ->  x
         Reshape(Flatten(x))                      ->  Reshape(x)              Transpose(Transpose(x))  ->  Transpose(x)
         Sum(a, b, c)                             ->  Add(Add(a, b), c)
-        Sub(x, const), Div(x, const), Mul(const, x)  ->  Add(x, -const), Mul(x, 1/const), Mul(x, const)
+        Sub(x, const), Mul(const, x)             ->  Add(x, -const), Mul(x, const)
+        Div(x, a power of two)                   ->  Mul(x, 1/const), which is exact
         BatchNormalization(x)                    ->  Add(Mul(x, scale), shift)        constants [1, C, 1, 1]
         Gemm {alpha, beta}                       ->  Gemm with both folded into its constants
         Reshape(Gemm(x, w, b)) to more axes      ->  Add(MatMul(Reshape(x), w), b)
