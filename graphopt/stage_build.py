@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -123,7 +124,7 @@ def _spinning(segments: Sequence[Segment]) -> list[Segment]:
     A thread that sleeps between the nodes of a segment takes longer to wake than a small node takes.
     """
     found = []
-    for segment, following in zip(segments, [*segments[1:], None], strict=True):
+    for segment, following in itertools.zip_longest(segments, segments[1:]):
         if isinstance(segment, FallbackSegment):
             calls = len(following.calls) if isinstance(following, NativeSegment) else 0
             segment = replace(segment, spin=len(segment.reasons) >= SPINNING * max(calls, 1))

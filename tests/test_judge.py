@@ -66,9 +66,8 @@ def test_structure_is_never_excused(wrong: np.ndarray) -> None:
 
 
 def test_the_spread_of_eight_bits_is_of_steps() -> None:
-    model = parse(
-        "g (float[64, 64] x) => (uint8[64, 64] q) <float s = {0.037}, uint8 z = {128}> { q = QuantizeLinear(x, s, z) }"
-    )
+    constants = "<float s = {0.037}, uint8 z = {128}>"
+    model = parse(f"g (float[64, 64] x) => (uint8[64, 64] q) {constants} {{ q = QuantizeLinear(x, s, z) }}")
     verdict = judge(model, model, given={"x": edges()})
     spreads = spread(model, verdict.feeds, verdict.expected)
     assert spreads == {"q": 1.0}

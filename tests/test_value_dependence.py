@@ -13,9 +13,10 @@ def node_of(text: str) -> ir.Node:
     return model.graph.node(len(list(model.graph)) - 1)
 
 
-def loop(body: str, count: str = "m", condition: str = "c", start: str = "x", extra: str = "") -> str:
-    return f"""g (float[2, 3] x, int64 n, bool d{extra}) => (float[a, b] y) <int64 m = {{3}}, bool c = {{1}}, int64 one = {{1}}> {{
-        y = Loop({count}, {condition}, {start}) <body = b (int64 i, bool b0, float[a, b] v) => (bool b1, float[a, b] o)
+def loop(body: str, count: str = "m", condition: str = "c") -> str:
+    constants = "<int64 m = {3}, bool c = {1}, int64 one = {1}>"
+    return f"""g (float[2, 3] x, int64 n, bool d) => (float[a, b] y) {constants} {{
+        y = Loop({count}, {condition}, x) <body = b (int64 i, bool b0, float[a, b] v) => (bool b1, float[a, b] o)
             {{ {body} }}>
     }}"""
 
@@ -27,7 +28,10 @@ CASES = {
     "nonzero": ("g (float[2] x) => (int64[1, n] y) { y = NonZero(x) }", True),
     "sampling": ("g (float[2] x) => (float[2] y) { y = com.microsoft.Sampling(x) }", True),
     "constant shape": ("g (float[6] x) => (float[2, 3] y) <int64[2] s = {2, 3}> { y = Reshape(x, s) }", False),
-    "constant node": ("g (float[6] x) => (float[2, 3] y) { s = Constant<value_ints = [2, 3]>() y = Reshape(x, s) }", False),
+    "constant node": (
+        "g (float[6] x) => (float[2, 3] y) { s = Constant<value_ints = [2, 3]>()  y = Reshape(x, s) }",
+        False,
+    ),
     "shape of data": ("g (float[6] x, int64[2] s) => (float[a, b] y) { y = Reshape(x, s) }", True),
     "count of data": ("g (float[6] x, int64[1] k) => (float[a] y, int64[a] z) { y, z = TopK(x, k) }", True),
     "counted loop": (loop(SAME + "o = Relu(v)"), False),
