@@ -82,7 +82,8 @@ CASES = {
         "y[2,3] = Mul(x, const[3])",
     ),
     "sub of a constant, div by powers of two": (
-        "g (float[2,3] x, float[3] c) => (float[2,3] y) <float[3] d = {2, -0.25, 1024}> { a = Sub(x, c)  y = Div(a, d) }",
+        "g (float[2,3] x, float[3] c) => (float[2,3] y) <float[3] d = {2, -0.25, 1024}>"
+        "{ a = Sub(x, c)  y = Div(a, d) }",
         {"c": (3,)},
         "a[2,3] = Add(x, const[3])\ny[2,3] = Mul(a, const[3])",
     ),
