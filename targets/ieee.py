@@ -1,11 +1,12 @@
-"""Keeps arithmetic of floats from TVM's simplifiers, which take floats for real numbers.
+"""Keeps arithmetic of tensors from TVM's simplifiers, which take floats for real numbers.
 
     a - b    ->    graphopt.ieee.subtract(a, b)    ->    a - b
     hide, before a schedule               reveal, when all passes have run
 
 They turn x - x into 0, (x + c) - c into x, not (a < b) into b <= a, and x == x into true: wrong for NaN, infinities and
 roundings. Calls of operators that they do not know stay. Only differences and comparisons give them occasion: sums and
-products stay as they are, for schedules look for them.
+products of floats stay as they are, for schedules look for them. Integers from tensors wrap around, which indices, for
+which the simplifiers are made, never do: their arithmetic is hidden too.
 
 Three more things are hidden. TVM computes bfloat16 in float32 and drops conversions between the two: what becomes a
 bfloat16 is rounded to one while it is a float32. A name (`let v = ... in`) of a pure value makes TVM write the value
@@ -31,6 +32,8 @@ _PREFIX = "graphopt.ieee."
 _NAMED = f"{_PREFIX}named"
 _ROUNDED = f"{_PREFIX}bfloat16"
 _BINARY: dict[str, Any] = {
+    f"{_PREFIX}add": tirx.Add,
+    f"{_PREFIX}multiply": tirx.Mul,
     f"{_PREFIX}subtract": tirx.Sub,
     f"{_PREFIX}equal": tirx.EQ,
     f"{_PREFIX}not_equal": tirx.NE,
@@ -39,6 +42,7 @@ _BINARY: dict[str, Any] = {
     f"{_PREFIX}greater": tirx.GT,
     f"{_PREFIX}greater_equal": tirx.GE,
 }
+_NAMES = {kind: name for name, kind in _BINARY.items()}
 _FENCE = "llvm.arithmetic.fence"
 
 
@@ -93,7 +97,7 @@ def hide(function: Any) -> Any:
             operands = children(value)
             if len(operands) != 2 or not _loads(operands[0], store.buffer) or _loads(operands[1], store.buffer):
                 return store
-            new = rebuilt(value, [operands[0], _hidden(operands[1])])
+            new = rebuilt(value, [operands[0], _hidden(operands[1], integers=False)])
         else:
             new = _hidden(value)
             if isinstance(new, tirx.Mul) and _floating(new) and any(store.buffer.same_as(each) for each in own):
@@ -237,22 +241,50 @@ def _nearest(x: Any) -> Any:
     return tirx.Select(tirx.EQ(x, x), tirx.reinterpret(x.ty.dtype, upper), x)
 
 
-def _hidden(value: Any) -> Any:
-    """`value` with its differences and comparisons of floats as calls."""
-    kinds = {kind: name for name, kind in _BINARY.items()}
+def _hidden(value: Any, integers: bool = True) -> Any:
+    """`value` with its differences and comparisons of floats as calls, and with `integers` arithmetic of data."""
+    return _Walk(integers).of(value)[0]
 
-    def swap(part: Any) -> Any:
-        if str(part.ty.dtype) == "bfloat16" and isinstance(part, _COMPUTES):
-            inner = rebuilt(part, [rewritten(each, swap) for each in children(part)])
-            wide = inner.value if isinstance(inner, tirx.Cast) and str(inner.value.ty.dtype) == "float32" else None
-            wide = tirx.Cast("float32", inner) if wide is None else wide
+
+class _Walk:
+    """Hides what is found in an expression; of each part it knows whether tensors decide it, which no index is."""
+
+    def __init__(self, integers: bool) -> None:
+        self.integers = integers
+        self.names: list[Any] = []  # of values that tensors decide
+
+    def of(self, part: Any) -> tuple[Any, bool]:
+        chain = []  # which may be longer than Python's stack
+        while isinstance(part, tirx.Let):
+            value, data = self.of(part.value)
+            if data:
+                self.names.append(part.var)
+            chain.append((part.var, value))
+            part = part.body
+        if isinstance(part, ir.TensorLoad):
+            new, data = part, True
+        elif isinstance(part, tirx.Var):
+            new, data = part, any(name.same_as(part) for name in self.names)
+        else:
+            old = children(part)
+            found = [self.of(each) for each in old]
+            data = any(each for _, each in found)
+            same = all(a.same_as(b) for a, (b, _) in zip(old, found, strict=True))
+            new = self._made(part, part if same else rebuilt(part, [each for each, _ in found]), data)
+        for name, value in reversed(chain):
+            new = tirx.Let(name, value, new)
+        return new, data
+
+    def _made(self, old: Any, new: Any, data: bool) -> Any:
+        if str(old.ty.dtype) == "bfloat16" and isinstance(old, _COMPUTES):
+            wide = new.value if isinstance(new, tirx.Cast) and str(new.value.ty.dtype) == "float32" else None
+            wide = tirx.Cast("float32", new) if wide is None else wide
             return tirx.Cast("bfloat16", ir.Call(_operator(_ROUNDED), [wide], ret_ty=wide.ty))
-        name = kinds.get(type(part))
-        if name is None or not _floating(part.a):
-            return None
-        return ir.Call(_operator(name), [rewritten(part.a, swap), rewritten(part.b, swap)], ret_ty=part.ty)
-
-    return rewritten(value, swap)
+        name = _NAMES.get(type(old))
+        if name is None or str(old.a.ty.dtype) == "bool":
+            return new
+        hides = not isinstance(old, tirx.Add | tirx.Mul) if _floating(old.a) else self.integers and data
+        return ir.Call(_operator(name), [new.a, new.b], ret_ty=new.ty) if hides else new
 
 
 def _loads(value: Any, buffer: Any) -> bool:
