@@ -39,8 +39,8 @@ Level = Annotated[
     typer.Option(
         "--level",
         metavar="NAME",
-        help="What the code may use: a CPU level (avx512vnni, avx512, avx2vnni, avx2, x86-64), a GPU (a100, h100, h200, rtx4090) or its "
-        "architecture (sm_80, sm_89, sm_90). Default: this CPU, or an H100.",
+        help="What the code may use: a CPU level (avx512vnni, avx512, avx2vnni, avx2, x86-64), a GPU (a100, "
+        "h100, h200, rtx4090) or its architecture (sm_80, sm_89, sm_90). Default: this CPU, or an H100.",
     ),
 ]
 NoFallback = Annotated[bool, typer.Option("--no-fallback", help="Fail if a node would need ONNX Runtime.")]
