@@ -70,7 +70,8 @@ def _factors(c: Context, inputs: list[Any], *positions: tuple[int, int]) -> list
             return None
         point = inputs[zero] if len(inputs) > zero else None
         known = None if point is None else _known(c, zero)
-        point = None if known is not None and not known.any() else point
+        # Definitions are shared by nodes whose matrices of bytes differ, so in them zeros are not looked for.
+        point = None if known is not None and known.ndim < 2 and not known.any() else point
         found.append(Factor(inputs[value], point, _known(c, value)))
     return found
 
