@@ -49,8 +49,10 @@ def fold_constants(model: ir.Model) -> bool:
     version = model.opset_imports.get("", 0)
     changed = False
     for node in list(model.graph):
-        if foreign_node(node) or node.domain != "":
+        changed |= foreign_node(node)
+        if node.domain != "":
             continue
+        infer_node(node, version, model.ir_version)
         results = _evaluate(node, version, model.ir_version)
         if results is None or any(output.is_graph_output() for output in node.outputs):
             continue
