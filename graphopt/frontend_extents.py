@@ -112,12 +112,32 @@ def _padded_transposed(node: ir.Node) -> Sequence[Typed]:
     return [(kind_of(node, 0), (x[0], w[1] * integer(node, "group", 1), *out))]
 
 
+def _spectra(node: ir.Node) -> Sequence[Typed]:
+    """STFT[B, frames, bins, 2]: half of the bins if one-sided, where onnx counts all of a length that is a constant."""
+    signal, step = extents(node, 0), operand(node, 1)
+    window, length = operand(node, 2), operand(node, 3)
+    if step is None or step.const_value is None:
+        raise Unknown
+    if length is not None:
+        if length.const_value is None:
+            raise Unknown
+        size = int(length.const_value.numpy().reshape(-1)[0])
+    elif window is not None:
+        size = extents(node, 2)[0]
+    else:
+        raise Unknown
+    frames = (signal[1] - size) // int(step.const_value.numpy().reshape(-1)[0]) + 1
+    bins = size // 2 + 1 if integer(node, "onesided", 1) else size
+    return [(kind_of(node, 0), (signal[0], frames, bins, 2))]
+
+
 OTHERWISE: dict[str, Rule] = {
     "AveragePool": _ceiled,
     "ConvTranspose": _padded_transposed,
     "LpPool": _ceiled,
     "MaxPool": _ceiled,
     "Resize": _resized,
+    "STFT": _spectra,
     "Upsample": _resized,
 }
 """By operator of ONNX's own domain."""

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from graphopt.frontend_foreign import foreign_shapes
 from graphopt.frontend_settle import foreign_node, infer_node
 
 MAX_FILL_BYTES = 2**31
@@ -44,16 +46,23 @@ _SLOW = frozenset({
 })  # fmt: skip
 
 
-def fold_constants(model: ir.Model) -> bool:
-    """Fold the main graph and drop Identity and inference Dropout everywhere, in place; True when anything changed."""
+def fold_constants(model: ir.Model, learn: Callable[[ir.Node], bool] = lambda _: False) -> bool:
+    """Fold the main graph and drop Identity and inference Dropout everywhere, in place; True when anything changed.
+
+    `learn` completes a node whose results inference leaves open, so that what follows can be folded, and says whether
+    it could.
+    """
     version = model.opset_imports.get("", 0)
     changed = False
     for node in list(model.graph):
-        changed |= foreign_node(node)
-        if node.domain != "":
-            continue
-        infer_node(node, version, model.ir_version)
-        results = _evaluate(node, version, model.ir_version)
+        results = None
+        if foreign_node(node):
+            changed = True
+        else:
+            if node.domain == "":
+                infer_node(node, version, model.ir_version)
+                results = _evaluate(node, version, model.ir_version)
+            changed |= results is None and learn(node)
         if results is None or any(output.is_graph_output() for output in node.outputs):
             continue
         constants = [_constant_value(*pair) for pair in zip(node.outputs, results, strict=True) if pair[0].uses()]
@@ -122,6 +131,8 @@ def _evaluate(node: ir.Node, version: int, ir_version: int) -> list[ir.TensorPro
     if node.op_type in ("Shape", "Size"):
         return _shape(node)
     if node.op_type not in _MOVES | _ELEMENTWISE | _SLOW:
+        if foreign_shapes(node) is None:
+            infer_node(node, version, ir_version)
         return None
     operands = [None if value is None else value.const_value for value in node.inputs]
     if any(value is not None and tensor is None for value, tensor in zip(node.inputs, operands, strict=True)):

@@ -7,6 +7,13 @@ import onnx_ir as ir
 
 from graphopt.frontend_foreign import foreign_shapes
 
+LEARNED = "graphopt.learned"
+"""Key in the `meta` of a value whose type and shape ONNX Runtime gave: inference takes them as they are."""
+
+
+def is_learned(node: ir.Node) -> bool:
+    return any(LEARNED in value.meta for value in node.outputs)
+
 
 def foreign_node(node: ir.Node) -> bool:
     """Give the outputs of `node` the types that `foreign_shapes` knows; whether that changed any."""
@@ -19,6 +26,11 @@ def foreign_node(node: ir.Node) -> bool:
             value.type, value.shape = ir.TensorType(kind), ir.Shape(extents)
             changed = True
     return changed
+
+
+def _is_of_onnx(node: ir.Node) -> bool:
+    """Whether onnx's own inference is the one to believe."""
+    return foreign_shapes(node) is None and not is_learned(node)
 
 
 def settle(model: ir.Model) -> tuple[set[str], bool]:
@@ -38,7 +50,7 @@ def settle(model: ir.Model) -> tuple[set[str], bool]:
                 changed.update(node.outputs)
                 corrected |= first is not None and first.is_static()
                 settled.add(str(node.outputs[0].name))
-            elif node.domain == "" and any(value in changed for value in node.inputs) and foreign_shapes(node) is None:
+            elif node.domain == "" and any(value in changed for value in node.inputs) and _is_of_onnx(node):
                 before = [(value.type, value.shape) for value in node.outputs]
                 for value in node.outputs:
                     value.shape = None

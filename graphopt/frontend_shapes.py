@@ -12,11 +12,13 @@ import onnx_ir as ir
 
 from graphopt.errors import ModelError
 from graphopt.frontend_files import SMALL_BYTES, checked_size
-from graphopt.frontend_settle import settle
+from graphopt.frontend_maps import from_inferred
+from graphopt.frontend_settle import is_learned, settle
 
 _LARGEST_DIM = 2**31 - 1
 _SETTLED = "graphopt.settled"
 _MAX_SETTLED = 64  # inferences of the whole model; each but the last settles a node for good, mostly all of them
+_NAMELESS = (-1, "", "?", "-1", "None")
 _Result = TypeVar("_Result")
 
 
@@ -44,6 +46,17 @@ def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
 def print_shape(dims: Iterator[object] | tuple[object, ...] | ir.Shape) -> str:
     """`1x3x224x224`; `?` for an unnamed dimension."""
     return "x".join("?" if isinstance(dim, ir.SymbolicDim) and dim.value is None else str(dim) for dim in dims)
+
+
+def open_dims(model: ir.Model) -> None:
+    """Make every dimension that is -1, or has no name worth the word, an unnamed one, in place.
+
+    Exporters write "?" for each dimension that they do not know: two of them need not be equal.
+    """
+    for graph in model.graphs():
+        for value in (*_values(graph), *graph.outputs):
+            if value.shape is not None and any(dim in _NAMELESS for dim in value.shape):
+                value.shape = ir.Shape([None if dim in _NAMELESS else dim for dim in value.shape])
 
 
 def fix_inputs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -159,11 +172,12 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 def infer_shapes(model: ir.Model) -> None:
     """Infer type and shape of every value, in place; large weights take no part but their shapes.
 
-    Declared shapes of computed values are hints of whoever wrote the model: inference starts without them, and they
-    fill only what it leaves open. What onnx does not know, or computes otherwise than ONNX Runtime, is settled between
-    them (`frontend_settle`). Raises ModelError, naming the node, for operands that do not fit each other.
+    Declared shapes of computed values are claims of whoever wrote the model, or were inferred for another size: in the
+    main graph they are left out, in subgraphs they fill what inference leaves open. What onnx does not know, or
+    computes otherwise than ONNX Runtime, is settled between them (`frontend_settle`), or was learned.
+    Raises ModelError, naming the node, for operands that do not fit each other.
     """
-    settled: set[str] = set()
+    settled = {str(node.outputs[0].name) for node in model.graph if is_learned(node)}
     for again in range(_MAX_SETTLED):
         error = _infer_once(model, settled)
         found, corrected = settle(model)
@@ -194,7 +208,7 @@ def _infer_once(model: ir.Model, settled: Set[str]) -> ModelError | None:
                     if isinstance(value.type, ir.TensorType):
                         value.type = None
     proto, error = with_skeleton(model, lambda proto: _infer(proto, settled))
-    inferred = ir.from_proto(proto)
+    inferred = from_inferred(proto)
     for graph, other in zip(model.graphs(), inferred.graphs(), strict=True):
         found = {value.name: value for value in _values(other)}
         for value in _values(graph):
@@ -207,8 +221,17 @@ def _infer_once(model: ir.Model, settled: Set[str]) -> ModelError | None:
     for value, (kind, shape) in declared.items():
         if value.type is None:
             value.type = kind
-        value.shape = _merge(value.shape, shape)
+        if value.graph is not model.graph:
+            value.shape = _merge(value.shape, shape)
     return error
+
+
+def drop_claims(model: ir.Model) -> None:
+    """Forget what the main graph declares about results of operators that ONNX has no inference for."""
+    for node in model.graph:
+        if not onnx.defs.has(node.op_type, node.domain) and node.op_identifier() not in model.functions:
+            for value in node.outputs:
+                value.shape = None
 
 
 def _possible(shape: ir.Shape) -> ir.Shape:

@@ -69,6 +69,10 @@ class Builder:
             raise GraphoptError(f"two kernels are called {identity.symbol}; report this model as a bug of graphopt")
         return known.code, known.note
 
+    def identity(self, symbol: str) -> Identity:
+        """Of a kernel that `code` was given."""
+        return self._kernels[symbol].identity
+
     def _new(self, identity: Identity) -> _Kernel:
         if self._cache is not None and (built := self._cache.get(identity)) is not None:
             return _Kernel(identity, built, built.note)
@@ -86,7 +90,7 @@ class Builder:
             self._running.append(self._submit(next(iter(self._waiting.values()))))
 
     def _submit(self, kernel: _Kernel) -> Future[bytes]:
-        if kernel.object is None:
+        if kernel.object is None or kernel.object.cancelled():  # with all others, when the code of one failed
             self._waiting.pop(kernel.identity.symbol, None)
             kernel.object = self._pool.submit(self._compile, kernel)
         return kernel.object

@@ -12,11 +12,12 @@ from graphopt import disk_cache
 from graphopt.costs import Machine
 from graphopt.runtime import cpu as host_cpu
 from graphopt.runtime import library
-from graphopt.targets import build, lowering, measure, native, relax_import, sources, tiles
+from graphopt.targets import build, constants, lowering, measure, native, relax_import, sources, tiles
 from graphopt.targets.base import Lowered
 from graphopt.targets.definitions import Definitions, signature
 from graphopt.targets.machine import detect
 from graphopt.targets.object_cache import ObjectCache
+from graphopt.targets.quiet import quiet
 from graphopt.work import Timing, Work
 
 
@@ -37,6 +38,7 @@ class CpuTarget:
         self.cpu = detect(level, threads)
         kept = ObjectCache(disk_cache.objects(), self.cpu) if cache and sources.unchanged() else None
         self._builder = build.Builder(self.cpu, kept, ahead)
+        self._host = self._builder if self.cannot_measure() is None else _OnHost(self._builder)
         self._answers: dict[str, str | None] = {}
         self._definitions = Definitions()
 
@@ -59,8 +61,8 @@ class CpuTarget:
         """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
         key = signature(node)
         if key not in self._answers:
-            self._answers[key] = native.obstacle(node, opsets, self.cpu, self._definitions)
-        return self._answers[key]
+            self._answers[key] = native.template(native.obstacle(node, opsets, self.cpu, self._definitions), node)
+        return native.spelled(self._answers[key], node)
 
     def defect(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
         """Lower the node alone and generate its code."""
@@ -69,7 +71,7 @@ class CpuTarget:
             if lowered.functions:
                 self.library(lowered.functions)
         except RuntimeError as error:
-            return f"TVM cannot generate code for {node.op_type}: {native.first_line(error)}"
+            return f"TVM cannot generate code for {node.op_type}: {native.readable(error)}"
         return None
 
     def lower(
@@ -81,9 +83,10 @@ class CpuTarget:
         prefix: str,
     ) -> Lowered:
         """Import, fuse, schedule; then run what depends on constants only."""
-        imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, self._definitions)
-        lowered = lowering.lower(imported, self._builder, prefix)
-        lowering.evaluate_constants(lowered, self._builder)
+        with quiet():
+            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, self._definitions)
+            lowered = lowering.lower(imported, self._builder, prefix)
+        constants.evaluate_constants(lowered, self._host)
         return lowered
 
     def library(self, functions: Mapping[str, Any]) -> bytes:
@@ -119,3 +122,15 @@ class CpuTarget:
             "tvm": library.version(),
             "kernels": sources.digest(),
         }
+
+
+class _OnHost:
+    """What `constants.evaluate_constants` asks of a builder, where this processor cannot run the code of the level."""
+
+    def __init__(self, builder: build.Builder) -> None:
+        self._builder = builder
+        self._own = build.Builder(detect())
+
+    def load(self, functions: Mapping[str, Any]) -> Mapping[str, Callable[..., Any]]:
+        identities = {symbol: self._builder.identity(symbol) for symbol in functions}
+        return self._own.load({symbol: self._own.code(identity)[0] for symbol, identity in identities.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ from tvm.ir import GenericConst
 
 from graphopt.errors import GraphoptError
 from graphopt.program import KernelCall, Place, Value
-from graphopt.targets import build, joins, origins
+from graphopt.targets import cuts, ieee, inlining, joins, origins
 from graphopt.targets.base import Lowered
 from graphopt.targets.identity import Identity, identify
 from graphopt.targets.relax_import import Imported
@@ -24,13 +23,6 @@ class Scheduler(Protocol):
 
     def code(self, identity: Identity) -> tuple[Any, str]:
         """What to keep among the functions for a kernel, and a note about its schedule."""
-
-
-class Loader(Protocol):
-    """Runs kernels while compiling."""
-
-    def load(self, functions: Mapping[str, Any]) -> Mapping[str, Callable[..., Any]]:
-        """Kernels by symbol, callable with arrays on the host."""
 
 
 VIEWS = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
@@ -66,7 +58,7 @@ def fuse(module: Any, owners: origins.Owners) -> tuple[Any, dict[Any, tuple[str,
         The module, and for each variable of its `main` the ONNX nodes that are computed for it.
     """
     whole = relax.transform.DeadCodeElimination()(module)
-    grouped = relax.transform.FuseOps()(relax.transform.AnnotateTIROpPattern()(whole))
+    grouped = relax.transform.FuseOps()(cuts.cut(relax.transform.AnnotateTIROpPattern()(whole)))
     traced = origins.trace(whole, grouped, owners)
     # both keep the variables of main, or drop those that only rename another
     return relax.transform.RewriteDataflowReshape()(relax.transform.FuseTIR()(grouped)), traced
@@ -79,6 +71,7 @@ def lower(imported: Imported, builder: Scheduler, prefix: str) -> Lowered:
         builder: gives every kernel its schedule; equal kernels, of whatever segment, have one symbol.
         prefix: starts every new value name, so that segments share one name space.
     """
+    ieee.register()
     legal = legalize(imported.module)
     module, traced = fuse(legal, origins.legalized(imported.owners, legal))
     lowered = Lowered(inputs=imported.inputs)
@@ -172,7 +165,7 @@ class _Reader:
 
     def _kernel(self, function: Any, hint: str) -> str:
         """The symbol of a PrimFunc, whose code is now among the functions."""
-        kernel = identify(function, hint)
+        kernel = identify(ieee.hide(inlining.inline(function)), hint)
         if kernel.symbol not in self.lowered.functions:
             self.lowered.functions[kernel.symbol], note = self.builder.code(kernel)
             if note:
@@ -228,53 +221,3 @@ def _rename(lowered: Lowered, names: dict[str, str]) -> None:
     lowered.calls = [
         replace(c, inputs=tuple(map(new, c.inputs)), outputs=tuple(map(new, c.outputs))) for c in lowered.calls
     ]
-
-
-def evaluate_constants(lowered: Lowered, builder: Loader) -> None:
-    """Run now, once, every call whose inputs are all constant (packing, say), and keep its result as a weight."""
-    constant = set(lowered.constants)
-    constant |= {v.name for v in lowered.values.values() if v.place is Place.VIEW and v.of in constant}
-    early, late = [], []
-    for call in lowered.calls:
-        placed = any(lowered.values[name].place is Place.VIEW for name in call.outputs)  # in a tensor made at run time
-        if call.inputs and not placed and constant.issuperset(call.inputs):
-            early.append(call)
-            constant.update(call.outputs)
-            constant |= {v.name for v in lowered.values.values() if v.place is Place.VIEW and v.of in call.outputs}
-        else:
-            late.append(call)
-    lowered.calls = late
-    used = {call.symbol for call in late}
-    functions = lowered.functions
-    lowered.functions = {s: f for s, f in functions.items() if s in used}
-    if early:
-        _run(lowered, early, functions, builder)
-    _prune(lowered)
-
-
-def _run(lowered: Lowered, early: list[KernelCall], functions: dict[str, Any], builder: Loader) -> None:
-    kernels = builder.load({call.symbol: functions[call.symbol] for call in early})
-    for call in early:
-        arguments = [_tensor(lowered, name) for name in call.inputs]
-        results = []
-        for name in call.outputs:
-            value = lowered.values[name]
-            results.append(build.empty(value.shape or (), value.dtype))
-        kernels[call.symbol](*map(build.tensor, [*arguments, *results]))
-        for name, array in zip(call.outputs, results, strict=True):
-            _constant(lowered, name, array)
-
-
-def _tensor(lowered: Lowered, name: str) -> NDArray[Any]:
-    value = lowered.values[name]
-    array = lowered.constants[value.of if value.place is Place.VIEW else name]
-    return np.ascontiguousarray(array).reshape(value.shape or ())
-
-
-def _prune(lowered: Lowered) -> None:
-    """Forget values that no call touches and that are neither inputs nor outputs."""
-    live = {name for call in lowered.calls for name in (*call.inputs, *call.outputs)}
-    live.update(lowered.inputs, lowered.outputs)
-    live |= {lowered.values[name].of for name in live if lowered.values[name].place is Place.VIEW}
-    lowered.values = {name: value for name, value in lowered.values.items() if name in live}
-    lowered.constants = {name: array for name, array in lowered.constants.items() if name in live}

@@ -21,18 +21,26 @@ class CpuLevel:
     registers: int
     attributes: tuple[str, ...] = ()
 
+    @property
+    def vnni(self) -> bool:
+        """Whether one instruction sums four products of bytes."""
+        return not {"avx512_vnni", "avx_vnni"}.isdisjoint(self.features)
 
+
+_AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _AVX2 = ("avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm")
 # LLVM splits 512-bit vectors in two by default on its x86-64-v4, which halves the rate where the units are full width.
 LEVELS = {
-    "avx512": CpuLevel(
-        "avx512",
+    "avx512vnni": CpuLevel(
+        "avx512vnni",
         "x86-64-v4",
-        ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", *_AVX2),
+        (*_AVX512, "avx512_vnni", *_AVX2),
         64,
         32,
-        ("-prefer-256-bit",),
+        ("-prefer-256-bit", "+avx512vnni"),
     ),
+    "avx512": CpuLevel("avx512", "x86-64-v4", (*_AVX512, *_AVX2), 64, 32, ("-prefer-256-bit",)),
+    "avx2vnni": CpuLevel("avx2vnni", "x86-64-v3", (*_AVX2, "avx_vnni"), 32, 16, ("+avxvnni",)),
     "avx2": CpuLevel("avx2", "x86-64-v3", _AVX2, 32, 16),
     "x86-64": CpuLevel("x86-64", "x86-64", ("sse2",), 16, 16),
 }

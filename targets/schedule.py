@@ -13,8 +13,11 @@ from graphopt.targets.kernels import (
     conv_winograd,
     conv_winograd_fused,
     depthwise,
+    extremes,
     gemm,
     generic,
+    integer_conv,
+    integer_gemm,
     lrn,
     rowwise,
 )
@@ -32,7 +35,10 @@ RULES: dict[str, Rule] = {
     conv_winograd.OUTPUT: conv_winograd.schedule_output,
     conv_winograd_fused.NAME: conv_winograd_fused.schedule,
     depthwise.NAME: depthwise.schedule,
+    extremes.NAME: extremes.schedule,
     gemm.NAME: gemm.schedule,
+    integer_conv.NAME: integer_conv.schedule,
+    integer_gemm.NAME: integer_gemm.schedule,
     lrn.NAME: lrn.schedule,
     rowwise.NAME: rowwise.schedule,
 }

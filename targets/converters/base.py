@@ -13,8 +13,9 @@ from graphopt.targets.definitions import NodeDefinitions
 from graphopt.targets.machine import CpuMachine
 from graphopt.work import PRECISION, TILE
 
-ELEMENTWISE, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 2, 3, 4, 8
-"""TVM's operator patterns: element by element; index arithmetic; sums; consumers may fuse; nothing fuses."""
+ELEMENTWISE, BROADCAST, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 1, 2, 3, 4, 8
+"""TVM's operator patterns: element by element; the same where operands repeat; index arithmetic; sums; consumers may
+fuse; nothing fuses."""
 
 Converter = Callable[["Context", list[Any]], Any]
 

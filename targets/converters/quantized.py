@@ -1,80 +1,124 @@
 """Integer arithmetic of quantized models: exact sums in int32, one rounding at the end.
 
-y = saturate(round(a_scale b_scale / y_scale * sum (a - a_zero) (b - b_zero)) + y_zero)
+    y = saturate(round(sum of (a - a_zero) (b - b_zero) * (a_scale b_scale / y_scale)) + y_zero)
+
+Rounding is that of ONNX Runtime: the sum becomes a float, is multiplied by one factor, and goes to the nearest integer,
+ties to the even one. The sums are exact, where ONNX Runtime's kernels for uint8 times int8 saturate pairs of products
+on processors without VNNI.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tvm import relax, te, tirx
+from tvm import relax, tirx
 
-from graphopt.targets.converters.base import INJECTIVE, Context, Converter, dtype_of, elementwise_map, shape_of
+from graphopt.targets.converters.base import Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.integers import BYTES, Factor, Rescaling, convolution, product
 
-
-def _centred(c: Context, x: Any, zero: Any) -> Any:
-    """x - zero in int32; `zero` is one number."""
-    wide = c.builder.emit(relax.op.astype(x, "int32"))
-    if zero is None:
-        return wide
-    one = c.builder.emit(relax.op.astype(c.reshape(zero, ()), "int32"))
-    return c.builder.emit(relax.op.subtract(wide, one))
+Sums = Callable[..., Any]
+"""`product` or `convolution`, or what computes the same on another target."""
 
 
-def _is_one(*values: Any) -> bool:
-    return all(value is None or math.prod(shape_of(value)) == 1 for value in values)
+def matmul_integer(c: Context, inputs: list[Any], product: Sums = product) -> Any:
+    """MatMulInteger."""
+    factors = _factors(c, inputs, (0, 2), (1, 3))
+    return NotImplemented if factors is None else _shaped(c, product(c, *factors), c.out_shape)
 
 
-def qlinear_matmul(c: Context, inputs: list[Any]) -> Any:
-    """QLinearMatMul with one scale and one zero point for each tensor."""
-    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = inputs
-    target = dtype_of(y_zero)
-    if not _is_one(a_scale, a_zero, b_scale, b_zero, y_scale, y_zero) or target not in ("int8", "uint8"):
+def conv_integer(c: Context, inputs: list[Any], convolution: Sums = convolution) -> Any:
+    """ConvInteger."""
+    factors = _factors(c, inputs, (0, 2), (1, 3))
+    return NotImplemented if factors is None else convolution(c, *factors)
+
+
+def qlinear_matmul(c: Context, inputs: list[Any], product: Sums = product) -> Any:
+    """QLinearMatMul."""
+    _, a_scale, _, _, b_scale, _, y_scale, y_zero = inputs
+    factors = _factors(c, inputs, (0, 2), (3, 5))
+    if factors is None or any(dtype_of(scale) != "float32" for scale in (a_scale, b_scale, y_scale)):
         return NotImplemented
-    emit = c.builder.emit
-    total = emit(relax.op.matmul(_centred(c, a, a_zero), _centred(c, b, b_zero)))
-    scales = [emit(relax.op.astype(c.reshape(scale, ()), "float32")) for scale in (a_scale, b_scale, y_scale)]
-    ratio = emit(relax.op.divide(emit(relax.op.multiply(scales[0], scales[1])), scales[2]))
-    scaled = emit(relax.op.round(emit(relax.op.multiply(emit(relax.op.astype(total, "float32")), ratio))))
-    shifted = emit(relax.op.add(scaled, emit(relax.op.astype(c.reshape(y_zero, ()), "float32"))))
-    limits = np.iinfo(target)
-    clipped = emit(
-        relax.op.clip(shifted, tirx.const(float(limits.min), "float32"), tirx.const(float(limits.max), "float32"))
+    ratio = _ratio(c, (1, 4, 6), (_rows(c, a_scale), b_scale, _rows(c, y_scale)))
+    single = all(math.prod(shape_of(x)) == 1 for x in (a_scale, y_scale, y_zero))
+    if single and math.prod(shape_of(b_scale)[:-1]) == 1:
+        rescaling = Rescaling(c.reshape(ratio, (math.prod(shape_of(ratio)),)), _vector(c, y_zero))
+        return _shaped(c, product(c, *factors, rescaling), c.out_shape)
+    total = product(c, *factors)
+    return (
+        total if total is NotImplemented else _shaped(c, _requantized(c, total, ratio, _rows(c, y_zero)), c.out_shape)
     )
-    return relax.op.astype(clipped, target)
 
 
-def dynamic_quantize(c: Context, inputs: list[Any]) -> Any:
-    """y, scale, zero point of [min(x, 0), max(x, 0)] over 0..255; the scale of zeros is 1, as in ONNX Runtime."""
-    (x,) = inputs
-    if dtype_of(x) != "float32" or 0 in shape_of(x):
+def qlinear_conv(c: Context, inputs: list[Any], convolution: Sums = convolution) -> Any:
+    """QLinearConv; the scale and the zero point of the weights may differ from filter to filter."""
+    _, x_scale, _, _, w_scale, _, y_scale, y_zero = inputs[:8]
+    factors = _factors(c, inputs, (0, 2), (3, 5))
+    if factors is None or any(math.prod(shape_of(x)) != 1 for x in (x_scale, y_scale, y_zero)):
         return NotImplemented
-    emit = c.builder.emit
-    ends = [emit(operator(emit(relax.op.reshape(x, (-1,))), axis=0)) for operator in (relax.op.min, relax.op.max)]
-    zero, full = tirx.const(0, "float32"), tirx.const(255, "float32")
-
-    def scale(low: Any, high: Any) -> Any:
-        span = tirx.max(high, zero) - tirx.min(low, zero)
-        return tirx.Select(span == zero, tirx.const(1, "float32"), span / full)
-
-    def zero_point(low: Any, s: Any) -> Any:
-        return tirx.nearbyint(tirx.min(tirx.max(zero - tirx.min(low, zero) / s, zero), full)).astype("uint8")
-
-    def quantized(value: Any, s: Any, z: Any) -> Any:
-        rounded = tirx.nearbyint(value / s) + z.astype("float32")
-        return tirx.min(tirx.max(rounded, zero), full).astype("uint8")
-
-    y_scale = elementwise_map(c, scale, *ends)
-    y_zero = elementwise_map(c, zero_point, ends[0], y_scale)
-    y = c.te(
-        "quantize",
-        lambda v, s, z: te.compute(v.shape, lambda *i: quantized(v(*i), s(), z()), name="quantize"),
-        *(x, y_scale, y_zero),
-        pattern=INJECTIVE,
-    )
-    return [y, y_scale, y_zero]
+    ratio = _ratio(c, (1, 4, 6), (x_scale, w_scale, y_scale))
+    return convolution(c, *factors, Rescaling(ratio, _vector(c, y_zero), inputs[8] if len(inputs) > 8 else None))
 
 
-STANDARD: dict[str, Converter] = {"DynamicQuantizeLinear": dynamic_quantize, "QLinearMatMul": qlinear_matmul}
+def _factors(c: Context, inputs: list[Any], *positions: tuple[int, int]) -> list[Factor] | None:
+    """The tensors and zero points at pairs of positions; None where they are no bytes."""
+    found = []
+    for value, zero in positions:
+        if dtype_of(inputs[value]) not in BYTES:
+            return None
+        point = inputs[zero] if len(inputs) > zero else None
+        known = None if point is None else _known(c, zero)
+        point = None if known is not None and not known.any() else point
+        found.append(Factor(inputs[value], point, _known(c, value)))
+    return found
+
+
+def _known(c: Context, position: int) -> Any:
+    """The numbers of an input that is constant."""
+    value = c.node.inputs[position]
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def _shaped(c: Context, total: Any, shape: tuple[int, ...]) -> Any:
+    return total if total is NotImplemented else c.reshape(total, shape)
+
+
+def _vector(c: Context, x: Any) -> Any:
+    """What is one number as [1], for a scalar would become part of the code."""
+    return c.reshape(x, (1,)) if math.prod(shape_of(x)) == 1 else x
+
+
+def _rows(c: Context, x: Any) -> Any:
+    """A scale or zero point [M] of rows as [M, 1]."""
+    return c.reshape(x, (*shape_of(x), 1)) if len(shape_of(x)) == 1 else x
+
+
+def _ratio(c: Context, positions: tuple[int, int, int], scales: tuple[Any, Any, Any]) -> Any:
+    """a * b / y in float32, in this order, of the inputs at `positions`, which are shaped as `scales`."""
+    known = [_known(c, position) for position in positions]
+    a, b, y = (_vector(c, scale) for scale in scales)
+    if all(numbers is not None for numbers in known):
+        a, b, y = (numbers.reshape(shape_of(scale)) for numbers, scale in zip(known, (a, b, y), strict=True))
+        with np.errstate(all="ignore"):
+            return relax.const((a * b) / y, "float32")
+    return c.builder.emit(relax.op.divide(c.builder.emit(relax.op.multiply(a, b)), y))
+
+
+def _requantized(c: Context, total: Any, ratio: Any, zero: Any) -> Any:
+    """As `Rescaling`, for operands that broadcast to the shape of `total` in any way."""
+    emit, limits = c.builder.emit, np.iinfo(dtype_of(zero))
+    rounded = emit(relax.op.round(emit(relax.op.multiply(emit(relax.op.astype(total, "float32")), ratio))))
+    shifted = emit(relax.op.add(rounded, emit(relax.op.astype(_vector(c, zero), "float32"))))
+    low, high = (tirx.const(float(limit), "float32") for limit in (limits.min, limits.max))
+    clipped = emit(relax.op.astype(emit(relax.op.clip(shifted, low, high)), "int32"))
+    return emit(relax.op.astype(clipped, dtype_of(zero)))
+
+
+STANDARD: dict[str, Converter] = {
+    "ConvInteger": conv_integer,
+    "MatMulInteger": matmul_integer,
+    "QLinearConv": qlinear_conv,
+    "QLinearMatMul": qlinear_matmul,
+}

@@ -70,15 +70,12 @@ def extreme(largest: bool) -> Converter:
     def convert(c: Context, inputs: list[Any]) -> Any:
         x = inputs[0]
         shape, dtype = shape_of(x), dtype_of(x)
-        axes = _axes(c)
+        places = chosen_axes(c, len(shape))
         if (result := alone(c, x)) is not NotImplemented:
             return result
         if 0 in shape:
             return of_nothing(c, inputs)
-        if dtype not in (*FLOATS, "bool") or axes is None:
-            return NotImplemented
-        places = sorted(int(axis) % len(shape) for axis in axes) if len(axes) else list(range(len(shape)))
-        if not places:
+        if dtype not in (*FLOATS, "bool") or not places:
             return NotImplemented
         keep = bool(c.integer("keepdims", 1))
         working = "int8" if dtype == "bool" else dtype
@@ -111,6 +108,16 @@ def extreme(largest: bool) -> Converter:
         return y if dtype == working else relax.op.astype(y, dtype)
 
     return convert
+
+
+def chosen_axes(c: Context, rank: int) -> list[int] | None:
+    """The axes that a reduction is over, in order, counted from the front; None where only the run tells."""
+    axes = _axes(c)
+    if axes is None:
+        return None
+    if not len(axes):
+        return [] if c.integer("noop_with_empty_axes") else list(range(rank))
+    return sorted(int(axis) % rank for axis in axes)
 
 
 def _axes(c: Context) -> NDArray[Any] | tuple[int, ...] | None:

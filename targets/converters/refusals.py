@@ -53,6 +53,13 @@ def _layer_normalization(node: ir.Node) -> str | None:
     return "TVM gives zeros for the mean and deviation of LayerNormalization" if used else None
 
 
+def _integer_root(node: ir.Node) -> str | None:
+    operand = node.inputs[0]
+    if operand is not None and operand.dtype is not None and operand.dtype.is_integer():
+        return f"TVM computes {node.op_type} of integers in another type than ONNX Runtime, which cuts the fraction off"
+    return None
+
+
 WRONG_IN_TVM: dict[str, Callable[[ir.Node], str | None]] = {
     "Attention": lambda node: "TVM converts the opset-23 Attention as another operator of that name",
     "ConvTranspose": _output_shape,
@@ -64,6 +71,10 @@ WRONG_IN_TVM: dict[str, Callable[[ir.Node], str | None]] = {
     "Dropout": _dropout,
     "LayerNormalization": _layer_normalization,
     "MaxUnpool": lambda node: "TVM unpools to other places where output_shape is given",
+    "ReduceL2": _integer_root,
+    "ReduceLogSum": _integer_root,
+    "ReduceLogSumExp": _integer_root,
+    "ReduceMean": _integer_root,
     "Resize": lambda node: "TVM ignores the scales, antialias, and the tie of nearest neighbours of Resize",
     "RoiAlign": lambda node: "TVM moves the regions of RoiAlign before it scales them",
 }

@@ -12,10 +12,12 @@ from tvm import relax, te, tirx
 
 from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters.convolution import begin_pads
+from graphopt.targets.converters.reductions import extreme
 from graphopt.targets.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters_attention import attention
 from graphopt.targets.gpu.converters_blocked import BLOCKED, accumulator, on_cores
 from graphopt.targets.gpu.converters_functions import gelu, left_to_tvm
+from graphopt.targets.gpu.converters_quantized import OWN as QUANTIZED
 from graphopt.targets.gpu.converters_recurrent import recurrent
 from graphopt.targets.gpu.converters_reductions import mean
 from graphopt.targets.gpu.converters_rows import channel_norm, layer_norm, rms_norm, softmax
@@ -270,6 +272,7 @@ def fully_connected(c: Context, inputs: list[Any]) -> Any:
 
 OWN: Mapping[str, Converter] = {
     **BLOCKED,
+    **QUANTIZED,
     "Conv": conv,
     "graphopt.Conv2dIm2col": conv_im2col,
     "MatMul": matmul,
@@ -284,6 +287,9 @@ OWN: Mapping[str, Converter] = {
     "GroupNormalization": channel_norm,
     "ReduceMean": mean,
     "GlobalAveragePool": mean,
+    "GlobalMaxPool": left_to_tvm,
+    "ReduceMax": extreme(largest=True),
+    "ReduceMin": extreme(largest=False),
     "Transpose": transpose,
     "Gelu": gelu,
     "Exp": left_to_tvm,

@@ -233,7 +233,7 @@ def compute(
     return te.compute(tuple(shape), finish, name="finish")
 
 
-def _product_axes(sch: s_tir.Schedule, last: Any, parts: list[int], groups: int) -> Callable[..., list[Any]]:
+def product_axes(sch: s_tir.Schedule, last: Any, parts: list[int], groups: int) -> Callable[..., list[Any]]:
     """The map from the output's indices to (batch, m, n)."""
     extents = [int(iterator.dom.extent) for iterator in sch.get(last).iter_vars]
     height = extents[parts[0]] // groups
@@ -263,7 +263,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     parts = [int(p) for p in annotations["graphopt.parts"]]
     lanes = machine.lanes(dtype_of(sch, anchor.rv))
     last = inline_after(sch, anchor)
-    sch = renumber(sch, last, _product_axes(sch, last, parts, groups))
+    sch = renumber(sch, last, product_axes(sch, last, parts, groups))
     last, gemm = blocks_of(sch)[-1].rv, sch.get_sblock(anchor.name)
     ragged = bool(int(sch.get(last).iter_vars[2].dom.extent) % width)
     if ragged:

@@ -103,12 +103,21 @@ def test_describe(level: str) -> None:
 
 # ---------------------------------------------------------------- instructions
 
+_WIDE = r"%zmm|%k[1-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b"
 FORBIDDEN = {
-    "avx512": r"%tmm",
-    "avx2": r"%zmm|%k[1-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b",
+    "avx512vnni": r"%tmm",
+    "avx512": r"%tmm|vpdp",
+    "avx2vnni": _WIDE,
+    "avx2": rf"{_WIDE}|vpdp",
     "x86-64": r"%[yz]mm|%k[1-7]\b|\bv[a-z]+ps\b|\bv[a-z]+ss\b|\b(pshufb|roundps|roundss|blendvps|pmulld|pminsd)\b",
 }
-WANTED = {"avx512": r"vfmadd\w+\s.*%zmm", "avx2": r"vfmadd\w+\s.*%ymm", "x86-64": r"mulps\s.*%xmm"}
+WANTED = {
+    "avx512vnni": r"vfmadd\w+\s.*%zmm",
+    "avx512": r"vfmadd\w+\s.*%zmm",
+    "avx2vnni": r"vfmadd\w+\s.*%ymm",
+    "avx2": r"vfmadd\w+\s.*%ymm",
+    "x86-64": r"mulps\s.*%xmm",
+}
 
 
 def every_kind_of_kernel(lab_of_level: Any, b: int) -> Any:

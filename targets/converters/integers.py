@@ -1,0 +1,217 @@
+"""Products and convolutions of bytes, summed exactly, for the operators in `quantized.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import relax, tirx
+
+from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.converters.convolution import begin_pads
+from graphopt.targets.converters.linear import saturated
+from graphopt.targets.kernels import dots, integer_conv, integer_gemm
+from graphopt.targets.kernels.common import SCHEDULED, const, dims
+from graphopt.targets.kernels.integer_conv import Window
+
+BYTES = ("int8", "uint8")
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A tensor of bytes, its zero point (None where that is known to be zero), and its numbers where they are known."""
+
+    value: Any
+    zero: Any
+    known: NDArray[Any] | None
+
+    @property
+    def signed(self) -> bool:
+        """Whether the bytes are int8."""
+        return dtype_of(self.value) == "int8"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return shape_of(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescaling:
+    """What becomes of a sum: saturate(round((sum + bias) * ratio) + zero) in the type of `zero`.
+
+    `ratio` is [1] or has one entry for each column of a product or filter of a convolution, as `bias` has; `zero` is
+    [1].
+    """
+
+    ratio: Any
+    zero: Any
+    bias: Any = None
+
+    def operands(self) -> dict[str, Any]:
+        """Those that are there, by name."""
+        every = {"ratio": self.ratio, "y_zero": self.zero, "bias": self.bias}
+        return {name: operand for name, operand in every.items() if operand is not None}
+
+    @staticmethod
+    def element(operands: dict[str, Any]) -> Callable[[Any, Any], Any] | None:
+        """The function of one sum and its channel, from the TE tensors of `operands`; None where there are none."""
+        if "ratio" not in operands:
+            return None
+        ratio, zero, bias = operands["ratio"], operands["y_zero"], operands.get("bias")
+
+        def element(total: Any, channel: Any) -> Any:
+            total = total if bias is None else total + bias[channel]
+            rounded = tirx.nearbyint(total.astype("float32") * ratio[0 if dims(ratio) == [1] else channel])
+            return saturated(rounded + zero[0].astype("float32"), str(zero.dtype))
+
+        return element
+
+
+def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None, transposed: bool = False) -> Any:
+    """The sums [..., M, N] of a[..., M, K] and b[..., K, N], or of b[N, K] if it is `transposed`; or what they become.
+
+    One axis is a row on the left, a column on the right.
+    """
+    if 0 in (*a.shape, *b.shape):
+        return NotImplemented
+    sa, sb = (1, *a.shape)[-max(2, len(a.shape)) :], (*b.shape, 1)[: max(2, len(b.shape))]
+    m, k, n = sa[-2], sa[-1], sb[-2] if transposed else sb[-1]
+    batch = np.broadcast_shapes(sa[:-2], sb[:-2])
+    out = (*batch, m, n)
+    if math.prod(sb[:-2]) == 1:  # every leading axis of the left side is one more row
+        lead, rights, parts = (*(1,) * (len(batch) - len(sa) + 2), *sa[:-2]), (), (0, len(out) - 1, 1)
+        count, m = 1, math.prod(sa[:-1])
+    else:
+        lead, rights, parts = () if math.prod(sa[:-2]) == 1 else batch, batch, (len(batch), 1, 1)
+        count = math.prod(lead)
+    left = c.reshape(_spread(c, c.reshape(a.value, sa), (*lead, *sa[-2:])), (count, m, k))
+    right = c.reshape(_spread(c, c.reshape(b.value, sb), (*rights, *sb[-2:])), (math.prod(rights), *sb[-2:]))
+    rows = None if a.zero is None else _points(c, a.zero, (*lead, sa[-2]), (count, m), -1)
+    columns = None if b.zero is None else _points(c, b.zero, (*rights, n), (math.prod(rights), n), -2)
+    unit = dots.WORDS if columns is not None else dots.unit(c.machine, b.known, dtype_of(b.value))
+    tile = integer_gemm.choose_tile(m, n, k, c.machine, unit)
+    panels = c.te("pack", lambda v: integer_gemm.pack(v, tile.width, unit, transposed), right, pattern=OPAQUE)
+    further: dict[str, Any] = {}
+    if unit == dots.WORDS:
+        given = [] if rows is None else [rows]
+        left = c.te("left", lambda v, z=None: integer_gemm.left(v, unit, z), left, *given, pattern=OPAQUE)
+        if columns is not None:
+            further["zero"] = c.te("pack", lambda v: integer_gemm.pack_zero(v, n, tile.width), columns, pattern=OPAQUE)
+    else:
+        if a.signed or k % unit:
+            left = c.te("left", lambda v: integer_gemm.left(v, unit), left, pattern=OPAQUE)
+        left = c.reshape(left, (count, m, integer_gemm.units(k, unit), unit))
+        if a.signed or rows is not None:
+            further["columns"] = c.te("column_sums", integer_gemm.column_sums, panels, pattern=OPAQUE)
+            further |= {} if rows is None else {"rows": rows}
+    further |= {} if rescaling is None else rescaling.operands()
+
+    def define(p: Any, q: Any, *more: Any) -> Any:
+        found = dict(zip(further, more, strict=True))
+        shift = None
+        if "columns" in found:
+            points = found.get("rows")
+
+            def shift(i: Any, row: Any) -> Any:
+                at = [] if points is None else [0 if e == 1 else x for e, x in zip(dims(points), (i, row), strict=True)]
+                return _shift(None if points is None else points[tuple(at)], a.signed)
+
+        return integer_gemm.compute(
+            p,
+            q,
+            out,
+            parts,
+            tile.rows,
+            zero=found.get("zero"),
+            shift=shift,
+            columns=found.get("columns"),
+            requantize=Rescaling.element(found),
+        )
+
+    return c.te("integer_gemm", define, left, panels, *further.values(), pattern=EPILOGUE)
+
+
+def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = None) -> Any:
+    """The sums [N, O, *out] of the node's convolution, or what they become; zero points are of one axis at most."""
+    out = c.out_shape
+    if len(x.shape) < 3 or 0 in (*x.shape, *w.shape):
+        return NotImplemented
+    groups, image, kernel = c.integer("group", 1), x.shape[2:], w.shape[2:]
+    ones = (1,) * len(kernel)
+    strides, dilations = c.integers("strides", ones), c.integers("dilations", ones)
+    pads = begin_pads(c, image, kernel, strides, dilations, out[2:])
+    if groups == 1 and math.prod(out[2:]) == 1 and kernel == image and not any(pads):
+        # One output position that sees the whole image: a matrix product, with the weights on the streaming side.
+        return c.reshape(product(c, _flat(c, x), _flat(c, w), rescaling, transposed=True), out)
+    unit = dots.WORDS if w.zero is not None else dots.unit(c.machine, w.known, dtype_of(w.value))
+    shape = (x.shape[0], groups, w.shape[1], out[1] // groups, image, kernel)
+    window = integer_conv.choose_tile(Window(*shape, strides, dilations, pads, out[2:], unit), c.machine)
+    packed = c.te("pack", lambda v: integer_conv.pack(v, window), w.value, pattern=OPAQUE)
+    x_zero, w_zero = (None if v.zero is None else c.reshape(v.zero, (math.prod(shape_of(v.zero)),)) for v in (x, w))
+    every = {"packed": packed if unit == dots.WORDS else None, "x_zero": x_zero, "w_zero": w_zero}
+    operands = {name: operand for name, operand in every.items() if operand is not None}
+
+    def prepare(v: Any, *more: Any) -> list[Any]:
+        found = dict(zip(operands, more, strict=True))
+        return integer_conv.prepare(v, found.get("packed"), window, found.get("x_zero"), found.get("w_zero"))
+
+    attributes = {"op_pattern": OPAQUE, SCHEDULED: 1}
+    lines = c.definitions.emit(c.builder, "prepare", prepare, (x.value, *operands.values()), attributes)
+    further: dict[str, Any] = {}
+    if unit == dots.WORDS:
+        lines, packed = (c.builder.emit(relax.TupleGetItem(lines, i)) for i in range(2))
+    elif x.signed or x_zero is not None:
+        further["sums"] = c.te("filter_sums", integer_conv.filter_sums, w.value, pattern=OPAQUE)
+        further |= {} if x_zero is None else {"x_zero": x_zero}
+    further |= {} if rescaling is None else rescaling.operands()
+
+    def define(p: Any, q: Any, *more: Any) -> Any:
+        found = dict(zip(further, more, strict=True))
+        zero = found.get("x_zero")
+        return integer_conv.compute(
+            p,
+            q,
+            window,
+            shift=(lambda: _shift(None if zero is None else zero[0], x.signed)) if "sums" in found else None,
+            sums_of_filters=found.get("sums"),
+            requantize=Rescaling.element(found),
+        )
+
+    return c.reshape(c.te("integer_conv", define, packed, lines, *further.values(), pattern=EPILOGUE), out)
+
+
+def _flat(c: Context, factor: Factor) -> Factor:
+    """All axes but the first as one."""
+    shape = factor.shape
+    return Factor(c.reshape(factor.value, (shape[0], math.prod(shape[1:]))), factor.zero, factor.known)
+
+
+def _shift(zero: Any, signed: bool) -> Any:
+    """What bytes are too large by where they are unsigned: the zero point, 128 more for int8."""
+    found = const(0, "int32") if zero is None else zero.astype("int32")
+    return found + 128 if signed else found
+
+
+def _spread(c: Context, x: Any, shape: tuple[int, ...]) -> Any:
+    """`x` repeated along its batch axes to `shape`; a view where nothing repeats."""
+    if math.prod(shape) == math.prod(shape_of(x)):
+        return c.reshape(x, shape)
+    return c.builder.emit(relax.op.broadcast_to(x, shape))
+
+
+def _points(c: Context, zero: Any, axes: tuple[int, ...], shape: tuple[int, int], single: int) -> Any:
+    """Zero points along `axes` as `shape`, [1, 1] if there is one.
+
+    They have one axis, the last one, or the rank of the matrix that they belong to, whose axis `single` has one entry.
+    """
+    found = list(shape_of(zero))
+    if math.prod(found) == 1:
+        return c.reshape(zero, (1, 1))
+    if len(found) > 1:
+        del found[single]
+    return c.reshape(_spread(c, c.reshape(zero, tuple(found)), axes), shape)

@@ -1,0 +1,157 @@
+"""QuantizeLinear, DequantizeLinear, DynamicQuantizeLinear: one scale, one for each entry of an axis, or for each block.
+
+    q = saturate(round(x / scale) + zero)          x = (q - zero) * scale
+
+As ONNX Runtime does it: halves are computed in float32, ties go to the even integer, not a number to the smallest one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+
+from graphopt.targets.converters.base import (
+    BROADCAST,
+    ELEMENTWISE,
+    FLOATS,
+    INJECTIVE,
+    REDUCTION,
+    Context,
+    Converter,
+    dtype_of,
+    elementwise_map,
+    shape_of,
+)
+from graphopt.targets.kernels import extremes
+from graphopt.targets.kernels.common import const
+from graphopt.targets.machine import CpuMachine
+
+INTEGERS = ("int8", "uint8", "int16", "uint16")
+
+
+def quantize_linear(c: Context, inputs: list[Any]) -> Any:
+    """QuantizeLinear of floats."""
+    x, scale, zero = (*inputs, None)[:3]
+    target = _target(c)
+    if dtype_of(x) not in FLOATS[:2] or dtype_of(scale) not in FLOATS[:2] or target not in INTEGERS:
+        return NotImplemented
+    if c.integer("precision"):
+        return NotImplemented
+
+    def define(v: Any, s: Any, z: Any, at: Callable[[Any], list[Any]]) -> Any:
+        def element(*index: Any) -> Any:
+            quotient = v(*index).astype("float32") / s(*at(index)).astype("float32")
+            centre = const(0.0, "float32") if z is None else z(*at(index)).astype("float32")
+            return saturated(tirx.nearbyint(quotient) + centre, target)
+
+        return te.compute(v.shape, element, name="quantize")
+
+    return _emit(c, define, x, scale, zero)
+
+
+def dequantize_linear(c: Context, inputs: list[Any]) -> Any:
+    """DequantizeLinear of integers of 8, 16 or 32 bits."""
+    x, scale, zero = (*inputs, None)[:3]
+    if dtype_of(x) not in (*INTEGERS, "int32") or dtype_of(scale) not in FLOATS[:2] or c.integer("output_dtype"):
+        return NotImplemented
+
+    def define(v: Any, s: Any, z: Any, at: Callable[[Any], list[Any]]) -> Any:
+        def element(*index: Any) -> Any:
+            value = v(*index).astype("int32")
+            if z is not None:
+                value = value - z(*at(index)).astype("int32")
+            return (value.astype("float32") * s(*at(index)).astype("float32")).astype(s.dtype)
+
+        return te.compute(v.shape, element, name="dequantize")
+
+    return _emit(c, define, x, scale, zero)
+
+
+def saturated(value: Any, dtype: str) -> Any:
+    """An integer in float32 as `dtype`, the nearest limit where it lies outside, the lower one for not a number."""
+    limits = np.iinfo(dtype)
+    low, high = const(float(limits.min), "float32"), const(float(limits.max), "float32")
+    return tirx.Select(value > low, tirx.Select(value < high, value, high), low).astype("int32").astype(dtype)
+
+
+def _target(c: Context) -> str:
+    dtype = c.node.outputs[0].dtype
+    return "" if dtype is None else str(dtype.numpy())
+
+
+def _emit(c: Context, define: Callable[..., Any], x: Any, scale: Any, zero: Any) -> Any:
+    """One kernel, with the operands of `scale` and `zero` indexed as their shape says."""
+    shape, scales = shape_of(x), shape_of(scale)
+    axis = c.integer("axis", 1)
+    axis += len(shape) if axis < 0 else 0
+    block = c.integer("block_size")
+    single = math.prod(scales) == 1 and not block
+    if single:
+        scale, zero = (None if v is None else c.reshape(v, (1,)) for v in (scale, zero))
+    elif scales != ((*shape[:axis], -(-shape[axis] // block), *shape[axis + 1 :]) if block else (shape[axis],)):
+        return NotImplemented
+
+    def at(index: Any) -> list[Any]:
+        if single:
+            return [0]
+        if not block:
+            return [index[axis]]
+        return [tirx.floordiv(i, block) if number == axis else i for number, i in enumerate(index)]
+
+    return c.te(
+        c.node.op_type.removesuffix("Linear").lower(),
+        lambda v, s, z=None: define(v, s, z, at),
+        x,
+        scale,
+        *([] if zero is None else [zero]),
+        pattern=INJECTIVE if block else ELEMENTWISE if single else BROADCAST,
+    )
+
+
+def dynamic_quantize(c: Context, inputs: list[Any]) -> Any:
+    """y, scale, zero point of [min(x, 0), max(x, 0)] over 0..255; the scale of zeros is 1, as in ONNX Runtime."""
+    (x,) = inputs
+    if dtype_of(x) != "float32" or 0 in shape_of(x):
+        return NotImplemented
+    flat = c.reshape(x, (math.prod(shape_of(x)),))
+    ends = [_extreme(c, flat, largest) for largest in (False, True)]
+    zero, full = tirx.const(0, "float32"), tirx.const(255, "float32")
+
+    def scale(low: Any, high: Any) -> Any:
+        span = tirx.max(high, zero) - tirx.min(low, zero)
+        return tirx.Select(span == zero, tirx.const(1, "float32"), span / full)
+
+    def zero_point(low: Any, s: Any) -> Any:
+        return tirx.nearbyint(tirx.min(tirx.max(zero - tirx.min(low, zero) / s, zero), full)).astype("uint8")
+
+    def quantized(value: Any, s: Any, z: Any) -> Any:
+        rounded = tirx.nearbyint(value / s) + z.astype("float32")
+        return tirx.min(tirx.max(rounded, zero), full).astype("int32").astype("uint8")
+
+    y_scale = elementwise_map(c, scale, *ends)
+    y_zero = elementwise_map(c, zero_point, ends[0], y_scale)
+    y = c.te(
+        "quantize",
+        lambda v, s, z: te.compute(v.shape, lambda *i: quantized(v(*i), s(), z()), name="quantize"),
+        *(x, y_scale, y_zero),
+        pattern=INJECTIVE,
+    )
+    return [y, y_scale, y_zero]
+
+
+def _extreme(c: Context, x: Any, largest: bool) -> Any:
+    if isinstance(c.machine, CpuMachine):
+        machine = c.machine
+        return c.te("extreme", lambda v: extremes.compute(v, largest, machine), x, pattern=REDUCTION)
+    return c.builder.emit((relax.op.max if largest else relax.op.min)(x, axis=0))
+
+
+STANDARD: dict[str, Converter] = {
+    "DequantizeLinear": dequantize_linear,
+    "DynamicQuantizeLinear": dynamic_quantize,
+    "QuantizeLinear": quantize_linear,
+}
