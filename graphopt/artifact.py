@@ -21,18 +21,20 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from graphopt import disk_cache, program_json, zipstore
 from graphopt.errors import ArtifactError
-from graphopt.program import FallbackSegment, Program
+from graphopt.program import FallbackSegment, Program, Stage
 from graphopt.program_check import file_name_problem, problems
 from graphopt.runtime import cpu, device
-from graphopt.weights import Entry, read_index
+from graphopt.weights import Array, Entry, numpy_dtype, read_index
 
 if TYPE_CHECKING:
     from graphopt.runtime.session import Session
@@ -114,6 +116,12 @@ class Artifact:
             raise ArtifactError(f"{target} cannot be written: {error.strerror or error}") from error
         return target
 
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Inputs of the model whose default values were compiled in, so that the program takes no feed for them."""
+        names = self.manifest.get("constants", [])
+        return tuple(map(str, names)) if isinstance(names, list) else ()
+
     def session(self, threads: int | None = None) -> Session:
         """A session that runs the program in this process, on `threads` threads (default: one per physical core)."""
         from graphopt.runtime.session import Session
@@ -123,6 +131,16 @@ class Artifact:
     def weights(self, name: str) -> tuple[memoryview, dict[str, Entry]]:
         """The bytes of the weights file `name`, and where in them each tensor stands."""
         return self.files[name], read_index(self.files[name], name)
+
+    def weight_arrays(self, stage: Stage, names: Sequence[str]) -> dict[str, Array]:
+        """Tensors of the stage's weights file by name, on its bytes."""
+        data, index = self.weights(stage.weights) if names else (memoryview(b""), {})
+        arrays = {}
+        for name in names:
+            entry = index[name]
+            part = np.frombuffer(data[entry.start : entry.start + entry.nbytes], np.uint8)
+            arrays[name] = part.view(numpy_dtype(entry.dtype)).reshape(entry.shape)
+        return arrays
 
     def library_file(self, name: str) -> Path:
         """A file with the bytes of the shared object `name`, which the dynamic loader needs.
@@ -160,6 +178,10 @@ class Artifact:
                 if name not in self.files:
                     raise ArtifactError(f"the artifact has no file {name!r}, which stage {stage.index} needs")
             index = self.weights(stage.weights)[1] if stage.weights else {}
+            for segment in stage.segments:
+                missing = set(segment.weights) - set(index) if isinstance(segment, FallbackSegment) else ()
+                if missing:
+                    raise ArtifactError(f"weight {min(missing)!r} of a fallback model is not in {stage.weights}")
             for value in stage.values:
                 if value.place.value != "weight":
                     continue

@@ -68,12 +68,12 @@ def bisect(directory: Path, seed: int = 0, tolerances: Mapping[str, Tolerance] =
             )
         mismatches = compare(expected, actual, tolerances)
         if mismatches:
-            return _find_node(before, after, spelling, feeds, mismatches[0], tolerances)
+            return _verdict(before, after, spelling, feeds, mismatches[0], tolerances)
         before, expected = after, actual
     return Verdict(True, f"all {len(dumps)} dumps in {directory} compute the same outputs")
 
 
-def _find_node(
+def _verdict(
     before: Path,
     after: Path,
     spelling: str,
@@ -81,12 +81,42 @@ def _find_node(
     output: Mismatch,
     tolerances: Mapping[str, Tolerance],
 ) -> Verdict:
-    """The first value of `after`, in the order of computation, that differs from the one that it stands for."""
-    model = ir.load(after)
-    old_values = run_onnxruntime(_with_all_outputs(ir.load(before)), feeds)
-    new_values = run_onnxruntime(_with_all_outputs(model), feeds)
-    agreeing = {str(value.name) for value in model.graph.inputs} | set(model.graph.initializers)
-    for node in model.graph:
+    first = f"pass {spelling} wrote {after.name}, the first dump that differs"
+    found = first_difference(ir.load(before), ir.load(after), feeds, tolerances)
+    if found is None:
+        return Verdict(False, f"{first}: {output.message}", after.name, spelling, value=output.output)
+    return Verdict(
+        False, f"{first}; {found.sentence}", after.name, spelling, found.node, found.value, found.origin, found.suspects
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first node of a model whose value differs, as in `Verdict`."""
+
+    node: str
+    value: str
+    origin: str
+    suspects: tuple[str, ...]
+    message: str
+
+    @property
+    def sentence(self) -> str:
+        """Without a final stop."""
+        return f"node {self.node} (from {self.origin}) is the first that computes something else: {self.message}"
+
+
+def first_difference(
+    before: ir.Model, after: ir.Model, feeds: Mapping[str, Any], tolerances: Mapping[str, Tolerance] = TOLERANCES
+) -> Difference | None:
+    """The first value of `after`, in the order of computation, that differs from the one that it stands for.
+
+    Both models get every value as an output. None where all values that both have agree.
+    """
+    old_values = run_onnxruntime(with_all_outputs(before), feeds)
+    new_values = run_onnxruntime(with_all_outputs(after), feeds)
+    agreeing = {str(value.name) for value in after.graph.inputs} | set(after.graph.initializers)
+    for node in after.graph:
         for value in node.outputs:
             pair = _pair(str(value.name), old_values, new_values)
             if pair is None:
@@ -97,16 +127,11 @@ def _find_node(
                 continue
             suspects = tuple(str(n.name) for n in _between(value, agreeing))
             origin = node.metadata_props.get(ORIGIN_KEY, str(node.name))
-            sentence = (
-                f"pass {spelling} wrote {after.name}, the first dump that differs; node {node.name} "
-                f"(from {origin}) is the first that computes something else: {found[0].message}"
-            )
-            return Verdict(False, sentence, after.name, spelling, str(node.name), str(value.name), origin, suspects)
-    sentence = f"pass {spelling} wrote {after.name}, the first dump that differs: {output.message}"
-    return Verdict(False, sentence, after.name, spelling, value=output.output)
+            return Difference(str(node.name), str(value.name), origin, suspects, found[0].message)
+    return None
 
 
-def _with_all_outputs(model: ir.Model) -> ir.Model:
+def with_all_outputs(model: ir.Model) -> ir.Model:
     """The model with every typed value of its main graph among the outputs."""
     for node in model.graph:
         for value in node.outputs:

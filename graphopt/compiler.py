@@ -5,6 +5,7 @@ load -> pipeline -> native or fallback per node -> stages -> lower -> memory pla
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import shutil
@@ -15,17 +16,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt import analysis, schedule
-from graphopt import verify as checking
+from graphopt import analysis, schedule, verification
 from graphopt.artifact import Artifact
 from graphopt.cost_model import CostModel
 from graphopt.cost_source import MEASURED, VARIABLE, open_costs, record
-from graphopt.errors import GraphoptError, UnsupportedError
+from graphopt.errors import GraphoptError, UnsupportedError, VerificationError
 from graphopt.observe import Check, Dump, Verify
 from graphopt.partition import partition
 from graphopt.pipeline import Observer, Pipeline, PipelineResult
 from graphopt.precisions import FP32, tolerances
-from graphopt.program import Port, Program, Stage
+from graphopt.program import Place, Port, Program, Stage
 from graphopt.stage_build import BuiltStage, build_stage
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Compilation:
 
     `notes` are sentences of the front end and the target; `fallbacks` pairs of (node, reason); `seconds` by phase;
     `accuracy`, where another precision was verified, the largest error of each output over its largest value: of the
-    finished program where it was run, else of the rewritten graph in ONNX Runtime.
+    finished program where it was run, else of the rewritten graph in ONNX Runtime. `failure` is what verification
+    found, where it was asked to keep the artifact all the same.
     """
 
     artifact: Artifact
@@ -59,6 +60,7 @@ class Compilation:
     fallbacks: tuple[tuple[str, str], ...]
     seconds: Mapping[str, float]
     accuracy: Mapping[str, float] = field(default_factory=dict)
+    failure: str = ""
 
 
 def compile(source: Any, **options: Any) -> Artifact:
@@ -84,6 +86,8 @@ def compile_model(
     threads: int | None = None,
     cache: bool = True,
     seed: int = 0,
+    inputs: Mapping[str, Any] | None = None,
+    keep: bool = False,
     progress: Progress | None = None,
 ) -> Compilation:
     """Compile a model into an artifact.
@@ -96,8 +100,8 @@ def compile_model(
         passes: a pipeline or its spelling; None takes the default one for the target.
         precision: "fp32", or "fp16", "bf16" or "tf32" for products and what lies between them; the pass `precision`
             does that, behind `fuse`.
-        verify: "off", "ends" (the finished program against the loaded model), "passes" (what every pass made, in ONNX
-            Runtime, which needs no device) or "each" (both).
+        verify: "off", "ends" (the finished program against the model as given, in ONNX Runtime), "passes" (what every
+            pass made, in ONNX Runtime, which needs no device) or "each" (both).
         dump: a folder that receives the model after every pass.
         ranks: pipeline stages, one for each rank.
         micro_batches: how many times the compiled batch a run takes, piece by piece.
@@ -108,6 +112,8 @@ def compile_model(
             "measured".
         threads: how many the kernels will run on; None means all processors of this process.
         cache: take kernels that were compiled before from the user's cache, and keep new ones there.
+        inputs: arrays to verify with; those that are not given are random. They settle open dimensions too.
+        keep: give the artifact also if verification fails, with what it found as `failure`.
         progress: is told the name of each phase as it begins.
 
     Raises:
@@ -119,57 +125,69 @@ def compile_model(
             f"--verify {verify} cannot follow --precision bf16, since ONNX Runtime computes no bfloat16 here; "
             "--verify ends compares the finished program with the model in fp32"
         )
+    if inputs and verify == "off":
+        raise GraphoptError("inputs are for verification: give --verify too, or leave them out")
     clock = _Clock(progress)
     from graphopt.expand import expand_functions
 
-    verifier = Verify(seed=seed, each=verify in ("passes", "each"), tolerances=tolerances(precision))
+    each = verify in ("passes", "each")
+    verifier = Verify(seed=seed, each=each, tolerances=tolerances(precision), given=inputs or {}, keep=keep)
     observers: list[Any] = [Check()]
     if verify != "off":
         observers.append(verifier)
     if dump is not None:
         observers.append(Dump(Path(dump)))
-    rewritten = rewrite(
+    again = functools.partial(
+        rewrite,
         source,
         target=target,
         level=level,
-        shapes=shapes,
+        shapes={**verification.given_shapes(source, inputs or {}), **(shapes or {})},
         example_inputs=example_inputs,
         passes=passes,
         precision=precision,
         costs=costs,
         threads=threads,
         cache=cache,
-        observers=observers,
-        clock=clock,
     )
-    model, backend, ports = rewritten.model, rewritten.backend, rewritten.ports
-    if verify in ("ends", "each"):
-        _require_device(backend)
-    accuracy = {}
-    if verify == "passes" and precision == "fp16":  # of the others ONNX Runtime does not compute what they round
-        accuracy = _errors(checking.run_onnxruntime(model, verifier.feeds), verifier.expected)
-    expand_functions(model, backend.supports)
-    defects: dict[ir.Node, str] = {}
-    while True:
-        clock.start("lower")
-        try:
-            built, fallbacks = _stages(model, backend, ranks, fallback, defects)
-            clock.start("build")
-            with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-                _require_space(Path(folder), built)
-                artifact = _artifact(built, ports, micro_batches, rewritten, Path(folder))
-            break
-        except RuntimeError as error:  # of TVM, where no code can be generated; our own mistakes are of other kinds
-            defects |= _defects(model, backend, defects, error)
-    if verify in ("ends", "each"):
-        clock.start("verify")
-        found = _verify(artifact, verifier)
-        accuracy = {} if precision == FP32 else found
+    artifact: Artifact | None = None
+    model: ir.Model | None = None
+    accuracy: Mapping[str, float] = {}
+    try:
+        rewritten = again(observers=observers, clock=clock)
+        model, backend, ports = rewritten.model, rewritten.backend, rewritten.ports
+        if verify in ("ends", "each"):
+            _require_device(backend)
+        if verify == "passes" and precision == "fp16":  # of the others ONNX Runtime does not compute what they round
+            accuracy = verification.errors_of(model, verifier)
+        expand_functions(model, backend.supports)
+        defects: dict[ir.Node, str] = {}
+        while artifact is None:
+            clock.start("lower")
+            try:
+                built, fallbacks = _stages(model, backend, ranks, fallback, defects)
+                clock.start("build")
+                with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+                    _require_space(Path(folder), built)
+                    artifact = _artifact(built, ports, micro_batches, rewritten, Path(folder))
+            except RuntimeError as error:  # of TVM, where no code can be generated; our own mistakes are of other kinds
+                defects |= _defects(model, backend, defects, error)
+        if verify in ("ends", "each"):
+            clock.start("verify")
+            found = verification.verify_program(artifact, verifier)
+            accuracy = {} if precision == FP32 else found
+    except VerificationError as error:
+        clock.stop()
+        place = verification.whose_fault(verifier, lambda trail: again(observers=[trail]), artifact, model)
+        raise VerificationError(f"{error}{place}") from error
     clock.stop()
-    notes = (*rewritten.notes, *(note for stage in built for note in stage.notes))
+    failure = verifier.failure
+    if failure:
+        failure += verification.whose_fault(verifier, lambda trail: again(observers=[trail]), artifact, model)
+    notes = (*rewritten.notes, *(note for stage in built for note in stage.notes), *verifier.notes)
     if precision == "tf32" and not any("tf32" in plan.precision for stage in built for plan in stage.plans.values()):
         notes = (*notes, "tf32 is a permission that no kernel took: products are computed in fp32")
-    return Compilation(artifact, notes, rewritten.result, fallbacks, clock.seconds, accuracy)
+    return Compilation(artifact, notes, rewritten.result, fallbacks, clock.seconds, accuracy, failure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +201,7 @@ class Rewritten:
     costs: CostModel
     ports: tuple[tuple[Port, ...], tuple[Port, ...]]
     notes: tuple[str, ...]
+    constants: tuple[str, ...]
 
 
 def rewrite(
@@ -208,13 +227,16 @@ def rewrite(
 
     backend = load_target(target, level, threads, cache)
     loaded = load(source, shapes=shapes, example_inputs=example_inputs)
+    for observer in observers:
+        if isinstance(observer, Verify):
+            observer.reference = loaded.original
     clock.start("passes")
     notes = list(loaded.notes)
     weighed = open_costs(costs or os.environ.get(VARIABLE) or MEASURED, backend, notes.append, clock.progress)
     pipeline = _pipeline(passes, target, precision, weighed)
     ports = _ports(loaded.model)
     result = pipeline.run(loaded.model, observers)
-    return Rewritten(loaded.model, backend, pipeline, result, weighed, ports, tuple(notes))
+    return Rewritten(loaded.model, backend, pipeline, result, weighed, ports, tuple(notes), loaded.constants)
 
 
 def _check_options(verify: str, ranks: int, micro_batches: int) -> None:
@@ -327,9 +349,9 @@ def _artifact(
     files: dict[str, bytes | Path] = {}
     for stage in built:
         files.update(stage.write(folder, rewritten.backend))
-    program = Program(
-        stages, schedule.build(stages, [port.name for port in ports[0]], micro_batches), *ports, micro_batches
-    )
+    inputs, outputs = ports[0], _outputs(ports[1], stages)
+    actions = schedule.build(stages, [port.name for port in inputs], micro_batches)
+    program = Program(stages, actions, inputs, outputs, micro_batches)
     manifest = {
         "target": rewritten.backend.describe(),
         "versions": {name: importlib.metadata.version(name) for name in ("apache-tvm", "onnx", "onnxruntime")},
@@ -342,8 +364,15 @@ def _artifact(
         "kernels": {symbol: asdict(plan) for stage in built for symbol, plan in sorted(stage.plans.items())},
         "costs": record(rewritten.costs),
         "notes": list(rewritten.notes),
+        "constants": list(rewritten.constants),
     }
     return Artifact.create(program, files, manifest)
+
+
+def _outputs(ports: Sequence[Port], stages: Sequence[Stage]) -> tuple[Port, ...]:
+    """The outputs of the program; of one on the host only the run tells the shape."""
+    host = {value.name for stage in stages for value in stage.values if value.place is Place.HOST}
+    return tuple(Port(port.name, port.dtype, None) if port.name in host else port for port in ports)
 
 
 def _require_device(backend: Target) -> None:
@@ -356,27 +385,3 @@ def _require_device(backend: Target) -> None:
             device.open_device(described)
         except GraphoptError as error:
             raise GraphoptError(f"--verify runs what was compiled: {error}") from error
-
-
-def _errors(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, float]:
-    """The largest error of each output of floats over its largest value."""
-    import numpy as np
-
-    found = {}
-    for name, expected in wanted.items():
-        if isinstance(expected, np.ndarray) and expected.dtype.kind == "f" and expected.size:
-            scale = float(np.abs(expected).max()) or 1.0
-            found[name] = float(np.abs(np.subtract(actual[name], expected, dtype=np.float64)).max()) / scale
-    return found
-
-
-def _verify(artifact: Artifact, verifier: Verify) -> dict[str, float]:
-    """Run the finished program on the inputs of the first model; micro-batches all get the same piece."""
-    import numpy as np
-
-    count = artifact.program.micro_batches
-    feeds = {name: np.concatenate([value] * count) if count > 1 else value for name, value in verifier.feeds.items()}
-    expected = {k: np.concatenate([v] * count) if count > 1 else v for k, v in verifier.expected.items()}
-    actual = artifact.session().run(feeds)
-    checking.require_equal(expected, actual, "in the compiled program", verifier.tolerances)
-    return _errors(actual, expected)

@@ -4,12 +4,13 @@ read        path, ModelProto, onnx_ir.Model, torch.nn.Module or zoo:NAME; nothin
 check       structure, payloads and external paths, before any library walks the graph
 inline      functions of other domains than our own
 fix         symbolic input dimensions
-convert     up to opset 20, IR version 11
+convert     up to opset 20, IR version 11, by the rules of `graphopt.opsets`
 infer, fold until nothing changes
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,16 +20,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnx.version_converter
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.frontend_branches import choose_branches
 from graphopt.frontend_checks import OWN_DOMAIN, check_structure
-from graphopt.frontend_files import check_external, each_tensor, own_tensor, read_model, refuse_nan
+from graphopt.frontend_files import check_external, each_tensor, has_nan, own_tensor, read_model
 from graphopt.frontend_fold import fold_constants, lift_constants
-from graphopt.frontend_shapes import fix_inputs, infer_shapes, one_line, parse_shapes, with_skeleton
+from graphopt.frontend_learn import Learner
+from graphopt.frontend_maps import untyped_maps
+from graphopt.frontend_names import canonical_domain, unique_names
+from graphopt.frontend_shapes import (
+    drop_claims,
+    fix_inputs,
+    infer_shapes,
+    one_line,
+    open_dims,
+    parse_shapes,
+    with_skeleton,
+)
+from graphopt.frontend_sparse import densify
+from graphopt.frontend_valid import check
+from graphopt.opsets.convert import convert, is_current
+from graphopt.opsets.site import NoRule
 
 if TYPE_CHECKING:
     import torch
@@ -48,10 +63,18 @@ Source = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | torch.nn.Module"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready for the pipeline, and what loading assumed or changed, a sentence each."""
+    """A model ready for the pipeline, and what loading assumed or changed, a sentence each.
+
+    `original` is the model as the user gave it, the reference of every verification: the path of its file, or the
+    user's own object (for a torch.nn.Module what the exporter made of it), neither copied nor modified. Inputs and
+    outputs of `model` have the names that they have there. `constants` are its inputs that have a default value, which
+    took their place.
+    """
 
     model: ir.Model
     notes: tuple[str, ...]
+    original: Path | onnx.ModelProto | ir.Model
+    constants: tuple[str, ...] = ()
 
 
 def load(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, example_inputs: Any = None) -> Loaded:
@@ -67,8 +90,10 @@ def load(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, exam
     origin = _origin(source)
     notes: list[str] = []
     try:
-        model = _open(source, example_inputs, notes)
-        return Loaded(_prepare(model, wanted, notes), tuple(notes))
+        original = _resolve(source, example_inputs)
+        model = _open(original, notes)
+        constants = _constant_initializers(model, notes)
+        return Loaded(_prepare(model, wanted, notes), tuple(notes), original, constants)
     except GraphoptError as error:
         if origin and origin not in str(error):
             raise type(error)(f"{origin}: {error}") from error
@@ -90,30 +115,36 @@ def _origin(source: Any) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else ""
 
 
-def _open(source: Any, example_inputs: Any, notes: list[str]) -> ir.Model:
-    """The model of `source` in IR form, checked, sharing weights with the source but no mutable object."""
+def _resolve(source: Any, example_inputs: Any) -> Path | onnx.ModelProto | ir.Model:
+    """What stands for `source` as the user gave it: a file, or an object that nothing here modifies."""
     if isinstance(source, str) and source.startswith("zoo:"):
         from graphopt import models
 
         source = models.build(source.removeprefix("zoo:"))
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        return _from_proto(read_model(path), path.resolve().parent, notes)
-    if isinstance(source, onnx.ModelProto):
-        return _from_proto(source, None, notes)
-    if isinstance(source, ir.Model):
-        return _from_ir(source, notes)
+        return Path(source)
+    if isinstance(source, onnx.ModelProto | ir.Model):
+        return source
     module_type = type(source)
     if any(base.__module__ == "torch.nn.modules.module" for base in module_type.__mro__):
-        return _from_ir(_export(source, example_inputs), notes)
+        return _export(source, example_inputs)
     raise ModelError(
         f"a {module_type.__name__} is no model; give a path, an onnx.ModelProto, an onnx_ir.Model or a torch.nn.Module"
     )
 
 
-def _from_proto(proto: onnx.ModelProto, base_dir: Path | None, notes: list[str]) -> ir.Model:
+def _open(original: Path | onnx.ModelProto | ir.Model, notes: list[str]) -> ir.Model:
+    """The model in IR form, checked, sharing weights with the original but no mutable object."""
+    if isinstance(original, Path):
+        return _from_proto(read_model(original), original.resolve().parent, notes, ours=True)
+    if isinstance(original, onnx.ModelProto):
+        return _from_proto(original, None, notes, ours=False)
+    return _from_ir(original, notes)
+
+
+def _from_proto(proto: onnx.ModelProto, base_dir: Path | None, notes: list[str], *, ours: bool) -> ir.Model:
     in_order = check_structure(proto, base_dir)
-    model = ir.from_proto(proto)
+    model = ir.from_proto(untyped_maps(densify(proto, ours=ours), ours=ours))
     if base_dir is not None:
         for _, tensor in each_tensor(model):
             if isinstance(tensor, ir.ExternalTensor):
@@ -192,20 +223,23 @@ def _export(module: torch.nn.Module, example_inputs: Any) -> ir.Model:
 
 def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list[str]) -> ir.Model:
     for where, tensor in each_tensor(model):
-        if not where.startswith("attribute"):  # an operator may well compare with NaN
-            refuse_nan(where, tensor)
-    _constant_initializers(model, notes)
-    common.InlinePass(criteria=lambda function: function.domain != OWN_DOMAIN)(model)
+        if not where.startswith("attribute") and has_nan(tensor):  # an operator may well compare with NaN
+            notes.append(f"{where} contains NaN")
+    _distinct_outputs(model, notes)
+    canonical_domain(model)
+    _inline(model)
     model.ir_version = IR_VERSION
-    _canonical_names(model)
-    common.NameFixPass(_Names())(model)  # before the checks, whose messages name nodes
+    unique_names(model)  # before the checks, whose messages name nodes
     lift_constants(model)
+    open_dims(model)
     notes.extend(fix_inputs(model, shapes))
-    with_skeleton(model, _check)
-    infer_shapes(model)
     model = _convert(model, notes)
+    with_skeleton(model, check)
+    drop_claims(model)
+    infer_shapes(model)
+    learner = Learner(model)
     for _ in range(_MAX_ROUNDS):
-        changed = fold_constants(model)
+        changed = fold_constants(model, learner)
         if not (choose_branches(model) or changed):
             break
         common.RemoveUnusedNodesPass()(model)
@@ -213,78 +247,82 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
-    common.NameFixPass(_Names())(model)
+    unique_names(model)
     return model
 
 
-class _Names(common.naming.SimpleNameGenerator):
-    """Unnamed nodes are called after their first output, unnamed values after the node that computes them."""
+def _distinct_outputs(model: ir.Model, notes: list[str]) -> None:
+    """An output of the model that is listed several times becomes one: they have one name, and so one result.
 
-    def generate_node_name(self, node: ir.Node) -> str:
-        return node.name or next((value.name for value in node.outputs if value.name), node.op_type)
+    Those of inner graphs count by their place, and become copies.
+    """
+    for graph in model.graph.subgraphs():
+        for index, value in enumerate(list(graph.outputs)):
+            if value in graph.outputs[:index]:
+                copy = ir.node("Identity", [value])
+                graph.append(copy)
+                graph.outputs[index] = copy.outputs[0]
+    outputs = model.graph.outputs
+    distinct = list(dict.fromkeys(outputs))
+    if len(distinct) < len(outputs):
+        repeated = sorted({str(value.name) for value in outputs if list(outputs).count(value) > 1})
+        notes.append(f"the model lists its output {', '.join(repeated)} more than once, and its results have it once")
+        outputs[:] = distinct
 
-    def generate_value_name(self, value: ir.Value) -> str:
-        producer = value.producer()
-        return value.name or (f"{producer.op_type}_out" if producer is not None else "value")
+
+def _inline(model: ir.Model) -> None:
+    """Put the bodies of functions that are not ours where they are called; their nodes keep their opset."""
+    foreign = [function for function in model.functions.values() if function.domain != OWN_DOMAIN]
+    for function in foreign:
+        version = function.opset_imports.get("")
+        for node in function.all_nodes():
+            if node.domain == "" and version is not None:
+                node.version = version
+        for domain, number in function.opset_imports.items():
+            model.opset_imports[domain] = (
+                max(number, model.opset_imports.get(domain, 0)) if domain else (model.opset_imports.get(domain, number))
+            )
+    for function in foreign:
+        function.opset_imports.update(model.opset_imports)
+    common.InlinePass(criteria=lambda function: function.domain != OWN_DOMAIN)(model)
 
 
-def _constant_initializers(model: ir.Model, notes: list[str]) -> None:
-    """Initializers are constants: before IR version 4 all of them were inputs too, later ones have a default value."""
-    defaults = [value.name for value in model.graph.inputs if value.is_initializer()]
-    if defaults and model.ir_version >= 4:
-        notes.append(f"the default values of the inputs {', '.join(map(str, defaults))} became constants")
+def _constant_initializers(model: ir.Model, notes: list[str]) -> tuple[str, ...]:
+    """Initializers are constants: before IR version 4 all of them were inputs too, later ones have a default value.
+
+    Returns the names of inputs that had a default value, which a caller might want to feed.
+    """
+    defaults: tuple[str, ...] = ()
+    if model.ir_version >= 4:
+        defaults = tuple(str(value.name) for value in model.graph.inputs if value.is_initializer())
+    if defaults:
+        notes.append(f"the default values of the inputs {', '.join(defaults)} became constants")
     common.RemoveInitializersFromInputsPass()(model)
     for graph in model.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.type = ir.TensorType(value.const_value.dtype)
                 value.shape = ir.Shape(value.const_value.shape.numpy())
-
-
-def _canonical_names(model: ir.Model) -> None:
-    """ "ai.onnx" is another spelling of ""."""
-    if "ai.onnx" in model.opset_imports:
-        model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
-    for graph in model.graphs():
-        graph.name = graph.name or "graph"
-        for node in graph:
-            if node.domain == "ai.onnx":
-                node.domain = ""
-
-
-def _check(proto: onnx.ModelProto) -> None:
-    try:
-        onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
-        raise ModelError(f"the model is not valid ONNX: {one_line(str(error))}; export it again") from error
+    return defaults
 
 
 def _convert(model: ir.Model, notes: list[str]) -> ir.Model:
-    """Convert to OPSET, or keep the model's own opset and say why."""
+    """Convert to OPSET, or to a later one that the model or a function imports, or say why the model's is kept."""
     version = model.opset_imports.get("", OPSET)
-    if version >= OPSET:
+    versions = {node.version or version for node in model.graph.all_nodes() if node.domain == ""} | {version}
+    target = max(OPSET, *versions)
+    if is_current(model, target):
         return model
-    kept = f"opset {version} is kept, since its conversion to {OPSET} failed"
-    if model.functions or (version < 9 and any(node.op_type == "Scan" for node in model.graph.all_nodes())):
-        notes.append(kept)
-        return model
+    if versions == {version}:
+        with contextlib.suppress(ModelError):  # for the rules that ask for a rank; the model is judged afterwards
+            infer_shapes(model)
+    converted = model.clone()
     try:
-        converted = ir.from_proto(with_skeleton(model, _to_opset))
-    except Exception as error:  # the converter raises RuntimeError, ValueError, and what its adapters throw
-        notes.append(f"{kept} ({one_line(str(error))})")
+        convert(converted, target)
+    except NoRule as error:
+        if versions != {version}:
+            raise ModelError(f"{error}; export the model with one opset for all its functions") from error
+        notes.append(f"opset {version} is kept: {error}")
         return model
-    weights = model.graph.initializers
-    for value in list(converted.graph.inputs):
-        if value.name is not None and value.name in weights:
-            converted.graph.inputs.remove(value)
-            value.const_value = weights[value.name].const_value
-            converted.graph.register_initializer(value)
     _detach(converted)
-    return converted
-
-
-def _to_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
-    converted = onnx.version_converter.convert_version(proto, OPSET)
-    converted.ir_version = IR_VERSION
-    onnx.checker.check_model(converted)
     return converted

@@ -6,7 +6,8 @@ y = If<then: {a = Neg(x)} => a, else: {...}>(True)   ->   y = Neg(x)
 from __future__ import annotations
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+
+from graphopt.frontend_names import unique_names
 
 
 def choose_branches(model: ir.Model) -> bool:
@@ -17,7 +18,7 @@ def choose_branches(model: ir.Model) -> bool:
             changed |= _choose(node, model.graph)
     if changed:
         _scalar_ranges(model.graph)
-        common.NameFixPass()(model)
+        unique_names(model)
     return changed
 
 

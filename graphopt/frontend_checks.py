@@ -17,6 +17,8 @@ from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-un
 
 from graphopt.errors import ModelError
 from graphopt.frontend_files import check_tensor, checked_size
+from graphopt.frontend_sparse import check_sparse
+from graphopt.opsets.runtime import check_signature
 
 MAX_NODES = 1_000_000
 """Nodes after inlining: a chain of functions that call each other ten times grows past any memory."""
@@ -183,22 +185,22 @@ def _check_graph(graph: onnx.GraphProto, scope: _Scope, outer: frozenset[str], d
             raise ModelError(f"the initializer {tensor.name!r} is nameless or defined twice; export the model again")
         initializers.add(tensor.name)
         check_tensor(tensor, f"initializer {tensor.name}", scope.base_dir)
-    if graph.sparse_initializer:
-        name = graph.sparse_initializer[0].values.name
-        raise ModelError(f"the initializer {name} is sparse, which graphopt does not read; store it dense")
+    for sparse in graph.sparse_initializer:
+        name = sparse.values.name
+        if not name or name in initializers:
+            raise ModelError(f"the initializer {name!r} is nameless or defined twice; export the model again")
+        initializers.add(name)
+        check_sparse(sparse, f"initializer {name}", scope.base_dir)
     defined |= initializers
     for info in graph.value_info:
         _check_type(info, "value", required=False)
     in_order, defined = _check_nodes(graph.node, defined, outer, scope, depth)
-    outputs: set[str] = set()
     for info in graph.output:
-        if info.name not in defined and info.name not in outer:
-            raise ModelError(f"the graph output {info.name!r} is computed by no node; export the model again")
-        if info.name in outputs:
+        if info.name not in defined:
+            what = "comes from the graph around it" if info.name in outer else "is computed by no node"
             raise ModelError(
-                f"the graph output {info.name!r} is declared twice; add an Identity node or export the model again"
+                f"the graph output {info.name!r} {what}; put an Identity node before it or export the model again"
             )
-        outputs.add(info.name)
         _check_type(info, "output", required=False)
     return in_order
 
@@ -218,10 +220,14 @@ def _check_type(info: onnx.ValueInfoProto, role: str, *, required: bool) -> None
             inner = inner.optional_type.elem_type
         else:
             break
-    if kind not in ("tensor_type", "sparse_tensor_type") or kind == "sparse_tensor_type":
+    if kind == "map_type" and required:
+        raise ModelError(f"the {role} {info.name} is a map, which no program takes; export the model for tensors")
+    if kind == "map_type":
+        return
+    if kind != "tensor_type":
         if required or kind is not None:
             raise ModelError(
-                f"the {role} {info.name} is neither a tensor nor a sequence of tensors; export the model again"
+                f"the {role} {info.name} is neither a tensor nor a sequence or map of tensors; export the model again"
             )
         return
     tensor = inner.tensor_type
@@ -233,7 +239,8 @@ def _check_type(info: onnx.ValueInfoProto, role: str, *, required: bool) -> None
         ) from None
     if dtype == ir.DataType.UNDEFINED and required:
         raise ModelError(f"the {role} {info.name} has no element type; declare its element type and shape")
-    dims = tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in tensor.shape.dim)
+    sizes = (dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
+    dims = tuple(1 if size == -1 else size for size in sizes)  # -1 is another spelling of an open dimension
     checked_size(dims, dtype, f"the {role} {info.name}")
 
 
@@ -334,6 +341,8 @@ def _check_operator(node: onnx.NodeProto, scope: _Scope) -> None:
     try:
         schema = onnx.defs.get_schema(node.op_type, version, domain)
     except onnx.defs.SchemaError:
+        if domain == "" and check_signature(node, version, _label(node)):
+            return
         raise ModelError(
             f"node {_label(node)} uses an operator that {domain or 'ai.onnx'} {version} does not define; "
             "add it to the model as a function or replace it"
@@ -356,6 +365,9 @@ def _check_operator(node: onnx.NodeProto, scope: _Scope) -> None:
                 f"the attribute {attribute.name} of node {_label(node)} is {found}, and its operator takes "
                 f"{takes}; correct the node"
             )
+    for attribute in schema.attributes.values():
+        if attribute.required and attribute.name not in names:
+            raise ModelError(f"node {_label(node)} lacks the attribute {attribute.name}; give it a value")
 
 
 def _check_attribute(
@@ -369,6 +381,8 @@ def _check_attribute(
     where = f"attribute {attribute.name} of node {_label(node)}"
     for tensor in [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]:
         check_tensor(tensor, where, scope.base_dir)
+    if attribute.HasField("sparse_tensor"):
+        check_sparse(attribute.sparse_tensor, where, scope.base_dir)
     in_order = True
     for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
         in_order &= _check_graph(graph, scope, visible, depth + 1)

@@ -220,13 +220,13 @@ def label(node: ir.Node) -> str:
     return f"{name} ({node.op_type})"
 
 
-def refuse_nan(where: str, tensor: ir.TensorProtocol) -> None:
-    """Refuse NaN among the weights. A single element may be NaN: it is a fill value, not a damaged weight.
+def has_nan(tensor: ir.TensorProtocol) -> bool:
+    """Whether NaN is among weights. A single element may be NaN: it is a fill value, not a weight.
 
-    Raises ModelError. Reads mapped data in chunks, and leaves nothing of it in memory.
+    Reads mapped data in chunks, and leaves nothing of it in memory.
     """
     if tensor.dtype.name not in _FLOATS or tensor.size < 2:
-        return
+        return False
     flat = tensor.numpy()
     if 0 in flat.strides:
         flat = flat[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in flat.strides)]
@@ -235,13 +235,13 @@ def refuse_nan(where: str, tensor: ir.TensorProtocol) -> None:
         chunk = flat[start : start + _NAN_CHUNK]
         if chunk.dtype.name in ("float32", "float64"):
             with np.errstate(all="ignore"):
-                found = bool(np.isnan(np.dot(chunk, chunk)))  # squares overflow to inf, and only NaN gives NaN
+                # Squares overflow to inf, and only NaN gives NaN.
+                found = bool(np.isnan(np.dot(chunk, chunk)))
         else:
             found = bool(np.isnan(chunk.astype(np.float32)).any())
         if found:
-            raise ModelError(
-                f"{where} contains NaN; train or export the model again, no result of it would be a number"
-            )
+            return True
+    return False
 
 
 def own_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+
+from graphopt.frontend_foreign import foreign_shapes
+from graphopt.frontend_settle import foreign_node, infer_node
 
 MAX_FILL_BYTES = 2**31
 """A ConstantOfShape becomes an initializer up to this size; it occupies one element until somebody writes it out."""
@@ -43,14 +46,23 @@ _SLOW = frozenset({
 })  # fmt: skip
 
 
-def fold_constants(model: ir.Model) -> bool:
-    """Fold the main graph and drop Identity and inference Dropout everywhere, in place; True when anything changed."""
+def fold_constants(model: ir.Model, learn: Callable[[ir.Node], bool] = lambda _: False) -> bool:
+    """Fold the main graph and drop Identity and inference Dropout everywhere, in place; True when anything changed.
+
+    `learn` completes a node whose results inference leaves open, so that what follows can be folded, and says whether
+    it could.
+    """
     version = model.opset_imports.get("", 0)
     changed = False
     for node in list(model.graph):
-        if node.domain != "":
-            continue
-        results = _evaluate(node, version, model.ir_version)
+        results = None
+        if foreign_node(node):
+            changed = True
+        else:
+            if node.domain == "":
+                infer_node(node, version, model.ir_version)
+                results = _evaluate(node, version, model.ir_version)
+            changed |= results is None and learn(node)
         if results is None or any(output.is_graph_output() for output in node.outputs):
             continue
         constants = [_constant_value(*pair) for pair in zip(node.outputs, results, strict=True) if pair[0].uses()]
@@ -119,15 +131,17 @@ def _evaluate(node: ir.Node, version: int, ir_version: int) -> list[ir.TensorPro
     if node.op_type in ("Shape", "Size"):
         return _shape(node)
     if node.op_type not in _MOVES | _ELEMENTWISE | _SLOW:
+        if foreign_shapes(node) is None:
+            infer_node(node, version, ir_version)
         return None
     operands = [None if value is None else value.const_value for value in node.inputs]
     if any(value is not None and tensor is None for value, tensor in zip(node.inputs, operands, strict=True)):
-        _infer_node(node, version, ir_version)
+        infer_node(node, version, ir_version)
         return None
     constants = [tensor for tensor in operands if tensor is not None]
     if any(tensor.dtype == ir.DataType.STRING for tensor in constants):
         return None
-    _infer_node(node, version, ir_version)
+    infer_node(node, version, ir_version)
     elements, nbytes = 0, 0
     for output in node.outputs:
         if output.shape is None or not output.shape.is_static() or output.dtype in (None, ir.DataType.STRING):
@@ -216,38 +230,3 @@ def _fill(node: ir.Node, nbytes: int) -> list[ir.TensorProtocol] | None:
     value = node.attributes.get("value")
     one = np.zeros(1, dtype=np.float32) if value is None else value.as_tensor().numpy()
     return [ir.Tensor(np.broadcast_to(one.reshape(-1)[:1].reshape(()), output.shape.numpy()), dtype=output.dtype)]
-
-
-def _infer_node(node: ir.Node, version: int, ir_version: int) -> None:
-    """Infer the outputs of one node from constants folded just now, where the whole-model inference left them open."""
-    if all(output.shape is not None and output.shape.is_static() and output.dtype for output in node.outputs):
-        return
-    types: dict[str, onnx.TypeProto] = {}
-    data: dict[str, onnx.TensorProto] = {}
-    for value in node.inputs:
-        if value is None or not value.name:
-            continue
-        if value.type is None or value.shape is None:
-            return
-        types[value.name] = ir.serde.serialize_value(value).type
-        if value.const_value is not None and value.const_value.size <= 64:
-            data[value.name] = ir.serde.serialize_tensor(value.const_value)
-    try:
-        schema = onnx.defs.get_schema(node.op_type, version, "")
-        found = onnx.shape_inference.infer_node_outputs(
-            schema,
-            ir.to_proto(node),
-            types,
-            data,
-            opset_imports=[onnx.helper.make_opsetid("", version)],
-            ir_version=ir_version,
-        )
-    except Exception:  # the whole-model inference that follows names the node if this is the model's fault
-        return
-    for output in node.outputs:
-        if output.name in found:
-            info = ir.serde.deserialize_value_info_proto(
-                onnx.helper.make_value_info(output.name, found[output.name]), None
-            )
-            output.type = info.type
-            output.shape = info.shape if info.shape is not None else output.shape  # the shape of a scalar is false

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -12,8 +12,13 @@ import onnx_ir as ir
 
 from graphopt.errors import ModelError
 from graphopt.frontend_files import SMALL_BYTES, checked_size
+from graphopt.frontend_maps import from_inferred
+from graphopt.frontend_settle import is_learned, settle
 
 _LARGEST_DIM = 2**31 - 1
+_SETTLED = "graphopt.settled"
+_MAX_SETTLED = 64  # inferences of the whole model; each but the last settles a node for good, mostly all of them
+_NAMELESS = (-1, "", "?", "-1", "None")
 _Result = TypeVar("_Result")
 
 
@@ -41,6 +46,17 @@ def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
 def print_shape(dims: Iterator[object] | tuple[object, ...] | ir.Shape) -> str:
     """`1x3x224x224`; `?` for an unnamed dimension."""
     return "x".join("?" if isinstance(dim, ir.SymbolicDim) and dim.value is None else str(dim) for dim in dims)
+
+
+def open_dims(model: ir.Model) -> None:
+    """Make every dimension that is -1, or has no name worth the word, an unnamed one, in place.
+
+    Exporters write "?" for each dimension that they do not know: two of them need not be equal.
+    """
+    for graph in model.graphs():
+        for value in (*_values(graph), *graph.outputs):
+            if value.shape is not None and any(dim in _NAMELESS for dim in value.shape):
+                value.shape = ir.Shape([None if dim in _NAMELESS else dim for dim in value.shape])
 
 
 def fix_inputs(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -156,21 +172,43 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 def infer_shapes(model: ir.Model) -> None:
     """Infer type and shape of every value, in place; large weights take no part but their shapes.
 
-    Declared shapes of computed values are hints of whoever wrote the model: inference starts without them, and they
-    fill only what it leaves open. Raises ModelError, naming the node, for operands that do not fit each other.
+    Declared shapes of computed values are claims of whoever wrote the model, or were inferred for another size: in the
+    main graph they are left out, in subgraphs they fill what inference leaves open. What onnx does not know, or
+    computes otherwise than ONNX Runtime, is settled between them (`frontend_settle`), or was learned.
+    Raises ModelError, naming the node, for operands that do not fit each other.
     """
+    settled = {str(node.outputs[0].name) for node in model.graph if is_learned(node)}
+    for again in range(_MAX_SETTLED):
+        error = _infer_once(model, settled)
+        found, corrected = settle(model)
+        if not found and error is not None:
+            raise error
+        if not found or (again and not corrected and error is None):  # constant folding goes on behind what was open
+            break
+        settled |= found
+    for graph in model.graphs():
+        for node in graph:
+            for value in node.outputs:
+                if value.shape is not None and value.name:
+                    dims = tuple(dim if isinstance(dim, int) else 1 for dim in value.shape)
+                    checked_size(dims, value.dtype or ir.DataType.UNDEFINED, f"the value {value.name} ({node.op_type})")
+
+
+def _infer_once(model: ir.Model, settled: Set[str]) -> ModelError | None:
+    """onnx's inference, for which the nodes of `settled`, by their first outputs, have the types that they have."""
     declared: dict[ir.Value, tuple[ir.TypeProtocol | None, ir.Shape | None]] = {}
     for graph in model.graphs():
         for node in graph:
             for value in node.outputs:
                 value.shape = None if value.type is None else value.shape  # no shape without a dtype
-            if onnx.defs.has(node.op_type, node.domain):
+            if onnx.defs.has(node.op_type, node.domain) and node.outputs[0].name not in settled:
                 for value in node.outputs:
                     declared[value] = (value.type, value.shape)
                     value.shape = None
                     if isinstance(value.type, ir.TensorType):
                         value.type = None
-    inferred = ir.from_proto(with_skeleton(model, _infer))
+    proto, error = with_skeleton(model, lambda proto: _infer(proto, settled))
+    inferred = from_inferred(proto)
     for graph, other in zip(model.graphs(), inferred.graphs(), strict=True):
         found = {value.name: value for value in _values(other)}
         for value in _values(graph):
@@ -183,13 +221,17 @@ def infer_shapes(model: ir.Model) -> None:
     for value, (kind, shape) in declared.items():
         if value.type is None:
             value.type = kind
-        value.shape = _merge(value.shape, shape)
-    for graph in model.graphs():
-        for node in graph:
+        if value.graph is not model.graph:
+            value.shape = _merge(value.shape, shape)
+    return error
+
+
+def drop_claims(model: ir.Model) -> None:
+    """Forget what the main graph declares about results of operators that ONNX has no inference for."""
+    for node in model.graph:
+        if not onnx.defs.has(node.op_type, node.domain) and node.op_identifier() not in model.functions:
             for value in node.outputs:
-                if value.shape is not None and value.name:
-                    dims = tuple(dim if isinstance(dim, int) else 1 for dim in value.shape)
-                    checked_size(dims, value.dtype or ir.DataType.UNDEFINED, f"the value {value.name} ({node.op_type})")
+                value.shape = None
 
 
 def _possible(shape: ir.Shape) -> ir.Shape:
@@ -208,15 +250,34 @@ def _merge(found: ir.Shape | None, declared: ir.Shape | None) -> ir.Shape | None
     )
 
 
-def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _infer(proto: onnx.ModelProto, settled: Set[str]) -> tuple[onnx.ModelProto, ModelError | None]:
+    """What onnx infers, and what it complains about."""
+    if settled:
+        proto.opset_import.append(onnx.helper.make_opsetid(_SETTLED, 1))
+        for graph in _graphs(proto.graph):
+            for node in graph.node:
+                if node.output and node.output[0] in settled:
+                    node.domain, node.op_type = _SETTLED, "Settled"  # which has no rule: its declared type stays
     try:
-        return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
-        text = one_line(str(error))
+        return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True), None
+    except onnx.shape_inference.InferenceError as problem:
+        text, error = one_line(str(problem)), None
         # An operator defined by a function fails inside its own body on legal models (MeanVarianceNormalization).
         if text.count("Inference error(s)") < 2:
-            raise ModelError(f"{_naming_node(text)}; correct the model or its input shapes") from error
-    return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+            error = ModelError(f"{_naming_node(text)}; correct the model or its input shapes")
+            error.__cause__ = problem
+    try:
+        return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True), error
+    except onnx.shape_inference.InferenceError as problem:
+        return proto, error or ModelError(f"the shapes do not fit: {one_line(str(problem))}")
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(inner)
 
 
 def _naming_node(text: str) -> str:

@@ -10,15 +10,20 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
-import onnx_ir.passes.common
 
 from graphopt import ops
-from graphopt.errors import PipelineError
+from graphopt.errors import PipelineError, VerificationError
+from graphopt.frontend_shapes import with_skeleton
+from graphopt.frontend_valid import check
+from graphopt.judge import Judge, judge
 from graphopt.pipeline import Event
-from graphopt.verify import TOLERANCES, Tolerance, needs_external_data, random_inputs, require_equal, run_onnxruntime
+from graphopt.verify import TOLERANCES, Tolerance, needs_external_data, run_onnxruntime
+
+if TYPE_CHECKING:
+    from graphopt.verify import Reference
 
 PASS_KEY = "graphopt.pass"
 """Metadata key of a dumped model: the spelling of the pass that wrote it."""
@@ -34,8 +39,8 @@ class Check:
         """Raises PipelineError."""
         where = f"after pass {event.step.spelling}" if event.step else "before the first pass"
         try:
-            ir.passes.common.CheckerPass()(event.model)
-        except Exception as error:  # the checker raises its own kinds, wrapped or not
+            with_skeleton(event.model, check)
+        except Exception as error:  # of serializing what a pass made, too
             sentence = " ".join(str(error.__cause__ or error).split())
             raise PipelineError(f"{where} the model is not valid ONNX: {sentence}") from error
         names: set[str] = set()
@@ -109,23 +114,44 @@ class Time:
 
 @dataclass
 class Verify:
-    """Runs the input model on random inputs, and every modified model after it, and compares the outputs.
+    """Runs the model as the user gave it on one set of inputs, every modified model after it, and compares the outputs.
 
-    After the first event `feeds` and `expected` hold what was fed and what came out. With `each=False` it only prepares
-    them, for a caller that compares the end of the whole way.
+    After the first event `judge` holds inputs and expected outputs. With `each=False` it only prepares them, for a
+    caller that compares the end of the whole way. With `keep` the first failure is kept in `failure`, not raised.
+    `reference` is that model; None stands for the one of the first event.
     """
 
     seed: int = 0
     each: bool = True
     tolerances: Mapping[str, Tolerance] = field(default_factory=lambda: TOLERANCES)
-    feeds: dict[str, Any] = field(default_factory=dict)
-    expected: dict[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    keep: bool = False
+    reference: Reference | None = None
+    failure: str = ""
+    judge: Judge | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the judge has to say."""
+        return () if self.judge is None else tuple(self.judge.notes)
 
     def __call__(self, event: Event) -> None:
         """Raises VerificationError that names the pass and the worst place."""
+        where = f"after pass {event.step.spelling}" if event.step else "after loading"
         if event.step is None:
-            self.feeds = random_inputs(event.model, self.seed)
-            self.expected = run_onnxruntime(event.model, self.feeds)
-        elif self.each and event.step.modified:
-            actual = run_onnxruntime(event.model, self.feeds)
-            require_equal(self.expected, actual, f"after pass {event.step.spelling}", self.tolerances)
+            original = event.model.clone() if self.reference is None else self.reference
+            self.judge = judge(original, event.model, self.seed, self.given, self.tolerances)
+        if not self.each or self.failure or (event.step is not None and not event.step.modified):
+            return
+        assert self.judge is not None
+        self.require(run_onnxruntime(event.model, self.judge.feeds), where)
+
+    def require(self, actual: Mapping[str, Any], where: str) -> None:
+        """Judge outputs; raises as a call does."""
+        assert self.judge is not None
+        try:
+            self.judge.require(actual, where)
+        except VerificationError as error:
+            if not self.keep:
+                raise
+            self.failure = self.failure or str(error)

@@ -92,12 +92,16 @@ class FallbackSegment:
     """An ONNX model (file `model` inside the artifact) that ONNX Runtime runs on `inputs`, giving `outputs`.
 
     The model's own input and output names equal the value names. `reasons` says, per node, why it is not native.
+    `weights` are the initializers that the model leaves to the stage's weights file, which kernels may read too.
+    `spin` lets its idle threads wait busily, where hardly a kernel would suffer from it.
     """
 
     model: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     reasons: tuple[tuple[str, str], ...]
+    weights: tuple[str, ...] = ()
+    spin: bool = False
 
 
 Segment = NativeSegment | FallbackSegment

@@ -102,6 +102,8 @@ def _stage_problems(stage: Stage) -> Iterator[str]:
                 yield from _call_problems(call, values, stage)
         else:
             yield from _fallback_problems(segment, values)
+            if segment.weights and not stage.weights:
+                yield f"fallback model {segment.model!r} has no weights file"
     calls = [call for segment in stage.segments if isinstance(segment, NativeSegment) for call in segment.calls]
     if len({bool(call.launches) for call in calls}) > 1:
         yield "some of its kernels run on a device and some do not"
@@ -193,6 +195,8 @@ def _fallback_problems(segment: FallbackSegment, values: dict[str, Value]) -> It
     for name in (*segment.inputs, *segment.outputs):
         if name not in values:
             yield f"fallback model {segment.model!r} uses the unknown value {name!r}"
+    if len(set(segment.weights)) != len(segment.weights):
+        yield f"fallback model {segment.model!r} takes a weight twice"
     yield from _written_problems(f"fallback model {segment.model!r}", segment.outputs, values)
 
 

@@ -27,7 +27,7 @@ from graphopt.program import (
 )
 from graphopt.program_check import problems
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout below; another version is refused."""
 
 _MAX_INTEGER = 1 << 62
@@ -123,6 +123,8 @@ def _from_segment(segment: Segment) -> dict[str, Any]:
         "inputs": list(segment.inputs),
         "outputs": list(segment.outputs),
         "reasons": [list(reason) for reason in segment.reasons],
+        "weights": list(segment.weights),
+        "spin": segment.spin,
     }
 
 
@@ -203,12 +205,14 @@ def _to_value(item: object, where: str) -> Value:
 def _to_segment(item: object, where: str) -> Segment:
     if isinstance(item, dict) and "calls" in item:
         return NativeSegment(_list(_object(item, where, "calls")["calls"], f"{where}.calls", _to_call))
-    fields = _object(item, where, "model", "inputs", "outputs", "reasons")
+    fields = _object(item, where, "model", "inputs", "outputs", "reasons", "weights", "spin")
     return FallbackSegment(
         model=_text(fields["model"], f"{where}.model"),
         inputs=_texts(fields["inputs"], f"{where}.inputs"),
         outputs=_texts(fields["outputs"], f"{where}.outputs"),
         reasons=_list(fields["reasons"], f"{where}.reasons", _to_reason),
+        weights=_texts(fields["weights"], f"{where}.weights"),
+        spin=_boolean(fields["spin"], f"{where}.spin"),
     )
 
 
@@ -287,6 +291,12 @@ def _list(item: object, where: str, parse: Callable[[object, str], _T]) -> tuple
 def _integer(item: object, where: str) -> int:
     if type(item) is not int or not 0 <= item <= _MAX_INTEGER:
         raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not a whole number from 0 on")
+    return item
+
+
+def _boolean(item: object, where: str) -> bool:
+    if not isinstance(item, bool):
+        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, neither true nor false")
     return item
 
 

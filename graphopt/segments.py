@@ -77,18 +77,33 @@ def node_runs(nodes: Sequence[ir.Node], refusals: Mapping[ir.Node, str], needed:
         if group:
             groups.append(group)
         remaining, native = kept, not native
-    wanted = set(needed)
-    runs = []
-    for group in groups:
-        inside = {value for node in group for value in node.outputs}
-        inputs = dict.fromkeys(v for node in group for v in reads[node] if v not in inside and v.const_value is None)
-        members = set(group)
-        outputs = [
-            value
-            for node in group
-            for value in node.outputs
-            if value in wanted or not readers.get(value, set()) <= members
-        ]
-        reasons = tuple((str(node.name), refusals[node]) for node in group if node in refusals)
-        runs.append(NodeRun(tuple(group), tuple(inputs), tuple(outputs), reasons))
-    return runs
+    return [_run(group, refusals, reads, readers, set(needed)) for group in groups]
+
+
+def one_by_one(run: NodeRun, needed: Iterable[ir.Value]) -> list[NodeRun]:
+    """`run` as runs of one node each, where ONNX Runtime refuses them together."""
+    reads = {node: tuple(read_by(node)) for node in run.nodes}
+    readers: dict[ir.Value, set[ir.Node]] = {}
+    for node in run.nodes:
+        for value in reads[node]:
+            readers.setdefault(value, set()).add(node)
+    reasons = dict(zip(run.nodes, (reason for _, reason in run.reasons), strict=True))
+    wanted = {*run.outputs, *needed}
+    return [_run([node], reasons, reads, readers, wanted) for node in run.nodes]
+
+
+def _run(
+    group: Sequence[ir.Node],
+    refusals: Mapping[ir.Node, str],
+    reads: Mapping[ir.Node, Sequence[ir.Value]],
+    readers: Mapping[ir.Value, set[ir.Node]],
+    wanted: set[ir.Value],
+) -> NodeRun:
+    members = set(group)
+    inside = {value for node in group for value in node.outputs}
+    inputs = dict.fromkeys(v for node in group for v in reads[node] if v not in inside and v.const_value is None)
+    outputs = [
+        value for node in group for value in node.outputs if value in wanted or not readers.get(value, set()) <= members
+    ]
+    reasons = tuple((str(node.name), refusals[node]) for node in group if node in refusals)
+    return NodeRun(tuple(group), tuple(inputs), tuple(outputs), reasons)

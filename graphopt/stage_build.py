@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from graphopt import draw_demands
 from graphopt.analysis import static_type
+from graphopt.draws import random_array
+from graphopt.errors import GraphoptError
+from graphopt.fallback_models import FallbackModel, fallback_models, observed
 from graphopt.partition import Part
 from graphopt.program import FallbackSegment, NativeSegment, Place, Segment, Stage, Value
-from graphopt.segments import NodeRun, node_runs, read_by
+from graphopt.runtime import cpu
+from graphopt.segments import NodeRun, node_runs
 from graphopt.solve.memory import Buffer, MemoryProblem, solve
 from graphopt.weights import save_weights
 from graphopt.work import Plan
@@ -61,11 +67,20 @@ def build_stage(index: int, model: ir.Model, part: Part, refusals: Mapping[ir.No
     draft = _Draft()
     for value in part.inputs:
         _declare(draft, value)
-    for number, run in enumerate(node_runs(part.nodes, refusals, part.outputs)):
+    runs = node_runs(part.nodes, refusals, part.outputs)
+    known = draw_demands.Model(model)
+    segments: list[list[Segment]] = [[] for _ in runs]
+    for number, run in enumerate(runs):
         if run.native:
-            _add_native(draft, model, run, target, f"s{index}_{number}_")
-        else:
-            _add_fallback(draft, model, run, f"fallback/stage_{index}_{number}.onnx")
+            segments[number] = [_native(draft, model, run, target, f"s{index}_{number}_")]
+    # Afterwards: constants that kernels read too are stored once, and what kernels read has a shape.
+    for number, run in enumerate(runs):
+        if not run.native:
+            models = fallback_models(model, run, part.outputs, draft.constants, cpu.default_threads())
+            segments[number] = [
+                _fallback(draft, found, known, _file(index, number, place)) for place, found in enumerate(models)
+            ]
+    draft.segments = [segment for group in segments for segment in group]
     for value in part.outputs:
         if value.const_value is not None:
             draft.constants[str(value.name)] = array = value.const_value.numpy()
@@ -98,7 +113,30 @@ def _declare(draft: _Draft, value: ir.Value) -> None:
         draft.values[name] = Value(name, *found, Place.ARENA)
 
 
-def _add_native(draft: _Draft, model: ir.Model, run: NodeRun, target: Target, prefix: str) -> None:
+def _declare_result(draft: _Draft, value: ir.Value, seen: tuple[str, tuple[int, ...]] | None, run: NodeRun) -> None:
+    """As `_declare`, but what ONNX Runtime gives in another type or shape than was inferred has no place in the arena.
+
+    Raises:
+        GraphoptError: a kernel reads it.
+    """
+    name, inferred = str(value.name), static_type(value)
+    if seen is None or inferred is None or seen == inferred:
+        _declare(draft, value)
+    elif name in draft.values:
+        node = value.producer()
+        raise GraphoptError(
+            f"node {node.name if node else run.nodes[0].name} gives {name} as {seen[0]} {seen[1]} in ONNX Runtime, "
+            f"and {inferred[0]} {inferred[1]} was inferred; correct the shapes that the model declares"
+        )
+    else:
+        draft.values[name] = Value(name, "object", None, Place.HOST)
+
+
+def _file(stage: int, number: int, place: int) -> str:
+    return f"fallback/stage_{stage}_{number}" + (f"_{place}.onnx" if place else ".onnx")
+
+
+def _native(draft: _Draft, model: ir.Model, run: NodeRun, target: Target, prefix: str) -> NativeSegment:
     lowered = target.lower(run.nodes, run.inputs, run.outputs, model.opset_imports, prefix)
     for name, value in lowered.values.items():
         draft.values.setdefault(name, value)
@@ -106,45 +144,21 @@ def _add_native(draft: _Draft, model: ir.Model, run: NodeRun, target: Target, pr
     draft.constants.update(lowered.constants)
     draft.notes.extend(lowered.notes)
     draft.plans.update(lowered.plans)
-    draft.segments.append(NativeSegment(tuple(lowered.calls)))
+    return NativeSegment(tuple(lowered.calls))
 
 
-def _add_fallback(draft: _Draft, model: ir.Model, run: NodeRun, file: str) -> None:
-    for value in (*run.inputs, *run.outputs):
+def _fallback(draft: _Draft, found: FallbackModel, known: draw_demands.Model, file: str) -> FallbackSegment:
+    for value in found.run.inputs:
         _declare(draft, value)
-    draft.fallbacks[file] = extract(model, run)
-    inputs = tuple(str(value.name) for value in run.inputs)
-    outputs = tuple(str(value.name) for value in run.outputs)
-    draft.segments.append(FallbackSegment(file, inputs, outputs, run.reasons))
-
-
-def extract(model: ir.Model, run: NodeRun) -> bytes:
-    """The nodes of `run` as an ONNX model of their own, with their constants and the functions they call."""
-    import onnx
-
-    graph = onnx.GraphProto(name="fallback")
-    graph.node.extend(ir.serde.serialize_node(node) for node in run.nodes)
-    graph.input.extend(ir.serde.serialize_value(value) for value in run.inputs)
-    graph.output.extend(ir.serde.serialize_value(value) for value in run.outputs)
-    graph.initializer.extend(ir.serde.serialize_tensor(value.const_value) for value in _constants_of(run))
-    functions = [ir.serde.serialize_function(function) for function in model.functions.values()]
-    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-    proto = onnx.helper.make_model(graph, functions=functions, opset_imports=imports, ir_version=model.ir_version)
-    return bytes(proto.SerializeToString())
-
-
-def _constants_of(run: NodeRun) -> Iterable[Any]:
-    seen: dict[ir.Value, None] = {}
-    inside = {value for node in run.nodes for value in node.outputs}
-    for node in run.nodes:
-        for value in read_by(node):
-            if value.const_value is not None and value not in inside:
-                seen[value] = None
-    for value in seen:
-        assert value.const_value is not None
-        if value.const_value.name != value.name:
-            value.const_value.name = value.name
-        yield value
+    generator = np.random.default_rng(0)
+    seen = observed(found, lambda value: random_array(value, known.demand(value), generator))
+    for value in found.run.outputs:
+        _declare_result(draft, value, seen.get(str(value.name)), found.run)
+    draft.fallbacks[file] = found.data
+    draft.constants.update(found.weights)
+    inputs = tuple(str(value.name) for value in found.run.inputs)
+    outputs = tuple(str(value.name) for value in found.run.outputs)
+    return FallbackSegment(file, inputs, outputs, found.run.reasons, tuple(found.weights))
 
 
 def _plan(draft: _Draft, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[tuple[Value, ...], int, int]:

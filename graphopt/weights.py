@@ -7,6 +7,7 @@ alignment needs are tensors of their own, named `__pad_N`; any safetensors reade
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -45,6 +46,7 @@ class Entry:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
+@functools.cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """numpy's dtype of a Program dtype name; bfloat16 is that of ml_dtypes."""
     if name == "bfloat16":

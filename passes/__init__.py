@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphopt.passes.choose_tiles import ChooseTiles as ChooseTiles
+    from graphopt.passes.flush_denormals import FlushDenormals as FlushDenormals
     from graphopt.passes.fuse import Fuse as Fuse
     from graphopt.passes.join_products import JoinProducts as JoinProducts
     from graphopt.passes.layout import Layout as Layout
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 PASSES = {
     "normalize": ("graphopt.passes.normalize", "Normalize"),
     "fuse": ("graphopt.passes.fuse", "Fuse"),
+    "flush-denormals": ("graphopt.passes.flush_denormals", "FlushDenormals"),
     "join-products": ("graphopt.passes.join_products", "JoinProducts"),
     "precision": ("graphopt.passes.precision", "Precision"),
     "select-conv": ("graphopt.passes.select_conv", "SelectConv"),
@@ -24,10 +26,10 @@ PASSES = {
     "choose-tiles": ("graphopt.passes.choose_tiles", "ChooseTiles"),
 }
 
-DEFAULT = "normalize,fuse,select-conv,layout,choose-tiles"
+DEFAULT = "normalize,fuse,flush-denormals,select-conv,layout,choose-tiles"
 """The pipeline of `graphopt compile` when --passes is not given."""
 
-_GPU = "normalize,fuse,join-products,select-conv{max-workspace=1GiB},layout,choose-tiles"
+_GPU = "normalize,fuse,flush-denormals,join-products,select-conv{max-workspace=1GiB},layout,choose-tiles"
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
 """Where a target has another one."""
 
@@ -36,6 +38,7 @@ __all__ = [
     "DEFAULTS",
     "PASSES",
     "ChooseTiles",
+    "FlushDenormals",
     "Fuse",
     "JoinProducts",
     "Layout",

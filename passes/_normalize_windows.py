@@ -24,8 +24,10 @@ def _explicit_pads(editor: Editor, node: ir.Node) -> str | None:
     begin, end = [0] * rank, [0] * rank
     if mode != "VALID":
         for axis in range(rank):
-            reach = (kernel[axis] - 1) * dilations[axis] + 1
-            missing = max(0, (y[2 + axis] - 1) * strides[axis] + reach - x[2 + axis])
+            # ONNX Runtime pads a pool for its kernel without dilations, and may then have fewer windows.
+            reach = (kernel[axis] - 1) * dilations[axis] + 1 if node.op_type == "Conv" else kernel[axis]
+            same = -(-x[2 + axis] // strides[axis])
+            missing = max(0, (same - 1) * strides[axis] + reach - x[2 + axis])
             small, large = missing // 2, missing - missing // 2
             begin[axis], end[axis] = (small, large) if mode == "SAME_UPPER" else (large, small)
     node.attributes.pop("auto_pad")

@@ -90,7 +90,7 @@ class Builder:
             self._running.append(self._submit(next(iter(self._waiting.values()))))
 
     def _submit(self, kernel: _Kernel) -> Future[bytes]:
-        if kernel.object is None:
+        if kernel.object is None or kernel.object.cancelled():  # with all others, when the code of one failed
             self._waiting.pop(kernel.identity.symbol, None)
             kernel.object = self._pool.submit(self._compile, kernel)
         return kernel.object

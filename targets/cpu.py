@@ -17,6 +17,7 @@ from graphopt.targets.base import Lowered
 from graphopt.targets.definitions import Definitions, signature
 from graphopt.targets.machine import detect
 from graphopt.targets.object_cache import ObjectCache
+from graphopt.targets.quiet import quiet
 from graphopt.work import Timing, Work
 
 
@@ -60,8 +61,8 @@ class CpuTarget:
         """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
         key = signature(node)
         if key not in self._answers:
-            self._answers[key] = native.obstacle(node, opsets, self.cpu, self._definitions)
-        return self._answers[key]
+            self._answers[key] = native.template(native.obstacle(node, opsets, self.cpu, self._definitions), node)
+        return native.spelled(self._answers[key], node)
 
     def defect(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
         """Lower the node alone and generate its code."""
@@ -70,7 +71,7 @@ class CpuTarget:
             if lowered.functions:
                 self.library(lowered.functions)
         except RuntimeError as error:
-            return f"TVM cannot generate code for {node.op_type}: {native.first_line(error)}"
+            return f"TVM cannot generate code for {node.op_type}: {native.readable(error)}"
         return None
 
     def lower(
@@ -82,8 +83,9 @@ class CpuTarget:
         prefix: str,
     ) -> Lowered:
         """Import, fuse, schedule; then run what depends on constants only."""
-        imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, self._definitions)
-        lowered = lowering.lower(imported, self._builder, prefix)
+        with quiet():
+            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, self._definitions)
+            lowered = lowering.lower(imported, self._builder, prefix)
         constants.evaluate_constants(lowered, self._host)
         return lowered
 

@@ -41,7 +41,7 @@ def signature(node: ir.Node) -> str:
     position: dict[Any, int] = {}
     repeated = tuple(position.setdefault(value, len(position)) for value in node.inputs)
     outputs = tuple((static_type(v), bool(v.uses()) or v.is_graph_output()) for v in node.outputs)
-    attributes = tuple(sorted(str(a) for a in node.attributes.values()))
+    attributes = tuple(sorted((name, str(a)) for name, a in node.attributes.items()))  # an Attr prints its value only
     return repr((node.domain, node.op_type, attributes, inputs, repeated, outputs))
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import tvm
 
+from graphopt.targets import ieee
+
 _NUMBERS = re.compile(r"\d+")
 _COUNTER = re.compile(r"(?<=[A-Za-z_])\d+(?=_|$)")
 _COUNTS = ("ndim", "data_alignment", "offset_factor", "iter_type", "kind")
@@ -36,6 +38,7 @@ class Identity:
 
     def function(self) -> Any:
         """The PrimFunc, without a global symbol."""
+        ieee.register()  # a function from a cache may hold its operators
         return tvm.ir.load_json(self.text)
 
 

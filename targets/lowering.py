@@ -12,7 +12,7 @@ from tvm.ir import GenericConst
 
 from graphopt.errors import GraphoptError
 from graphopt.program import KernelCall, Place, Value
-from graphopt.targets import joins, origins
+from graphopt.targets import cuts, ieee, inlining, joins, origins
 from graphopt.targets.base import Lowered
 from graphopt.targets.identity import Identity, identify
 from graphopt.targets.relax_import import Imported
@@ -58,7 +58,7 @@ def fuse(module: Any, owners: origins.Owners) -> tuple[Any, dict[Any, tuple[str,
         The module, and for each variable of its `main` the ONNX nodes that are computed for it.
     """
     whole = relax.transform.DeadCodeElimination()(module)
-    grouped = relax.transform.FuseOps()(relax.transform.AnnotateTIROpPattern()(whole))
+    grouped = relax.transform.FuseOps()(cuts.cut(relax.transform.AnnotateTIROpPattern()(whole)))
     traced = origins.trace(whole, grouped, owners)
     # both keep the variables of main, or drop those that only rename another
     return relax.transform.RewriteDataflowReshape()(relax.transform.FuseTIR()(grouped)), traced
@@ -71,6 +71,7 @@ def lower(imported: Imported, builder: Scheduler, prefix: str) -> Lowered:
         builder: gives every kernel its schedule; equal kernels, of whatever segment, have one symbol.
         prefix: starts every new value name, so that segments share one name space.
     """
+    ieee.register()
     legal = legalize(imported.module)
     module, traced = fuse(legal, origins.legalized(imported.owners, legal))
     lowered = Lowered(inputs=imported.inputs)
@@ -164,7 +165,7 @@ class _Reader:
 
     def _kernel(self, function: Any, hint: str) -> str:
         """The symbol of a PrimFunc, whose code is now among the functions."""
-        kernel = identify(function, hint)
+        kernel = identify(ieee.hide(inlining.inline(function)), hint)
         if kernel.symbol not in self.lowered.functions:
             self.lowered.functions[kernel.symbol], note = self.builder.code(kernel)
             if note:

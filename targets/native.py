@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +12,11 @@ import onnx_ir as ir
 from graphopt.targets import lowering, relax_import
 from graphopt.targets.converters import Converter
 from graphopt.targets.definitions import Definitions
+from graphopt.targets.quiet import quiet
+from graphopt.value_dependence import SIZES
+
+_CODE = re.compile(r"[<>{}\[\]|=]|\b(R|T|I|relax|tirx|tir|ir)\.|\w\(|Check failed|Error\b|None\b|Relax|TE\b")
+"""What stands in a dump of TVM, not in a sentence for its user."""
 
 
 def obstacle(
@@ -22,12 +28,51 @@ def obstacle(
 ) -> str | None:
     """Why `node` cannot become kernels, in a sentence, found by importing it alone; None if it can."""
     try:
-        imported = relax_import.import_nodes([node], *ends(node), opsets, machine, definitions, own)
-        return lowering.obstacle(lowering.legalize(imported.module))
+        with quiet():
+            imported = relax_import.import_nodes([node], *ends(node), opsets, machine, definitions, own)
+            return lowering.obstacle(lowering.legalize(imported.module))
     except relax_import.NotSupported as error:
         return str(error)
     except Exception as error:  # noqa: BLE001  TVM's converters raise anything at what they do not know
-        return f"TVM cannot convert {node.op_type}: {first_line(error)}"
+        return _why(node, error)
+
+
+def _why(node: ir.Node, error: Exception) -> str:
+    """What stands before kernels: an operand that is no constant, else what TVM says if a user can read it."""
+    for position in SIZES.get(node.op_type, ()):
+        operand = node.inputs[position] if position < len(node.inputs) else None
+        if operand is not None and operand.const_value is None:
+            return f"operand {position} of {node.op_type} is known at run time only"
+    return f"TVM cannot convert {node.op_type}: {readable(error)}"
+
+
+def readable(error: Exception) -> str:
+    """TVM's last line, if it is a sentence; its checks, types and expressions are none."""
+    line = first_line(error)
+    if _CODE.search(line) or len(line.split()) < 3:
+        return "these types, shapes or attributes have no kernel"
+    return line[0].lower() + line[1:] if line.split()[0][1:].islower() else line
+
+
+def template(reason: str | None, node: ir.Node) -> str | None:
+    """`reason` with places for the names of values, since nodes that are alike share it."""
+    for place, value in _values(node):
+        if reason is not None and value.name:
+            reason = reason.replace(f"value {value.name} ", f"value {place} ")
+    return reason
+
+
+def spelled(reason: str | None, node: ir.Node) -> str | None:
+    """A template with the names of the values of `node`."""
+    for place, value in _values(node):
+        if reason is not None:
+            reason = reason.replace(f"value {place} ", f"value {value.name} ")
+    return reason
+
+
+def _values(node: ir.Node) -> list[tuple[str, ir.Value]]:
+    inputs = [(f"\0in{index}", value) for index, value in enumerate(node.inputs) if value is not None]
+    return inputs + [(f"\0out{index}", value) for index, value in enumerate(node.outputs)]
 
 
 def ends(node: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:

@@ -1,9 +1,11 @@
-"""Keeps the small arrays of a kernel on the stack, where LLVM turns register tiles into registers.
+"""What LLVM is told of memory: small arrays of a kernel are on the stack, operands are aligned as numpy aligns them.
 
     acc = TVMBackendAllocWorkspace(1792)    ->    acc = alloca(1792)
+    storage_alignment(x) = 64               ->    storage_alignment(x) = 16
 
 TVM takes memory of 1 KiB and more from a pool at run time. LLVM cannot tell such memory from a kernel's operands, so
-one instruction in the loop that may touch memory, a prefetch, makes it write all sums back in every iteration.
+one instruction in the loop that may touch memory, a prefetch, makes it write all sums back in every iteration; on the
+stack LLVM turns register tiles into registers.
 """
 
 from __future__ import annotations
@@ -15,11 +17,17 @@ import tvm
 from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
+from graphopt.targets import ieee
+
 PIPELINE = "graphopt"
 """Name of TVM's default pipeline followed by ours, for `tvm.compile`."""
 
 LARGEST = 8192
 """Bytes. Threads have stacks of megabytes, and a kernel has few arrays."""
+
+OPERAND_ALIGNMENT = 16
+"""Bytes that an operand's address is known to be a multiple of: numpy's arrays are, which kernels then read in place.
+Loads of whole vectors take no longer for it where the address is aligned."""
 
 KEEP = "disable_lower_builtin"
 """Annotation by which TVM leaves an allocation to LLVM."""
@@ -27,12 +35,14 @@ KEEP = "disable_lower_builtin"
 
 def register() -> None:
     """Make PIPELINE known to TVM."""
+    ieee.register()
     compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)
 
 
 def _pipeline() -> tuple[Any, Any, Any]:
     default, host, device = compilation_pipeline.get_tir_pipeline("s_tir")
-    return tvm.ir.transform.Sequential([default, _keep_on_stack()]), host, device
+    kept = tvm.ir.transform.Sequential([default, _keep_on_stack()])
+    return kept, lambda: tvm.ir.transform.Sequential([host(), ieee.reveal(ieee.llvm_fence)]), device
 
 
 def _keep_on_stack() -> Any:
@@ -57,7 +67,10 @@ def _kept(statement: Any) -> Any:
         body = _kept(statement.body)
         return tirx.For(*bounds, body, statement.thread_binding, statement.annotations, statement.step)
     if isinstance(statement, tirx.AttrStmt):
-        return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, _kept(statement.body))
+        value = statement.value
+        if statement.attr_key == "storage_alignment":  # of an operand; TVM would have the 64 bytes of its own tensors
+            value = tirx.IntImm("int32", OPERAND_ALIGNMENT)
+        return tirx.AttrStmt(statement.node, statement.attr_key, value, _kept(statement.body))
     if isinstance(statement, tirx.IfThenElse):
         otherwise = None if statement.else_case is None else _kept(statement.else_case)
         return tirx.IfThenElse(statement.condition, _kept(statement.then_case), otherwise)

@@ -121,10 +121,6 @@ def missing_output(model: onnx.ModelProto) -> None:
     model.graph.output[0].name = "z"
 
 
-def repeated_output(model: onnx.ModelProto) -> None:
-    model.graph.output.append(model.graph.output[0])
-
-
 def repeated_input(model: onnx.ModelProto) -> None:
     model.graph.input.append(model.graph.input[0])
 
@@ -199,10 +195,6 @@ def tensor_type(model: onnx.ModelProto) -> None:
     weight(model, lambda tensor: setattr(tensor, "data_type", 99))
 
 
-def nan(model: onnx.ModelProto) -> None:
-    weight(model, lambda tensor: setattr(tensor, "raw_data", np.array([1, 2, 3, np.nan, 5, 6], np.float32).tobytes()))
-
-
 def nameless(model: onnx.ModelProto) -> None:
     weight(model, lambda tensor: setattr(tensor, "name", ""))
 
@@ -216,10 +208,46 @@ def in_memory_external(model: onnx.ModelProto) -> None:
     weight(model, lambda tensor: onnx.external_data_helper.set_external_data(tensor, "w.data"))
 
 
-def sparse(model: onnx.ModelProto) -> None:
-    values = numpy_helper.from_array(np.ones(1, np.float32), "s")
-    indices = numpy_helper.from_array(np.zeros(1, np.int64), "i")
-    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
+def sparse(model: onnx.ModelProto, places: object = (0,), dims: tuple[int, ...] = (4,), count: int = 1) -> None:
+    values = numpy_helper.from_array(np.ones(count, np.float32), "s")
+    indices = numpy_helper.from_array(np.array(places, np.int64), "i")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, list(dims)))
+
+
+def sparse_outside(model: onnx.ModelProto) -> None:
+    sparse(model, places=(4,))
+
+
+def sparse_outside_of_an_axis(model: onnx.ModelProto) -> None:
+    sparse(model, places=((0, 3),), dims=(4, 3))
+
+
+def sparse_counts(model: onnx.ModelProto) -> None:
+    sparse(model, count=2)
+
+
+def sparse_huge(model: onnx.ModelProto) -> None:
+    sparse(model, dims=(1 << 20, 1 << 19))
+
+
+def sparse_constant(model: onnx.ModelProto) -> None:
+    sparse(model, places=(-1,))
+    value = helper.make_attribute("sparse_value", model.graph.sparse_initializer.pop())
+    model.graph.node[0].CopyFrom(helper.make_node("Constant", [], ["y"], name="r"))
+    model.graph.node[0].attribute.append(value)
+
+
+def missing_attribute(model: onnx.ModelProto) -> None:
+    model.graph.node[0].op_type = "Cast"
+
+
+def unlike_onnx_runtimes(model: onnx.ModelProto) -> None:
+    model.graph.node[0].op_type = "SimplifiedLayerNormalization"
+
+
+def map_input(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.map_type.key_type = onnx.TensorProto.INT64
+    model.graph.input[0].type.map_type.value_type.tensor_type.elem_type = onnx.TensorProto.FLOAT
 
 
 def recursion(model: onnx.ModelProto) -> None:
@@ -260,7 +288,6 @@ REFUSALS = [
     (twice, "the value y is defined twice, the second time by node r (Relu)"),
     (undefined, "node r (Relu) reads nowhere, which nothing computes"),
     (missing_output, "the graph output 'z' is computed by no node"),
-    (repeated_output, "the graph output 'y' is declared twice"),
     (repeated_input, "the graph input 'x' is nameless or declared twice"),
     (unknown_operator, "node r (Relux) uses an operator that ai.onnx 20 does not define"),
     (unknown_domain, "node r (Relu) is of the domain 'elsewhere', which the model does not import"),
@@ -277,11 +304,17 @@ REFUSALS = [
     (long_dims, "initializer w has the shape 2x3x2305843009213693952, more than 1 TiB"),
     (negative_dims, "initializer w has a negative dimension in [-2, 3]"),
     (tensor_type, "initializer w has the unknown data type 99"),
-    (nan, "initializer w contains NaN; train or export the model again"),
     (nameless, "the initializer '' is nameless or defined twice"),
     (same_weight, "the initializer 'w' is nameless or defined twice"),
     (in_memory_external, "initializer w keeps its data in the file 'w.data'; load the model by its path"),
-    (sparse, "the initializer s is sparse"),
+    (sparse_outside, "initializer s is sparse and has an index outside of 4"),
+    (sparse_outside_of_an_axis, "initializer s is sparse and has an index outside of 4x3"),
+    (sparse_counts, "initializer s is sparse and has 2 values with indices of shape [1]; give one int64 index"),
+    (sparse_huge, "initializer s is sparse and would take too much memory as a dense 1048576x524288"),
+    (sparse_constant, "attribute sparse_value of node r (Constant) is sparse and has an index outside of 4"),
+    (missing_attribute, "node r (Cast) lacks the attribute to; give it a value"),
+    (unlike_onnx_runtimes, "node r (SimplifiedLayerNormalization) has 1 inputs, and its operator takes 2 to 2"),
+    (map_input, "the input x is a map, which no program takes"),
     (recursion, "call each other in a circle"),
     (explosion, "nodes after inlining, more than 1000000"),
     (nested, "nests graphs deeper than 24"),

@@ -402,7 +402,9 @@ def test_another_precision_is_verified_with_its_own_tolerance(precision: str) ->
     assert set(made.accuracy) == {"logits"}
     assert (1e-5 < made.accuracy["logits"] < 1e-2) == (precision == "fp16")
     assert any("tf32 is a permission that no kernel took" in note for note in made.notes) == (precision == "tf32")
-    assert f"normalize,fuse,precision{{to={precision}}},select-conv" in made.artifact.manifest["pipeline"]
+    assert (
+        f"normalize,fuse,precision{{to={precision}}},flush-denormals,select-conv" in made.artifact.manifest["pipeline"]
+    )
     casts = [node for node in made.pipeline.model.graph if node.op_type == "Cast"]
     assert bool(casts) == (precision == "fp16")
 

@@ -77,6 +77,19 @@ def test_path_spellings_and_notes(tmp_path: Path) -> None:
         assert loaded.model.graph.outputs[0].shape == ir.Shape([1, 3])
 
 
+def test_the_original_is_what_the_user_gave(tmp_path: Path) -> None:
+    model = text("g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }", opset=9)
+    path = tmp_path / "relu.onnx"
+    onnx.save(model, path)
+    assert load(str(path)).original == path
+    assert load(model).original is model
+    as_ir = ir.from_proto(model)
+    assert load(as_ir).original is as_ir
+    assert as_ir.opset_imports == {"": 9}
+    exported = load(torch.nn.ReLU(), example_inputs=(torch.zeros(2),)).original
+    assert isinstance(exported, ir.Model)
+
+
 def test_sources_in_memory_are_not_modified() -> None:
     proto = text("g (float[N,3] x) => (float[N,3] y) { c = Constant<value=float[3] {1,2,3}>() y = Add(x, c) }")
     before = proto.SerializeToString()
@@ -266,16 +279,18 @@ def test_new_opsets_are_kept() -> None:
 
 def test_a_conversion_that_fails_is_noted() -> None:
     model = text(
-        """g (float[1,2] s, float[1,3,2] x) => (float[1,2] y, float[1,3,2] z) {
-            y, z = Scan<num_scan_inputs = 1, body = b (float[2] a, float[2] i) => (float[2] n, float[2] o) {
-                n = Add(a, i) o = Identity(n) }>("", s, x)
+        """g (int64[1] l, float[1,2] s, float[1,3,2] x) => (float[1,2] y, float[1,3,2] z) {
+            [n] y, z = Scan<num_scan_inputs = 1, body = b (float[2] a, float[2] i) => (float[2] n, float[2] o) {
+                n = Add(a, i) o = Identity(n) }>(l, s, x)
         }""",
         opset=8,
         ir_version=4,
     )
     loaded = load(model)
     assert loaded.model.opset_imports == {"": 8}
-    assert loaded.notes == ("opset 8 is kept, since its conversion to 20 failed",)
+    assert loaded.notes == (
+        "opset 8 is kept: node n (Scan) of opset 8 has no equivalent: its batch has sequences of several lengths",
+    )
 
 
 @pytest.mark.parametrize(
@@ -318,6 +333,7 @@ def test_default_values_of_inputs_become_constants() -> None:
     loaded = load(model)
     assert [value.name for value in loaded.model.graph.inputs] == ["x"]
     assert loaded.notes == ("the default values of the inputs w became constants",)
+    assert loaded.constants == ("w",)
 
 
 def test_loading_twice_changes_nothing() -> None:

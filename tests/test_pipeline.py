@@ -97,7 +97,7 @@ def test_bad_options(texts: dict[str, str], message: str) -> None:
         ("fuze", "there is no pass fuze; did you mean fuse?"),
         (
             "zzz",
-            "there is no pass zzz; there are choose-tiles, fuse, join-products, layout, normalize, "
+            "there is no pass zzz; there are choose-tiles, flush-denormals, fuse, join-products, layout, normalize, "
             "precision, select-conv",
         ),
         ("normalize{x=1}", "pass normalize has no option x; it has none"),

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
 from graphopt.partition import Part
 from graphopt.program import FallbackSegment, KernelCall, NativeSegment, Place, Value
-from graphopt.segments import node_runs
-from graphopt.stage_build import BuiltStage, build_stage, extract
+from graphopt.stage_build import BuiltStage, build_stage
 from graphopt.targets.base import Lowered
 
 
@@ -134,23 +131,3 @@ def test_a_dynamic_value_is_on_the_host() -> None:
     places = {value.name: (value.place, value.shape) for value in built.stage.values}
     assert places["z"] == (Place.HOST, None)
     assert places["y"] == (Place.ARENA, (4,))
-
-
-@pytest.mark.parametrize("captured", ["a", "w"])
-def test_an_extracted_model_is_complete(captured: str) -> None:
-    """Constants that only a subgraph reads come along; values that it captures become inputs."""
-    model = model_of(
-        """g (float[2] x, bool c) => (float[2] y) <float[2] w = {1, 2}> {
-            a = Relu(x)
-            y = If (c) <
-                then_branch = t () => (float[2] p) { p = Neg(CAPTURED) },
-                else_branch = e () => (float[2] q) { q = Exp(CAPTURED) }
-            >
-        }""".replace("CAPTURED", captured)
-    )
-    nodes = list(model.graph)
-    run = node_runs(nodes, {nodes[1]: "no If"}, model.graph.outputs)[-1]
-    proto = onnx.load_from_string(extract(model, run))
-    onnx.checker.check_model(proto, full_check=True)
-    assert [value.name for value in proto.graph.input] == (["c", "a"] if captured == "a" else ["c"])
-    assert [tensor.name for tensor in proto.graph.initializer] == ([] if captured == "a" else ["w"])

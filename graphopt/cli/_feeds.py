@@ -1,7 +1,9 @@
-"""Inputs of `graphopt run`: from .npy files, or random."""
+"""Inputs of `graphopt run`, `compile` and `verify`: from .npy and .npz files, or random."""
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,32 +13,64 @@ import numpy as np
 from graphopt.errors import FeedError
 from graphopt.program import Port
 from graphopt.runtime import files
-from graphopt.runtime.feeds import full_shape
+from graphopt.runtime.feeds import check, full_shape
 from graphopt.weights import numpy_dtype
 
 _MAGIC = b"\x93NUMPY"
 
 
-def read(texts: Sequence[str], ports: Sequence[Port]) -> dict[str, Any]:
-    """The arrays of `NAME=FILE` options, mapped from their files, so that a huge one costs no memory.
+def read(texts: Sequence[str], ports: Sequence[Port], constants: Sequence[str] = ()) -> dict[str, Any]:
+    """The arrays of `--input` options for a program whose inputs are known.
+
+    `constants` are inputs of the model whose default values were compiled in.
 
     Raises:
-        FeedError: a text is not NAME=FILE, names an unknown input or one twice, or its file is no array.
+        FeedError: as `given`, or a text names an unknown input, or one whose default value is compiled in.
     """
     known = [port.name for port in ports]
+    feeds = given(texts, [*known, *constants])
+    for name in feeds:
+        if name in constants:
+            check(ports, {name: feeds[name]}, constants=constants)
+        if name not in known:
+            raise FeedError(f"--input names {name!r}, which is no input; the inputs are {', '.join(known) or 'none'}")
+    return feeds
+
+
+def given(texts: Sequence[str], known: Sequence[str] | None = None) -> dict[str, Any]:
+    """The arrays of `NAME=FILE.npy` and `FILE.npz`, mapped from their files, so that a huge one costs no memory.
+
+    Names may contain "=" and so may paths: the longest known name that fits wins, or, where none is known, the longest
+    name before the path of a file.
+
+    Raises:
+        FeedError: a text is neither, an input is given twice, or its file holds no array.
+    """
     feeds: dict[str, Any] = {}
     for text in texts:
-        # Names may contain "=" and so may paths: the longest known name that fits wins.
-        name = max((each for each in known if text.startswith(f"{each}=")), key=len, default=None)
-        if name is None:
-            listed = ", ".join(known) or "none"
-            raise FeedError(f"--input {text!r} is not NAME=FILE.npy with the name of an input; there are {listed}")
-        if name in feeds:
-            raise FeedError(f"--input {name} is given twice; keep one of them")
-        if text == f"{name}=":
-            raise FeedError(f"--input {text} has an empty path; give --input {name}=FILE.npy")
-        feeds[name] = _read_file(Path(text[len(name) + 1 :]), name)
+        for name, array in _arrays(text, known):
+            if name in feeds:
+                raise FeedError(f"--input {name} is given twice; keep one of them")
+            feeds[name] = array
     return feeds
+
+
+def _arrays(text: str, known: Sequence[str] | None) -> list[tuple[str, Any]]:
+    if known is None:
+        places = [place for place, letter in enumerate(text) if letter == "=" and place]
+        names = [text[:place] for place in places]
+        name = max((each for each in names if Path(text[len(each) + 1 :]).is_file()), key=len, default=None)
+        name = name or (names[0] if names else None)
+    else:
+        name = max((each for each in known if text.startswith(f"{each}=")), key=len, default=None)
+    if name is None and text.endswith(".npz"):
+        return _read_archive(Path(text))
+    if name is None:
+        listed = "" if known is None else f" with the name of an input; there are {', '.join(known) or 'none'}"
+        raise FeedError(f"--input {text!r} is neither NAME=FILE.npy nor FILE.npz{listed}")
+    if text == f"{name}=":
+        raise FeedError(f"--input {text} has an empty path; give --input {name}=FILE.npy")
+    return [(name, _read_file(Path(text[len(name) + 1 :]), name))]
 
 
 def random(ports: Sequence[Port], micro_batches: int, seed: int) -> dict[str, Any]:
@@ -72,3 +106,13 @@ def _read_file(path: Path, name: str) -> Any:
     if magic != _MAGIC:
         raise FeedError(f"{where} is no .npy file; write it with numpy.save")
     return files.read(path, name)
+
+
+def _read_archive(path: Path) -> list[tuple[str, Any]]:
+    if not path.is_file():
+        raise FeedError(f"--input {path} is not a file; give a .npz file that numpy.savez wrote")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return [(name, archive[name]) for name in archive.files]
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise FeedError(f"--input {path} cannot be read ({error}); write it with numpy.savez") from error

@@ -39,8 +39,8 @@ Level = Annotated[
     typer.Option(
         "--level",
         metavar="NAME",
-        help="What the code may use: a CPU level (avx512vnni, avx512, avx2vnni, avx2, x86-64), a GPU (a100, "
-        "h100, h200, rtx4090) or its architecture (sm_80, sm_89, sm_90). Default: this CPU, or an H100.",
+        help="What the code may use: a CPU level (avx512vnni, avx512, avx2vnni, avx2, x86-64), a GPU (a100, h100, "
+        "h200, rtx4090) or its architecture (sm_80, sm_89, sm_90). Default: this CPU, or an H100.",
     ),
 ]
 NoFallback = Annotated[bool, typer.Option("--no-fallback", help="Fail if a node would need ONNX Runtime.")]
@@ -58,6 +58,14 @@ Costs = Annotated[
         envvar="GRAPHOPT_COSTS",
         help="What algorithms are chosen by: measured (the default; on this machine, kept in a table), roofline, or an "
         "artifact, whose costs make the same choices again.",
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=FILE.npy",
+        help="An input, as numpy.save wrote it, or FILE.npz with several; repeat for others.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the random inputs.")]

@@ -18,6 +18,7 @@ from graphopt.report.document import Report
 
 EXAMPLES = (
     "graphopt compile model.onnx -o model.gopt --shapes x:1x3x224x224 --verify ends",
+    "graphopt compile model.onnx --verify ends --input x=photo.npy",
     "graphopt compile zoo:resnet18 --explain --threads 2",
     "graphopt compile zoo:resnet50 --target cuda --level a100 --explain",
     "graphopt compile zoo:resnet18 -o again.gopt --costs resnet18.gopt",
@@ -83,6 +84,10 @@ def command(
         Verify,
         typer.Option("--verify", help="Compare with ONNX Runtime: the ends, the passes (needs no device), or each."),
     ] = Verify.OFF,
+    inputs: options.Inputs = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Write the artifact even if --verify finds that it computes something else.")
+    ] = False,
     dump: Annotated[
         Path | None,
         typer.Option("--dump", metavar="DIR", parser=options.path, help="Write the model after every pass there."),
@@ -103,9 +108,12 @@ def command(
     """Compile a model into an artifact that `graphopt run` executes."""
     file = output if output is not None else Path(default_name(model))
     options.check_output(file, "-o")
+    if inputs and verify is Verify.OFF:
+        raise GraphoptError("--input is for verification; give --verify ends too, or leave it out")
     if dump is not None and dump.exists() and not dump.is_dir():
         raise GraphoptError(f"--dump {dump} is a file; name a folder")
     with progress("starting") as say:
+        from graphopt.cli import _feeds
         from graphopt.compiler import compile_model
         from graphopt.report import compilation as reporting
 
@@ -126,14 +134,17 @@ def command(
                 threads=threads,
                 cache=not no_cache,
                 seed=seed,
+                inputs=_feeds.given(inputs or []),
+                keep=keep,
                 progress=lambda phase: say(_PHASES.get(phase, phase)),
             )
         say("writing the artifact")
         compilation.artifact.save(file)
-    blocks = reporting.summary(compilation, model, file, _VERIFIED[verify])
+    verdict = f"NO: {compilation.failure}" if compilation.failure else _VERIFIED[verify]
+    blocks = reporting.summary(compilation, model, file, verdict)
     if explain:
         blocks += reporting.explanation(compilation)
-    return Report(reporting.document(compilation, file), blocks)
+    return Report(reporting.document(compilation, file), blocks, failed=bool(compilation.failure))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -22,10 +23,7 @@ EXAMPLES = (
 
 def command(
     artifact: options.ArtifactPath,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option("--input", metavar="NAME=FILE.npy", help="An input, as numpy.save wrote it; repeat for others."),
-    ] = None,
+    inputs: options.Inputs = None,
     random: Annotated[bool, typer.Option("--random", help="Random numbers for the inputs that are not given.")] = False,
     output: Annotated[
         Path | None,
@@ -33,7 +31,7 @@ def command(
             "--output",
             metavar="DIR",
             parser=options.path,
-            help="Write DIR/NAME.npy for every output; a / in a name becomes %2F.",
+            help="Write DIR/NAME.npy for every output, DIR/NAME.json for maps; a / in a name becomes %2F.",
         ),
     ] = None,
     ranks: Annotated[
@@ -66,7 +64,7 @@ def command(
 
     opened = graphopt.open(artifact)
     program = opened.program
-    feeds = _feeds.read(inputs or [], program.inputs)
+    feeds = _feeds.read(inputs or [], program.inputs, opened.constants)
     missing = [port for port in program.inputs if port.name not in feeds]
     if missing and not random:
         name = missing[0].name
@@ -85,7 +83,10 @@ def command(
         with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch, progress(f"running on {ranks} ranks"):
             found = launch(artifact, ranks, feeds, output or Path(scratch), timeout, threads)
             # Copied out of the files, which may go with the temporary folder.
-            outputs = {name: np.array(files.read(path, name)) for name, path in found.items()}
+            outputs = {
+                name: json.loads(path.read_text()) if path.suffix == ".json" else np.array(files.read(path, name))
+                for name, path in found.items()
+            }
         seconds = time.perf_counter() - start
         written = {} if output is None else found
         how = f"{ranks} {'rank' if ranks == 1 else 'ranks'} took {seconds:.2f} s, the start of their processes included"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,14 @@ from graphopt.cli._progress import progress
 from graphopt.errors import GraphoptError
 from graphopt.report.document import Block, Report
 
-EXAMPLES = ("graphopt verify model.onnx", "graphopt verify model.onnx model.gopt --samples 5")
+if TYPE_CHECKING:
+    from graphopt.artifact import Artifact
+
+EXAMPLES = (
+    "graphopt verify model.onnx",
+    "graphopt verify model.onnx model.gopt --samples 5",
+    "graphopt verify model.onnx model.gopt --input x=photo.npy",
+)
 
 
 def command(
@@ -26,6 +33,7 @@ def command(
         ),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Random inputs to try.")] = 1,
+    inputs: options.Inputs = None,
     target: options.Target = "llvm",
     shapes: options.Shapes = None,
     passes: options.Passes = None,
@@ -36,30 +44,42 @@ def command(
     """Compare a compiled model with ONNX Runtime, which runs the original without optimizations."""
     with progress("reading the model") as say:
         import graphopt
+        from graphopt.cli import _feeds
+        from graphopt.judge import judge
         from graphopt.report import differences as reporting
-        from graphopt.verify import random_inputs, run_onnxruntime
+        from graphopt.verification import given_shapes
 
-        fixed = options.parse_shapes(shapes)
-        loaded = graphopt.load(model, shapes=fixed).model
+        given = _feeds.given(inputs or [])
+        fixed = {**given_shapes(model, given), **(options.parse_shapes(shapes) or {})}
+        program = None if artifact is None else graphopt.open(artifact)
+        if program is not None and not fixed:
+            fixed = _open_shapes(model, program)
+        loaded = graphopt.load(model, shapes=fixed)
         checked: list[str] = []
-        if artifact is None:
+        if program is None:
             from graphopt.compiler import compile_model
 
             say("compiling, and comparing after every pass")
             compiled = compile_model(
-                loaded, target=target, passes=passes, verify="each", fallback=not no_fallback, seed=seed
+                model,
+                shapes=fixed,
+                target=target,
+                passes=passes,
+                verify="each",
+                fallback=not no_fallback,
+                seed=seed,
+                inputs=given,
             )
             checked = [step.spelling for step in compiled.pipeline.steps if step.modified]
             program = compiled.artifact
-        else:
-            program = graphopt.open(artifact)
         say("comparing with ONNX Runtime")
         session = program.session(threads=threads)
-        found = []
+        found, notes = [], []
         for sample in range(samples):
-            feeds = random_inputs(loaded, seed + sample)
-            expected = run_onnxruntime(_source(model, loaded), feeds)
-            found += reporting.differences(expected, session.run(_batches(feeds, program.program.micro_batches)))
+            judged = judge(loaded.original, loaded.model, seed + sample, given)
+            feeds = _batches(dict(judged.feeds), program.program.micro_batches)
+            found += reporting.differences(judged, session.run(feeds))
+            notes += judged.notes
     wrong = [each for each in found if each.problem]
     document = {
         "model": model,
@@ -67,23 +87,25 @@ def command(
         "equal": not wrong,
         "passes": checked,
         "outputs": reporting.document(found),
+        "notes": notes,
     }
     blocks: list[Block] = [reporting.table(found)]
     if checked:
         blocks.append(f"Every pass kept the outputs: {', '.join(checked)}")
+    blocks += [f"note: {note}" for note in dict.fromkeys(notes)]
     verdict = f"{len(wrong)} of {len(found)} outputs differ" if wrong else "the program agrees with ONNX Runtime"
     blocks.append(f"{model}: {verdict}")
     return Report(document, blocks, failed=bool(wrong))
 
 
-def _source(model: str, loaded: Any) -> Any:
-    """The file itself where there is one, so that what loading changed is checked too."""
-    if model.startswith("zoo:"):
-        from graphopt import models
+def _open_shapes(model: str, artifact: Artifact) -> dict[str, tuple[int, ...]]:
+    """The sizes that the artifact was compiled for, where the model leaves them open."""
+    import numpy as np
 
-        return models.build(model.removeprefix("zoo:"))
-    path = Path(model)
-    return path if path.is_file() else loaded
+    from graphopt.verification import given_shapes
+
+    ports = {port.name: port.shape for port in artifact.program.inputs if port.shape is not None}
+    return given_shapes(model, {name: np.broadcast_to(np.zeros(()), shape) for name, shape in ports.items()})
 
 
 def _batches(feeds: dict[str, Any], count: int) -> dict[str, Any]:

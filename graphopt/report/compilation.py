@@ -39,6 +39,7 @@ def document(compilation: Compilation, file: Path | None) -> dict[str, Any]:
         "memory": memory(artifact),
         "seconds": dict(compilation.seconds),
         "accuracy": dict(compilation.accuracy),
+        "failure": compilation.failure,
         "notes": list(compilation.notes),
         "selection": [note for step in steps for note in step.notes],
         "choices": [_choice_document(choice) for step in steps for choice in step.choices],

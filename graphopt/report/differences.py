@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.judge import Judge
 from graphopt.report.document import Table
-from graphopt.verify import EXACT, TOLERANCES, compare
+from graphopt.verify import EXACT, TOLERANCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +28,22 @@ class Difference:
     problem: str
 
 
-def differences(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[Difference]:
-    """One per output of `expected`, by the bound of `graphopt.verify`."""
+def differences(judge: Judge, actual: Mapping[str, Any]) -> list[Difference]:
+    """One per output of the reference, as it judges them."""
     found = []
-    for name, value in expected.items():
-        problems = compare({name: value}, actual)
+    problems = {each.output: each.message for each in judge.mismatches(actual)}
+    for name, value in judge.expected.items():
         largest, allowed = _distance(value, actual.get(name))
+        allowed = None if allowed is None else max(allowed, judge.allowed.get(name, 0.0))
         shape = "x".join(map(str, np.shape(value))) if isinstance(value, np.ndarray) else "?"
         dtype = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
-        found.append(Difference(name, dtype, shape, largest, allowed, problems[0].message if problems else ""))
+        found.append(Difference(name, dtype, shape, largest, allowed, _problem(name, problems)))
     return found
+
+
+def _problem(name: str, problems: Mapping[str, str]) -> str:
+    """Of an output, or of an element of one that is a sequence."""
+    return next((text for other, text in problems.items() if other == name or other.startswith(f"{name}[")), "")
 
 
 def table(found: list[Difference]) -> Table:

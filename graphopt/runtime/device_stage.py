@@ -234,7 +234,8 @@ class DeviceStageRunner:
     def _fallback(self, segment: FallbackSegment, artifact: Artifact, threads: int) -> list[Step]:
         from graphopt.runtime import fallback
 
-        call = fallback.bind(segment, artifact.files[segment.model], self._values, self.arrays, self.host, threads)
+        model, weights = artifact.files[segment.model], artifact.weight_arrays(self.stage, segment.weights)
+        call = fallback.bind(segment, model, weights, self._values, self.arrays, self.host, threads)
         downs = [self._down(name) for name in segment.inputs if name in self.arrays]
         ups = [self._up(name) for name in segment.outputs if name in self.arrays]
         return [*downs, self._device.synchronize, call, *ups]

@@ -9,18 +9,14 @@ import numpy as np
 
 from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.program import FallbackSegment, Value
+from graphopt.runtime.onnx_session import ONNX_TYPES, open_session, short
 from graphopt.weights import Array
-
-_ONNX_TYPES = {
-    "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9, "float16": 10,
-    "float64": 11, "uint32": 12, "uint64": 13, "bfloat16": 16,
-}  # fmt: skip
-"""onnx.TensorProto.DataType, spelled out because the runtime does not import onnx."""
 
 
 def bind(
     segment: FallbackSegment,
     model: memoryview,
+    weights: Mapping[str, Array],
     values: Mapping[str, Value],
     arrays: Mapping[str, Array],
     host: dict[str, Any],
@@ -34,6 +30,7 @@ def bind(
     Args:
         segment: what to run.
         model: the ONNX file.
+        weights: the initializers that it leaves to the weights file.
         values: the stage's values by name.
         arrays: the memory of every value that is not HOST.
         host: the current HOST objects by name; read and written.
@@ -42,18 +39,10 @@ def bind(
     Raises:
         ArtifactError: ONNX Runtime does not accept the model.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Its idle threads would spin on the cores where the kernels of the next segment run.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(bytes(model), options, providers=["CPUExecutionProvider"])
+        session = open_session(bytes(model), weights, threads, segment.spin)
     except Exception as error:
-        raise ArtifactError(f"ONNX Runtime refuses the fallback model {segment.model}: {_short(error)}") from error
+        raise ArtifactError(f"ONNX Runtime refuses the fallback model {segment.model}: {short(error)}") from error
     names = {item.name for item in session.get_inputs()}, {item.name for item in session.get_outputs()}
     if not names[0] <= set(segment.inputs) or not set(segment.outputs) <= names[1]:
         raise ArtifactError(f"the inputs and outputs of fallback model {segment.model} are not those of the program")
@@ -80,7 +69,7 @@ def bind(
 
 
 def _buffer(value: Value, array: Array) -> tuple[int, tuple[int, ...], int]:
-    return _ONNX_TYPES[value.dtype], array.shape, array.ctypes.data
+    return ONNX_TYPES[value.dtype], array.shape, array.ctypes.data
 
 
 def _named(segment: FallbackSegment, run: Callable[[], None]) -> Callable[[], None]:
@@ -90,10 +79,6 @@ def _named(segment: FallbackSegment, run: Callable[[], None]) -> Callable[[], No
         except GraphoptError:
             raise
         except Exception as error:
-            raise GraphoptError(f"ONNX Runtime failed in fallback model {segment.model}: {_short(error)}") from error
+            raise GraphoptError(f"ONNX Runtime failed in fallback model {segment.model}: {short(error)}") from error
 
     return named
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

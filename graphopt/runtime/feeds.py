@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import FeedError
-from graphopt.program import Port
+from graphopt.program import ITEM_BYTES, Port
 from graphopt.runtime import dlpack
 from graphopt.weights import numpy_dtype
 
@@ -17,20 +17,32 @@ if TYPE_CHECKING:
 
 
 def check(
-    ports: Sequence[Port], feeds: Mapping[str, Any], micro_batches: int = 1, device: Device | None = None
+    ports: Sequence[Port],
+    feeds: Mapping[str, Any],
+    micro_batches: int = 1,
+    device: Device | None = None,
+    constants: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The feeds by input name: arrays of the declared dtype and shape, or the objects given for dynamic inputs.
 
     With several micro-batches the first axis is that many times the port's.
 
     Args:
+        constants: inputs of the model whose default values were compiled in.
         device: tensors there are taken as they are (`dlpack.Foreign`), its queue waiting for what makes them.
 
     Raises:
         FeedError: an input is missing or unknown, or has another dtype or shape.
     """
+    if len(feeds) == len(ports) and micro_batches == 1 and all(_fits(port, feeds.get(port.name)) for port in ports):
+        return {port.name: feeds[port.name] for port in ports}
     known = {port.name for port in ports}
     for name in feeds:
+        if name in constants:
+            raise FeedError(
+                f"{name!r} is no input any more: its default value became a constant when the model was compiled; "
+                "leave it out, or take the initializer out of the model and compile it again"
+            )
         if name not in known:
             raise FeedError(
                 f"there is no input {name!r}: the program's inputs are {', '.join(sorted(known)) or 'none'}"
@@ -41,6 +53,12 @@ def check(
             raise FeedError(f"input {port.name!r} is missing: feed {describe(port, micro_batches)}")
         checked[port.name] = _check(port, feeds[port.name], micro_batches, device)
     return checked
+
+
+def _fits(port: Port, feed: Any) -> bool:
+    """Whether `feed` is just what the port declares, which takes no microsecond to see."""
+    fits = port.dtype in ITEM_BYTES and type(feed) is np.ndarray and feed.shape == port.shape
+    return fits and bool(feed.dtype == numpy_dtype(port.dtype))
 
 
 def describe(port: Port, micro_batches: int = 1) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphopt.errors import FeedError, GraphoptError
 
@@ -83,24 +85,27 @@ def _beginning(path: Path) -> str:
 def write(folder: Path, outputs: Mapping[str, Any]) -> dict[str, Path]:
     """Write every output to its file in `folder`, each beside and renamed; the paths by name.
 
+    An array goes to `NAME.npy`; maps, and a sequence of maps or numbers, to `NAME.json`, whose keys are text.
+
     Raises:
-        GraphoptError: an output is no array, or cannot be written.
+        GraphoptError: an output is a sequence of arrays, or cannot be written.
     """
     written = {}
     for name, output in outputs.items():
-        array = np.asarray(output) if not isinstance(output, list | tuple | dict) and output is not None else None
-        if array is None:
-            raise GraphoptError(f"output {name!r} is a {type(output).__name__}, which a .npy file cannot hold")
-        if array.dtype.hasobject:
-            array = array.astype(str)
+        content = _content(name, output)
         path = folder / file_name(name)
+        if isinstance(content, str):
+            path = path.with_suffix(".json")
         made = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
             try:
                 with os.fdopen(descriptor, "wb") as file:
-                    np.save(file, array, allow_pickle=False)
+                    if isinstance(content, str):
+                        file.write(content.encode())
+                    else:
+                        np.save(file, content, allow_pickle=False)
                 Path(temporary).replace(path)
             finally:
                 Path(temporary).unlink(missing_ok=True)
@@ -113,3 +118,17 @@ def write(folder: Path, outputs: Mapping[str, Any]) -> dict[str, Path]:
             ) from error
         written[name] = path
     return written
+
+
+def _content(name: str, output: Any) -> NDArray[Any] | str:
+    """The array to save, or the text of a JSON document."""
+    if isinstance(output, list | tuple | dict) or output is None:
+        try:
+            return json.dumps(output) + "\n"
+        except TypeError:
+            raise GraphoptError(
+                f"output {name!r} is a {type(output).__name__} of arrays, which no file holds; "
+                "run the artifact from Python, or compile the model with tensors as outputs"
+            ) from None
+    array = np.asarray(output)
+    return array.astype(str) if array.dtype.hasobject else array

@@ -61,7 +61,8 @@ def launch(
         RankError: a rank failed or was lost; names it.
         SystemExit, KeyboardInterrupt: SIGTERM or SIGINT came (in the main thread); all ranks have ended.
     """
-    program = open_artifact(artifact).program
+    opened = open_artifact(artifact)
+    program = opened.program
     if ranks != len(program.stages):
         stages = len(program.stages)
         raise RankError(
@@ -69,7 +70,7 @@ def launch(
             f"{ranks} {'rank' if ranks == 1 else 'ranks'}: compile it with --ranks {ranks}"
         )
     given = {name: files.read(item, name) if isinstance(item, Path) else item for name, item in inputs.items()}
-    checked = feeds.check(program.inputs, given, program.micro_batches)
+    checked = feeds.check(program.inputs, given, program.micro_batches, constants=opened.constants)
     with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
         arguments = [str(artifact), "--output", str(output), "--timeout", str(timeout)]
         arguments += ["--threads", str(threads if threads is not None else max(1, cpu.default_threads() // ranks))]

@@ -29,6 +29,9 @@ from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.runtime import cpu
 
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
+ADDRESS = 16
+"""Bytes that the address of an argument is a multiple of, as the compiler told LLVM (`targets.stack`)."""
+
 _DEFAULT_MODE = 1  # ThreadGroup::kBig: all cores that are alike
 
 
@@ -77,11 +80,20 @@ def load(file: Path) -> Callable[[str], Callable[..., Any]]:
 
 
 def tensor(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> Any:
-    """A tensor argument for kernels: the bytes `data` (one axis, writable, 64-byte aligned) as `dtype` of `shape`."""
+    """A tensor argument for kernels: the bytes `data` (one axis, writable, aligned) as `dtype` of `shape`."""
     # The view is made at byte offset 0 of an array of its own: kernels refuse tensors with an offset.
     ffi = runtime()
     view = ffi.get_global_func("runtime.TVMTensorCreateView")
-    return view(ffi.from_dlpack(data), ffi.Shape(shape), ffi.dtype(dtype), 0)
+    return view(ffi.from_dlpack(data, require_alignment=ADDRESS), ffi.Shape(shape), ffi.dtype(dtype), 0)
+
+
+def shared(array: npt.NDArray[Any]) -> Any:
+    """A tensor argument for kernels on the memory of `array`, which is contiguous.
+
+    Raises:
+        BufferError, RuntimeError, ValueError: its memory cannot be written, or is not aligned.
+    """
+    return runtime().from_dlpack(array, require_alignment=ADDRESS)
 
 
 class Threads:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from graphopt.runtime.device import Device, needs_device, open_device
 from graphopt.runtime.device_stage import DeviceStageRunner
 from graphopt.runtime.dlpack import LEGACY_STREAM, DeviceTensor, Foreign
 from graphopt.runtime.runner import Runner, runners
-from graphopt.runtime.stage import CallTime
+from graphopt.runtime.stage import CallTime, StageRunner, aligned
 from graphopt.weights import Array, numpy_dtype
 
 _PATTERNS = (0xA5, 0x5A)
@@ -52,6 +52,7 @@ class Session:
         if self.threads < 1:
             raise GraphoptError(f"a session needs at least one thread, not {self.threads}")
         self._program = program
+        self._constants = artifact.constants
         self._lock = threading.Lock()
         self._apply_threads: Callable[[], None] = lambda: None
         on_device = needs_device(artifact.manifest)
@@ -88,7 +89,7 @@ class Session:
             FeedError: the feeds do not fit the program's inputs.
             GraphoptError: a kernel or fallback model failed.
         """
-        return self._run(feeds, lambda runner: runner.run())
+        return self._run(feeds, lambda runner: runner.run(), in_place=True)
 
     def run_device(self, feeds: Mapping[str, Any], stream: int | None = None) -> dict[str, DeviceTensor]:
         """The outputs by name, left on the device: `torch.from_dlpack(output)` shows one without copying it.
@@ -146,8 +147,22 @@ class Session:
     def profile(self, feeds: Mapping[str, Any]) -> tuple[CallTime, ...]:
         """Run once and give the time of every kernel call and fallback segment, in order of execution."""
         times: list[CallTime] = []
-        self._run(feeds, lambda runner: times.extend(runner.profile()))
+        self._run(feeds, lambda runner: times.extend(runner.profile()), in_place=True)
         return tuple(times)
+
+    def trace(self, feeds: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+        """Run once; after every call, the nodes that it computes and copies of what it wrote, by value.
+
+        Nothing comes from a program of several stages, several micro-batches, or for a device.
+        """
+        runner = self._runners[0]
+        if len(self._runners) > 1 or self._program.micro_batches > 1 or not isinstance(runner, StageRunner):
+            return
+        checked = self._check(feeds)
+        with self._lock:
+            self._apply_threads()
+            self._fill(runner, checked, 0, 1)
+            yield from runner.trace()
 
     def measure_arena(self, feeds: Mapping[str, Any]) -> tuple[int, ...]:
         """Per stage, the bytes of the arena that a run really touches, counted up to the highest one.
@@ -164,11 +179,15 @@ class Session:
             highest = [max(old, runner.high_water(pattern)) for old, runner in zip(highest, self._runners, strict=True)]
         return tuple(highest)
 
-    def _run(self, given: Mapping[str, Any], execute: Callable[[Runner], None]) -> dict[str, Any]:
+    def _run(
+        self, given: Mapping[str, Any], execute: Callable[[Runner], None], in_place: bool = False
+    ) -> dict[str, Any]:
         count = self._program.micro_batches
         checked = self._check(given)
         with self._lock:
             self._apply_threads()
+            if in_place and count == len(self._runners) == 1 and isinstance(self._runners[0], StageRunner):
+                return self._run_in_place(self._runners[0], checked, execute)
             outputs = self._empty_outputs(count) if count > 1 else {}
             for micro_batch in range(count):
                 for runner, transfers in zip(self._runners, self._transfers, strict=True):
@@ -184,8 +203,24 @@ class Session:
                         outputs[name][micro_batch * len(part) : (micro_batch + 1) * len(part)] = part
         return outputs
 
+    def _run_in_place(
+        self, runner: StageRunner, checked: Mapping[str, Any], execute: Callable[[Runner], None]
+    ) -> dict[str, Any]:
+        """Let kernels read large feeds where they are, and write large outputs where they stay."""
+        bound = runner.in_place
+        outputs: dict[str, Any] = {}
+        try:
+            fill(runner, {name: feed for name, feed in checked.items() if not bound.bind(name, feed)}, 0, 1)
+            for name in filter(bound.takes, self._makers):
+                outputs[name] = array = fresh(runner.arrays[name])
+                bound.bind(name, array)
+            execute(runner)
+        finally:
+            bound.release()
+        return {name: outputs[name] if name in outputs else own(runner, name) for name in self._makers}
+
     def _check(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return feeds.check(self.inputs, given, self._program.micro_batches, self.device)
+        return feeds.check(self.inputs, given, self._program.micro_batches, self.device, self._constants)
 
     def _fill(self, runner: Runner, checked: Mapping[str, Any], micro_batch: int, count: int) -> None:
         """As `fill`, once the device has read what the host's arrays held before."""
@@ -229,6 +264,12 @@ def fill(runner: Runner, checked: Mapping[str, Any], micro_batch: int, count: in
             np.copyto(target, feed)
         else:
             np.copyto(target, feed[micro_batch * len(target) : (micro_batch + 1) * len(target)])
+
+
+def fresh(array: Array) -> Array:
+    """An uninitialised array like `array`, at an address that kernels take."""
+    made: Array = aligned(array.nbytes).view(array.dtype).reshape(array.shape)
+    return made
 
 
 def own(runner: Runner, name: str) -> Any:

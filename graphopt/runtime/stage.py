@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from graphopt.errors import GraphoptError
 from graphopt.program import ALIGNMENT, NativeSegment, Place, Stage
 from graphopt.program_check import located
 from graphopt.runtime import library
+from graphopt.runtime.in_place import InPlace
 from graphopt.weights import Array, numpy_dtype
 
 Bytes = npt.NDArray[np.uint8]
@@ -49,7 +50,7 @@ class StageRunner:
         """
         self.stage = stage
         self.host: dict[str, Any] = {}
-        self._memory = _aligned(stage.arena_bytes + _GUARD)
+        self._memory = aligned(stage.arena_bytes + _GUARD)
         self._values = {value.name: value for value in stage.values}
         self.bytes = self._place(artifact)
         self.arrays: dict[str, Array] = {}
@@ -57,9 +58,9 @@ class StageRunner:
             value = self._values[name]
             assert value.shape is not None
             self.arrays[name] = data.view(numpy_dtype(value.dtype)).reshape(value.shape)
-        self._calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._calls: list[tuple[Callable[..., Any], list[Any]]] = []
         self._names: list[tuple[str, tuple[str, ...]]] = []
-        self._bind(artifact, threads)
+        self.in_place = InPlace(stage, self._values, self._bind(artifact, threads))
 
     def run(self) -> None:
         """Run all segments once, from the input views to the output views.
@@ -89,6 +90,23 @@ class StageRunner:
             times.append(CallTime(self.stage.index, name, origin, time.perf_counter() - start))
         return times
 
+    def trace(self) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+        """Run once like `run`; after every call, the nodes it computes and copies of what it wrote, by value."""
+        calls = [
+            call
+            for segment in self.stage.segments
+            for call in (segment.calls if isinstance(segment, NativeSegment) else (segment,))
+        ]
+        for call, (function, arguments), (_, origin) in zip(calls, self._calls, self._names, strict=True):
+            function(*arguments)
+            yield (
+                origin,
+                {
+                    name: self.arrays[name].copy() if name in self.arrays else self.host.get(name)
+                    for name in call.outputs
+                },
+            )
+
     def poison(self, pattern: int) -> None:
         """Set every byte of the arena, and of the guard behind it, to `pattern` (0 to 255)."""
         self._memory[:] = pattern
@@ -115,32 +133,36 @@ class StageRunner:
             places[value.name] = memory[start : start + value.nbytes]
         return places
 
-    def _bind(self, artifact: Artifact, threads: int) -> None:
+    def _bind(self, artifact: Artifact, threads: int) -> dict[str, list[tuple[list[Any], int]]]:
+        """Prepare the calls; for every value, the lists of arguments that hold its tensor, and where."""
         function = library.load(artifact.library_file(self.stage.library)) if self.stage.library else None
         tensors: dict[str, Any] = {}
+        places: dict[str, list[tuple[list[Any], int]]] = {}
         for segment in self.stage.segments:
             if not isinstance(segment, NativeSegment):
                 from graphopt.runtime import fallback
 
-                model = artifact.files[segment.model]
-                call = fallback.bind(segment, model, self._values, self.arrays, self.host, threads)
-                self._calls.append((call, ()))
+                model, weights = artifact.files[segment.model], artifact.weight_arrays(self.stage, segment.weights)
+                call = fallback.bind(segment, model, weights, self._values, self.arrays, self.host, threads)
+                self._calls.append((call, []))
                 self._names.append((segment.model, tuple(node for node, _ in segment.reasons)))
                 continue
             for kernel in segment.calls:
                 assert function is not None
-                arguments = []
+                arguments: list[Any] = []
                 for name in (*kernel.inputs, *kernel.outputs, *kernel.scratch):
                     if name not in tensors:
                         value = self._values[name]
                         assert value.shape is not None
                         tensors[name] = library.tensor(self.bytes[name], value.dtype, value.shape)
+                    places.setdefault(name, []).append((arguments, len(arguments)))
                     arguments.append(tensors[name])
-                self._calls.append((function(kernel.symbol), tuple(arguments)))
+                self._calls.append((function(kernel.symbol), arguments))
                 self._names.append((kernel.symbol, kernel.origin))
+        return places
 
 
-def _aligned(size: int) -> Bytes:
+def aligned(size: int) -> Bytes:
     """`size` uninitialised bytes at a multiple of 64."""
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
@@ -152,6 +174,6 @@ def _writable(data: memoryview) -> Bytes:
     found = np.frombuffer(data, np.uint8)
     if found.flags.writeable and found.ctypes.data % ALIGNMENT == 0:
         return found
-    copy = _aligned(found.size)
+    copy = aligned(found.size)
     copy[:] = found
     return copy

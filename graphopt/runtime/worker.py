@@ -142,7 +142,9 @@ def _execute(artifact: Artifact, options: argparse.Namespace, rank: int, watch: 
     from graphopt.runtime.runner import runners
 
     program = artifact.program
-    given = feeds.check(program.inputs, _read_inputs(options.input), program.micro_batches)
+    given = feeds.check(
+        program.inputs, _read_inputs(options.input), program.micro_batches, constants=artifact.constants
+    )
     threads = options.threads if options.threads is not None else cpu.default_threads()
     stage = program.stages[rank]
     if stage.library and not device.needs_device(artifact.manifest):

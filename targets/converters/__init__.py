@@ -11,7 +11,7 @@ import math
 
 import onnx_ir as ir
 
-from graphopt.targets.converters import index, linear, quantized, resize
+from graphopt.targets.converters import index, linear, pooling, quantized, regions, resize
 from graphopt.targets.converters.arithmetic import (
     bit_cast,
     bit_shift,
@@ -35,11 +35,12 @@ from graphopt.targets.converters.blocked import (
     to_blocked,
 )
 from graphopt.targets.converters.convolution import conv
+from graphopt.targets.converters.extremes import along_rows, global_max_pool
 from graphopt.targets.converters.fft import conv2d_fft
 from graphopt.targets.converters.halves import in_single
 from graphopt.targets.converters.products import fully_connected, matmul
 from graphopt.targets.converters.recurrent import recurrent
-from graphopt.targets.converters.reductions import extreme, reduction
+from graphopt.targets.converters.reductions import mean, reduction
 from graphopt.targets.converters.rows import clamp, elementwise, gelu, layer_norm, softmax
 from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
 from graphopt.targets.converters.transposed import conv_transpose
@@ -89,7 +90,9 @@ STANDARD: dict[str, Converter] = {
 FURTHER: dict[str, Converter] = {
     **index.STANDARD,
     **linear.STANDARD,
+    **pooling.STANDARD,
     **quantized.STANDARD,
+    **regions.STANDARD,
     **resize.STANDARD,
     "BitCast": bit_cast,
     "BitShift": bit_shift,
@@ -114,8 +117,10 @@ FURTHER: dict[str, Converter] = {
     "ReduceL2": reduction(0),
     "ReduceLogSum": reduction(-math.inf),
     "ReduceLogSumExp": reduction(-math.inf),
-    "ReduceMax": extreme(largest=True),
-    "ReduceMin": extreme(largest=False),
+    "GlobalMaxPool": global_max_pool,
+    "ReduceMax": along_rows(largest=True),
+    "ReduceMean": mean,
+    "ReduceMin": along_rows(largest=False),
     "ReduceProd": reduction(1),
     "ReduceSum": reduction(0),
     "ReduceSumSquare": reduction(0),

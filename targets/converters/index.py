@@ -152,21 +152,28 @@ def pad(c: Context, inputs: list[Any]) -> Any:
             return te.compute(out, element, name="pad")
 
         return c.te("pad", constant_mode, x, fill, pattern=INJECTIVE)
-    return c.te("pad", lambda v: _mirrored(v, shape, out, begins, mode), x, pattern=INJECTIVE)
+    ends = [size - begin - extent for size, begin, extent in zip(out, begins, shape, strict=True)]
+    kept = [extent + min(begin, 0) + min(end, 0) for extent, begin, end in zip(shape, begins, ends, strict=True)]
+    if any(extent <= 0 for extent in kept):
+        return NotImplemented
+    return c.te("pad", lambda v: _mirrored(v, kept, out, begins, mode), x, pattern=INJECTIVE)
 
 
-def _mirrored(x: Any, shape: Sequence[int], out: Sequence[int], begins: Sequence[int], mode: str) -> Any:
+def _mirrored(x: Any, kept: Sequence[int], out: Sequence[int], begins: Sequence[int], mode: str) -> Any:
+    """`kept` is what negative pads, which cut first, leave of each axis: that is what is repeated."""
+
     def place(index: Any, extent: int, begin: int) -> Any:
-        source = index - begin
+        first = max(-begin, 0)
+        source = index - begin - first
         if mode == "edge":
-            return tirx.max(tirx.min(source, tirx.const(extent - 1, "int64")), tirx.const(0, "int64"))
+            return first + tirx.max(tirx.min(source, tirx.const(extent - 1, "int64")), tirx.const(0, "int64"))
         if mode == "wrap":
-            return tirx.floormod(source, extent)
+            return first + tirx.floormod(source, extent)
         period = max(2 * (extent - 1), 1)
         folded = tirx.floormod(source, period)
-        return tirx.min(folded, period - folded) if extent > 1 else tirx.const(0, "int64")
+        return first + (tirx.min(folded, period - folded) if extent > 1 else tirx.const(0, "int64"))
 
-    return te.compute(out, lambda *i: x(*(place(*each) for each in zip(i, shape, begins, strict=True))), name="pad")
+    return te.compute(out, lambda *i: x(*(place(*each) for each in zip(i, kept, begins, strict=True))), name="pad")
 
 
 def top_k(c: Context, inputs: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""QuantizeLinear and DequantizeLinear: with one scale, one for each entry of an axis, or one for each block of it.
+"""QuantizeLinear, DequantizeLinear, DynamicQuantizeLinear: one scale, one for each entry of an axis, or for each block.
 
     q = saturate(round(x / scale) + zero)          x = (q - zero) * scale
 
@@ -12,19 +12,23 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tvm import te, tirx
+from tvm import relax, te, tirx
 
 from graphopt.targets.converters.base import (
     BROADCAST,
     ELEMENTWISE,
     FLOATS,
     INJECTIVE,
+    REDUCTION,
     Context,
     Converter,
     dtype_of,
+    elementwise_map,
     shape_of,
 )
+from graphopt.targets.kernels import extremes
 from graphopt.targets.kernels.common import const
+from graphopt.targets.machine import CpuMachine
 
 INTEGERS = ("int8", "uint8", "int16", "uint16")
 
@@ -108,4 +112,46 @@ def _emit(c: Context, define: Callable[..., Any], x: Any, scale: Any, zero: Any)
     )
 
 
-STANDARD: dict[str, Converter] = {"DequantizeLinear": dequantize_linear, "QuantizeLinear": quantize_linear}
+def dynamic_quantize(c: Context, inputs: list[Any]) -> Any:
+    """y, scale, zero point of [min(x, 0), max(x, 0)] over 0..255; the scale of zeros is 1, as in ONNX Runtime."""
+    (x,) = inputs
+    if dtype_of(x) != "float32" or 0 in shape_of(x):
+        return NotImplemented
+    flat = c.reshape(x, (math.prod(shape_of(x)),))
+    ends = [_extreme(c, flat, largest) for largest in (False, True)]
+    zero, full = tirx.const(0, "float32"), tirx.const(255, "float32")
+
+    def scale(low: Any, high: Any) -> Any:
+        span = tirx.max(high, zero) - tirx.min(low, zero)
+        return tirx.Select(span == zero, tirx.const(1, "float32"), span / full)
+
+    def zero_point(low: Any, s: Any) -> Any:
+        return tirx.nearbyint(tirx.min(tirx.max(zero - tirx.min(low, zero) / s, zero), full)).astype("uint8")
+
+    def quantized(value: Any, s: Any, z: Any) -> Any:
+        rounded = tirx.nearbyint(value / s) + z.astype("float32")
+        return tirx.min(tirx.max(rounded, zero), full).astype("int32").astype("uint8")
+
+    y_scale = elementwise_map(c, scale, *ends)
+    y_zero = elementwise_map(c, zero_point, ends[0], y_scale)
+    y = c.te(
+        "quantize",
+        lambda v, s, z: te.compute(v.shape, lambda *i: quantized(v(*i), s(), z()), name="quantize"),
+        *(x, y_scale, y_zero),
+        pattern=INJECTIVE,
+    )
+    return [y, y_scale, y_zero]
+
+
+def _extreme(c: Context, x: Any, largest: bool) -> Any:
+    if isinstance(c.machine, CpuMachine):
+        machine = c.machine
+        return c.te("extreme", lambda v: extremes.compute(v, largest, machine), x, pattern=REDUCTION)
+    return c.builder.emit((relax.op.max if largest else relax.op.min)(x, axis=0))
+
+
+STANDARD: dict[str, Converter] = {
+    "DequantizeLinear": dequantize_linear,
+    "DynamicQuantizeLinear": dynamic_quantize,
+    "QuantizeLinear": quantize_linear,
+}

@@ -56,7 +56,8 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         c.te("pack", lambda v, p=phase: rnn.pack_recurrent(v, layer, *p), r, pattern=OPAQUE) for phase in layer.phases
     ]
     states = [given[H], given[C]] if cell == "LSTM" else [given[H]]
-    initial = [_initial(c, state, (directions, batch, hidden), dtype, batch_first) for state in states]
+    shape = (directions, batch, hidden)
+    initial = [_initial(c, state, shape, dtype, batch_first, extra.get("lengths")) for state in states]
     whole = c.builder.emit_te(
         lambda p, ws, hs, more: recurrence.compute(layer, p, ws, hs, **more),
         projected,
@@ -99,11 +100,12 @@ def _projected(c: Context, layer: rnn.Layer, x: Any, w: Any, bias: Any) -> Any:
     return c.reshape(y, (layer.steps, layer.batch, *parts))
 
 
-def _initial(c: Context, state: Any, shape: tuple[int, ...], dtype: str, batch_first: bool) -> Any:
+def _initial(c: Context, state: Any, shape: tuple[int, ...], dtype: str, batch_first: bool, lengths: Any = None) -> Any:
     """h or c before the first step as [D, B, H]."""
     if state is None:
         return zeros(shape, dtype)
-    return c.builder.emit(relax.op.permute_dims(state, [1, 0, 2])) if batch_first else state
+    turned = c.builder.emit(relax.op.permute_dims(state, [1, 0, 2])) if batch_first else state
+    return recurrent_node.begun(c, turned, lengths, 1)
 
 
 def _output(c: Context, index: int, result: Any, batch_first: bool) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from tvm import relax
+from tvm import relax, te, tirx
 
-from graphopt.targets.converters.base import Context
+from graphopt.targets.converters.base import INJECTIVE, Context, dtype_of
 from graphopt.targets.converters.index import constant
 from graphopt.targets.converters.refusals import NotSupported
 
@@ -57,6 +57,21 @@ def lengths(c: Context, given: list[Any], steps: int) -> Any:
         return None
     known = constant(c, LENGTHS)
     return given[LENGTHS] if known is None or bool((known != steps).any()) else None
+
+
+def begun(c: Context, state: Any, lengths: Any, rows: int) -> Any:
+    """A given state before the first step, whose axis `rows` is the batch: 0 for a row of no steps, which ends with it.
+
+    ONNX leaves the last state of such a row open; ONNX Runtime gives zeros.
+    """
+    if lengths is None:
+        return state
+    zero = tirx.const(0, dtype_of(state))
+
+    def compute(v: Any, n: Any) -> Any:
+        return te.compute(v.shape, lambda *i: tirx.Select(n(i[rows]) > 0, v(*i), zero), name="begun")
+
+    return c.te("begun", compute, state, lengths, pattern=INJECTIVE)
 
 
 def reset_after(c: Context) -> bool:

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, te, tirx
 
-from graphopt.targets.converters.base import FLOATS, REDUCTION, Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.base import FLOATS, REDUCTION, Context, Converter, dtype_of, elementwise_map, shape_of
 from graphopt.targets.converters.index import constant, known
+
+_OF_ONE: dict[str, Callable[[Any], Any]] = {
+    "ReduceL1": relax.op.abs,
+    "ReduceL2": relax.op.abs,
+    "ReduceLogSum": relax.op.log,
+    "ReduceSumSquare": relax.op.square,
+}
+"""What reductions of one element do to it, where that is something."""
+
+
+def alone(c: Context, x: Any) -> Any:
+    """Each element reduced by itself, where the node has no axes and says that this means none; else NotImplemented."""
+    axes = _axes(c)
+    if axes is None or len(axes) or not c.integer("noop_with_empty_axes"):
+        return NotImplemented
+    return _OF_ONE.get(c.node.op_type, lambda value: value)(x)
 
 
 def reduction(of_nothing: float) -> Converter:
-    """A reduction over no elements is a constant. All others are TVM's."""
+    """A reduction over no elements is a constant, one over no axes elementwise. All others are TVM's."""
 
     def convert(c: Context, inputs: list[Any]) -> Any:
         x = inputs[0]
         dtype = dtype_of(x)
+        if (result := alone(c, x)) is not NotImplemented:
+            return result
         if 0 in shape_of(x):
             value = False if dtype == "bool" and of_nothing < 0 else of_nothing
             if np.dtype(dtype).kind in "iu" and math.isinf(value):
@@ -30,6 +49,20 @@ def reduction(of_nothing: float) -> Converter:
     return convert
 
 
+def mean(c: Context, inputs: list[Any]) -> Any:
+    """ReduceMean of integers: the sum in int64, divided towards zero; of nothing 0."""
+    result = reduction(0)(c, inputs)
+    (x, dtype, axes) = inputs[0], dtype_of(inputs[0]), _axes(c)
+    if result is not NotImplemented or dtype not in ("int32", "int64") or axes is None:
+        return result
+    rank = len(shape_of(x))
+    places = [int(axis) % rank for axis in axes] if len(axes) else list(range(rank))
+    wide = c.builder.emit(relax.op.astype(x, "int64"))
+    total = c.builder.emit(relax.op.sum(wide, places, keepdims=bool(c.integer("keepdims", 1))))
+    count = tirx.const(math.prod(shape_of(x)[axis] for axis in places), "int64")
+    return elementwise_map(c, lambda value: tirx.truncdiv(value, count).astype(dtype), total)
+
+
 def extreme(largest: bool) -> Converter:
     """ReduceMax and ReduceMin: TVM's maximum starts at the lowest finite number, and has no booleans."""
     of_nothing = reduction(-math.inf if largest else math.inf)
@@ -37,13 +70,12 @@ def extreme(largest: bool) -> Converter:
     def convert(c: Context, inputs: list[Any]) -> Any:
         x = inputs[0]
         shape, dtype = shape_of(x), dtype_of(x)
-        axes = _axes(c)
+        places = chosen_axes(c, len(shape))
+        if (result := alone(c, x)) is not NotImplemented:
+            return result
         if 0 in shape:
             return of_nothing(c, inputs)
-        if dtype not in (*FLOATS, "bool") or axes is None or (not len(axes) and c.integer("noop_with_empty_axes")):
-            return NotImplemented
-        places = sorted(int(axis) % len(shape) for axis in axes) if len(axes) else list(range(len(shape)))
-        if not places:
+        if dtype not in (*FLOATS, "bool") or not places:
             return NotImplemented
         keep = bool(c.integer("keepdims", 1))
         working = "int8" if dtype == "bool" else dtype
@@ -76,6 +108,16 @@ def extreme(largest: bool) -> Converter:
         return y if dtype == working else relax.op.astype(y, dtype)
 
     return convert
+
+
+def chosen_axes(c: Context, rank: int) -> list[int] | None:
+    """The axes that a reduction is over, in order, counted from the front; None where only the run tells."""
+    axes = _axes(c)
+    if axes is None:
+        return None
+    if not len(axes):
+        return [] if c.integer("noop_with_empty_axes") else list(range(rank))
+    return sorted(int(axis) % rank for axis in axes)
 
 
 def _axes(c: Context) -> NDArray[Any] | tuple[int, ...] | None:

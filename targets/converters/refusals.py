@@ -53,14 +53,10 @@ def _layer_normalization(node: ir.Node) -> str | None:
     return "TVM gives zeros for the mean and deviation of LayerNormalization" if used else None
 
 
-def _resize(node: ir.Node) -> str | None:
-    return "TVM ignores the scales, antialias, and the tie of nearest neighbours of Resize"
-
-
-def _roi_align(node: ir.Node) -> str | None:
-    attribute = node.attributes.get("mode")
-    if isinstance(attribute, ir.Attr) and attribute.as_string() != "avg":
-        return "TVM interpolates before it takes the maximum of RoiAlign"
+def _integer_root(node: ir.Node) -> str | None:
+    operand = node.inputs[0]
+    if operand is not None and operand.dtype is not None and operand.dtype.is_integer():
+        return f"TVM computes {node.op_type} of integers in another type than ONNX Runtime, which cuts the fraction off"
     return None
 
 
@@ -75,6 +71,10 @@ WRONG_IN_TVM: dict[str, Callable[[ir.Node], str | None]] = {
     "Dropout": _dropout,
     "LayerNormalization": _layer_normalization,
     "MaxUnpool": lambda node: "TVM unpools to other places where output_shape is given",
-    "Resize": _resize,
-    "RoiAlign": _roi_align,
+    "ReduceL2": _integer_root,
+    "ReduceLogSum": _integer_root,
+    "ReduceLogSumExp": _integer_root,
+    "ReduceMean": _integer_root,
+    "Resize": lambda node: "TVM ignores the scales, antialias, and the tie of nearest neighbours of Resize",
+    "RoiAlign": lambda node: "TVM moves the regions of RoiAlign before it scales them",
 }

@@ -18,6 +18,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 from graphopt.program import Launch
+from graphopt.targets import ieee
 from graphopt.targets.gpu.devices import Device
 
 _AXES = {f"{kind}Idx.{axis}": (kind, "xyz".index(axis)) for kind in ("block", "thread") for axis in "xyz"}
@@ -78,6 +79,7 @@ def generate(symbol: str, function: Any, device: Device) -> DeviceCode:
             tirx.transform.LowerWarpMemory(),
             tirx.transform.StmtSimplify(),
             tirx.transform.LowerIntrin(),
+            ieee.reveal(_uncontracted if device.cuda else lambda product: product),
         ]
     )(split)
     if {str(variable.name_hint) for variable in kernels} != {launch.entry for launch in launches}:
@@ -144,6 +146,12 @@ def _passes(synchronized: bool) -> Any:
             tirx.transform.SplitHostDevice(),
         ]
     )
+
+
+def _uncontracted(product: Any) -> Any:
+    """A product of floats that CUDA's compiler does not make one operation with a sum; vectors it takes apart first."""
+    name = {"float32": "__fmul_rn", "float64": "__dmul_rn"}.get(str(product.ty.dtype))
+    return product if name is None else tirx.call_pure_extern(product.ty.dtype, name, product.a, product.b)
 
 
 class _Host:

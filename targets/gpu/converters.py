@@ -12,6 +12,7 @@ from tvm import relax, te, tirx
 
 from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters.convolution import begin_pads
+from graphopt.targets.converters.reductions import extreme
 from graphopt.targets.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters_attention import attention
 from graphopt.targets.gpu.converters_blocked import BLOCKED, accumulator, on_cores
@@ -286,6 +287,9 @@ OWN: Mapping[str, Converter] = {
     "GroupNormalization": channel_norm,
     "ReduceMean": mean,
     "GlobalAveragePool": mean,
+    "GlobalMaxPool": left_to_tvm,
+    "ReduceMax": extreme(largest=True),
+    "ReduceMin": extreme(largest=False),
     "Transpose": transpose,
     "Gelu": gelu,
     "Exp": left_to_tvm,

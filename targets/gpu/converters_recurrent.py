@@ -61,7 +61,12 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
     if (lengths := recurrent_node.lengths(c, given, steps)) is not None:
         extra["lengths"] = lengths
     states = [given[H], given[C]] if cell == "LSTM" else [given[H]]
-    initial = [zeros(layer.state, dtype) if state is None else state for state in states]
+    initial = [
+        zeros(layer.state, dtype)
+        if state is None
+        else recurrent_node.begun(c, state, extra.get("lengths"), 0 if batch_first else 1)
+        for state in states
+    ]
     whole = c.builder.emit_te(
         lambda p, w, hs, more: recurrence.compute(layer, made, p, w, hs, **more),
         projected,

@@ -28,6 +28,7 @@ from graphopt.targets.gpu.estimates import Estimates
 from graphopt.targets.gpu.source_cache import Generated, SourceCache
 from graphopt.targets.identity import Identity
 from graphopt.targets.object_cache import ObjectCache
+from graphopt.targets.quiet import quiet
 from graphopt.work import Timing, Work
 
 
@@ -75,10 +76,9 @@ class GpuTarget:
         """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
         key = signature(node)
         if key not in self._answers:
-            self._answers[key] = self._lacking(node) or native.obstacle(
-                node, opsets, self.device, self._definitions, OWN
-            )
-        return self._answers[key]
+            found = self._lacking(node) or native.obstacle(node, opsets, self.device, self._definitions, OWN)
+            self._answers[key] = native.template(found, node)
+        return native.spelled(self._answers[key], node)
 
     def _lacking(self, node: ir.Node) -> str | None:
         """Why the device cannot hold what `node` reads or writes."""
@@ -95,7 +95,7 @@ class GpuTarget:
             if lowered.functions:
                 self.library(lowered.functions)
         except RuntimeError as error:
-            return f"TVM cannot generate code for {node.op_type}: {native.first_line(error)}"
+            return f"TVM cannot generate code for {node.op_type}: {native.readable(error)}"
         return None
 
     def lower(
@@ -107,8 +107,9 @@ class GpuTarget:
         prefix: str,
     ) -> Lowered:
         """Import, fuse, run on the host what depends on constants only, and generate code for the rest."""
-        imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.device, self._definitions, OWN)
-        lowered = lowering.lower(imported, _Unscheduled(), prefix)
+        with quiet():
+            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.device, self._definitions, OWN)
+            lowered = lowering.lower(imported, _Unscheduled(), prefix)
         constants.evaluate_constants(lowered, _OnHost(self._host))
         for symbol, identity in lowered.functions.items():
             made = self._kernel(identity)

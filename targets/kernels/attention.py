@@ -194,7 +194,7 @@ class _Writer:
         with T.serial(0, self.padded // lanes) as vector:
             with T.vectorized(0, lanes) as lane:
                 column = vector * lanes + lane
-                T.buffer_store(scores, fast.exp(scores[row, column] - top), [row, column])
+                T.buffer_store(scores, fast.exp_of_negative(scores[row, column] - top), [row, column])
             with T.vectorized(0, lanes) as lane:
                 T.buffer_store(partial, partial[lane] + scores[row, vector * lanes + lane], [lane])
         self._fold(partial, lambda a, b: a + b)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from tvm import s_tir
 
+from graphopt.targets import ieee
+from graphopt.targets.expressions import parts
 from graphopt.targets.kernels.common import Block, blocks_of, dtype_of, largest_divisor
 from graphopt.targets.machine import CpuMachine
 
@@ -21,7 +22,7 @@ MIN_INNER = 64
 def schedule(sch: s_tir.Schedule, machine: CpuMachine) -> None:
     """Inline elementwise blocks forward, then schedule each block that is left on its own."""
     for block in blocks_of(sch)[:-1]:
-        if block.reduce:
+        if block.reduce or ieee.holds_names(sch.get(block.rv)):
             continue
         try:
             sch.compute_inline(block.rv)
@@ -124,7 +125,7 @@ def _columns(sch: s_tir.Schedule, block: Block, spatial: list[Any], reduced: lis
 
 
 def _contiguous(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> bool:
-    """Whether the innermost axes that make whole vectors are read as they are written, up to leading or single axes."""
+    """Whether the innermost axes that make whole vectors are read as they are written, or not at all."""
     lanes = machine.lanes(dtype_of(sch, block.rv))
     axes, extent = 1, block.spatial[-1]
     while extent % lanes and axes < len(block.spatial):
@@ -133,17 +134,26 @@ def _contiguous(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> bool:
     if axes == 1:
         return True
     body = sch.get(block.rv)
-    written = [part.min for part in body.writes[0].region]
-    return all(_same(part.min, own) for r in body.reads for part, own in _trailing(r.region, written, axes))
+    written = [part.min for part in body.writes[0].region][-axes:]
+    return all(_runs(list(r.region)[-axes:], written, block.spatial[-axes:]) for r in body.reads)
 
 
-def _trailing(region: Any, written: list[Any], axes: int) -> list[tuple[Any, Any]]:
-    count = min(axes, len(region))
-    return list(zip(list(region)[len(region) - count :], written[len(written) - count :], strict=True))
+def _runs(read: list[Any], written: list[Any], extents: tuple[int, ...]) -> bool:
+    """Whether an operand is read in the order of the result, or is one element for all of these axes.
 
-
-def _same(index: Any, own: Any) -> bool:
-    return bool(index.same_as(own)) or isinstance(getattr(index, "value", None), int)
+    An operand that is repeated along some axes only is neither: where it begins again, a vector falls apart.
+    """
+    count = min(len(read), len(written))
+    pairs = list(
+        zip(read[len(read) - count :], written[len(written) - count :], extents[len(extents) - count :], strict=True)
+    )
+    one = [isinstance(getattr(part.min, "value", None), int) for part, _, _ in pairs]
+    if all(one):
+        return True
+    same = all(
+        part.min.same_as(own) or (fixed and extent == 1) for (part, own, extent), fixed in zip(pairs, one, strict=True)
+    )
+    return same and (count == len(extents) or math.prod(extents[: len(extents) - count]) == 1)
 
 
 def _depends_on_lane(sch: s_tir.Schedule, block: Block) -> bool:
@@ -151,21 +161,8 @@ def _depends_on_lane(sch: s_tir.Schedule, block: Block) -> bool:
     body = sch.get(block.rv)
     lane = body.iter_vars[-1].var
     value = getattr(body.body, "value", None)
-    return any(
+    return value is not None and any(
         str(getattr(getattr(part, "op", None), "name", "")).endswith("if_then_else")
-        and any(inner.same_as(lane) for inner in _parts(part.args[0]))
-        for part in _parts(value)
+        and any(inner.same_as(lane) for inner in parts(part.args[0]))
+        for part in parts(value)
     )
-
-
-def _parts(expression: Any) -> Iterator[Any]:
-    """`expression` and everything inside it."""
-    if expression is None:
-        return
-    yield expression
-    for name in ("a", "b", "condition", "true_value", "false_value", "value", "body"):
-        inner = getattr(expression, name, None)
-        if inner is not None and not isinstance(inner, int | float | bool):
-            yield from _parts(inner)
-    for argument in getattr(expression, "args", ()) or ():
-        yield from _parts(argument)

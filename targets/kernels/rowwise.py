@@ -28,10 +28,13 @@ def softmax(x: Any, scale: float = 1.0, logarithm: bool = False) -> Any:
     top = te.compute((rows,), lambda i: te.max(x[i, r] * factor, axis=[r]), name="top", attrs={RULE: NAME})
     if logarithm:
         sums = te.compute(
-            (rows,), lambda i: te.sum(fast.exp(x[i, q] * factor - top[i]), axis=[q]), name="sum", attrs={RULE: NAME}
+            (rows,),
+            lambda i: te.sum(fast.exp_of_negative(x[i, q] * factor - top[i]), axis=[q]),
+            name="sum",
+            attrs={RULE: NAME},
         )
         return te.compute((rows, n), lambda i, j: x[i, j] * factor - top[i] - tirx.log(sums[i]), name="scale")
-    powers = te.compute((rows, n), lambda i, j: fast.exp(x[i, j] * factor - top[i]), name="powers")
+    powers = te.compute((rows, n), lambda i, j: fast.exp_of_negative(x[i, j] * factor - top[i]), name="powers")
     sums = te.compute((rows,), lambda i: te.sum(powers[i, q], axis=[q]), name="sum", attrs={RULE: NAME})
     return te.compute((rows, n), lambda i, j: powers[i, j] / sums[i], name="scale")
 

@@ -33,14 +33,15 @@ def test_by_size(numbers: int, taken: bool) -> None:
 
 
 def test_sums_of_a_tile_stay_in_registers_beside_prefetches() -> None:
-    shapes = ((1, 28, 64), (1, 4, 64, 32))
+    machine = detect(None, 2)
+    tile = max(gemm.every_tile(14, 128, machine, "float32"), key=lambda each: each.rows * each.width)
+    shapes = ((1, 2 * tile.rows, 64), (1, 128 // tile.width, 64, tile.width))
     a, b = (
         te.placeholder([tirx.IntImm("int64", extent) for extent in shape], "float32", name=name)
         for name, shape in zip("ab", shapes, strict=True)
     )
-    machine = detect(None, 2)
-    tile = max(gemm.every_tile(14, 128, machine, "float32"), key=lambda each: each.rows * each.width)
-    function, note = apply(te.create_prim_func([a, b, gemm.compute(a, b, (28, 128), (0, 1, 1), tile.rows)]), machine)
+    product = gemm.compute(a, b, (2 * tile.rows, 128), (0, 1, 1), tile.rows)
+    function, note = apply(te.create_prim_func([a, b, product]), machine)
     assert note == ""
     text = assembly(function)
     assert "prefetch" in text

@@ -15,8 +15,8 @@ from typing import Any
 
 from tvm import ir, s_tir, tirx
 
+from graphopt.targets.expressions import rewritten, substituted
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
-from graphopt.targets.gpu.expressions import rewritten, substituted
 from graphopt.targets.kernels.common import Block, blocks_of, inline_after
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
+from graphopt.targets import ieee
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.expressions import bound
+from graphopt.targets.gpu.loops import bound
 from graphopt.targets.kernels.common import Block, blocks_of
 
 THREADS = 256
@@ -24,7 +25,7 @@ def schedule(sch: s_tir.Schedule, device: Device) -> None:
         ValueError: a block has loops that are not its iterators.
     """
     for block in blocks_of(sch)[:-1]:
-        if block.reduce:
+        if block.reduce or ieee.holds_names(sch.get(block.rv)):
             continue
         try:
             sch.compute_inline(block.rv)

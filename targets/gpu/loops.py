@@ -1,84 +1,11 @@
-"""Taking expressions apart and putting them together again with some of their parts replaced."""
+"""Loops as threads run them: plain ones, and parallel ones dealt out to blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from tvm import ir, s_tir, tirx
-
-_BINARY = (
-    tirx.Add,
-    tirx.Sub,
-    tirx.Mul,
-    tirx.Div,
-    tirx.Mod,
-    tirx.FloorDiv,
-    tirx.FloorMod,
-    tirx.Min,
-    tirx.Max,
-    tirx.EQ,
-    tirx.NE,
-    tirx.LT,
-    tirx.LE,
-    tirx.GT,
-    tirx.GE,
-    tirx.And,
-    tirx.Or,
-)
-_LEAVES = (tirx.Var, tirx.IntImm, tirx.FloatImm, ir.StringImm)
-
-
-def rewritten(expression: Any, swap: Callable[[Any], Any]) -> Any:
-    """`expression` in which every part that `swap` gives something for is that; `swap` sees the outermost first.
-
-    Raises:
-        ValueError: a kind of expression that is not taken apart.
-    """
-    found = swap(expression)
-    if found is not None:
-        return found
-    if isinstance(expression, _LEAVES):
-        return expression
-
-    def again(part: Any) -> Any:
-        return rewritten(part, swap)
-
-    if isinstance(expression, _BINARY):
-        return type(expression)(again(expression.a), again(expression.b))
-    if isinstance(expression, tirx.Not):
-        return tirx.Not(again(expression.a))
-    if isinstance(expression, tirx.Cast):
-        return tirx.Cast(str(expression.ty.dtype), again(expression.value))
-    if isinstance(expression, tirx.Select):
-        parts = expression.condition, expression.true_value, expression.false_value
-        return tirx.Select(*map(again, parts))
-    if isinstance(expression, tirx.Let):
-        return tirx.Let(expression.var, again(expression.value), again(expression.body))
-    if isinstance(expression, ir.TensorLoad):
-        return expression.source[tuple(map(again, expression.indices))]
-    if isinstance(expression, ir.Call):
-        arguments = list(map(again, expression.args))
-        return ir.Call(expression.op, arguments, expression.attrs, expression.ty_args, ret_ty=expression.ty)
-    raise ValueError(f"it holds a {type(expression).__name__}")
-
-
-def substituted(expression: Any, values: Mapping[Any, Any]) -> Any:
-    """`expression` with variables replaced by expressions of their type, or by integers."""
-
-    def swap(part: Any) -> Any:
-        if not isinstance(part, tirx.Var):
-            return None
-        value = next((new for old, new in values.items() if old.same_as(part)), None)
-        return None if value is None else _as(value, str(part.ty.dtype))
-
-    return rewritten(expression, swap)
-
-
-def _as(value: Any, dtype: str) -> Any:
-    if isinstance(value, int):
-        return tirx.IntImm(dtype, value)
-    return value if str(value.ty.dtype) == dtype else value.astype(dtype)
+from tvm import s_tir, tirx
 
 
 def serial(statement: Any) -> Any:

@@ -1,0 +1,233 @@
+"""The ONNX models of fallback runs, opened while compiling as the program will open them.
+
+run -> model with the shapes of its inputs
+       ONNX Runtime refuses it?  with open dimensions (a branch for another size does not fit this one), without a rank
+       it refuses that too?      the nodes one by one
+       it refuses one node?      UnsupportedError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphopt.errors import UnsupportedError
+from graphopt.program import ITEM_BYTES
+from graphopt.segments import NodeRun, one_by_one, read_by
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+Array = NDArray[Any]
+
+SHARED_BYTES = 1024
+"""Smaller constants stay in the model: they are shapes and axes, which ONNX Runtime infers shapes from."""
+
+
+_RUN_SECONDS = 5.0
+
+
+class Dims(Enum):
+    """What a fallback model says about the shapes of its inputs."""
+
+    STATIC = "static"
+    RANK = "rank"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackModel:
+    """What ONNX Runtime runs for `run`: the file, and the constants that it leaves to the weights file."""
+
+    run: NodeRun
+    data: bytes
+    weights: dict[str, Array]
+    session: onnxruntime.InferenceSession
+
+
+def fallback_models(
+    model: ir.Model, run: NodeRun, needed: Sequence[ir.Value], stored: Mapping[str, Array], threads: int
+) -> Iterator[FallbackModel]:
+    """The model of `run`, or those of its nodes, each opened with the options of the runtime.
+
+    Args:
+        needed: values that must survive besides those that nodes outside `run` read.
+        stored: what stands in the weights file already.
+
+    Raises:
+        UnsupportedError: ONNX Runtime does not take a node, which is not native either.
+    """
+    found, refusal = _opened(model, run, stored, threads)
+    if found is not None:
+        yield found
+    elif len(run.nodes) > 1:
+        for single in one_by_one(run, needed):
+            yield from fallback_models(model, single, needed, stored, threads)
+    else:
+        (name, reason), operator = run.reasons[0], run.nodes[0].op_type
+        raise UnsupportedError(
+            f"node {name} ({operator}) can run nowhere: {reason}, and ONNX Runtime refuses it ({refusal}); "
+            "replace the node or export the model with another opset"
+        )
+
+
+def observed(found: FallbackModel, draw: Callable[[ir.Value], Array]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of the outputs of one run on random inputs; {} where it did not run, or not within seconds.
+
+    What it does not run on proves nothing: the numbers may be such as the model never meets.
+    """
+    from graphopt.runtime.onnx_session import run_bounded
+
+    try:
+        feeds = {str(value.name): draw(value) for value in found.run.inputs}
+        results = run_bounded(found.session, feeds, _RUN_SECONDS)
+    except Exception:  # ONNX Runtime's exceptions share no base class
+        return {}
+    return {name: (str(array.dtype), array.shape) for name, array in results.items() if isinstance(array, np.ndarray)}
+
+
+def _opened(
+    model: ir.Model, run: NodeRun, stored: Mapping[str, Array], threads: int
+) -> tuple[FallbackModel | None, str]:
+    """The model with as many shapes as ONNX Runtime takes, else its first complaint."""
+    from graphopt.runtime.onnx_session import open_session, short
+
+    complaint = ""
+    for dims in Dims:
+        proto, weights = extract(model, run, dims, stored)
+        data = proto.SerializeToString()
+        try:
+            return FallbackModel(run, data, weights, open_session(data, weights, threads)), ""
+        except Exception as error:  # its exceptions share no base class
+            complaint = complaint or short(error)
+    return None, complaint
+
+
+def extract(
+    model: ir.Model, run: NodeRun, dims: Dims = Dims.STATIC, stored: Mapping[str, Array] = MappingProxyType({})
+) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """The nodes of `run` as an ONNX model of their own, and the constants that stay outside, by name.
+
+    Inferred shapes are left out, within subgraphs too: they hold for the sizes of this program, and a branch that they
+    do not fit may be one that is never taken.
+    """
+    import onnx
+
+    graph = onnx.GraphProto(name="fallback")
+    graph.node.extend(ir.serde.serialize_node(node) for node in run.nodes)
+    graph.input.extend(ir.serde.serialize_value(value) for value in run.inputs)
+    graph.output.extend(ir.serde.serialize_value(value) for value in run.outputs)
+    for info in graph.input:
+        _open_dims(info.type, dims)
+    for info in graph.output:
+        _open_dims(info.type, Dims.NONE)
+    for node in graph.node:
+        _open_subgraphs(node)
+    outside: dict[str, Array] = {}
+    for value in _constants_of(run):
+        array = _shareable(value, stored)
+        if array is None:
+            assert value.const_value is not None
+            graph.initializer.append(ir.serde.serialize_tensor(value.const_value))
+        else:
+            outside[str(value.name)] = array
+            graph.initializer.append(_external(value))
+    functions = [ir.serde.serialize_function(function) for function in _called(model, run.nodes)]
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    proto = onnx.helper.make_model(graph, functions=functions, opset_imports=imports, ir_version=model.ir_version)
+    return proto, outside
+
+
+def _open_dims(kind: onnx.TypeProto, dims: Dims) -> None:
+    if not kind.HasField("tensor_type") or dims is Dims.STATIC:
+        return
+    if dims is Dims.NONE:
+        kind.tensor_type.ClearField("shape")
+    for dim in kind.tensor_type.shape.dim if kind.tensor_type.HasField("shape") else ():
+        dim.Clear()
+
+
+def _open_subgraphs(node: onnx.NodeProto) -> None:
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            del graph.value_info[:]
+            counters = 2 if node.op_type == "Loop" else 0  # ONNX Runtime wants to know that they are scalars
+            for info in (*graph.input[counters:], *graph.output):
+                _open_dims(info.type, Dims.NONE)
+            for inner in graph.node:
+                _open_subgraphs(inner)
+
+
+def _called(model: ir.Model, nodes: Sequence[ir.Node]) -> list[ir.Function]:
+    """The functions that the nodes call, directly or not, in the order of the model."""
+    wanted: set[ir.OperatorIdentifier] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        identifier = node.op_identifier()
+        function = model.functions.get(identifier)
+        if function is not None and identifier not in wanted:
+            wanted.add(identifier)
+            pending.extend(function.all_nodes())
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                pending.extend(attribute.as_graph())
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                pending.extend(inner for graph in attribute.as_graphs() for inner in graph)
+    return [function for identifier, function in model.functions.items() if identifier in wanted]
+
+
+def _constants_of(run: NodeRun) -> Iterator[ir.Value]:
+    inside = {value for node in run.nodes for value in node.outputs}
+    read = (value for node in run.nodes for value in read_by(node))
+    for value in dict.fromkeys(v for v in read if v.const_value is not None and v not in inside):
+        assert value.const_value is not None
+        if value.const_value.name != value.name:
+            value.const_value.name = value.name
+        yield value
+
+
+def _shareable(value: ir.Value, stored: Mapping[str, Array]) -> Array | None:
+    """The numbers of a constant that may stand in a weights file, where its name does not mean others already."""
+    tensor = value.const_value
+    assert tensor is not None
+    if tensor.nbytes < SHARED_BYTES or str(value.name).startswith("__"):
+        return None
+    if tensor.dtype.name not in _STORED:
+        return None
+    array = np.asarray(tensor.numpy())
+    if str(array.dtype) not in ITEM_BYTES:
+        return None
+    other = stored.get(str(value.name))
+    return array if other is None or _same(other, array) else None
+
+
+def _same(a: Array, b: Array) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    return a is b or bool((np.ascontiguousarray(a).view(np.uint8) == np.ascontiguousarray(b).view(np.uint8)).all())
+
+
+_STORED = frozenset({
+    "BFLOAT16", "BOOL", "DOUBLE", "FLOAT", "FLOAT16", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32",
+    "UINT64",
+})  # fmt: skip
+
+
+def _external(value: ir.Value) -> onnx.TensorProto:
+    import onnx
+
+    tensor = value.const_value
+    assert tensor is not None
+    proto = onnx.TensorProto(name=value.name, data_type=tensor.dtype, dims=tensor.shape.numpy())
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    proto.external_data.add(key="location", value="weights")
+    return proto

@@ -1,0 +1,108 @@
+"""Whether a program, or a model on the way to it, computes what ONNX Runtime makes of the model as the user gave it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis import static_type
+from graphopt.draws import random_inputs
+from graphopt.errors import FeedError, VerificationError
+from graphopt.verify import TOLERANCES, Mismatch, Tolerance, compare, open_onnxruntime, run_onnxruntime
+
+if TYPE_CHECKING:
+    from graphopt.verify import Reference
+
+
+@dataclass
+class Judge:
+    """Inputs, what ONNX Runtime makes of them, and how far from that is still right.
+
+    `notes` say, once something was judged, what was not as usual: a model that ONNX Runtime takes only as loaded, and
+    outputs that were above their tolerance but within what rounding alone does to the model.
+    """
+
+    reference: Reference
+    feeds: Mapping[str, Any]
+    expected: Mapping[str, Any]
+    tolerances: Mapping[str, Tolerance] = field(default_factory=lambda: TOLERANCES)
+    notes: list[str] = field(default_factory=list)
+    allowed: dict[str, float] = field(default_factory=dict)
+    _weighed: bool = False
+
+    def mismatches(self, actual: Mapping[str, Any]) -> list[Mismatch]:
+        """What is wrong with `actual`. The model's own sensitivity is asked for only where something is."""
+        found = compare(self.expected, actual, self.tolerances, self.allowed)
+        if not found or self._weighed or any(each.kind != "value" for each in found):
+            return found
+        from graphopt.sensitivity import allowances, spread
+
+        self._weighed = True
+        spreads = spread(self.reference, self.feeds, self.expected)
+        self.allowed = allowances(spreads, self.expected)
+        left = compare(self.expected, actual, self.tolerances, self.allowed)
+        excused = {each.output for each in found} - {each.output for each in left}
+        for name in sorted(excused):
+            self.notes.append(
+                f"output {name} was judged by the model's own sensitivity: under rounding alone ONNX Runtime differs "
+                f"from itself by up to {spreads[name]:.3g}, so {self.allowed[name]:.3g} was allowed"
+            )
+        return left
+
+    def require(self, actual: Mapping[str, Any], where: str) -> None:
+        """Raise a VerificationError that begins with `where` unless `actual` is right."""
+        found = self.mismatches(actual)
+        if found:
+            others = f"; {len(found) - 1} more outputs differ" if len(found) > 1 else ""
+            raise VerificationError(f"{where}: {found[0].message}{others}")
+
+
+def judge(
+    original: Reference,
+    loaded: ir.Model,
+    seed: int = 0,
+    given: Mapping[str, Any] | None = None,
+    tolerances: Mapping[str, Tolerance] = TOLERANCES,
+) -> Judge:
+    """A judge over one set of inputs: those that are given, and random ones.
+
+    Args:
+        original: the model as the user gave it, the reference.
+        loaded: the same in static shapes, which inputs are drawn for.
+
+    Raises:
+        FeedError: what is given does not fit the model's inputs.
+        VerificationError: ONNX Runtime cannot run the model on these inputs.
+    """
+    feeds = _feeds(loaded, seed, given or {})
+    reference, notes = original, []
+    try:
+        with open_onnxruntime(original):
+            pass
+    except VerificationError as error:
+        reference = loaded.clone()
+        notes.append(f"{error}, so the reference is the model as loaded")
+    try:
+        expected = run_onnxruntime(reference, feeds)
+    except VerificationError as error:
+        raise VerificationError(f"{error}; give inputs that the model takes with --input") from error
+    return Judge(reference, feeds, expected, tolerances, notes)
+
+
+def _feeds(loaded: ir.Model, seed: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = {str(value.name): value for value in loaded.graph.inputs if not value.is_initializer()}
+    for name, array in given.items():
+        if name not in inputs:
+            raise FeedError(f"--input names {name!r}, which is no input; the inputs are {', '.join(inputs) or 'none'}")
+        wanted = static_type(inputs[name])
+        if wanted is not None and (str(np.asarray(array).dtype), np.shape(array)) != wanted:
+            found = np.asarray(array)
+            raise FeedError(
+                f"--input {name} is {found.dtype} {found.shape}, and the model is compiled for "
+                f"{wanted[0]} {wanted[1]}; give such an array, or the sizes with --shapes"
+            )
+    return {**random_inputs(loaded, seed, given), **given}

@@ -1,0 +1,98 @@
+"""The blocks of a PrimFunc as data: read in order, changed, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import ir, s_tir, tirx
+
+from graphopt.targets.expressions import parts
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Loops around one block that stores one value: what a TE definition becomes.
+
+    `value` is what is stored at `indices` of `buffer`; `variables` are the iterators of the block.
+    """
+
+    nest: Any
+    block: Any
+    buffer: Any
+    indices: tuple[Any, ...]
+    value: Any
+    variables: tuple[Any, ...]
+
+    @property
+    def reduces(self) -> bool:
+        """Whether the block sums, or the like."""
+        return self.block.init is not None
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Of the iterators."""
+        return tuple(int(iterator.dom.extent) for iterator in self.block.iter_vars)
+
+    def storing(self, value: Any) -> Any:
+        """The loops with another value stored, which may read other tensors."""
+        body = tirx.BufferStore(self.buffer, value, list(self.indices))
+        old = self.block
+        fields = old.iter_vars, _reads(value, self.buffer), old.writes, old.name_hint, body, old.init
+        block = s_tir.SBlock(*fields, old.alloc_buffers, old.match_buffers, old.annotations)
+        return _inside(self.nest, block)
+
+
+def stages(function: Any) -> list[Stage] | None:
+    """The blocks of a function that TE definitions were made into; None where it is anything else."""
+    root = function.body
+    if not isinstance(root, s_tir.SBlockRealize):
+        return None
+    body = root.block.body
+    found = [_stage(nest) for nest in (body if isinstance(body, tirx.SeqStmt) else [body])]
+    return None if any(each is None for each in found) else [each for each in found if each is not None]
+
+
+def replaced(function: Any, nests: Sequence[Any], keep: Callable[[Any], bool]) -> Any:
+    """The function with these nests for a body, and those of its own tensors that `keep` says."""
+    old = function.body.block
+    tensors = [buffer for buffer in old.alloc_buffers if keep(buffer)]
+    body = nests[0] if len(nests) == 1 else tirx.SeqStmt(list(nests))
+    block = s_tir.SBlock([], [], [], old.name_hint, body, old.init, tensors, old.match_buffers, old.annotations)
+    return function.with_body(s_tir.SBlockRealize([], function.body.predicate, block))
+
+
+def loads(expression: Any) -> list[Any]:
+    """The loads in an expression."""
+    return [part for part in parts(expression) if isinstance(part, ir.TensorLoad)]
+
+
+def _stage(nest: Any) -> Stage | None:
+    inner = nest
+    while isinstance(inner, tirx.For):
+        inner = inner.body
+    if not isinstance(inner, s_tir.SBlockRealize) or not isinstance(inner.block.body, tirx.BufferStore):
+        return None
+    block, store = inner.block, inner.block.body
+    variables = tuple(iterator.var for iterator in block.iter_vars)
+    return Stage(nest, block, store.buffer, tuple(store.indices), store.value, variables)
+
+
+def _inside(nest: Any, block: Any) -> Any:
+    """The loops around another block."""
+    if isinstance(nest, tirx.For):
+        bounds = nest.loop_var, nest.min, nest.extent, nest.kind
+        return tirx.For(*bounds, _inside(nest.body, block), nest.thread_binding, nest.annotations, nest.step)
+    return s_tir.SBlockRealize(nest.iter_values, nest.predicate, block)
+
+
+def _reads(value: Any, own: Any) -> list[Any]:
+    """Regions of the tensors that a value reads, one for each place."""
+    found: dict[tuple[str, str], Any] = {}
+    for load in loads(value):
+        if not load.source.same_as(own):
+            key = str(load.source), str(list(load.indices))
+            region = [ir.Range.from_min_extent(index, tirx.IntImm(str(index.ty.dtype), 1)) for index in load.indices]
+            found.setdefault(key, tirx.BufferRegion(load.source, region))
+    return list(found.values())

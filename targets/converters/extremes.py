@@ -1,0 +1,44 @@
+"""Maxima and minima along the last axes on CPUs: ReduceMax, ReduceMin, GlobalMaxPool."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from graphopt.targets.converters.base import REDUCTION, Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.reductions import chosen_axes, extreme
+from graphopt.targets.kernels import extremes
+
+_DTYPES = ("float32", "float64", "int32", "int64", "int8", "uint8")
+
+
+def along_rows(largest: bool) -> Converter:
+    """ReduceMax or ReduceMin over the last axes; over others it is a reduction like every one."""
+    other = extreme(largest)
+
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        shape = shape_of(inputs[0])
+        axes = chosen_axes(c, len(shape))
+        last = list(range(len(shape) - len(axes or ()), len(shape)))
+        if dtype_of(inputs[0]) not in _DTYPES or 0 in shape or not axes or axes != last:
+            return other(c, inputs)
+        return _rows(c, inputs[0], len(axes), largest)
+
+    return convert
+
+
+def global_max_pool(c: Context, inputs: list[Any]) -> Any:
+    """The largest element of every plane."""
+    shape = shape_of(inputs[0])
+    if dtype_of(inputs[0]) not in _DTYPES or 0 in shape or len(shape) < 3:
+        return NotImplemented
+    return _rows(c, inputs[0], len(shape) - 2, True)
+
+
+def _rows(c: Context, x: Any, count: int, largest: bool) -> Any:
+    """Over the last `count` axes, which lie one behind the other in memory."""
+    shape = shape_of(x)
+    if count > 1:
+        x = c.reshape(x, (*shape[:-count], math.prod(shape[-count:])))
+    y = c.te("extreme", lambda v: extremes.compute(v, largest, c.machine), x, pattern=REDUCTION)
+    return c.reshape(y, c.out_shape)

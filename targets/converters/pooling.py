@@ -1,0 +1,108 @@
+"""Pools that TVM has not: with ceil_mode or dilations, of integers, and of powers (LpPool).
+
+    y[.., p, ..] = reduce over t of x[.., p stride + t dilation - pad, ..]
+
+The extents of the output are those that shape inference gave; a window that leaves the image takes what is inside.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from graphopt.frontend_extents import split_pads
+from graphopt.targets.converters.base import FLOATS, HALVES, REDUCTION, Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.index import known
+
+
+def pool(c: Context, inputs: list[Any]) -> Any:
+    """MaxPool without indices and AveragePool, where TVM's do not fit; LpPool."""
+    (x,) = inputs
+    dtype, kind = dtype_of(x), c.node.op_type
+    shape, out, kernel = shape_of(x), c.out_shape, c.integers("kernel_shape")
+    rank = len(kernel)
+    strides, dilations = c.integers("strides", (1,) * rank), c.integers("dilations", (1,) * rank)
+    plain = not c.integer("ceil_mode") and set(dilations) == {1} and rank <= 3 and dtype in FLOATS
+    if (plain and kind != "LpPool") or len(c.node.outputs) > 1 or 0 in shape:
+        return NotImplemented
+    if kind != "MaxPool" and dtype not in (*FLOATS, *HALVES):
+        return NotImplemented
+    begins, ends = _pads(c, shape[2:], kernel, strides)
+    working = "float32" if dtype in HALVES else dtype
+    if kind == "MaxPool":
+        working = dtype
+    lowest: Any = tirx.min_value(dtype) if dtype not in FLOATS else tirx.const(-math.inf, dtype)
+    start, power = (lowest if kind == "MaxPool" else tirx.const(0, working)), c.integer("p", 2)
+
+    def value(element: Any) -> Any:
+        element = element.astype(working)
+        if kind != "LpPool":
+            return element
+        if power in (1, 2):
+            return tirx.abs(element) if power == 1 else element * element
+        return tirx.power(tirx.abs(element), tirx.const(power, working))
+
+    def compute(v: Any, count: Any = None) -> Any:
+        window = [te.reduce_axis((0, extent), name=f"k{axis}") for axis, extent in enumerate(kernel)]
+
+        def element(n: Any, channel: Any, *place: Any) -> Any:
+            at = [p * s + k * d - b for p, s, k, d, b in zip(place, strides, window, dilations, begins, strict=True)]
+            inside = tirx.all(*(tirx.all(a >= 0, a < extent) for a, extent in zip(at, shape[2:], strict=True)))
+            found = tirx.if_then_else(inside, value(v(n, channel, *at)), start)
+            return (te.max if kind == "MaxPool" else te.sum)(found, axis=window)
+
+        y = te.compute(out, element, name="pool")
+        if kind == "MaxPool":
+            return y
+
+        def finished(*i: Any) -> Any:
+            if kind == "AveragePool":
+                cells = count(0, i[2])
+                for axis in range(1, rank):
+                    cells = cells * count(axis, i[2 + axis])
+                return (y(*i) / cells).astype(dtype)
+            if power in (1, 2):
+                return (y(*i) if power == 1 else tirx.sqrt(y(*i))).astype(dtype)
+            return tirx.power(y(*i), tirx.const(1 / power, working)).astype(dtype)
+
+        return te.compute(out, finished, name="finished")
+
+    arguments = [x]
+    if kind == "AveragePool":
+        counts = np.ones((rank, max(out[2:])), working)
+        for axis in range(rank):
+            numbers = _count(c, shape[2 + axis], out[2 + axis], kernel[axis], strides[axis], dilations[axis],
+                             begins[axis], ends[axis])  # fmt: skip
+            counts[axis, : out[2 + axis]] = numbers
+        arguments.append(known(counts))
+    return c.te(kind.lower(), compute, *arguments, pattern=REDUCTION)
+
+
+def _pads(
+    c: Context, image: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Padding before and after each axis."""
+    rank, mode = len(image), c.text("auto_pad", "NOTSET")
+    if mode in ("NOTSET", ""):
+        pads = c.integers("pads", (0,) * (2 * rank))
+        return pads[:rank], pads[rank:]
+    if mode == "VALID":
+        return (0,) * rank, (0,) * rank
+    total = [(-(-n // s) - 1) * s + k - n for n, k, s in zip(image, kernel, strides, strict=True)]
+    pairs = [split_pads(mode, missing) for missing in total]
+    return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
+
+
+def _count(
+    c: Context, image: int, out: int, kernel: int, stride: int, dilation: int, begin: int, end: int
+) -> list[int]:
+    """Elements along one axis that an average is over: without the padding, or with it, but not beyond it."""
+    padded = bool(c.integer("count_include_pad"))
+    first, last = (-begin, image + end) if padded else (0, image)
+    return [max(1, sum(first <= p * stride - begin + t * dilation < last for t in range(kernel))) for p in range(out)]
+
+
+STANDARD: dict[str, Converter] = {"AveragePool": pool, "LpPool": pool, "MaxPool": pool}

@@ -1,0 +1,141 @@
+"""Elementwise blocks become one block, in which every value has a name: an expression grows by a sum, not a product.
+
+    t[i] = sigmoid(x[i])    y[i] = x[i] * t[i]    z[i] = y[i] * y[i]
+      ->  z[i] = let t = sigmoid(x[i]) in let y = x[i] * t in y * y
+
+TVM's own inlining writes a value out wherever it is read. So it doubles with every y = x * sigmoid(x), and a chain of
+them is never done. Names stay in registers, which is as fast as one long expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import ir, tirx
+
+from graphopt.targets import ieee
+from graphopt.targets.blocks import Stage, loads, replaced, stages
+from graphopt.targets.expressions import parts, rewritten
+from graphopt.targets.kernels.common import RULE, SCHEDULED
+
+SHORT = 8
+"""Parts of an expression that is written out where it is read once: a name for it would hide it from patterns."""
+
+
+def inline(function: Any) -> Any:
+    """The function with its elementwise blocks merged, as far as they go over the same elements.
+
+    Blocks before the one that a schedule rule looks for are its own, and stay.
+    """
+    if function.attrs is not None and SCHEDULED in function.attrs:
+        return function
+    found = stages(function)
+    if found is None or len(found) < 2:
+        return function
+    anchors = [number for number, stage in enumerate(found) if RULE in stage.block.annotations]
+    first = anchors[-1] + 1 if anchors else 0
+    try:
+        return _Merge(function, found[:first], found[first:]).done()
+    except ValueError:  # an expression that is not taken apart
+        return function
+
+
+class _Merge:
+    def __init__(self, function: Any, before: list[Stage], after: list[Stage]) -> None:
+        self.function, self.before, self.after = function, before, after
+        own = list(function.body.block.alloc_buffers)
+        self.loads = [loads(stage.value) for stage in after]
+        self.into: dict[int, int] = {}  # a stage, and the one that it becomes part of
+        read_before = [load.source for stage in before for load in loads(stage.value)]
+        for number in range(len(after) - 2, -1, -1):
+            buffer = after[number].buffer
+            temporary = any(buffer.same_as(each) for each in own) and not any(buffer.same_as(e) for e in read_before)
+            writers = sum(stage.buffer.same_as(buffer) for stage in after)
+            if temporary and writers == 1 and (target := self._target(number)) is not None:
+                self.into[number] = target
+
+    def _target(self, number: int) -> int | None:
+        """The one stage that all that reads this one becomes part of, element by element; None if there is none."""
+        stage = self.after[number]
+        if stage.reduces or not _own_element(stage):
+            return None
+        targets = set()
+        for reader in range(number + 1, len(self.after)):
+            places = [load.indices for load in self.loads[reader] if load.source.same_as(stage.buffer)]
+            if not places:
+                continue
+            targets.add(self.into.get(reader, reader))
+            follower = self.after[reader]
+            if follower.reduces or follower.extents != stage.extents:
+                return None
+            if not all(_same(place, follower.variables) for place in places):
+                return None
+        return targets.pop() if len(targets) == 1 else None
+
+    def done(self) -> Any:
+        if not self.into:
+            return self.function
+        gone = [self.after[number].buffer for number in self.into]
+        nests = [stage.nest for stage in self.before]
+        for number, stage in enumerate(self.after):
+            if number not in self.into:
+                members = [member for member, target in self.into.items() if target == number]
+                nests.append(self._whole(number, sorted(members)) if members else stage.nest)
+        return replaced(self.function, nests, lambda buffer: not any(buffer.same_as(each) for each in gone))
+
+    def _whole(self, number: int, members: list[int]) -> Any:
+        """The loops of a stage, with the values of its members in front of its own."""
+        stage = self.after[number]
+        values: list[tuple[Any, Any]] = []  # a tensor, and what is there in its place
+        names: list[tuple[Any, Any]] = []
+        read = [load.source for reader in (*members, number) for load in self.loads[reader]]
+        for member in members:
+            made = self.after[member]
+            value = _moved(made.value, made.variables, stage.variables, values)
+            if sum(source.same_as(made.buffer) for source in read) > 1 or _longer(value, SHORT):
+                flag = str(made.buffer.dtype) == "bool"  # vectors of these have no form in memory
+                name = tirx.Var(f"v{len(names)}", "int8" if flag else str(made.buffer.dtype))
+                names.append((name, ieee.named(tirx.Cast("int8", value) if flag else value)))
+                value = tirx.Cast("bool", name) if flag else name
+            values.append((made.buffer, value))
+        body = _moved(stage.value, stage.variables, stage.variables, values)
+        for name, value in reversed(names):
+            body = tirx.Let(name, value, body)
+        return stage.storing(body)
+
+
+def _own_element(stage: Stage) -> bool:
+    """Whether the stage stores, at each of its iterators, one element of a tensor that has no more."""
+    return _same(stage.indices, stage.variables) and stage.extents == tuple(int(d) for d in stage.buffer.shape)
+
+
+def _same(indices: Any, variables: tuple[Any, ...]) -> bool:
+    found = tuple(indices)
+    return len(found) == len(variables) and all(a.same_as(b) for a, b in zip(found, variables, strict=True))
+
+
+def _longer(expression: Any, limit: int) -> bool:
+    return any(number > limit for number, _ in enumerate(parts(expression), 1))
+
+
+def _moved(value: Any, old: tuple[Any, ...], new: tuple[Any, ...], values: list[tuple[Any, Any]]) -> Any:
+    """`value` at other iterators, with loads of some tensors replaced, and with names inside it of its own."""
+    variables = list(zip(old, new, strict=True))
+    swap: Callable[[Any], Any]
+
+    def swap(part: Any) -> Any:
+        if isinstance(part, tirx.Var):
+            return next((other for variable, other in variables if variable.same_as(part)), None)
+        if isinstance(part, ir.TensorLoad):
+            return next((other for tensor, other in values if tensor.same_as(part.source)), None)
+        if isinstance(part, tirx.Let):
+            inner = rewritten(part.value, swap)
+            name = tirx.Var(str(part.var.name), str(part.var.ty.dtype))
+            variables.append((part.var, name))
+            whole = tirx.Let(name, inner, rewritten(part.body, swap))
+            variables.pop()
+            return whole
+        return None
+
+    return rewritten(value, swap)

@@ -1,0 +1,49 @@
+"""TVM's warnings do not reach the user: they speak of its own code, and it has no level below which it is silent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+
+_WARNING = re.compile(rb"\[\d\d:\d\d:\d\d\] [^\n]*: Warning: ")
+
+_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within the block, lines that TVM's logger writes to stderr as warnings are dropped, and Python's are ignored.
+
+    The file descriptor itself is turned to memory, since the logger is C++. Everything else that was written there,
+    by whomever, comes out when the block ends. Blocks of several threads follow one another.
+    """
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            saved = os.dup(2)
+        except OSError:  # closed: nothing reaches anybody
+            yield
+            return
+        held = os.memfd_create("stderr")
+        os.dup2(held, 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            _replay(held)
+
+
+def _replay(held: int) -> None:
+    """Write what the block wrote, without TVM's warnings."""
+    with open(held, "rb") as file:
+        file.seek(0)
+        lines = file.read().splitlines(keepends=True)
+    for line in lines:
+        if not _WARNING.match(line):
+            with contextlib.suppress(OSError):
+                os.write(2, line)
