@@ -13,6 +13,7 @@ from graphopt.passes._normalize_arithmetic import ARITHMETIC
 from graphopt.passes._normalize_microsoft_attention import ATTENTION
 from graphopt.passes._normalize_microsoft_elements import ELEMENTS
 from graphopt.passes._normalize_microsoft_products import PRODUCTS as FUSED
+from graphopt.passes._normalize_microsoft_quantized import QUANTIZED
 from graphopt.passes._normalize_microsoft_rows import ROWS
 from graphopt.passes._normalize_products import PRODUCTS
 from graphopt.passes._normalize_shapes import SHAPES
@@ -24,7 +25,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     for name in {*SHAPES, *ARITHMETIC, *PRODUCTS, *WINDOWS}
 }
 
-FOREIGN: dict[str, tuple[Rule, ...]] = {**ATTENTION, **ELEMENTS, **FUSED, **ROWS}
+FOREIGN: dict[str, tuple[Rule, ...]] = {**ATTENTION, **ELEMENTS, **FUSED, **QUANTIZED, **ROWS}
 """By operator of com.microsoft."""
 
 SMALL = 4096
