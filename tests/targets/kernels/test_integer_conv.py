@@ -95,9 +95,8 @@ def test_every_level(any_lab: Any, kinds: tuple[str, str], group: int) -> None:
 
 @pytest.mark.parametrize("kinds", [("uint8", "uint8"), ("uint8", "int8"), ("int8", "int8"), ("int8", "uint8")])
 @pytest.mark.parametrize("group", [1, 4])
-@pytest.mark.parametrize("constant", [False, True])
-def test_extremes_do_not_saturate(any_lab: Any, kinds: tuple[str, str], group: int, constant: bool) -> None:
-    """What ONNX Runtime refuses, or saturates, beside the float convolution of the same numbers."""
+def test_extremes_do_not_saturate(any_lab: Any, kinds: tuple[str, str], group: int) -> None:
+    """The weights of one group are constant. What ONNX Runtime refuses, or saturates, beside the float convolution of the same numbers."""
     limits = [np.iinfo(kind) for kind in kinds]
     rng = np.random.default_rng(0)
     x = rng.choice([limits[0].min, limits[0].max], (1, 4, 6, 7)).astype(kinds[0])
@@ -115,7 +114,7 @@ def test_extremes_do_not_saturate(any_lab: Any, kinds: tuple[str, str], group: i
         model = ir.from_onnx_text(
             f"{header} g ({types}) => (int32[1,8,6,7] y) {{ y = ConvInteger<{attributes}>(x, w, xz, wz) }}"
         )
-        for value in [v for v in model.graph.inputs if constant and v.name in ("w", "wz")]:
+        for value in [v for v in model.graph.inputs if group == 1 and v.name in ("w", "wz")]:
             value.const_value = ir.Tensor(given[str(value.name)], name=value.name)
             model.graph.inputs.remove(value)
             model.graph.register_initializer(value)

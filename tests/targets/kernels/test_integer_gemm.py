@@ -115,7 +115,7 @@ def test_extremes_do_not_saturate(any_lab: Any, kinds: tuple[str, str], constant
     (low, high), (least, most) = ((np.iinfo(kind).min, np.iinfo(kind).max) for kind in kinds)
     a = np.stack([np.full(70, low), np.full(70, high), np.tile([low, high], 35)]).astype(kinds[0])
     b = np.stack([np.full(70, least), np.full(70, most), np.tile([least, most], 35)], 1).astype(kinds[1])
-    for zeros in ((None, None), (low, None), (high, None), (high, least), (low, most)):
+    for zeros in ((None, None), (high, least), (low, most)):
         exact(
             any_lab,
             a,
