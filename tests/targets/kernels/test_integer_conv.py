@@ -96,7 +96,7 @@ def test_every_level(any_lab: Any, kinds: tuple[str, str], group: int) -> None:
 @pytest.mark.parametrize("kinds", [("uint8", "uint8"), ("uint8", "int8"), ("int8", "int8"), ("int8", "uint8")])
 @pytest.mark.parametrize("group", [1, 4])
 def test_extremes_do_not_saturate(any_lab: Any, kinds: tuple[str, str], group: int) -> None:
-    """The weights of one group are constant. What ONNX Runtime refuses, or saturates, beside the float convolution of the same numbers."""
+    """What ONNX Runtime refuses, or saturates, beside its float convolution; the weights of one group are constant."""
     limits = [np.iinfo(kind) for kind in kinds]
     rng = np.random.default_rng(0)
     x = rng.choice([limits[0].min, limits[0].max], (1, 4, 6, 7)).astype(kinds[0])
