@@ -75,7 +75,7 @@ def saturated(value: Any, dtype: str) -> Any:
     """An integer in float32 as `dtype`, the nearest limit where it lies outside, the lower one for not a number."""
     limits = np.iinfo(dtype)
     low, high = const(float(limits.min), "float32"), const(float(limits.max), "float32")
-    # Not as selections, which repeat the value, and are taken apart into scalars. The maximum of NaN and `low` is `low`.
+    # Not as selections, which repeat the value and become scalars. The maximum of NaN and `low` is `low`.
     return tirx.min(tirx.max(value, low), high).astype("int32").astype(dtype)
 
 
