@@ -60,8 +60,12 @@ def fold_constants(model: ir.Model, learn: Callable[[ir.Node], bool] = lambda _:
     changed = False
     for node in list(model.graph):
         results = None
-        if not foreign_node(node):
-            results = _evaluate(node, version, model.ir_version) if node.domain == "" else None
+        if foreign_node(node):
+            changed = True
+        else:
+            if node.domain == "":
+                infer_node(node, version, model.ir_version)
+                results = _evaluate(node, version, model.ir_version)
             changed |= results is None and learn(node)
         if results is None or any(output.is_graph_output() for output in node.outputs):
             continue

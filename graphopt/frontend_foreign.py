@@ -174,11 +174,13 @@ def _group_query(node: ir.Node) -> Sequence[Typed]:
     packed = operand(node, 1) is None
     width = hidden // (heads + 2 * groups) if packed else hidden // heads
     total = operand(node, 6)
-    if total is None or total.const_value is None:
+    past = extents(node, 3)[2] if operand(node, 3) is not None else 0
+    if total is not None and total.const_value is not None:
+        room = max(past, int(total.const_value.numpy().reshape(())))
+    elif past:
         raise Unknown
-    room = int(total.const_value.numpy().reshape(()))
-    if operand(node, 3) is not None:
-        room = max(room, extents(node, 3)[2])
+    else:
+        room = steps
     present = kind, (batch, groups, room, width)
     return [(kind, (batch, steps, heads * width)), present, present, (kind, (batch, heads, steps, room))]
 

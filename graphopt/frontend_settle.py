@@ -33,19 +33,22 @@ def _is_of_onnx(node: ir.Node) -> bool:
     return foreign_shapes(node) is None and not is_learned(node)
 
 
-def settle(model: ir.Model) -> set[str]:
+def settle(model: ir.Model) -> tuple[set[str], bool]:
     """Correct what onnx's inference left open or computed otherwise than ONNX Runtime, in place, in every graph.
 
     Returns the first output of each node that is settled here, so that inference of the whole model takes its type as
-    given. What follows a node that changed is inferred again, node by node.
+    given, and whether one of them had another shape before. What follows a node that changed is inferred again, node by
+    node.
     """
     version = model.opset_imports.get("", 0)
-    settled: set[str] = set()
+    settled, corrected = set[str](), False
     changed: set[ir.Value] = set()
     for graph in model.graphs():
         for node in graph:
+            first = node.outputs[0].shape if node.outputs else None
             if foreign_node(node):
                 changed.update(node.outputs)
+                corrected |= first is not None and first.is_static()
                 settled.add(str(node.outputs[0].name))
             elif node.domain == "" and any(value in changed for value in node.inputs) and _is_of_onnx(node):
                 before = [(value.type, value.shape) for value in node.outputs]
@@ -56,7 +59,7 @@ def settle(model: ir.Model) -> set[str]:
                     value.type = value.type or kind
                     if value.shape != shape:
                         changed.add(value)
-    return settled
+    return settled, corrected
 
 
 def infer_node(node: ir.Node, version: int, ir_version: int) -> None:

@@ -178,12 +178,12 @@ def infer_shapes(model: ir.Model) -> None:
     Raises ModelError, naming the node, for operands that do not fit each other.
     """
     settled = {str(node.outputs[0].name) for node in model.graph if is_learned(node)}
-    for _ in range(_MAX_SETTLED):
+    for again in range(_MAX_SETTLED):
         error = _infer_once(model, settled)
-        found = settle(model)
-        if not found:
-            if error is not None:
-                raise error
+        found, corrected = settle(model)
+        if not found and error is not None:
+            raise error
+        if not found or (again and not corrected and error is None):  # constant folding goes on behind what was open
             break
         settled |= found
     for graph in model.graphs():

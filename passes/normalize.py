@@ -8,7 +8,13 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.passes._edit import Editor, Rule
+from graphopt.passes._microsoft import MICROSOFT
 from graphopt.passes._normalize_arithmetic import ARITHMETIC
+from graphopt.passes._normalize_microsoft_attention import ATTENTION
+from graphopt.passes._normalize_microsoft_elements import ELEMENTS
+from graphopt.passes._normalize_microsoft_products import PRODUCTS as FUSED
+from graphopt.passes._normalize_microsoft_quantized import QUANTIZED
+from graphopt.passes._normalize_microsoft_rows import ROWS
 from graphopt.passes._normalize_products import PRODUCTS
 from graphopt.passes._normalize_shapes import SHAPES
 from graphopt.passes._normalize_windows import WINDOWS
@@ -18,6 +24,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
     name: tuple(rule for rules in (SHAPES, ARITHMETIC, PRODUCTS, WINDOWS) for rule in rules.get(name, ()))
     for name in {*SHAPES, *ARITHMETIC, *PRODUCTS, *WINDOWS}
 }
+
+FOREIGN: dict[str, tuple[Rule, ...]] = {**ATTENTION, **ELEMENTS, **FUSED, **QUANTIZED, **ROWS}
+"""By operator of com.microsoft."""
 
 SMALL = 4096
 """Bytes: constants up to this size are compared and shared; hashing gigabytes of weights would find nothing."""
@@ -37,6 +46,7 @@ class Normalize(Pass):
         Reshape(Gemm(x, w, b)) to more axes      ->  Add(MatMul(Reshape(x), w), b)
         AveragePool over the plane, ReduceMean over H and W  ->  GlobalAveragePool
         auto_pad                                 ->  explicit pads
+        Gelu, SkipLayerNormalization, FusedMatMul, Attention, ... of com.microsoft  ->  the standard operators they are
         equal constants                          ->  one constant
 
     It pays because every later pattern and kernel then has one case. Only static shapes and constant parameters are
@@ -61,8 +71,8 @@ def _sweep(editor: Editor, refusals: dict[str, Refusal]) -> bool:
     before = editor.modified
     editor.modified = False
     for node in tuple(editor.graph):
-        for rule in RULES.get(node.op_type, ()):
-            if node.graph is None or node.domain != "":
+        for rule in _rules(node):
+            if node.graph is None:
                 break
             reason = rule(editor, node)
             if reason:
@@ -70,6 +80,12 @@ def _sweep(editor: Editor, refusals: dict[str, Refusal]) -> bool:
     changed = editor.modified
     editor.modified = before or changed
     return changed
+
+
+def _rules(node: ir.Node) -> tuple[Rule, ...]:
+    if node.domain == MICROSOFT or node.op_type == "SimplifiedLayerNormalization":  # ONNX Runtime has it in both
+        return FOREIGN.get(node.op_type, ())
+    return RULES.get(node.op_type, ()) if node.domain == "" else ()
 
 
 def _share_constants(editor: Editor) -> None:
