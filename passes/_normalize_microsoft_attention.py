@@ -270,8 +270,8 @@ def _group_query(editor: Editor, node: ir.Node) -> str | None:
     if before:
         k, v = write("Concat", past_key, k, axis=2), write("Concat", past_value, v, axis=2)
     shared = write.constant(np.repeat(np.arange(groups), heads // groups), np.int64)
-    wide = [each if heads == groups else write("Gather", each, shared, axis=1) for each in (k, v)]
-    write.finish(_attend(write, q, *wide, None, None, before, _scale(node)), k, v)
+    keys, values = (each if heads == groups else write("Gather", each, shared, axis=1) for each in (k, v))
+    write.finish(_attend(write, q, keys, values, None, None, before, _scale(node)), k, v)
     return None
 
 
