@@ -93,8 +93,10 @@ def _attend(
     return write.reshape(write("Transpose", y, perm=[0, 2, 1, 3]), (batch, steps, heads * across))
 
 
-def _joined(node: ir.Node) -> str | None:
-    """Why an attention is not taken apart, as far as attributes say it."""
+def _alone(node: ir.Node, past: int) -> str | None:
+    """Why an attention with operand `past` is not taken apart, as far as attributes and outputs say it."""
+    if operand(node, past) is not None and not used(node, 1):
+        return f"{node.op_type} has a past but no present, which ONNX Runtime leaves undefined"
     for name in ("do_rotary", "past_present_share_buffer"):
         if node.attributes.get_int(name, 0):
             return f"{name} of {node.op_type} has no rewrite here"
@@ -107,7 +109,7 @@ def _scale(node: ir.Node) -> float | None:
 
 def _attention(editor: Editor, node: ir.Node) -> str | None:
     """Attention(x, weights, bias, mask, past, attention_bias): one projection to q, k and v, then `_attend`."""
-    reason = unknown(node) or _joined(node)
+    reason = unknown(node) or _alone(node, 4)
     if reason is not None:
         return reason
     x, weights = node.inputs[:2]
@@ -140,7 +142,7 @@ def _attention(editor: Editor, node: ir.Node) -> str | None:
 
 def _multi_head(editor: Editor, node: ir.Node) -> str | None:
     """MultiHeadAttention(q, k, v, bias, mask, attention_bias, past k, past v): `_attend` of what is given."""
-    reason = unknown(node) or _joined(node)
+    reason = unknown(node) or _alone(node, 6)
     if reason is not None:
         return reason
     query, key, value, bias, mask, added, past_key, past_value = (operand(node, index) for index in range(8))
@@ -270,8 +272,8 @@ def _group_query(editor: Editor, node: ir.Node) -> str | None:
     if before:
         k, v = write("Concat", past_key, k, axis=2), write("Concat", past_value, v, axis=2)
     shared = write.constant(np.repeat(np.arange(groups), heads // groups), np.int64)
-    wide = [each if heads == groups else write("Gather", each, shared, axis=1) for each in (k, v)]
-    write.finish(_attend(write, q, *wide, None, None, before, _scale(node)), k, v)
+    keys, values = (each if heads == groups else write("Gather", each, shared, axis=1) for each in (k, v))
+    write.finish(_attend(write, q, keys, values, None, None, before, _scale(node)), k, v)
     return None
 
 

@@ -77,8 +77,6 @@ def _embed(editor: Editor, node: ir.Node) -> str | None:
     mask, order = operand(node, 7), operand(node, 8)
     shape, table = dims(ids), dims(positions)
     assert shape is not None
-    if used(node, 1) and mask is None and node.attributes.get_int("mask_index_type", 0):
-        return "the mask of EmbedLayerNormalization is of a kind that is not known here"
     if table is None or (order is None and table[0] < shape[1]):
         return "EmbedLayerNormalization has more tokens than positions"
     write = Writer(editor, node)

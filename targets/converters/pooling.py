@@ -25,7 +25,8 @@ def pool(c: Context, inputs: list[Any]) -> Any:
     shape, out, kernel = shape_of(x), c.out_shape, c.integers("kernel_shape")
     rank = len(kernel)
     strides, dilations = c.integers("strides", (1,) * rank), c.integers("dilations", (1,) * rank)
-    plain = not c.integer("ceil_mode") and set(dilations) == {1} and rank <= 3 and dtype in FLOATS
+    auto = c.text("auto_pad", "NOTSET") not in ("NOTSET", "")
+    plain = not c.integer("ceil_mode") and set(dilations) == {1} and rank <= 3 and dtype in FLOATS and not auto
     if (plain and kind != "LpPool") or len(c.node.outputs) > 1 or 0 in shape:
         return NotImplemented
     if kind != "MaxPool" and dtype not in (*FLOATS, *HALVES):

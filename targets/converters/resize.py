@@ -86,14 +86,16 @@ def _read(c: Context, shape: tuple[int, ...]) -> dict[int, _Axis] | None:
             factors = dict.fromkeys(factors, common)
     else:
         return None
-    cropped = c.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize" and roi is not None
+    cropped = c.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
     found = {}
     for position, axis in enumerate(places):
         scale, out = factors.get(axis, ONE), c.out_shape[axis]
         exact = scale * np.float32(shape[axis])
         if scales is not None and int(exact) != out:
             raise NotSupported(f"ONNX Runtime gives axis {axis} of Resize the extent {int(exact)}, not {out}")
-        ends = [np.float32(roi[position + i]) for i in (0, len(places))] if cropped else [np.float32(0), ONE]
+        ends = [np.float32(0), ONE]
+        if cropped and roi is not None:
+            ends = [np.float32(roi[position + i]) for i in (0, len(places))]
         # An axis that keeps its scale keeps its pixels, whatever the region of interest; so does an extent that stays
         # as it is where a filter is widened.
         if scale != ONE and not (c.integer("antialias") and out == shape[axis]):

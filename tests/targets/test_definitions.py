@@ -78,3 +78,13 @@ def test_long_lists_of_integers_share_nothing(lab: Any) -> None:
 def test_attributes_and_types_make_other_definitions(lab: Any) -> None:
     bodies = ["y = Softmax<axis=0>(x)", "y = Softmax<axis=1>(x)", "y = LogSoftmax<axis=1>(x)"]
     assert len({signature(node(lab, body, {})) for body in bodies}) == 3
+
+
+def test_attributes_have_names(lab: Any) -> None:
+    """Nodes that differ in which attribute has which value are not alike, and do not share kernels."""
+    feeds, weights = {"x": numbers(1, 4, 9)}, {"w": numbers(4, 3, 3)}
+    node = 'ConvTranspose <auto_pad = "SAME_UPPER", strides = [3], output_padding = [{}], dilations = [{}]> (x, w)'
+    body = f"y = {node.format(1, 2)} z = {node.format(2, 1)}"
+    first, second = lab.model(body, feeds, weights, ("y", "z")).graph
+    assert signature(first) != signature(second)
+    lab.check(lab.model(body, feeds, weights, ("y", "z")), feeds)

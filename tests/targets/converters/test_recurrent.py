@@ -121,6 +121,26 @@ def test_rows_end_on_their_own(lab: Any, cell: str, gates: int, after: int, dire
     lab.check(lab.model(body, feeds, constants, names), feeds)
 
 
+@pytest.mark.parametrize(("cell", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_a_row_without_steps_ends_with_zeros(lab: Any, cell: str, gates: int) -> None:
+    """Whatever its state was before; the other rows end with their own."""
+    names, nodes = [], []
+    feeds = {"x": numbers(T, B, I), "l": np.array([0, T, 2], np.int32)}
+    constants: dict[str, Any] = {"none": np.zeros(B, np.int32)}
+    for d, direction in ((1, "forward"), (1, "reverse"), (2, "bidirectional")):
+        feeds |= {f"h{d}": numbers(d, B, H)} | ({f"c{d}": numbers(d, B, H, scale=0.7)} if cell == "LSTM" else {})
+        constants |= {f"{name}{d}": array for name, array in weights(gates, d).items()}
+        for lengths in ("l", "none"):
+            results = [f"{kind}{len(names)}" for kind in ("y", "yh", "yc")[: 3 if cell == "LSTM" else 2]]
+            state = f"h{d}, c{d}" if cell == "LSTM" else f"h{d}"
+            nodes.append(
+                f'{", ".join(results)} = {cell} <hidden_size = {H}, direction = "{direction}">'
+                f' (x, w{d}, r{d}, "", {lengths}, {state})'
+            )
+            names += results
+    lab.check(lab.model("\n".join(nodes), feeds, constants, names), feeds)
+
+
 def test_lengths_beyond_the_sequence_are_the_sequence(lab: Any) -> None:
     """ONNX Runtime refuses them; a kernel cannot, and stays inside its memory."""
     feeds = {"x": numbers(T, B, I), "lengths": np.full(B, T, np.int32)}
