@@ -126,7 +126,10 @@ class Program:
         elif roll < 0.75 and dtype in (*FLOATS, "int32", "int64"):
             self.node(self.pick(COMPARISONS), [self.operand(dtype), self.operand(dtype)], "bool")
         elif roll < 0.85 and dtype in ("float32", "int64", "uint8"):
-            self.node("Where", [self.operand("bool"), self.operand(dtype), self.operand(dtype)], dtype)
+            chosen = self.node("Where", [self.operand("bool"), self.operand(dtype), self.operand(dtype)], dtype)
+            if dtype == "float32":  # ONNX Runtime adds zeros to what it chooses, and -0.0 becomes 0.0
+                self.node("Abs", [chosen], dtype)
+                del self.values[chosen]
         elif dtype in CASTS:
             self.convert(dtype)
 

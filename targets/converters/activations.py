@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import onnx_ir as ir
 from tvm import relax, tirx
 
 from graphopt.targets import ieee
@@ -97,9 +98,15 @@ def softplus(_: Context, dtype: str) -> Callable[[Any], Any]:
     return value
 
 
-def sign(_: Context, dtype: str) -> Callable[[Any], Any]:
+def sign(c: Context, dtype: str) -> Callable[[Any], Any]:
     zero = const(0, dtype)
-    return lambda x: tirx.Select(x > zero, const(1, dtype), tirx.Select(x < zero, const(-1, dtype), x))
+    of_nan = zero if c.node.outputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else None
+
+    def value(x: Any) -> Any:
+        neither = tirx.Select(tirx.isnan(x), x if of_nan is None else of_nan, zero)
+        return tirx.Select(x > zero, const(1, dtype), tirx.Select(x < zero, const(-1, dtype), neither))
+
+    return value
 
 
 def extreme(largest: bool) -> Converter:
