@@ -157,7 +157,10 @@ def reveal(fenced: Callable[[Any], Any]) -> Any:
 
 def _computed(kind: Any, a: Any, b: Any) -> Any:
     """`kind` of two operands; of signed integers as unsigned ones, for an overflow of those means nothing to LLVM."""
-    signed = str(a.ty.dtype)
+    signed, other = str(a.ty.dtype), str(b.ty.dtype)
+    if signed != other:  # of integers, some of which TVM narrowed
+        wide = max(signed, other, key=lambda dtype: tvm.DataType(dtype).bits)
+        return _computed(kind, *(each if str(each.ty.dtype) == wide else tirx.Cast(wide, each) for each in (a, b)))
     if not signed.startswith("int") or kind not in (tirx.Add, tirx.Sub, tirx.Mul):
         return kind(a, b)
     return tirx.Cast(signed, kind(tirx.Cast(f"u{signed}", a), tirx.Cast(f"u{signed}", b)))
@@ -289,7 +292,7 @@ class _Walk:
         return new, data
 
     def _made(self, old: Any, new: Any, data: bool) -> Any:
-        if str(old.ty.dtype) == "bfloat16" and isinstance(old, _COMPUTES):
+        if isinstance(old, _COMPUTES) and str(old.ty.dtype) == "bfloat16":
             wide = new.value if isinstance(new, tirx.Cast) and str(new.value.ty.dtype) == "float32" else None
             wide = tirx.Cast("float32", new) if wide is None else wide
             return tirx.Cast("bfloat16", ir.Call(_operator(_ROUNDED), [wide], ret_ty=wide.ty))

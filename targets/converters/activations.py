@@ -88,12 +88,12 @@ def hard_sigmoid(c: Context, dtype: str) -> Callable[[Any], Any]:
 def softplus(_: Context, dtype: str) -> Callable[[Any], Any]:
     """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), where log1p(u) = log(w) u / (w - 1) of w = 1 + u (Kahan)."""
 
+    one, u = const(1, dtype), tirx.Var("u", dtype)
+    w = one + u
+    near = tirx.Select(w == one, u, tirx.log(w) * (u / ieee.difference(w, one)))
+
     def value(x: Any) -> Any:
-        one = const(1, dtype)
-        u = fast.exp(-tirx.abs(x))
-        w = one + u
-        near = tirx.Select(w == one, u, tirx.log(w) * (u / ieee.difference(w, one)))
-        return tirx.Select(x > const(0, dtype), x, const(0, dtype)) + near
+        return tirx.Select(x > const(0, dtype), x, const(0, dtype)) + tirx.Let(u, fast.exp(-tirx.abs(x)), near)
 
     return value
 

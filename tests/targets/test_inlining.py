@@ -10,6 +10,7 @@ import pytest
 from graphopt.targets import blocks, cuts, ieee, lowering
 from graphopt.targets.expressions import parts
 from graphopt.targets.gpu.target import OpenClTarget
+from tests.targets.conftest import make_model
 
 
 def numbers(*shape: int) -> Any:
@@ -38,7 +39,12 @@ def transposed_sums(count: int) -> str:
     return f"v0 = Identity(x) {' '.join(steps)} y = Identity(v{count})"
 
 
-CHAINS = {"swish": (swishes, 24), "fibonacci": (fibonacci, 90), "unary": (unary, 120), "transposed": (transposed_sums, 24)}
+CHAINS = {
+    "swish": (swishes, 24),
+    "fibonacci": (fibonacci, 90),
+    "unary": (unary, 120),
+    "transposed": (transposed_sums, 24),
+}
 SMALL = {"small": np.array(0.01, np.float32)}
 
 
@@ -96,8 +102,6 @@ def test_chains_on_gpus_stay_small() -> None:
     target = OpenClTarget()
     lengths = []
     for count in (12, 24):
-        from tests.targets.conftest import make_model  # the lab's models, for another target
-
         model = make_model(swishes(count), {"x": numbers(8, 8)}, {}, ("y",), 21)
         graph = model.graph
         lowered = target.lower(list(graph), list(graph.inputs), list(graph.outputs), model.opset_imports, "s_")
