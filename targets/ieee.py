@@ -71,6 +71,11 @@ def named(value: Any) -> Any:
     return ir.Call(_operator(_NAMED), [value], ret_ty=value.ty)
 
 
+def product_rounded(value: Any) -> Any:
+    """`value` as another node reads it: a product of floats is rounded before."""
+    return named(value) if isinstance(value, tirx.Mul) and _floating(value) else value
+
+
 def difference(a: Any, b: Any) -> Any:
     """`a - b` of floats, hidden from the start: TVM also simplifies definitions when it makes functions of them."""
     return ir.Call(_operator(f"{_PREFIX}subtract"), [a, b], ret_ty=a.ty)
@@ -100,8 +105,8 @@ def hide(function: Any) -> Any:
             new = rebuilt(value, [operands[0], _hidden(operands[1], integers=False)])
         else:
             new = _hidden(value)
-            if isinstance(new, tirx.Mul) and _floating(new) and any(store.buffer.same_as(each) for each in own):
-                new = named(new)
+            if any(store.buffer.same_as(each) for each in own):
+                new = product_rounded(new)
         return store if new.same_as(value) else tirx.BufferStore(store.buffer, new, list(store.indices))
 
     try:
@@ -126,7 +131,7 @@ def reveal(fenced: Callable[[Any], Any]) -> Any:
         if name == _ROUNDED:
             return _nearest(rewritten(part.args[0], swap))
         kind = _BINARY.get(name)
-        return None if kind is None else kind(*(rewritten(each, swap) for each in part.args))
+        return None if kind is None else _computed(kind, *(rewritten(each, swap) for each in part.args))
 
     def plain(value: Any) -> Any:
         return rewritten(value, swap)
@@ -148,6 +153,17 @@ def reveal(fenced: Callable[[Any], Any]) -> Any:
         return function.with_body(statements.changed(function.body, plain, stored))
 
     return tirx.transform.prim_func_pass(transform, opt_level=0)
+
+
+def _computed(kind: Any, a: Any, b: Any) -> Any:
+    """`kind` of two operands; of signed integers as unsigned ones, for an overflow of those means nothing to LLVM."""
+    signed, other = str(a.ty.dtype), str(b.ty.dtype)
+    if signed != other:  # of integers, some of which TVM narrowed
+        wide = max(signed, other, key=lambda dtype: tvm.DataType(dtype).bits)
+        return _computed(kind, *(each if str(each.ty.dtype) == wide else tirx.Cast(wide, each) for each in (a, b)))
+    if not signed.startswith("int") or kind not in (tirx.Add, tirx.Sub, tirx.Mul):
+        return kind(a, b)
+    return tirx.Cast(signed, kind(tirx.Cast(f"u{signed}", a), tirx.Cast(f"u{signed}", b)))
 
 
 class _Names:
@@ -276,10 +292,14 @@ class _Walk:
         return new, data
 
     def _made(self, old: Any, new: Any, data: bool) -> Any:
-        if str(old.ty.dtype) == "bfloat16" and isinstance(old, _COMPUTES):
+        if isinstance(old, _COMPUTES) and str(old.ty.dtype) == "bfloat16":
             wide = new.value if isinstance(new, tirx.Cast) and str(new.value.ty.dtype) == "float32" else None
             wide = tirx.Cast("float32", new) if wide is None else wide
             return tirx.Cast("bfloat16", ir.Call(_operator(_ROUNDED), [wide], ret_ty=wide.ty))
+        inner = new.value if isinstance(new, tirx.Cast) else None
+        if isinstance(inner, tirx.Cast) and str(inner.ty.dtype) == "bfloat16" and _name(inner.value) == _ROUNDED:
+            wide = inner.value
+            return wide if str(new.ty.dtype) == "float32" else tirx.Cast(str(new.ty.dtype), wide)
         name = _NAMES.get(type(old))
         if name is None or str(old.a.ty.dtype) == "bool":
             return new

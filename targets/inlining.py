@@ -98,6 +98,8 @@ class _Merge:
                 name = tirx.Var(f"v{len(names)}", "int8" if flag else str(made.buffer.dtype))
                 names.append((name, ieee.named(tirx.Cast("int8", value) if flag else value)))
                 value = tirx.Cast("bool", name) if flag else name
+            else:
+                value = ieee.product_rounded(value)
             values.append((made.buffer, value))
         body = _moved(stage.value, stage.variables, stage.variables, values)
         for name, value in reversed(names):

@@ -12,7 +12,7 @@ from tvm.ir import GenericConst
 
 from graphopt.errors import GraphoptError
 from graphopt.program import KernelCall, Place, Value
-from graphopt.targets import cuts, ieee, inlining, joins, origins
+from graphopt.targets import cuts, ieee, inlining, joins, literals, origins
 from graphopt.targets.base import Lowered
 from graphopt.targets.identity import Identity, identify
 from graphopt.targets.relax_import import Imported
@@ -31,7 +31,7 @@ VIEWS = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 
 def legalize(module: Any) -> Any:
     """Relax operators to PrimFuncs, one each; views stay, nothing is fused."""
-    return relax.transform.LegalizeOps(skip_ops=list(VIEWS))(module)
+    return relax.transform.LegalizeOps(literals.LEGALIZED, list(VIEWS))(module)
 
 
 def obstacle(module: Any) -> str | None:

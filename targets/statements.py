@@ -14,7 +14,7 @@ def changed(statement: Any, change: Callable[[Any], Any], stored: Callable[[Any,
     Bounds of loops and indices of stores stay, as do kinds of statements that hold no such value.
 
     Args:
-        stored: changes stores instead; it is told whether they are the steps of a reduction.
+        stored: changes stores instead; it is told whether they are the steps of a reduction, whose names stay.
     """
     return _Changer(change, stored).statement(statement, False)
 
@@ -41,6 +41,8 @@ class _Changer:
             value = self.change(old.value)
             same = value.same_as(old.value)
             return None if same else tirx.BufferStore(old.buffer, value, list(old.indices))
+        if reduces and self.stored is not None and isinstance(old, tirx.Bind):
+            return None
         if isinstance(old, tirx.Bind | tirx.Evaluate):
             value = self.change(old.value)
             if value.same_as(old.value):

@@ -44,7 +44,7 @@ from graphopt.targets.converters.places import arg_extreme, hardmax
 from graphopt.targets.converters.products import fully_connected, matmul
 from graphopt.targets.converters.recurrent import recurrent
 from graphopt.targets.converters.reductions import mean, reduction
-from graphopt.targets.converters.rows import clamp, elementwise, gelu, layer_norm, softmax
+from graphopt.targets.converters.rows import channel_norm, clamp, elementwise, gelu, layer_norm, softmax
 from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
 from graphopt.targets.converters.sums import total
 from graphopt.targets.converters.transposed import conv_transpose
@@ -86,6 +86,8 @@ STANDARD: dict[str, Converter] = {
     "Gelu": gelu,
     "GlobalAveragePool": total,
     "GRU": recurrent,
+    "GroupNormalization": channel_norm,
+    "InstanceNormalization": channel_norm,
     "LSTM": recurrent,
     "ReduceL1": total,
     "ReduceL2": total,
@@ -122,6 +124,8 @@ FURTHER: dict[str, Converter] = {
     "EyeLike": eye_like,
     "Gemm": in_single(fully_connected),
     "Hardmax": hardmax,
+    "GroupNormalization": in_single(channel_norm),
+    "InstanceNormalization": in_single(channel_norm),
     "IsInf": is_inf,
     "LayerNormalization": in_single(layer_norm),
     "LogSoftmax": in_single(STANDARD["LogSoftmax"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import onnx_ir as ir
 from tvm import relax, tirx
 
 from graphopt.targets import ieee
@@ -87,19 +88,25 @@ def hard_sigmoid(c: Context, dtype: str) -> Callable[[Any], Any]:
 def softplus(_: Context, dtype: str) -> Callable[[Any], Any]:
     """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), where log1p(u) = log(w) u / (w - 1) of w = 1 + u (Kahan)."""
 
+    one, u = const(1, dtype), tirx.Var("u", dtype)
+    w = one + u
+    near = tirx.Select(w == one, u, tirx.log(w) * (u / ieee.difference(w, one)))
+
     def value(x: Any) -> Any:
-        one = const(1, dtype)
-        u = fast.exp(-tirx.abs(x))
-        w = one + u
-        near = tirx.Select(w == one, u, tirx.log(w) * (u / ieee.difference(w, one)))
-        return tirx.Select(x > const(0, dtype), x, const(0, dtype)) + near
+        return tirx.Select(x > const(0, dtype), x, const(0, dtype)) + tirx.Let(u, fast.exp(-tirx.abs(x)), near)
 
     return value
 
 
-def sign(_: Context, dtype: str) -> Callable[[Any], Any]:
+def sign(c: Context, dtype: str) -> Callable[[Any], Any]:
     zero = const(0, dtype)
-    return lambda x: tirx.Select(x > zero, const(1, dtype), tirx.Select(x < zero, const(-1, dtype), x))
+    of_nan = zero if c.node.outputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else None
+
+    def value(x: Any) -> Any:
+        neither = tirx.Select(tirx.isnan(x), x if of_nan is None else of_nan, zero)
+        return tirx.Select(x > zero, const(1, dtype), tirx.Select(x < zero, const(-1, dtype), neither))
+
+    return value
 
 
 def extreme(largest: bool) -> Converter:

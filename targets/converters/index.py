@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, te, tirx, topi
 
-from graphopt.targets.converters.base import INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.base import HALVES, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
 
 MAX_RANKED = 4096
 """Elements along the axis of a TopK, whose work is quadratic in them."""
@@ -115,7 +115,10 @@ def running(function: Any) -> Converter:
         if c.integer("reverse"):
             x = c.builder.emit(relax.op.flip(x, place))
         dtype, exclusive = dtype_of(x), bool(c.integer("exclusive"))
-        y = c.te("running", lambda v: function(v, axis=place, dtype=dtype, exclusive=exclusive), x, pattern=OPAQUE)
+        wide = "float32" if dtype in HALVES else dtype
+        x = x if wide == dtype else c.builder.emit(relax.op.astype(x, wide))
+        y = c.te("running", lambda v: function(v, axis=place, dtype=wide, exclusive=exclusive), x, pattern=OPAQUE)
+        y = y if wide == dtype else c.builder.emit(relax.op.astype(y, dtype))
         return relax.op.flip(y, place) if c.integer("reverse") else y
 
     return convert

@@ -12,6 +12,7 @@ from tvm import te, tirx
 from graphopt.targets.converters.base import (
     ELEMENTWISE,
     FLOATS,
+    HALVES,
     OPAQUE,
     Context,
     Converter,
@@ -54,12 +55,36 @@ def layer_norm(c: Context, inputs: list[Any]) -> Any:
     return [c.reshape(y, shape), *(None for _ in c.node.outputs[1:])]
 
 
+def channel_norm(c: Context, inputs: list[Any]) -> Any:
+    """InstanceNormalization, and GroupNormalization with a weight for each channel (opset 21), of x[N, C, ...]."""
+    x, weight, bias = inputs
+    shape = shape_of(x)
+    if dtype_of(x) != "float32" or len(shape) < 2 or 0 in shape or shape_of(weight) != (shape[1],):
+        return NotImplemented
+    groups = c.integer("num_groups", 1) if c.node.op_type == "GroupNormalization" else shape[1]
+    plane, channels = math.prod(shape[2:]), shape[1] // groups
+    epsilon = c.real("epsilon", 1e-5)
+
+    def place(row: Any, j: Any) -> Any:
+        inside = tirx.floordiv(j, plane) if channels > 1 else 0
+        return tirx.floormod(row, groups) * channels + inside
+
+    flat = c.reshape(x, (shape[0] * groups, channels * plane))
+    y = c.te(
+        "channel_norm", lambda v, w, b: rowwise.layer_norm(v, w, b, epsilon, place), flat, weight, bias, pattern=OPAQUE
+    )
+    return c.reshape(y, shape)
+
+
 def elementwise(function: Callable[[Any], Any]) -> Converter:
-    """A unary float function of one element."""
+    """A unary float function of one element; of halves it is computed in single precision."""
 
     def convert(c: Context, inputs: list[Any]) -> Any:
-        if dtype_of(inputs[0]) != "float32" or not shape_of(inputs[0]):
+        dtype = dtype_of(inputs[0])
+        if dtype not in ("float32", *HALVES) or not shape_of(inputs[0]):
             return NotImplemented
+        if dtype in HALVES:
+            return elementwise_map(c, lambda x: function(x.astype("float32")).astype(dtype), inputs[0])
         name = c.node.op_type.lower()
         return c.te(
             name, lambda x: te.compute(x.shape, lambda *i: function(x[i]), name=name), inputs[0], pattern=ELEMENTWISE

@@ -76,6 +76,11 @@ def largest_divisor(extent: int, limit: int) -> int:
     return max(d for d in range(1, max(1, min(extent, limit)) + 1) if extent % d == 0)
 
 
+def several(extent: int, lanes: int) -> int:
+    """Lanes of up to four vectors that divide `extent`, whose sums do not wait for each other."""
+    return next((lanes * count for count in (4, 2) if extent % (lanes * count) == 0 and extent > lanes * count), lanes)
+
+
 def padded_tile(extent: int, limit: int, waste: float = 0.08) -> int:
     """The widest tile up to `limit` whose rounding up wastes at most `waste` of `extent`, else the least wasteful."""
     best, best_key = 1, (math.inf, 0)

@@ -9,7 +9,7 @@ from tvm import s_tir
 
 from graphopt.targets import ieee
 from graphopt.targets.expressions import parts
-from graphopt.targets.kernels.common import Block, blocks_of, dtype_of, largest_divisor
+from graphopt.targets.kernels.common import Block, blocks_of, dtype_of, largest_divisor, several
 from graphopt.targets.machine import CpuMachine
 
 MIN_PARALLEL = 1 << 14
@@ -87,11 +87,6 @@ def _reduction(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
         _columns(sch, block, spatial, reduced, lanes, work)
     elif work >= MIN_PARALLEL:
         sch.parallel(sch.fuse(*spatial))
-
-
-def several(extent: int, lanes: int) -> int:
-    """Lanes of up to four vectors that divide `extent`, whose sums do not wait for each other."""
-    return next((lanes * count for count in (4, 2) if extent % (lanes * count) == 0 and extent > lanes * count), lanes)
 
 
 def _partial_sums(

@@ -6,6 +6,7 @@ read from memory once and stays in the first-level cache. A sum along the row is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm import s_tir, te, tirx
@@ -19,11 +20,14 @@ from graphopt.targets.kernels.common import (
     dims,
     dtype_of,
     largest_divisor,
+    several,
     summed_in,
 )
 from graphopt.targets.machine import CpuMachine
 
 NAME = "rowwise"
+
+Place = Callable[[Any, Any], Any]
 
 MIN_PARALLEL = 1 << 13
 """Elements below which waking another core costs more than it saves."""
@@ -49,8 +53,10 @@ def softmax(x: Any, scale: float = 1.0, logarithm: bool = False) -> Any:
     return te.compute((rows, n), lambda i, j: powers[i, j] / sums[i].astype(x.dtype), name="scale")
 
 
-def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
+def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float, place: Place = lambda _, j: j) -> Any:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias along the last axis of x[rows, n].
+
+    The weight and bias of element (row, j) are those at `place`, j if there is one for each column.
 
     Two passes over the row, so that a large mean does not cancel the variance. The mean of a row of equal elements is
     that element, for it is rounded once.
@@ -67,8 +73,9 @@ def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
     )
 
     def finish(i: Any, j: Any) -> Any:
-        scaled = centred[i, j] * tirx.rsqrt(squares[i] * inverse + const(epsilon, x.dtype)) * weight[j]
-        return scaled if bias is None else scaled + bias[j]
+        at = place(i, j)
+        scaled = centred[i, j] * tirx.rsqrt(squares[i] * inverse + const(epsilon, x.dtype)) * weight[at]
+        return scaled if bias is None else scaled + bias[at]
 
     return te.compute((rows, n), finish, name="finish")
 
@@ -96,6 +103,7 @@ def _split_sum(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
     width = largest_divisor(extent, machine.lanes(dtype_of(sch, block.rv)))
     if width == 1 or extent == width:
         return
+    width = several(extent, width)
     _, lane = sch.split(sch.get_loops(block.rv)[-1], [None, width])
     sch.rfactor(lane, 1)
 

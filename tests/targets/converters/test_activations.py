@@ -1,0 +1,99 @@
+"""Elementwise functions and places of extremes at special values: NaN and infinities where ONNX Runtime has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphopt.verify import run_onnxruntime
+
+UNARY = (
+    *("Relu", "LeakyRelu", "LeakyRelu<alpha=0.0>", "ThresholdedRelu", "ThresholdedRelu<alpha=0.5>", "Elu", "Selu"),
+    *("Elu<alpha=0.5>", "Celu<alpha=2.0>", "HardSigmoid", "HardSigmoid<alpha=0.0>", "HardSwish", "Softplus", "Mish"),
+    *("Softsign", "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Reciprocal", "Abs", "Neg", "Sign", "Sinh", "Cosh"),
+    *("Shrink<lambd=1.0, bias=0.5>", "IsNaN", "IsInf", "Cast<to=6>", "Cast<to=7>", "Cast<to=9>"),
+)
+NOT_IN_FLOAT64 = ("LeakyRelu", "ThresholdedRelu", "Selu", "Celu", "Erf", "Shrink", "HardSwish", "HardSigmoid", "Mish",
+                  "Elu", "Sigmoid", "Softsign", "Sinh", "Cosh")  # fmt: skip
+NOT_IN_FLOAT16 = ("Celu", "Mish", "HardSwish", "IsInf", "Softplus", "Gelu")
+"""ONNX Runtime or ONNX has no such kernel, or rounds constants to float32, or cancels."""
+
+BINARY = (
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Max",
+    "Min",
+    "PRelu",
+    "Equal",
+    "Less",
+    "LessOrEqual",
+    "Greater",
+    "GreaterOrEqual",
+)
+
+
+def values(dtype: str) -> Any:
+    info = np.finfo(dtype)
+    ordinary = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 1e-3, -1e-3, 3.2, -3.2, 9.0, 20.0, 100.0, -100.0, 1e4]
+    return np.array([*ordinary, info.max, info.min, info.tiny, -info.tiny, np.inf, -np.inf, np.nan], dtype)
+
+
+def agree(want: dict[str, Any], got: dict[str, Any], kinds: tuple[str, ...], rtol: float) -> None:
+    for (name, array), kind in zip(want.items(), kinds, strict=True):
+        np.testing.assert_allclose(got[name], array, rtol=rtol, atol=2e-7, err_msg=kind)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), ("float64", 1e-8), ("float16", 2e-3)])
+def test_functions(lab: Any, dtype: str, rtol: float) -> None:
+    left_out = {"float64": NOT_IN_FLOAT64, "float16": NOT_IN_FLOAT16}.get(dtype, ())
+    kinds = tuple(kind for kind in UNARY if not kind.startswith(tuple(left_out)))
+    names = tuple(f"y{i}" for i in range(len(kinds)))
+    body = " ".join(f"{name} = {kind}(x)" for name, kind in zip(names, kinds, strict=True))
+    feeds = {"x": values(dtype)}
+    model = lab.model(body, feeds, outputs=names, opset=20)
+    agree(run_onnxruntime(model, feeds), lab.execute(lab.lower(model), feeds), kinds, rtol)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_functions_of_two(lab: Any, dtype: str) -> None:
+    x = values(dtype)
+    kinds = tuple(kind for kind in BINARY if dtype == "float32" or kind != "PRelu")  # which ONNX Runtime lacks
+    feeds = {"x": np.repeat(x, len(x)), "z": np.tile(x, len(x))}
+    names = tuple(f"y{i}" for i in range(len(kinds)))
+    body = " ".join(f"{name} = {kind}(x, z)" for name, kind in zip(names, kinds, strict=True))
+    model = lab.model(body, feeds, outputs=names, opset=20)
+    agree(run_onnxruntime(model, feeds), lab.execute(lab.lower(model), feeds), kinds, 0.0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_extremes_of_several(lab: Any, count: int) -> None:
+    """They broadcast, and one NaN among them is the result."""
+    x = values("float32")
+    feeds = {"a": x.reshape(-1, 1), "b": x[::-1].copy(), "c": np.float32([np.nan] * 3 + [0.5] * (len(x) - 3))}
+    feeds = dict(list(feeds.items())[:count])
+    body = f"y = Max({', '.join(feeds)}) z = Min({', '.join(feeds)})"
+    model = lab.model(body, feeds, outputs=("y", "z"))
+    agree(run_onnxruntime(model, feeds), lab.execute(lab.lower(model), feeds), ("Max", "Min"), 0.0)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 8), (2, 5, 16), (40, 100)])
+def test_places_of_extremes(lab: Any, shape: tuple[int, ...]) -> None:
+    """Also where all are infinite, and among equals: the first, or the last."""
+    random = np.random.default_rng([3, *shape])
+    x = random.integers(-3, 3, shape).astype(np.float32)
+    x[random.random(shape) < 0.3] = -np.inf
+    x[..., :1] = np.where(random.random((*shape[:-1], 1)) < 0.5, -np.inf, x[..., :1])
+    x[0] = -np.inf
+    kinds = []
+    for axis in range(len(shape)):
+        kinds.append(f"Hardmax<axis={axis}>")
+        for flags in ("keepdims=0", "keepdims=1", "select_last_index=1"):
+            kinds += [f"{op}<axis={axis}, {flags}>" for op in ("ArgMax", "ArgMin")]
+    names = tuple(f"y{i}" for i in range(len(kinds)))
+    body = " ".join(f"{name} = {kind}(x)" for name, kind in zip(names, kinds, strict=True))
+    model = lab.model(body, {"x": x}, outputs=names)
+    agree(run_onnxruntime(model, {"x": x}), lab.execute(lab.lower(model), {"x": x}), tuple(kinds), 0.0)
