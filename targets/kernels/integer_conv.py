@@ -141,9 +141,7 @@ def choose_tile(window: Window, machine: CpuMachine) -> Window:
             continue
         width = vectors * lanes
         for rows in {padded_tile(window.filters, limit), min(window.filters, limit)}:
-            cycles = (
-                max(rows * vectors * instructions / 4, (rows + vectors) / 2, 3) + (rows + 6 * vectors) / 10
-            )  # lines cross cache lines
+            cycles = max(rows * vectors * instructions / 4, (rows + vectors) / 2, 3) + (rows + load * vectors) / 10
             store = 4 if places % width == 0 else 6 if places < width else 4 + 4 * lanes  # cut byte by byte
             tiles = math.ceil(window.filters / rows) * math.ceil(places / width)
             cost = tiles * (steps * cycles + rows * vectors * store + 10)
