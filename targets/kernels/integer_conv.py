@@ -133,6 +133,7 @@ def choose_tile(window: Window, machine: CpuMachine) -> Window:
     fused = window.unit == dots.WORDS or machine.level.vnni
     places, steps = window.kept[-1], math.prod(window.taps) * window.units
     instructions, other = (2, 2) if fused else (3, 3)  # to multiply and add; registers that are no sums: also the ones
+    load = 6 if window.step == 1 and window.kernel[-1] > 1 else 3  # the lines of a tap may cross those of the cache
     best, best_cost = (1, lanes), math.inf
     for vectors in range(1, MOST_VECTORS + 1):
         limit = (registers - vectors - other) // vectors
@@ -140,7 +141,7 @@ def choose_tile(window: Window, machine: CpuMachine) -> Window:
             continue
         width = vectors * lanes
         for rows in {padded_tile(window.filters, limit), min(window.filters, limit)}:
-            cycles = max(rows * vectors * instructions / 4, (rows + vectors) / 2, 3) + (rows + 3 * vectors) / 10
+            cycles = max(rows * vectors * instructions / 4, (rows + vectors) / 2, 3) + (rows + load * vectors) / 10
             store = 4 if places % width == 0 else 6 if places < width else 4 + 4 * lanes  # cut byte by byte
             tiles = math.ceil(window.filters / rows) * math.ceil(places / width)
             cost = tiles * (steps * cycles + rows * vectors * store + 10)
