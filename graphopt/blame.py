@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import onnx_ir as ir
 from graphopt.bisect import first_difference, with_all_outputs
 from graphopt.errors import VerificationError
 from graphopt.pipeline import Event
-from graphopt.verify import TOLERANCES, Tolerance, compare, run_onnxruntime
+from graphopt.verify import TOLERANCES, Tolerance, compare, own_copy, run_onnxruntime
 
 if TYPE_CHECKING:
     from graphopt.artifact import Artifact
@@ -44,7 +43,7 @@ class Trail:
         if not compare(self.expected, actual, self.tolerances, self.allowed):
             self._before = event.model.clone()
             return
-        before = self._before if self._before is not None else opened(self.original)
+        before = self._before if self._before is not None else own_copy(self.original)
         what = "loading the model" if event.step is None else f"pass {event.step.spelling}"
         self.found = f"{what} changed the numbers"
         try:
@@ -53,13 +52,6 @@ class Trail:
             difference = None
         if difference is not None:
             self.found += f", and {difference.sentence}"
-
-
-def opened(model: Reference) -> ir.Model:
-    """A model of one's own."""
-    if isinstance(model, Path):
-        return ir.load(model)
-    return model.clone() if isinstance(model, ir.Model) else ir.from_proto(model)
 
 
 def wrong_kernel(

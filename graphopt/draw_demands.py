@@ -11,7 +11,7 @@ into subgraphs and functions, and out of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,14 +62,20 @@ class _Use:
     whole: bool
     value: ir.Value
     demand: Demand
+    arguments: Mapping[ir.Value, ir.Value]
+
+    def operand(self, position: int) -> ir.Value | None:
+        """Another operand; for an input of a function, what it is called with."""
+        value = self.node.inputs[position] if position < len(self.node.inputs) else None
+        return None if value is None else self.arguments.get(value, value)
 
     def shape(self, position: int = 0) -> tuple[int, ...]:
         """Of another operand; () where it is not static."""
-        value = self.node.inputs[position] if position < len(self.node.inputs) else None
-        return _shape(value)
+        return _shape(self.operand(position))
 
     def constant(self, position: int) -> NDArray[Any] | None:
-        value = self.node.inputs[position] if position < len(self.node.inputs) else None
+        """The numbers of another operand."""
+        value = self.operand(position)
         return None if value is None or value.const_value is None else value.const_value.numpy()
 
     def count(self) -> int:
@@ -99,12 +105,17 @@ class Model:
         """Look at all subgraphs once."""
         self.functions = model.functions
         self.owners: dict[ir.Graph, ir.Node] = {}
+        self.arguments: dict[ir.Value, ir.Value] = {}
         parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
         for part in parts:
             for node in part.all_nodes():
                 for attribute in node.attributes.values():
                     if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
                         self.owners[attribute.as_graph()] = node
+                function = self.functions.get(node.op_identifier())
+                for inner, outer in zip(function.inputs if function else (), node.inputs, strict=False):
+                    if outer is not None:
+                        self.arguments.setdefault(inner, outer)
 
     def demand(self, value: ir.Value) -> Demand:
         """What all consumers of `value` ask of it together."""
@@ -118,7 +129,7 @@ class Model:
             seen.add((current, offset))
             pending += ((outer, offset, whole) for outer in self._leaves(current))
             for node, position in current.uses():
-                pending += self._follow(_Use(node, position, offset, whole, current, found))
+                pending += self._follow(_Use(node, position, offset, whole, current, found, self.arguments))
         return found
 
     def _follow(self, use: _Use) -> Iterator[tuple[ir.Value, int, bool]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,12 @@ SHARED_BYTES = 1024
 _RUN_SECONDS = 5.0
 
 
-class Dims(Enum):
-    """What a fallback model says about the shapes of its inputs."""
+class Dims(IntEnum):
+    """What a fallback model says about the shapes of its inputs; of its outputs it says the rank at most."""
 
-    STATIC = "static"
-    RANK = "rank"
-    NONE = "none"
+    STATIC = 0
+    RANK = 1
+    NONE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def extract(
     for info in graph.input:
         _open_dims(info.type, dims)
     for info in graph.output:
-        _open_dims(info.type, Dims.NONE)
+        _open_dims(info.type, max(dims, Dims.RANK))
     for node in graph.node:
         _open_subgraphs(node)
     outside: dict[str, Array] = {}

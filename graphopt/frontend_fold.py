@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from graphopt.frontend_evaluate import run_node
 from graphopt.frontend_foreign import foreign_shapes
 from graphopt.frontend_settle import foreign_node, infer_node
 
@@ -44,6 +45,9 @@ _SLOW = frozenset({
     "ArgMax", "ArgMin", "CumSum", "GatherElements", "GatherND", "MatMul", "OneHot", "ReduceMax", "ReduceMean",
     "ReduceMin", "ReduceProd", "ReduceSum", "ScatterElements", "ScatterND", "Softmax", "TopK",
 })  # fmt: skip
+
+# Where onnx's reference treats NaN, signs and overflow otherwise than ONNX Runtime.
+_AS_ONNX_RUNTIME = _SLOW | {"Clip", "Mod", "Sign"}
 
 
 def fold_constants(model: ir.Model, learn: Callable[[ir.Node], bool] = lambda _: False) -> bool:
@@ -159,13 +163,16 @@ def _evaluate(node: ir.Node, version: int, ir_version: int) -> list[ir.TensorPro
         return None
     if node.op_type not in _MOVES and operand_bytes > _MAX_RESULT_BYTES:
         return None
-    return _run_reference(node, version, [None if tensor is None else tensor.numpy() for tensor in operands])
+    arrays = [None if tensor is None else tensor.numpy() for tensor in operands]
+    if node.op_type in _AS_ONNX_RUNTIME and (found := run_node(node, version, ir_version, arrays)) is not None:
+        return _tensors(node, found)
+    return _run_reference(node, version, arrays)
 
 
 def _run_reference(
     node: ir.Node, version: int, operands: list[np.ndarray[Any, Any] | None]
 ) -> list[ir.TensorProtocol] | None:
-    """Evaluate one node with onnx.reference; None when it cannot, or disagrees with the inferred types."""
+    """Evaluate one node with onnx.reference; None when it cannot."""
     from onnx.reference.ops import load_op  # a quarter of a second, which most models do not need
 
     attributes = {
@@ -181,7 +188,11 @@ def _run_reference(
             found = operator.eval(*operands, n_outputs=len(node.outputs), **attributes)
     except Exception:  # whatever the evaluator cannot do stays a node, and runs where the model runs
         return None
-    arrays = list(found) if isinstance(found, (tuple, list)) else [found]
+    return _tensors(node, list(found) if isinstance(found, (tuple, list)) else [found])
+
+
+def _tensors(node: ir.Node, arrays: list[Any]) -> list[ir.TensorProtocol] | None:
+    """The results as tensors, None where they are not of the inferred types."""
     if len(arrays) != len(node.outputs):
         return None
     tensors: list[ir.TensorProtocol] = []

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.errors import VerificationError
-from graphopt.verify import run_onnxruntime
+from graphopt.verify import own_copy, run_onnxruntime
 
 if TYPE_CHECKING:
     from graphopt.verify import Reference
@@ -95,8 +94,7 @@ def nudge(array: Array, generator: np.random.Generator) -> Array:
 
 def _nudged(model: Reference, generator: np.random.Generator) -> ir.Model:
     """A copy of the model whose floating point weights are nudged."""
-    copy = ir.load(model) if isinstance(model, Path) else model.clone() if isinstance(model, ir.Model) else None
-    copy = ir.from_proto(model) if copy is None else copy
+    copy = own_copy(model)
     left = _MAX_WEIGHT_BYTES
 
     def nudged(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,10 @@ from graphopt.work import Plan
 
 if TYPE_CHECKING:
     from graphopt.targets.base import Target
+
+
+SPINNING = 4
+"""Nodes of a fallback segment for each kernel call behind it, from which on its idle threads spin."""
 
 
 @dataclass(slots=True)
@@ -80,7 +85,7 @@ def build_stage(index: int, model: ir.Model, part: Part, refusals: Mapping[ir.No
             segments[number] = [
                 _fallback(draft, found, known, _file(index, number, place)) for place, found in enumerate(models)
             ]
-    draft.segments = [segment for group in segments for segment in group]
+    draft.segments = _spinning([segment for group in segments for segment in group])
     for value in part.outputs:
         if value.const_value is not None:
             draft.constants[str(value.name)] = array = value.const_value.numpy()
@@ -111,6 +116,20 @@ def _declare(draft: _Draft, value: ir.Value) -> None:
         draft.values[name] = Value(name, "object", None, Place.HOST)
     else:
         draft.values[name] = Value(name, *found, Place.ARENA)
+
+
+def _spinning(segments: Sequence[Segment]) -> list[Segment]:
+    """Let the threads of a fallback segment spin where few kernels follow that would lose cores to them.
+
+    A thread that sleeps between the nodes of a segment takes longer to wake than a small node takes.
+    """
+    found = []
+    for segment, following in itertools.zip_longest(segments, segments[1:]):
+        if isinstance(segment, FallbackSegment):
+            calls = len(following.calls) if isinstance(following, NativeSegment) else 0
+            segment = replace(segment, spin=len(segment.reasons) >= SPINNING * max(calls, 1))
+        found.append(segment)
+    return found
 
 
 def _declare_result(draft: _Draft, value: ir.Value, seen: tuple[str, tuple[int, ...]] | None, run: NodeRun) -> None:

@@ -73,7 +73,7 @@ def errors(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, fl
 
 
 def whose_fault(
-    verifier: Verify, again: Callable[[Trail], None], artifact: Artifact | None, model: ir.Model | None
+    verifier: Verify, again: Callable[[Trail], object], artifact: Artifact | None, model: ir.Model | None
 ) -> str:
     """The pass, kernel and node that first computed something else, as the end of a sentence; "" if nobody shows.
 

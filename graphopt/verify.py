@@ -135,6 +135,15 @@ def _source(model: Reference, directory: Path) -> str | bytes:
     return str(path)
 
 
+def own_copy(model: Reference) -> ir.Model:
+    """The model in IR form, which may be changed."""
+    import onnx_ir as ir
+
+    if isinstance(model, Path):
+        return ir.load(model)
+    return model.clone() if isinstance(model, ir.Model) else ir.from_proto(model)
+
+
 def needs_external_data(model: ir.Model) -> bool:
     """Whether the weights must be written beside the model: they are large, or mapped from another file."""
     import onnx_ir as ir

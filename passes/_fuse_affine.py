@@ -14,7 +14,7 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def _fold(editor: Editor, node: ir.Node) -> str | None:
-    """Mul or Add of a constant after Conv, ConvTranspose or Gemm -> the same with other weights."""
+    """Mul, Div or Add of a constant after Conv, ConvTranspose or Gemm -> the same with other weights."""
     x = node.inputs[0]
     constant = array_of(node.inputs[1])
     producer = x.producer() if x is not None else None
@@ -37,7 +37,10 @@ def _fold(editor: Editor, node: ir.Node) -> str | None:
     channels = len(per_channel)
     old_bias = np.zeros(channels) if bias is None else np.broadcast_to(bias.reshape(-1), channels).astype(np.float64)
     new_weight: ir.Value | None = producer.inputs[1]
-    if node.op_type == "Mul":
+    if node.op_type == "Div":
+        with np.errstate(divide="ignore"):
+            per_channel = 1.0 / per_channel
+    if node.op_type != "Add":
         scaled = _scale_weight(producer, weight, per_channel)
         if not np.isfinite(scaled).all():
             return "the scaled weights are not finite"
@@ -94,46 +97,6 @@ def _per_channel(constant: NDArray[Any], shape: tuple[int, ...] | None, axis: in
     return np.broadcast_to(aligned.reshape(-1), shape[axis]).astype(np.float64)
 
 
-def _merge(editor: Editor, node: ir.Node) -> None:
-    """Two constants in a row become one: Mul(Mul(x)), Add(Add(x)), and Mul(Add(x, t), u) -> Add(Mul(x, u), t u)."""
-    x = node.inputs[0]
-    outer = array_of(node.inputs[1])
-    inner_node = x.producer() if x is not None else None
-    if x is None or outer is None or inner_node is None or not is_op(inner_node, "Mul", "Add"):
-        return
-    inner = array_of(inner_node.inputs[1])
-    if inner is None or only_use(x) is not node or (inner_node.op_type, node.op_type) == ("Mul", "Add"):
-        return
-    if outer.dtype not in _FLOATS or dims(node.outputs[0]) is None:
-        return
-    source = inner_node.inputs[0]
-    if not dims(node.outputs[0]) == dims(x) == dims(source):
-        return
-    wide = inner.astype(np.float64), outer.astype(np.float64)
-    combined = (wide[0] + wide[1] if node.op_type == "Add" else wide[0] * wide[1]).astype(outer.dtype)
-    if combined.size > max(inner.size, outer.size) or not np.isfinite(combined).all():
-        return  # [C, 1] with [1, H] would become a whole plane
-    constant = editor.constant(combined, f"{node.name}.constant")
-    y = node.outputs[0]
-
-    def insert(op_type: str, value: ir.Value | None, other: ir.Value | None) -> ir.Value:
-        return editor.insert(
-            node,
-            op_type,
-            [value, other],
-            shape=y.shape,
-            dtype=y.dtype,
-            name=f"{node.name}.{op_type.lower()}",
-            output=f"{y.name}.{op_type.lower()}",
-            origin=[inner_node, node],
-        )
-
-    if inner_node.op_type == node.op_type:
-        editor.swap(node, insert(node.op_type, source, constant))
-    else:
-        editor.swap(node, insert("Add", insert("Mul", source, node.inputs[1]), constant))
-
-
 def _pad_into_conv(editor: Editor, node: ir.Node) -> str | None:
     """Conv(Pad(x)) -> Conv{larger pads}(x), for zeros around the plane."""
     x = node.inputs[0]
@@ -163,7 +126,8 @@ def _pad_into_conv(editor: Editor, node: ir.Node) -> str | None:
 
 
 AFFINE: dict[str, tuple[Rule, ...]] = {
-    "Mul": (_merge, _fold),
-    "Add": (_merge, _fold),
+    "Mul": (_fold,),
+    "Add": (_fold,),
+    "Div": (_fold,),
     "Conv": (_pad_into_conv,),
 }

@@ -67,24 +67,32 @@ def _constant_second(editor: Editor, node: ir.Node) -> None:
 
 
 def _neutral(editor: Editor, node: ir.Node) -> None:
-    """Add(x, 0) and Mul(x, 1) -> x, when the constant does not broadcast x to a larger shape."""
+    """Add(x, 0) and Mul(x, 1) -> x, when the constant does not broadcast x to a larger shape.
+
+    Of floats the zero must be negative: -0.0 + 0.0 is 0.0.
+    """
     array = array_of(node.inputs[1])
-    if array is None or dims(node.outputs[0]) is None or dims(node.outputs[0]) != dims(node.inputs[0]):
+    if array is None or not array.size or dims(node.outputs[0]) is None:
         return
-    if array.size and (array == (1 if node.op_type == "Mul" else 0)).all():
+    if dims(node.outputs[0]) != dims(node.inputs[0]) or not (array == (1 if node.op_type == "Mul" else 0)).all():
+        return
+    if node.op_type == "Mul" or array.dtype.kind in "iu" or np.signbit(array.astype(np.float64)).all():
         drop(editor, node)
 
 
 def _inverse(editor: Editor, node: ir.Node) -> None:
-    """Sub(x, const) -> Add(x, -const); Div(x, const) -> Mul(x, 1/const). Floating point only, 1/const normal."""
+    """Sub(x, const) -> Add(x, -const); Div(x, const) -> Mul(x, 1/const) for powers of two, whose inverse is exact."""
     array = array_of(node.inputs[1])
     if array is None or array.dtype not in (np.float32, np.float64) or not np.isfinite(array).all():
         return
     if node.op_type == "Sub":
         other = -array
     else:
-        with np.errstate(divide="ignore", over="ignore"):
-            other = (1.0 / array.astype(np.float64)).astype(array.dtype)
+        mantissas, _ = np.frexp(array)
+        if not (np.abs(mantissas) == 0.5).all():
+            return
+        with np.errstate(over="ignore"):
+            other = 1 / array
         magnitude = np.abs(other)
         if not np.isfinite(other).all() or (magnitude < np.finfo(array.dtype).tiny).any():
             return

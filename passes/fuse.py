@@ -19,7 +19,6 @@ class Fuse(Pass):
     """Merge operators where the result is one operator that a kernel can do.
 
         Add(Mul(Conv(x, w, b), s), t)                ->  Conv(x, w s, b s + t)          also ConvTranspose and Gemm
-        Mul(Add(Mul(x, s), t), u)                    ->  Add(Mul(x, s u), t u)
         Conv(Pad(x))                                 ->  Conv{pads}(x)
         (x - mean) / sqrt(variance + epsilon) * g + h  ->  LayerNormalization(x, g, h)
         x / 2 (1 + erf(x / sqrt 2)), and by tanh     ->  Gelu(x)

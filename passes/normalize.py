@@ -13,6 +13,7 @@ from graphopt.passes._normalize_arithmetic import ARITHMETIC
 from graphopt.passes._normalize_microsoft_attention import ATTENTION
 from graphopt.passes._normalize_microsoft_elements import ELEMENTS
 from graphopt.passes._normalize_microsoft_products import PRODUCTS as FUSED
+from graphopt.passes._normalize_microsoft_quantized import QUANTIZED
 from graphopt.passes._normalize_microsoft_rows import ROWS
 from graphopt.passes._normalize_products import PRODUCTS
 from graphopt.passes._normalize_shapes import SHAPES
@@ -24,7 +25,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     for name in {*SHAPES, *ARITHMETIC, *PRODUCTS, *WINDOWS}
 }
 
-FOREIGN: dict[str, tuple[Rule, ...]] = {**ATTENTION, **ELEMENTS, **FUSED, **ROWS}
+FOREIGN: dict[str, tuple[Rule, ...]] = {**ATTENTION, **ELEMENTS, **FUSED, **QUANTIZED, **ROWS}
 """By operator of com.microsoft."""
 
 SMALL = 4096
@@ -38,7 +39,8 @@ class Normalize(Pass):
         Identity(x), Dropout(x), Cast to the same type, Reshape, Transpose, Pad, Expand without effect   ->  x
         Reshape(Flatten(x))                      ->  Reshape(x)              Transpose(Transpose(x))  ->  Transpose(x)
         Sum(a, b, c)                             ->  Add(Add(a, b), c)
-        Sub(x, const), Div(x, const), Mul(const, x)  ->  Add(x, -const), Mul(x, 1/const), Mul(x, const)
+        Sub(x, const), Mul(const, x)             ->  Add(x, -const), Mul(x, const)
+        Div(x, a power of two)                   ->  Mul(x, 1/const), which is exact
         BatchNormalization(x)                    ->  Add(Mul(x, scale), shift)        constants [1, C, 1, 1]
         Gemm {alpha, beta}                       ->  Gemm with both folded into its constants
         Reshape(Gemm(x, w, b)) to more axes      ->  Add(MatMul(Reshape(x), w), b)

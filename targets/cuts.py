@@ -58,7 +58,7 @@ def cut(module: Any) -> Any:
                 size = _size(found)
                 added = {**inside, **found} if count == 0 else {**inside, (variable, operand): size * count}
                 if _size(added) > MOST or (count and size > NAMED):
-                    cuts[operand] = relax.Var(str(operand.name_hint), operand.ty)
+                    cuts[operand] = relax.Var(str(operand.name), operand.ty)
                 else:
                     inside = added
         if kernel.pattern <= INJECTIVE:

@@ -46,11 +46,18 @@ def signature(node: ir.Node) -> str:
 
 
 def _complete(node: ir.Node) -> bool:
-    """Whether the signature holds all that a definition could look at: no long list of integers, no tensor."""
+    """Whether the signature holds all that a definition could look at: no long list of integers, no tensor.
+
+    Matrices of bytes are weights; what depends on their numbers says so in the name that it is emitted under.
+    """
     if any(not isinstance(a, ir.Attr) or a.type is ir.AttributeType.TENSOR for a in node.attributes.values()):
         return False
     constants = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
-    return all(is_small(constant) or constant.dtype.is_floating_point() for constant in constants)
+    return all(is_small(each) or each.dtype.is_floating_point() or _is_weights(each) for each in constants)
+
+
+def _is_weights(tensor: Any) -> bool:
+    return tensor.dtype in (ir.DataType.INT8, ir.DataType.UINT8) and len(tensor.shape) > 1
 
 
 @dataclass(slots=True)

@@ -1,15 +1,18 @@
-"""Keeps arithmetic of floats from TVM's simplifiers, which take floats for real numbers.
+"""Keeps arithmetic of tensors from TVM's simplifiers, which take floats for real numbers.
 
     a - b    ->    graphopt.ieee.subtract(a, b)    ->    a - b
     hide, before a schedule               reveal, when all passes have run
 
 They turn x - x into 0, (x + c) - c into x, not (a < b) into b <= a, and x == x into true: wrong for NaN, infinities and
 roundings. Calls of operators that they do not know stay. Only differences and comparisons give them occasion: sums and
-products stay as they are, for schedules look for them.
+products of floats stay as they are, for schedules look for them. Integers from tensors wrap around, which indices, for
+which the simplifiers are made, never do: their arithmetic is hidden too.
 
-Two more things are hidden. A name (`let v = ... in`) of a pure value makes TVM write the value out for each use in
-passes that only analyze, which takes exponential time in a chain of names. And LLVM and the CUDA compiler contract a
-product and a sum to one operation that rounds once: the product of one ONNX node is rounded before another reads it.
+Three more things are hidden. TVM computes bfloat16 in float32 and drops conversions between the two: what becomes a
+bfloat16 is rounded to one while it is a float32. A name (`let v = ... in`) of a pure value makes TVM write the value
+out for each use in passes that only analyze, which takes exponential time in a chain of names. And LLVM and the CUDA
+compiler contract a product and a sum to one operation that rounds once: the product of one ONNX node is rounded before
+another reads it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import tvm
 from tvm import ir, s_tir, tirx
 
 from graphopt.targets import statements
@@ -26,7 +30,10 @@ from graphopt.targets.kernels.common import RULE, SCHEDULED
 
 _PREFIX = "graphopt.ieee."
 _NAMED = f"{_PREFIX}named"
+_ROUNDED = f"{_PREFIX}bfloat16"
 _BINARY: dict[str, Any] = {
+    f"{_PREFIX}add": tirx.Add,
+    f"{_PREFIX}multiply": tirx.Mul,
     f"{_PREFIX}subtract": tirx.Sub,
     f"{_PREFIX}equal": tirx.EQ,
     f"{_PREFIX}not_equal": tirx.NE,
@@ -35,14 +42,18 @@ _BINARY: dict[str, Any] = {
     f"{_PREFIX}greater": tirx.GT,
     f"{_PREFIX}greater_equal": tirx.GE,
 }
+_NAMES = {kind: name for name, kind in _BINARY.items()}
 _FENCE = "llvm.arithmetic.fence"
 
 
 def register() -> None:
     """Make the operators known to TVM; once is enough."""
-    if _NAMED in ir.Op.list_op_names():
+    try:
+        ir.Op.get(_NAMED)
         return
-    for name in (*_BINARY, _NAMED):
+    except AttributeError:
+        pass
+    for name in (*_BINARY, _NAMED, _ROUNDED):
         # A value that is not pure is not bound by TVM's analyzers, and not written out.
         effect = tirx.CallEffectKind.ReadState if name == _NAMED else tirx.CallEffectKind.Pure
         ir.register_op_attr(name, "TCallEffectKind", effect.value)
@@ -50,9 +61,19 @@ def register() -> None:
         ir.register_op_attr(name, "TScriptPrinterName", name, level=20)
 
 
+def _operator(name: str) -> Any:
+    register()
+    return ir.Op.get(name)
+
+
 def named(value: Any) -> Any:
     """`value`, to be bound to a name, or to be rounded before it is read."""
-    return ir.Call(ir.Op.get(_NAMED), [value], ret_ty=value.ty)
+    return ir.Call(_operator(_NAMED), [value], ret_ty=value.ty)
+
+
+def difference(a: Any, b: Any) -> Any:
+    """`a - b` of floats, hidden from the start: TVM also simplifies definitions when it makes functions of them."""
+    return ir.Call(_operator(f"{_PREFIX}subtract"), [a, b], ret_ty=a.ty)
 
 
 def hide(function: Any) -> Any:
@@ -76,7 +97,7 @@ def hide(function: Any) -> Any:
             operands = children(value)
             if len(operands) != 2 or not _loads(operands[0], store.buffer) or _loads(operands[1], store.buffer):
                 return store
-            new = rebuilt(value, [operands[0], _hidden(operands[1])])
+            new = rebuilt(value, [operands[0], _hidden(operands[1], integers=False)])
         else:
             new = _hidden(value)
             if isinstance(new, tirx.Mul) and _floating(new) and any(store.buffer.same_as(each) for each in own):
@@ -102,6 +123,8 @@ def reveal(fenced: Callable[[Any], Any]) -> Any:
         if name == _NAMED:
             value = rewritten(part.args[0], swap)
             return fenced(value) if isinstance(value, tirx.Mul) and _floating(value) else value
+        if name == _ROUNDED:
+            return _nearest(rewritten(part.args[0], swap))
         kind = _BINARY.get(name)
         return None if kind is None else kind(*(rewritten(each, swap) for each in part.args))
 
@@ -148,17 +171,22 @@ class _Names:
         if _name(part).endswith("if_then_else"):
             operands = [self.hoisted(part.args[0]), *(_renamed(each, self.places) for each in part.args[1:])]
             return rebuilt(part, operands)
+        if _name(part) == _ROUNDED:  # which looks at its operand more than once
+            return rebuilt(part, [self._variable("rounded", self.hoisted(part.args[0]))])
         if not isinstance(part, tirx.Let):
             return None
         while isinstance(part, tirx.Let):  # a chain of names may be longer than Python's stack
             value = self.hoisted(part.value)
             if _name(part.value) != _NAMED:
                 return tirx.Let(part.var, value, self.hoisted(part.body))
-            buffer = tirx.decl_buffer((1,), part.var.ty.dtype, str(part.var.name), scope="local")
-            self.found.append((buffer, value))
-            self.places.append((part.var, tirx.BufferLoad(buffer, [_zero()])))
+            self.places.append((part.var, self._variable(str(part.var.name), value)))
             part = part.body
         return self.hoisted(part)
+
+    def _variable(self, name: str, value: Any) -> Any:
+        buffer = tirx.decl_buffer((1,), value.ty.dtype, name, scope="local")
+        self.found.append((buffer, value))
+        return tirx.BufferLoad(buffer, [_zero()])
 
 
 def _renamed(expression: Any, places: list[tuple[Any, Any]]) -> Any:
@@ -195,17 +223,68 @@ def _floating(value: Any) -> bool:
     return "float" in str(value.ty.dtype)
 
 
-def _hidden(value: Any) -> Any:
-    """`value` with its differences and comparisons of floats as calls."""
-    kinds = {kind: name for name, kind in _BINARY.items()}
+_COMPUTES = tirx.Cast | tirx.Add | tirx.Sub | tirx.Mul | tirx.Div
+"""Kinds of expressions whose bfloat16 is a result of arithmetic."""
 
-    def swap(part: Any) -> Any:
-        name = kinds.get(type(part))
-        if name is None or not _floating(part.a):
-            return None
-        return ir.Call(ir.Op.get(name), [rewritten(part.a, swap), rewritten(part.b, swap)], ret_ty=part.ty)
 
-    return rewritten(value, swap)
+def _nearest(x: Any) -> Any:
+    """The bfloat16 nearest to a float32, ties to even, as a float32: the upper half of its bits. NaN stays."""
+    lanes = tvm.DataType(str(x.ty.dtype)).lanes
+
+    def word(value: int) -> Any:
+        one = tirx.const(value, "uint32")
+        return one if lanes == 1 else tirx.Broadcast(one, lanes)
+
+    bits = tirx.reinterpret(str(x.ty.dtype).replace("float32", "uint32"), x)
+    odd = tirx.BitwiseAnd(tirx.RShift(bits, word(16)), word(1))
+    upper = tirx.BitwiseAnd(tirx.Add(tirx.Add(bits, word(0x7FFF)), odd), word(0xFFFF0000))
+    return tirx.Select(tirx.EQ(x, x), tirx.reinterpret(x.ty.dtype, upper), x)
+
+
+def _hidden(value: Any, integers: bool = True) -> Any:
+    """`value` with its differences and comparisons of floats as calls, and with `integers` arithmetic of data."""
+    return _Walk(integers).of(value)[0]
+
+
+class _Walk:
+    """Hides what is found in an expression; of each part it knows whether tensors decide it, which no index is."""
+
+    def __init__(self, integers: bool) -> None:
+        self.integers = integers
+        self.names: list[Any] = []  # of values that tensors decide
+
+    def of(self, part: Any) -> tuple[Any, bool]:
+        chain = []  # which may be longer than Python's stack
+        while isinstance(part, tirx.Let):
+            value, data = self.of(part.value)
+            if data:
+                self.names.append(part.var)
+            chain.append((part.var, value))
+            part = part.body
+        if isinstance(part, ir.TensorLoad):
+            new, data = part, True
+        elif isinstance(part, tirx.Var):
+            new, data = part, any(name.same_as(part) for name in self.names)
+        else:
+            old = children(part)
+            found = [self.of(each) for each in old]
+            data = any(each for _, each in found)
+            same = all(a.same_as(b) for a, (b, _) in zip(old, found, strict=True))
+            new = self._made(part, part if same else rebuilt(part, [each for each, _ in found]), data)
+        for name, value in reversed(chain):
+            new = tirx.Let(name, value, new)
+        return new, data
+
+    def _made(self, old: Any, new: Any, data: bool) -> Any:
+        if str(old.ty.dtype) == "bfloat16" and isinstance(old, _COMPUTES):
+            wide = new.value if isinstance(new, tirx.Cast) and str(new.value.ty.dtype) == "float32" else None
+            wide = tirx.Cast("float32", new) if wide is None else wide
+            return tirx.Cast("bfloat16", ir.Call(_operator(_ROUNDED), [wide], ret_ty=wide.ty))
+        name = _NAMES.get(type(old))
+        if name is None or str(old.a.ty.dtype) == "bool":
+            return new
+        hides = not isinstance(old, tirx.Add | tirx.Mul) if _floating(old.a) else self.integers and data
+        return ir.Call(_operator(name), [new.a, new.b], ret_ty=new.ty) if hides else new
 
 
 def _loads(value: Any, buffer: Any) -> bool:

@@ -49,7 +49,7 @@ def _why(node: ir.Node, error: Exception) -> str:
 def readable(error: Exception) -> str:
     """TVM's last line, if it is a sentence; its checks, types and expressions are none."""
     line = first_line(error)
-    if _CODE.search(line) or len(line.split()) < 3:
+    if _CODE.search(line) or len(line.split()) < 2:
         return "these types, shapes or attributes have no kernel"
     return line[0].lower() + line[1:] if line.split()[0][1:].islower() else line
 

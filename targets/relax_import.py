@@ -22,6 +22,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 from graphopt.analysis import static_type
 from graphopt.program import ITEM_BYTES
 from graphopt.targets import converters, origins
+from graphopt.targets.converters import halves
 from graphopt.targets.converters.refusals import WRONG_IN_TVM
 from graphopt.targets.converters.refusals import NotSupported as NotSupported
 from graphopt.targets.definitions import Definitions, is_small
@@ -148,12 +149,18 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
     inputs = [None if value is None else scope.expressions[value] for value in node.inputs]
     result = NotImplemented
     definitions = scope.definitions.of(node)
+    context = converters.Context(scope.builder, scope.machine, node, definitions)
     for converter in _converters(node, scope.own):
-        result = converter(converters.Context(scope.builder, scope.machine, node, definitions), inputs)
+        result = converter(context, inputs)
         if result is not NotImplemented:
             break
     else:
-        result = _convert_with_tvm(scope, node, inputs, opsets.get("", 1))
+        half = halves.dtype_of(inputs[0]) if node.op_type in halves.SINGLE and inputs[0] is not None else ""
+        if half in halves.HALVES:
+            result = _convert_with_tvm(scope, node, halves.widened(context, inputs), opsets.get("", 1))
+            result = halves.rounded(context, scope.builder.normalize(result), half)
+        else:
+            result = _convert_with_tvm(scope, node, inputs, opsets.get("", 1))
     results = (
         list(result.fields) if isinstance(result, relax.Tuple) else result if isinstance(result, list) else [result]
     )

@@ -470,3 +470,27 @@ def test_ctrl_c_inside_a_callback_of_tvm(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(code, "generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compile_model("zoo:lenet-digits", target="cuda", costs="roofline", cache=False)
+
+
+def test_weights_of_both_kinds_of_segments_are_stored_once() -> None:
+    """The kernel for Add and the Loop in ONNX Runtime read the same table."""
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["": 20]>
+        g (float[64, 64] x, int64 n) => (float[64, 64] y, float[64, 64] z) {
+            y = Add(x, w)
+            c = Constant<value = bool {1}>()
+            z = Loop(n, c, x) <body = b (int64 i, bool b0, float[64, 64] a) => (bool b1, float[64, 64] o)
+                { b1 = Identity(b0)  o = Add(a, w) }>
+        }""")
+    table = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    weight = ir.Value(name="w", const_value=ir.tensor(table, name="w"), type=ir.TensorType(ir.DataType.FLOAT))
+    weight.shape = ir.Shape([64, 64])
+    for graph in model.graphs():
+        for node in graph:
+            for index, value in enumerate(node.inputs):
+                if value is not None and value.name == "w":
+                    node.replace_input_with(index, weight)
+    model.graph.register_initializer(weight)
+    compilation = compile_model(model, verify="ends")
+    assert [name for name, _ in compilation.fallbacks] == ["z (Loop)"]
+    sizes = {name: len(data) for name, data in compilation.artifact.files.items() if not name.endswith(".so")}
+    assert sum(sizes.values()) < 1.3 * table.nbytes, sizes

@@ -175,6 +175,32 @@ def test_shape_arithmetic_of_exporters_folds_away() -> None:
     np.testing.assert_array_equal(run(loaded.model, {"x": x})[0], run(model, {"x": x})[0])
 
 
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "l = Constant<value = float {1}>() y = Clip(c, l)",
+        "y = ReduceMax(c)",
+        "y = ReduceMin(c)",
+        "k = Constant<value = int64[1] {3}>() y, i = TopK(c, k)",
+        "a = ArgMax<axis = 0>(c) y = Cast<to = 1>(a)",
+        "n = Constant<value = int64[2] {-7, 9223372036854775807}>() m = Constant<value = int64 {4}>() "
+        "o = Mod<fmod = 1>(n, m) p = Add(n, n) q = Add(o, p) y = Cast<to = 1>(q)",
+        "n = Constant<value = int64[2] {-7, 2}>() m = ReduceMean(n) y = Cast<to = 1>(m)",
+        "y = CumSum(c, z)",
+        "y = Softmax<axis = 0>(c)",
+    ],
+)
+def test_constants_fold_to_what_onnx_runtime_computes(nodes: str) -> None:
+    graph = f"""g (float[1] x) => (float[N] v) {{ z = Constant<value = int64 {{0}}>() {nodes} v = Add(y, x) }}"""
+    model = text(graph)
+    special = np.array([0.5, np.nan, -1.0, np.inf, 3.0, -np.inf, np.nan], np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(special, "c"))
+    loaded = load(model).model
+    assert ops(loaded) == ["Add"]
+    zero = {"x": np.zeros(1, np.float32)}
+    np.testing.assert_array_equal(run(loaded, zero)[0], run(model, zero)[0])
+
+
 def test_weights_fold_through_data_movement_and_keep_their_values() -> None:
     weight = np.random.default_rng(0).standard_normal((300, 200)).astype(np.float32)
     model = text("g (float[1,200] x) => (float[1,300] y) { t = Transpose<perm=[1,0]>(w) y = MatMul(x, t) }")

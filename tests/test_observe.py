@@ -88,11 +88,15 @@ def test_check(damage: Callable[[ir.Model], bool], message: str) -> None:
 def test_verify() -> None:
     observer = Verify()
     Pipeline((Apply(rename),)).run(model(), [observer])
-    assert set(observer.feeds) == {"x"}
-    assert set(observer.expected) == {"y"}
+    assert observer.judge is not None
+    assert set(observer.judge.feeds) == {"x"}
+    assert set(observer.judge.expected) == {"y"}
     with pytest.raises(VerificationError, match=r"after pass apply: output y at \[\d, \d\] is "):
         Pipeline((Apply(negate),)).run(model(), [Verify()])
     Pipeline((Apply(negate),)).run(model(), [Verify(each=False)])
+    keeping = Verify(keep=True)
+    Pipeline((Apply(negate),)).run(model(), [keeping])
+    assert keeping.failure.startswith("after pass apply: output y")
 
 
 def test_time() -> None:

@@ -19,6 +19,8 @@ from graphopt.errors import GraphoptError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from graphopt.judge import Judge
+
 _SLOW_SECONDS = 1.0
 """A peer whose run takes longer is timed apart, few runs beside graphopt: TVM's default code is very slow."""
 _SLOW_RUNS = 3
@@ -49,6 +51,7 @@ def measure(
     peers: Sequence[str],
     say: Say = lambda _: None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything the table shows of one model, as JSON values.
 
@@ -63,6 +66,7 @@ def measure(
             time: `failures` says why.
         say: is told what is being done.
         shapes: static shapes of inputs that the model leaves open.
+        inputs: arrays to run with; those that are not given are random. They settle open dimensions too.
 
     Raises:
         GraphoptError: the model cannot be compiled or run.
@@ -71,13 +75,19 @@ def measure(
         peer(name).load()  # torch before TVM: the other order aborts the process
     import graphopt
     from graphopt.bench import peak
+    from graphopt.bench.layers import native
     from graphopt.compiler import compile_model
+    from graphopt.judge import judge
+    from graphopt.precisions import tolerances
     from graphopt.report.compilation import memory
-    from graphopt.verify import random_inputs
+    from graphopt.verification import given_shapes
 
     say("compiling")
     file = _file(source)
-    loaded = graphopt.load(file, shapes=shapes).model
+    shapes = {**given_shapes(file, inputs or {}), **(shapes or {})}
+    opened_model = graphopt.load(file, shapes=shapes)
+    loaded = opened_model.model
+    arbiter = judge(opened_model.original, loaded, 0, inputs, tolerances(settings.precision))
     start = time.perf_counter()
     compiled = compile_model(
         str(file),
@@ -89,12 +99,13 @@ def measure(
         threads=settings.threads,
     )
     seconds = time.perf_counter() - start
-    feeds = random_inputs(loaded, 0)
+    feeds = arbiter.feeds
     with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as name:
         folder = Path(name)
         files = {Graphopt.name: compiled.artifact.save(folder / "model.gopt")}
+        size = files[Graphopt.name].stat().st_size
         files |= _files(file, loaded, peers, settings, folder)
-        opened = _open(file, files, settings, feeds, source.startswith("zoo:layer/"), say)
+        opened = _open(file, files, settings, arbiter, source.startswith("zoo:layer/"), say)
         opened.seconds[Graphopt.name] = seconds
         found: dict[str, dict[str, Any]] = {}
         ratios: dict[str, dict[str, Any]] = {}
@@ -113,10 +124,13 @@ def measure(
     return {
         "model": source,
         "compile_seconds": seconds,
+        "native_nodes": len(native(compiled.artifact)),
         "fallback_nodes": len(compiled.fallbacks),
+        "artifact_bytes": size,
         "memory": memory(compiled.artifact),
         "equal": opened.mismatch is None,
         "mismatch": opened.mismatch,
+        "notes": list(arbiter.notes),
         "sides": found,
         "ratios": {side: ratios[side] for side in found if side in ratios},
         "failures": opened.failures,
@@ -141,20 +155,16 @@ def _files(file: Path, loaded: ir.Model, peers: Sequence[str], settings: Setting
     return {each: folder / "prepared.onnx" if peer(each).prepared else file for each in peers}
 
 
-def _open(
-    file: Path, files: Mapping[str, Path], settings: Settings, feeds: Mapping[str, Any], layer: bool, say: Say
-) -> Opened:
+def _open(file: Path, files: Mapping[str, Path], settings: Settings, arbiter: Judge, layer: bool, say: Say) -> Opened:
     """Open every side and compare what it computes with ONNX Runtime on the user's `file`; graphopt is the first.
 
     Raises:
         GraphoptError: graphopt cannot run the model.
     """
     from graphopt.bench import reference
-    from graphopt.precisions import tolerances
-    from graphopt.verify import compare, run_onnxruntime
 
     say("checking")
-    expected = run_onnxruntime(file, feeds)
+    feeds, expected = arbiter.feeds, arbiter.expected
     exact = reference.float64(file, feeds) if layer else None
     opened = Opened()
     for side, path in files.items():
@@ -170,7 +180,7 @@ def _open(
             opened.failures[side] = _sentence(error)
             continue
         opened.seconds[side] = time.perf_counter() - start
-        wrong = compare(expected, outputs, tolerances(settings.precision))
+        wrong = arbiter.mismatches(outputs)
         if wrong and side == Graphopt.name:
             opened.mismatch = wrong[0].message
             return opened

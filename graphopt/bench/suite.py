@@ -9,11 +9,14 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from graphopt import __version__
 from graphopt.bench import intervals
@@ -70,6 +73,7 @@ def run(
     target: str = "llvm",
     level: str | None = None,
     precision: str = "fp32",
+    inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Benchmark `models` one after the other; the document that `--json` prints. `say` is told the progress.
 
@@ -78,6 +82,7 @@ def run(
     Args:
         peers: names in `graphopt.bench.peers.PEERS`; None takes those of the target.
         level: None compiles for the CPU or GPU that is here.
+        inputs: arrays that every model is run with, as far as it has inputs of these names.
 
     Raises:
         GraphoptError: `target` needs a device, and there is none.
@@ -90,11 +95,16 @@ def run(
         level = level or device.level(facts)
     sides = list(DEFAULTS.get(target, DEFAULT) if peers is None else peers)
     settings = asdict(Settings(threads, costs, target, level, precision))
-    options = {"settings": settings, "runs": runs, "peers": sides, "shapes": shapes}
+    options: dict[str, Any] = {"settings": settings, "runs": runs, "peers": sides, "shapes": shapes}
     rows = []
-    for number, model in enumerate(models, 1):
-        where = f"[{number}/{len(models)}] {model}"
-        rows.append(_row(model, options, lambda text, where=where: say(f"{where}: {text}")))  # type: ignore[misc]
+    with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as folder:
+        if inputs:
+            file = Path(folder) / "inputs.npz"
+            np.savez(file, *inputs.values())
+            options["inputs"] = [str(file), *inputs]
+        for number, model in enumerate(models, 1):
+            where = f"[{number}/{len(models)}] {model}"
+            rows.append(_row(model, options, lambda text, where=where: say(f"{where}: {text}")))  # type: ignore[misc]
     return {
         "target": target,
         "level": level,

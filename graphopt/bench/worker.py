@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from graphopt.errors import GraphoptError
 
 
@@ -32,6 +34,10 @@ def _model(arguments: list[str], out: TextIO) -> int:
     source, text = arguments
     options = json.loads(text)  # the other arguments of `measure`, by name
     options["settings"] = Settings(**options["settings"])
+    if file_and_names := options.pop("inputs", None):
+        file, *names = file_and_names
+        with np.load(file, allow_pickle=False) as archive:
+            options["inputs"] = {name: archive[f"arr_{index}"] for index, name in enumerate(names)}
 
     def tell(**message: Any) -> None:
         out.write(json.dumps(message) + "\n")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from graphopt.cli import _feeds
 from graphopt.cli import _options as options
 from graphopt.cli._progress import progress
 from graphopt.cli.compile import Precision
@@ -79,6 +80,7 @@ def command(
         int | None, typer.Option("--batch", metavar="N", min=1, help="Of models of the zoo; others take --shapes.")
     ] = None,
     shapes: options.Shapes = None,
+    inputs: options.Inputs = None,
     costs: options.Costs = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Instead: every kernel of one model, beside the machine's peaks.")
@@ -115,7 +117,8 @@ def command(
             settings = Settings(threads, costs, target, level, precision.value)
             return _layers(wanted[0], settings, runs, say, fixed, roofline)
         peers = [each.value for each in dict.fromkeys(peer)] if peer else None
-        document = benchmark.run(wanted, threads, runs, peers, say, fixed, costs, target, level, precision.value)
+        given = _feeds.given(inputs or [])
+        document = benchmark.run(wanted, threads, runs, peers, say, fixed, costs, target, level, precision.value, given)
         document["command"] = _command()
     for model, failure in reporting.failures(document):
         sentence = failure if model in failure else f"{model}: {failure}"

@@ -12,9 +12,11 @@ import math
 import onnx_ir as ir
 
 from graphopt.targets.converters import index, linear, pooling, quantized, regions, resize
+from graphopt.targets.converters.activations import ACTIVATIONS
 from graphopt.targets.converters.arithmetic import (
     bit_cast,
     bit_shift,
+    cast,
     divide,
     hyperbolic,
     is_inf,
@@ -38,11 +40,13 @@ from graphopt.targets.converters.convolution import conv
 from graphopt.targets.converters.extremes import along_rows, global_max_pool
 from graphopt.targets.converters.fft import conv2d_fft
 from graphopt.targets.converters.halves import in_single
+from graphopt.targets.converters.places import arg_extreme, hardmax
 from graphopt.targets.converters.products import fully_connected, matmul
 from graphopt.targets.converters.recurrent import recurrent
 from graphopt.targets.converters.reductions import mean, reduction
 from graphopt.targets.converters.rows import clamp, elementwise, gelu, layer_norm, softmax
 from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
+from graphopt.targets.converters.sums import total
 from graphopt.targets.converters.transposed import conv_transpose
 from graphopt.targets.converters.winograd import winograd
 from graphopt.targets.kernels import math as fast
@@ -80,22 +84,34 @@ STANDARD: dict[str, Converter] = {
     "Tanh": elementwise(fast.tanh),
     "Erf": elementwise(fast.erf),
     "Gelu": gelu,
+    "GlobalAveragePool": total,
     "GRU": recurrent,
     "LSTM": recurrent,
+    "ReduceL1": total,
+    "ReduceL2": total,
+    "ReduceLogSum": total,
+    "ReduceLogSumExp": total,
+    "ReduceMean": total,
+    "ReduceSum": total,
+    "ReduceSumSquare": total,
     "RNN": recurrent,
 }
 
 """Tried first."""
 
 FURTHER: dict[str, Converter] = {
+    **ACTIVATIONS,
     **index.STANDARD,
     **linear.STANDARD,
     **pooling.STANDARD,
     **quantized.STANDARD,
     **regions.STANDARD,
     **resize.STANDARD,
+    "ArgMax": arg_extreme(largest=True),
+    "ArgMin": arg_extreme(largest=False),
     "BitCast": bit_cast,
     "BitShift": bit_shift,
+    "Cast": cast,
     "Concat": concat,
     "Conv": in_single(conv),
     "ConvTranspose": in_single(conv_transpose),
@@ -105,6 +121,7 @@ FURTHER: dict[str, Converter] = {
     "Dropout": dropout,
     "EyeLike": eye_like,
     "Gemm": in_single(fully_connected),
+    "Hardmax": hardmax,
     "IsInf": is_inf,
     "LayerNormalization": in_single(layer_norm),
     "LogSoftmax": in_single(STANDARD["LogSoftmax"]),

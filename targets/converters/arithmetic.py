@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from tvm import relax, tirx
+from tvm.ir import GenericConst
 
-from graphopt.targets.converters.base import FLOATS, Context, Converter, dtype_of, elementwise_map, shape_of
+from graphopt.targets.converters.base import FLOATS, HALVES, Context, Converter, dtype_of, elementwise_map, shape_of
 
 
 def is_inf(c: Context, inputs: list[Any]) -> Any:
@@ -55,14 +56,17 @@ def hyperbolic(sign: int) -> Converter:
 
 def mish(c: Context, inputs: list[Any]) -> Any:
     """x tanh(log(1 + e^x)) = x (w^2 + 2 w) / (w^2 + 2 w + 2) with w = e^x, which cancels nowhere."""
-    dtype = dtype_of(inputs[0])
+    source = dtype_of(inputs[0])
+    dtype = "float32" if source in HALVES else source
     if dtype not in ("float32", "float64"):
         return NotImplemented
 
     def value(x: Any) -> Any:
+        x = x.astype(dtype)
         w = tirx.exp(tirx.min(x, tirx.const(20, dtype)))
         top = w * (w + tirx.const(2, dtype))
-        return tirx.Select(x > tirx.const(20, dtype), x, x * top / (top + tirx.const(2, dtype)))
+        found = tirx.Select(x > tirx.const(20, dtype), x, x * top / (top + tirx.const(2, dtype)))
+        return found.astype(source)
 
     return elementwise_map(c, value, inputs[0])
 
@@ -159,6 +163,25 @@ def bit_shift(c: Context, inputs: list[Any]) -> Any:
         return tirx.Select(inside, moved, rest)
 
     return elementwise_map(c, value, *_broadcast(c, *inputs))
+
+
+def cast(c: Context, inputs: list[Any]) -> Any:
+    """Cast of floats to integers of 32 or 64 bits: the least one where the float is none of them, as x86-64 has it."""
+    (x,) = inputs
+    target = str(c.node.outputs[0].dtype.numpy()) if c.node.outputs[0].dtype is not None else ""
+    source = dtype_of(x)
+    if source not in FLOATS or target not in ("int32", "int64") or isinstance(x, GenericConst):
+        return NotImplemented
+    wide = "float32" if source == "float16" else source
+    limit = float(2 ** (31 if target == "int32" else 63))
+
+    def value(element: Any) -> Any:
+        element = element.astype(wide)
+        inside = tirx.all(element >= tirx.const(-limit, wide), element < tirx.const(limit, wide))
+        least = tirx.const(np.iinfo(target).min, target)
+        return tirx.Select(inside, tirx.Cast(target, tirx.Select(inside, element, tirx.const(0, wide))), least)
+
+    return elementwise_map(c, value, x)
 
 
 def bit_cast(c: Context, inputs: list[Any]) -> Any:

@@ -8,6 +8,12 @@ from tvm import relax
 
 from graphopt.targets.converters.base import HALVES, Context, Converter, dtype_of
 
+SINGLE = (
+    *("AveragePool", "CumSum", "GlobalAveragePool", "GlobalLpPool", "GroupNormalization", "InstanceNormalization"),
+    *("LRN", "LpPool", "Mean", "MeanVarianceNormalization", "RMSNormalization"),
+)
+"""Operators of TVM's importer that add elements up."""
+
 
 def in_single(inner: Converter) -> Converter:
     """The operator of `inner` for half-precision operands."""
@@ -16,20 +22,26 @@ def in_single(inner: Converter) -> Converter:
         dtype = dtype_of(inputs[0])
         if dtype not in HALVES:
             return NotImplemented
-        wide = [None if x is None else _single(c, x) for x in inputs]
+        wide = widened(c, inputs)
         result = inner(c, wide)
         if result is NotImplemented and c.node.op_type == "MatMul":
             result = relax.op.matmul(*wide)
         if result is NotImplemented:
             return NotImplemented
         if isinstance(result, list):
-            return [None if each is None else _rounded(c, each, dtype) for each in result]
-        return _rounded(c, result, dtype)
+            return [None if each is None else rounded(c, each, dtype) for each in result]
+        return rounded(c, result, dtype)
 
     return convert
 
 
-def _rounded(c: Context, result: Any, dtype: str) -> Any:
+def widened(c: Context, inputs: list[Any]) -> list[Any]:
+    """The operands with halves in single precision."""
+    return [_single(c, x) if x is not None and dtype_of(x) in HALVES else x for x in inputs]
+
+
+def rounded(c: Context, result: Any, dtype: str) -> Any:
+    """A result in half precision."""
     return relax.op.astype(result if isinstance(result, relax.Var) else c.builder.emit(result), dtype)
 
 

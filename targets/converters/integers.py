@@ -95,16 +95,17 @@ def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None
     columns = None if b.zero is None else _points(c, b.zero, (*rights, n), (math.prod(rights), n), -2)
     unit = dots.WORDS if columns is not None else dots.unit(c.machine, b.known, dtype_of(b.value))
     tile = integer_gemm.choose_tile(m, n, k, c.machine, unit)
-    panels = c.te("pack", lambda v: integer_gemm.pack(v, tile.width, unit, transposed), right, pattern=OPAQUE)
+    kind = dots.NAMES[unit]
+    panels = c.te(f"pack_{kind}", lambda v: integer_gemm.pack(v, tile.width, unit, transposed), right, pattern=OPAQUE)
     further: dict[str, Any] = {}
     if unit == dots.WORDS:
         given = [] if rows is None else [rows]
-        left = c.te("left", lambda v, z=None: integer_gemm.left(v, unit, z), left, *given, pattern=OPAQUE)
+        left = c.te(f"left_{kind}", lambda v, z=None: integer_gemm.left(v, unit, z), left, *given, pattern=OPAQUE)
         if columns is not None:
             further["zero"] = c.te("pack", lambda v: integer_gemm.pack_zero(v, n, tile.width), columns, pattern=OPAQUE)
     else:
         if a.signed or k % unit:
-            left = c.te("left", lambda v: integer_gemm.left(v, unit), left, pattern=OPAQUE)
+            left = c.te(f"left_{kind}", lambda v: integer_gemm.left(v, unit), left, pattern=OPAQUE)
         left = c.reshape(left, (count, m, integer_gemm.units(k, unit), unit))
         if a.signed or rows is not None:
             further["columns"] = c.te("column_sums", integer_gemm.column_sums, panels, pattern=OPAQUE)
@@ -151,7 +152,8 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
     unit = dots.WORDS if w.zero is not None else dots.unit(c.machine, w.known, dtype_of(w.value))
     shape = (x.shape[0], groups, w.shape[1], out[1] // groups, image, kernel)
     window = integer_conv.choose_tile(Window(*shape, strides, dilations, pads, out[2:], unit), c.machine)
-    packed = c.te("pack", lambda v: integer_conv.pack(v, window), w.value, pattern=OPAQUE)
+    kind = dots.NAMES[unit]
+    packed = c.te(f"pack_{kind}", lambda v: integer_conv.pack(v, window), w.value, pattern=OPAQUE)
     x_zero, w_zero = (None if v.zero is None else c.reshape(v.zero, (math.prod(shape_of(v.zero)),)) for v in (x, w))
     every = {"packed": packed if unit == dots.WORDS else None, "x_zero": x_zero, "w_zero": w_zero}
     operands = {name: operand for name, operand in every.items() if operand is not None}
@@ -161,7 +163,7 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
         return integer_conv.prepare(v, found.get("packed"), window, found.get("x_zero"), found.get("w_zero"))
 
     attributes = {"op_pattern": OPAQUE, SCHEDULED: 1}
-    lines = c.definitions.emit(c.builder, "prepare", prepare, (x.value, *operands.values()), attributes)
+    lines = c.definitions.emit(c.builder, f"prepare_{kind}", prepare, (x.value, *operands.values()), attributes)
     further: dict[str, Any] = {}
     if unit == dots.WORDS:
         lines, packed = (c.builder.emit(relax.TupleGetItem(lines, i)) for i in range(2))

@@ -75,7 +75,8 @@ def saturated(value: Any, dtype: str) -> Any:
     """An integer in float32 as `dtype`, the nearest limit where it lies outside, the lower one for not a number."""
     limits = np.iinfo(dtype)
     low, high = const(float(limits.min), "float32"), const(float(limits.max), "float32")
-    return tirx.Select(value > low, tirx.Select(value < high, value, high), low).astype("int32").astype(dtype)
+    # Not as selections, which repeat the value and become scalars. The maximum of NaN and `low` is `low`.
+    return tirx.min(tirx.max(value, low), high).astype("int32").astype(dtype)
 
 
 def _target(c: Context) -> str:

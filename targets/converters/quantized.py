@@ -39,7 +39,7 @@ def qlinear_matmul(c: Context, inputs: list[Any], product: Sums = product) -> An
     """QLinearMatMul."""
     _, a_scale, _, _, b_scale, _, y_scale, y_zero = inputs
     factors = _factors(c, inputs, (0, 2), (3, 5))
-    if factors is None or any(dtype_of(scale) != "float32" for scale in (a_scale, b_scale, y_scale)):
+    if factors is None:
         return NotImplemented
     ratio = _ratio(c, (1, 4, 6), (_rows(c, a_scale), b_scale, _rows(c, y_scale)))
     single = all(math.prod(shape_of(x)) == 1 for x in (a_scale, y_scale, y_zero))
@@ -70,7 +70,8 @@ def _factors(c: Context, inputs: list[Any], *positions: tuple[int, int]) -> list
             return None
         point = inputs[zero] if len(inputs) > zero else None
         known = None if point is None else _known(c, zero)
-        point = None if known is not None and not known.any() else point
+        # Definitions are shared by nodes whose matrices of bytes differ, so in them zeros are not looked for.
+        point = None if known is not None and known.ndim < 2 and not known.any() else point
         found.append(Factor(inputs[value], point, _known(c, value)))
     return found
 
@@ -98,12 +99,14 @@ def _rows(c: Context, x: Any) -> Any:
 def _ratio(c: Context, positions: tuple[int, int, int], scales: tuple[Any, Any, Any]) -> Any:
     """a * b / y in float32, in this order, of the inputs at `positions`, which are shaped as `scales`."""
     known = [_known(c, position) for position in positions]
-    a, b, y = (_vector(c, scale) for scale in scales)
     if all(numbers is not None for numbers in known):
-        a, b, y = (numbers.reshape(shape_of(scale)) for numbers, scale in zip(known, (a, b, y), strict=True))
+        shapes = [shape_of(_vector(c, scale)) for scale in scales]
+        a, b, y = (numbers.astype(np.float32).reshape(shape) for numbers, shape in zip(known, shapes, strict=True))
         with np.errstate(all="ignore"):
             return relax.const((a * b) / y, "float32")
-    return c.builder.emit(relax.op.divide(c.builder.emit(relax.op.multiply(a, b)), y))
+    emit = c.builder.emit
+    a, b, y = (emit(relax.op.astype(_vector(c, scale), "float32")) for scale in scales)
+    return emit(relax.op.divide(emit(relax.op.multiply(a, b)), y))
 
 
 def _requantized(c: Context, total: Any, ratio: Any, zero: Any) -> Any:

@@ -103,6 +103,15 @@ def const(value: float, dtype: str) -> Any:
     return tvm.tirx.const(value, dtype)
 
 
+LONG_SUM = 64
+"""Elements from which a sum in float32 loses more than ONNX Runtime's, which adds in parts."""
+
+
+def summed_in(dtype: str, count: int) -> str:
+    """The dtype in which a CPU keeps a sum of `count` elements of `dtype`."""
+    return "float64" if dtype == "float32" and count > LONG_SUM else dtype
+
+
 def dims(tensor: Any) -> list[int]:
     """Static shape of a TE tensor."""
     return [int(d) for d in tensor.shape]

@@ -23,6 +23,7 @@ from graphopt.targets.kernels.common import (
     pad_locally,
     padded_tile,
     round_up,
+    summed_in,
 )
 from graphopt.targets.machine import CpuMachine
 
@@ -78,13 +79,16 @@ def pool(
 ) -> Any:
     """Maximum or average over a window of x[N, CB, H, W, b]; `mode` is "max" or "average", `out` the output (OH, OW).
 
-    An average divides by the elements inside the image, or inside image and explicit padding.
+    An average divides by the elements inside the image, or inside image and explicit padding. That of many elements is
+    summed in double precision: the mean of a large flat plane would lose three digits.
     """
     n, cb, h, width, b = dims(x)
     rh, rw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
     padded = any(pads) or (out[0] - 1) * strides[0] + (kernel[0] - 1) * dilations[0] >= h
     padded = padded or (out[1] - 1) * strides[1] + (kernel[1] - 1) * dilations[1] >= width
-    neutral = tirx.min_value(x.dtype) if mode == "max" else const(0, x.dtype)
+    dtype = str(x.dtype)
+    kept = dtype if mode == "max" else summed_in(dtype, kernel[0] * kernel[1])
+    neutral = tirx.min_value(x.dtype) if mode == "max" else const(0, dtype)
     computed = round_up(out[1], _columns(out[1]))
 
     def element(i: Any, c: Any, y: Any, z: Any, lane: Any) -> Any:
@@ -100,7 +104,7 @@ def pool(
     reduce = te.max if mode == "max" else te.sum
     window = te.compute(
         (n, cb, out[0], computed, b),
-        lambda i, c, y, z, lane: reduce(element(i, c, y, z, lane), axis=[rh, rw]),
+        lambda i, c, y, z, lane: reduce(element(i, c, y, z, lane).astype(kept), axis=[rh, rw]),
         name="pool",
         attrs={RULE: NAME},
     )
@@ -110,12 +114,12 @@ def pool(
         if mode == "max":
             return value
         if not padded:
-            return value * const(1.0 / (kernel[0] * kernel[1]), x.dtype)
+            return (value * const(1.0 / (kernel[0] * kernel[1]), kept)).astype(dtype)
         low, high = (0, 0) if not count_include_pad else (pads[0], pads[2])
         left, right = (0, 0) if not count_include_pad else (pads[1], pads[3])
         rows = _inside(y * strides[0] - pads[0], kernel[0], dilations[0], -low, h + high)
         columns = _inside(z * strides[1] - pads[1], kernel[1], dilations[1], -left, width + right)
-        return value / tirx.Cast(x.dtype, tirx.max(rows * columns, 1))
+        return (value / tirx.Cast(kept, tirx.max(rows * columns, 1))).astype(dtype)
 
     return te.compute((n, cb, out[0], out[1], b), finish, name="finish")
 

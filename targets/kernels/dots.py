@@ -26,6 +26,8 @@ from graphopt.targets.machine import CpuMachine
 WORDS, BYTES = 2, 4
 """The units of the two instructions."""
 
+NAMES = {WORDS: "words", BYTES: "bytes"}
+
 LARGEST_BYTE = 64
 """255 * 64 * 2 fits into int16."""
 

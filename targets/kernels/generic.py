@@ -82,11 +82,16 @@ def _reduction(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
     lanes = machine.lanes(dtype_of(sch, block.rv))
     contiguous = [r.region[-1].min for r in body.reads if len(r.region)]
     if any(index.same_as(body.iter_vars[-1].var) for index in contiguous) and block.reduce[-1] % lanes == 0:
-        _partial_sums(sch, block, spatial, reduced, lanes, work)
+        _partial_sums(sch, block, spatial, reduced, several(block.reduce[-1], lanes), work)
     elif any(index.same_as(body.iter_vars[len(spatial) - 1].var) for index in contiguous):
         _columns(sch, block, spatial, reduced, lanes, work)
     elif work >= MIN_PARALLEL:
         sch.parallel(sch.fuse(*spatial))
+
+
+def several(extent: int, lanes: int) -> int:
+    """Lanes of up to four vectors that divide `extent`, whose sums do not wait for each other."""
+    return next((lanes * count for count in (4, 2) if extent % (lanes * count) == 0 and extent > lanes * count), lanes)
 
 
 def _partial_sums(

@@ -11,7 +11,16 @@ from typing import Any
 from tvm import s_tir, te, tirx
 
 from graphopt.targets.kernels import math as fast
-from graphopt.targets.kernels.common import RULE, Block, blocks_of, const, dims, dtype_of, largest_divisor
+from graphopt.targets.kernels.common import (
+    RULE,
+    Block,
+    blocks_of,
+    const,
+    dims,
+    dtype_of,
+    largest_divisor,
+    summed_in,
+)
 from graphopt.targets.machine import CpuMachine
 
 NAME = "rowwise"
@@ -24,31 +33,35 @@ def softmax(x: Any, scale: float = 1.0, logarithm: bool = False) -> Any:
     """Softmax (or its logarithm) of `scale * x` along the last axis of x[rows, n]."""
     rows, n = dims(x)
     r, q = te.reduce_axis((0, n), "r"), te.reduce_axis((0, n), "q")
-    factor = const(scale, x.dtype)
+    factor, kept = const(scale, x.dtype), summed_in(x.dtype, n // 16)  # terms of one sign, in the lanes of a vector
     top = te.compute((rows,), lambda i: te.max(x[i, r] * factor, axis=[r]), name="top", attrs={RULE: NAME})
     if logarithm:
         sums = te.compute(
             (rows,),
-            lambda i: te.sum(fast.exp_of_negative(x[i, q] * factor - top[i]), axis=[q]),
+            lambda i: te.sum(fast.exp_of_negative(x[i, q] * factor - top[i]).astype(kept), axis=[q]),
             name="sum",
             attrs={RULE: NAME},
         )
-        return te.compute((rows, n), lambda i, j: x[i, j] * factor - top[i] - tirx.log(sums[i]), name="scale")
+        logs = te.compute((rows,), lambda i: tirx.log(sums[i].astype(x.dtype)), name="logs")
+        return te.compute((rows, n), lambda i, j: x[i, j] * factor - top[i] - logs[i], name="scale")
     powers = te.compute((rows, n), lambda i, j: fast.exp_of_negative(x[i, j] * factor - top[i]), name="powers")
-    sums = te.compute((rows,), lambda i: te.sum(powers[i, q], axis=[q]), name="sum", attrs={RULE: NAME})
-    return te.compute((rows, n), lambda i, j: powers[i, j] / sums[i], name="scale")
+    sums = te.compute((rows,), lambda i: te.sum(powers[i, q].astype(kept), axis=[q]), name="sum", attrs={RULE: NAME})
+    return te.compute((rows, n), lambda i, j: powers[i, j] / sums[i].astype(x.dtype), name="scale")
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias along the last axis of x[rows, n].
 
-    Two passes over the row, so that a large mean does not cancel the variance.
+    Two passes over the row, so that a large mean does not cancel the variance. The mean of a row of equal elements is
+    that element, for it is rounded once.
     """
     rows, n = dims(x)
     r, q = te.reduce_axis((0, n), "r"), te.reduce_axis((0, n), "q")
+    kept = "float64" if x.dtype == "float32" else x.dtype
     inverse = const(1.0 / n, x.dtype)
-    sums = te.compute((rows,), lambda i: te.sum(x[i, r], axis=[r]), name="sum", attrs={RULE: NAME})
-    centred = te.compute((rows, n), lambda i, j: x[i, j] - sums[i] * inverse, name="centred")
+    sums = te.compute((rows,), lambda i: te.sum(x[i, r].astype(kept), axis=[r]), name="sum", attrs={RULE: NAME})
+    means = te.compute((rows,), lambda i: (sums[i] / const(n, kept)).astype(x.dtype), name="mean")
+    centred = te.compute((rows, n), lambda i, j: x[i, j] - means[i], name="centred")
     squares = te.compute(
         (rows,), lambda i: te.sum(centred[i, q] * centred[i, q], axis=[q]), name="squares", attrs={RULE: NAME}
     )

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from graphopt.cli.compile import default_name
@@ -182,3 +184,40 @@ def test_precision_is_reported(graphopt: Cli, tmp_path: Path) -> None:
     assert "casts move" in result.out
     assert 0 < graphopt(*arguments, "--json").document["accuracy"]["logits"] < 1e-2
     assert graphopt(*arguments[:-3], "fp8").code == 2
+
+
+def test_inputs_of_the_user_are_verified_with(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny)
+    port = model.graph.input[0]
+    dims = [dim.dim_value for dim in port.type.tensor_type.shape.dim]
+    np.save(tmp_path / "a.npy", np.ones(dims, np.float32))
+    np.savez(tmp_path / "all.npz", **{port.name: np.ones(dims, np.float32)})
+    for text in (f"{port.name}={tmp_path / 'a.npy'}", tmp_path / "all.npz"):
+        result = graphopt("compile", tiny, "-o", tmp_path / "t.gopt", "--verify", "ends", "--input", text)
+        assert (result.code, result.err) == (0, "")
+    for flags, problem in (
+        (("--input", "x=a.npy"), "--input is for verification; give --verify ends too"),
+        (("--verify", "ends", "--input", "nothing"), "is neither NAME=FILE.npy nor FILE.npz"),
+        (("--verify", "ends", "--input", f"z={tmp_path / 'a.npy'}"), "--input names 'z', which is no input"),
+    ):
+        result = graphopt("compile", tiny, "-o", tmp_path / "t.gopt", *flags)
+        assert result.code == 1
+        assert problem in result.err
+
+
+def test_what_fails_verification_is_written_only_to_keep_it(
+    graphopt: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphopt.runtime.session import Session
+
+    honest = Session.run
+    monkeypatch.setattr(Session, "run", lambda *arguments: {k: v + 1 for k, v in honest(*arguments).items()})
+    file = tmp_path / "t.gopt"
+    result = graphopt("compile", tiny, "-o", file, "--verify", "ends")
+    assert result.code == 1
+    assert "in the compiled program: output y" in result.err
+    assert not file.exists()
+    result = graphopt("compile", tiny, "-o", file, "--verify", "ends", "--keep", "--json")
+    assert result.code == 1
+    assert result.document["failure"].startswith("in the compiled program: output y")
+    assert file.is_file()

@@ -32,6 +32,34 @@ def test_inputs_and_outputs_are_files(graphopt: Cli, compiled: Path, tiny: Path,
     assert compare(expected, {"y": np.load(tmp_path / "out" / "y.npy", allow_pickle=False)}) == []
 
 
+def test_a_default_value_is_no_input(graphopt: Cli, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[2] x, float[2] w) => (float[2] y) { y = Add(x, w) }'
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(2, np.float32), "w"))
+    onnx.save(model, tmp_path / "m.onnx")
+    np.save(tmp_path / "w.npy", np.zeros(2, np.float32))
+    assert graphopt("compile", tmp_path / "m.onnx", "-o", tmp_path / "m.gopt").code == 0
+    result = graphopt("run", tmp_path / "m.gopt", "--random", "--input", f"w={tmp_path / 'w.npy'}")
+    assert result.code == 1
+    assert "'w' is no input any more: its default value became a constant" in result.err
+
+
+def test_maps_become_json(tmp_path: Path) -> None:
+    import json
+
+    from graphopt.errors import GraphoptError
+    from graphopt.runtime import files
+
+    found = files.write(tmp_path, {"p.q": [{0: 0.5, 1: 0.25}, {"a": 1}], "y": np.ones(2)})
+    assert {name: path.name for name, path in found.items()} == {"p.q": "p.q.json", "y": "y.npy"}
+    assert json.loads(found["p.q"].read_text()) == [{"0": 0.5, "1": 0.25}, {"a": 1}]
+    with pytest.raises(GraphoptError, match="output .s. is a list of arrays, which no file holds"):
+        files.write(tmp_path, {"s": [np.ones(2)]})
+
+
 def test_random_is_the_same_for_the_same_seed(graphopt: Cli, compiled: Path) -> None:
     first, again, other = (
         graphopt("run", compiled, "--random", "--json", "--seed", seed).document["outputs"] for seed in (3, 3, 4)

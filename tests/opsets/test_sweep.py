@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+import graphopt
 from graphopt.frontend import OPSET, load
 from graphopt.verify import Tolerance, require_equal
 
@@ -68,7 +69,7 @@ COMPARISONS = ["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"]
 REDUCTIONS = ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]
 AXES = ("keepdims = 1", "axes = [1]", "axes = [0, 2], keepdims = 0", "keepdims = 0", "axes = [-1]")
 COORDINATES = ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel", "tf_half_pixel_for_nn"]
-SCALES = ("2.0, 2.0", "0.5, 0.5", "0.4, 1.6", "1.9, 0.7", "0.3, 0.3")
+SCALES = ("2.0,2.0", "0.5,0.5", "0.4,1.6", "1.9,0.7", "0.3,0.3")
 FED = {
     "Resize10_computed_nearest": np.array([1, 1, 1.7, 0.6], np.float32),
     "Resize10_computed_linear": np.array([1, 1, 1.7, 0.6], np.float32),
@@ -76,6 +77,34 @@ FED = {
     "ConstantOfShape": np.array([2, 3]),
 }
 """The input `s` of the graphs whose shapes depend on it."""
+
+
+ORDINARY = {"GroupNormalization"}
+"""Compared on ordinary numbers only: ONNX's function takes mean(x^2) - mean(x)^2, which overflows before ours does."""
+
+COMPILED = [
+    "Softmax_1",
+    "Hardmax_0",
+    "LogSoftmax_minus2",
+    "Clip",
+    "Dropout_mask",
+    "Pad_edge",
+    "Slice",
+    "Split_equal",
+    "TopK_1",
+    "Upsample9_linear_1",
+    "BatchNormalization_spatial",
+    "GroupNormalization",
+    "GRU_reset",
+    "RoiAlign",
+    "SimplifiedLayerNormalization_half",
+    "ImageScaler",
+    "Crop_scale",
+    "If",
+    "Loop",
+    "Scan_8",
+    "Resize10-nearest-0.4,1.6",
+]
 
 
 def families() -> Iterator[tuple[str, int, int, str]]:
@@ -182,10 +211,20 @@ def test_old_opsets_mean_what_they_meant(name: str) -> None:
         loaded = load(model).model
         assert loaded.opset_imports[""] == max(opset, OPSET)
         ours = session(ir.to_proto(loaded).SerializeToString())
-        for special in (False, True):
+        for special in (False,) if name in ORDINARY else (False, True):
             given = feeds(model, special) | ({"s": FED[name]} if name in FED else {})
             names = [output.name for output in original.get_outputs()]
             expected, actual = (dict(zip(names, each.run(names, given), strict=True)) for each in (original, ours))
             require_equal(expected, actual, f"opset {opset}", STRICT)
             compared += 1
     assert compared
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_old_opsets_compile(name: str) -> None:
+    _, model = next(models(*CASES[name]))
+    given = feeds(model, special=False)
+    original = session(model.SerializeToString())
+    names = [output.name for output in original.get_outputs()]
+    actual = graphopt.compile(model).session().run(given)
+    require_equal(dict(zip(names, original.run(names, given), strict=True)), actual, "compiled")

@@ -36,16 +36,15 @@ CASES = {
         {"w": (4, 3), "s": (4,), "t": (4,)},
         "y[2,4] = Gemm(x, const[4,3], const[4]) {transB=1}",
     ),
-    "constants in a row": (
-        "g (float[2,3] x, float[3] a, float[3] b) => (float[2,3] y)"
-        "{ p = Mul(x, a)  q = Add(p, b)  r = Mul(q, b)  s = Add(r, a)  y = Relu(s) }",
+    "constants in a row, whose products and sums round each, stay": (
+        "g (float[2,3] x, float[3] a, float[3] b) => (float[2,3] y) { p = Mul(x, a)  q = Mul(p, b)  y = Add(q, b) }",
         {"a": (3,), "b": (3,)},
-        "r.mul[2,3] = Mul(x, const[3])\ns[2,3] = Add(r.mul, const[3])\ny[2,3] = Relu(s)",
+        "p[2,3] = Mul(x, const[3])\nq[2,3] = Mul(p, const[3])\ny[2,3] = Add(q, const[3])",
     ),
-    "constants whose product would grow stay": (
-        "g (float[2,3] x, float[3] a, float[2,1] b) => (float[2,3] y) { p = Mul(x, a)  y = Mul(p, b) }",
-        {"a": (3,), "b": (2, 1)},
-        "p[2,3] = Mul(x, const[3])\ny[2,3] = Mul(p, const[2,1])",
+    "divisor into conv": (
+        HEAD + "=> (float[1,8,4,4] y) <float k = {3}> { c = Conv(x, w)  y = Div(c, k) }",
+        CONV_WEIGHTS,
+        "y[1,8,4,4] = Conv(x, const[8,4,3,3])",
     ),
     "pad into conv": (
         HEAD + "=> (float[1,8,7,5] y) <int64[8] p = {0, 0, 2, 1, 0, 0, 1, 0}>"

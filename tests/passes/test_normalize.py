@@ -81,16 +81,28 @@ CASES = {
         {"c": (3,)},
         "y[2,3] = Mul(x, const[3])",
     ),
-    "sub and div of constants": (
-        "g (float[2,3] x, float[3] c) => (float[2,3] y) { a = Sub(x, c)  y = Div(a, c) }",
+    "sub of a constant, div by powers of two": (
+        "g (float[2,3] x, float[3] c) => (float[2,3] y) <float[3] d = {2, -0.25, 1024}>"
+        " { a = Sub(x, c)  y = Div(a, d) }",
         {"c": (3,)},
         "a[2,3] = Add(x, const[3])\ny[2,3] = Mul(a, const[3])",
     ),
-    "neutral constants": (
-        "g (float[2,3] x) => (float[2,3] y) <float zero = {0}, float[1] one = {1}>"
-        "{ a = Add(x, zero)  b = Mul(one, a)  y = Relu(b) }",
+    "division that rounds stays": (
+        "g (float[2,3] x) => (float[2,3] y) <float[3] d = {2, 3, 4}> { y = Div(x, d) }",
         {},
-        "y[2,3] = Relu(x)",
+        "y[2,3] = Div(x, const[3])",
+    ),
+    "neutral constants": (
+        "g (float[2,3] x, int64[2] n) => (float[2,3] y, int64[2] m)"
+        "<float zero = {-0.0}, float[1] one = {1}, int64 none = {0}>"
+        "{ a = Add(x, zero)  b = Mul(one, a)  y = Relu(b)  c = Add(n, none)  m = Abs(c) }",
+        {},
+        "y[2,3] = Relu(x)\nm[2] = Abs(n)",
+    ),
+    "a zero that makes -0.0 another zero stays": (
+        "g (float[2,3] x) => (float[2,3] y) <float zero = {0.0}> { y = Add(x, zero) }",
+        {},
+        "y[2,3] = Add(x, const[])",
     ),
     "neutral constant that broadcasts": (
         "g (float[3] x) => (float[2,3] y) <float[2,1] zero = {0, 0}> { y = Add(x, zero) }",

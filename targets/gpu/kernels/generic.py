@@ -55,7 +55,8 @@ def _alone(block: Block, elements: int, device: Device) -> bool:
 
 def _known(block: Any) -> bool:
     """Whether TVM can reduce across threads: it knows maxima from the lowest finite number on, not from -inf."""
-    values = [getattr(part, "value", None) for part in (block.init, *getattr(block.init, "seq", ()))]
+    stores = list(block.init) if isinstance(block.init, tirx.SeqStmt) else [block.init]
+    values = [getattr(part, "value", None) for part in stores]
     return not any(isinstance(value, tirx.FloatImm) and math.isinf(float(value.value)) for value in values)
 
 

@@ -125,6 +125,15 @@ def test_global_average_pool(any_lab: Any, plane: tuple[int, int]) -> None:
     assert len(lowered.calls) == 1
 
 
+@pytest.mark.parametrize("value", [0.1, 1e4, -3.3e-5, 1e-42])
+def test_the_mean_of_a_flat_plane_is_its_value(lab: Any, value: float) -> None:
+    b = lab.target.cpu.lanes()
+    x = np.full((1, 1, 184, 248, b), value, np.float32)
+    model = lab.model("y = graphopt.GlobalAveragePoolBlocked(x)", {"x": x})
+    y = lab.execute(lab.lower(model), {"x": x})["y"]
+    np.testing.assert_allclose(y, x[:, :, :1, :1], rtol=1e-7, atol=np.finfo(np.float32).smallest_subnormal)
+
+
 @pytest.mark.parametrize("channels", [16, 20, 3])
 @pytest.mark.parametrize(("size", "beta"), [(1, 0.75), (3, 0.75), (3, 0.5), (5, 0.6)])
 def test_lrn(any_lab: Any, channels: int, size: int, beta: float) -> None:

@@ -1,0 +1,138 @@
+"""Elementwise functions with a bend, and extremes of several tensors, whose infinities and NaN are ONNX Runtime's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import relax, tirx
+
+from graphopt.targets import ieee
+from graphopt.targets.converters.base import FLOATS, HALVES, Context, Converter, dtype_of, elementwise_map, shape_of
+from graphopt.targets.kernels import math as fast
+from graphopt.targets.kernels.common import const
+
+Function = Callable[[Context, str], Callable[..., Any]]
+"""Of a node and the dtype that it is computed in: what to make of an element of each operand."""
+
+
+def function(define: Function) -> Converter:
+    """An operator on floats of one type; halves are computed in single precision, and rounded once."""
+
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        dtype = dtype_of(inputs[0])
+        if dtype not in (*FLOATS, *HALVES):
+            return NotImplemented
+        wide = "float32" if dtype in HALVES else dtype
+        value = define(c, wide)
+        return elementwise_map(
+            c, lambda *x: value(*(each.astype(wide) for each in x)).astype(dtype), *spread(c, inputs)
+        )
+
+    return convert
+
+
+def spread(c: Context, inputs: list[Any]) -> list[Any]:
+    """The tensors at the shape of the node's output."""
+    out = c.out_shape
+    return [x if shape_of(x) == out else c.builder.emit(relax.op.broadcast_to(x, out)) for x in inputs]
+
+
+def _times(x: Any, factor: float, dtype: str) -> Any:
+    """`x` times a constant, which makes NaN of infinities if it is 0: TVM would make 0 of them."""
+    return x * (const(factor, dtype) if factor else ieee.named(const(factor, dtype)))
+
+
+def leaky_relu(c: Context, dtype: str) -> Callable[[Any], Any]:
+    alpha = c.real("alpha", 0.01)
+    return lambda x: tirx.Select(x >= const(0, dtype), x, _times(x, alpha, dtype))
+
+
+def prelu(_: Context, dtype: str) -> Callable[[Any, Any], Any]:
+    return lambda x, slope: tirx.Select(x >= const(0, dtype), x, x * slope)
+
+
+def thresholded_relu(c: Context, dtype: str) -> Callable[[Any], Any]:
+    alpha = const(c.real("alpha", 1.0), dtype)
+    return lambda x: tirx.Select(x > alpha, x, const(0, dtype))
+
+
+def elu(c: Context, dtype: str) -> Callable[[Any], Any]:
+    """x above 0, alpha (e^x - 1) below; times gamma for Selu, of x / alpha for Celu."""
+    kind = c.node.op_type
+    alpha = c.real("alpha", 1.67326319217681884765625 if kind == "Selu" else 1.0)
+    inner = alpha if kind == "Celu" else 1.0
+
+    def value(x: Any) -> Any:
+        below = _times(fast.exp(x / const(inner, dtype)) - const(1, dtype), alpha, dtype)
+        return tirx.Select(x >= const(0, dtype), x, below)
+
+    if kind != "Selu":
+        return value
+    gamma = c.real("gamma", 1.05070102214813232421875)
+    return lambda x: _times(value(x), gamma, dtype)
+
+
+def hard_sigmoid(c: Context, dtype: str) -> Callable[[Any], Any]:
+    alpha, beta = c.real("alpha", 0.2), const(c.real("beta", 0.5), dtype)
+
+    def value(x: Any) -> Any:
+        line = _times(x, alpha, dtype) + beta
+        zero, one = const(0, dtype), const(1, dtype)
+        return tirx.Select(line < zero, zero, tirx.Select(line > one, one, line))
+
+    return value
+
+
+def softplus(_: Context, dtype: str) -> Callable[[Any], Any]:
+    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), where log1p(u) = log(w) u / (w - 1) of w = 1 + u (Kahan)."""
+
+    def value(x: Any) -> Any:
+        one = const(1, dtype)
+        u = fast.exp(-tirx.abs(x))
+        w = one + u
+        near = tirx.Select(w == one, u, tirx.log(w) * (u / ieee.difference(w, one)))
+        return tirx.Select(x > const(0, dtype), x, const(0, dtype)) + near
+
+    return value
+
+
+def sign(_: Context, dtype: str) -> Callable[[Any], Any]:
+    zero = const(0, dtype)
+    return lambda x: tirx.Select(x > zero, const(1, dtype), tirx.Select(x < zero, const(-1, dtype), x))
+
+
+def extreme(largest: bool) -> Converter:
+    """Max and Min: NaN if one operand is."""
+
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        floating = dtype_of(inputs[0]) in (*FLOATS, *HALVES)
+
+        def further(a: Any, b: Any) -> Any:
+            if not floating:
+                return tirx.max(a, b) if largest else tirx.min(a, b)
+            return tirx.Select(tirx.any(a > b if largest else a < b, tirx.isnan(a)), a, b)
+
+        def value(first: Any, *rest: Any) -> Any:
+            for each in rest:
+                first = further(first, each)
+            return first
+
+        return elementwise_map(c, value, *spread(c, inputs))
+
+    return convert
+
+
+ACTIVATIONS: dict[str, Converter] = {
+    "Celu": function(elu),
+    "Elu": function(elu),
+    "HardSigmoid": function(hard_sigmoid),
+    "LeakyRelu": function(leaky_relu),
+    "Max": extreme(largest=True),
+    "Min": extreme(largest=False),
+    "PRelu": function(prelu),
+    "Selu": function(elu),
+    "Sign": function(sign),
+    "Softplus": function(softplus),
+    "ThresholdedRelu": function(thresholded_relu),
+}

@@ -1,0 +1,101 @@
+"""Sums along axes, and what is made of them: means, norms, and pools over whole planes.
+
+A sum of halves is one of single precision, rounded once, as in ONNX Runtime. A long sum of single precision is kept in
+double precision on CPUs, where that costs little beside reading the elements: however the lanes of vectors share it,
+its error is that of one rounding. GPUs share a sum among so many threads that single precision is enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import te, tirx
+
+from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, REDUCTION, Context, dtype_of, shape_of
+from graphopt.targets.converters.reductions import chosen_axes
+from graphopt.targets.kernels import math as fast
+from graphopt.targets.kernels.common import const, summed_in
+from graphopt.targets.machine import CpuMachine
+
+Element = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What is summed, and what the sum becomes; `count` is that of the summed elements."""
+
+    term: Element = lambda x: x
+    result: Callable[[Any, int], Any] = lambda total, _: total
+
+
+def _mean(total: Any, count: int) -> Any:
+    return total / const(count, total.ty.dtype)
+
+
+_KINDS = {
+    "GlobalAveragePool": _Kind(result=_mean),
+    "ReduceL1": _Kind(tirx.abs),
+    "ReduceL2": _Kind(lambda x: x * x, lambda total, _: tirx.sqrt(total)),
+    "ReduceLogSum": _Kind(result=lambda total, _: tirx.log(total)),
+    "ReduceMean": _Kind(result=_mean),
+    "ReduceSum": _Kind(),
+    "ReduceSumSquare": _Kind(lambda x: x * x),
+}
+
+
+def total(c: Context, inputs: list[Any]) -> Any:
+    """A node of `_KINDS`, or ReduceLogSumExp, of floats along axes that are known."""
+    x = inputs[0]
+    shape, dtype = shape_of(x), dtype_of(x)
+    if c.node.op_type == "GlobalAveragePool":
+        axes: list[int] | None = list(range(2, len(shape)))
+    else:
+        axes = chosen_axes(c, len(shape))
+    if dtype not in (*FLOATS, *HALVES) or 0 in shape or not axes:
+        return NotImplemented
+    keep = c.node.op_type == "GlobalAveragePool" or bool(c.integer("keepdims", 1))
+    count = math.prod(shape[axis] for axis in axes)
+    wide = "float32" if dtype in HALVES else dtype
+    kept = summed_in(wide, count) if isinstance(c.machine, CpuMachine) else wide
+
+    def along(name: str, combine: Callable[..., Any], term: Callable[..., Any]) -> Any:
+        """A reduction of the terms; they are told the element and where its result is."""
+        inner = {axis: te.reduce_axis((0, shape[axis]), f"r{axis}") for axis in axes}
+
+        def element(*i: Any) -> Any:
+            outer = iter(i)
+            index = []
+            for axis in range(len(shape)):
+                index.append(inner[axis] if axis in inner else next(outer))
+                if axis in inner and keep:
+                    next(outer)
+            return combine(term(index, i), axis=list(inner.values()))
+
+        return te.compute(c.out_shape, element, name=name)
+
+    def define(v: Any) -> Any:
+        kind = _KINDS[c.node.op_type]
+        sums = along("total", te.sum, lambda index, _: kind.term(v(*index).astype(wide)).astype(kept))
+        return te.compute(
+            c.out_shape, lambda *i: kind.result(sums(*i).astype(wide), count).astype(dtype), name="result"
+        )
+
+    def define_exponentials(v: Any) -> Any:
+        """log(sum(e^x)) = m + log(sum(e^(x - m))) of the largest element m, or of 0 where that is infinite."""
+        top = along("top", te.max, lambda index, _: v(*index).astype(wide))
+
+        def shift(*i: Any) -> Any:
+            return tirx.Select(tirx.abs(top(*i)) <= tirx.max_value(wide), top(*i), const(0, wide))
+
+        near = te.compute(c.out_shape, shift, name="near")
+        sums = along("total", te.sum, lambda index, i: fast.exp(v(*index).astype(wide) - near(*i)).astype(kept))
+        return te.compute(
+            c.out_shape, lambda *i: (near(*i) + tirx.log(sums(*i).astype(wide))).astype(dtype), name="result"
+        )
+
+    if c.node.op_type == "ReduceLogSumExp":
+        return c.te("logsumexp", define_exponentials, x, pattern=OPAQUE)
+    return c.te(c.node.op_type.lower(), define, x, pattern=REDUCTION)
