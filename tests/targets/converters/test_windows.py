@@ -54,12 +54,12 @@ def test_transposed_convolutions(lab: Any, image: tuple[int, ...]) -> None:
     constants = {"w": numbers(4, 3, *(3, 2, 4)[:rank]), "g": numbers(4, 2, *(3,) * rank), "b": numbers(3)}
     nodes = []
     for mode, stride, extra, dilation in product(("SAME_UPPER", "SAME_LOWER"), (1, 2, 3), (0, 1, 2), (1, 2)):
-        if extra >= max(stride, dilation):
+        if extra and extra >= stride:
             continue
         common = f'auto_pad = "{mode}", strides = {[stride] * rank}, output_padding = {[extra] * rank}'
         nodes.append(f"ConvTranspose <{common}, dilations = {[dilation] * rank}> (x, w, b)")
         nodes.append(f"ConvTranspose <{common}, dilations = {[dilation] * rank}, group = 2> (x, g)")
-        if not extra and dilation == 1:
+        if not extra and dilation == 1 and stride < 3:  # what would need a negative padding is refused
             nodes.append(f"ConvTranspose <{common}, output_shape = {[n * stride for n in image]}> (x, w)")
     check(lab, nodes, {"x": numbers(1, 4, *image)}, constants, opset=11)
 
