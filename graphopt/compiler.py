@@ -21,6 +21,7 @@ from graphopt.artifact import Artifact
 from graphopt.cost_model import CostModel
 from graphopt.cost_source import MEASURED, VARIABLE, open_costs, record
 from graphopt.errors import GraphoptError, UnsupportedError, VerificationError
+from graphopt.islands import islands
 from graphopt.observe import Check, Dump, Verify
 from graphopt.partition import partition
 from graphopt.pipeline import Observer, Pipeline, PipelineResult
@@ -316,6 +317,9 @@ def _stages(
             f"{len(refusals)} of {len(nodes)} nodes have no native form, and --no-fallback forbids ONNX Runtime: "
             f"{listed}."
         )
+    left = islands(nodes, refusals, backend.machine)
+    refusals |= left
+    fallbacks += tuple((f"{node.name} ({node.op_type})", reason) for node, reason in left.items())
     stages = []
     for index, part in enumerate(partition(model, ranks, backend.machine)):
         stages.append(build_stage(index, model, part, refusals, backend))

@@ -1,0 +1,59 @@
+"""Native nodes that are better left to ONNX Runtime, because they stand between nodes that it runs.
+
+    q, s = DynamicQuantizeLinear(x: any length); t = Mul(s, w); y = ConvInteger(q, ...); z = Mul(Cast(y), t)
+
+Where only `t` has a static shape, a kernel for it would cut one model of ONNX Runtime in two: a second session to
+enter, and no fusion across. A group of such nodes pays only if computing it takes longer than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import networkx as nx
+import onnx_ir as ir
+
+from graphopt import analysis
+from graphopt.costs import Machine
+from graphopt.ops import DOMAIN
+from graphopt.segments import read_by
+
+CHANGE_SECONDS = 100e-6
+"""Into ONNX Runtime and out again: entering a session takes tens of microseconds, its threads wake up for it."""
+
+REASON = "it is small, and stands between nodes that run in ONNX Runtime"
+
+
+def islands(nodes: Sequence[ir.Node], refusals: Collection[ir.Node], machine: Machine) -> Mapping[ir.Node, str]:
+    """The nodes of `nodes`, in topological order, that are native and should not be, each with the reason.
+
+    A node stands between if it depends on one that is refused, and one that is refused depends on it. Those that are
+    connected count as one: together they are computed in estimated seconds, by a roofline.
+    """
+    behind: set[ir.Node] = set()
+    before: set[ir.Node] = set()
+    producers = {node: [v.producer() for v in read_by(node)] for node in nodes}
+    for node in nodes:
+        if any(maker in behind or maker in refusals for maker in producers[node] if maker is not None):
+            behind.add(node)
+    for node in reversed(nodes):
+        if node in before or node in refusals:
+            before.update(maker for maker in producers[node] if maker is not None)
+    between = [node for node in nodes if node in behind and node in before and node not in refusals]
+    graph: nx.Graph[ir.Node] = nx.Graph()
+    graph.add_nodes_from(between)
+    graph.add_edges_from(
+        (maker, node) for node in between for maker in producers[node] if maker is not None and maker in graph
+    )
+    found: dict[ir.Node, str] = {}
+    for group in nx.connected_components(graph):
+        # ONNX Runtime would run the body of an operator of ours node by node.
+        if all(node.domain != DOMAIN for node in group) and _seconds(group, machine) < CHANGE_SECONDS:
+            found |= dict.fromkeys(group, REASON)
+    return {node: found[node] for node in between if node in found}
+
+
+def _seconds(group: Collection[ir.Node], machine: Machine) -> float:
+    flops = sum(analysis.node_flops(node) for node in group)
+    nbytes = sum(analysis.nbytes(value) for node in group for value in (*node.inputs, *node.outputs))
+    return max(flops / machine.peak_flops, nbytes / machine.bandwidth)
