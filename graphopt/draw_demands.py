@@ -146,7 +146,7 @@ class Model:
             whole = use.whole and node.op_type in ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
             yield from ((output, use.offset, whole) for output in node.outputs)
         elif node.op_type == "Cast":
-            integer = ir.DataType(node.attributes.get_int("to", 1)).is_integer()
+            integer = ir.DataType(node.attributes.get_int("to", 1) or 1).is_integer()  # a function may leave it open
             use.demand.mask |= not integer and use.value.dtype is not None and use.value.dtype.is_integer()
             if integer:
                 yield node.outputs[0], use.offset, use.whole
