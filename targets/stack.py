@@ -18,6 +18,7 @@ from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
 from graphopt.targets import ieee
+from graphopt.targets.kernels import partials
 
 PIPELINE = "graphopt"
 """Name of TVM's default pipeline followed by ours, for `tvm.compile`."""
@@ -62,6 +63,8 @@ def _kept(statement: Any) -> Any:
         return tirx.AllocBuffer(buffer, {**dict(statement.annotations or {}), KEEP: tirx.const(1, "bool")})
     if isinstance(statement, tirx.SeqStmt):
         return tirx.SeqStmt([_kept(part) for part in statement])
+    if isinstance(statement, tirx.For) and partials.MARK in statement.annotations:
+        return _kept(partials.cut(statement))
     if isinstance(statement, tirx.For):
         bounds = (statement.loop_var, statement.min, statement.extent, statement.kind)
         body = _kept(statement.body)

@@ -18,7 +18,7 @@ from typing import Any
 from tvm import s_tir, te, tirx
 
 from graphopt.program import ITEM_BYTES
-from graphopt.targets.kernels import prefetch
+from graphopt.targets.kernels import partials, prefetch
 from graphopt.targets.kernels.common import (
     RULE,
     Block,
@@ -199,6 +199,8 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
         sch.unroll(loop)
     sch.vectorize(tile_lane)
     sch.vectorize(lane)
+    if bi > 1:
+        partials.mark(sch, ci, bi * anchor.reduce[1] * anchor.reduce[2])
     start = sch.decompose_reduction(conv, steps[0])
     *_, zero_co, _, zero_ow, zero_lane = sch.get_loops(start)
     sch.unroll(zero_co)

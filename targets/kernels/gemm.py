@@ -19,7 +19,7 @@ from typing import Any
 from tvm import s_tir, te, tirx
 
 from graphopt.program import ITEM_BYTES
-from graphopt.targets.kernels import prefetch
+from graphopt.targets.kernels import partials, prefetch
 from graphopt.targets.kernels.common import (
     RULE,
     Block,
@@ -300,6 +300,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     sch.unroll(zero_vectors)
     sch.unroll(zero_rows)
     sch.vectorize(zero_lane)
+    partials.mark(sch, k_out, unrolled)
     prefetch.mark(sch, k_out)
     passes, panels = anchor.spatial[2] // rows, anchor.spatial[1]
     weights = prefetch.weights_of(sch, gemm)

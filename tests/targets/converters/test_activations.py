@@ -16,7 +16,7 @@ UNARY = (
     *("Shrink<lambd=1.0, bias=0.5>", "IsNaN", "IsInf", "Cast<to=6>", "Cast<to=7>", "Cast<to=9>"),
 )
 NOT_IN_FLOAT64 = ("LeakyRelu", "ThresholdedRelu", "Selu", "Celu", "Erf", "Shrink", "HardSwish", "HardSigmoid", "Mish",
-                  "Elu", "Sigmoid", "Softsign", "Sinh", "Cosh")  # fmt: skip
+                  "Elu", "Sigmoid", "Softplus", "Softsign", "Sinh", "Cosh")  # fmt: skip
 NOT_IN_FLOAT16 = ("Celu", "Mish", "HardSwish", "IsInf", "Softplus", "Gelu")
 """ONNX Runtime or ONNX has no such kernel, or rounds constants to float32, or cancels."""
 
