@@ -42,6 +42,9 @@ MAX_COUNT = 4096
 CODE_SPACE = 64 << 20
 """Bytes of temporary files, besides the weights, that generating code may need."""
 
+_NUMBERS = ("flush-denormals",)
+"""Passes that change constants: what they did is told without being asked for."""
+
 VERIFY = ("off", "passes", "ends", "each")
 
 
@@ -86,6 +89,7 @@ def compile_model(
     costs: str | None = None,
     threads: int | None = None,
     cache: bool = True,
+    keep_denormals: bool = False,
     seed: int = 0,
     inputs: Mapping[str, Any] | None = None,
     keep: bool = False,
@@ -113,6 +117,7 @@ def compile_model(
             "measured".
         threads: how many the kernels will run on; None means all processors of this process.
         cache: take kernels that were compiled before from the user's cache, and keep new ones there.
+        keep_denormals: leave out the pass `flush-denormals`, which takes weights below 2^-126 as zero.
         inputs: arrays to verify with; those that are not given are random. They settle open dimensions too.
         keep: give the artifact also if verification fails, with what it found as `failure`.
         progress: is told the name of each phase as it begins.
@@ -150,6 +155,7 @@ def compile_model(
         costs=costs,
         threads=threads,
         cache=cache,
+        keep_denormals=keep_denormals,
     )
     artifact: Artifact | None = None
     model: ir.Model | None = None
@@ -185,7 +191,8 @@ def compile_model(
     failure = verifier.failure
     if failure:
         failure += verification.whose_fault(verifier, lambda trail: again(observers=[trail]), artifact, model)
-    notes = (*rewritten.notes, *(note for stage in built for note in stage.notes), *verifier.notes)
+    changed = tuple(note for step in rewritten.result.steps if step.name in _NUMBERS for note in step.notes)
+    notes = (*rewritten.notes, *changed, *(note for stage in built for note in stage.notes), *verifier.notes)
     if precision == "tf32" and not any("tf32" in plan.precision for stage in built for plan in stage.plans.values()):
         notes = (*notes, "tf32 is a permission that no kernel took: products are computed in fp32")
     return Compilation(artifact, notes, rewritten.result, fallbacks, clock.seconds, accuracy, failure)
@@ -217,6 +224,7 @@ def rewrite(
     costs: str | None = None,
     threads: int | None = None,
     cache: bool = True,
+    keep_denormals: bool = False,
     observers: Sequence[Observer] = (),
     clock: _Clock | None = None,
 ) -> Rewritten:
@@ -234,7 +242,7 @@ def rewrite(
     clock.start("passes")
     notes = list(loaded.notes)
     weighed = open_costs(costs or os.environ.get(VARIABLE) or MEASURED, backend, notes.append, clock.progress)
-    pipeline = _pipeline(passes, target, precision, weighed)
+    pipeline = _pipeline(passes, target, precision, weighed, keep_denormals)
     ports = _ports(loaded.model)
     result = pipeline.run(loaded.model, observers)
     return Rewritten(loaded.model, backend, pipeline, result, weighed, ports, tuple(notes), loaded.constants)
@@ -258,7 +266,9 @@ def _require_space(folder: Path, built: Sequence[BuiltStage]) -> None:
         )
 
 
-def _pipeline(passes: str | Pipeline | None, target: str, precision: str, costs: CostModel) -> Pipeline:
+def _pipeline(
+    passes: str | Pipeline | None, target: str, precision: str, costs: CostModel, keep_denormals: bool = False
+) -> Pipeline:
     """The pipeline with the costs given to the passes that choose by them."""
     from graphopt.passes import DEFAULT, DEFAULTS
 
@@ -269,6 +279,8 @@ def _pipeline(passes: str | Pipeline | None, target: str, precision: str, costs:
         names = [each.name for each in pipeline.passes]
         place = names.index("fuse") + 1 if "fuse" in names else 0
         pipeline = Pipeline((*pipeline.passes[:place], *chosen, *pipeline.passes[place:]))
+    if keep_denormals:
+        pipeline = Pipeline(tuple(each for each in pipeline.passes if each.name != "flush-denormals"))
     return pipeline.on(costs)
 
 

@@ -494,3 +494,14 @@ def test_weights_of_both_kinds_of_segments_are_stored_once() -> None:
     assert [name for name, _ in compilation.fallbacks] == ["z (Loop)"]
     sizes = {name: len(data) for name, data in compilation.artifact.files.items() if not name.endswith(".so")}
     assert sum(sizes.values()) < 1.3 * table.nbytes, sizes
+
+
+def test_denormal_weights_are_taken_as_zero_unless_they_are_to_be_kept() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float[3] x) => (float[3] y) <float[3] w = {1.0, 1e-40, 2.0}>
+        { y = Mul(x, w) }"""
+    model = onnx.parser.parse_model(text)
+    flushed, kept = compile_model(model), compile_model(model, keep_denormals=True)
+    assert any("denormal" in note for step in flushed.pipeline.steps for note in step.notes)
+    x = {"x": np.ones(3, np.float32)}
+    assert flushed.artifact.session().run(x)["y"][1] == 0
+    assert kept.artifact.session().run(x)["y"][1] == np.float32(1e-40)

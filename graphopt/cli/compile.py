@@ -102,6 +102,9 @@ def command(
     no_fallback: options.NoFallback = False,
     costs: options.Costs = None,
     threads: options.Threads = None,
+    keep_denormals: Annotated[
+        bool, typer.Option("--keep-denormals", help="Do not take weights below 2^-126 as zero.")
+    ] = False,
     no_cache: options.NoCache = False,
     seed: options.Seed = 0,
 ) -> Report:
@@ -133,6 +136,7 @@ def command(
                 costs=costs,
                 threads=threads,
                 cache=not no_cache,
+                keep_denormals=keep_denormals,
                 seed=seed,
                 inputs=_feeds.given(inputs or []),
                 keep=keep,
