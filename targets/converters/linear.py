@@ -145,8 +145,8 @@ def dynamic_quantize(c: Context, inputs: list[Any]) -> Any:
 
 
 def _extreme(c: Context, x: Any, largest: bool) -> Any:
-    if isinstance(c.machine, CpuMachine):
-        machine = c.machine
+    machine: Any = c.machine  # or a GPU's
+    if isinstance(machine, CpuMachine):
         return c.te("extreme", lambda v: extremes.compute(v, largest, machine), x, pattern=REDUCTION)
     return c.builder.emit((relax.op.max if largest else relax.op.min)(x, axis=0))
 
