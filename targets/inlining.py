@@ -9,7 +9,6 @@ them is never done. Names stay in registers, which is as fast as one long expres
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tvm import ir, tirx
@@ -124,7 +123,6 @@ def _longer(expression: Any, limit: int) -> bool:
 def _moved(value: Any, old: tuple[Any, ...], new: tuple[Any, ...], values: list[tuple[Any, Any]]) -> Any:
     """`value` at other iterators, with loads of some tensors replaced, and with names inside it of its own."""
     variables = list(zip(old, new, strict=True))
-    swap: Callable[[Any], Any]
 
     def swap(part: Any) -> Any:
         if isinstance(part, tirx.Var):

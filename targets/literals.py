@@ -33,7 +33,7 @@ def _misread(value: Any) -> bool:
         return False
     if array.dtype.kind in "iu":
         return abs(int(array.reshape(()))) >= 1 << (array.dtype.itemsize * 8 - 2)
-    return not float(array.reshape(()))
+    return bool(array.reshape(()) == 0)
 
 
 _NAMES = (

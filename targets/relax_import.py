@@ -23,6 +23,7 @@ from graphopt.analysis import static_type
 from graphopt.program import ITEM_BYTES
 from graphopt.targets import converters, origins
 from graphopt.targets.converters import halves
+from graphopt.targets.converters.base import HALVES, dtype_of
 from graphopt.targets.converters.refusals import WRONG_IN_TVM
 from graphopt.targets.converters.refusals import NotSupported as NotSupported
 from graphopt.targets.definitions import Definitions, is_small
@@ -155,8 +156,8 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
         if result is not NotImplemented:
             break
     else:
-        half = halves.dtype_of(inputs[0]) if node.op_type in halves.SINGLE and inputs[0] is not None else ""
-        if half in halves.HALVES:
+        half = dtype_of(inputs[0]) if node.op_type in halves.SINGLE and inputs[0] is not None else ""
+        if half in HALVES:
             result = _convert_with_tvm(scope, node, halves.widened(context, inputs), opsets.get("", 1))
             result = halves.rounded(context, scope.builder.normalize(result), half)
         else:
