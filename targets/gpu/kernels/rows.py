@@ -72,6 +72,10 @@ def _extern(name: str, inputs: Sequence[Any], write: Callable[[_Row], None], wor
     return te.extern([dims(inputs[0])], inputs, body, dtype=[str(inputs[0].dtype)], name=name)
 
 
+def _added(first: Any, factor: Any) -> Callable[[Any], Any]:
+    return lambda found: first + found * factor
+
+
 def _add(a: Any, b: Any) -> Any:
     return a + b
 
@@ -115,11 +119,15 @@ class _Row:
         self._read(0)
         mean = self._reduce(0, _add, 0, lambda x, _: x, lambda found: found * inverse)
 
-        def square(x: Any, column: Any) -> Any:
+        def centred(x: Any, column: Any) -> Any:
             exists = self._exists(column)
-            centred = x - mean if exists is None else tirx.Select(exists, x - mean, self._const(0))
-            return centred * centred
+            return x - mean if exists is None else tirx.Select(exists, x - mean, self._const(0))
 
+        def square(x: Any, column: Any) -> Any:
+            return centred(x, column) * centred(x, column)
+
+        if self.cut.kept:  # what rounding left of a row of equal elements is found again, exactly
+            mean = self._reduce(2, _add, 0, centred, _added(mean, inverse))
         factor = self._reduce(1, _add, 0, square, lambda found: tirx.rsqrt(found * inverse + self._const(epsilon)))
 
         def finish(x: Any, column: Any) -> Any:
@@ -168,8 +176,8 @@ class _Row:
         self.neutral = neutral
         # Filled before the first reduction: what that finds may lie in shared memory, and TVM would put others there
         # whose time comes later.
-        self.facts = self._local(2)
-        with T.unroll(0, 2) as i:
+        self.facts = self._local(3)
+        with T.unroll(0, 3) as i:
             T.buffer_store(self.facts, self._const(0), [i])
         if self.cut.kept:
             self.kept = self._local(self.cut.turns * self.cut.vector)
