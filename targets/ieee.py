@@ -116,11 +116,12 @@ def hide(function: Any) -> Any:
     return function if new.same_as(body) else function.with_body(new)
 
 
-def reveal(fenced: Callable[[Any], Any]) -> Any:
+def reveal(fenced: Callable[[Any], Any], wide: Callable[[int], str]) -> Any:
     """The pass that undoes `hide`; names become variables.
 
     Args:
         fenced: a product as the code generator's target writes one that is not contracted.
+        wide: a type, by bits, in which signed integers may overflow.
     """
 
     def swap(part: Any) -> Any:
@@ -131,7 +132,7 @@ def reveal(fenced: Callable[[Any], Any]) -> Any:
         if name == _ROUNDED:
             return _nearest(rewritten(part.args[0], swap))
         kind = _BINARY.get(name)
-        return None if kind is None else _computed(kind, *(rewritten(each, swap) for each in part.args))
+        return None if kind is None else _computed(kind, *(rewritten(each, swap) for each in part.args), wide)
 
     def plain(value: Any) -> Any:
         return rewritten(value, swap)
@@ -155,15 +156,28 @@ def reveal(fenced: Callable[[Any], Any]) -> Any:
     return tirx.transform.prim_func_pass(transform, opt_level=0)
 
 
-def _computed(kind: Any, a: Any, b: Any) -> Any:
-    """`kind` of two operands; of signed integers as unsigned ones, for an overflow of those means nothing to LLVM."""
+def _computed(kind: Any, a: Any, b: Any, wide: Callable[[int], str]) -> Any:
+    """`kind` of two operands; of signed integers in a type that does not overflow, or may, and back."""
     signed, other = str(a.ty.dtype), str(b.ty.dtype)
     if signed != other:  # of integers, some of which TVM narrowed
-        wide = max(signed, other, key=lambda dtype: tvm.DataType(dtype).bits)
-        return _computed(kind, *(each if str(each.ty.dtype) == wide else tirx.Cast(wide, each) for each in (a, b)))
+        signed = max(signed, other, key=lambda dtype: tvm.DataType(dtype).bits)
+        a, b = (each if str(each.ty.dtype) == signed else tirx.Cast(signed, each) for each in (a, b))
     if not signed.startswith("int") or kind not in (tirx.Add, tirx.Sub, tirx.Mul):
         return kind(a, b)
-    return tirx.Cast(signed, kind(tirx.Cast(f"u{signed}", a), tirx.Cast(f"u{signed}", b)))
+    element = tvm.DataType(signed)
+    lanes = f"x{element.lanes}" if element.lanes > 1 else ""
+    kept = f"{wide(element.bits)}{lanes}"
+    return tirx.Cast(signed, kind(tirx.Cast(kept, a), tirx.Cast(kept, b)))
+
+
+def llvm_wide(bits: int) -> str:
+    """TVM tells LLVM that no sum overflows, signed or not; of twice as many bits none does, and LLVM narrows it."""
+    return f"int{2 * bits}"
+
+
+def c_wide(bits: int) -> str:
+    """In C unsigned integers wrap around."""
+    return f"uint{bits}"
 
 
 class _Names:

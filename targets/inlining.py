@@ -22,6 +22,10 @@ SHORT = 8
 """Parts of an expression that is written out where it is read once: a name for it would hide it from patterns."""
 
 
+_KEPT = {"bool": "int8", "bfloat16": "float32"}
+"""Types of names for values whose own have no vectors in memory, or that TVM would change under the name."""
+
+
 def inline(function: Any) -> Any:
     """The function with its elementwise blocks merged, as far as they go over the same elements.
 
@@ -93,10 +97,11 @@ class _Merge:
             made = self.after[member]
             value = _moved(made.value, made.variables, stage.variables, values)
             if sum(source.same_as(made.buffer) for source in read) > 1 or _longer(value, SHORT):
-                flag = str(made.buffer.dtype) == "bool"  # vectors of these have no form in memory
-                name = tirx.Var(f"v{len(names)}", "int8" if flag else str(made.buffer.dtype))
-                names.append((name, ieee.named(tirx.Cast("int8", value) if flag else value)))
-                value = tirx.Cast("bool", name) if flag else name
+                kind = str(made.buffer.dtype)
+                kept = _KEPT.get(kind, kind)
+                name = tirx.Var(f"v{len(names)}", kept)
+                names.append((name, ieee.named(value if kept == kind else tirx.Cast(kept, value))))
+                value = name if kept == kind else tirx.Cast(kind, name)
             else:
                 value = ieee.product_rounded(value)
             values.append((made.buffer, value))

@@ -43,7 +43,7 @@ def register() -> None:
 def _pipeline() -> tuple[Any, Any, Any]:
     default, host, device = compilation_pipeline.get_tir_pipeline("s_tir")
     kept = tvm.ir.transform.Sequential([default, _keep_on_stack()])
-    return kept, lambda: tvm.ir.transform.Sequential([host(), ieee.reveal(ieee.llvm_fence)]), device
+    return kept, lambda: tvm.ir.transform.Sequential([host(), ieee.reveal(ieee.llvm_fence, ieee.llvm_wide)]), device
 
 
 def _keep_on_stack() -> Any:

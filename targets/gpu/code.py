@@ -79,7 +79,7 @@ def generate(symbol: str, function: Any, device: Device) -> DeviceCode:
             tirx.transform.LowerWarpMemory(),
             tirx.transform.StmtSimplify(),
             tirx.transform.LowerIntrin(),
-            ieee.reveal(_uncontracted if device.cuda else lambda product: product),
+            ieee.reveal(_uncontracted if device.cuda else _fused, ieee.c_wide),
         ]
     )(split)
     if {str(variable.name_hint) for variable in kernels} != {launch.entry for launch in launches}:
@@ -152,6 +152,12 @@ def _uncontracted(product: Any) -> Any:
     """A product of floats that CUDA's compiler does not make one operation with a sum; vectors it takes apart first."""
     name = {"float32": "__fmul_rn", "float64": "__dmul_rn"}.get(str(product.ty.dtype))
     return product if name is None else tirx.call_pure_extern(product.ty.dtype, name, product.a, product.b)
+
+
+def _fused(product: Any) -> Any:
+    """A product of floats as OpenCL's one operation with a sum, of -0.0: nothing is left to contract."""
+    kind = str(product.ty.dtype)
+    return product if "x" in kind else tirx.call_pure_extern(kind, "fma", product.a, product.b, tirx.const(-0.0, kind))
 
 
 class _Host:

@@ -78,8 +78,8 @@ def test_integers_wrap_around(lab: Any, dtype: str) -> None:
     limits = np.iinfo(dtype)
     feeds = {"x": np.array([limits.max, limits.min, 0, 1, -1, limits.max - 1], dtype)}
     constants = {"one": np.array(1, dtype), "least": np.array(limits.min, dtype)}
-    body = "a0 = Add(x, one) a = Greater(a0, x) b0 = Sub(x, least) b = Less(b0, x) c = Equal(x, least)"
-    model = lab.model(body, feeds, constants, outputs=("a", "b", "c"))
+    body = "a0 = Add(x, one) a = Greater(a0, x) b0 = Sub(x, least) b = Less(b0, x) c = Equal(x, least) d = Abs(x)"
+    model = lab.model(f"{body} e0 = Mul(x, x) e = Sub(e0, one)", feeds, constants, outputs=tuple("abcde"))
     bits_agree(run_onnxruntime(model, feeds), lab.execute(lab.lower(model), feeds))
 
 
