@@ -129,6 +129,9 @@ def reveal(fenced: Callable[[Any], Any], wide: Callable[[int], str]) -> Any:
         if name == _NAMED:
             value = rewritten(part.args[0], swap)
             return fenced(value) if isinstance(value, tirx.Mul) and _floating(value) else value
+        if isinstance(part, tirx.Cast) and isinstance(part.value, tirx.Cast) and "bfloat16" in str(part.value.ty.dtype):
+            inner = rewritten(part.value.value, swap)  # which is rounded
+            return inner if str(inner.ty.dtype) == str(part.ty.dtype) else tirx.Cast(str(part.ty.dtype), inner)
         if name == _ROUNDED:
             return _nearest(rewritten(part.args[0], swap))
         kind = _BINARY.get(name)
@@ -142,11 +145,11 @@ def reveal(fenced: Callable[[Any], Any], wide: Callable[[int], str]) -> Any:
         value = names.hoisted(store.value)
         new = plain(value)
         if not names.found:
-            return store if new.same_as(store.value) else tirx.BufferStore(store.buffer, new, list(store.indices))
+            return store if new.same_as(store.value) else _store(store.buffer, new, list(store.indices))
         body: list[Any] = []
         for buffer, each in names.found:
-            body += [tirx.AllocBuffer(buffer), tirx.BufferStore(buffer, plain(each), [_zero()])]
-        return tirx.SeqStmt([*body, tirx.BufferStore(store.buffer, new, list(store.indices))])
+            body += [tirx.AllocBuffer(buffer), _store(buffer, plain(each), [_zero()])]
+        return tirx.SeqStmt([*body, _store(store.buffer, new, list(store.indices))])
 
     def transform(function: Any, _module: Any, _context: Any) -> Any:
         if _PREFIX not in ir.save_json(function):  # which costs less than a walk through a long function
@@ -226,6 +229,13 @@ def _renamed(expression: Any, places: list[tuple[Any, Any]]) -> Any:
         return None
 
     return rewritten(expression, swap)
+
+
+def _store(buffer: Any, value: Any, indices: list[Any]) -> Any:
+    """A store; flags are bytes in memory, and TVM leaves it to code generators to make them that."""
+    if str(value.ty.dtype).startswith("bool") and not str(buffer.dtype).startswith("bool"):
+        value = tirx.Cast(str(value.ty.dtype).replace("bool", "int8"), value)
+    return tirx.BufferStore(buffer, value, indices)
 
 
 def _zero() -> Any:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tvm import te, tirx
+from tvm import tirx
 
 from graphopt.targets.converters.base import (
-    ELEMENTWISE,
     FLOATS,
     HALVES,
     OPAQUE,
@@ -81,14 +80,11 @@ def elementwise(function: Callable[[Any], Any]) -> Converter:
 
     def convert(c: Context, inputs: list[Any]) -> Any:
         dtype = dtype_of(inputs[0])
-        if dtype not in ("float32", *HALVES) or not shape_of(inputs[0]):
+        if dtype not in ("float32", *HALVES):
             return NotImplemented
         if dtype in HALVES:
             return elementwise_map(c, lambda x: function(x.astype("float32")).astype(dtype), inputs[0])
-        name = c.node.op_type.lower()
-        return c.te(
-            name, lambda x: te.compute(x.shape, lambda *i: function(x[i]), name=name), inputs[0], pattern=ELEMENTWISE
-        )
+        return elementwise_map(c, function, inputs[0])
 
     return convert
 
@@ -96,7 +92,7 @@ def elementwise(function: Callable[[Any], Any]) -> Converter:
 def clamp(c: Context, inputs: list[Any]) -> Any:
     """Relu, and Clip between constants, of floats: a NaN stays one, where a maximum would lose it."""
     dtype = dtype_of(inputs[0])
-    if dtype not in FLOATS or not shape_of(inputs[0]):
+    if dtype not in FLOATS:
         return NotImplemented
     low, high = (np.array(0.0), None) if c.node.op_type == "Relu" else (_limit(c, 1), _limit(c, 2))
     if any(limit is NotImplemented for limit in (low, high)):
