@@ -37,11 +37,16 @@ def read_by(node: ir.Node) -> Iterator[ir.Value]:
         else:
             continue
         for graph in graphs:
-            inside = set(graph.inputs) | set(graph.initializers.values())
-            inside |= {value for inner in graph for value in inner.outputs}
-            for inner in graph:
-                yield from (value for value in read_by(inner) if value not in inside)
-            yield from (value for value in graph.outputs if value not in inside)
+            yield from captured(graph)
+
+
+def captured(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Every value that `graph`, a subgraph, takes from outside."""
+    inside = set(graph.inputs) | set(graph.initializers.values())
+    inside |= {value for inner in graph for value in inner.outputs}
+    for inner in graph:
+        yield from (value for value in read_by(inner) if value not in inside)
+    yield from (value for value in graph.outputs if value not in inside)
 
 
 def node_runs(nodes: Sequence[ir.Node], refusals: Mapping[ir.Node, str], needed: Iterable[ir.Value]) -> list[NodeRun]:
