@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from graphopt.frontend_branches import empty
 from graphopt.segments import captured
 
 BRANCHES = ("then_branch", "else_branch")
@@ -92,23 +92,6 @@ def lift(graph: ir.Graph, node: ir.Node, name: str, side: Branch) -> None:
     for index, (copy, value) in enumerate(zip(copies, results, strict=True)):
         copy.outputs[0].name = f"{node.name}/{name}_{index}"
         copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
-    _empty(node.attributes[name].as_graph())
+    empty(node.attributes[name].as_graph())
     passing = ir.Graph([], [copy.outputs[0] for copy in copies], nodes=copies, name=name)
     node.attributes[name] = ir.AttrGraph(name, passing)
-
-
-def _empty(graph: ir.Graph) -> None:
-    """Remove all nodes, so that none of them counts as a reader of outer values."""
-    graph.outputs.clear()
-    for node in reversed(list(graph)):
-        for inner in _graphs(node):
-            _empty(inner)
-        graph.remove(node, safe=True)
-
-
-def _graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
