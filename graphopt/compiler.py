@@ -320,7 +320,7 @@ def _stages(
         )
     guarded = guards.guards(model.graph) if chosen else {}
     parts = partition(model, ranks, backend.machine, guarded)
-    stages = [build_stage(index, model, part, refusals, chosen, backend) for index, part in enumerate(parts)]
+    stages = [build_stage(index, model, part, refusals, backend, chosen) for index, part in enumerate(parts)]
     return stages, fallbacks
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,8 +72,8 @@ def build_stage(
     model: ir.Model,
     part: Part,
     refusals: Mapping[ir.Node, str],
-    chosen: Mapping[ir.Node, Select],
     target: Target,
+    chosen: Mapping[ir.Node, Select] = MappingProxyType({}),
 ) -> BuiltStage:
     """Lower the nodes of `part` and plan its memory.
 
