@@ -59,7 +59,7 @@ def make_safe(graph: ir.Graph, condition: ir.Value, wanted: bool) -> None:
         assert operand is not None
         assert operand.dtype is not None
         number = ir.Tensor(np.array(node.op_type in _DIVISIONS, operand.dtype.numpy()))
-        harmless = ir.Value(f"{node.name}/harmless", type=operand.type, shape=ir.Shape(()), const_value=number)
+        harmless = ir.Value(name=f"{node.name}/harmless", type=operand.type, shape=ir.Shape(()), const_value=number)
         number.name = harmless.name
         graph.register_initializer(harmless)
         where = ir.node("Where", [scalar, *((operand, harmless) if wanted else (harmless, operand))])
