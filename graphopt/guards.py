@@ -105,9 +105,10 @@ def guards(graph: ir.Graph) -> dict[ir.Node, Guard]:
         ):
             inner = captured(node.attributes[name].as_graph()) if values is None else values
             read(inner, literals | {(select.condition, wanted)})
-    place = {value: index for index, node in enumerate(nodes) for value in node.outputs}
+    made = [*graph.inputs, *(value for node in nodes for value in node.outputs)]
+    place = {value: index for index, value in enumerate(made)}
     return {
-        node: tuple(sorted(literals, key=lambda literal: (place.get(literal[0], -1), literal[1])))
+        node: tuple(sorted(literals, key=lambda literal: (place[literal[0]], literal[1])))
         for node, literals in found.items()
         if literals
     }

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from graphopt.program import MAX_VIEWS, FallbackSegment, Guard, NativeSegment, Place, Segment, SelectSegment, Stage, Value
+from graphopt.program import (
+    MAX_VIEWS,
+    FallbackSegment,
+    Guard,
+    NativeSegment,
+    Place,
+    Segment,
+    SelectSegment,
+    Stage,
+    Value,
+)
 
 
 def guard_problems(stage: Stage, values: dict[str, Value]) -> Iterator[str]:
     """Every reason, as a sentence, why a condition of `stage` cannot be followed."""
-    computed: dict[str, Guard] = {name: () for name in stage.inputs}
+    computed: dict[str, Guard] = dict.fromkeys(stage.inputs, ())
     computed |= {value.name: () for value in stage.values if value.place is Place.WEIGHT}
     for segment in stage.segments:
         known: Guard = ()

@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-
 Guard = tuple[tuple[ir.Value, bool], ...]
 """Conditions, tensors of one bool, and what each must be."""
 

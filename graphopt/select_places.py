@@ -1,6 +1,6 @@
 """Values that a selection chooses between are computed where its output lies, so that nothing is copied.
 
-    a: 4 KiB  b: 4 KiB  y = a if c else b     ->     a, b: views of y
+a: 4 KiB  b: 4 KiB  y = a if c else b     ->     a, b: views of y
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from graphopt.partition import Part
 from graphopt.program import FallbackSegment, NativeSegment, Place, Segment, SelectSegment, Stage, Value
 from graphopt.program_guards import touched
 from graphopt.runtime import cpu
-
 from graphopt.segments import Guard, NodeRun, node_runs
 from graphopt.select_places import place_sides
 from graphopt.solve.memory import Buffer, MemoryProblem, solve
@@ -181,9 +180,7 @@ def _select(draft: _Draft, node: ir.Node, select: Select, guard: Guard) -> Selec
             array = value.const_value.numpy()
             draft.constants[str(value.name)] = array
             draft.values[str(value.name)] = Value(str(value.name), str(array.dtype), array.shape, Place.WEIGHT)
-    outputs, when_true, when_false = (
-        tuple(str(value.name) for value in side) for side in (select.outputs, *sides)
-    )
+    outputs, when_true, when_false = (tuple(str(value.name) for value in side) for side in (select.outputs, *sides))
     origin = (str(node.name),)
     return SelectSegment(str(select.condition.name), outputs, when_true, when_false, origin, _named(guard))
 

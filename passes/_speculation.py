@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-
 from graphopt import ops
 from graphopt.value_dependence import RANDOM, depends_on_values
 
@@ -30,7 +29,9 @@ def unsafe(node: ir.Node) -> str:
         return f"is an operator of {node.domain}, of which nobody knows whether it takes any numbers"
     if node.op_type in RANDOM or node.op_type == "Dropout":
         return "is random"
-    if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()):
+    if any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()
+    ):
         return "has a body of its own"
     lengths = node.inputs[4] if node.op_type in _RECURRENT and len(node.inputs) > 4 else None
     lengths = node.inputs[6] if node.op_type == "Attention" and len(node.inputs) > 6 else lengths

@@ -42,7 +42,9 @@ class HoistBranches(Pass):
             complete(model)
         notes = (f"{moved} branch{'es' if moved > 1 else ''} of If moved in front of it",) if moved else ()
         names = {str(node.name) for node in model.graph}
-        return PassResult(model, moved > 0, tuple(each for each in refusals.values() if each.node in names), notes=notes)
+        return PassResult(
+            model, moved > 0, tuple(each for each in refusals.values() if each.node in names), notes=notes
+        )
 
 
 def _sweep(model: ir.Model, refusals: dict[str, Refusal]) -> int:
@@ -114,7 +116,10 @@ def _tried(model: ir.Model, node: ir.Node, name: str) -> Branch:
 
 def _obstacle(node: ir.Node) -> str:
     """Why `node` cannot be in the main graph, where it is computed on whatever is there."""
-    if any(value.name and (value.uses() or value.is_graph_output()) and static_type(value) is None for value in node.outputs):
+    if any(
+        value.name and (value.uses() or value.is_graph_output()) and static_type(value) is None
+        for value in node.outputs
+    ):
         return f"{node.name} ({node.op_type}) has no static shape"
     if node.op_type == "If" and node.domain == "":
         select = select_of(node)

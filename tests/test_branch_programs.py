@@ -1,4 +1,4 @@
-"""Whole programs with an If whose condition only the run knows: both ways, against ONNX Runtime on the model as given."""
+"""Programs with an If whose condition only the run knows: both ways, against ONNX Runtime on the model as given."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ MODELS = {
             c = Greater(s, half)
             y = If(c) <
                 then_branch = t () => (a) {
-                    i = If(c) <then_branch = tt () => (aa) { aa = Tanh(x) }, else_branch = te () => (ab) { ab = Exp(x) }>
+                    i = If(c) <then_branch = tt () => (aa) { aa = Tanh(x) },
+                                else_branch = te () => (ab) { ab = Exp(x) }>
                     a = Mul(i, s) },
                 else_branch = e () => (b) { b = Sub(x, s) }>
             n = Not(c)
@@ -53,7 +54,8 @@ MODELS = {
                                         else_branch = e3 () => (b3) { b3 = Sub(r, s) }> },
                         else_branch = te () => (ab) { ab = Identity(r) }> },
                 else_branch = e () => (b) { b = If(d) <
-                        then_branch = et () => (ba) { ba = Identity(x) }, else_branch = ee () => (bb) { bb = Cos(x) }> }>
+                        then_branch = et () => (ba) { ba = Identity(x) },
+                        else_branch = ee () => (bb) { bb = Cos(x) }> }>
         }""",
     # Integers that would divide by zero, and indices that would be out of range, on the other side's data.
     "guarded operands": """
@@ -61,7 +63,8 @@ MODELS = {
             y, q = If(c) <
                 then_branch = t () => (a, b) { a = Gather(x, i)  b = Div(n, d) },
                 else_branch = e () => (a2, b2) { f = Cast<to = 1>(i)  axes = Constant<value_ints = [1]>()
-                    g = Unsqueeze(f, axes)  eight = Constant<value_ints = [3, 8]>()  a2 = Expand(g, eight)  b2 = Add(n, d) }>
+                    g = Unsqueeze(f, axes)  eight = Constant<value_ints = [3, 8]>()
+                    a2 = Expand(g, eight)  b2 = Add(n, d) }>
         }""",
     # One side stays: it has an operator whose result has as many elements as the data asks for.
     "half": """
@@ -71,6 +74,14 @@ MODELS = {
                 else_branch = e () => (b) { n = NonZero(x)  s = Shape<start = 1>(n)  f = Cast<to = 1>(s)
                     w = Constant<value_ints = [6, 9]>()  b = Expand(f, w) }>
             y = Neg(y0)  z = Add(y0, x)
+        }""",
+    # A condition that is chosen itself, twice; integers and bools are chosen like everything else.
+    "chosen condition": """
+        m (float[9] x, int32[9] k, bool c, bool d) => (float[9] y, int32[9] j, bool[9] b) <float zero = {0}> {
+            e = If(c) <then_branch = t () => (ta) { ta = Not(d) }, else_branch = f () => (fa) { fa = And(c, d) }>
+            y, j, b = If(e) <
+                then_branch = t2 () => (p, q, r) { p = Sin(x)  q = Neg(k)  r = Less(x, zero) },
+                else_branch = e2 () => (p2, q2, r2) { p2 = Neg(x)  q2 = Abs(k)  r2 = IsNaN(x) }>
         }""",
     # Large outputs, which a session writes where they stay.
     "large": """
