@@ -55,9 +55,9 @@ def trial(model: ir.Model, node: ir.Node, name: str) -> Branch:
             graph.inputs.append(stand_in)
     for part in (graph, *graph.subgraphs()):
         for each in part:
-            for place, value in enumerate(each.inputs):
-                if value in inner:
-                    each.replace_input_with(place, inner[value])
+            for place, operand in enumerate(each.inputs):
+                if operand in inner:
+                    each.replace_input_with(place, inner[operand])
         for place, value in enumerate(part.outputs):
             if value in inner:
                 part.outputs[place] = inner[value]

@@ -16,6 +16,8 @@ from graphopt.guards import select_of
 from graphopt.passes._branches import BRANCHES, Branch, is_selection, lift, trial
 from graphopt.passes._speculation import make_safe, unsafe
 from graphopt.pipeline import Pass, PassResult, Refusal
+from graphopt.segments import read_by
+from graphopt.verify import random_inputs, run_onnxruntime
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,33 @@ class HoistBranches(Pass):
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph until no branch moves."""
         refusals: dict[str, Refusal] = {}
-        moved = 0
-        while count := _sweep(model, refusals):
-            moved += count
-            complete(model)
+        moved = _repeat(model, refusals)
         notes = (f"{moved} branch{'es' if moved > 1 else ''} of If moved in front of it",) if moved else ()
         names = {str(node.name) for node in model.graph}
-        return PassResult(
-            model, moved > 0, tuple(each for each in refusals.values() if each.node in names), notes=notes
-        )
+        left = tuple(refusal for refusal in refusals.values() if refusal.node in names)
+        return PassResult(model, moved > 0, left, notes=notes)
 
 
-def _sweep(model: ir.Model, refusals: dict[str, Refusal]) -> int:
-    """Try every If of the main graph once; how many branches moved."""
+def _repeat(model: ir.Model, refusals: dict[str, Refusal]) -> int:
+    """Move branches until nothing more is learned by it; how many moved."""
+    tried: dict[ir.Node, object] = {}
+    moved = 0
+    while count := _sweep(model, refusals, tried):
+        moved += count
+        complete(model)
+    return moved
+
+
+def _sweep(model: ir.Model, refusals: dict[str, Refusal], tried: dict[ir.Node, object]) -> int:
+    """Try every If of the main graph that was not `tried` with the types that enter it; how many branches moved."""
     moved = 0
     for node in list(model.graph):
         if node.op_type != "If" or node.domain != "" or node.inputs[0] is None or is_selection(node):
             continue
+        entering = [(static_type(value), value.const_value is None) for value in read_by(node)]
+        if tried.get(node) == entering:
+            continue
+        tried[node] = entering
         count, reason = _hoist(model, node)
         moved += count
         if reason:
@@ -71,7 +83,7 @@ def _hoist(model: ir.Model, node: ir.Node) -> tuple[int, str]:
     if condition is None or condition[0] != "bool" or condition[1] not in ((), (1,)):
         return 0, "its condition is no single bool"
     sides = [_tried(model, node, name) for name in BRANCHES]
-    known = [None if side.types is None else side.types for side in sides]
+    known = [side.types for side in sides]
     movable = [not side.obstacle and not side.impossible for side in sides]
     if not any(movable):
         return 0, "; ".join(f"{name}: {side.obstacle}" for name, side in zip(BRANCHES, sides, strict=True))
@@ -99,19 +111,28 @@ def _tried(model: ir.Model, node: ir.Node, name: str) -> Branch:
     side = trial(model, node, name)
     try:
         complete(side.model)
-        while count := _sweep(side.model, {}):
-            complete(side.model)
-            del count
+        _repeat(side.model, {})
     except ModelError as error:
-        side.impossible, side.obstacle = True, f"the given shapes do not fit it ({error})"
+        side.impossible = not _runs(trial(model, node, name).model)
+        side.obstacle = f"the given shapes do not fit it ({error})"
         return side
     side.obstacle = next(filter(None, map(_obstacle, side.model.graph)), "")
-    types = [static_type(value) for value in side.model.graph.outputs]
-    if None in types:
+    outputs = side.model.graph.outputs
+    types = [(v.dtype, v.shape.numpy()) for v in outputs if static_type(v) and v.shape is not None and v.dtype]
+    if len(types) < len(outputs):
         side.obstacle = side.obstacle or "its results have no static shape"
     else:
-        side.types = [(value.dtype, value.shape.numpy()) for value in side.model.graph.outputs]  # type: ignore
+        side.types = types
     return side
+
+
+def _runs(model: ir.Model) -> bool:
+    """Whether ONNX Runtime computes what inference finds impossible."""
+    try:
+        run_onnxruntime(model, random_inputs(model, 0))
+    except Exception:  # its exceptions share no base class
+        return False
+    return True
 
 
 def _obstacle(node: ir.Node) -> str:

@@ -152,7 +152,7 @@ class StageRunner:
         tensors: dict[str, Any] = {}
         places: dict[str, list[tuple[list[Any], int]]] = {}
         for segment in self.stage.segments:
-            guard = [(memoryview(self.bytes[name]), wanted) for name, wanted in segment.guard]
+            guard = [(self.bytes[name].data, wanted) for name, wanted in segment.guard]
             first = len(self._calls)
             count = len(segment.calls) if isinstance(segment, NativeSegment) else 1
             self._groups.append((guard, range(first, first + count)))
@@ -188,7 +188,7 @@ class StageRunner:
         for names in (segment.when_false, segment.when_true):
             pairs = [(self.arrays[to], self.arrays[of]) for to, of in zip(segment.outputs, names, strict=True)]
             sides.append([(to, of) for to, of in pairs if to.ctypes.data != of.ctypes.data])
-        flag, (when_false, when_true) = memoryview(self.bytes[segment.condition]), sides
+        flag, (when_false, when_true) = self.bytes[segment.condition].data, sides
 
         def select() -> None:
             for target, source in when_true if flag[0] else when_false:
