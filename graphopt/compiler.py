@@ -305,10 +305,12 @@ def _defects(model: ir.Model, backend: Target, known: Mapping[ir.Node, str], err
 def _stages(
     model: ir.Model, backend: Target, ranks: int, fallback: bool, defects: Mapping[ir.Node, str]
 ) -> tuple[list[BuiltStage], tuple[tuple[str, str], ...]]:
+    chosen = guards.selects(model.graph) if backend.skips else {}
+    if chosen:
+        guards.remove_dead(model.graph)
     nodes = list(model.graph)
     opsets = model.opset_imports
     reasons = {node: defects.get(node) or backend.supports(node, opsets) for node in nodes}
-    chosen = guards.selects(nodes) if backend.skips else {}
     whole = {node for node, select in chosen.items() if not select.guard}
     refusals = {node: reason for node, reason in reasons.items() if reason is not None and node not in whole}
     fallbacks = tuple((f"{node.name} ({node.op_type})", reason) for node, reason in refusals.items())

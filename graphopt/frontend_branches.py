@@ -71,7 +71,9 @@ def empty(graph: ir.Graph) -> None:
         for attribute in node.attributes.values():
             for inner in subgraphs_of(attribute):
                 empty(inner)
-        graph.remove(node, safe=True)
+        for place in range(len(node.inputs)):
+            node.replace_input_with(place, None)
+        graph.remove(node)
 
 
 def subgraphs_of(attribute: ir.Attr) -> Sequence[ir.Graph]:

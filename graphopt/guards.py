@@ -114,6 +114,16 @@ def guards(graph: ir.Graph) -> dict[ir.Node, Guard]:
     }
 
 
+def remove_dead(graph: ir.Graph) -> None:
+    """Remove the nodes that no output of `graph` needs, in place: nothing says when they would have to run."""
+    needed = set(graph.outputs)
+    for node in reversed(list(graph)):
+        if needed.isdisjoint(node.outputs):
+            graph.remove(node)
+        else:
+            needed.update(read_by(node))
+
+
 def in_order(nodes: Sequence[ir.Node], guarded: Mapping[ir.Node, Guard]) -> list[ir.Node]:
     """`nodes`, which are in topological order, so that conditions come before what they guard, else as they are."""
     if not guarded:

@@ -30,7 +30,7 @@ def place_sides(segments: Sequence[Segment], values: MutableMapping[str, Value],
         for wanted, side in ((True, segment.when_true), (False, segment.when_false)):
             for output, name in zip(segment.outputs, side, strict=True):
                 found = located(values[name], values)
-                if found is None or found[1] or found[0].name in ports:
+                if found is None or found[1] or found[0].name in (output, *ports):
                     continue
                 base, target = found[0], values[output]
                 alone = all((segment.condition, wanted) in guard for guard in guards.get(base.name, [()]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -54,13 +55,7 @@ def trial(model: ir.Model, node: ir.Node, name: str) -> Branch:
         else:
             graph.inputs.append(stand_in)
     for part in (graph, *graph.subgraphs()):
-        for each in part:
-            for place, operand in enumerate(each.inputs):
-                if operand in inner:
-                    each.replace_input_with(place, inner[operand])
-        for place, value in enumerate(part.outputs):
-            if value in inner:
-                part.outputs[place] = inner[value]
+        _substitute(part, inner)
     graph.opset_imports.update(model.opset_imports)
     functions = [function.clone() for function in model.functions.values()]
     alone = ir.Model(graph, ir_version=model.ir_version, functions=functions)
@@ -76,8 +71,8 @@ def lift(graph: ir.Graph, node: ir.Node, name: str, side: Branch) -> None:
     inside = side.model.graph
     results = [side.outer.get(value, value) for value in inside.outputs]
     inside.outputs.clear()
-    for stand_in, value in side.outer.items():
-        stand_in.replace_all_uses_with(value)
+    for part in (inside, *inside.subgraphs()):
+        _substitute(part, side.outer)
     for value in list(inside.initializers.values()):
         del inside.initializers[str(value.name)]
         if value not in side.outer and (value.uses() or value in results):
@@ -95,3 +90,13 @@ def lift(graph: ir.Graph, node: ir.Node, name: str, side: Branch) -> None:
     empty(node.attributes[name].as_graph())
     passing = ir.Graph([], [copy.outputs[0] for copy in copies], nodes=copies, name=name)
     node.attributes[name] = ir.AttrGraph(name, passing)
+
+
+def _substitute(graph: ir.Graph, values: Mapping[ir.Value, ir.Value]) -> None:
+    for node in graph:
+        for place, operand in enumerate(node.inputs):
+            if operand in values:
+                node.replace_input_with(place, values[operand])
+    for place, value in enumerate(graph.outputs):
+        if value in values:
+            graph.outputs[place] = values[value]

@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
-from graphopt.guards import guards, in_order, select_of
+from graphopt.guards import guards, in_order, remove_dead, select_of
 from graphopt.segments import node_runs
 
 
@@ -101,6 +101,13 @@ def test_what_is_no_selection(inputs: str, branches: str) -> None:
         f"{{ a = Neg(x) b = Abs(x) {choose('y', 'c', true, false).replace('float[4]', 'float[n]')} }}"
     )
     assert spell(model) == {}
+
+
+def test_what_no_output_needs_is_removed() -> None:
+    model = model_of(f"{HEAD} {{ a = Neg(x) dead = Exp(a) too = Sin(dead) {choose('y', 'c', 'a', 'x')} }}")
+    remove_dead(model.graph)
+    assert [node.outputs[0].name for node in model.graph] == ["a", "y"]
+    assert spell(model) == {"a": "c"}
 
 
 def test_conditions_come_before_what_they_guard() -> None:
