@@ -95,7 +95,7 @@ def lift(graph: ir.Graph, node: ir.Node, name: str, side: Branch) -> None:
 def _substitute(graph: ir.Graph, values: Mapping[ir.Value, ir.Value]) -> None:
     for node in graph:
         for place, operand in enumerate(node.inputs):
-            if operand in values:
+            if operand is not None and operand in values:
                 node.replace_input_with(place, values[operand])
     for place, value in enumerate(graph.outputs):
         if value in values:
