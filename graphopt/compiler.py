@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt import analysis, schedule, verification
+from graphopt import analysis, guards, schedule, verification
 from graphopt.artifact import Artifact
 from graphopt.cost_model import CostModel
 from graphopt.cost_source import MEASURED, VARIABLE, open_costs, record
@@ -243,8 +243,8 @@ def rewrite(
     notes = list(loaded.notes)
     weighed = open_costs(costs or os.environ.get(VARIABLE) or MEASURED, backend, notes.append, clock.progress)
     pipeline = _pipeline(passes, target, precision, weighed, keep_denormals)
-    ports = _ports(loaded.model)
     result = pipeline.run(loaded.model, observers)
+    ports = _ports(loaded.model)  # by now more of their shapes are known; their names stay
     return Rewritten(loaded.model, backend, pipeline, result, weighed, ports, tuple(notes), loaded.constants)
 
 
@@ -318,10 +318,14 @@ def _defects(model: ir.Model, backend: Target, known: Mapping[ir.Node, str], err
 def _stages(
     model: ir.Model, backend: Target, ranks: int, fallback: bool, defects: Mapping[ir.Node, str]
 ) -> tuple[list[BuiltStage], tuple[tuple[str, str], ...]]:
+    chosen = guards.selects(model.graph) if backend.skips else {}
+    if chosen:
+        guards.remove_dead(model.graph)
     nodes = list(model.graph)
     opsets = model.opset_imports
     reasons = {node: defects.get(node) or backend.supports(node, opsets) for node in nodes}
-    refusals = {node: reason for node, reason in reasons.items() if reason is not None}
+    whole = {node for node, select in chosen.items() if not select.guard}
+    refusals = {node: reason for node, reason in reasons.items() if reason is not None and node not in whole}
     fallbacks = tuple((f"{node.name} ({node.op_type})", reason) for node, reason in refusals.items())
     if refusals and not fallback:
         listed = "; ".join(f"{name}: {reason}" for name, reason in fallbacks)
@@ -329,12 +333,12 @@ def _stages(
             f"{len(refusals)} of {len(nodes)} nodes have no native form, and --no-fallback forbids ONNX Runtime: "
             f"{listed}."
         )
-    left = islands(nodes, refusals, backend.machine)
+    left = islands(nodes, refusals, backend.machine, chosen)
     refusals |= left
     fallbacks += tuple((f"{node.name} ({node.op_type})", reason) for node, reason in left.items())
-    stages = []
-    for index, part in enumerate(partition(model, ranks, backend.machine)):
-        stages.append(build_stage(index, model, part, refusals, backend))
+    guarded = guards.guards(model.graph) if chosen else {}
+    parts = partition(model, ranks, backend.machine, guarded)
+    stages = [build_stage(index, model, part, refusals, backend, chosen) for index, part in enumerate(parts)]
     return stages, fallbacks
 
 

@@ -24,11 +24,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graphopt.errors import GraphoptError, ModelError
-from graphopt.frontend_branches import choose_branches
 from graphopt.frontend_checks import OWN_DOMAIN, check_structure
+from graphopt.frontend_complete import complete
 from graphopt.frontend_files import check_external, each_tensor, has_nan, own_tensor, read_model
-from graphopt.frontend_fold import fold_constants, lift_constants
-from graphopt.frontend_learn import Learner
+from graphopt.frontend_fold import lift_constants
 from graphopt.frontend_maps import untyped_maps
 from graphopt.frontend_names import canonical_domain, unique_names
 from graphopt.frontend_shapes import (
@@ -55,8 +54,6 @@ OPSET = 20
 
 IR_VERSION = 11
 """Multi-device annotations need 11, ONNX Runtime 1.31 reads up to 13."""
-
-_MAX_ROUNDS = 16
 
 Source = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | torch.nn.Module"
 
@@ -236,18 +233,7 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
     model = _convert(model, notes)
     with_skeleton(model, check)
     drop_claims(model)
-    infer_shapes(model)
-    learner = Learner(model)
-    for _ in range(_MAX_ROUNDS):
-        changed = fold_constants(model, learner)
-        if not (choose_branches(model) or changed):
-            break
-        common.RemoveUnusedNodesPass()(model)
-        infer_shapes(model)
-    common.RemoveUnusedNodesPass()(model)
-    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
-    common.RemoveUnusedOpsetsPass()(model)
-    unique_names(model)
+    complete(model)
     return model
 
 

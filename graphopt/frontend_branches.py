@@ -5,6 +5,8 @@ y = If<then: {a = Neg(x)} => a, else: {...}>(True)   ->   y = Neg(x)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from graphopt.frontend_names import unique_names
@@ -57,4 +59,25 @@ def _choose(node: ir.Node, graph: ir.Graph) -> bool:
     for output in inside:
         output.name = f"{node.name or 'If'}/{output.name}"
     ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, list(node.outputs), results)
+    for name in ("then_branch", "else_branch"):
+        empty(node.attributes[name].as_graph())
     return True
+
+
+def empty(graph: ir.Graph) -> None:
+    """Remove all nodes of a subgraph that goes, or they would still count as readers of outer values."""
+    graph.outputs.clear()
+    for node in reversed(list(graph)):
+        for attribute in node.attributes.values():
+            for inner in subgraphs_of(attribute):
+                empty(inner)
+        for place in range(len(node.inputs)):
+            node.replace_input_with(place, None)
+        graph.remove(node)
+
+
+def subgraphs_of(attribute: ir.Attr) -> Sequence[ir.Graph]:
+    """The graphs that an attribute holds."""
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []

@@ -113,7 +113,13 @@ def _is_open(node: ir.Node) -> bool:
 
 
 def _can_run(node: ir.Node) -> bool:
-    """Whether everything that enters is a tensor of known type and shape, and all of it fits into memory."""
+    """Whether everything that enters is a tensor of known type and shape, and all of it fits into memory.
+
+    An If whose condition is constant is no case for it: its branch takes its place, and ONNX Runtime, which inlines the
+    branch when it opens the model, has died of doing so.
+    """
+    if node.op_type == "If" and node.inputs[0] is not None and node.inputs[0].const_value is not None:
+        return False
     total = 0
     for value in set(read_by(node)):
         if value.const_value is None:

@@ -326,7 +326,8 @@ def _without_weights(model: ir.Model) -> Iterator[None]:
     try:
         yield
     finally:
-        del graph.inputs[real_inputs:]
+        while len(graph.inputs) > real_inputs:  # one by one: a slice that is deleted leaves its values marked as inputs
+            graph.inputs.pop()
         for value, tensor in zip(weights, tensors, strict=True):
             value.const_value = tensor
             graph.register_initializer(value)

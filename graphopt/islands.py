@@ -24,11 +24,14 @@ CHANGE_SECONDS = 100e-6
 REASON = "it is small, and stands between nodes that run in ONNX Runtime"
 
 
-def islands(nodes: Sequence[ir.Node], refusals: Collection[ir.Node], machine: Machine) -> Mapping[ir.Node, str]:
+def islands(
+    nodes: Sequence[ir.Node], refusals: Collection[ir.Node], machine: Machine, kept: Collection[ir.Node] = ()
+) -> Mapping[ir.Node, str]:
     """The nodes of `nodes`, in topological order, that are native and should not be, each with the reason.
 
     A node stands between if it depends on one that is refused, and one that is refused depends on it. Those that are
-    connected count as one: together they are computed in estimated seconds, by a roofline.
+    connected count as one: together they are computed in estimated seconds, by a roofline. One with a node of `kept`
+    stays.
     """
     behind: set[ir.Node] = set()
     before: set[ir.Node] = set()
@@ -48,7 +51,10 @@ def islands(nodes: Sequence[ir.Node], refusals: Collection[ir.Node], machine: Ma
     found: dict[ir.Node, str] = {}
     for group in nx.connected_components(graph):
         # ONNX Runtime would run the body of an operator of ours node by node.
-        if all(node.domain != DOMAIN for node in group) and _seconds(group, machine) < CHANGE_SECONDS:
+        if (
+            all(node.domain != DOMAIN and node not in kept for node in group)
+            and _seconds(group, machine) < CHANGE_SECONDS
+        ):
             found |= dict.fromkeys(group, REASON)
     return {node: found[node] for node in between if node in found}
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from graphopt import analysis, schedule
 from graphopt.costs import Machine
 from graphopt.errors import GraphoptError
-from graphopt.segments import read_by
+from graphopt.guards import in_order
+from graphopt.segments import Guard, read_by
 from graphopt.solve.stages import Crossing, StageProblem, solve
 
 _UNMOVABLE = 1 << 50
@@ -19,24 +21,32 @@ _UNMOVABLE = 1 << 50
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The nodes of one stage, and the values that cross its boundaries or the program's."""
+    """The nodes of one stage, and the values that cross its boundaries or the program's.
+
+    `guarded` are the conditions under which nodes run (`graphopt.guards`); the stage computes or receives them.
+    """
 
     nodes: tuple[ir.Node, ...]
     inputs: tuple[ir.Value, ...]
     outputs: tuple[ir.Value, ...]
+    guarded: Mapping[ir.Node, Guard] = field(default_factory=dict)
 
 
-def partition(model: ir.Model, ranks: int, machine: Machine) -> list[Part]:
+def partition(
+    model: ir.Model, ranks: int, machine: Machine, guarded: Mapping[ir.Node, Guard] = MappingProxyType({})
+) -> list[Part]:
     """Cut the main graph into `ranks` parts of equal estimated time that exchange few bytes.
+
+    Nodes that `guarded` has conditions for come after what computes those.
 
     Raises:
         GraphoptError: fewer nodes than ranks, or every cut would go through a value of unknown size.
     """
     graph = model.graph
-    nodes = list(graph)
+    nodes = in_order(list(graph), guarded)
     if ranks == 1:
-        return [Part(tuple(nodes), tuple(graph.inputs), tuple(graph.outputs))]
-    reads = [tuple(dict.fromkeys(v for v in read_by(node) if v.const_value is None)) for node in nodes]
+        return [Part(tuple(nodes), tuple(graph.inputs), tuple(graph.outputs), guarded)]
+    reads = [_read(node, guarded.get(node, ())) for node in nodes]
     problem = _problem(nodes, reads, ranks, machine)
     if len(nodes) < ranks:
         raise GraphoptError(f"--ranks {ranks} asks for more stages than the model's {len(nodes)} nodes; ask for fewer.")
@@ -61,8 +71,14 @@ def partition(model: ir.Model, ranks: int, machine: Machine) -> list[Part]:
                 )
         constants = [v for v in graph.outputs if v.const_value is not None and index == ranks - 1]
         outputs = (*(by_name[name] for name in boundary.outputs), *constants)
-        parts.append(Part(tuple(nodes[i] for i in piece), inputs, outputs))
+        parts.append(Part(tuple(nodes[i] for i in piece), inputs, outputs, guarded))
     return parts
+
+
+def _read(node: ir.Node, guard: Guard) -> tuple[ir.Value, ...]:
+    """The values that `node` needs, those that tell whether it runs among them, but no constants."""
+    needed = (*read_by(node), *(condition for condition, _ in guard))
+    return tuple(dict.fromkeys(value for value in needed if value.const_value is None))
 
 
 def _problem(

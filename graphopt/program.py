@@ -4,7 +4,8 @@ A `Program` is what the compiler hands to the runtime. It is plain data: it prin
 (`graphopt.schedule`) and executed (`graphopt.runtime`) without any compiler in the process.
 
     stage    what one rank computes for one micro-batch: values, one arena, segments in order
-    segment  a run of kernel calls (native), or one ONNX model run by ONNX Runtime (fallback)
+    segment  a run of kernel calls (native), one ONNX model run by ONNX Runtime (fallback), or a choice between values
+             (select); all may have a guard
     action   run a stage on a micro-batch, or send or receive the values that cross a stage boundary
 """
 
@@ -16,6 +17,9 @@ from enum import StrEnum
 
 ALIGNMENT = 64
 """Bytes: every value starts at a multiple of it (one AVX-512 vector, one cache line)."""
+
+MAX_VIEWS = 64
+"""How many views may lead from a value to its bytes."""
 
 ITEM_BYTES = {
     "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "float16": 2, "bfloat16": 2,
@@ -80,11 +84,16 @@ class KernelCall:
     launches: tuple[Launch, ...] = ()
 
 
+Guard = tuple[tuple[str, bool], ...]
+"""Values of one bool, and what each must be: a run skips a segment at the first that is otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class NativeSegment:
     """Kernel calls in order."""
 
     calls: tuple[KernelCall, ...]
+    guard: Guard = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +111,25 @@ class FallbackSegment:
     reasons: tuple[tuple[str, str], ...]
     weights: tuple[str, ...] = ()
     spin: bool = False
+    guard: Guard = ()
 
 
-Segment = NativeSegment | FallbackSegment
+@dataclass(frozen=True, slots=True)
+class SelectSegment:
+    """`outputs` become copies of `when_true` or of `when_false`, by the value `condition`, which is one bool.
+
+    A value that has the place of its output in the arena is not copied, nor is an output that stands for a side itself.
+    """
+
+    condition: str
+    outputs: tuple[str, ...]
+    when_true: tuple[str, ...]
+    when_false: tuple[str, ...]
+    origin: tuple[str, ...] = ()
+    guard: Guard = ()
+
+
+Segment = NativeSegment | FallbackSegment | SelectSegment
 
 
 @dataclass(frozen=True, slots=True)

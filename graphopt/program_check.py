@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from graphopt import schedule
 from graphopt.program import (
     ALIGNMENT,
     ITEM_BYTES,
+    MAX_VIEWS,
     FallbackSegment,
     KernelCall,
     Launch,
@@ -17,10 +18,12 @@ from graphopt.program import (
     Place,
     Port,
     Program,
+    SelectSegment,
     Stage,
     Value,
     Verb,
 )
+from graphopt.program_guards import guard_problems
 
 MAX_ARENA_BYTES = 1 << 46
 """More than any machine has; a larger number can only be damage."""
@@ -28,7 +31,6 @@ MAX_ARENA_BYTES = 1 << 46
 MAX_GRID, MAX_THREADS, MAX_SHARED = (1 << 31) - 1, 1024, 1 << 20
 """Blocks along an axis, threads of a block and bytes of its shared memory that no device has more of."""
 
-_MAX_VIEWS = 64
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,511}", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9_.-]{1,100}(/[A-Za-z0-9_.-]{1,100}){0,3}", re.ASCII)
 
@@ -100,6 +102,8 @@ def _stage_problems(stage: Stage) -> Iterator[str]:
         if isinstance(segment, NativeSegment):
             for call in segment.calls:
                 yield from _call_problems(call, values, stage)
+        elif isinstance(segment, SelectSegment):
+            yield from _select_problems(segment, values)
         else:
             yield from _fallback_problems(segment, values)
             if segment.weights and not stage.weights:
@@ -107,6 +111,10 @@ def _stage_problems(stage: Stage) -> Iterator[str]:
     calls = [call for segment in stage.segments if isinstance(segment, NativeSegment) for call in segment.calls]
     if len({bool(call.launches) for call in calls}) > 1:
         yield "some of its kernels run on a device and some do not"
+    conditional = any(segment.guard or isinstance(segment, SelectSegment) for segment in stage.segments)
+    if conditional and any(call.launches for call in calls):
+        yield "a device runs all of its kernels, and some depend on a condition"
+    yield from guard_problems(stage, values)
 
 
 def _value_problems(value: Value, values: dict[str, Value], stage: Stage) -> Iterator[str]:
@@ -142,16 +150,16 @@ def _value_problems(value: Value, values: dict[str, Value], stage: Stage) -> Ite
             )
 
 
-def base_of(value: Value, values: dict[str, Value]) -> Value | None:
+def base_of(value: Value, values: Mapping[str, Value]) -> Value | None:
     """The value whose bytes `value` shows, itself unless it is a view; None if the chain of views is broken or long."""
     found = located(value, values)
     return None if found is None else found[0]
 
 
-def located(value: Value, values: dict[str, Value]) -> tuple[Value, int] | None:
+def located(value: Value, values: Mapping[str, Value]) -> tuple[Value, int] | None:
     """As `base_of`, with the first byte of that value that `value` shows."""
     start = 0
-    for _ in range(_MAX_VIEWS):
+    for _ in range(MAX_VIEWS):
         if value.place is not Place.VIEW:
             return value, start
         following = values.get(value.of)
@@ -198,6 +206,19 @@ def _fallback_problems(segment: FallbackSegment, values: dict[str, Value]) -> It
     if len(set(segment.weights)) != len(segment.weights):
         yield f"fallback model {segment.model!r} takes a weight twice"
     yield from _written_problems(f"fallback model {segment.model!r}", segment.outputs, values)
+
+
+def _select_problems(segment: SelectSegment, values: dict[str, Value]) -> Iterator[str]:
+    if not len(segment.outputs) == len(segment.when_true) == len(segment.when_false):
+        yield f"the choice by {segment.condition!r} has not as many values on both sides as outputs"
+        return
+    for names in zip(segment.outputs, segment.when_true, segment.when_false, strict=True):
+        unknown = next((name for name in names if name not in values), None)
+        if unknown is not None:
+            yield f"the choice by {segment.condition!r} uses the unknown value {unknown!r}"
+        elif len({(values[name].dtype, values[name].shape) for name in names}) > 1 or values[names[0]].shape is None:
+            yield f"the choice of {names[0]!r} is between values of other types, or of none"
+    yield from _written_problems(f"the choice by {segment.condition!r}", segment.outputs, values)
 
 
 def _written_problems(writer: str, names: tuple[str, ...], values: dict[str, Value]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from graphopt.errors import ArtifactError
 from graphopt.program import (
     Action,
     FallbackSegment,
+    Guard,
     KernelCall,
     Launch,
     NativeSegment,
@@ -21,13 +22,14 @@ from graphopt.program import (
     Port,
     Program,
     Segment,
+    SelectSegment,
     Stage,
     Value,
     Verb,
 )
 from graphopt.program_check import problems
 
-FORMAT = 3
+FORMAT = 4
 """Version of the layout below; another version is refused."""
 
 _MAX_INTEGER = 1 << 62
@@ -116,8 +118,18 @@ def _from_value(value: Value) -> dict[str, Any]:
 
 
 def _from_segment(segment: Segment) -> dict[str, Any]:
+    guard = [list(literal) for literal in segment.guard]
     if isinstance(segment, NativeSegment):
-        return {"calls": [_from_call(call) for call in segment.calls]}
+        return {"calls": [_from_call(call) for call in segment.calls], "guard": guard}
+    if isinstance(segment, SelectSegment):
+        return {
+            "condition": segment.condition,
+            "outputs": list(segment.outputs),
+            "when_true": list(segment.when_true),
+            "when_false": list(segment.when_false),
+            "origin": list(segment.origin),
+            "guard": guard,
+        }
     return {
         "model": segment.model,
         "inputs": list(segment.inputs),
@@ -125,6 +137,7 @@ def _from_segment(segment: Segment) -> dict[str, Any]:
         "reasons": [list(reason) for reason in segment.reasons],
         "weights": list(segment.weights),
         "spin": segment.spin,
+        "guard": guard,
     }
 
 
@@ -204,8 +217,19 @@ def _to_value(item: object, where: str) -> Value:
 
 def _to_segment(item: object, where: str) -> Segment:
     if isinstance(item, dict) and "calls" in item:
-        return NativeSegment(_list(_object(item, where, "calls")["calls"], f"{where}.calls", _to_call))
-    fields = _object(item, where, "model", "inputs", "outputs", "reasons", "weights", "spin")
+        fields = _object(item, where, "calls", "guard")
+        return NativeSegment(_list(fields["calls"], f"{where}.calls", _to_call), _to_guard(fields["guard"], where))
+    if isinstance(item, dict) and "condition" in item:
+        fields = _object(item, where, "condition", "outputs", "when_true", "when_false", "origin", "guard")
+        return SelectSegment(
+            condition=_text(fields["condition"], f"{where}.condition"),
+            outputs=_texts(fields["outputs"], f"{where}.outputs"),
+            when_true=_texts(fields["when_true"], f"{where}.when_true"),
+            when_false=_texts(fields["when_false"], f"{where}.when_false"),
+            origin=_texts(fields["origin"], f"{where}.origin"),
+            guard=_to_guard(fields["guard"], where),
+        )
+    fields = _object(item, where, "model", "inputs", "outputs", "reasons", "weights", "spin", "guard")
     return FallbackSegment(
         model=_text(fields["model"], f"{where}.model"),
         inputs=_texts(fields["inputs"], f"{where}.inputs"),
@@ -213,7 +237,18 @@ def _to_segment(item: object, where: str) -> Segment:
         reasons=_list(fields["reasons"], f"{where}.reasons", _to_reason),
         weights=_texts(fields["weights"], f"{where}.weights"),
         spin=_boolean(fields["spin"], f"{where}.spin"),
+        guard=_to_guard(fields["guard"], where),
     )
+
+
+def _to_guard(item: object, where: str) -> Guard:
+    return _list(item, f"{where}.guard", _to_literal)
+
+
+def _to_literal(item: object, where: str) -> tuple[str, bool]:
+    if not isinstance(item, list) or len(item) != 2:
+        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not a value and what it must be")
+    return _text(item[0], where), _boolean(item[1], where)
 
 
 def _to_reason(item: object, where: str) -> tuple[str, str]:

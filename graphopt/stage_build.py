@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +18,13 @@ from graphopt.analysis import static_type
 from graphopt.draws import random_array
 from graphopt.errors import GraphoptError
 from graphopt.fallback_models import FallbackModel, fallback_models, observed
+from graphopt.guards import Select
 from graphopt.partition import Part
-from graphopt.program import FallbackSegment, NativeSegment, Place, Segment, Stage, Value
+from graphopt.program import FallbackSegment, NativeSegment, Place, Segment, SelectSegment, Stage, Value
+from graphopt.program_guards import touched
 from graphopt.runtime import cpu
-from graphopt.segments import NodeRun, node_runs
+from graphopt.segments import Guard, NodeRun, node_runs
+from graphopt.select_places import place_sides
 from graphopt.solve.memory import Buffer, MemoryProblem, solve
 from graphopt.weights import save_weights
 from graphopt.work import Plan
@@ -67,12 +71,26 @@ class _Draft:
     plans: dict[str, Plan] = field(default_factory=dict)
 
 
-def build_stage(index: int, model: ir.Model, part: Part, refusals: Mapping[ir.Node, str], target: Target) -> BuiltStage:
-    """Lower the nodes of `part` and plan its memory."""
+def build_stage(
+    index: int,
+    model: ir.Model,
+    part: Part,
+    refusals: Mapping[ir.Node, str],
+    target: Target,
+    chosen: Mapping[ir.Node, Select] = MappingProxyType({}),
+) -> BuiltStage:
+    """Lower the nodes of `part` and plan its memory.
+
+    Args:
+        refusals: why a node is not native.
+        chosen: the nodes that select among values; those that are refused too have a side that ONNX Runtime computes.
+    """
     draft = _Draft()
     for value in part.inputs:
         _declare(draft, value)
-    runs = node_runs(part.nodes, refusals, part.outputs)
+    kept = [*part.outputs, *(value for node in part.nodes if node in chosen for value in node.outputs)]
+    guarded = {node: (*part.guarded.get(node, ()), *chosen[node].guard) for node in part.nodes if node in chosen}
+    runs = node_runs(part.nodes, refusals, kept, {**part.guarded, **guarded}, chosen.keys() - refusals.keys())
     known = draw_demands.Model(model)
     segments: list[list[Segment]] = [[] for _ in runs]
     for number, run in enumerate(runs):
@@ -80,12 +98,17 @@ def build_stage(index: int, model: ir.Model, part: Part, refusals: Mapping[ir.No
             segments[number] = [_native(draft, model, run, target, f"s{index}_{number}_")]
     # Afterwards: constants that kernels read too are stored once, and what kernels read has a shape.
     for number, run in enumerate(runs):
-        if not run.native:
-            models = fallback_models(model, run, part.outputs, draft.constants, cpu.default_threads())
+        if not run.native and not run.select:
+            models = fallback_models(model, run, kept, draft.constants, cpu.default_threads())
             segments[number] = [
                 _fallback(draft, found, known, _file(index, number, place)) for place, found in enumerate(models)
             ]
+    for number, run in enumerate(runs):
+        for node in run.nodes:
+            if node in chosen:
+                segments[number].append(_select(draft, node, chosen[node], part.guarded.get(node, ())))
     draft.segments = _spinning([segment for group in segments for segment in group])
+    place_sides(draft.segments, draft.values, {str(value.name) for value in (*part.inputs, *part.outputs)})
     for value in part.outputs:
         if value.const_value is not None:
             draft.constants[str(value.name)] = array = value.const_value.numpy()
@@ -163,7 +186,26 @@ def _native(draft: _Draft, model: ir.Model, run: NodeRun, target: Target, prefix
     draft.constants.update(lowered.constants)
     draft.notes.extend(lowered.notes)
     draft.plans.update(lowered.plans)
-    return NativeSegment(tuple(lowered.calls))
+    return NativeSegment(tuple(lowered.calls), _named(run.guard))
+
+
+def _select(draft: _Draft, node: ir.Node, select: Select, guard: Guard) -> SelectSegment:
+    """The choice between two values for each output; a side that ONNX Runtime computes is the output itself."""
+    sides = [select.outputs if side is None else side for side in (select.when_true, select.when_false)]
+    for value in (*select.outputs, *sides[0], *sides[1]):
+        if value.const_value is None:
+            _declare(draft, value)
+        elif str(value.name) not in draft.constants:
+            array = value.const_value.numpy()
+            draft.constants[str(value.name)] = array
+            draft.values[str(value.name)] = Value(str(value.name), str(array.dtype), array.shape, Place.WEIGHT)
+    outputs, when_true, when_false = (tuple(str(value.name) for value in side) for side in (select.outputs, *sides))
+    origin = (str(node.name),)
+    return SelectSegment(str(select.condition.name), outputs, when_true, when_false, origin, _named(guard))
+
+
+def _named(guard: Guard) -> tuple[tuple[str, bool], ...]:
+    return tuple((str(condition.name), wanted) for condition, wanted in guard)
 
 
 def _fallback(draft: _Draft, found: FallbackModel, known: draw_demands.Model, file: str) -> FallbackSegment:
@@ -177,17 +219,15 @@ def _fallback(draft: _Draft, found: FallbackModel, known: draw_demands.Model, fi
     draft.constants.update(found.weights)
     inputs = tuple(str(value.name) for value in found.run.inputs)
     outputs = tuple(str(value.name) for value in found.run.outputs)
-    return FallbackSegment(file, inputs, outputs, found.run.reasons, tuple(found.weights))
+    guard = _named(found.run.guard)
+    return FallbackSegment(file, inputs, outputs, found.run.reasons, tuple(found.weights), guard=guard)
 
 
 def _plan(draft: _Draft, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[tuple[Value, ...], int, int]:
     """Offsets for every ARENA value, from when it is first written to when it is last read."""
     steps: list[tuple[str, ...]] = [tuple(inputs)]
     for segment in draft.segments:
-        if isinstance(segment, NativeSegment):
-            steps.extend((*call.inputs, *call.outputs, *call.scratch) for call in segment.calls)
-        else:
-            steps.append((*segment.inputs, *segment.outputs))
+        steps.extend(touched(segment))
     steps.append(tuple(outputs))
     first: dict[str, int] = {}
     last: dict[str, int] = {}

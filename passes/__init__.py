@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from graphopt.passes.choose_tiles import ChooseTiles as ChooseTiles
     from graphopt.passes.flush_denormals import FlushDenormals as FlushDenormals
     from graphopt.passes.fuse import Fuse as Fuse
+    from graphopt.passes.hoist_branches import HoistBranches as HoistBranches
     from graphopt.passes.join_products import JoinProducts as JoinProducts
     from graphopt.passes.layout import Layout as Layout
     from graphopt.passes.normalize import Normalize as Normalize
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from graphopt.passes.select_conv import SelectConv as SelectConv
 
 PASSES = {
+    "hoist-branches": ("graphopt.passes.hoist_branches", "HoistBranches"),
     "normalize": ("graphopt.passes.normalize", "Normalize"),
     "fuse": ("graphopt.passes.fuse", "Fuse"),
     "flush-denormals": ("graphopt.passes.flush_denormals", "FlushDenormals"),
@@ -26,7 +28,7 @@ PASSES = {
     "choose-tiles": ("graphopt.passes.choose_tiles", "ChooseTiles"),
 }
 
-DEFAULT = "normalize,fuse,flush-denormals,select-conv,layout,choose-tiles"
+DEFAULT = "hoist-branches,normalize,fuse,flush-denormals,select-conv,layout,choose-tiles"
 """The pipeline of `graphopt compile` when --passes is not given."""
 
 _GPU = "normalize,fuse,flush-denormals,join-products,select-conv{max-workspace=1GiB},layout,choose-tiles"
@@ -40,6 +42,7 @@ __all__ = [
     "ChooseTiles",
     "FlushDenormals",
     "Fuse",
+    "HoistBranches",
     "JoinProducts",
     "Layout",
     "Normalize",

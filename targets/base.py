@@ -41,6 +41,10 @@ class Target(Protocol):
         """Of file names, without the dot."""
 
     @property
+    def skips(self) -> bool:
+        """Whether a run can leave out kernels, by a condition that others compute."""
+
+    @property
     def machine(self) -> Machine:
         """What the cost model sees."""
 

@@ -43,6 +43,11 @@ class CpuTarget:
         self._definitions = Definitions()
 
     @property
+    def skips(self) -> bool:
+        """The host makes every call."""
+        return True
+
+    @property
     def machine(self) -> Machine:
         """Vector lanes and cores of the host, with the cost model's own rates scaled to them."""
         lanes = self.cpu.lanes()

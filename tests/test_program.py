@@ -16,10 +16,12 @@ from graphopt.program import (
     Action,
     FallbackSegment,
     KernelCall,
+    Launch,
     NativeSegment,
     Place,
     Port,
     Program,
+    SelectSegment,
     Stage,
     Value,
     Verb,
@@ -67,6 +69,34 @@ def sample(micro_batches: int = 2) -> Program:
     return Program(stages, schedule.build(stages, ["x"], micro_batches), *ports, micro_batches)
 
 
+def conditional() -> Program:
+    """A stage that computes a condition, two sides and a choice, one of them below a second condition."""
+    stage = Stage(
+        index=0,
+        values=(
+            Value("x", "float32", (4,), Place.ARENA, 0),
+            Value("c", "bool", (1,), Place.ARENA, 64),
+            Value("d", "bool", (), Place.ARENA, 128),
+            Value("y", "float32", (4,), Place.ARENA, 192),
+            Value("a", "float32", (4,), Place.VIEW, of="y"),
+            Value("n", "int64", (1,), Place.ARENA, 256),
+        ),
+        inputs=("x", "n"),
+        outputs=("y",),
+        segments=(
+            NativeSegment((KernelCall("test", ("x",), ("c",)),)),
+            NativeSegment((KernelCall("try", ("x",), ("d",)),), guard=(("c", True),)),
+            NativeSegment((KernelCall("neg", ("x",), ("a",)),), guard=(("c", True), ("d", False))),
+            SelectSegment("c", ("y",), ("a",), ("x",), ("If_0",)),
+        ),
+        arena_bytes=320,
+        arena_lower_bound=320,
+        library="stage_0.so",
+    )
+    ports = (Port("x", "float32", (4,)), Port("n", "int64", (1,))), (Port("y", "float32", (4,)),)
+    return Program((stage,), schedule.build((stage,), ["x", "n"], 1), *ports, 1)
+
+
 def document(program: Program) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(program_json.dumps(program))
     return loaded
@@ -79,6 +109,51 @@ def test_a_program_reads_back_equal() -> None:
         text = program_json.dumps(program)
         assert program_json.loads(text) == program
         assert program_json.dumps(program_json.loads(text)) == text
+
+
+def test_a_conditional_program_reads_back_equal() -> None:
+    program = conditional()
+    assert problems(program) == []
+    assert program_json.loads(program_json.dumps(program)) == program
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda s: s[0].update(guard=[["absent", True]]), "the unknown value 'absent'"),
+        (lambda s: s[0].update(guard=[["c", True]]), "'c', which is not computed before"),  # by itself
+        (lambda s: s[1].update(guard=[["d", True]]), "'d', which is not computed before"),
+        (lambda s: s[1].update(guard=[["x", True]]), "'x', which is not one bool"),
+        (lambda s: s[1].update(guard=[["n", True]]), "'n', which is not one bool"),
+        (lambda s: s[2].update(guard=[["d", False]]), "'d', which is not computed before"),  # where c is false
+        (lambda s: s[2].update(guard=[["d", False], ["c", True]]), "'d', which is not computed before"),
+        (lambda s: s[2].update(guard=[["c", False], ["d", False]]), "'d', which is not computed before"),
+        (lambda s: s[2].update(guard=[["c", 1]]), "neither true nor false"),
+        (lambda s: s[2].update(guard=[["c"]]), "not a value and what it must be"),
+        (lambda s: s[2].update(guard={"c": True}), "not a list"),
+        (lambda s: s[2].pop("guard"), "wrong keys, see 'guard'"),
+        (lambda s: s[3].update(condition="d"), "'d', which is not computed before"),
+        (lambda s: s[3].update(condition="x"), "'x', which is not one bool"),
+        (lambda s: s[3].update(when_true=[]), "not as many values on both sides"),
+        (lambda s: s[3].update(when_false=["n"]), "between values of other types"),
+        (lambda s: s[3].update(when_false=["q"]), "unknown value 'q'"),
+        (lambda s: s.insert(0, s.pop()), "'c', which is not computed before"),
+    ],
+)
+def test_every_damage_of_a_condition_is_refused(edit: Callable[[list[Any]], object], reason: str) -> None:
+    fields = document(conditional())
+    edit(fields["stages"][0]["segments"])
+    with pytest.raises(ArtifactError) as error:
+        program_json.loads(json.dumps(fields).encode())
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_device_runs_everything() -> None:
+    program = conditional()
+    launched = KernelCall("test", ("x",), ("c",), launches=(Launch("test", (1, 1, 1), (1, 1, 1), (0, 1)),))
+    stage = replace(program.stages[0], segments=(NativeSegment((launched,)), *program.stages[0].segments[3:]))
+    assert any("depend on a condition" in reason for reason in problems(replace(program, stages=(stage,))))
 
 
 def test_action_text() -> None:

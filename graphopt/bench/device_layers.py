@@ -11,7 +11,7 @@ from typing import Any
 from graphopt.artifact import Artifact
 from graphopt.bench import device
 from graphopt.bench.sides import Settings
-from graphopt.program import FallbackSegment
+from graphopt.program import FallbackSegment, NativeSegment
 
 _RATES = {"fp32": "float32", "tf32": "tf32", "fp16": "float16", "bf16": "bfloat16"}
 """Precision -> name in `Device.rates`."""
@@ -85,7 +85,7 @@ def rows(artifact: Artifact, seconds: Sequence[float], predicted: Sequence[Mappi
         for segment in stage.segments:
             if isinstance(segment, FallbackSegment):
                 found.append(_fallback(segment, next(times)))
-            else:
+            elif isinstance(segment, NativeSegment):
                 found += [_kernel(next(plans), next(times)) for _ in segment.calls]
     return found
 

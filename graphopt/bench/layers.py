@@ -15,7 +15,8 @@ import numpy as np
 
 from graphopt.artifact import Artifact
 from graphopt.bench.sides import Settings
-from graphopt.program import FallbackSegment, NativeSegment, Stage
+from graphopt.program import FallbackSegment, NativeSegment, SelectSegment, Stage
+from graphopt.runtime.stage import SELECT
 
 RUNS = 30
 PEAK_MODEL = "zoo:layer/gemm-1024"
@@ -171,6 +172,8 @@ def _calls(stage: Stage) -> list[tuple[str, tuple[str, ...], int]]:
         if isinstance(segment, FallbackSegment):
             nodes = tuple(node for node, _ in segment.reasons)
             found.append((segment.model, nodes, sum(sizes[name] for name in (*segment.inputs, *segment.outputs))))
+        elif isinstance(segment, SelectSegment):
+            found.append((SELECT, segment.origin, sum(sizes[name] for name in segment.outputs)))
         else:
             for call in segment.calls:
                 moved = sum(sizes[name] for name in (*call.inputs, *call.outputs))

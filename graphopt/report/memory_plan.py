@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from graphopt.program import FallbackSegment, Place, Stage
+from graphopt.program import FallbackSegment, NativeSegment, Place, Stage
+from graphopt.program_guards import touched
 from graphopt.report.units import nbytes
 
 LINES = 40
@@ -63,11 +64,11 @@ def plan(stage: Stage) -> Plan:
 def _steps(stage: Stage) -> Iterator[tuple[str, Sequence[str]]]:
     yield "inputs", stage.inputs
     for segment in stage.segments:
-        if isinstance(segment, FallbackSegment):
-            yield segment.model, (*segment.inputs, *segment.outputs)
+        if isinstance(segment, NativeSegment):
+            names = [call.symbol for call in segment.calls]
         else:
-            for call in segment.calls:
-                yield call.symbol, (*call.inputs, *call.outputs, *call.scratch)
+            names = [segment.model if isinstance(segment, FallbackSegment) else f"choice by {segment.condition}"]
+        yield from zip(names, touched(segment), strict=True)
     yield "outputs", stage.outputs
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from graphopt.artifact import Artifact
 from graphopt.errors import ArtifactError
-from graphopt.program import FallbackSegment, KernelCall, NativeSegment, Place, Stage
+from graphopt.program import FallbackSegment, KernelCall, NativeSegment, Place, SelectSegment, Stage
 from graphopt.program_check import located
 from graphopt.runtime.device import Device
 from graphopt.runtime.stage import CallTime
@@ -212,6 +212,8 @@ class DeviceStageRunner:
         images = _images(artifact, self.stage)
         self._groups.append(("", (), [self._up(name) for name in self.stage.inputs if name in self.arrays]))
         for segment in self.stage.segments:
+            if segment.guard or isinstance(segment, SelectSegment):
+                raise ArtifactError("a device runs all of a program, and this one has conditions: compile it again")
             if isinstance(segment, NativeSegment):
                 for call in segment.calls:
                     self._groups.append((call.symbol, call.origin, self._launches(call, images)))

@@ -6,13 +6,14 @@ run puts the caller's memory in the place of the arena's for every call that tou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from graphopt.program import FallbackSegment, Place, Stage, Value
+from graphopt.program import FallbackSegment, Place, Segment, SelectSegment, Stage, Value
+from graphopt.program_check import located
 from graphopt.runtime import library
 from graphopt.weights import Array, numpy_dtype
 
@@ -44,10 +45,11 @@ class InPlace:
         self._parts: dict[str, list[_Part]] = {}
         candidates = _candidates(stage, values)
         for name, value in values.items():
-            base, start = (value.of, value.offset) if value.place is Place.VIEW else (name, 0)
-            if base in candidates:
-                part = _Part(value, start, arguments.get(name, []), name == base)
-                self._parts.setdefault(base, []).append(part)
+            found = located(value, values)
+            if found is not None and found[0].name in candidates:
+                base, start = found
+                part = _Part(value, start, arguments.get(name, []), name == base.name)
+                self._parts.setdefault(base.name, []).append(part)
 
     def takes(self, name: str) -> bool:
         """Whether `name` can be bound at all."""
@@ -82,9 +84,8 @@ class InPlace:
 
 def _candidates(stage: Stage, values: Mapping[str, Value]) -> set[str]:
     """Inputs and outputs that are large, are in the arena themselves, and that native calls alone touch."""
-    fallback = [s for s in stage.segments if isinstance(s, FallbackSegment)]
-    elsewhere = {_base(values[name]) for segment in fallback for name in (*segment.inputs, *segment.outputs)}
-    elsewhere |= {_base(values[name]) for name in stage.outputs if values[name].place is not Place.ARENA}
+    elsewhere = {_base(values, name) for segment in stage.segments for name in _copied(segment, values)}
+    elsewhere |= {_base(values, name) for name in stage.outputs if values[name].place is not Place.ARENA}
     elsewhere |= {*stage.inputs} & {*stage.outputs}
     ports: Sequence[str] = (*stage.inputs, *stage.outputs)
     return {
@@ -97,5 +98,17 @@ def _candidates(stage: Stage, values: Mapping[str, Value]) -> set[str]:
     }
 
 
-def _base(value: Value) -> str:
-    return value.of if value.place is Place.VIEW else value.name
+def _copied(segment: Segment, values: Mapping[str, Value]) -> Iterator[str]:
+    """The values that `segment` reads or writes otherwise than by kernels."""
+    if isinstance(segment, FallbackSegment):
+        yield from (*segment.inputs, *segment.outputs)
+    elif isinstance(segment, SelectSegment):
+        for sides in (segment.when_true, segment.when_false):
+            for output, side in zip(segment.outputs, sides, strict=True):
+                if _base(values, output) != _base(values, side):
+                    yield from (output, side)
+
+
+def _base(values: Mapping[str, Value], name: str) -> str:
+    found = located(values[name], values)
+    return name if found is None else found[0].name

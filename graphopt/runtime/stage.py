@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,16 @@ import numpy.typing as npt
 
 from graphopt.artifact import Artifact
 from graphopt.errors import GraphoptError
-from graphopt.program import ALIGNMENT, NativeSegment, Place, Stage
+from graphopt.program import ALIGNMENT, NativeSegment, Place, SelectSegment, Stage
 from graphopt.program_check import located
 from graphopt.runtime import library
 from graphopt.runtime.in_place import InPlace
 from graphopt.weights import Array, numpy_dtype
 
 Bytes = npt.NDArray[np.uint8]
+
+SELECT = "select"
+"""The name of a choice between values, among kernels and models."""
 
 _GUARD = 4096
 """Bytes behind every arena that no plan uses: a kernel that writes past the arena is seen there by `high_water`."""
@@ -60,6 +63,7 @@ class StageRunner:
             self.arrays[name] = data.view(numpy_dtype(value.dtype)).reshape(value.shape)
         self._calls: list[tuple[Callable[..., Any], list[Any]]] = []
         self._names: list[tuple[str, tuple[str, ...]]] = []
+        self._groups: list[tuple[list[tuple[memoryview, bool]], range]] = []
         self.in_place = InPlace(stage, self._values, self._bind(artifact, threads))
 
     def run(self) -> None:
@@ -70,7 +74,8 @@ class StageRunner:
         """
         index = 0
         try:
-            for index, (function, arguments) in enumerate(self._calls):  # noqa: B007
+            for index in self._due():
+                function, arguments = self._calls[index]
                 function(*arguments)
         except GraphoptError:
             raise
@@ -82,12 +87,13 @@ class StageRunner:
             ) from error
 
     def profile(self) -> list[CallTime]:
-        """Run once like `run`, taking the time of every call."""
-        times = []
-        for (function, arguments), (name, origin) in zip(self._calls, self._names, strict=True):
+        """Run once like `run`, taking the time of every call; one that is skipped takes none."""
+        times = [CallTime(self.stage.index, name, origin, 0.0) for name, origin in self._names]
+        for index in self._due():
+            function, arguments = self._calls[index]
             start = time.perf_counter()
             function(*arguments)
-            times.append(CallTime(self.stage.index, name, origin, time.perf_counter() - start))
+            times[index] = replace(times[index], seconds=time.perf_counter() - start)
         return times
 
     def trace(self) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
@@ -97,15 +103,22 @@ class StageRunner:
             for segment in self.stage.segments
             for call in (segment.calls if isinstance(segment, NativeSegment) else (segment,))
         ]
-        for call, (function, arguments), (_, origin) in zip(calls, self._calls, self._names, strict=True):
+        for index in self._due():
+            function, arguments = self._calls[index]
             function(*arguments)
             yield (
-                origin,
+                self._names[index][1],
                 {
                     name: self.arrays[name].copy() if name in self.arrays else self.host.get(name)
-                    for name in call.outputs
+                    for name in calls[index].outputs
                 },
             )
+
+    def _due(self) -> Iterator[int]:
+        """Places of the calls that this run makes: conditions are looked at when those before them are done."""
+        for guard, calls in self._groups:
+            if all(bool(flag[0]) is wanted for flag, wanted in guard):
+                yield from calls
 
     def poison(self, pattern: int) -> None:
         """Set every byte of the arena, and of the guard behind it, to `pattern` (0 to 255)."""
@@ -139,6 +152,14 @@ class StageRunner:
         tensors: dict[str, Any] = {}
         places: dict[str, list[tuple[list[Any], int]]] = {}
         for segment in self.stage.segments:
+            guard = [(self.bytes[name].data, wanted) for name, wanted in segment.guard]
+            first = len(self._calls)
+            count = len(segment.calls) if isinstance(segment, NativeSegment) else 1
+            self._groups.append((guard, range(first, first + count)))
+            if isinstance(segment, SelectSegment):
+                self._calls.append((self._select(segment), []))
+                self._names.append((SELECT, segment.origin))
+                continue
             if not isinstance(segment, NativeSegment):
                 from graphopt.runtime import fallback
 
@@ -160,6 +181,20 @@ class StageRunner:
                 self._calls.append((function(kernel.symbol), arguments))
                 self._names.append((kernel.symbol, kernel.origin))
         return places
+
+    def _select(self, segment: SelectSegment) -> Callable[[], None]:
+        """Copies the values of the side that is chosen to the outputs, where they are not there already."""
+        sides = []
+        for names in (segment.when_false, segment.when_true):
+            pairs = [(self.arrays[to], self.arrays[of]) for to, of in zip(segment.outputs, names, strict=True)]
+            sides.append([(to, of) for to, of in pairs if to.ctypes.data != of.ctypes.data])
+        flag, (when_false, when_true) = self.bytes[segment.condition].data, sides
+
+        def select() -> None:
+            for target, source in when_true if flag[0] else when_false:
+                np.copyto(target, source)
+
+        return select
 
 
 def aligned(size: int) -> Bytes:

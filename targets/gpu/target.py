@@ -57,6 +57,11 @@ class GpuTarget:
         self._kernels: dict[str, Generated] = {}
 
     @property
+    def skips(self) -> bool:
+        """A run is one graph, recorded once."""
+        return False
+
+    @property
     def machine(self) -> Machine:
         """What partitioning and estimates see of the device."""
         floats = ("float32", "float64", "float16", "bfloat16") if self.device.cuda else ("float32", "float64")
