@@ -131,11 +131,25 @@ def _spectra(node: ir.Node) -> Sequence[Typed]:
     return [(kind_of(node, 0), (signal[0], frames, bins, 2))]
 
 
+def _counted(node: ir.Node) -> Sequence[Typed]:
+    """Range of halves, which onnx counts in other types only."""
+    ends = [operand(node, index) for index in range(3)]
+    if kind_of(node, 0) not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        raise Unknown
+    if any(value is None or value.const_value is None for value in ends):
+        raise Unknown
+    start, limit, step = (float(v.const_value.numpy().reshape(())) for v in ends if v is not None and v.const_value)
+    if not step or not all(map(math.isfinite, (start, limit, step))):
+        raise Unknown
+    return [(kind_of(node, 0), (max(math.ceil((limit - start) / step), 0),))]
+
+
 OTHERWISE: dict[str, Rule] = {
     "AveragePool": _ceiled,
     "ConvTranspose": _padded_transposed,
     "LpPool": _ceiled,
     "MaxPool": _ceiled,
+    "Range": _counted,
     "Resize": _resized,
     "STFT": _spectra,
     "Upsample": _resized,

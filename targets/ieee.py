@@ -328,7 +328,12 @@ class _Walk:
         if name is None or str(old.a.ty.dtype) == "bool":
             return new
         hides = not isinstance(old, tirx.Add | tirx.Mul) if _floating(old.a) else self.integers and data
-        return ir.Call(_operator(name), [new.a, new.b], ret_ty=new.ty) if hides else new
+        if not hides:
+            return new
+        operands = [new.a, new.b]
+        if str(old.a.ty.dtype) == "bfloat16":  # TVM would compare the bits of those that a call takes
+            operands = [tirx.Cast("float32", each) for each in operands]
+        return ir.Call(_operator(name), operands, ret_ty=new.ty)
 
 
 def _loads(value: Any, buffer: Any) -> bool:

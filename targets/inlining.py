@@ -22,6 +22,10 @@ SHORT = 8
 """Parts of an expression that is written out where it is read once: a name for it would hide it from patterns."""
 
 
+FEW = 12
+"""Blocks with bfloat16 among them up to which TVM inlines: where it makes float32 of that type, it repeats what is
+converted, and takes a name that is there twice, simplified in two ways, for an error."""
+
 _KEPT = {"bool": "int8", "bfloat16": "float32"}
 """Types of names for values whose own have no vectors in memory, or that TVM would change under the name."""
 
@@ -35,6 +39,8 @@ def inline(function: Any) -> Any:
         return function
     found = stages(function)
     if found is None or len(found) < 2:
+        return function
+    if len(found) <= FEW and any(str(stage.buffer.dtype) == "bfloat16" for stage in found):
         return function
     anchors = [number for number, stage in enumerate(found) if RULE in stage.block.annotations]
     first = anchors[-1] + 1 if anchors else 0
