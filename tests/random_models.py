@@ -58,8 +58,9 @@ def compiled(model: Any, feeds: dict[str, Any], expected: dict[str, Any]) -> str
         session = graphopt.compile(model).session()
     except GraphoptError as error:
         text = str(error)
+        fault = "the program is not valid" in text  # a check of what the compiler made, not of the model
         sentence = "\n" not in text and "Traceback" not in text and len(text.split()) > 3 and len(text) < LONGEST
-        return f"{REFUSED}: {text}" if sentence else f"refused without a sentence: {text!r}"
+        return f"{REFUSED}: {text}" if sentence and not fault else f"refused without a reason: {text!r}"
     judge = Judge(model, feeds, expected)
     for run in ("first", "second"):
         found = judge.mismatches(session.run(feeds))
@@ -112,7 +113,7 @@ def main() -> int:
         if kind in (REFUSED, "failed"):
             sys.stdout.write(f"model {seed}: {why}\n")
             sys.stdout.flush()
-        if folder is not None and kind != "failed":
+        elif folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
     last = options.seed + options.count - 1
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
