@@ -32,13 +32,11 @@ def whatever(g: Graph, dtypes: Sequence[str] = FLOATS, least: int = 0, exact: bo
     return g.operand(g.pick(dtypes), shape[-most:], lambda a: least <= a.ndim <= most and a.size < 4000, exact)
 
 
-def images(g: Graph, rank: int, dtype: str, channels: int | None = None) -> str:
+def images(g: Graph, rank: int, dtype: str, finite: bool = False) -> str:
     """[n, c, spatial...]."""
     sides = tuple(g.integer(3, {1: 16, 2: 9, 3: 5}[rank]) for _ in range(rank))
-    shape = g.integer(1, 2), channels or g.pick((1, 2, 3, 4, 6, 8, 16)), *sides
-    return g.operand(
-        dtype, shape, lambda a: a.ndim == rank + 2 and 0 < a.size < 3000 and channels in (None, a.shape[1])
-    )
+    shape = g.integer(1, 2), g.pick((1, 2, 3, 4, 6, 8, 16)), *sides
+    return g.operand(dtype, shape, lambda a: a.ndim == rank + 2 and 0 < a.size < 3000, finite=finite)
 
 
 def axes_form(g: Graph, op: str, x: str, axes: Sequence[int], since: int, exact: bool = False, **others: int) -> None:
@@ -103,11 +101,13 @@ def pool(g: Graph) -> None:
     if op == "MaxPool" and g.opset < 10:
         attributes.pop("dilations", None)
     dtype = g.pick(("float32",) * 5 + ("int8" if op == "MaxPool" and g.opset >= 12 else "float32",))
-    g.node(op, [images(g, rank, dtype)], kernel_shape=[g.integer(1, 3) for _ in range(rank)], **attributes)
+    x = images(g, rank, dtype, finite=op == "MaxPool")
+    g.node(op, [x], kernel_shape=[g.integer(1, 3) for _ in range(rank)], **attributes)
 
 
 def global_pool(g: Graph) -> None:
-    g.node(g.pick(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")), [images(g, g.integer(1, 3), "float32")])
+    op = g.pick(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"))
+    g.node(op, [images(g, g.integer(1, 3), "float32", finite=op == "GlobalMaxPool")])
 
 
 def gemm(g: Graph) -> None:
@@ -362,8 +362,12 @@ def recurrent(g: Graph) -> None:
     w, r = (g.weight("float32", (ways, gates * hidden, size)) for size in (width, hidden))
     bias = g.weight("float32", (ways, 2 * gates * hidden)) if g.chance(0.6) else ""
     lengths = g.new(g.random.integers(0, steps + 1, batch).astype(np.int32)) if g.chance(0.4) else ""
-    start = [g.operand("float32", (ways, batch, hidden)) if g.chance(0.5) else ""]
-    start += [g.operand("float32", (ways, batch, hidden))] if op == "LSTM" and start[0] and g.chance(0.5) else []
+    start = [g.operand("float32", (ways, batch, hidden), finite=True) if g.chance(0.5) else ""]
+    start += (
+        [g.operand("float32", (ways, batch, hidden), finite=True)]
+        if op == "LSTM" and start[0] and g.chance(0.5)
+        else []
+    )
     attributes: dict[str, object] = {"hidden_size": hidden, "direction": direction}
     if op == "GRU":
         attributes["linear_before_reset"] = g.integer(0, 1)

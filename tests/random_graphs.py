@@ -85,7 +85,7 @@ class Graph:
         self._count += 1
         return f"{letter}{'_' * self.depth}{self._count}"
 
-    def draw(self, dtype: str, shape: Sequence[int]) -> Array:
+    def draw(self, dtype: str, shape: Sequence[int], finite: bool = False) -> Array:
         """Numbers in the graph's mood."""
         kind, shape = np.dtype(dtype), tuple(shape)
         if kind.kind == "b":
@@ -95,7 +95,7 @@ class Graph:
         drawn = np.asarray(self.random.standard_normal(shape).astype(kind))
         tiny = np.finfo(kind).smallest_subnormal
         if self.mood == "special":
-            pool = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, tiny, -tiny], kind)
+            pool = np.array([0.0, -0.0, 1.0, tiny, -tiny, *(() if finite else (np.nan, np.inf, -np.inf))], kind)
             return np.where(self.random.random(shape) < 0.06, self.random.choice(pool, shape), drawn).astype(kind)
         if self.mood == "plain" and self.chance(0.5):
             return np.full(shape, self.pick((0.0, -0.0, 1.0, -0.5, 7 * tiny)), kind)
@@ -124,26 +124,35 @@ class Graph:
         shape: Sequence[int],
         fits: Callable[[Array], bool] | None = None,
         exact: bool = False,
+        finite: bool = False,
     ) -> str:
-        """A value of this dtype that fits (has this shape if nothing else is asked for), else a new one."""
+        """A value of this dtype that fits (has this shape if nothing else is asked for), else a new one.
+
+        `exact`: not rounded before, for what makes steps of it. `finite`: for operators whose kernels in ONNX Runtime
+        keep or lose NaN depending on where in a vector it stands (MaxPool, LSTM).
+        """
         fits = fits or (lambda array: array.shape == tuple(shape))
         found = [
             name
             for name, known in self.visible().items()
             if str(known.array.dtype) == dtype and (known.exact or not exact) and self.tame(known) and fits(known.array)
+            if not finite or np.isfinite(known.array).all()
         ]
         if found and self.chance(0.75):
             return str(self.pick(found[-8:]))
-        return self.new(self.draw(dtype, shape))
+        return self.new(self.draw(dtype, shape, finite))
 
     def weight(self, dtype: str, shape: Sequence[int], scale: float = 0.5) -> str:
         """A constant of this shape, perhaps one that others read too; seldom an input."""
         shape = tuple(int(extent) for extent in shape)
-        shared = [n for n, array in self.constants.items() if array.shape == shape and str(array.dtype) == dtype]
+        known = [n for n, array in self.constants.items() if array.shape == shape and str(array.dtype) == dtype]
+        shared = [n for n in known if np.isfinite(self.constants[n]).all()]
         if shared and self.chance(0.5):
             return str(self.pick(shared))
-        array = self.draw(dtype, shape)
-        return self.new((array * np.dtype(dtype).type(scale)) if array.dtype.kind == "f" else array, self.chance(0.9))
+        array = self.draw(dtype, shape, finite=True)  # padding times NaN is NaN or nothing, as an algorithm likes it
+        if array.dtype.kind == "f":
+            array = array * array.dtype.type(scale)
+        return self.new(array, self.chance(0.9))
 
     def setting(self, numbers: Any, dtype: str = "int64") -> str:
         """A constant that says sizes, axes and the like."""
