@@ -199,7 +199,8 @@ ACTIVATIONS = {
 
 
 def activation(g: Graph) -> None:
-    op, x = g.pick(list(ACTIVATIONS)), whatever(g)
+    op = g.pick(list(ACTIVATIONS))
+    x = whatever(g, FLOATS if op != "Shrink" else ("float32",))  # of float64 ONNX Runtime makes a float32 in between
     attributes = {} if g.chance(0.3) and op not in ("ThresholdedRelu", "Shrink") else ACTIVATIONS[op]
     y = g.node(op, [x], exact=op == "Relu", **attributes)
     if op == "Sigmoid" and g.chance(0.5):

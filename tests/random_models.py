@@ -2,10 +2,10 @@
 
     python tests/random_models.py [--seed 0] [--count 200] [--seconds 60] [--keep DIR]
 
-A model comes from a grammar (`random_families.py`, `random_places.py`): any opset from 7 to 22, all types, control
-flow, special values, shared weights, several outputs. Each is compiled and run twice in a forked child with a time
-limit, and judged as `--verify ends` does. What ONNX Runtime itself cannot run does not count; a refusal in a sentence
-is counted; anything else that is not right is printed with its seed.
+A model comes from a grammar (`random_families.py`, `random_moves.py`, `random_control.py`): any opset from 7 to 22, all
+types, control flow, special values, shared weights, several outputs. Each is compiled and run twice in a forked child
+with a time limit, and judged as `--verify ends` does. What ONNX Runtime itself cannot run does not count; a refusal in
+a sentence is counted; anything else that is not right is printed with its seed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import graphopt
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.judge import Judge
 from graphopt.verify import run_onnxruntime
-from tests.random_places import random_graph
+from tests.random_control import random_graph
 
 RIGHT, SKIPPED, REFUSED = "right", "skipped", "refused"
 LONGEST = 1000
