@@ -263,7 +263,7 @@ def _infer(proto: onnx.ModelProto, settled: Set[str]) -> tuple[onnx.ModelProto, 
     except onnx.shape_inference.InferenceError as problem:
         text, error = one_line(str(problem)), None
         # An operator defined by a function fails inside its own body on legal models (MeanVarianceNormalization).
-        if text.count("Inference error(s)") < 2:
+        if text.count("(op_type:") < 2:
             error = ModelError(f"{_naming_node(text)}; correct the model or its input shapes")
             error.__cause__ = problem
     try:
