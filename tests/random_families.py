@@ -147,6 +147,8 @@ def reduction(g: Graph) -> None:
 
 def arg_extreme(g: Graph) -> None:
     x = whatever(g, (*FLOATS, "int32"), least=1, exact=True)
+    if not g.array(x).size:
+        raise Dropped  # ONNX Runtime then does not drop the axis
     last = {"select_last_index": g.integer(0, 1)} if g.opset >= 12 else {}
     axis = g.axis(g.array(x).ndim)
     g.node(g.pick(("ArgMax", "ArgMin")), [x], exact=True, axis=axis, keepdims=g.integer(0, 1), **last)
@@ -283,7 +285,7 @@ def cast(g: Graph) -> None:
 
 
 def resize(g: Graph) -> None:
-    x = images(g, g.pick((1, 2, 2)), g.pick(("float32",) * 5 + ("uint8",)))
+    x = images(g, g.pick((1, 2, 2)), g.pick(("float32",) * 5 + ("uint8",)), finite=True)
     shape = g.array(x).shape
     scales = [1.0, 1.0, *(g.pick((0.5, 2.0, 1.0, 1.7, 0.6, 3.0)) for _ in shape[2:])]
     mode = g.pick(("nearest", "linear", "cubic") if len(shape) == 4 and g.opset >= 11 else ("nearest", "linear"))
@@ -338,6 +340,8 @@ def byte_product(g: Graph) -> None:
     left = "uint8" if op == "ConvInteger" else left
     right = g.pick(("int8", left))
     x = images(g, 2, left) if image else whatever(g, (left,), least=2)
+    if not g.array(x).size:
+        raise Dropped  # ONNX Runtime leaves sums of nothing as memory was
     extent, out = g.array(x).shape[1 if image else -1], g.integer(1, 9)
     groups = g.pick([d for d in (1, 1, 2, extent) if extent and extent % d == 0] or [1])
     kernel = (g.integer(1, 3), g.integer(1, 3))
@@ -364,11 +368,8 @@ def recurrent(g: Graph) -> None:
     bias = g.weight("float32", (ways, 2 * gates * hidden)) if g.chance(0.6) else ""
     lengths = g.new(g.random.integers(0, steps + 1, batch).astype(np.int32)) if g.chance(0.4) else ""
     start = [g.operand("float32", (ways, batch, hidden), finite=True) if g.chance(0.5) else ""]
-    start += (
-        [g.operand("float32", (ways, batch, hidden), finite=True)]
-        if op == "LSTM" and start[0] and g.chance(0.5)
-        else []
-    )
+    if op == "LSTM" and start[0] and g.chance(0.5):
+        start.append(g.operand("float32", (ways, batch, hidden), finite=True))
     attributes: dict[str, object] = {"hidden_size": hidden, "direction": direction}
     if op == "GRU":
         attributes["linear_before_reset"] = g.integer(0, 1)

@@ -129,7 +129,7 @@ class Graph:
         """A value of this dtype that fits (has this shape if nothing else is asked for), else a new one.
 
         `exact`: not rounded before, for what makes steps of it. `finite`: for operators whose kernels in ONNX Runtime
-        keep or lose NaN depending on where in a vector it stands (MaxPool, LSTM).
+        keep or lose NaN depending on where in a vector it stands (MaxPool, LSTM), or multiply it by 0 (Resize).
         """
         fits = fits or (lambda array: array.shape == tuple(shape))
         found = [
