@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.random_control import random_graph
 
 SCRIPT = Path(__file__).with_name("random_models.py")
-SEED, COUNT = 100, 12
+SEED, COUNT = 103, 9
 
 BAD = """
 import os, sys, time
