@@ -310,5 +310,6 @@ def _convert(model: ir.Model, notes: list[str]) -> ir.Model:
             raise ModelError(f"{error}; export the model with one opset for all its functions") from error
         notes.append(f"opset {version} is kept: {error}")
         return model
+    unique_names(converted)  # rules name what they add within one graph only
     _detach(converted)
     return converted

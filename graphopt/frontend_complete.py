@@ -5,6 +5,8 @@ Loading does it, and so does a rewrite after which more is known than before.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
@@ -25,13 +27,31 @@ def complete(model: ir.Model) -> None:
     """
     infer_shapes(model)
     learner = Learner(model)
+    holders = [node for node in model.graph.all_nodes() if any(True for _ in _inner_nodes(node))]
     for _ in range(_MAX_ROUNDS):
         changed = fold_constants(model, learner)
         if not (choose_branches(model) or changed):
             break
-        common.RemoveUnusedNodesPass()(model)
+        _remove_unused(model, holders)
         infer_shapes(model)
-    common.RemoveUnusedNodesPass()(model)
+    _remove_unused(model, holders)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
     unique_names(model)
+
+
+def _remove_unused(model: ir.Model, holders: Sequence[ir.Node]) -> None:
+    """Remove what nobody reads. What is inside a node that was removed reads nothing any more: of `holders`, those."""
+    modified = True
+    while modified:
+        for inner in [inner for node in holders if node.graph is None for inner in _inner_nodes(node)]:
+            for index in range(len(inner.inputs)):
+                inner.replace_input_with(index, None)
+        modified = common.RemoveUnusedNodesPass()(model).modified
+
+
+def _inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes in the subgraphs of `node`, and in theirs."""
+    for attribute in node.attributes.values():
+        if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
+            yield from attribute.as_graph().all_nodes()

@@ -22,6 +22,7 @@ import onnx_ir.passes.common as common
 from graphopt.frontend_evaluate import run_node
 from graphopt.frontend_foreign import foreign_shapes
 from graphopt.frontend_settle import foreign_node, infer_node
+from graphopt.frontend_shapes import merged
 
 MAX_FILL_BYTES = 2**31
 """A ConstantOfShape becomes an initializer up to this size; it occupies one element until somebody writes it out."""
@@ -121,6 +122,8 @@ def _bypass(node: ir.Node, graph: ir.Graph) -> bool:
         if index is None:
             return False
         name, output.name = output.name, None
+        if operand.shape is None or not operand.shape.is_static():  # no iteration of a Loop gives its body's extents
+            operand.shape = merged(operand.shape, output.shape)
         graph.outputs[index] = operand
         operand.name = name
     output.replace_all_uses_with(operand)

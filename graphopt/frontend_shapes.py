@@ -222,7 +222,7 @@ def _infer_once(model: ir.Model, settled: Set[str]) -> ModelError | None:
         if value.type is None:
             value.type = kind
         if value.graph is not model.graph:
-            value.shape = _merge(value.shape, shape)
+            value.shape = merged(value.shape, shape)
     return error
 
 
@@ -239,7 +239,7 @@ def _possible(shape: ir.Shape) -> ir.Shape:
     return ir.Shape([None if isinstance(dim, int) and dim < 0 else dim for dim in shape])
 
 
-def _merge(found: ir.Shape | None, declared: ir.Shape | None) -> ir.Shape | None:
+def merged(found: ir.Shape | None, declared: ir.Shape | None) -> ir.Shape | None:
     """`found`, with its open dimensions taken from `declared` where both have the same rank."""
     if found is None or declared is None:
         return declared if found is None else found  # the shape of a scalar is false
@@ -263,7 +263,7 @@ def _infer(proto: onnx.ModelProto, settled: Set[str]) -> tuple[onnx.ModelProto, 
     except onnx.shape_inference.InferenceError as problem:
         text, error = one_line(str(problem)), None
         # An operator defined by a function fails inside its own body on legal models (MeanVarianceNormalization).
-        if text.count("Inference error(s)") < 2:
+        if text.count("(op_type:") < 2:
             error = ModelError(f"{_naming_node(text)}; correct the model or its input shapes")
             error.__cause__ = problem
     try:

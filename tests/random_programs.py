@@ -138,9 +138,9 @@ class Program:
 
     def convert(self, dtype: str) -> None:
         target = self.pick(CASTS[dtype])
-        made = self.node("Cast", [self.operand(dtype)], target, to=_proto(target))
+        made = self.node("Cast", [self.operand(dtype)], target, to=proto(target))
         if target == "bfloat16":  # the processor knows no more of it than conversions
-            self.node("Cast", [made], dtype, to=_proto(dtype))
+            self.node("Cast", [made], dtype, to=proto(dtype))
             del self.values[made]
 
     def end(self) -> None:
@@ -172,8 +172,8 @@ class Program:
         graph = helper.make_graph(
             self.nodes,
             "program",
-            [helper.make_tensor_value_info(n, _proto(str(a.dtype)), a.shape) for n, a in self.feeds.items()],
-            [helper.make_tensor_value_info(n, _proto(k), s) for n, (k, s) in self.results().items()],
+            [helper.make_tensor_value_info(n, proto(str(a.dtype)), a.shape) for n, a in self.feeds.items()],
+            [helper.make_tensor_value_info(n, proto(k), s) for n, (k, s) in self.results().items()],
             [onnx.numpy_helper.from_array(array, name) for name, array in (self.constants | _LIMITS).items()],
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -188,7 +188,7 @@ class Program:
 _LIMITS = {"low": np.array(-1e3, np.float32), "high": np.array(1e3, np.float32)}
 
 
-def _proto(dtype: str) -> int:
+def proto(dtype: str) -> int:
     return TensorProto.BFLOAT16 if dtype == "bfloat16" else helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 

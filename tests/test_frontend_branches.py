@@ -61,3 +61,36 @@ def test_a_condition_that_is_an_input_stays() -> None:
     source = model(1, ", bool c")
     del source.graph.initializer[:]
     assert "If" in {node.op_type for node in load(source).model.graph}
+
+
+def test_a_loop_without_iterations_keeps_the_extents_that_its_body_declares() -> None:
+    """ONNX Runtime takes them from there; what the inner loop gives has an open dimension."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 20]>
+        g (int64 n, float[3] x) => (float[3] y, float[a,b,c] z) {
+            y, z = Loop(n, "", x) <body = outer (int64 i, bool t, float[3] s) => (bool u, float[3] v, float[2,3] w) {
+                two = Constant<value_int = 2>()
+                k, p = Loop(two, "", s) <body = m (int64 j, bool q, float[3] r) => (bool e, float[3] f, float[3] h) {
+                    e = Identity(q) f = Neg(r) h = Abs(r) }>
+                u = Identity(t) v = Identity(k) w = Identity(p) }> }"""
+    )
+    for n in (0, 2):
+        feeds = {"n": np.array(n), "x": np.arange(3, dtype=np.float32)}
+        want = run_onnxruntime(model, feeds)
+        for name, array in run_onnxruntime(load(model).model, feeds).items():
+            np.testing.assert_array_equal(array, want[name], strict=True)
+
+
+def test_what_only_an_unused_branch_reads_is_not_kept() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 20]>
+        g (bool t, float[3] x) => (float[3] y) {
+            a = If(t)<
+                then_branch = p () => (float[3] b) { b = Neg(x) },
+                else_branch = q () => (float[3] c) { c = Abs(x) }>
+            d = If(t)<
+                then_branch = r () => (float[3] e) { e = Neg(a) },
+                else_branch = s () => (float[3] f) { f = Abs(a) }>
+            y = Relu(x) }"""
+    )
+    assert [node.op_type for node in load(model).model.graph] == ["Relu"]

@@ -106,6 +106,17 @@ def test_wrong_declared_intermediate_shapes_do_not_matter() -> None:
     assert load(model).model.graph.node(0).outputs[0].shape == ir.Shape([3, 2])
 
 
+@pytest.mark.parametrize("kind", ["float", "float16"])
+def test_an_operator_whose_function_does_not_fit_its_type_loads(kind: str) -> None:
+    """onnx's MeanVarianceNormalization adds a float to everything."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 20]>
+        g ({kind}[1,6,12] x) => ({kind}[1,6,12] y) {{
+            y = MeanVarianceNormalization<axes = [0, 1, 2]>(x) }}"""
+    )
+    assert load(model).model.graph.outputs[0].shape == ir.Shape([1, 6, 12])
+
+
 @pytest.mark.parametrize("size", ["99999999999", "2147483648", "9" * 5000])
 def test_a_size_too_large_is_called_that(size: str) -> None:
     with pytest.raises(ModelError, match="a dimension above 2147483647") as found:

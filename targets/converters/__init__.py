@@ -46,6 +46,7 @@ from graphopt.targets.converters.recurrent import recurrent
 from graphopt.targets.converters.reductions import mean, reduction
 from graphopt.targets.converters.rows import channel_norm, clamp, elementwise, gelu, layer_norm, softmax
 from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
+from graphopt.targets.converters.statistics import batch_norm
 from graphopt.targets.converters.sums import total
 from graphopt.targets.converters.transposed import conv_transpose
 from graphopt.targets.converters.winograd import winograd
@@ -111,6 +112,7 @@ FURTHER: dict[str, Converter] = {
     **resize.STANDARD,
     "ArgMax": arg_extreme(largest=True),
     "ArgMin": arg_extreme(largest=False),
+    "BatchNormalization": batch_norm,
     "BitCast": bit_cast,
     "BitShift": bit_shift,
     "Cast": cast,

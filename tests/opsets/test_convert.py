@@ -147,6 +147,23 @@ def test_functions_of_a_later_opset_than_the_model() -> None:
     )
 
 
+def test_constants_of_converted_nodes_have_names_of_their_own_in_every_graph() -> None:
+    """In a branch, beside it, and where the user already gave a name of that kind."""
+    model = text(
+        """g (float[4] x, bool t) => (float[2] y, float[5] val_0) {
+            val_0 = Pad<pads = [1, 0]>(x)
+            y = If(t)<then_branch = a () => (float[2] b) { b = Slice<starts = [1], ends = [3]>(x) },
+                      else_branch = c () => (float[2] d) { d = Slice<starts = [0], ends = [2]>(x) }> }""",
+        9,
+    )
+    loaded = load(model).model
+    for t in (True, False):
+        feeds = {"x": np.arange(4, dtype=np.float32), "t": np.array(t)}
+        want = run_onnxruntime(model, feeds)
+        for name, array in run_onnxruntime(loaded, feeds).items():
+            np.testing.assert_array_equal(array, want[name])
+
+
 def test_what_has_no_equivalent_keeps_the_model_at_its_opset() -> None:
     model = text(
         """g (float[2,3] x, float[3] s) => (float[2,3] y, float[3] r) {

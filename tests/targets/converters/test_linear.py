@@ -83,3 +83,15 @@ def test_quantization_is_fused_behind_what_computes(lab: Any) -> None:
     body = "t = Add(x, x) q = QuantizeLinear(t, s, z) y = DequantizeLinear(q, s, z)"
     constants = {"s": np.array(0.05, np.float32), "z": np.array(7, np.int8)}
     assert len(lab.same(body, {"x": floats()}, constants).calls) == 1
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
+@pytest.mark.parametrize("shape", [(4, 6), (1, 4, 6), (3, 5)])
+def test_differences_of_a_few_rows_keep_their_sign(lab: Any, dtype: str, shape: tuple[int, ...]) -> None:
+    """Rows that are unrolled around zero points that are literals: LLVM took the difference for one without a sign."""
+    count = shape[-2]
+    limits = np.iinfo(dtype)
+    feeds = {"x": integers(dtype, *shape), "low": np.full(shape, limits.min, dtype)}
+    constants = {"s": scales(count), "z": np.array([0, 4, 3, 1, limits.max], dtype)[:count]}
+    body = "y = DequantizeLinear<axis = -2>(x, s, z) t = DequantizeLinear<axis = -2>(low, s, z)"
+    lab.check(lab.model(body, feeds, constants, ("y", "t"), 13 if "8" in dtype else 21), feeds)

@@ -1,0 +1,34 @@
+"""BatchNormalization by statistics that are given, of which some are known at run time only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import te, tirx
+
+from graphopt.targets.converters.base import BROADCAST, HALVES, Context, dtype_of
+from graphopt.targets.kernels.common import const
+
+
+def batch_norm(c: Context, inputs: list[Any]) -> Any:
+    """x[N, C, ...] * f + (bias - mean * f), f = scale / sqrt(variance + epsilon): ONNX Runtime's order of operations.
+
+    Halves are computed in single precision, and statistics may have another type than x.
+    """
+    if len([output for output in c.node.outputs if output.name]) > 1:
+        return NotImplemented
+    dtype = dtype_of(inputs[0])
+    wide = "float32" if dtype in HALVES else dtype
+
+    def define(x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
+        epsilon = const(c.real("epsilon", 1e-5), wide)
+
+        def element(*index: Any) -> Any:
+            place = index[1] if len(index) > 1 else 0
+            s, b, m, v = (each(place).astype(wide) for each in (scale, bias, mean, variance))
+            factor = s / tirx.sqrt(v + epsilon)
+            return (x(*index).astype(wide) * factor + (b - m * factor)).astype(dtype)
+
+        return te.compute(x.shape, element, name="batch_norm")
+
+    return c.te("batch_norm", define, *inputs, pattern=BROADCAST)
