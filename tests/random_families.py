@@ -125,6 +125,8 @@ def matmul(g: Graph) -> None:
     dtype = g.pick((*FLOATS, "float32", "int32"))
     a = whatever(g, (dtype,), least=1)
     shape = g.array(a).shape
+    if not shape[-1]:
+        raise Dropped  # a sum of nothing is what memory was
     k, n = shape[-1], g.integer(1, 17)
     front = shape[:-2] if g.chance(0.4) else g.pick(((), (), (2, 1), (1,)))
     g.node("MatMul", [a, g.weight(dtype, g.pick(((*front, k, n), (k,), (k, n))))])
@@ -173,8 +175,8 @@ def normalization(g: Graph) -> None:
     elif op == "MeanVarianceNormalization":
         g.node(op, [x], axes=g.pick(([0, 2], [1], [0, 1, 2])))
     elif op == "LayerNormalization":
-        x = whatever(g, (dtype,), least=1)
-        axis = g.axis(g.array(x).ndim)
+        x = whatever(g, ("float16" if dtype == "float16" else "float32",), least=1)  # float64 is float32 in between
+        dtype, axis = str(g.array(x).dtype), g.axis(g.array(x).ndim)
         terms = [g.weight(dtype, g.array(x).shape[axis:]) for _ in range(g.integer(1, 2))]
         g.node(op, [x, *terms], axis=axis, outputs=g.pick((1, 1, 1, 3)))
     else:
@@ -341,7 +343,7 @@ def byte_product(g: Graph) -> None:
     right = g.pick(("int8", left))
     x = images(g, 2, left) if image else whatever(g, (left,), least=2)
     if not g.array(x).size:
-        raise Dropped  # ONNX Runtime leaves sums of nothing as memory was
+        raise Dropped
     extent, out = g.array(x).shape[1 if image else -1], g.integer(1, 9)
     groups = g.pick([d for d in (1, 1, 2, extent) if extent and extent % d == 0] or [1])
     kernel = (g.integer(1, 3), g.integer(1, 3))

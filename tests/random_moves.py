@@ -195,6 +195,8 @@ def foreign_products(g: Graph) -> None:
         g.node("MultiHeadAttention", [q, k, v], domain=MICROSOFT, num_heads=heads)
         return
     x = whatever(g, ("float32",), least=2)
+    if not g.array(x).size:
+        raise Dropped
     ta, tb = g.integer(0, 1), g.integer(0, 1)
     inner, out = g.array(x).shape[-2 if ta else -1], g.integer(1, 9)
     w = g.weight("float32", (out, inner) if tb else (inner, out))
