@@ -135,7 +135,10 @@ def reveal(fenced: Callable[[Any], Any], wide: Callable[[int], str]) -> Any:
         if name == _ROUNDED:
             return _nearest(rewritten(part.args[0], swap))
         kind = _BINARY.get(name)
-        return None if kind is None else _computed(kind, *(rewritten(each, swap) for each in part.args), wide)
+        if kind is None:
+            return None
+        a, b = (rewritten(each, swap) for each in part.args)
+        return _computed(kind, a, b, wide)
 
     def plain(value: Any) -> Any:
         return rewritten(value, swap)
