@@ -212,10 +212,8 @@ class _Names:
         if not isinstance(part, tirx.Let):
             return None
         while isinstance(part, tirx.Let):  # a chain of names may be longer than Python's stack
-            value = self.hoisted(part.value)
-            if _name(part.value) != _NAMED:
-                return tirx.Let(part.var, value, self.hoisted(part.body))
-            self.places.append((part.var, self._variable(str(part.var.name), value)))
+            value = self._variable(str(part.var.name), self.hoisted(part.value))
+            self.places.append((part.var, value))
             part = part.body
         return self.hoisted(part)
 
