@@ -32,7 +32,7 @@ def _misread(value: Any) -> bool:
     if array.size != 1 or array.dtype.kind == "b":
         return False
     if array.dtype.kind in "iu":
-        return abs(int(array.reshape(()))) >= 1 << (array.dtype.itemsize * 8 - 2)
+        return bool(abs(int(array.reshape(()))) >= 1 << (array.dtype.itemsize * 8 - 2))
     return bool(array.reshape(()) == 0)
 
 
