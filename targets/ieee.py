@@ -135,10 +135,7 @@ def reveal(fenced: Callable[[Any], Any], wide: Callable[[int], str]) -> Any:
         if name == _ROUNDED:
             return _nearest(rewritten(part.args[0], swap))
         kind = _BINARY.get(name)
-        if kind is None:
-            return None
-        a, b = (rewritten(each, swap) for each in part.args)
-        return _computed(kind, a, b, wide)
+        return None if kind is None else _computed(kind, plain(part.args[0]), plain(part.args[1]), wide)
 
     def plain(value: Any) -> Any:
         return rewritten(value, swap)
