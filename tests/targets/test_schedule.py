@@ -17,8 +17,12 @@ def numbers(*shape: int) -> Any:
 
 
 WINOGRAD = ("y = graphopt.Conv2dWinograd<m=2,pads=[1,1,1,1]>(x, w, b)", (1, 1, 6, 7, 16), (16, 1, 1, 16, 16))
+BYTES = "q, s, z = DynamicQuantizeLinear(x) v = Cast<to=3>(w)"
 CASES = {
     "gemm": ("y = MatMul(x, w)", (9, 20), (20, 33)),
+    "extreme": ("y = GlobalMaxPool(x) z = Mul(w, w)", (2, 3, 37), (2, 2)),
+    "integer_gemm": (f"{BYTES} y = MatMulInteger(q, v, z)", (9, 20), (20, 33)),
+    "integer_conv": (f"{BYTES} y = ConvInteger<pads=[1,1,1,1]>(q, v, z)", (1, 4, 6, 7), (8, 4, 3, 3)),
     "rowwise": ("s = Softmax(x) y = Mul(s, w)", (9, 20), (9, 20)),
     "conv_direct": (
         "c = graphopt.Conv2dBlocked<strides=[1,1],pads=[1,1,1,1],dilations=[1,1],group=1>(x, w, b) y = Relu(c)",
