@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graphopt.cli import _feeds
 from graphopt.cli import _options as options
 from graphopt.cli._progress import progress
 from graphopt.cli.compile import Precision
@@ -104,6 +103,7 @@ def command(
     with progress("starting") as say:
         from graphopt.bench import suite as benchmark
         from graphopt.bench.sides import Settings
+        from graphopt.cli import _feeds
         from graphopt.report import benchmark as reporting
         from graphopt.targets import TARGETS
 
