@@ -93,16 +93,30 @@ class _Merge:
                 nests.append(self._whole(number, sorted(members)) if members else stage.nest)
         return replaced(self.function, nests, lambda buffer: not any(buffer.same_as(each) for each in gone))
 
+    def _places(self, members: list[int], number: int) -> set[int]:
+        """The members that say where others are read: what a block reads is stated outside of it, where no name is."""
+        found: set[int] = set()
+        for member in reversed(members):
+            buffer = self.after[member].buffer
+            for reader in (*members, number):
+                inside = self.loads[reader] if reader in found else []
+                inner = [part for load in self.loads[reader] for index in load.indices for part in loads(index)]
+                if any(load.source.same_as(buffer) for load in (*inside, *inner)):
+                    found.add(member)
+        return found
+
     def _whole(self, number: int, members: list[int]) -> Any:
         """The loops of a stage, with the values of its members in front of its own."""
         stage = self.after[number]
         values: list[tuple[Any, Any]] = []  # a tensor, and what is there in its place
         names: list[tuple[Any, Any]] = []
         read = [load.source for reader in (*members, number) for load in self.loads[reader]]
+        places = self._places(members, number)
         for member in members:
             made = self.after[member]
             value = _moved(made.value, made.variables, stage.variables, values)
-            if sum(source.same_as(made.buffer) for source in read) > 1 or _longer(value, SHORT):
+            twice = sum(source.same_as(made.buffer) for source in read) > 1
+            if member not in places and (twice or _longer(value, SHORT)):
                 kind = str(made.buffer.dtype)
                 kept = _KEPT.get(kind, kind)
                 name = tirx.Var(f"v{len(names)}", kept)
