@@ -17,6 +17,7 @@ from graphopt.passes._branches import BRANCHES, Branch, is_selection, lift, tria
 from graphopt.passes._speculation import make_safe, unsafe
 from graphopt.pipeline import Pass, PassResult, Refusal
 from graphopt.segments import read_by
+from graphopt.value_dependence import depends_on_values
 from graphopt.verify import random_inputs, run_onnxruntime
 
 
@@ -121,9 +122,18 @@ def _tried(model: ir.Model, node: ir.Node, name: str) -> Branch:
     types = [(v.dtype, v.shape.numpy()) for v in outputs if static_type(v) and v.shape is not None and v.dtype]
     if len(types) < len(outputs):
         side.obstacle = side.obstacle or "its results have no static shape"
+        if any(map(_fits_nothing, side.model.graph)):
+            side.impossible = not _runs(trial(model, node, name).model)
     else:
         side.types = types
     return side
+
+
+def _fits_nothing(node: ir.Node) -> bool:
+    """Whether the shapes that enter `node` would decide what comes out, and yet neither inference nor a run tells."""
+    entering = [static_type(value) for value in read_by(node)]
+    leaving = [static_type(value) for value in node.outputs if value.name]
+    return None not in entering and None in leaving and not depends_on_values(node)
 
 
 def _runs(model: ir.Model) -> bool:

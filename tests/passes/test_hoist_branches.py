@@ -121,6 +121,17 @@ def test_a_branch_for_other_sizes_stays() -> None:
     assert reason.startswith("else_branch stays: the given shapes do not fit it (node")
 
 
+def test_a_branch_that_inference_lets_pass_and_no_run_does_stays() -> None:
+    """onnx gives an LSTM of five dimensions no shape and no error."""
+    lstm = (
+        "f = Unsqueeze(x, i) w = Constant<value = float[1,4,3] {0,0,0,0,0,0,0,0,0,0,0,0}>()"
+        " r = Constant<value = float[1,4,1] {0,0,0,0}>() b, h = LSTM<hidden_size = 1>(f, w, r)"
+    )
+    lines, reasons = hoisted(choose("a = Neg(x)", lstm.replace("(x, i)", "(x, known)")))
+    assert lines[0] == "if0/then_branch/a = Neg(x)"
+    assert reasons[0].startswith("else_branch stays: ")
+
+
 def test_a_condition_of_several_elements_is_left_alone() -> None:
     model = parse(
         "m (float[2] x, bool[2] c) => (float[2] y)"
