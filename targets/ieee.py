@@ -59,6 +59,7 @@ def register() -> None:
         ir.register_op_attr(name, "TCallEffectKind", effect.value)
         ir.register_op_attr(name, "TVectorizable", True)
         ir.register_op_attr(name, "TScriptPrinterName", name, level=20)
+    ir.register_op_attr("tirx.nearbyint", "TVectorizable", True)  # which TVM says of its other roundings only
 
 
 def _operator(name: str) -> Any:

@@ -36,6 +36,7 @@ RULES: dict[str, Rule] = {
     conv_winograd_fused.NAME: conv_winograd_fused.schedule,
     depthwise.NAME: depthwise.schedule,
     extremes.NAME: extremes.schedule,
+    extremes.BOTH: extremes.schedule_ends,
     gemm.NAME: gemm.schedule,
     integer_conv.NAME: integer_conv.schedule,
     integer_gemm.NAME: integer_gemm.schedule,

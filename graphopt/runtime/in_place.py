@@ -29,9 +29,13 @@ class _Part:
     start: int
     arguments: list[tuple[list[Any], int]]
     whole: bool
+    reshaped: tuple[int, ...] | None
+    """Its shape, if it differs from the value in that only."""
 
     def of(self, array: Array) -> Array:
         """What this part is of the bytes of `array`."""
+        if self.reshaped is not None:
+            return array.reshape(self.reshaped)  # in a fraction of the time of what follows
         data = array.reshape(-1).view(np.uint8)[self.start : self.start + self.value.nbytes]
         return data.view(numpy_dtype(self.value.dtype)).reshape(self.value.shape or ())
 
@@ -48,7 +52,9 @@ class InPlace:
             found = located(value, values)
             if found is not None and found[0].name in candidates:
                 base, start = found
-                part = _Part(value, start, arguments.get(name, []), name == base.name)
+                same = value.nbytes == base.nbytes and value.dtype == base.dtype
+                shape = value.shape if same else None
+                part = _Part(value, start, arguments.get(name, []), name == base.name, shape)
                 self._parts.setdefault(base.name, []).append(part)
 
     def takes(self, name: str) -> bool:

@@ -17,7 +17,7 @@ from graphopt.runtime.device import Device, needs_device, open_device
 from graphopt.runtime.device_stage import DeviceStageRunner
 from graphopt.runtime.dlpack import LEGACY_STREAM, DeviceTensor, Foreign
 from graphopt.runtime.runner import Runner, runners
-from graphopt.runtime.stage import CallTime, StageRunner, aligned
+from graphopt.runtime.stage import CallTime, StageRunner
 from graphopt.weights import Array, numpy_dtype
 
 _PATTERNS = (0xA5, 0x5A)
@@ -267,9 +267,8 @@ def fill(runner: Runner, checked: Mapping[str, Any], micro_batch: int, count: in
 
 
 def fresh(array: Array) -> Array:
-    """An uninitialised array like `array`, at an address that kernels take."""
-    made: Array = aligned(array.nbytes).view(array.dtype).reshape(array.shape)
-    return made
+    """An uninitialised array like `array`; kernels take every address that numpy gives one."""
+    return np.empty(array.shape, array.dtype)
 
 
 def own(runner: Runner, name: str) -> Any:

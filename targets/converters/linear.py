@@ -121,22 +121,23 @@ def dynamic_quantize(c: Context, inputs: list[Any]) -> Any:
     if dtype_of(x) != "float32" or 0 in shape_of(x):
         return NotImplemented
     flat = c.reshape(x, (math.prod(shape_of(x)),))
-    ends = [_extreme(c, flat, largest) for largest in (False, True)]
+    both = _ends(c, flat)
     zero, full = tirx.const(0, "float32"), tirx.const(255, "float32")
 
-    def scale(low: Any, high: Any) -> Any:
-        span = tirx.max(high, zero) - tirx.min(low, zero)
-        return tirx.Select(span == zero, tirx.const(1, "float32"), span / full)
+    def scale(ends: Any) -> Any:
+        span = tirx.max(ends[0], zero) + tirx.max(ends[1], zero)
+        return te.compute((), lambda: tirx.Select(span == zero, tirx.const(1, "float32"), span / full), name="scale")
 
-    def zero_point(low: Any, s: Any) -> Any:
-        return tirx.nearbyint(tirx.min(tirx.max(zero - tirx.min(low, zero) / s, zero), full)).astype("uint8")
+    def zero_point(ends: Any, s: Any) -> Any:
+        place = tirx.min(tirx.max(ends[1], zero) / s(), full)
+        return te.compute((), lambda: tirx.nearbyint(place).astype("uint8"), name="zero_point")
 
     def quantized(value: Any, s: Any, z: Any) -> Any:
         rounded = tirx.nearbyint(value / s) + z.astype("float32")
         return tirx.min(tirx.max(rounded, zero), full).astype("int32").astype("uint8")
 
-    y_scale = elementwise_map(c, scale, *ends)
-    y_zero = elementwise_map(c, zero_point, ends[0], y_scale)
+    y_scale = c.te("quantization_scale", scale, both, pattern=INJECTIVE)
+    y_zero = c.te("quantization_zero", zero_point, both, y_scale, pattern=INJECTIVE)
     y = c.te(
         "quantize",
         lambda v, s, z: te.compute(v.shape, lambda *i: quantized(v(*i), s(), z()), name="quantize"),
@@ -146,11 +147,17 @@ def dynamic_quantize(c: Context, inputs: list[Any]) -> Any:
     return [y, y_scale, y_zero]
 
 
-def _extreme(c: Context, x: Any, largest: bool) -> Any:
+def _ends(c: Context, x: Any) -> Any:
+    """[2], the largest of x and the largest of -x."""
     machine: Any = c.machine  # or a GPU's
     if isinstance(machine, CpuMachine):
-        return c.te("extreme", lambda v: extremes.compute(v, largest, machine), x, pattern=REDUCTION)
-    return c.builder.emit((relax.op.max if largest else relax.op.min)(x, axis=0))
+        return c.te("ends", lambda v: extremes.ends(v, machine), x, pattern=REDUCTION)
+    high, low = (c.builder.emit(reduce(x, axis=0)) for reduce in (relax.op.max, relax.op.min))
+
+    def joined(a: Any, b: Any) -> Any:
+        return te.compute((2,), lambda i: tirx.Select(i == 0, a(), b() * tirx.const(-1, "float32")), name="ends")
+
+    return c.te("ends", joined, high, low, pattern=INJECTIVE)
 
 
 STANDARD: dict[str, Converter] = {

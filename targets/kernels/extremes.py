@@ -5,11 +5,14 @@ before: to see an element twice changes no maximum. Few long rows are cut into p
 
     partial[row, part, lane] = max over k of x[row, min((part * steps + k) * width, n - width) + lane]
     y[row]                   = max over part, lane of partial[row, part, lane]
+
+Both ends of all elements are found in one pass: the largest of x, and of -x.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from tvm import s_tir, te, tirx
@@ -18,6 +21,7 @@ from graphopt.targets.kernels.common import RULE, Block, blocks_of, const, dims,
 from graphopt.targets.machine import CpuMachine
 
 NAME = "extreme"
+BOTH = "ends"
 
 VECTORS = 4
 """Partial results per lane, so that one step need not wait for the step before."""
@@ -39,19 +43,14 @@ def compute(x: Any, largest: bool, machine: CpuMachine) -> Any:
     """y[...], the extreme along the last axis of x[..., n], n > 0."""
     *outer, n = dims(x)
     dtype = str(x.dtype)
-    width = min(VECTORS * machine.lanes(dtype), 1 << (n.bit_length() - 1))
-    rows, steps = math.prod(outer), math.ceil(n / width)
-    tasks = 4 * machine.cores
-    parts = 1 if rows >= tasks or rows * n < MIN_PARALLEL else min(math.ceil(tasks / rows), steps)
-    steps = math.ceil(steps / parts)
-    exact = parts * steps * width == n
+    width, parts, steps = _cut(math.prod(outer), n, dtype, machine)
+    start = _start(n, width, parts, steps)
     pick = reducer(largest, dtype)
     k, part, lane = te.reduce_axis((0, steps), "k"), te.reduce_axis((0, parts), "part"), te.reduce_axis((0, width), "q")
 
     def run(*index: Any) -> Any:
         *row, piece, place = index
-        start = (piece * steps + k) * width
-        return pick(x[(*row, (start if exact else tirx.min(start, n - width)) + place)], axis=[k])
+        return pick(x[(*row, start(piece, k) + place)], axis=[k])
 
     partial = te.compute((*outer, parts, width), run, name="partial", attrs={RULE: NAME})
 
@@ -59,6 +58,42 @@ def compute(x: Any, largest: bool, machine: CpuMachine) -> Any:
         return pick(partial[(*index, part, lane)], axis=[part, lane])
 
     return te.compute(tuple(outer), finish, name="extreme")
+
+
+def ends(x: Any, machine: CpuMachine) -> Any:
+    """y[2], the largest of x[n] and the largest of -x, of floats, n > 0."""
+    (n,) = dims(x)
+    dtype = str(x.dtype)
+    width, parts, steps = _cut(1, n, dtype, machine)
+    start = _start(n, width, parts, steps)
+    pick = reducer(True, dtype)
+    k, part, lane = te.reduce_axis((0, steps), "k"), te.reduce_axis((0, parts), "part"), te.reduce_axis((0, width), "q")
+
+    def run(piece: Any, end: Any, place: Any) -> Any:
+        value = x[start(piece, k) + place]
+        return pick(tirx.Select(end == 0, value, value * const(-1.0, dtype)), axis=[k])
+
+    partial = te.compute((parts, 2, width), run, name="partial", attrs={RULE: BOTH})
+    return te.compute((2,), lambda end: pick(partial[part, end, lane], axis=[part, lane]), name="ends")
+
+
+def _cut(rows: int, n: int, dtype: str, machine: CpuMachine) -> tuple[int, int, int]:
+    """Elements of a step, parts of a row, and steps of a part."""
+    width = min(VECTORS * machine.lanes(dtype), 1 << (n.bit_length() - 1))
+    steps = math.ceil(n / width)
+    tasks = 4 * machine.cores
+    parts = 1 if rows >= tasks or rows * n < MIN_PARALLEL else min(math.ceil(tasks / rows), steps)
+    return width, parts, math.ceil(steps / parts)
+
+
+def _start(n: int, width: int, parts: int, steps: int) -> Callable[[Any, Any], Any]:
+    """Where a step of a part begins in a row."""
+
+    def start(part: Any, step: Any) -> Any:
+        place = (part * steps + step) * width
+        return place if parts * steps * width == n else tirx.min(place, n - width)
+
+    return start
 
 
 def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
@@ -81,13 +116,34 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
             sch.parallel(row)
     elif parallel:
         sch.parallel(sch.fuse(*sch.get_loops(partial.rv)[: outer + 1]))
+    _vectors(sch, partial, machine, ())
+
+
+def schedule_ends(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
+    """A task is a part; both ends are kept while it is read once."""
+    for block in blocks_of(sch):
+        if block.name == anchor.name:
+            break
+        sch.compute_inline(block.rv)
+    partial = next(block for block in blocks_of(sch) if block.name == anchor.name)
+    parts, _, width = partial.spatial
+    task, end, _, _ = sch.get_loops(partial.rv)
+    if parts * width * partial.reduce[0] >= MIN_PARALLEL:
+        sch.parallel(task)
+    _vectors(sch, partial, machine, (end,))
+
+
+def _vectors(sch: s_tir.Schedule, partial: Block, machine: CpuMachine, repeated: tuple[Any, ...]) -> None:
+    """In every step, for each of the `repeated` loops, vectors along the lanes."""
     lane, step = sch.get_loops(partial.rv)[-2:]
-    lanes = largest_divisor(width, machine.lanes(dtype_of(sch, partial.rv)))
+    lanes = largest_divisor(partial.spatial[-1], machine.lanes(dtype_of(sch, partial.rv)))
     vector, lane = sch.split(lane, [None, lanes])
-    sch.reorder(step, vector, lane)
-    sch.unroll(vector)
+    sch.reorder(step, *repeated, vector, lane)
+    for loop in (*repeated, vector):
+        sch.unroll(loop)
     sch.vectorize(lane)
     start = sch.decompose_reduction(partial.rv, step)
-    *_, start_vector, start_lane = sch.get_loops(start)
-    sch.unroll(start_vector)
+    *loops, start_lane = sch.get_loops(start)
+    for loop in loops[-1 - len(repeated) :]:
+        sch.unroll(loop)
     sch.vectorize(start_lane)
