@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphopt.passes.batch_products import BatchProducts as BatchProducts
     from graphopt.passes.choose_tiles import ChooseTiles as ChooseTiles
     from graphopt.passes.flush_denormals import FlushDenormals as FlushDenormals
     from graphopt.passes.fuse import Fuse as Fuse
@@ -20,6 +21,7 @@ PASSES = {
     "hoist-branches": ("graphopt.passes.hoist_branches", "HoistBranches"),
     "normalize": ("graphopt.passes.normalize", "Normalize"),
     "fuse": ("graphopt.passes.fuse", "Fuse"),
+    "batch-products": ("graphopt.passes.batch_products", "BatchProducts"),
     "flush-denormals": ("graphopt.passes.flush_denormals", "FlushDenormals"),
     "join-products": ("graphopt.passes.join_products", "JoinProducts"),
     "precision": ("graphopt.passes.precision", "Precision"),
@@ -28,10 +30,10 @@ PASSES = {
     "choose-tiles": ("graphopt.passes.choose_tiles", "ChooseTiles"),
 }
 
-DEFAULT = "hoist-branches,normalize,fuse,flush-denormals,select-conv,layout,choose-tiles"
+DEFAULT = "hoist-branches,normalize,fuse,batch-products,flush-denormals,select-conv,layout,choose-tiles"
 """The pipeline of `graphopt compile` when --passes is not given."""
 
-_GPU = "normalize,fuse,flush-denormals,join-products,select-conv{max-workspace=1GiB},layout,choose-tiles"
+_GPU = "normalize,fuse,batch-products,flush-denormals,join-products,select-conv{max-workspace=1GiB},layout,choose-tiles"
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
 """Where a target has another one."""
 
@@ -39,6 +41,7 @@ __all__ = [
     "DEFAULT",
     "DEFAULTS",
     "PASSES",
+    "BatchProducts",
     "ChooseTiles",
     "FlushDenormals",
     "Fuse",

@@ -97,8 +97,8 @@ def test_bad_options(texts: dict[str, str], message: str) -> None:
         ("fuze", "there is no pass fuze; did you mean fuse?"),
         (
             "zzz",
-            "there is no pass zzz; there are choose-tiles, flush-denormals, fuse, hoist-branches, join-products, "
-            "layout, normalize, precision, select-conv",
+            "there is no pass zzz; there are batch-products, choose-tiles, flush-denormals, fuse, hoist-branches, "
+            "join-products, layout, normalize, precision, select-conv",
         ),
         ("normalize{x=1}", "pass normalize has no option x; it has none"),
         ("fuse{", "cannot read the pipeline at 'fuse{'"),

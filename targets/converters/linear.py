@@ -23,7 +23,6 @@ from graphopt.targets.converters.base import (
     Context,
     Converter,
     dtype_of,
-    elementwise_map,
     shape_of,
 )
 from graphopt.targets.kernels import extremes
