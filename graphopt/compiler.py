@@ -20,6 +20,7 @@ from graphopt import analysis, guards, schedule, verification
 from graphopt.artifact import Artifact
 from graphopt.cost_model import CostModel
 from graphopt.cost_source import MEASURED, VARIABLE, open_costs, record
+from graphopt.defects import Defects
 from graphopt.errors import GraphoptError, UnsupportedError, VerificationError
 from graphopt.islands import islands
 from graphopt.observe import Check, Dump, Verify
@@ -168,17 +169,17 @@ def compile_model(
         if verify == "passes" and precision == "fp16":  # of the others ONNX Runtime does not compute what they round
             accuracy = verification.errors_of(model, verifier)
         expand_functions(model, backend.supports)
-        defects: dict[ir.Node, str] = {}
+        defects = Defects(model, backend)
         while artifact is None:
             clock.start("lower")
             try:
-                built, fallbacks = _stages(model, backend, ranks, fallback, defects)
+                built, fallbacks = _stages(model, backend, ranks, fallback, defects.nodes)
                 clock.start("build")
                 with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
                     _require_space(Path(folder), built)
                     artifact = _artifact(built, ports, micro_batches, rewritten, Path(folder))
             except RuntimeError as error:  # of TVM, where no code can be generated; our own mistakes are of other kinds
-                defects |= _defects(model, backend, defects, error)
+                defects.learn(error)
         if verify in ("ends", "each"):
             clock.start("verify")
             found = verification.verify_program(artifact, verifier)
@@ -192,7 +193,8 @@ def compile_model(
     if failure:
         failure += verification.whose_fault(verifier, lambda trail: again(observers=[trail]), artifact, model)
     changed = tuple(note for step in rewritten.result.steps if step.name in _NUMBERS for note in step.notes)
-    notes = (*rewritten.notes, *changed, *(note for stage in built for note in stage.notes), *verifier.notes)
+    told = (note for stage in built for note in stage.notes)
+    notes = (*rewritten.notes, *defects.notes, *changed, *told, *verifier.notes)
     if precision == "tf32" and not any("tf32" in plan.precision for stage in built for plan in stage.plans.values()):
         notes = (*notes, "tf32 is a permission that no kernel took: products are computed in fp32")
     return Compilation(artifact, notes, rewritten.result, fallbacks, clock.seconds, accuracy, failure)
@@ -295,24 +297,6 @@ def _port(value: ir.Value) -> Port:
         return Port(str(value.name), *found)
     dtype = str(value.dtype.name).lower() if value.dtype is not None else "object"
     return Port(str(value.name), dtype, None)
-
-
-def _defects(model: ir.Model, backend: Target, known: Mapping[ir.Node, str], error: Exception) -> dict[ir.Node, str]:
-    """The nodes that code generation failed on, found by building each alone.
-
-    Raises:
-        KeyboardInterrupt: it did not fail: Ctrl-C came while TVM called Python, which gives an error without text.
-        GraphoptError: none of them fails alone.
-    """
-    if not str(error):
-        raise KeyboardInterrupt from error
-    opsets = model.opset_imports
-    suspects = (node for node in model.graph if node not in known and backend.supports(node, opsets) is None)
-    found = {node: reason for node in suspects if (reason := backend.defect(node, opsets)) is not None}
-    if not found:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise GraphoptError(f"code generation failed ({text[:200]}); report this model as a bug of graphopt") from error
-    return found
 
 
 def _stages(

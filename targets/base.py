@@ -36,6 +36,9 @@ class Lowered:
 class Target(Protocol):
     """One kind of hardware. `extension` is that of the files that `library` gives."""
 
+    separate: bool
+    """Whether every operator is a kernel of its own: the way out where code generation fails on fused ones."""
+
     @property
     def extension(self) -> str:
         """Of file names, without the dot."""

@@ -68,6 +68,12 @@ def loads(expression: Any) -> list[Any]:
     return [part for part in parts(expression) if isinstance(part, ir.TensorLoad)]
 
 
+def holds_bfloat16(stage: Stage) -> bool:
+    """Whether a bfloat16 is read, written or passed through."""
+    types = (str(part.ty.dtype) for part in parts(stage.value) if isinstance(part, ir.TensorLoad | tirx.Cast))
+    return "bfloat16" in (str(stage.buffer.dtype), *types)
+
+
 def _stage(nest: Any) -> Stage | None:
     inner = nest
     while isinstance(inner, tirx.For):

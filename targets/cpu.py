@@ -35,6 +35,7 @@ class CpuTarget:
             cache: keep compiled kernels in the user's cache, and take them from there.
             ahead: compile in the background from the first `lower` on; `library` then waits for what is missing.
         """
+        self.separate = False
         self.cpu = detect(level, threads)
         kept = ObjectCache(disk_cache.objects(), self.cpu) if cache and sources.unchanged() else None
         self._builder = build.Builder(self.cpu, kept, ahead)
@@ -90,7 +91,7 @@ class CpuTarget:
         """Import, fuse, schedule; then run what depends on constants only."""
         with quiet():
             imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, self._definitions)
-            lowered = lowering.lower(imported, self._builder, prefix)
+            lowered = lowering.lower(imported, self._builder, prefix, self.separate)
         constants.evaluate_constants(lowered, self._host)
         return lowered
 

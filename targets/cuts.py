@@ -4,8 +4,9 @@
                       + parts of what v reads at other places, once for each place
 
 What is read element by element has a name in the kernel (`inlining`). What is read otherwise, transposed or from a
-smaller tensor, is written out wherever it is read. A value with more than MOST parts is computed from results that lie
-in memory: TVM's fusion takes no value into a kernel that the function gives out, so those results become such values.
+smaller tensor, is written out wherever it is read; so is everything in a kernel with bfloat16 in it, which has no
+names. A value with more than MOST parts is computed from results that lie in memory: TVM's fusion takes no value into a
+kernel that the function gives out, so those results become such values.
 """
 
 from __future__ import annotations
@@ -34,13 +35,28 @@ class _Kernel:
     pattern: int
     parts: int
     elsewhere: tuple[int, ...]  # 0: element by element
+    reads: tuple[int, ...]
+    nameless: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a value that may be fused brings: parts of it and of what is inside it, each once, and all written out."""
+
+    inside: dict[Any, int]
+    written: int
+    nameless: bool
+
+    @property
+    def size(self) -> int:
+        return self.written if self.nameless else sum(self.inside.values())
 
 
 def cut(module: Any) -> Any:
     """The module, legalized and with operator patterns, in whose `main` large values are in memory."""
     main = module["main"]
     known: dict[Any, _Kernel] = {}
-    held: dict[Any, dict[Any, int]] = {}  # for a value that may be fused: the parts of it and of what is inside it
+    held: dict[Any, _Held] = {}
     cuts: dict[Any, Any] = {}
     for variable, value in origins.bindings(main):
         if not isinstance(value, relax.Call) or str(getattr(value.op, "name", "")) != "relax.call_tir":
@@ -48,43 +64,45 @@ def cut(module: Any) -> Any:
         if value.args[0] not in known:
             known[value.args[0]] = _kernel(module[value.args[0]])
         kernel = known[value.args[0]]
-        inside = {variable: kernel.parts}
+        so_far = _Held({variable: kernel.parts}, kernel.parts, kernel.nameless)
         if kernel.pattern <= REDUCTION:
-            operands = list(zip(value.args[1].fields, kernel.elsewhere, strict=False))
-            for operand, count in sorted(operands, key=lambda each: _size(held.get(each[0]))):
-                found = held.get(operand)
-                if found is None or operand in cuts:
-                    continue
-                size = _size(found)
-                added = {**inside, **found} if count == 0 else {**inside, (variable, operand): size * count}
-                if _size(added) > MOST or (count and size > NAMED):
+            operands = [
+                (operand, held[operand], count, reads)
+                for operand, count, reads in zip(value.args[1].fields, kernel.elsewhere, kernel.reads, strict=False)
+                if operand in held and operand not in cuts
+            ]
+            for operand, found, count, reads in sorted(operands, key=lambda each: each[1].size):
+                within = found.inside if count == 0 else {(variable, operand): found.size * count}
+                added = _Held(
+                    {**so_far.inside, **within},
+                    so_far.written + reads * found.written,
+                    so_far.nameless or found.nameless,
+                )
+                if added.size > MOST or (count and found.size > NAMED):
                     cuts[operand] = relax.Var(str(operand.name), operand.ty)
                 else:
-                    inside = added
+                    so_far = added
         if kernel.pattern <= INJECTIVE:
-            held[variable] = inside
+            held[variable] = so_far
     return _kept(module, cuts) if cuts else module
-
-
-def _size(inside: dict[Any, int] | None) -> int:
-    return sum((inside or {}).values())
 
 
 def _kernel(function: Any) -> _Kernel:
     attributes = function.attrs or {}
     pattern = int(attributes["op_pattern"]) if "op_pattern" in attributes else 8
     found = blocks.stages(function)
+    unknown = _Kernel(pattern, MOST, (0,) * len(function.params), (1,) * len(function.params), False)
     if found is None:
-        return _Kernel(pattern, MOST, tuple(0 for _ in function.params))
+        return unknown
     try:
         size = sum(sum(1 for _ in parts(stage.value)) for stage in found)
-        places = [
-            {str(list(load.indices)) for load in _loads(found, parameter)} - {str(list(found[-1].variables))}
-            for parameter in function.params
-        ]
+        read = [list(_loads(found, parameter)) for parameter in function.params]
     except ValueError:  # an expression that is not taken apart
-        return _Kernel(pattern, MOST, tuple(0 for _ in function.params))
-    return _Kernel(pattern, size, tuple(len(each) for each in places))
+        return unknown
+    own = {str(list(found[-1].variables))}
+    elsewhere = tuple(len({str(list(load.indices)) for load in loads} - own) for loads in read)
+    nameless = any(map(blocks.holds_bfloat16, found))
+    return _Kernel(pattern, size, elsewhere, tuple(map(len, read)), nameless)
 
 
 def _loads(found: list[blocks.Stage], parameter: Any) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from tvm import ir, tirx
 
 from graphopt.targets import ieee
-from graphopt.targets.blocks import Stage, loads, replaced, stages
+from graphopt.targets.blocks import Stage, holds_bfloat16, loads, replaced, stages
 from graphopt.targets.expressions import parts, rewritten
 from graphopt.targets.kernels.common import RULE, SCHEDULED
 
@@ -22,25 +22,23 @@ SHORT = 8
 """Parts of an expression that is written out where it is read once: a name for it would hide it from patterns."""
 
 
-FEW = 12
-"""Blocks with bfloat16 among them up to which TVM inlines: where it makes float32 of that type, it repeats what is
-converted, and takes a name that is there twice, simplified in two ways, for an error."""
-
-_KEPT = {"bool": "int8", "bfloat16": "float32"}
-"""Types of names for values whose own have no vectors in memory, or that TVM would change under the name."""
+_KEPT = {"bool": "int8"}
+"""Types of names for values whose own have no vectors in memory."""
 
 
 def inline(function: Any) -> Any:
     """The function with its elementwise blocks merged, as far as they go over the same elements.
 
-    Blocks before the one that a schedule rule looks for are its own, and stay.
+    Blocks before the one that a schedule rule looks for are its own, and stay. With bfloat16 TVM inlines: where it
+    makes float32 of that type, it looks into no name, and takes a name that is there twice, simplified in two ways, for
+    an error; such kernels are small (`cuts`).
     """
     if function.attrs is not None and SCHEDULED in function.attrs:
         return function
     found = stages(function)
     if found is None or len(found) < 2:
         return function
-    if len(found) <= FEW and any(str(stage.buffer.dtype) == "bfloat16" for stage in found):
+    if any(map(holds_bfloat16, found)):
         return function
     anchors = [number for number, stage in enumerate(found) if RULE in stage.block.annotations]
     first = anchors[-1] + 1 if anchors else 0

@@ -47,33 +47,35 @@ def obstacle(module: Any) -> str | None:
     return None
 
 
-def fuse(module: Any, owners: origins.Owners) -> tuple[Any, dict[Any, tuple[str, ...]]]:
+def fuse(module: Any, owners: origins.Owners, separate: bool) -> tuple[Any, dict[Any, tuple[str, ...]]]:
     """Elementwise neighbours into the kernels before them (TVM's FuseOps and FuseTIR).
 
     Args:
         module: legalized.
         owners: of the variables of its `main`.
+        separate: leave every operator a kernel of its own.
 
     Returns:
         The module, and for each variable of its `main` the ONNX nodes that are computed for it.
     """
     whole = relax.transform.DeadCodeElimination()(module)
-    grouped = relax.transform.FuseOps()(cuts.cut(relax.transform.AnnotateTIROpPattern()(whole)))
+    grouped = whole if separate else relax.transform.FuseOps()(cuts.cut(relax.transform.AnnotateTIROpPattern()(whole)))
     traced = origins.trace(whole, grouped, owners)
     # both keep the variables of main, or drop those that only rename another
     return relax.transform.RewriteDataflowReshape()(relax.transform.FuseTIR()(grouped)), traced
 
 
-def lower(imported: Imported, builder: Scheduler, prefix: str) -> Lowered:
+def lower(imported: Imported, builder: Scheduler, prefix: str, separate: bool = False) -> Lowered:
     """Fuse, schedule and list the calls of `imported.main`.
 
     Args:
         builder: gives every kernel its schedule; equal kernels, of whatever segment, have one symbol.
         prefix: starts every new value name, so that segments share one name space.
+        separate: fuse nothing.
     """
     ieee.register()
     legal = legalize(imported.module)
-    module, traced = fuse(legal, origins.legalized(imported.owners, legal))
+    module, traced = fuse(legal, origins.legalized(imported.owners, legal), separate)
     lowered = Lowered(inputs=imported.inputs)
     names: dict[Any, str] = {}
     main = module["main"]

@@ -44,7 +44,7 @@ class GpuTarget:
             name: of the target, "cuda" or "opencl".
             cache: keep compiled kernels in the user's cache, and take them from there.
         """
-        self.name, self.device = name, device
+        self.name, self.device, self.separate = name, device, False
         host, kept = machine.detect(), cache and sources.unchanged()
         self._host = build.Builder(host, ObjectCache(disk_cache.objects(), host) if kept else None)
         self._sources = SourceCache(disk_cache.objects(), device) if kept else None
@@ -114,7 +114,7 @@ class GpuTarget:
         """Import, fuse, run on the host what depends on constants only, and generate code for the rest."""
         with quiet():
             imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.device, self._definitions, OWN)
-            lowered = lowering.lower(imported, _Unscheduled(), prefix)
+            lowered = lowering.lower(imported, _Unscheduled(), prefix, self.separate)
         constants.evaluate_constants(lowered, _OnHost(self._host))
         for symbol, identity in lowered.functions.items():
             made = self._kernel(identity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx.parser
@@ -105,3 +106,39 @@ def test_a_kernel_keeps_no_hidden_operator(lab: Any) -> None:
     body = "a = Sub(x, x) b = ReduceMax<keepdims=1>(a) c = CumSum(x, one) s = ScatterElements(c, i, u) y = Sub(s, b)"
     model = lab.model(body, feeds, {"one": np.array(1)})
     require_equal(run_onnxruntime(model, feeds), lab.execute(lab.lower(model), feeds), "of several kernels")
+
+
+def bfloat16_model(body: str) -> onnx.ModelProto:
+    head = "g (bfloat16[4,24] x, bfloat16[4,24] w, float[4,24] f) => (bfloat16[4,24] y)"
+    return onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 22]> {head} {{ {body} }}')
+
+
+LONG = "a0 = Add(x, w) " + " ".join(
+    f"a{number + 1} = {operator}(a{number}, {other})"
+    for number, (operator, other) in enumerate([("Mul", "x"), ("Add", "w"), ("Sub", "x"), ("Mul", "w")] * 5)
+)
+DOUBLING = (
+    "a0 = Add(x, w) "
+    + " ".join(f"a{n + 1} = Mul(a{n}, a{n})" for n in range(3))
+    + " ".join(f" b{n + 1} = Add(b{n}, b{n})".replace("b0,", "a3,").replace("b0)", "a3)") for n in range(12))
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"{LONG} y = Add(a20, x)",  # more values than one expression takes
+        f"{DOUBLING} y = Sub(b12, a3)",  # 2^15 terms, were every value written out
+        "t = Transpose(f) p = MatMul(f, t) q = MatMul(p, f) c = Cast<to = 1>(x) d = Mul(c, f) e = Add(q, d)"
+        " y = Cast<to = 16>(e)",  # behind a product, in whose kernel values of float32 have names
+    ],
+)
+def test_bfloat16_is_rounded_after_every_operator(body: str) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    model, generator = bfloat16_model(body), np.random.default_rng(0)
+    kinds = {"x": ml_dtypes.bfloat16, "w": ml_dtypes.bfloat16, "f": np.float32}
+    feeds = {name: generator.integers(-8, 8, (4, 24)).astype(kind) / 4 for name, kind in kinds.items()}
+    (want,) = ReferenceEvaluator(model).run(None, feeds)
+    got = graphopt.compile(model, fallback=False).session().run(feeds)["y"]
+    np.testing.assert_array_equal(got.view(np.uint16), np.asarray(want).view(np.uint16))
