@@ -117,7 +117,7 @@ def extract(
     """The nodes of `run` as an ONNX model of their own, and the constants that stay outside, by name.
 
     Inferred shapes are left out, within subgraphs too: they hold for the sizes of this program, and a branch that they
-    do not fit may be one that is never taken.
+    do not fit may be one that is never taken. Of a loop that is always run the shapes of what it collects stay.
     """
     import onnx
 
@@ -130,7 +130,7 @@ def extract(
     for info in graph.output:
         _open_dims(info.type, max(dims, Dims.RANK))
     for node in graph.node:
-        _open_subgraphs(node)
+        _open_subgraphs(node, dims)
     outside: dict[str, Array] = {}
     for value in _constants_of(run):
         array = _shareable(value, stored)
@@ -155,13 +155,17 @@ def _open_dims(kind: onnx.TypeProto, dims: Dims) -> None:
         dim.Clear()
 
 
-def _open_subgraphs(node: onnx.NodeProto) -> None:
+def _open_subgraphs(node: onnx.NodeProto, dims: Dims = Dims.NONE) -> None:
+    """Clear the shapes inside `node`. What a loop collects keeps its own: it has that shape after no iteration too."""
+    collected = max(1, len(node.input) - 1) if node.op_type == "Loop" else None
     for attribute in node.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
             del graph.value_info[:]
             counters = 2 if node.op_type == "Loop" else 0  # ONNX Runtime wants to know that they are scalars
-            for info in (*graph.input[counters:], *graph.output):
+            for info in (*graph.input[counters:], *graph.output[:collected]):
                 _open_dims(info.type, Dims.NONE)
+            for info in () if collected is None else graph.output[collected:]:
+                _open_dims(info.type, dims)
             for inner in graph.node:
                 _open_subgraphs(inner)
 

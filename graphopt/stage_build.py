@@ -195,9 +195,9 @@ def _select(draft: _Draft, node: ir.Node, select: Select, guard: Guard) -> Selec
     for value in (*select.outputs, *sides[0], *sides[1]):
         if value.const_value is None:
             _declare(draft, value)
-        elif str(value.name) not in draft.constants:
+        elif str(value.name) not in draft.values:  # among the constants it may be: a fallback model reads it too
             array = value.const_value.numpy()
-            draft.constants[str(value.name)] = array
+            draft.constants.setdefault(str(value.name), array)
             draft.values[str(value.name)] = Value(str(value.name), str(array.dtype), array.shape, Place.WEIGHT)
     outputs, when_true, when_false = (tuple(str(value.name) for value in side) for side in (select.outputs, *sides))
     origin = (str(node.name),)

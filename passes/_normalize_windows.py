@@ -21,19 +21,47 @@ def _explicit_pads(editor: Editor, node: ir.Node) -> str | None:
         return "auto_pad needs static shapes"
     rank = len(kernel)
     strides, dilations = ints(node, "strides", [1] * rank), ints(node, "dilations", [1] * rank)
-    begin, end = [0] * rank, [0] * rank
+    begin, end, skipped = [0] * rank, [0] * rank, [0] * rank
     if mode != "VALID":
         for axis in range(rank):
             # ONNX Runtime pads a pool for its kernel without dilations, and may then have fewer windows.
             reach = (kernel[axis] - 1) * dilations[axis] + 1 if node.op_type == "Conv" else kernel[axis]
             same = -(-x[2 + axis] // strides[axis])
-            missing = max(0, (same - 1) * strides[axis] + reach - x[2 + axis])
-            small, large = missing // 2, missing - missing // 2
+            missing = (same - 1) * strides[axis] + reach - x[2 + axis]
+            small, large = max(0, missing) // 2, max(0, missing) - max(0, missing) // 2
             begin[axis], end[axis] = (small, large) if mode == "SAME_UPPER" else (large, small)
+            skipped[axis] = _skipped(node.op_type, mode, missing)
+    if any(skipped):
+        _crop(editor, node, skipped, x)
     node.attributes.pop("auto_pad")
     node.attributes["pads"] = ir.AttrInt64s("pads", [*begin, *end])
     editor.modified = True
     return None
+
+
+def _skipped(op_type: str, mode: str, missing: int) -> int:
+    """Elements in front of the first window, where windows leave out more than they overlap.
+
+    ONNX Runtime divides what is missing by two even if it is negative, rounding to zero, for LpPool; for a Conv it adds
+    one before. It refuses the other pools.
+    """
+    spare = -missing - (op_type == "Conv") - (mode == "SAME_LOWER")
+    return max(0, spare // 2) if op_type in ("Conv", "LpPool") else 0
+
+
+def _crop(editor: Editor, node: ir.Node, skipped: list[int], shape: tuple[int, ...]) -> None:
+    """Take the first elements of every axis of the image away."""
+    x, name = node.inputs[0], f"{node.name}.cropped"
+    axes = [axis for axis, count in enumerate(skipped) if count]
+    starts, ends = [skipped[axis] for axis in axes], [shape[2 + axis] for axis in axes]
+    numbers = (starts, ends, [2 + axis for axis in axes])
+    operands = [editor.constant(np.array(each, np.int64), f"{name}.at") for each in numbers]
+    left = [extent - (skipped[axis - 2] if axis >= 2 else 0) for axis, extent in enumerate(shape)]
+    assert x is not None
+    value = editor.insert(
+        node, "Slice", [x, *operands], shape=left, dtype=x.dtype, name=name, output=name, origin=[node]
+    )
+    node.replace_input_with(0, value)
 
 
 def _global_pool(editor: Editor, node: ir.Node) -> None:
@@ -95,5 +123,6 @@ WINDOWS: dict[str, tuple[Rule, ...]] = {
     "Conv": (_explicit_pads,),
     "MaxPool": (_explicit_pads,),
     "AveragePool": (_explicit_pads, _global_pool),
+    "LpPool": (_explicit_pads,),
     "ReduceMean": (_mean_of_plane,),
 }

@@ -141,3 +141,18 @@ def test_a_run_shows_what_comes_out() -> None:
     (found,) = opened(model_of("g (float[2, 3] x) => (int64[2, n] y) { y = NonZero(x) }"), "y")
     assert observed(found, lambda _: np.ones((2, 3), np.float32)) == {"y": ("int64", (2, 6))}
     assert observed(found, lambda _: np.ones((2, 3), np.int32)) == {}, "what it refuses says nothing"
+
+
+def test_what_a_loop_collects_in_no_iteration_has_its_shape() -> None:
+    model = model_of(
+        """g (float[2,3] x) => (float[2,3] y, float[K,2,3] z) <int64 count = {0}> {
+            y, z = Loop (count, "", x) <
+                body = b (int64 i, bool c, float[2,3] s) => (bool d, float[2,3] t, float[2,3] u) {
+                    d = Identity(c) t = Neg(s) u = Add(t, s)
+                }
+            >
+        }"""
+    )
+    (found,) = opened(model, "y z")
+    outputs = found.session.run(None, {"x": np.ones((2, 3), np.float32)})
+    assert [array.shape for array in outputs] == [(2, 3), (0, 2, 3)]

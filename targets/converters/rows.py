@@ -116,7 +116,17 @@ def _limit(c: Context, index: int) -> Any:
     return NotImplemented if found is None or found.size != 1 or np.isnan(found).any() else found.reshape(())
 
 
+def _double_gelu(x: Any) -> Any:
+    """The approximation by tanh as ONNX spells it in operators, whose constants have single precision."""
+    half, one, slope, cubic = (
+        tirx.const(float(np.float32(number)), "float64") for number in (0.5, 1.0, 2 / math.pi, 0.044715)
+    )
+    return half * x * (one + tirx.tanh(tirx.sqrt(slope) * (x + cubic * x * x * x)))
+
+
 def gelu(c: Context, inputs: list[Any]) -> Any:
+    if dtype_of(inputs[0]) == "float64" and c.text("approximate", "none") == "tanh":
+        return elementwise_map(c, _double_gelu, inputs[0])
     half, one = tirx.const(0.5, "float32"), tirx.const(1.0, "float32")
 
     def exact(x: Any) -> Any:

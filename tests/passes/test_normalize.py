@@ -151,6 +151,20 @@ CASES = {
         {},
         "y[1,2,6,5] = MaxPool(x) {kernel_shape=[2, 4], pads=[1, 2, 0, 1]}",
     ),
+    "windows of a convolution that leave out more than they overlap": (
+        "g (float[1,2,6,7] x, float[3,2,1,1] w) => (float[1,3,1,1] y)"
+        '{ y = Conv<auto_pad = "SAME_UPPER", strides = [6, 7]>(x, w) }',
+        {"w": (3, 2, 1, 1)},
+        "conv0.cropped[1,2,4,5] = Slice(x, const[2], const[2], const[2])\n"
+        "y[1,3,1,1] = Conv(conv0.cropped, const[3,2,1,1]) {pads=[0, 0, 0, 0], strides=[6, 7]}",
+    ),
+    "and of a pool": (
+        "g (float[1,2,6,7] x) => (float[1,2,1,2] y)"
+        '{ y = LpPool<auto_pad = "SAME_LOWER", kernel_shape = [1, 2], strides = [6, 4]>(x) }',
+        {},
+        "lppool0.cropped[1,2,4,7] = Slice(x, const[1], const[1], const[1])\n"
+        "y[1,2,1,2] = LpPool(lppool0.cropped) {kernel_shape=[1, 2], pads=[0, 0, 0, 0], strides=[6, 4]}",
+    ),
 }
 
 
