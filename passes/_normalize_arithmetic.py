@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from graphopt.passes._edit import Editor, Rule, array_of, dims
+from graphopt.passes._edit import Editor, Rule, array_of, dims, scalar_of
 from graphopt.passes._normalize_shapes import drop
 
 
@@ -172,13 +170,22 @@ def _scaled(editor: Editor, node: ir.Node, value: ir.Value | None, factor: float
 
 
 def _clip(editor: Editor, node: ir.Node) -> None:
-    """Clip(x, 0, no upper bound) -> Relu(x)."""
-    bounds: list[NDArray[Any] | None] = [array_of(v) for v in node.inputs[1:3]]
-    bounds += [None] * (2 - len(bounds))
-    given = [*node.inputs[1:3], None, None]
-    low = float(bounds[0].reshape(())) if bounds[0] is not None else -math.inf
-    upper_open = given[1] is None or (bounds[1] is not None and float(bounds[1].reshape(())) == math.inf)
-    if low == 0.0 and upper_open and node.outputs[0].dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+    """Clip(x, 0, infinity) -> Relu(x), Clip(x) -> Clip(x, -L, L): L is the largest number, to which infinities come."""
+    dtype = node.outputs[0].dtype
+    if dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16):
+        return
+    largest = np.finfo(dtype.numpy()).max
+    given = [*node.inputs[1:3], None, None][:2]
+    if None in given:
+        for index, (bound, name, number) in enumerate(zip(given, ("min", "max"), (-largest, largest), strict=True)):
+            if bound is None:
+                given[index] = editor.constant(np.array(number), f"{node.name}.{name}")
+        node.resize_inputs(3)
+        for index, bound in enumerate(given, start=1):
+            node.replace_input_with(index, bound)
+        editor.modified = True
+    low, high = (scalar_of(bound) for bound in given)
+    if low == 0 and high == math.inf and dtype != ir.DataType.FLOAT16:
         _replace(editor, node, "Relu", [node.inputs[0]])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -53,12 +54,23 @@ def top_k(site: Site) -> None:
 
 
 def clip(site: Site) -> None:
-    """Clip 11: bounds became inputs. The old defaults are the largest floats, so that Clip made infinities finite."""
+    """Clip 11: bounds became inputs. The old defaults are the largest floats, so that Clip made infinities finite.
+
+    But not halves, which ONNX Runtime computed in float32.
+    """
     for index, (name, usual) in enumerate((("min", -_LARGEST), ("max", _LARGEST)), start=1):
         attribute = site.take(name)
         bound = usual if attribute is None else attribute.as_float()
-        if site.x().dtype != ir.DataType.FLOAT16 or abs(bound) <= np.finfo(np.float16).max:
-            site.append(index, site.scalar(bound, site.x()))
+        half = site.x().dtype == ir.DataType.FLOAT16 and abs(bound) > np.finfo(np.float16).max
+        site.append(index, site.scalar(math.copysign(math.inf, bound) if half else bound, site.x()))
+
+
+def clip_halves(site: Site) -> None:
+    """Clip 12: an absent bound is the largest half; before, halves were computed in float32."""
+    if site.x().dtype == ir.DataType.FLOAT16:
+        for index, bound in ((1, -math.inf), (2, math.inf)):
+            if len(site.node.inputs) <= index or site.node.inputs[index] is None:
+                site.append(index, site.scalar(bound, site.x()))
 
 
 def clip_bounds(site: Site) -> None:

@@ -27,7 +27,7 @@ RULES: Mapping[str, Mapping[int, Rule]] = {
     },
     "Cast": {6: attributes.cast},
     "Ceil": {6: _IN_PLACE},
-    "Clip": {6: attributes.clip_bounds, 11: attributes.clip},
+    "Clip": {6: attributes.clip_bounds, 11: attributes.clip, 12: attributes.clip_halves},
     "Concat": {4: attributes.default("axis", 1)},
     "Crop": {10: runtime.crop},
     "DFT": {20: attributes.dft},

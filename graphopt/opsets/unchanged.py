@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 _TOGETHER: Mapping[str, tuple[int, ...]] = {
     (
-        "Abs Ceil Erf Exp Expand Floor GatherElements LRN Log MeanVarianceNormalization Neg NonZero Reciprocal "
+        "Abs Ceil Clip Erf Exp Expand Floor GatherElements LRN Log MeanVarianceNormalization Neg NonZero Reciprocal "
         "Sigmoid Sign SoftmaxCrossEntropyLoss Sqrt Tanh Tile"
     ): (13,),
     (
@@ -23,7 +23,7 @@ _TOGETHER: Mapping[str, tuple[int, ...]] = {
     "BitShift Celu Einsum Optional ReverseSequence Unique": (28,),
     "Cast": (9, 13, 19, 21, 23, 24, 25, 28),
     "CastLike": (19, 21, 23, 24, 25),
-    "Clip GatherND": (12, 13),
+    "GatherND": (12, 13),
     "Compress OneHot": (11, 28),
     "Concat Gather ReduceL1 ReduceL2 ReduceMean ReduceProd ReduceSumSquare Slice": (11, 13),
     "Constant": (9, 11, 12, 13, 19, 21, 23, 24, 25),

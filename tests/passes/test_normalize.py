@@ -115,9 +115,14 @@ CASES = {
         "y[2,4] = Gemm(x, const[3,4], const[4]) {transA=0, transB=0}",
     ),
     "clip": (
-        "g (float[2,3] x) => (float[2,3] y) <float low = {0}> { y = Clip(x, low) }",
+        "g (float[2,3] x) => (float[2,3] y) <float low = {0}, float high = {inf}> { y = Clip(x, low, high) }",
         {},
         "y[2,3] = Relu(x)",
+    ),
+    "clip without a bound makes infinities the largest number": (
+        "g (float16[2,3] x, float16 low) => (float16[2,3] y) { y = Clip(x, low) }",
+        {},
+        "y[2,3] = Clip(x, low, const[])",
     ),
     "average pool of the plane with padding": (
         "g (float[1,2,6,6] x) => (float[1,2,1,1] y) { y = AveragePool<kernel_shape = [7, 7], pads = [0, 0, 1, 1]>(x) }",
