@@ -182,7 +182,7 @@ def compile_model(
                 defects.learn(error)
         if verify in ("ends", "each"):
             clock.start("verify")
-            found = verification.verify_program(artifact, verifier)
+            found = verification.verify_program(artifact, verifier, model)
             accuracy = {} if precision == FP32 else found
     except VerificationError as error:
         clock.stop()

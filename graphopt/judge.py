@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graphopt.analysis import static_type
 from graphopt.draws import random_inputs
 from graphopt.errors import FeedError, VerificationError
-from graphopt.verify import TOLERANCES, Mismatch, Tolerance, compare, open_onnxruntime, run_onnxruntime
+from graphopt.verify import TOLERANCES, UNSTABLE, Mismatch, Tolerance, compare, open_onnxruntime, run_onnxruntime
 
 if TYPE_CHECKING:
     from graphopt.verify import Reference
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 @dataclass
 class Judge:
     """Inputs, what ONNX Runtime makes of them, and how far from that is still right.
+
+    Of an output that rounding alone moves anywhere a mismatch is of the kind "unstable": it proves nothing.
 
     `notes` say, once something was judged, what was not as usual: a model that ONNX Runtime takes only as loaded, and
     outputs that were above their tolerance but within what rounding alone does to the model.
@@ -32,18 +34,27 @@ class Judge:
     tolerances: Mapping[str, Tolerance] = field(default_factory=lambda: TOLERANCES)
     notes: list[str] = field(default_factory=list)
     allowed: dict[str, float] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+    """The unstable outputs that did not agree the last time."""
     _weighed: bool = False
+    _unstable: set[str] = field(default_factory=set)
 
     def mismatches(self, actual: Mapping[str, Any]) -> list[Mismatch]:
         """What is wrong with `actual`. The model's own sensitivity is asked for only where something is."""
         found = compare(self.expected, actual, self.tolerances, self.allowed)
-        if not found or self._weighed or any(each.kind != "value" for each in found):
-            return found
-        from graphopt.sensitivity import allowances, spread
+        if found and not self._weighed:
+            found = self._weigh(actual, found)
+        self.lost = {each.output for each in found} & self._unstable
+        return [replace(each, kind=UNSTABLE) if each.output in self.lost else each for each in found]
+
+    def _weigh(self, actual: Mapping[str, Any], found: list[Mismatch]) -> list[Mismatch]:
+        """What is left of `found` once it is known how far the model moves by itself."""
+        from graphopt.sensitivity import allowances, spread, unstable
 
         self._weighed = True
         spreads = spread(self.reference, self.feeds, self.expected)
         self.allowed = allowances(spreads, self.expected)
+        self._unstable = unstable(spreads, self.expected)
         left = compare(self.expected, actual, self.tolerances, self.allowed)
         excused = {each.output for each in found} - {each.output for each in left}
         for name in sorted(excused):
@@ -51,11 +62,14 @@ class Judge:
                 f"output {name} was judged by the model's own sensitivity: under rounding alone ONNX Runtime differs "
                 f"from itself by up to {spreads[name]:.3g}, so {self.allowed[name]:.3g} was allowed"
             )
+        for name in sorted(self._unstable & {each.output for each in left}):
+            how = f"by {spreads[name]:.3g}" if np.isfinite(spreads[name]) else "in shape or in the places of NaN"
+            self.notes.append(f"output {name} has no stable value: under rounding alone ONNX Runtime moves it {how}")
         return left
 
     def require(self, actual: Mapping[str, Any], where: str) -> None:
         """Raise a VerificationError that begins with `where` unless `actual` is right."""
-        found = self.mismatches(actual)
+        found = [each for each in self.mismatches(actual) if each.kind != UNSTABLE]
         if found:
             others = f"; {len(found) - 1} more outputs differ" if len(found) > 1 else ""
             raise VerificationError(f"{where}: {found[0].message}{others}")

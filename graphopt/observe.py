@@ -152,6 +152,10 @@ class Verify:
         try:
             self.judge.require(actual, where)
         except VerificationError as error:
-            if not self.keep:
-                raise
-            self.failure = self.failure or str(error)
+            self.fail(str(error))
+
+    def fail(self, sentence: str) -> None:
+        """Raise what was found, or keep it; "" is nothing."""
+        if sentence and not self.keep:
+            raise VerificationError(sentence)
+        self.failure = self.failure or sentence

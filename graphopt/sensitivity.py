@@ -6,6 +6,7 @@ every floating point number that enters, inputs and weights, moved by one unit i
 
     spreads = spread(model, feeds, expected)     # the largest difference of each output
     allowed = allowances(spreads, expected)      # a small multiple of it, with a cap
+    lost = unstable(spreads, expected)           # outputs of which nothing is left under rounding
 """
 
 from __future__ import annotations
@@ -44,25 +45,32 @@ _MAX_WEIGHT_BYTES = 1 << 30
 def spread(model: Reference, feeds: Mapping[str, Array], expected: Mapping[str, Any]) -> dict[str, float]:
     """The largest difference between `expected` and what ONNX Runtime gives under rounding, by output.
 
-    Outputs that move in shape or in the places of NaN and infinities, and those that are no numbers, have none.
+    It is infinite for outputs that move in shape or in the places of NaN and infinities. Those that are no numbers have
+    none.
     """
     largest: dict[str, float] = {}
     for name, distance in ((name, d) for found in _runs(model, feeds) for name, d in _distances(expected, found)):
         largest[name] = max(largest.get(name, 0.0), distance)
-    return {name: distance for name, distance in largest.items() if np.isfinite(distance)}
+    return largest
 
 
 def allowances(spreads: Mapping[str, float], expected: Mapping[str, Any]) -> dict[str, float]:
     """The absolute difference that each output may have."""
-    found = {}
-    for name, distance in spreads.items():
-        value = np.asarray(expected[name])
-        if value.dtype.name in ("int8", "uint8"):
-            found[name] = min(FACTOR * distance, STEPS)
-        elif (cap := CAPS.get(value.dtype.name)) is not None:
-            finite = value.astype(np.float64)[np.isfinite(value.astype(np.float64))]
-            found[name] = min(FACTOR * distance, cap * float(np.abs(finite).max(initial=0.0)))
-    return found
+    finite = {name: distance for name, distance in spreads.items() if np.isfinite(distance)}
+    return {name: min(FACTOR * distance, _cap(expected[name])) for name, distance in finite.items()}
+
+
+def unstable(spreads: Mapping[str, float], expected: Mapping[str, Any]) -> set[str]:
+    """The outputs that rounding alone moves further than a difference may be at all: they cannot be compared."""
+    return {name for name, distance in spreads.items() if distance > _cap(expected[name])}
+
+
+def _cap(output: Any) -> float:
+    value = np.asarray(output)
+    if value.dtype.name in ("int8", "uint8"):
+        return STEPS
+    wide = value.astype(np.float64)
+    return CAPS[value.dtype.name] * float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0))
 
 
 def _runs(model: Reference, feeds: Mapping[str, Array]) -> Iterator[dict[str, Any]]:

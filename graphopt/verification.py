@@ -16,6 +16,7 @@ from graphopt.verify import run_onnxruntime
 if TYPE_CHECKING:
     from graphopt.artifact import Artifact
     from graphopt.blame import Trail
+    from graphopt.judge import Judge
 
 
 def given_shapes(source: Any, given: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -37,10 +38,16 @@ def given_shapes(source: Any, given: Mapping[str, Any]) -> dict[str, tuple[int, 
     return {name: tuple(np.shape(array)) for name, array in given.items() if name in open_ones}
 
 
-def verify_program(artifact: Artifact, verifier: Verify) -> dict[str, float]:
+def verify_program(artifact: Artifact, verifier: Verify, model: ir.Model) -> dict[str, float]:
     """Run the program on the inputs of the judge; micro-batches all get the same piece, and each is judged.
 
-    Returns the largest error of each output of floats over its largest value.
+    Where the model gives no stable outputs, every step of the passes and of the program is judged for itself.
+
+    Args:
+        model: the graph that the program was lowered from.
+
+    Returns:
+        The largest error of each output of floats over its largest value.
 
     Raises:
         VerificationError: it computes something else, unless the verifier keeps that.
@@ -53,7 +60,30 @@ def verify_program(artifact: Artifact, verifier: Verify) -> dict[str, float]:
     for piece in range(count):
         part = actual if count == 1 else {name: np.split(value, count)[piece] for name, value in actual.items()}
         verifier.require(part, "in the compiled program")
+        if judge.lost:
+            verifier.fail(_every_step(artifact, judge, model))
+            break
     return errors(part, judge.expected)
+
+
+def _every_step(artifact: Artifact, judge: Judge, model: ir.Model) -> str:
+    """What is wrong with a step of the passes or of the program; "" with a note to the judge if nothing is."""
+    from graphopt.forced import traced, values_of, wrong_steps
+
+    lost = ", ".join(sorted(judge.lost))
+    counts = []
+    for what, values in (
+        ("the passes", values_of(judge.reference, judge.feeds)),
+        ("the program", traced(artifact, model, judge.feeds)),
+    ):
+        wrong, count = wrong_steps(model, values, judge.feeds, judge.tolerances)
+        if wrong:
+            return f"{what}, judged step by step because output {lost} has no stable value: {wrong[0].message}"
+        if not count:
+            return f"output {lost} has no stable value, and no step of {what} can be judged"
+        counts.append(f"{count} values of {what}")
+    judge.notes.append(f"{' and '.join(counts)} were judged instead, each from the same operands: all agree")
+    return ""
 
 
 def errors_of(model: ir.Model, verifier: Verify) -> dict[str, float]:
@@ -66,7 +96,8 @@ def errors(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, fl
     """The largest error of each output of floats over its largest value."""
     found = {}
     for name, expected in wanted.items():
-        if isinstance(expected, np.ndarray) and expected.dtype.kind == "f" and expected.size:
+        comparable = isinstance(expected, np.ndarray) and expected.dtype.kind == "f" and expected.size
+        if comparable and actual[name].shape == expected.shape:
             scale = float(np.abs(expected).max()) or 1.0
             found[name] = float(np.abs(np.subtract(actual[name], expected, dtype=np.float64)).max()) / scale
     return found

@@ -61,6 +61,9 @@ TOLERANCES: Mapping[str, Tolerance] = {
 """Per dtype name; a dtype that is not here (integers, bool, strings) must be equal exactly."""
 
 
+UNSTABLE = "unstable"
+
+
 @dataclass(frozen=True, slots=True)
 class Mismatch:
     """One output that differs: the place where it is worst, both values there, and the sentence to print."""
@@ -71,7 +74,8 @@ class Mismatch:
     actual: object
     message: str
     kind: str = "structure"
-    """"value" where numbers differ, else "structure": shape, dtype, places of NaN, or an output that is missing."""
+    """"value" where numbers differ, else "structure": shape, dtype, places of NaN, or an output that is missing.
+    UNSTABLE where the model itself does not give the same twice (`judge`)."""
 
 
 def run_onnxruntime(model: Reference, feeds: Mapping[str, Array], optimize: bool = False) -> dict[str, Array]:

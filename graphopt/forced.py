@@ -1,0 +1,119 @@
+"""Two computations of a model compared step by step, each step on the same operands.
+
+    y = f(x)  z = g(y)        y', z' of another computation:      f(x) beside y',  g(y') beside z'
+
+Where a model rounds to steps, a last bit early on is another result at the end, and the end proves nothing. But what is
+computed from the very same operands differs in its last bits only, unless it is wrong. So ONNX Runtime computes every
+value that both know from those that the other one has, all at once: each is an input and an output of one model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.verify import TOLERANCES, Mismatch, Tolerance, compare, own_copy, run_onnxruntime
+
+if TYPE_CHECKING:
+    from graphopt.artifact import Artifact
+    from graphopt.verify import Reference
+
+Values = Mapping[str, Any]
+
+STEP = {"int8": 1.0, "uint8": 1.0}
+"""Of a value of 8 bits: a half is rounded up or down."""
+
+
+def recomputed(model: ir.Model, values: Values, feeds: Values) -> dict[str, Any]:
+    """Those of `values` that `model` computes, each from the others as they are given.
+
+    Values of another dtype or rank than the model's are left alone.
+
+    Raises:
+        VerificationError: ONNX Runtime does not take the model, or the values.
+    """
+    copy = own_copy(model)
+    given = dict(feeds)
+    names: dict[str, str] = {}
+    outputs: list[ir.Value] = []
+    for node in copy.graph:
+        for value in node.outputs:
+            name = str(value.name)
+            if name not in values or not _fits(value, values[name]):
+                continue
+            value.name = f"{name}.computed"
+            names[value.name] = name
+            outputs.append(value)
+            if value.uses():
+                entering = ir.Value(name=name, type=value.type, shape=_open(values[name]))
+                copy.graph.inputs.append(entering)
+                ir.convenience.replace_all_uses_with(value, entering, replace_graph_outputs=False)
+                given[name] = values[name]
+            value.shape = None
+    copy.graph.outputs[:] = outputs
+    for value in outputs:
+        value.shape = None
+    ir.passes.common.RemoveUnusedNodesPass()(copy)
+    left = {str(value.name) for value in copy.graph.inputs}
+    found = run_onnxruntime(copy, {name: array for name, array in given.items() if name in left})
+    return {names[name]: array for name, array in found.items()}
+
+
+def _fits(value: ir.Value, found: Any) -> bool:
+    if not isinstance(found, np.ndarray) or value.dtype is None or found.dtype != value.dtype.numpy():
+        return False
+    return value.shape is None or len(value.shape) == found.ndim
+
+
+def _open(array: Any) -> ir.Shape:
+    return ir.Shape([None] * array.ndim)
+
+
+def wrong_steps(
+    model: ir.Model, values: Values, feeds: Values, tolerances: Mapping[str, Tolerance] = TOLERANCES
+) -> tuple[list[Mismatch], int]:
+    """The values that differ from what `model` makes of the same operands, in its order, and how many were compared."""
+    again = recomputed(model, values, feeds)
+    allowed = {name: STEP.get(array.dtype.name, 0.0) for name, array in again.items()}
+    return compare(again, values, tolerances, allowed), len(again)
+
+
+def values_of(model: Reference, feeds: Values) -> dict[str, Any]:
+    """All values of the main graph of `model`, whether it declares their types or not."""
+    copy = own_copy(model)
+    made = (value for node in copy.graph for value in node.outputs)
+    copy.graph.outputs.extend(value for value in made if value.name and not value.is_graph_output())
+    return run_onnxruntime(copy, feeds)
+
+
+def traced(artifact: Artifact, model: ir.Model, feeds: Values) -> dict[str, Any]:
+    """What the calls of the program write, under the names that the values have in `model`, which it was lowered from.
+
+    A call writes the value of that of its nodes which others read; where that is not clear, the value is left out.
+    """
+    nodes = {str(node.name): node for node in model.graph}
+    typed = {str(value.name) for node in model.graph for value in node.outputs}
+    found: dict[str, Any] = {}
+    for origin, written in artifact.session().trace(feeds):
+        own = [nodes[name] for name in origin if name in nodes]
+        ends = [value for node in own for value in node.outputs if value.name and _leaves(value, own)]
+        for name, array in written.items():
+            if not isinstance(array, np.ndarray):
+                continue
+            alike = [str(value.name) for value in ends if _is(value, array)]
+            key = name if name in typed else alike[0] if len(alike) == 1 else None
+            if key is not None:
+                found[key] = array
+    return found
+
+
+def _leaves(value: ir.Value, own: list[ir.Node]) -> bool:
+    return value.is_graph_output() or any(use.node not in own for use in value.uses())
+
+
+def _is(value: ir.Value, array: Any) -> bool:
+    shape = value.shape.numpy() if value.shape is not None and value.shape.is_static() else None
+    return value.dtype is not None and value.dtype.numpy() == array.dtype and shape == array.shape
