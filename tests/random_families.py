@@ -183,7 +183,9 @@ def normalization(g: Graph) -> None:
         x = whatever(g, ("float16" if dtype == "float16" else "float32",), least=1)  # float64 is float32 in between
         dtype, axis = str(g.array(x).dtype), g.axis(g.array(x).ndim)
         terms = [g.weight(dtype, g.array(x).shape[axis:]) for _ in range(g.integer(1, 2))]
-        g.node(op, [x, *terms], axis=axis, outputs=g.pick((1, 1, 1, 3)))
+        # Of infinities ONNX Runtime's mean, which is asked for as another output, is NaN or infinite.
+        outputs = g.pick((1, 1, 1, 3)) if np.isfinite(g.array(x)).all() else 1
+        g.node(op, [x, *terms], axis=axis, outputs=outputs)
     else:
         groups = g.pick([d for d in (1, 2, 3, channels) if channels % d == 0])
         size = channels if g.opset >= 21 else groups

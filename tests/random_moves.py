@@ -143,6 +143,8 @@ def order(g: Graph) -> None:
     op = g.pick(("TopK", "TopK", "CumSum", "OneHot", "Trilu", "Shape", "NonZero"))
     if op == "TopK":
         x = whatever(g, ("float32", "float32", "float64", "int64"), least=1, exact=True)
+        if np.isnan(g.array(x).astype(np.float64)).any():
+            raise Dropped  # comparisons with NaN decide by where it stands
         axis = g.axis(g.array(x).ndim)
         k = g.integer(0, min(4, g.array(x).shape[axis]))
         last = {"largest": g.integer(0, 1)} if g.opset >= 11 else {}

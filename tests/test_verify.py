@@ -147,6 +147,16 @@ def test_shape_dtype_missing_and_sequences() -> None:
     assert "has 1 elements" in compare({"y": [a, a]}, {"y": [a]})[0].message
 
 
+def test_extents_of_what_a_loop_never_collected_are_unknown() -> None:
+    def empty(*shape: int) -> dict[str, np.ndarray]:
+        return {"y": np.zeros(shape, np.float32)}
+
+    assert compare(empty(0, 3, 0), empty(0, 3, 2)) == compare(empty(0, 3, 2), empty(0, 0, 2)) == []
+    for shape in ((0, 4, 2), (0,), (0, 2), (1, 3, 2), (0, 3, 2, 1)):
+        assert "has shape" in compare(empty(0, 3, 2), empty(*shape))[0].message
+    assert "has shape" in compare(empty(3, 0, 2), empty(3, 1, 2))[0].message
+
+
 def test_require_equal_names_the_place() -> None:
     a = np.zeros((2, 3), np.float32)
     b = a.copy()
