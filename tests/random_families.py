@@ -371,9 +371,8 @@ def byte_product(g: Graph) -> None:
 def recurrent(g: Graph) -> None:
     op, direction = g.pick(("LSTM", "GRU", "RNN")), g.pick(("forward", "reverse", "bidirectional"))
     gates, ways, hidden = {"LSTM": 4, "GRU": 3, "RNN": 1}[op], 1 + (direction == "bidirectional"), g.integer(1, 6)
-    x = g.operand(
-        "float32", (g.integer(1, 5), g.integer(1, 3), g.integer(1, 6)), lambda a: a.ndim == 3 and 0 < a.size < 300
-    )
+    sizes = (g.integer(1, 5), g.integer(1, 3), g.integer(1, 6))
+    x = g.operand("float32", sizes, lambda a: a.ndim == 3 and 0 < a.size < 300, finite=True)  # gates clip NaN
     steps, batch, width = g.array(x).shape
     w, r = (g.weight("float32", (ways, gates * hidden, size)) for size in (width, hidden))
     bias = g.weight("float32", (ways, 2 * gates * hidden)) if g.chance(0.6) else ""
