@@ -33,7 +33,9 @@ def softmax(logarithm: bool) -> Converter:
         if dtype_of(x) not in ("float32", "float64") or not shape or 0 in shape or axis != len(shape) - 1:
             return NotImplemented
         flat = c.reshape(x, (math.prod(shape[:-1]), shape[-1]))
-        return c.reshape(c.te("softmax", lambda v: rowwise.softmax(v, 1.0, logarithm), flat, pattern=OPAQUE), shape)
+        lanes = c.machine.lanes(dtype_of(flat))
+        y = c.te("softmax", lambda v: rowwise.softmax(v, lanes, logarithm=logarithm), flat, pattern=OPAQUE)
+        return c.reshape(y, shape)
 
     return convert
 

@@ -29,28 +29,52 @@ NAME = "rowwise"
 
 Place = Callable[[Any, Any], Any]
 
+ONE_SIGN = 8
+"""A sum of terms of one sign may be so many times as long for the same relative error."""
+
 MIN_PARALLEL = 1 << 13
 """Elements below which waking another core costs more than it saves."""
 
 
-def softmax(x: Any, scale: float = 1.0, logarithm: bool = False) -> Any:
-    """Softmax (or its logarithm) of `scale * x` along the last axis of x[rows, n]."""
+def softmax(x: Any, lanes: int, scale: float = 1.0, logarithm: bool = False) -> Any:
+    """Softmax (or its logarithm) of `scale * x` along the last axis of x[rows, n].
+
+    Args:
+        lanes: elements of a vector.
+    """
     rows, n = dims(x)
-    r, q = te.reduce_axis((0, n), "r"), te.reduce_axis((0, n), "q")
-    factor, kept = const(scale, x.dtype), summed_in(x.dtype, n // 16)  # terms of one sign, in the lanes of a vector
-    top = te.compute((rows,), lambda i: te.max(x[i, r] * factor, axis=[r]), name="top", attrs={RULE: NAME})
+    factor = const(scale, x.dtype)
+    kept = summed_in(x.dtype, n // (4 * lanes) // ONE_SIGN)  # in the lanes of four vectors
+    top = _reduced(rows, n, lanes, te.max, tirx.max, lambda i, r: x[i, r] * factor, "top")
     if logarithm:
-        sums = te.compute(
-            (rows,),
-            lambda i: te.sum(fast.exp_of_negative(x[i, q] * factor - top[i]).astype(kept), axis=[q]),
-            name="sum",
-            attrs={RULE: NAME},
-        )
+
+        def power(i: Any, q: Any) -> Any:
+            return fast.exp_of_negative(x[i, q] * factor - top[i]).astype(kept)
+
+        sums = _reduced(rows, n, lanes, te.sum, _added, power, "sum")
         logs = te.compute((rows,), lambda i: tirx.log(sums[i].astype(x.dtype)), name="logs")
         return te.compute((rows, n), lambda i, j: x[i, j] * factor - top[i] - logs[i], name="scale")
     powers = te.compute((rows, n), lambda i, j: fast.exp_of_negative(x[i, j] * factor - top[i]), name="powers")
-    sums = te.compute((rows,), lambda i: te.sum(powers[i, q].astype(kept), axis=[q]), name="sum", attrs={RULE: NAME})
-    return te.compute((rows, n), lambda i, j: powers[i, j] / sums[i].astype(x.dtype), name="scale")
+    sums = _reduced(rows, n, lanes, te.sum, _added, lambda i, q: powers[i, q].astype(kept), "sum")
+    one = const(1.0, x.dtype)
+    inverse = te.compute((rows,), lambda i: one / sums[i].astype(x.dtype), name="inverse")
+    return te.compute((rows, n), lambda i, j: powers[i, j] * inverse[i], name="scale")
+
+
+def _added(a: Any, b: Any) -> Any:
+    return a + b
+
+
+def _reduced(rows: int, n: int, lanes: int, reduce: Any, join: Any, value: Place, name: str) -> Any:
+    """The reduction of value(row, j) along rows of n; what is left over behind the last whole vector is its own."""
+    left = n % lanes if n > lanes else 0
+    q = te.reduce_axis((0, n - left), "q")
+    whole = te.compute((rows,), lambda i: reduce(value(i, q), axis=[q]), name=name, attrs={RULE: NAME})
+    if not left:
+        return whole
+    t = te.reduce_axis((0, left), "t")
+    tail = te.compute((rows,), lambda i: reduce(value(i, n - left + t), axis=[t]), name=f"{name}_tail")
+    return te.compute((rows,), lambda i: join(whole[i], tail[i]), name=f"{name}_joined")
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float, place: Place = lambda _, j: j) -> Any:
@@ -118,7 +142,8 @@ def _vectorise(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
         start = sch.decompose_reduction(block.rv, reduction)
         sch.vectorize(sch.get_loops(start)[-1])
         return
-    width = largest_divisor(block.spatial[-1], machine.lanes(dtype_of(sch, block.rv)))
-    if width > 1:
+    lanes = machine.lanes(dtype_of(sch, block.rv))
+    width = largest_divisor(block.spatial[-1], lanes)
+    if width > 1 and (width == lanes or block.spatial[-1] <= 4 * lanes):  # LLVM makes whole vectors of other rows
         _, lane = sch.split(loops[-1], [None, width])
         sch.vectorize(lane)
