@@ -56,9 +56,7 @@ def softmax(x: Any, lanes: int, scale: float = 1.0, logarithm: bool = False) -> 
         return te.compute((rows, n), lambda i, j: x[i, j] * factor - top[i] - logs[i], name="scale")
     powers = te.compute((rows, n), lambda i, j: fast.exp_of_negative(x[i, j] * factor - top[i]), name="powers")
     sums = _reduced(rows, n, lanes, te.sum, _added, lambda i, q: powers[i, q].astype(kept), "sum")
-    one = const(1.0, x.dtype)
-    inverse = te.compute((rows,), lambda i: one / sums[i].astype(x.dtype), name="inverse")
-    return te.compute((rows, n), lambda i, j: powers[i, j] * inverse[i], name="scale")
+    return te.compute((rows, n), lambda i, j: powers[i, j] / sums[i].astype(x.dtype), name="scale")
 
 
 def _added(a: Any, b: Any) -> Any:
