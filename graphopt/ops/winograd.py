@@ -15,6 +15,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.costs import tile_of
 from graphopt.ops.layout import blocks
 
 KERNEL = 3
@@ -76,11 +77,6 @@ def matrices(m: int, r: int = KERNEL) -> tuple[NDArray[np.float64], NDArray[np.f
     """(A^T, G, B^T) of `exact_matrices` in float64."""
     at, g, bt = (np.array([[float(v) for v in row] for row in matrix]) for matrix in exact_matrices(m, r))
     return at, g, bt
-
-
-def tile_of(m: int, kernel: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of an output tile: m along each axis on which the kernel is longer than one element."""
-    return (1 if kernel[0] == 1 else m, 1 if kernel[1] == 1 else m)
 
 
 def possible(m: int, kernel: tuple[int, int]) -> bool:

@@ -158,8 +158,7 @@ def transform_input(x: Any, blocks: Blocks, pads: tuple[int, int, int, int], bt:
     return te.compute(
         (rows * columns, n, ci, blocks.places, b),
         lambda t, i, c, p, lane: te.sum(
-            half[i, c, p, tirx.floordiv(t, columns), rb, lane]
-            * _entry(bt[1], tirx.floormod(t, columns), rb, x.dtype),
+            half[i, c, p, tirx.floordiv(t, columns), rb, lane] * _entry(bt[1], tirx.floormod(t, columns), rb, x.dtype),
             axis=[rb],
         ),
         name="transform",

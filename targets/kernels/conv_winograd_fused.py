@@ -99,16 +99,23 @@ SPACE = 8
 
 
 def tiles(
-    out: tuple[int, int], m: int, ci: int, co: int, batch: int, machine: CpuMachine, itemsize: int = 4
+    out: tuple[int, int],
+    m: tuple[int, int],
+    taps: int,
+    ci: int,
+    co: int,
+    batch: int,
+    machine: CpuMachine,
+    itemsize: int = 4,
 ) -> tuple[Tile, ...]:
     """The tiles of a Winograd convolution with `ci` and `co` blocks of channels, the best estimate first.
 
     In one pass where V and M of the whole map would not stay in the second-level caches and the weights, which every
     task reads, nearly do; else in three, whose weights are read once.
     """
-    rows, columns = -(-out[0] // m), -(-out[1] // m)
+    rows, columns = -(-out[0] // m[0]), -(-out[1] // m[1])
     lanes = machine.level.vector_bytes // itemsize
-    block_bytes = (m + 2) ** 2 * lanes * itemsize
+    block_bytes = taps * lanes * itemsize
     scratch, weights = block_bytes * batch * rows * columns * (ci + co), block_bytes * lanes * ci * co
     apart = [Tile(*shape) for shape in _shapes(batch * rows * columns, co, machine)][: SPACE // 2 - 1]
     together = []
@@ -122,9 +129,9 @@ def tiles(
     return tuple((groups[0] + groups[1])[:SPACE])
 
 
-def every_tile(out: tuple[int, int], m: int, co: int, machine: CpuMachine) -> tuple[Tile, ...]:
+def every_tile(out: tuple[int, int], m: tuple[int, int], co: int, machine: CpuMachine) -> tuple[Tile, ...]:
     """All tiles that fit the registers."""
-    rows = -(-out[0] // m)
+    rows = -(-out[0] // m[0])
     registers = machine.level.registers
     shapes = [
         (columns, count)
