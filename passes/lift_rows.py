@@ -64,17 +64,22 @@ def on_row(shape: Shape, rank: int) -> Shape:
     return (*shape[:-1], 1, shape[-1]) if rank == ROW else (*shape[:-2], shape[-1], shape[-2])
 
 
+def _read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
 def _turned(values: Sequence[int], first: int) -> list[int]:
     """An attribute with one number per axis; `first` is that of the axis that is new."""
     return [first, values[0]] if len(values) == 1 else [values[1], values[0]]
 
 
 class _Lift:
-    """One run of the pass. `rows` are the tensors on planes of one row, by what they stand for."""
+    """One run of the pass. `rows` are the tensors on planes of one row, `views` other operands in a shape for them."""
 
     def __init__(self, editor: Editor) -> None:
         self.editor = editor
         self.rows: dict[ir.Value, ir.Value] = {}
+        self.views: dict[tuple[ir.Value, Shape], ir.Value] = {}
 
     def convolution(self, node: ir.Node) -> str | None:
         """Lift a Conv along one axis, or say why it is left."""
@@ -103,13 +108,13 @@ class _Lift:
             return
         if any(dims(value) is None for value in node.inputs if value is not None):
             return
-        if any(len(dims(value) or ()) != len(y) for value in data) or any(value.uses() for value in node.outputs[1:]):
+        if any(len(dims(value) or ()) != len(y) for value in data) or any(_read(value) for value in node.outputs[1:]):
             return
         given: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
         inputs = list(node.inputs)
         if node.op_type == "Pad":
             pads = array_of(node.inputs[1])
-            if pads is None or pads.size != 2 * len(y) or len([value for value in inputs if value is not None]) > 3:
+            if pads is None or pads.size != 2 * len(y) or len(inputs) > 3:
                 return
             apart = pads.reshape(2, -1)
             moved = np.insert(apart, 2, 0, 1) if len(y) == ROW else apart[:, [0, 1, 3, 2]]
@@ -136,11 +141,14 @@ class _Lift:
         target = on_row(shape, rank or len(shape))
         if value in self.rows or target == shape:
             return self.rows.get(value, value)
-        if (array := array_of(value)) is not None:
-            self.rows[value] = self.editor.constant(array.reshape(target), f"{value.name}.row")
-        else:
-            self.rows[value] = self._reshape(before, value, target, f"{value.name}.row")
-        return self.rows[value]
+        if (value, target) not in self.views:
+            array, name = array_of(value), f"{value.name}.row"
+            self.views[value, target] = (
+                self._reshape(before, value, target, name)
+                if array is None
+                else self.editor.constant(array.reshape(target), name)
+            )
+        return self.views[value, target]
 
     def _reshape(self, before: ir.Node, value: ir.Value, shape: Shape, output: str) -> ir.Value:
         return self.editor.insert(
