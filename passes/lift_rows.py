@@ -22,6 +22,8 @@ WINDOWS = frozenset({"AveragePool", "MaxPool"})
 FOLLOWING = ELEMENTWISE | WINDOWS | {"Concat", "GlobalAveragePool", "GlobalMaxPool", "Pad"}
 """What goes on planes of one row because what it reads does."""
 
+VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+
 ROW, COLUMN = 3, 4
 """Extents of a tensor [N, C, L], and of planes of one column [N, C, L, 1]."""
 
@@ -36,8 +38,9 @@ class LiftRows(Pass):
         y = Conv(x, w)         x [N, C, L, 1]  ->  the same, for a kernel of one column
 
     The Reshapes are views and cost nothing; between two such convolutions, over elementwise operators, pools, Concat of
-    channels and Pad, there are none. `select-conv` then has one case, and a column would be rows of one element, which
-    fill no tile. A Conv without constant weights or static shapes is left alone, with the reason.
+    channels, Pad and the model's own Squeeze and Unsqueeze, there are none. `select-conv` then has one case, and is
+    spared columns, rows of one element, which fill no tile. A Conv without constant weights or static shapes is left
+    alone, with the reason.
     """
 
     name: ClassVar[str] = "lift-rows"
@@ -49,11 +52,15 @@ class LiftRows(Pass):
         if model.opset_imports.get("", 1) < MINIMUM_OPSET:
             return PassResult(model, False)
         for node in tuple(model.graph):
+            if node.graph is None:
+                continue  # it went with what read it
             if is_op(node, "Conv"):
                 if reason := lift.convolution(node):
                     refusals.append(Refusal(str(node.name), reason))
             elif is_op(node, *FOLLOWING):
                 lift.follow(node)
+            elif is_op(node, *VIEWS):
+                lift.view(node)
         return PassResult(model, lift.editor.modified, tuple(refusals))
 
 
@@ -74,11 +81,16 @@ def _turned(values: Sequence[int], first: int) -> list[int]:
 
 
 class _Lift:
-    """One run of the pass. `rows` are the tensors on planes of one row, `views` other operands in a shape for them."""
+    """One run of the pass.
+
+    `rows` are the tensors on planes of one row by what they stand for, `flat` those that the model has so itself, and
+    `views` other operands in a shape for them.
+    """
 
     def __init__(self, editor: Editor) -> None:
         self.editor = editor
         self.rows: dict[ir.Value, ir.Value] = {}
+        self.flat: set[ir.Value] = set()
         self.views: dict[tuple[ir.Value, Shape], ir.Value] = {}
 
     def convolution(self, node: ir.Node) -> str | None:
@@ -90,6 +102,7 @@ class _Lift:
             return "its shapes are not static" if len(w) == ROW else None
         pads = ints(node, "pads", [0] * 2 * (len(w) - 2))
         if len(w) == COLUMN and ((x[2] == 1 or x[3] != 1 or w[3] != 1) or pads[1] or pads[3]):
+            self.flat |= {node.outputs[0]} if y[2] == 1 < y[3] else set()
             return None
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if array_of(node.inputs[1]) is None or (bias is not None and array_of(bias) is None):
@@ -104,6 +117,9 @@ class _Lift:
         """Lift a node that reads a lifted tensor, if it means the same on planes of one row."""
         y = dims(node.outputs[0])
         data = [value for value in node.inputs if value is not None and value in self.rows]
+        if y is not None and len(y) == COLUMN and y[2] == 1 and self.flat.intersection(node.inputs):
+            self.flat.add(node.outputs[0])
+            return
         if y is None or len(y) not in (ROW, COLUMN) or len(y) == COLUMN and y[3] != 1 or not data:
             return
         if any(dims(value) is None for value in node.inputs if value is not None):
@@ -132,6 +148,19 @@ class _Lift:
             given |= {"axis": 1} if node.op_type == "Concat" else {}
             inputs = [self._on_row(node, value) for value in inputs]
         self._emit(node, inputs, given)
+
+    def view(self, node: ir.Node) -> None:
+        """A view of a lifted tensor stands for it too, and one that is its shape again is not needed."""
+        x, y = node.inputs[0], node.outputs[0]
+        source = self.rows.get(x, x if x in self.flat else None) if x is not None else None
+        shape = dims(source)
+        if source is None or shape is None:
+            return
+        n, c, _, length = shape
+        if dims(y) == shape and self.editor.can_replace(y, source):
+            self.editor.swap(node, source)
+        elif dims(y) in ((n, c, length), (n, c, length, 1)):
+            self.rows[y] = source
 
     def _on_row(self, before: ir.Node, value: ir.Value | None, rank: int = 0) -> ir.Value | None:
         """`value` on planes of one row: a constant of that shape, or a view of it."""

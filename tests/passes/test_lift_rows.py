@@ -52,6 +52,29 @@ c.row[2,24,1,13] = Conv(p.row, const[24,24,1,3])
 y.row[2,24,1,13] = Add(c.row, a.row)
 y[2,24,13] = Reshape(y.row, const[3])""",
     ),
+    "views of columns": (
+        """g (float[2,20,15] x, float[24,20,5,1] v, float[24,24,3] u) => (float[2,24,9] y)
+        <int64[1] last = {3}> { i = Unsqueeze(x, last) a = Conv(i, v) s = Squeeze(a, last) r = Relu(s)
+        y = Conv(r, u) }""",
+        """
+i[2,20,15,1] = Unsqueeze(x, const[1])
+i.row[2,20,1,15] = Reshape(i, const[4])
+a.row[2,24,1,11] = Conv(i.row, const[24,20,1,5])
+r.row[2,24,1,11] = Relu(a.row)
+y.row[2,24,1,9] = Conv(r.row, const[24,24,1,3])
+y[2,24,9] = Reshape(y.row, const[3])""",
+    ),
+    "rows that are lines in between": (
+        """g (float[2,20,1,15] x, float[24,20,1,5] v, float[24,24,1,3] u) => (float[2,24,1,9] y, float[2,24,11] s)
+        <int64[1] third = {2}> { a = Conv(x, v) q = Tanh(a) s = Squeeze(q, third) r = Relu(s)
+        i = Unsqueeze(r, third) y = Conv(i, u) }""",
+        """
+a[2,24,1,11] = Conv(x, const[24,20,1,5])
+q[2,24,1,11] = Tanh(a)
+s[2,24,11] = Squeeze(q, const[1])
+r.row[2,24,1,11] = Relu(q)
+y[2,24,1,9] = Conv(r.row, const[24,24,1,3])""",
+    ),
     "what reads it otherwise": (
         f"""g ({LINE}, float[2,24,1] z) => (float[2,13,24] y, float[2,24,1] p)
         {{ a = Conv(x, w, b) s = Sub(z, a) y = Transpose<perm = [0, 2, 1]>(s) p = GlobalAveragePool(s) }}""",
@@ -71,7 +94,11 @@ p[2,24,1] = Reshape(p.row, const[3])""",
 @pytest.mark.parametrize("case", GOLDEN)
 def test_golden(rewrite, case: str) -> None:
     text, expected = GOLDEN[case]
-    weights = {**WEIGHTS, "v": (24, 20, 5, 1) if case == "a column" else (24, 24, 3), "s": (24, 1)}
+    weights = {**WEIGHTS, "v": (24, 24, 3), "s": (24, 1)}
+    if "a column" in case or "views" in case:
+        weights |= {"v": (24, 20, 5, 1), "u": (24, 24, 3)}
+    elif "lines" in case:
+        weights |= {"v": (24, 20, 1, 5), "u": (24, 24, 1, 3)}
     if "pads)" in text:
         text = text.replace("{ a = ", "<int64[6] pads = {0, 0, 1, 0, 0, 1}> { a = ")
     after, result = rewrite(LiftRows(), text, weights)
