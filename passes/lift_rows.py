@@ -15,8 +15,8 @@ from graphopt.passes._edit import Editor, array_of, dims, ints, is_op
 from graphopt.pipeline import Pass, PassResult, Refusal
 
 ELEMENTWISE = SINGLE | BINARY | {
-    "And", "Atan", "Cos", "Equal", "Exp", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Log", "Mod",
-    "Not", "Or", "Pow", "Reciprocal", "Sign", "Sin", "Sqrt", "Sum", "Where",
+    "And", "Atan", "Equal", "Exp", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Log", "Mod",
+    "Not", "Or", "Pow", "Reciprocal", "Sign", "Sqrt", "Sum", "Where",
 }  # fmt: skip
 WINDOWS = frozenset({"AveragePool", "MaxPool"})
 FOLLOWING = ELEMENTWISE | WINDOWS | {"Concat", "GlobalAveragePool", "GlobalMaxPool", "Pad"}
