@@ -34,7 +34,10 @@ PLANAR_LAYOUT, BLOCKED_LAYOUT = 0, 1
 TILE = {Algorithm.WINOGRAD2: 2, Algorithm.WINOGRAD4: 4, Algorithm.WINOGRAD6: 6}
 RELATIVE_ERROR = {Algorithm.WINOGRAD2: 7.7e-8, Algorithm.WINOGRAD4: 3.3e-7, Algorithm.WINOGRAD6: 8.8e-7}
 """Of one 3x3 convolution of one channel in float32, mean |error| / mean |value|; see tests/ops/test_winograd.py."""
-AXIS_ERROR = {(2, 3): 6e-8, (4, 3): 1.3e-7, (6, 3): 2.2e-7, (2, 5): 1.4e-7, (4, 5): 2.1e-7, (2, 7): 2.8e-7}
+AXIS_ERROR = {
+    (2, 3): 6e-8, (4, 3): 1.3e-7, (6, 3): 2.2e-7, (2, 5): 1.4e-7, (4, 5): 2.1e-7, (6, 5): 6.7e-7, (2, 7): 2.8e-7,
+    (4, 7): 7.5e-7,
+}  # fmt: skip
 """The same of F(m, r) along one axis, measured by tests/ops/test_winograd_axis.py; other m and r are not used."""
 FFT_ERROR = 3.2e-7
 """Of one channel by 16x16 transforms, measured by tests/ops/test_fft.py."""

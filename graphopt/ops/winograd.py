@@ -24,6 +24,10 @@ POINTS: dict[int, tuple[Fraction, ...]] = {
     4: (Fraction(0), Fraction(1), Fraction(-1)),
     6: (Fraction(0), Fraction(-1), Fraction(1), Fraction(1, 2), Fraction(-2)),
     8: (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-1, 2), Fraction(2), Fraction(-2)),
+    10: (
+        *(Fraction(0), Fraction(-1), Fraction(1), Fraction(1, 2), Fraction(-2), Fraction(-1, 2), Fraction(2)),
+        *(Fraction(-1, 4), Fraction(4)),
+    ),
 }
 """Interpolation points per number of taps m + r - 1; the point at infinity comes last and is not listed."""
 

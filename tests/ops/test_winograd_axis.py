@@ -60,7 +60,7 @@ def test_conv2d_winograd_axis(run_node, size, axis, pads, plane, batch, c, o, bl
     expected = run_node("Conv", [x, w, bias], {"pads": pads}, domain="")
     packed = [blocked(x, block), winograd_weight(w, m, block), pack_bias(bias, block)]
     actual = planar(run_node("Conv2dWinogradAxis", packed, {"m": m, "axis": axis, "pads": pads}), o)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=(1e-5 if m + r > 10 else 2e-6) * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("channels", [1, 16, 128])
@@ -94,7 +94,7 @@ def test_weight_transform_is_in_float64_with_zero_padded_lanes() -> None:
 
 def test_other_kernels_are_refused() -> None:
     assert possible(4, (1, 5))
-    for m, kernel in ((6, (1, 5)), (2, (1, 1)), (2, (1, 4)), (2, (5, 5)), (1, (4, 1))):
+    for m, kernel in ((6, (1, 7)), (8, (3, 3)), (2, (1, 1)), (2, (1, 4)), (2, (5, 5)), (1, (4, 1))):
         assert not possible(m, kernel)
         with pytest.raises(ValueError, match=f"not {kernel[0]}x{kernel[1]}"):
             winograd_weight(np.zeros((1, 1, *kernel), np.float32), m, 16)

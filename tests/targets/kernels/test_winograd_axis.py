@@ -15,7 +15,7 @@ from graphopt.targets.machine import detect
 from graphopt.verify import Tolerance, require_equal, run_onnxruntime
 from graphopt.work import TILE
 
-SIZES = [(2, 3), (4, 3), (6, 3), (2, 5), (4, 5), (2, 7)]
+SIZES = [(2, 3), (4, 3), (6, 3), (2, 5), (4, 5), (6, 5), (2, 7), (4, 7)]
 
 
 def numbers(*shape: int) -> Any:
@@ -57,7 +57,10 @@ def check(
     made = model(lab, tile, m, numbers(o, c, *kernel), pads, feeds, "a = Add(c, r) y = Relu(a)")
     lowered = lab.lower(made)
     assert lowered.notes == []
-    require_equal(run_onnxruntime(made, feeds), lab.execute(lowered, feeds), tile, {"float32": Tolerance(3e-5, 3e-5)})
+    tolerance = 1e-4 if m + r > 10 else 3e-5  # ten taps round more
+    require_equal(
+        run_onnxruntime(made, feeds), lab.execute(lowered, feeds), tile, {"float32": Tolerance(tolerance, tolerance)}
+    )
     return lowered.calls
 
 
@@ -139,7 +142,7 @@ def test_taps_of_a_tile_do_not_share_a_cache_set(lab: Any) -> None:
 
 
 @pytest.mark.parametrize(("plane", "batch"), [((1, 500), 1), ((1, 4), 300), ((17, 17), 1)])
-@pytest.mark.parametrize(("m", "r"), [(6, 3), (4, 5), (2, 7)])
+@pytest.mark.parametrize(("m", "r"), [(6, 3), (4, 5), (4, 7)])
 def test_every_tile_that_is_offered_fits(lab: Any, m: int, r: int, plane: tuple[int, int], batch: int) -> None:
     b, machine = lab.target.cpu.lanes(), detect(None, 2)
     feeds = {"x": numbers(batch, 1, *plane, b)}
