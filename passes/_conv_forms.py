@@ -62,10 +62,10 @@ def emit_winograd(editor: Editor, conv: ConvNode, m: int, block: int, tile: str)
     """Conv -> ToBlocked, Conv2dWinograd or, for a kernel of one row or column, Conv2dWinogradAxis, FromBlocked."""
     u = winograd_weight(conv.weight, m, block)
     op_type, attributes = winograd_form(conv, m)
-    _wrap(editor, conv, op_type, u, attributes, block, block, tile)
+    _wrap(editor, conv, op_type, u, {**attributes}, block, block, tile)
 
 
-def winograd_form(conv: ConvNode, m: int) -> tuple[str, dict[str, AttributeValue]]:
+def winograd_form(conv: ConvNode, m: int) -> tuple[str, dict[str, int | tuple[int, ...]]]:
     """The operator and its attributes."""
     if 1 in (conv.shape.kh, conv.shape.kw):
         return "Conv2dWinogradAxis", {"m": m, "axis": 2 if conv.shape.kw == 1 else 3, "pads": conv.pads}

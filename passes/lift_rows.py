@@ -10,24 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ops import MINIMUM_OPSET
-from graphopt.passes._blockable import BINARY, SINGLE
 from graphopt.passes._edit import Editor, array_of, dims, ints, is_op
+from graphopt.passes._row_forms import COLUMN, ELEMENTWISE, FOLLOWING, ROW, VIEWS, WINDOWS, Shape, on_row, window_on_row
 from graphopt.pipeline import Pass, PassResult, Refusal
-
-ELEMENTWISE = SINGLE | BINARY | {
-    "And", "Atan", "Equal", "Exp", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Log", "Mod",
-    "Not", "Or", "Pow", "Reciprocal", "Sign", "Sqrt", "Sum", "Where",
-}  # fmt: skip
-WINDOWS = frozenset({"AveragePool", "MaxPool"})
-FOLLOWING = ELEMENTWISE | WINDOWS | {"Concat", "GlobalAveragePool", "GlobalMaxPool", "Pad"}
-"""What goes on planes of one row because what it reads does."""
-
-VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
-
-ROW, COLUMN = 3, 4
-"""Extents of a tensor [N, C, L], and of planes of one column [N, C, L, 1]."""
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -64,20 +49,8 @@ class LiftRows(Pass):
         return PassResult(model, lift.editor.modified, tuple(refusals))
 
 
-def on_row(shape: Shape, rank: int) -> Shape:
-    """An operand of a node of this rank, as it broadcasts against planes of one row; single elements stay."""
-    if len(shape) < 2 and (not shape or shape == (1,)):
-        return shape
-    return (*shape[:-1], 1, shape[-1]) if rank == ROW else (*shape[:-2], shape[-1], shape[-2])
-
-
 def _read(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_output()
-
-
-def _turned(values: Sequence[int], first: int) -> list[int]:
-    """An attribute with one number per axis; `first` is that of the axis that is new."""
-    return [first, values[0]] if len(values) == 1 else [values[1], values[0]]
 
 
 class _Lift:
@@ -110,7 +83,7 @@ class _Lift:
         if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
             return "auto_pad is set; run normalize first"
         operands = [self._on_row(node, value) for value in node.inputs[:2]]
-        self._emit(node, [*operands, *node.inputs[2:]], _window(node))
+        self._emit(node, [*operands, *node.inputs[2:]], window_on_row(node))
         return None
 
     def follow(self, node: ir.Node) -> None:
@@ -144,7 +117,7 @@ class _Lift:
             if node.op_type in WINDOWS:
                 if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
                     return
-                given = _window(node)
+                given = window_on_row(node)
             given |= {"axis": 1} if node.op_type == "Concat" else {}
             inputs = [self._on_row(node, value) for value in inputs]
         self._emit(node, inputs, given)
@@ -211,15 +184,3 @@ class _Lift:
             row.producer().metadata_props.setdefault(key, mark)  # type: ignore[union-attr]
         self.rows[back] = row
         self.editor.swap(node, back)
-
-
-def _window(node: ir.Node) -> dict[str, Any]:
-    """The attributes of a Conv or a pool, for planes of one row."""
-    given: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
-    for name in ("kernel_shape", "strides", "dilations"):
-        if name in given:
-            given[name] = _turned(given[name], 1)
-    if "pads" in given:
-        half = len(given["pads"]) // 2
-        given["pads"] = [*_turned(given["pads"][:half], 0), *_turned(given["pads"][half:], 0)]
-    return given
