@@ -131,6 +131,12 @@ def _winograd(node: ir.Node, result: int) -> int:
     return result * (2 * 9 * weight[2] * weight[3] + 1) if len(weight) == 5 else 0
 
 
+def _winograd_axis(node: ir.Node, result: int) -> int:
+    """u[m + r - 1, CO, CI, b, b]: counted as the convolution with r taps that it replaces."""
+    weight, m = _dims(node.inputs[1]), node.attributes.get_int("m", 1) or 1
+    return result * (2 * (weight[0] - m + 1) * weight[2] * weight[3] + 1) if len(weight) == 5 else 0
+
+
 def _fft(node: ir.Node, result: int) -> int:
     """Counted as the convolution it replaces: x[N, CI, H, W, b], C / group channels in each sum."""
     x, taps = _dims(node.inputs[0]), math.prod(node.attributes["kernel_shape"].as_ints())
@@ -199,8 +205,8 @@ def _recurrent(node: ir.Node) -> int:
 
 _PRODUCTS = {
     "Attention": _attention, "AttentionMasked": _attention, "Conv": _conv, "Conv2dBlocked": _conv_blocked,
-    "Conv2dFft": _fft, "Conv2dIm2col": _im2col, "Conv2dWinograd": _winograd, "ConvInteger": _conv,
-    "ConvTranspose": _conv_transpose,
+    "Conv2dFft": _fft, "Conv2dIm2col": _im2col, "Conv2dWinograd": _winograd,
+    "Conv2dWinogradAxis": _winograd_axis, "ConvInteger": _conv, "ConvTranspose": _conv_transpose,
     "DepthwiseConv2dBlocked": _depthwise_blocked, "Einsum": _einsum, "Gemm": _gemm, "MatMul": _matmul,
     "MatMulInteger": _matmul, "QLinearConv": _quantized_conv,
 }  # fmt: skip

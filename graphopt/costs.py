@@ -79,15 +79,31 @@ def depthwise(machine: Machine, s: ConvShape, block: int) -> float:
 
 
 def winograd(machine: Machine, s: ConvShape, m: int, block: int) -> float:
-    """Seconds of `Conv2dWinograd`: (m+2)^2 matrix products, and the two transforms at about half their dense work."""
-    a = m + 2
+    """Seconds of `Conv2dWinograd` or `Conv2dWinogradAxis`, whose tiles are m long on the axes of the kernel.
+
+    A matrix product per tap, and the transforms at about half their dense work; no transform along an axis on which the
+    kernel has one element.
+    """
+    (rows, columns), (tile_rows, tile_columns) = winograd_taps(s, m), tile_of(m, (s.kh, s.kw))
     c, o = _round_up(s.c, block), _round_up(s.o, block)
-    tiles = s.n * -(-s.oh // m) * -(-s.ow // m)
-    products = 2 * a * a * tiles * c * o
-    transforms = tiles * (c * 2 * a**3 + o * (m * a * a + m * m * a))
-    flops = products / WINOGRAD_PRODUCT_RATE + transforms / WINOGRAD_TRANSFORM_RATE
-    values = s.n * (c * s.h * s.w + o * s.oh * s.ow) + a * a * c * o
+    tiles = s.n * -(-s.oh // tile_rows) * -(-s.ow // tile_columns)
+    products = 2 * rows * columns * tiles * c * o
+    along_rows = (c * rows + o * tile_rows) * rows * columns if rows > 1 else 0
+    along_columns = (c * rows * columns + o * tile_rows * tile_columns) * columns if columns > 1 else 0
+    flops = products / WINOGRAD_PRODUCT_RATE + tiles * (along_rows + along_columns) / WINOGRAD_TRANSFORM_RATE
+    values = s.n * (c * s.h * s.w + o * s.oh * s.ow) + rows * columns * c * o
     return _seconds(machine, flops, values, s.itemsize)
+
+
+def winograd_taps(s: ConvShape, m: int) -> tuple[int, int]:
+    """Elements of an input tile along rows and columns."""
+    tile = tile_of(m, (s.kh, s.kw))
+    return tile[0] + s.kh - 1, tile[1] + s.kw - 1
+
+
+def tile_of(m: int, kernel: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a Winograd tile: m along each axis on which the kernel is longer than one element."""
+    return (1 if kernel[0] == 1 else m, 1 if kernel[1] == 1 else m)
 
 
 def fft_taps(n: int) -> int:
@@ -139,8 +155,9 @@ def transform(machine: Machine, nbytes: int) -> float:
 
 def winograd_workspace(s: ConvShape, m: int, block: int) -> int:
     """Bytes of the transformed input and of the products, of all tiles."""
-    tiles = s.n * -(-s.oh // m) * -(-s.ow // m)
-    return (m + 2) ** 2 * tiles * (_round_up(s.c, block) + _round_up(s.o, block)) * s.itemsize
+    (rows, columns), tile = winograd_taps(s, m), tile_of(m, (s.kh, s.kw))
+    tiles = s.n * -(-s.oh // tile[0]) * -(-s.ow // tile[1])
+    return rows * columns * tiles * (_round_up(s.c, block) + _round_up(s.o, block)) * s.itemsize
 
 
 def im2col_workspace(s: ConvShape) -> int:

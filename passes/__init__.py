@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from graphopt.passes.hoist_branches import HoistBranches as HoistBranches
     from graphopt.passes.join_products import JoinProducts as JoinProducts
     from graphopt.passes.layout import Layout as Layout
+    from graphopt.passes.lift_rows import LiftRows as LiftRows
     from graphopt.passes.normalize import Normalize as Normalize
     from graphopt.passes.precision import Precision as Precision
     from graphopt.passes.select_conv import SelectConv as SelectConv
@@ -24,16 +25,20 @@ PASSES = {
     "batch-products": ("graphopt.passes.batch_products", "BatchProducts"),
     "flush-denormals": ("graphopt.passes.flush_denormals", "FlushDenormals"),
     "join-products": ("graphopt.passes.join_products", "JoinProducts"),
+    "lift-rows": ("graphopt.passes.lift_rows", "LiftRows"),
     "precision": ("graphopt.passes.precision", "Precision"),
     "select-conv": ("graphopt.passes.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout", "Layout"),
     "choose-tiles": ("graphopt.passes.choose_tiles", "ChooseTiles"),
 }
 
-DEFAULT = "hoist-branches,normalize,fuse,batch-products,flush-denormals,select-conv,layout,choose-tiles"
+DEFAULT = "hoist-branches,normalize,fuse,batch-products,flush-denormals,lift-rows,select-conv,layout,choose-tiles"
 """The pipeline of `graphopt compile` when --passes is not given."""
 
-_GPU = "normalize,fuse,batch-products,flush-denormals,join-products,select-conv{max-workspace=1GiB},layout,choose-tiles"
+_GPU = (
+    "normalize,fuse,batch-products,flush-denormals,join-products,lift-rows,select-conv{max-workspace=1GiB},"
+    "layout,choose-tiles"
+)
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
 """Where a target has another one."""
 
@@ -48,6 +53,7 @@ __all__ = [
     "HoistBranches",
     "JoinProducts",
     "Layout",
+    "LiftRows",
     "Normalize",
     "Precision",
     "SelectConv",

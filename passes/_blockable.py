@@ -18,8 +18,8 @@ from graphopt.passes._edit import Editor, array_of, dims, ints, is_custom, is_op
 # Whatever finite number a padded lane holds, these keep it finite, so zero weights still cancel it. Log, Sqrt, Pow and
 # Reciprocal do not, and a division by a padded lane divides by zero.
 UNARY = frozenset({
-    "Abs", "Ceil", "Celu", "Clip", "Elu", "Erf", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish",
-    "Neg", "Relu", "Round", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
+    "Abs", "Ceil", "Celu", "Clip", "Cos", "Elu", "Erf", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu",
+    "Mish", "Neg", "Relu", "Round", "Selu", "Sigmoid", "Sin", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
 })  # fmt: skip
 SINGLE = UNARY | {"Cast"}
 """Element by element, from one tensor."""

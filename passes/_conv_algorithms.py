@@ -10,7 +10,7 @@ from enum import StrEnum
 from graphopt import costs
 from graphopt.cost_model import CostModel
 from graphopt.costs import ConvShape, Machine
-from graphopt.passes._conv_forms import ConvNode
+from graphopt.passes._conv_forms import ConvNode, winograd_form
 from graphopt.work import AttributeValue, Operand, Work
 
 
@@ -34,6 +34,11 @@ PLANAR_LAYOUT, BLOCKED_LAYOUT = 0, 1
 TILE = {Algorithm.WINOGRAD2: 2, Algorithm.WINOGRAD4: 4, Algorithm.WINOGRAD6: 6}
 RELATIVE_ERROR = {Algorithm.WINOGRAD2: 7.7e-8, Algorithm.WINOGRAD4: 3.3e-7, Algorithm.WINOGRAD6: 8.8e-7}
 """Of one 3x3 convolution of one channel in float32, mean |error| / mean |value|; see tests/ops/test_winograd.py."""
+AXIS_ERROR = {
+    (2, 3): 6e-8, (4, 3): 1.3e-7, (6, 3): 2.2e-7, (2, 5): 1.4e-7, (4, 5): 2.1e-7, (6, 5): 6.7e-7, (2, 7): 2.8e-7,
+    (4, 7): 7.5e-7,
+}  # fmt: skip
+"""The same of F(m, r) along one axis, measured by tests/ops/test_winograd_axis.py; other m and r are not used."""
 FFT_ERROR = 3.2e-7
 """Of one channel by 16x16 transforms, measured by tests/ops/test_fft.py."""
 FFT_TILES = (8, 12, 16, 18)
@@ -47,9 +52,14 @@ CHANNELS = 7.0
 """So many channels, summed one after the other, add as much error as there is in one (tests/ops/test_winograd.py)."""
 
 
-def relative_error(algorithm: Algorithm, channels: int) -> float:
+def relative_error(algorithm: Algorithm, channels: int, kernel: tuple[int, int] = (3, 3)) -> float:
     """Expected mean |error| / mean |value| in float32: of one channel, and of a random walk over `channels` terms."""
-    one = FFT_ERROR if algorithm is Algorithm.FFT else RELATIVE_ERROR.get(algorithm, DIRECT_ERROR)
+    if algorithm is Algorithm.FFT:
+        one = FFT_ERROR
+    elif algorithm in TILE and 1 in kernel:
+        one = AXIS_ERROR.get((TILE[algorithm], max(kernel)), math.inf)
+    else:
+        one = RELATIVE_ERROR.get(algorithm, DIRECT_ERROR)
     return one * math.sqrt(1 + channels / CHANNELS)
 
 
@@ -90,7 +100,7 @@ def candidates(conv: ConvNode, model: CostModel, limits: Limits, allowed: tuple[
         reason = _against(algorithm, conv, limits, allowed)
         if algorithm is Algorithm.PLANAR and not any(candidate.possible for candidate in found):
             reason = ""
-        error = relative_error(algorithm, conv.shape.c // conv.shape.group)
+        error = relative_error(algorithm, conv.shape.c // conv.shape.group, (conv.shape.kh, conv.shape.kw))
         for reads, writes, roofline, work in _forms(algorithm, conv, model.machine, limits.block):
             seconds = math.inf if reason else model.estimated(work, roofline, conv.units)
             work = replace(work, units=conv.units)
@@ -122,13 +132,23 @@ def _against(algorithm: Algorithm, conv: ConvNode, limits: Limits, allowed: tupl
         return _against_workspace(costs.im2col_workspace(s), limits)
     if s.itemsize < FULL:
         return "its transforms would round to half precision"
-    if (s.kh, s.kw) != (3, 3) or conv.strides != (1, 1) or conv.dilations != (1, 1):
-        return "not 3x3 with stride 1 and dilation 1"
+    if reason := _against_kernel(TILE[algorithm], conv):
+        return reason
     if s.c < limits.block:
         return f"fewer than {limits.block} input channels"
     return _against_error(algorithm, s, limits) or _against_workspace(
         costs.winograd_workspace(s, TILE[algorithm], limits.block), limits
     )
+
+
+def _against_kernel(m: int, conv: ConvNode) -> str:
+    """Why there is no Winograd algorithm with tiles of m for this kernel."""
+    kernel = (conv.shape.kh, conv.shape.kw)
+    along = max(kernel) if 1 in kernel else 0
+    one_axis = along in {r for _, r in AXIS_ERROR}
+    if kernel != (3, 3) and not one_axis or conv.strides != (1, 1) or conv.dilations != (1, 1):
+        return "not 3x3, or 3, 5 or 7 along one axis, with stride 1 and dilation 1"
+    return f"no points for tiles of {m} and a kernel of {along}" if one_axis and (m, along) not in AXIS_ERROR else ""
 
 
 def _against_fft(conv: ConvNode, limits: Limits) -> str:
@@ -150,7 +170,7 @@ def _against_fft(conv: ConvNode, limits: Limits) -> str:
 
 
 def _against_error(algorithm: Algorithm, s: ConvShape, limits: Limits) -> str:
-    error = relative_error(algorithm, s.c // s.group)
+    error = relative_error(algorithm, s.c // s.group, (s.kh, s.kw))
     return f"its rounding error {error:.1e} is above {limits.max_error:.1e}" if error > limits.max_error else ""
 
 
@@ -228,11 +248,13 @@ def depthwise_work(conv: ConvNode, block: int) -> Work:
 
 
 def winograd_work(conv: ConvNode, m: int, block: int) -> Work:
-    """`Conv2dWinograd` of this shape."""
+    """`Conv2dWinograd` or `Conv2dWinogradAxis` of this shape."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, block, block)
-    u = Operand(((m + 2) ** 2, _blocks(s.o, block), _blocks(s.c, block), block, block), dtype, True)
-    return Work("Conv2dWinograd", (Operand(x, dtype), u, bias), y, (("m", m), ("pads", conv.pads)))
+    taps = costs.winograd_taps(s, m)
+    u = Operand((taps[0] * taps[1], _blocks(s.o, block), _blocks(s.c, block), block, block), dtype, True)
+    op_type, attributes = winograd_form(conv, m)
+    return Work(op_type, (Operand(x, dtype), u, bias), y, tuple(attributes.items()))
 
 
 def fft_work(conv: ConvNode, n: int, block: int) -> Work:

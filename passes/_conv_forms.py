@@ -59,9 +59,17 @@ def emit_depthwise(editor: Editor, conv: ConvNode, block: int, tile: str) -> Non
 
 
 def emit_winograd(editor: Editor, conv: ConvNode, m: int, block: int, tile: str) -> None:
-    """Conv -> ToBlocked, Conv2dWinograd, FromBlocked."""
+    """Conv -> ToBlocked, Conv2dWinograd or, for a kernel of one row or column, Conv2dWinogradAxis, FromBlocked."""
     u = winograd_weight(conv.weight, m, block)
-    _wrap(editor, conv, "Conv2dWinograd", u, {"m": m, "pads": conv.pads}, block, block, tile)
+    op_type, attributes = winograd_form(conv, m)
+    _wrap(editor, conv, op_type, u, {**attributes}, block, block, tile)
+
+
+def winograd_form(conv: ConvNode, m: int) -> tuple[str, dict[str, int | tuple[int, ...]]]:
+    """The operator and its attributes."""
+    if 1 in (conv.shape.kh, conv.shape.kw):
+        return "Conv2dWinogradAxis", {"m": m, "axis": 2 if conv.shape.kw == 1 else 3, "pads": conv.pads}
+    return "Conv2dWinograd", {"m": m, "pads": conv.pads}
 
 
 def emit_fft(editor: Editor, conv: ConvNode, n: int, block: int, tile: str) -> None:

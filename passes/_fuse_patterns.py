@@ -92,7 +92,7 @@ def _cone(root: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
     grown = True
     while grown and len(inside) <= 16:
         grown = False
-        leaves = {v for n in inside for v in n.inputs if v is not None and v.producer() not in inside}
+        leaves = dict.fromkeys(v for n in inside for v in n.inputs if v is not None and v.producer() not in inside)
         tensors = [v for v in leaves if scalar_of(v) is None]
         if curve and len(tensors) == 1:
             return tensors[0], list(inside)
@@ -104,6 +104,7 @@ def _cone(root: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
                 inside[node] = None
                 curve = curve or is_op(node, "Erf", "Tanh")
                 grown = True
+                break  # with it the cone may have one leaf, whose producer is not of it
     return None
 
 

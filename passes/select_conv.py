@@ -39,6 +39,7 @@ class SelectConv(Pass):
 
         y = Conv(x, w, bias)  ->  y = FromBlocked(Conv2dBlocked(ToBlocked(x), packed w, packed bias))
                                   y = FromBlocked(Conv2dWinograd(ToBlocked(x), u, packed bias))   3x3, stride 1
+                                  y = FromBlocked(Conv2dWinogradAxis(...))           3, 5, 7 along one axis
                                   y = FromBlocked(DepthwiseConv2dBlocked(...))                    one channel per group
                                   y = FromBlocked(Conv2dFft(ToBlocked(x), u, packed bias))        5x5 and larger
                                   y = Conv2dIm2col(x, w as a matrix, bias)
@@ -203,7 +204,8 @@ def read_conv(node: ir.Node, model: ir.Model, floats: Sequence[str]) -> ConvNode
     if weight is None or (bias is not None and bias_array is None):
         return "weights or bias are not constant"
     if weight.ndim != 4:
-        return f"it is {weight.ndim - 2}-dimensional, not 2-dimensional"
+        lifted = "; run lift-rows first" if weight.ndim == 3 else ""
+        return f"it is {weight.ndim - 2}-dimensional, not 2-dimensional{lifted}"
     if x is None or x_shape is None or y_shape is None:
         return "its shapes are not static"
     if not is_among(x, floats):

@@ -29,11 +29,11 @@ def _direct(work: Work, machine: CpuMachine) -> tuple[str, ...]:
 
 
 def _winograd(work: Work, machine: CpuMachine) -> tuple[str, ...]:
-    """Of `Conv2dWinograd`."""
+    """Of `Conv2dWinograd` and `Conv2dWinogradAxis`."""
     m, out = _winograd_plane(work)
-    _, co, ci, _, _ = work.operands[1].shape
+    taps, co, ci, _, _ = work.operands[1].shape
     itemsize = ITEM_BYTES[work.operands[0].dtype]
-    return tuple(map(str, conv_winograd_fused.tiles(out, m, ci, co, work.shape[0], machine, itemsize)))
+    return tuple(map(str, conv_winograd_fused.tiles(out, m, taps, ci, co, work.shape[0], machine, itemsize)))
 
 
 def _every_winograd(work: Work, machine: CpuMachine) -> tuple[str, ...]:
@@ -41,10 +41,12 @@ def _every_winograd(work: Work, machine: CpuMachine) -> tuple[str, ...]:
     return tuple(map(str, conv_winograd_fused.every_tile(out, m, work.operands[1].shape[1], machine)))
 
 
-def _winograd_plane(work: Work) -> tuple[int, tuple[int, int]]:
-    m = dict(work.attributes)["m"]
+def _winograd_plane(work: Work) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns of an output tile, and of the output."""
+    attributes = dict(work.attributes)
+    m, axis = attributes["m"], attributes.get("axis")
     assert isinstance(m, int)
-    return m, (work.shape[2], work.shape[3])
+    return (1 if axis == 3 else m, 1 if axis == 2 else m), (work.shape[2], work.shape[3])
 
 
 def _extents(work: Work) -> tuple[int, int, int] | None:
@@ -99,6 +101,7 @@ def _computed(work: Work) -> str:
 SPACES: dict[tuple[str, str], Space] = {
     ("graphopt", "Conv2dBlocked"): _direct,
     ("graphopt", "Conv2dWinograd"): _winograd,
+    ("graphopt", "Conv2dWinogradAxis"): _winograd,
     ("graphopt", "Conv2dIm2col"): _product,
     ("", "Conv"): _product,
     ("", "Gemm"): _product,
@@ -108,6 +111,7 @@ SPACES: dict[tuple[str, str], Space] = {
 
 WIDE: dict[tuple[str, str], Space] = {
     ("graphopt", "Conv2dWinograd"): _every_winograd,
+    ("graphopt", "Conv2dWinogradAxis"): _every_winograd,
     ("graphopt", "Conv2dIm2col"): _every_product,
     ("", "Conv"): _every_product,
     ("", "Gemm"): _every_product,

@@ -61,6 +61,7 @@ def test_attention_counts_two_products_and_a_softmax() -> None:
         ("Conv2dBlocked", [2, 1, 3, 3, 16, 16], [1, 2, 8, 8, 16], 2048 * (2 * 9 * 16 + 1)),
         ("DepthwiseConv2dBlocked", [2, 3, 3, 16], [1, 2, 8, 8, 16], 2048 * 19),
         ("Conv2dWinograd", [36, 2, 1, 16, 16], [1, 2, 8, 8, 16], 2048 * (2 * 9 * 16 + 1)),
+        ("Conv2dWinogradAxis", [8, 2, 1, 16, 16], [1, 2, 1, 64, 16], 2048 * (2 * 5 * 16 + 1)),
         ("Conv2dIm2col", [32, 144], [1, 32, 8, 8], 2048 * (2 * 144 + 1)),
     ],
 )
@@ -68,7 +69,8 @@ def test_our_convolutions_cost_what_they_replace(
     kind: str, weight: list[int], result: list[int], expected: int
 ) -> None:
     inputs = [ir.Value(name="x"), ir.Value(name="w", shape=ir.Shape(weight)), ir.Value(name="b")]
-    node = ir.Node("graphopt", kind, inputs, outputs=[ir.Value(name="y", shape=ir.Shape(result))])
+    attributes = [ir.AttrInt64("m", 4)] if kind == "Conv2dWinogradAxis" else []
+    node = ir.Node("graphopt", kind, inputs, attributes, outputs=[ir.Value(name="y", shape=ir.Shape(result))])
     assert analysis.node_flops(node) == expected
 
 

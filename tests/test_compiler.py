@@ -403,7 +403,7 @@ def test_another_precision_is_verified_with_its_own_tolerance(precision: str) ->
     assert (1e-5 < made.accuracy["logits"] < 1e-2) == (precision == "fp16")
     assert any("tf32 is a permission that no kernel took" in note for note in made.notes) == (precision == "tf32")
     assert (
-        f"hoist-branches,normalize,fuse,precision{{to={precision}}},batch-products,flush-denormals,select-conv"
+        f"hoist-branches,normalize,fuse,precision{{to={precision}}},batch-products,flush-denormals,lift-rows,select-conv"
         in made.artifact.manifest["pipeline"]
     )
     casts = [node for node in made.pipeline.model.graph if node.op_type == "Cast"]

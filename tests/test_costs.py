@@ -25,6 +25,19 @@ def test_larger_weights_make_winograd_lose_on_a_small_plane() -> None:
     assert costs.winograd(MACHINE, small, 4, 16) > costs.blocked(MACHINE, small, 16, 16)
 
 
+@pytest.mark.parametrize("axis", [2, 3])
+def test_winograd_along_one_axis_multiplies_once_per_tap(axis: int) -> None:
+    row = ConvShape(n=1, c=256, h=1, w=504, o=256, kh=1, kw=5, oh=1, ow=500)
+    if axis == 2:
+        row = dataclasses.replace(row, h=504, w=1, kh=5, kw=1, oh=500, ow=1)
+    products, transforms = 2 * 8 * 125 * 256 * 256, 125 * (256 * 8 * 8 + 256 * 4 * 8)
+    flops = products / costs.WINOGRAD_PRODUCT_RATE + transforms / costs.WINOGRAD_TRANSFORM_RATE
+    of_four, of_two = (costs.winograd(MACHINE, row, m, 16) for m in (4, 2))
+    assert of_four == pytest.approx(flops / MACHINE.peak_flops)
+    assert of_four < of_two < costs.blocked(MACHINE, row, 16, 16)
+    assert costs.winograd_workspace(row, 4, 16) == 8 * 125 * (256 + 256) * 4
+
+
 def test_padded_lanes_are_paid() -> None:
     narrow = dataclasses.replace(VGG, c=17)
     full = dataclasses.replace(VGG, c=32)

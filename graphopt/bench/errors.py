@@ -24,7 +24,9 @@ from graphopt.targets.base import Lowered, Target
 from graphopt.work import TILE
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
-CONVOLUTIONS = ("Conv2dBlocked", "Conv2dWinograd", "Conv2dFft", "Conv2dIm2col", "DepthwiseConv2dBlocked")
+CONVOLUTIONS = (
+    "Conv2dBlocked", "Conv2dFft", "Conv2dIm2col", "Conv2dWinograd", "Conv2dWinogradAxis", "DepthwiseConv2dBlocked",
+)  # fmt: skip
 DTYPES = ("float16", "float32")
 
 Array = NDArray[Any]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graphopt.errors import ModelError
-from graphopt.ops import attention, conv, fft, im2col, layout, lrn, pool, winograd
+from graphopt.ops import attention, conv, fft, im2col, layout, lrn, pool, winograd, winograd_axis
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,6 +30,7 @@ _BODIES = {
     "Conv2dBlocked": conv.CONV2D_BLOCKED,
     "DepthwiseConv2dBlocked": conv.DEPTHWISE_CONV2D_BLOCKED,
     "Conv2dWinograd": winograd.CONV2D_WINOGRAD,
+    "Conv2dWinogradAxis": winograd_axis.CONV2D_WINOGRAD_AXIS,
     "Conv2dFft": fft.CONV2D_FFT,
     "Conv2dIm2col": im2col.CONV2D_IM2COL,
     "MaxPoolBlocked": pool.MAX_POOL_BLOCKED,

@@ -1,8 +1,11 @@
 """Winograd convolution F(m x m, 3 x 3): Y = A^T [ (G g G^T) . (B^T d B) ] A on overlapping tiles.
 
+Along one axis, F(m, r) for a kernel of 1 x r or r x 1: y = A^T [ (G g) . (B^T d) ], whose operator is in
+`graphopt.ops.winograd_axis`. An axis along which a kernel has one element has the 1 x 1 identity for each matrix.
+
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv:1509.09308), with the points of Barabasz,
 Anderson, Soodhalter and Gregg, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural
-Networks" (ACM TOMS 46(4), 2020, arXiv:1803.10986) for m = 4: they give the smallest rounding error of that size.
+Networks" (ACM TOMS 46(4), 2020, arXiv:1803.10986) for six taps: they give the smallest rounding error of that size.
 """
 
 from __future__ import annotations
@@ -12,28 +15,37 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.costs import tile_of
 from graphopt.ops.layout import blocks
 
 KERNEL = 3
-POINTS = {
-    2: (Fraction(0), Fraction(1), Fraction(-1)),
-    4: (Fraction(0), Fraction(-1), Fraction(1), Fraction(1, 2), Fraction(-2)),
-    6: (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-1, 2), Fraction(2), Fraction(-2)),
+POINTS: dict[int, tuple[Fraction, ...]] = {
+    1: (),
+    4: (Fraction(0), Fraction(1), Fraction(-1)),
+    6: (Fraction(0), Fraction(-1), Fraction(1), Fraction(1, 2), Fraction(-2)),
+    8: (Fraction(0), Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-1, 2), Fraction(2), Fraction(-2)),
+    10: (
+        *(Fraction(0), Fraction(-1), Fraction(1), Fraction(1, 2), Fraction(-2), Fraction(-1, 2), Fraction(2)),
+        *(Fraction(-1, 4), Fraction(4)),
+    ),
 }
-"""Interpolation points per output tile size m; the point at infinity comes last and is not listed."""
+"""Interpolation points per number of taps m + r - 1; the point at infinity comes last and is not listed."""
+
+SIZES = (2, 4, 6)
+"""Edges m of the output tiles for the 3 x 3 kernel."""
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
 
-def exact_matrices(m: int) -> tuple[Matrix, Matrix, Matrix]:
-    """(A^T [m, a], G [a, 3], B^T [a, a]) with a = m + 2, exactly, by the Cook-Toom construction.
+def exact_matrices(m: int, r: int = KERNEL) -> tuple[Matrix, Matrix, Matrix]:
+    """(A^T [m, a], G [a, r], B^T [a, a]) with a = m + r - 1, exactly, by the Cook-Toom construction.
 
     Row j < a - 1 evaluates at point p_j: A^T[i, j] = p_j^i, G[j, k] = p_j^k / prod_{l != j} (p_j - p_l), and B^T[j]
     holds the coefficients of prod_{l != j} (x - p_l); the last row belongs to infinity. (Blahut, "Fast Algorithms for
     Signal Processing", Cambridge 2010, section 5.1, transposed as in arXiv:1509.09308.)
     """
-    points = POINTS[m]
-    a = m + KERNEL - 1
+    a = m + r - 1
+    points = POINTS[a]
     infinity = Fraction(1)
     none = Fraction(0)
     at = tuple(
@@ -47,9 +59,9 @@ def exact_matrices(m: int) -> tuple[Matrix, Matrix, Matrix]:
         scale = Fraction(1)
         for q in others:
             scale *= p - q
-        g_rows.append(tuple(p**k / scale for k in range(KERNEL)))
+        g_rows.append(tuple(p**k / scale for k in range(r)))
         bt_rows.append((*_expand(others), none))
-    g_rows.append((*[none] * (KERNEL - 1), infinity))
+    g_rows.append((*[none] * (r - 1), infinity))
     bt_rows.append(_expand(points))
     assert len(g_rows) == len(bt_rows) == a
     return at, tuple(g_rows), tuple(bt_rows)
@@ -65,22 +77,34 @@ def _expand(roots: list[Fraction] | tuple[Fraction, ...]) -> tuple[Fraction, ...
     return tuple(coefficients)
 
 
-def matrices(m: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def matrices(m: int, r: int = KERNEL) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """(A^T, G, B^T) of `exact_matrices` in float64."""
-    at, g, bt = (np.array([[float(v) for v in row] for row in matrix]) for matrix in exact_matrices(m))
+    at, g, bt = (np.array([[float(v) for v in row] for row in matrix]) for matrix in exact_matrices(m, r))
     return at, g, bt
 
 
-def winograd_weight(w: NDArray[np.generic], m: int, b: int) -> NDArray[np.generic]:
-    """u of `Conv2dWinograd`: [O, C, 3, 3] -> [(m+2)^2, CO, CI, b, b] (tap, out block, in block, in lane, out lane).
+def possible(m: int, kernel: tuple[int, int]) -> bool:
+    """Whether F(m) of this kernel has points: 3 x 3, or one axis with a number of taps that `POINTS` has."""
+    if 1 not in kernel:
+        return kernel == (KERNEL, KERNEL) and m in SIZES
+    return max(kernel) > 1 and m > 1 and m + max(kernel) - 1 in POINTS
 
-    u = G w G^T is computed in float64 and rounded once, to the dtype of `w`. Padded lanes are zero.
+
+def winograd_weight(w: NDArray[np.generic], m: int, b: int) -> NDArray[np.generic]:
+    """[O, C, kh, kw] -> [taps, CO, CI, b, b] (tap, out block, in block, in lane, out lane), as the operators read it.
+
+    u = G w G^T is computed in float64 and rounded once, to the dtype of `w`. Padded lanes are zero. The taps are the
+    product of those of both axes, m + k - 1 each, or one along an axis where the kernel has one element.
+
+    Raises:
+        ValueError: there are no points for m and this kernel.
     """
     out_channels, in_channels, kh, kw = w.shape
-    if (kh, kw) != (KERNEL, KERNEL):
-        raise ValueError(f"Winograd needs a 3x3 kernel, not {kh}x{kw}")
-    _, g, _ = matrices(m)
-    taps = (m + KERNEL - 1) ** 2
+    if not possible(m, (kh, kw)):
+        raise ValueError(f"Winograd needs a kernel of 3x3, or of one row or column, for its m of {m}, not {kh}x{kw}")
+    rows_m, columns_m = tile_of(m, (kh, kw))
+    (_, g_rows, _), (_, g_columns, _) = matrices(rows_m, kh), matrices(columns_m, kw)
+    taps = len(g_rows) * len(g_columns)
     co, ci = blocks(out_channels, b), blocks(in_channels, b)
     packed = np.empty((taps, co, ci * b * b), w.dtype)
     rows = np.zeros((kh * kw, ci * b, b))
@@ -88,14 +112,14 @@ def winograd_weight(w: NDArray[np.generic], m: int, b: int) -> NDArray[np.generi
         lanes = w[block * b : (block + 1) * b]
         rows[:, :in_channels, : len(lanes)] = lanes.reshape(len(lanes), in_channels, kh * kw).transpose(2, 1, 0)
         rows[:, :, len(lanes) :] = 0
-        g_w = _along_first(g, rows.reshape(kh, kw, -1))
-        g_w_gt = _along_first(g, g_w.transpose(1, 0, 2))  # [column, row, lanes]
+        g_w = _along_first(g_rows, rows.reshape(kh, kw, -1))
+        g_w_gt = _along_first(g_columns, g_w.transpose(1, 0, 2))  # [column, row, lanes]
         packed[:, block] = g_w_gt.transpose(1, 0, 2).reshape(taps, -1)
     return packed.reshape(taps, co, ci, b, b)
 
 
 def _along_first(g: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.float64]:
-    """sum_k g[i, k] w[k] for [3, n, lanes], by whole rows: a matrix product of depth 3 is not worth BLAS's threads."""
+    """sum_k g[i, k] w[k] for [r, n, lanes], by whole rows: a matrix product of depth r is not worth BLAS's threads."""
     out = np.empty((len(g), *w.shape[1:]))
     for i, factors in enumerate(g):
         terms = [factor * w[k] for k, factor in enumerate(factors) if factor]
@@ -105,7 +129,11 @@ def _along_first(g: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.f
 
 def _table(name: str, index: int) -> str:
     """Text of a Constant [m / 2 - 1, rows, columns] with the matrices of all m, the smaller ones padded with zeros."""
-    found = [matrices(m)[index] for m in sorted(POINTS)]
+    return constant_table(name, [matrices(m)[index] for m in SIZES])
+
+
+def constant_table(name: str, found: list[NDArray[np.float64]]) -> str:
+    """Text of a Constant [slot, rows, columns] with these matrices, the last the largest, padded with zeros."""
     rows, columns = found[-1].shape
     table = np.zeros((len(found), rows, columns))
     for slot, matrix in enumerate(found):

@@ -60,6 +60,7 @@ CUSTOM: dict[str, Converter] = {
     "Conv2dBlocked": conv2d_blocked,
     "DepthwiseConv2dBlocked": depthwise_blocked,
     "Conv2dWinograd": winograd,
+    "Conv2dWinogradAxis": winograd,
     "Conv2dFft": conv2d_fft,
     "Conv2dIm2col": conv,
     "MaxPoolBlocked": pool_blocked("max"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import relax, te, tirx
@@ -11,11 +12,16 @@ from graphopt.targets.kernels import common, conv_direct, depthwise, lrn, square
 
 
 def to_blocked(c: Context, inputs: list[Any]) -> Any:
-    """Squares transposed in registers, which also shuffle channels; element by element where there are none."""
+    """Squares transposed in registers, which also shuffle channels; element by element where there are none.
+
+    Where the input is a transposition of a tensor whose channels lie last, whole vectors of that.
+    """
     block = c.integer("block")
     if block == 1:
         return c.reshape(inputs[0], (*shape_of(inputs[0]), 1))
     _, channels, _, _ = shape = shape_of(inputs[0])
+    if (last := _channels_last(c, inputs[0])) is not None:
+        return c.te("to_blocked", lambda x: _from_channels_last(x, block), last, pattern=INJECTIVE)
     if squares.possible(shape, block, dtype_of(inputs[0])):
         x, groups = _before_shuffle(c, inputs[0])
         return _emit(c, "to_blocked", squares.to_blocked(shape, block, dtype_of(x), groups), x)
@@ -33,6 +39,41 @@ def to_blocked(c: Context, inputs: list[Any]) -> Any:
         return te.compute((n, -(-channels // block), h, w, block), element, name="to_blocked")
 
     return c.te("to_blocked", compute, inputs[0], pattern=INJECTIVE)
+
+
+def _from_channels_last(x: Any, block: int) -> Any:
+    """y[N, CB, H, W, b] of x[N, H, W, C]."""
+    n, h, w, channels = (int(d) for d in x.shape)
+
+    def element(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+        channel = o * block + lane
+        value = x[i, y, z, channel]
+        return value if channels % block == 0 else tirx.if_then_else(channel < channels, value, tirx.const(0, x.dtype))
+
+    return te.compute((n, -(-channels // block), h, w, block), element, name="to_blocked")
+
+
+def _channels_last(c: Context, x: Any) -> Any:
+    """[N, H, W, C], a view of the tensor that x[N, C, H, W] is a transposition of; None if it is none of such.
+
+    Between the two may be Reshapes of the plane, and axes of one element anywhere.
+    """
+    n, channels, h, w = shape_of(x)
+    moved = x
+    while (before := _argument(c, moved, "relax.reshape")) is not None:
+        moved = before
+    source = _argument(c, moved, "relax.permute_dims")
+    axes = None if source is None else c.builder.lookup_binding(moved).attrs.axes
+    if source is None or axes is None or channels == 1 or h * w == 1:
+        return None
+    extents = shape_of(source)
+    longer = [int(axis) for axis in axes if extents[int(axis)] > 1]
+    first = next((i for i, axis in enumerate(longer) if axis == max(longer)), 0)
+    others = longer[:first] + longer[first + 1 :]
+    images = math.prod(extents[axis] for axis in longer[:first])
+    if images != n or extents[longer[first]] != channels or others != sorted(others):
+        return None
+    return c.reshape(source, (n, h, w, channels))
 
 
 def _emit(c: Context, name: str, function: Any, x: Any) -> Any:

@@ -1,40 +1,45 @@
-"""The Winograd convolution, `graphopt.Conv2dWinograd`: three kernels, or one that goes over blocks of tiles."""
+"""The Winograd convolutions, `graphopt.Conv2dWinograd` and `Conv2dWinogradAxis`: three kernels, or one over blocks."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from graphopt.ops.winograd import matrices
+from graphopt.costs import tile_of
+from graphopt.ops.winograd import KERNEL, matrices
 from graphopt.program import ITEM_BYTES
 from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.kernels import conv_winograd, conv_winograd_fused
 
 
 def winograd(c: Context, inputs: list[Any]) -> Any:
-    """A Conv2dWinograd node, with the tile that was chosen for it or the one with the best estimate."""
+    """Either node, with the tile that was chosen for it or the one with the best estimate."""
     x, u, bias = inputs
-    m = c.integer("m")
+    kernel = _kernel(c, shape_of(u)[0])
+    m = tile_of(c.integer("m"), kernel)
     top, left, bottom, right = c.integers("pads", (0, 0, 0, 0))
     pads = (top, left, bottom, right)
     rows, columns = c.out_shape[2:4]
     out = (rows, columns)
-    at, g, bt = matrices(m)
+    of_rows, of_columns = matrices(m[0], kernel[0]), matrices(m[1], kernel[1])
+    at, bt = (of_rows[0], of_columns[0]), (of_rows[2], of_columns[2])
+    n, ci, _, _, lanes = shape_of(x)
     if c.tile:
         tile = conv_winograd.Tile.parse(c.tile)
     else:
-        tile = conv_winograd_fused.tiles(out, m, shape_of(u)[2], shape_of(u)[1], shape_of(x)[0], c.machine)[0]
+        taps, co = shape_of(u)[:2]
+        tile = conv_winograd_fused.tiles(out, m, taps, ci, co, n, c.machine)[0]
     if tile.rows:
         return c.te(
             "winograd_fused",
-            lambda p, q, r: conv_winograd_fused.compute(p, q, r, m, pads, out, (at, g, bt), c.machine, tile),
+            lambda p, q, r: conv_winograd_fused.compute(p, q, r, m, pads, out, at, bt, c.machine, tile),
             x,
             u,
             bias,
             pattern=EPILOGUE,
         )
-    blocks = conv_winograd.Blocks.of(out, m)
-    n, ci, _, _, lanes = shape_of(x)
-    apart = blocks.apart(n * ci * lanes * ITEM_BYTES[dtype_of(x)])
+    images = n if 1 in kernel else 1  # one row has few tiles
+    blocks = conv_winograd.Blocks.of(out, m, images=images)
+    apart = blocks.apart(n // images * ci * lanes * ITEM_BYTES[dtype_of(x)])
     v = c.te("winograd_input", lambda p: conv_winograd.transform_input(p, apart, pads, bt), x, pattern=OPAQUE)
     mm = c.te(
         "winograd_product",
@@ -50,3 +55,12 @@ def winograd(c: Context, inputs: list[Any]) -> Any:
         bias,
         pattern=EPILOGUE,
     )
+
+
+def _kernel(c: Context, taps: int) -> tuple[int, int]:
+    """Rows and columns of the kernel."""
+    axis = c.integer("axis")
+    if not axis:
+        return KERNEL, KERNEL
+    along = taps - c.integer("m") + 1
+    return (along, 1) if axis == 2 else (1, along)

@@ -316,6 +316,7 @@ BLOCKED: Mapping[str, Converter] = {
     "graphopt.Conv2dBlocked": conv2d_blocked,
     "graphopt.Conv2dFft": no_kernel,
     "graphopt.Conv2dWinograd": winograd_blocked,
+    "graphopt.Conv2dWinogradAxis": no_kernel,
     "graphopt.DepthwiseConv2dBlocked": depthwise_blocked,
     "graphopt.MaxPoolBlocked": pool_blocked("max"),
     "graphopt.AveragePoolBlocked": pool_blocked("average"),

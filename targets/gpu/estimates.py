@@ -93,7 +93,7 @@ class Estimates:
             return LAUNCH
         if work.op_type in ("ToBlocked", "FromBlocked"):
             return LAUNCH + self._moved(work)
-        if work.op_type in ("Conv2dIm2col", "Conv2dFft"):
+        if work.op_type in ("Conv2dIm2col", "Conv2dFft", "Conv2dWinogradAxis"):
             return math.inf
         found = known.get(work.op_type)
         return None if found is None else found(work, units)

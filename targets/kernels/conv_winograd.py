@@ -4,6 +4,9 @@
     M[t, co, p, :]  = sum over ci, i of V[t, ci, p, i] * U[t, co, ci, i, :]
     y[co, tile p]   = A^T M A + bias
 
+Along one axis, F(m, r) of a kernel of one row or column: V = B^T d with m + r - 1 taps, y = A^T M. Tiles then lie along
+that axis, and the tiles of all images are one range of places: a row has few.
+
 Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2016). The transform matrices are compile-time
 constants: their zeros and ones disappear from the code.
 """
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
 from graphopt.targets.kernels import prefetch
-from graphopt.targets.kernels.common import RULE, Block, const, dims, inline_after, round_up
+from graphopt.targets.kernels.common import RULE, Block, blocks_of, const, dims, inline_after, round_up
 from graphopt.targets.kernels.conv_direct import tile_shape
 from graphopt.targets.machine import CpuMachine
 
@@ -70,21 +73,28 @@ def _entry(matrix: Matrix, row: Any, column: Any, dtype: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The m x m tiles of an output plane, cut into `count` blocks of whole rows of tiles."""
+    """The tiles of an output plane, cut into `count` blocks of whole rows of tiles, or of `images` planes in one."""
 
-    m: int
+    m: tuple[int, int]
+    """Rows and columns of a tile."""
     columns: int
     rows: int
     count: int
     places: int
     """Of a block, with those past its last tile."""
+    images: int = 1
 
     @staticmethod
-    def of(out: tuple[int, int], m: int, rows: int = 0, multiple: int = 1) -> Blocks:
-        """Blocks of `rows` rows of tiles, or one of all; their places are a multiple of `multiple`."""
-        height, columns = -(-out[0] // m), -(-out[1] // m)
+    def of(out: tuple[int, int], m: tuple[int, int], rows: int = 0, multiple: int = 1, images: int = 1) -> Blocks:
+        """Blocks of `rows` rows of tiles, or one of all, of `images` planes; places are a multiple of `multiple`."""
+        height, columns = -(-out[0] // m[0]), -(-out[1] // m[1])
         rows = min(rows, height) or height
-        return Blocks(m, columns, rows, -(-height // rows), round_up(rows * columns, multiple))
+        return Blocks(m, columns, rows, -(-height // rows), round_up(images * rows * columns, multiple), images)
+
+    @property
+    def tiles(self) -> int:
+        """Of a block."""
+        return self.images * self.rows * self.columns
 
     def apart(self, tap: int) -> Blocks:
         """With one place more where a tile's taps, `tap` bytes apart per place, would all be of one cache set.
@@ -93,42 +103,63 @@ class Blocks:
         """
         return replace(self, places=self.places + 1) if self.places * tap % 4096 == 0 else self
 
-    def of_image(self, index: Any) -> tuple[Any, Any]:
-        """(image, block of it) of the blocks of all images, counted through."""
-        return (index, 0) if self.count == 1 else (tirx.floordiv(index, self.count), tirx.floormod(index, self.count))
+    def place(self, index: Any, p: Any) -> tuple[Any, Any, Any]:
+        """(image, row, column) of the first output of tile `p` of a block, all blocks of all images counted through."""
+        image, block = index, 0
+        if self.count > 1:
+            image, block = tirx.floordiv(index, self.count), tirx.floormod(index, self.count)
+        if self.images > 1:  # places past the last tile have no image
+            image = tirx.min(tirx.floordiv(p, self.rows * self.columns), self.images - 1)
+            p = tirx.floormod(p, self.rows * self.columns)
+        row = (block * self.rows + tirx.floordiv(p, self.columns)) * self.m[0]
+        return image, row, tirx.floormod(p, self.columns) * self.m[1]
 
     def at_row(self, image: Any, row: Any, column: Any) -> tuple[Any, Any]:
         """(block of all images, place in it) of the tile of an output pixel."""
-        height = self.rows * self.m
+        height = self.rows * self.m[0]
         if self.count > 1:
             image, row = image * self.count + tirx.floordiv(row, height), tirx.floormod(row, height)
-        return image, tirx.floordiv(row, self.m) * self.columns + tirx.floordiv(column, self.m)
+        place = tirx.floordiv(row, self.m[0]) * self.columns + tirx.floordiv(column, self.m[1])
+        return (0, image * self.rows * self.columns + place) if self.images > 1 else (image, place)
 
 
-def transform_input(x: Any, blocks: Blocks, pads: tuple[int, int, int, int], bt: Matrix, rule: str = INPUT) -> Any:
-    """V[(m+2)^2, N * blocks, CI, places, b] of x[N, CI, H, W, b]; reads outside the image give zero."""
+Pair = tuple[Matrix, Matrix]
+"""What transforms rows and what transforms columns; the 1 x 1 identity along an axis that is not transformed."""
+
+
+def transform_input(x: Any, blocks: Blocks, pads: tuple[int, int, int, int], bt: Pair, rule: str = INPUT) -> Any:
+    """V[taps, blocks of all images, CI, places, b] of x[N, CI, H, W, b]; reads outside the image give zero."""
     n, ci, h, w, b = dims(x)
-    m, size = blocks.m, blocks.m + 2
-    n *= blocks.count
+    rows, columns = len(bt[0]), len(bt[1])
+    n = n * blocks.count // blocks.images
 
     def load(i: Any, c: Any, p: Any, u: Any, v: Any, lane: Any) -> Any:
-        image, block = blocks.of_image(i)
-        row = (block * blocks.rows + tirx.floordiv(p, blocks.columns)) * m + u - pads[0]
-        column = tirx.floormod(p, blocks.columns) * m + v - pads[1]
+        image, row, column = blocks.place(i, p)
+        row, column = row + u - pads[0], column + v - pads[1]
         inside = tirx.all(row >= 0, row < h, column >= 0, column < w)
         return tirx.if_then_else(inside, x[image, c, row, column, lane], const(0, x.dtype))
 
-    d = te.compute((n, ci, blocks.places, size, size, b), load, name="tile")
-    ra, rb = te.reduce_axis((0, size), "a"), te.reduce_axis((0, size), "b")
-    half = te.compute(
-        (n, ci, blocks.places, size, size, b),
-        lambda i, c, p, u, v, lane: te.sum(_entry(bt, u, ra, x.dtype) * d[i, c, p, ra, v, lane], axis=[ra]),
-        name="half_input",
-    )
+    d = te.compute((n, ci, blocks.places, rows, columns, b), load, name="tile")
+    ra, rb = te.reduce_axis((0, rows), "a"), te.reduce_axis((0, columns), "b")
+    if columns == 1:
+        return te.compute(
+            (rows, n, ci, blocks.places, b),
+            lambda t, i, c, p, lane: te.sum(d[i, c, p, ra, 0, lane] * _entry(bt[0], t, ra, x.dtype), axis=[ra]),
+            name="transform",
+            attrs={RULE: rule},
+        )
+    half = d
+    if rows > 1:
+        half = te.compute(
+            (n, ci, blocks.places, rows, columns, b),
+            lambda i, c, p, u, v, lane: te.sum(_entry(bt[0], u, ra, x.dtype) * d[i, c, p, ra, v, lane], axis=[ra]),
+            name="half_input",
+        )
     return te.compute(
-        (size * size, n, ci, blocks.places, b),
+        (rows * columns, n, ci, blocks.places, b),
         lambda t, i, c, p, lane: te.sum(
-            half[i, c, p, tirx.floordiv(t, size), rb, lane] * _entry(bt, tirx.floormod(t, size), rb, x.dtype), axis=[rb]
+            half[i, c, p, tirx.floordiv(t, columns), rb, lane] * _entry(bt[1], tirx.floormod(t, columns), rb, x.dtype),
+            axis=[rb],
         ),
         name="transform",
         attrs={RULE: rule},
@@ -140,30 +171,42 @@ def schedule_input(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> N
     t, n, c, p, lane, rb = sch.get_loops(anchor.rv)
     sch.reorder(n, c, p, t, rb, lane)
     tile = sch.fuse(c, p)
-    for block in ("half_input", "tile"):
+    for block in before_transform(sch):
         sch.compute_at(block, tile, preserve_unit_loops=True)
         sch.set_scope(block, 0, "local")
     sch.parallel(sch.fuse(n, tile))
     unroll_transform(sch, anchor.rv, anchor.reduce[0])
 
 
+def has(sch: s_tir.Schedule, name: str) -> bool:
+    """Whether a block of this name is in the function; the transforms along one axis lack those of the other."""
+    return any(block.name == name for block in blocks_of(sch))
+
+
+def before_transform(sch: s_tir.Schedule) -> tuple[str, ...]:
+    """The blocks that compute what the input transform reads, the last one first."""
+    return ("half_input", "tile") if has(sch, "half_input") else ("tile",)
+
+
 def unroll_transform(sch: s_tir.Schedule, transform: Any, size: int) -> None:
     """Straight-line code of the transform of one tile, whose innermost loops are tap, its sum and the lane."""
     t, rb, lane = sch.get_loops(transform)[-3:]
-    tu, tv = sch.split(t, [size, size])
-    for loop in (tu, tv, rb):
+    both = has(sch, "half_input")
+    for loop in (*(sch.split(t, [size, size]) if both else [t]), rb):
         sch.unroll(loop)
     sch.vectorize(lane)
-    *_, hu, hv, half_lane, ra = sch.get_loops("half_input")
-    sch.reorder(hu, hv, ra, half_lane)
-    for loop in (hu, hv, ra):
-        sch.unroll(loop)
-    sch.vectorize(half_lane)
+    if both:
+        *_, hu, hv, half_lane, ra = sch.get_loops("half_input")
+        sch.reorder(hu, hv, ra, half_lane)
+        for loop in (hu, hv, ra):
+            sch.unroll(loop)
+        sch.vectorize(half_lane)
     *_, du, dv, tile_lane = sch.get_loops("tile")
     sch.unroll(du)
     sch.unroll(dv)
     sch.vectorize(tile_lane)
-    zero_unrolled(sch, sch.decompose_reduction("half_input", ra), 2)
+    if both:
+        zero_unrolled(sch, sch.decompose_reduction("half_input", ra), 2)
     zero_unrolled(sch, sch.decompose_reduction(transform, rb), 0)
 
 
@@ -247,44 +290,56 @@ def transform_output(
     bias: Any,
     blocks: Blocks,
     out: tuple[int, int],
-    at: Matrix,
+    at: Pair,
     attributes: dict[str, Any] | None = None,
 ) -> Any:
-    """y[N, CO, OH, OW, b] = A^T M A + bias from M[t, N * blocks, CO, places, b] and bias[CO, b]."""
+    """y[N, CO, OH, OW, b] = A^T M A + bias from M[taps, blocks of all images, CO, places, b] and bias[CO, b]."""
     _, n, co, _, b = dims(mm)
-    m, size = blocks.m, blocks.m + 2
-    ra, rb = te.reduce_axis((0, size), "a"), te.reduce_axis((0, size), "b")
-    half = te.compute(
-        (n, co, blocks.rows * blocks.columns, m, size, b),
-        lambda i, o, q, u, v, lane: te.sum(_entry(at, u, ra, mm.dtype) * mm[ra * size + v, i, o, q, lane], axis=[ra]),
-        name="half_output",
-    )
-    tile = te.compute(
-        (n, co, blocks.rows * blocks.columns, m, m, b),
-        lambda i, o, q, u, v, lane: te.sum(half[i, o, q, u, rb, lane] * _entry(at, v, rb, mm.dtype), axis=[rb]),
-        name="inverse",
-        attrs={RULE: OUTPUT, "graphopt.m": m, **(attributes or {})},
-    )
+    (m, columns_m), rows, columns = blocks.m, at[0].shape[1], at[1].shape[1]
+    ra, rb = te.reduce_axis((0, rows), "a"), te.reduce_axis((0, columns), "b")
+    attributes = {RULE: OUTPUT, "graphopt.m": max(blocks.m), **(attributes or {})}
+
+    def along_rows(i: Any, o: Any, q: Any, u: Any, v: Any, lane: Any) -> Any:
+        tap = ra if columns == 1 else ra * columns + v
+        return te.sum(_entry(at[0], u, ra, mm.dtype) * mm[tap, i, o, q, lane], axis=[ra])
+
+    if columns == 1:
+        tile = te.compute((n, co, blocks.tiles, m, 1, b), along_rows, name="inverse", attrs=attributes)
+    else:
+        half = None
+        if rows > 1:
+            half = te.compute((n, co, blocks.tiles, m, columns, b), along_rows, name="half_output")
+        tile = te.compute(
+            (n, co, blocks.tiles, m, columns_m, b),
+            lambda i, o, q, u, v, lane: te.sum(
+                (mm[rb, i, o, q, lane] if half is None else half[i, o, q, u, rb, lane])
+                * _entry(at[1], v, rb, mm.dtype),
+                axis=[rb],
+            ),
+            name="inverse",
+            attrs=attributes,
+        )
 
     def finish(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
         block, place = blocks.at_row(i, y, z)
-        return tile[block, o, place, tirx.floormod(y, m), tirx.floormod(z, m), lane] + bias[o, lane]
+        return tile[block, o, place, tirx.floormod(y, m), tirx.floormod(z, columns_m), lane] + bias[o, lane]
 
-    return te.compute((n // blocks.count, co, out[0], out[1], b), finish, name="finish")
+    return te.compute((n * blocks.images // blocks.count, co, out[0], out[1], b), finish, name="finish")
 
 
 def schedule_output(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
-    """One row of tiles per task; the epilogue runs on each m x m tile as it is stored."""
-    m = int(sch.get(anchor.rv).annotations["graphopt.m"])
+    """One row of tiles per task; the epilogue runs on each tile as it is stored."""
+    rows, columns = anchor.spatial[3:5]
     last = inline_after(sch, anchor)
     n, o, y, z, lane = sch.get_loops(last)
-    y_out, y_in = sch.split(y, [None, m])
-    z_out, z_in = sch.split(z, [None, m])
+    y_out, y_in = sch.split(y, [None, rows])
+    z_out, z_in = sch.split(z, [None, columns])
     sch.reorder(n, o, y_out, z_out, y_in, z_in, lane)
     sch.compute_at(anchor.rv, z_out, preserve_unit_loops=True)
     sch.set_scope(anchor.rv, 0, "local")
-    sch.compute_at("half_output", z_out, preserve_unit_loops=True)
-    sch.set_scope("half_output", 0, "local")
+    if has(sch, "half_output"):
+        sch.compute_at("half_output", z_out, preserve_unit_loops=True)
+        sch.set_scope("half_output", 0, "local")
     sch.parallel(sch.fuse(n, o, y_out))
     sch.unroll(y_in)
     sch.unroll(z_in)
@@ -294,7 +349,7 @@ def schedule_output(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> 
 
 def unroll_inverse(sch: s_tir.Schedule, inverse: Any) -> None:
     """Straight-line code of the inverse transform of one tile."""
-    for block in ("half_output", inverse):
+    for block in ("half_output", inverse) if has(sch, "half_output") else (inverse,):
         *_, u, v, tile_lane, r = sch.get_loops(block)
         sch.reorder(u, v, r, tile_lane)
         for loop in (u, v, r):

@@ -16,13 +16,15 @@ from typing import Any
 
 from tvm import s_tir
 
-from graphopt.targets.kernels.common import RULE, Block, inline_after
+from graphopt.targets.kernels.common import RULE, Block, extent_of, inline_after
 from graphopt.targets.kernels.conv_direct import estimates
 from graphopt.targets.kernels.conv_winograd import (
     TILE,
     Blocks,
-    Matrix,
+    Pair,
     Tile,
+    before_transform,
+    has,
     product,
     schedule_tile_product,
     transform_input,
@@ -39,15 +41,15 @@ def compute(
     x: Any,
     u: Any,
     bias: Any,
-    m: int,
+    m: tuple[int, int],
     pads: tuple[int, int, int, int],
     out: tuple[int, int],
-    matrices: tuple[Matrix, Matrix, Matrix],
+    at: Pair,
+    bt: Pair,
     machine: CpuMachine,
     tile: Tile,
 ) -> Any:
-    """y[N, CO, OH, OW, b] of x[N, CI, H, W, b], u[(m+2)^2, CO, CI, b, b], bias[CO, b]; `matrices` as A^T, G, B^T."""
-    at, _, bt = matrices
+    """y[N, CO, OH, OW, b] of x[N, CI, H, W, b], u[taps, CO, CI, b, b], bias[CO, b]; A^T and B^T of both axes."""
     blocks = Blocks.of(out, m, tile.rows, tile.columns)  # a product's last columns are not of the next task
     v = transform_input(x, blocks, pads, bt, "")
     attributes = {RULE: NAME, TILE: str(tile), "graphopt.rows": blocks.rows}
@@ -57,17 +59,17 @@ def compute(
 def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
     """One task per block of tile rows; in it, one group of output channels after the other."""
     annotations = sch.get(anchor.rv).annotations
-    m, rows = int(annotations["graphopt.m"]), int(annotations["graphopt.rows"])
+    (m, columns_m), rows = anchor.spatial[3:5], int(annotations["graphopt.rows"])
     tile = Tile.parse(str(annotations[TILE]))
     last = inline_after(sch, anchor)
     n, o, y, z, lane = sch.get_loops(last)
     task_y, y_out, y_in = sch.split(y, [None, rows, m])
-    z_out, z_in = sch.split(z, [None, m])
+    z_out, z_in = sch.split(z, [None, columns_m])
     o_out, o_in = sch.split(o, [None, tile.vectors])
     sch.reorder(n, task_y, o_out, o_in, y_out, z_out, y_in, z_in, lane)
     task = sch.fuse(n, task_y)
     inverse = sch.get(anchor.rv).name_hint
-    for block in (inverse, "half_output"):
+    for block in (inverse, "half_output") if has(sch, "half_output") else (inverse,):
         sch.compute_at(block, z_out, preserve_unit_loops=True)
         sch.set_scope(block, 0, "local")
     sch.compute_at("crop", o_out, preserve_unit_loops=True)
@@ -79,7 +81,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
     sch.compute_at("transform", task, preserve_unit_loops=True)
     t, _, c, q, transform_lane, rb = sch.get_loops("transform")[-6:]
     sch.reorder(c, q, t, rb, transform_lane)
-    for block in ("half_input", "tile"):
+    for block in before_transform(sch):
         sch.compute_at(block, q, preserve_unit_loops=True)
         sch.set_scope(block, 0, "local")
     sch.parallel(task)
@@ -88,7 +90,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
     sch.vectorize(lane)
     sch.vectorize(crop_lane)
     schedule_tile_product(sch, sch.get_sblock("product"))
-    unroll_transform(sch, sch.get_sblock("transform"), m + 2)
+    unroll_transform(sch, sch.get_sblock("transform"), extent_of(sch, rb))
     unroll_inverse(sch, inverse)
 
 
@@ -97,16 +99,23 @@ SPACE = 8
 
 
 def tiles(
-    out: tuple[int, int], m: int, ci: int, co: int, batch: int, machine: CpuMachine, itemsize: int = 4
+    out: tuple[int, int],
+    m: tuple[int, int],
+    taps: int,
+    ci: int,
+    co: int,
+    batch: int,
+    machine: CpuMachine,
+    itemsize: int = 4,
 ) -> tuple[Tile, ...]:
     """The tiles of a Winograd convolution with `ci` and `co` blocks of channels, the best estimate first.
 
     In one pass where V and M of the whole map would not stay in the second-level caches and the weights, which every
     task reads, nearly do; else in three, whose weights are read once.
     """
-    rows, columns = -(-out[0] // m), -(-out[1] // m)
+    rows, columns = -(-out[0] // m[0]), -(-out[1] // m[1])
     lanes = machine.level.vector_bytes // itemsize
-    block_bytes = (m + 2) ** 2 * lanes * itemsize
+    block_bytes = taps * lanes * itemsize
     scratch, weights = block_bytes * batch * rows * columns * (ci + co), block_bytes * lanes * ci * co
     apart = [Tile(*shape) for shape in _shapes(batch * rows * columns, co, machine)][: SPACE // 2 - 1]
     together = []
@@ -120,9 +129,9 @@ def tiles(
     return tuple((groups[0] + groups[1])[:SPACE])
 
 
-def every_tile(out: tuple[int, int], m: int, co: int, machine: CpuMachine) -> tuple[Tile, ...]:
+def every_tile(out: tuple[int, int], m: tuple[int, int], co: int, machine: CpuMachine) -> tuple[Tile, ...]:
     """All tiles that fit the registers."""
-    rows = -(-out[0] // m)
+    rows = -(-out[0] // m[0])
     registers = machine.level.registers
     shapes = [
         (columns, count)

@@ -87,6 +87,14 @@ CASES = {
         {},
         "y[2,8] = Gelu(x) {approximate=tanh}",
     ),
+    "gelu by tanh, behind a sum that is none of it": (
+        "g (float[2,8] z, float[8] w) => (float[2,8] y)"
+        "<float h = {0.5}, float one = {1}, float k = {0.044715}, float r = {0.7978845608}> {"
+        " x = Add(z, w)  a = Mul(x, k)  q = Mul(x, a)  p = Mul(x, q)  c = Add(x, p)  d = Mul(c, r)  e = Tanh(d)"
+        " f = Add(e, one)  i = Mul(f, h)  y = Mul(x, i) }",
+        {"w": (8,)},
+        "x[2,8] = Add(z, const[8])\ny[2,8] = Gelu(x) {approximate=tanh}",
+    ),
     "a curve that is not gelu stays": (
         "g (float[2,8] x) => (float[2,8] y) <float h = {0.5}, float one = {1}, float r = {0.8}> {"
         " a = Mul(x, h)  b = Mul(x, r)  c = Erf(b)  d = Add(c, one)  y = Mul(a, d) }",

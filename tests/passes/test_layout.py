@@ -54,6 +54,7 @@ BETWEEN = {
     "relu": ("m = Relu(a)", 8, ["Relu"]),
     "clip": ("m = Clip(a, low)", 8, ["Clip"]),
     "hard swish": ("m = HardSwish(a)", 8, ["HardSwish"]),
+    "sine": ("m = Sin(a)", 8, ["Sin"]),
     "scale per channel": ("m = Mul(a, k)", 8, ["Mul"]),
     "division per channel": ("m = Div(a, k)", 8, ["Div"]),
     "slope per channel": ("m = PRelu(a, k)", 8, ["PRelu"]),

@@ -71,6 +71,34 @@ def test_large_kernels_by_transforms(rewrite) -> None:
     )
 
 
+@pytest.mark.parametrize(("kernel", "axis"), [((1, 7), 3), ((7, 1), 2)])
+def test_kernels_of_one_row_or_column(rewrite, kernel: tuple[int, int], axis: int) -> None:
+    rows, columns = 14 - kernel[0], 14 - kernel[1]
+    text = f"""g (float[1,120,13,13] x, float[120,120,{kernel[0]},{kernel[1]}] w) => (float[1,120,{rows},{columns}] y)
+    {{ y = Conv(x, w) }}"""
+    weights = {"w": (120, 120, *kernel)}
+    after, result = rewrite(SelectConv(), text, weights)
+    assert "= Conv2dWinogradAxis(x.blocked, const[10,8,8,16,16], const[8,16])" in after
+    assert f"{{axis={axis}, m=4, pads=[0, 0, 0, 0]}}" in after
+    assert result.choices[0].algorithm == "winograd4"
+    assert reasons(result)["winograd2"] == "slower"
+    assert reasons(result)["winograd6"] == "no points for tiles of 6 and a kernel of 7"
+    assert reasons(result)["fft"] == "not a kernel of 5 or more with stride 1 and dilation 1"
+    _, result = rewrite(SelectConv(max_error=2e-6), text, weights)
+    assert result.choices[0].algorithm == "winograd2"
+    assert "rounding error 3.2e-06 is above" in reasons(result)["winograd4"]
+
+
+def test_kernels_along_one_axis_that_have_no_winograd(rewrite) -> None:
+    text = "g (float[1,20,1,13] x, float[24,20,1,4] w) => (float[1,24,1,10] y) { y = Conv(x, w) }"
+    _, result = rewrite(SelectConv(), text, {"w": (24, 20, 1, 4)})
+    why = "not 3x3, or 3, 5 or 7 along one axis, with stride 1 and dilation 1"
+    assert reasons(result)["winograd2"] == why
+    text = "g (float[1,20,1,13] x, float[24,20,1,3] w) => (float[1,24,1,6] y) { y = Conv<strides = [1, 2]>(x, w) }"
+    _, result = rewrite(SelectConv(), text, {"w": (24, 20, 1, 3)})
+    assert reasons(result)["winograd2"] == why
+
+
 def test_first_layer_reads_the_planes_as_they_lie(rewrite) -> None:
     text = "g (float[1,3,32,32] x, float[32,3,7,7] w) => (float[1,32,26,26] y) { y = Conv(x, w) }"
     after, _ = rewrite(only(Algorithm.BLOCKED), text, {"w": (32, 3, 7, 7)})

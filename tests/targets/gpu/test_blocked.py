@@ -107,6 +107,14 @@ def test_winograd(opencl: OpenClDevice, m: int, given: Mapping[str, Any]) -> Non
     assert "Conv2dWinograd" in conv(passes, 1e-6 * 4**m, **given)
 
 
+def test_lines_are_rows(opencl: OpenClDevice) -> None:
+    """One-dimensional convolutions stay blocked in between."""
+    text = """g (float[2,20,37] x, float[24,20,5] w, float[24,24,3] v) => (y)
+    { a = Conv<strides = [2]>(x, w) r = Relu(a) y = Conv<pads = [1, 1]>(r, v) }"""
+    made = check(text, {"w": (24, 20, 5), "v": (24, 24, 3)}, f"lift-rows,{BLOCKED}")
+    assert made == ["Reshape", "ToBlocked", "Conv2dBlocked", "Relu", "Conv2dBlocked", "FromBlocked", "Reshape"]
+
+
 def test_what_cpus_chose(opencl: OpenClDevice) -> None:
     """A graph that was rewritten for CPUs."""
     weights = {"w": (24, 20, 3, 3), "b": (24,)}

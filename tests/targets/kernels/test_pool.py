@@ -43,6 +43,25 @@ def test_channels_are_shuffled_on_the_way(lab: Any, split: Any, axes: Any, calls
     assert len(lowered.calls) == calls + 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "axes", "planes", "calls"),
+    [
+        ((2, 6, 7, 20), (0, 3, 1, 2), (2, 20, 6, 7), 1),
+        ((1, 42, 32, 1), (0, 2, 1, 3), (1, 32, 1, 42), 1),  # a column that became a row
+        ((2, 1, 42, 20), (0, 3, 1, 2), (2, 20, 6, 7), 1),
+        ((2, 6, 7, 20), (0, 3, 2, 1), (2, 20, 7, 6), 2),
+        ((6, 7, 2, 20), (2, 3, 0, 1), (2, 20, 6, 7), 2),
+        ((2, 6, 20, 7), (0, 2, 1, 3), (2, 20, 6, 7), 2),
+        ((2, 7, 6, 20), (0, 3, 1, 2), (2, 10, 6, 14), 2),  # planes of something else
+    ],
+)
+def test_channels_that_lie_last(lab: Any, shape: Any, axes: Any, planes: Any, calls: int) -> None:
+    """Transpose, Reshape, ToBlocked: one kernel where each image keeps its pixels in order."""
+    body = f"t = Transpose<perm={list(axes)}>(x) u = Reshape(t, planes) y = graphopt.ToBlocked<block=16>(u)"
+    lowered = lab.same(body, {"x": numbers(*shape)}, {"planes": np.array(planes)})
+    assert len(lowered.calls) == calls
+
+
 def test_padded_lanes_are_zero(lab: Any) -> None:
     x = np.full((1, 5, 2, 2), np.nan, np.float32)
     lowered = lab.lower(lab.model("y = graphopt.ToBlocked<block=4>(x)", {"x": x}))

@@ -92,7 +92,7 @@ def test_every_tile_that_is_offered_fits(lab: Any, m: int, plane: tuple[int, int
     feeds = {"x": numbers(1, 1, *plane, b)}
     constants = {"u": numbers((m + 2) ** 2, 4, 1, b, b), "bias": numbers(4, b)}
     rows = range(1, 8)
-    offered = tiles(plane, m, 1, 4, 1, lab.target.cpu)
+    offered = tiles(plane, (m, m), (m + 2) ** 2, 1, 4, 1, lab.target.cpu)
     for tile in {*offered, *(Tile(shape.columns, shape.vectors, height) for height in rows for shape in offered[:1])}:
         model = lab.model(f"y = graphopt.Conv2dWinograd<m={m}, pads=[1, 1, 1, 1]>(x, u, bias)", feeds, constants)
         model.graph[0].metadata_props[TILE] = str(tile)
@@ -110,23 +110,23 @@ def test_tiles_are_spelled() -> None:
 def test_the_space_fits_registers_and_channels() -> None:
     machine = detect("avx512", 2)
     for out, ci, co in (((224, 224), 4, 4), ((56, 56), 16, 16), ((7, 7), 32, 32), ((3, 3), 1, 3)):
-        space = tiles(out, 4, ci, co, 1, machine)
+        space = tiles(out, (4, 4), 36, ci, co, 1, machine)
         assert 1 <= len(space) <= SPACE
         assert len(set(space)) == len(space)
-        assert set(space) <= set(every_tile(out, 4, co, machine))
-        for tile in every_tile(out, 4, co, machine):
+        assert set(space) <= set(every_tile(out, (4, 4), co, machine))
+        for tile in every_tile(out, (4, 4), co, machine):
             assert co % tile.vectors == 0
             assert (tile.columns + 1) * tile.vectors + 1 <= machine.level.registers
 
 
 def test_large_maps_with_small_weights_go_in_one_pass_by_default() -> None:
     machine = detect("avx512", 2)
-    assert tiles((224, 224), 4, 4, 4, 1, machine)[0].rows > 0
-    assert tiles((7, 7), 4, 32, 32, 1, machine)[0].rows == 0
+    assert tiles((224, 224), (4, 4), 36, 4, 4, 1, machine)[0].rows > 0
+    assert tiles((7, 7), (4, 4), 36, 32, 32, 1, machine)[0].rows == 0
 
 
 def test_taps_of_a_tile_do_not_share_a_cache_set(lab: Any) -> None:
     """16 tiles of 512 channels: taps 32 KiB apart; a place more is computed, and nothing else changes."""
     check(lab, "8x2", 2, (512, 64), (7, 7), (1, 1, 1, 1))
-    blocks = Blocks.of((7, 7), 2)
+    blocks = Blocks.of((7, 7), (2, 2))
     assert (blocks.places, blocks.apart(32 * 64).places, blocks.apart(33 * 64).places) == (16, 17, 16)

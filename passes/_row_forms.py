@@ -1,0 +1,49 @@
+"""What operators and tensors of one-dimensional data are on planes of one row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt.passes._blockable import BINARY, SINGLE
+
+ELEMENTWISE = SINGLE | BINARY | {
+    "And", "Atan", "Equal", "Exp", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Log", "Mod",
+    "Not", "Or", "Pow", "Reciprocal", "Sign", "Sqrt", "Sum", "Where",
+}  # fmt: skip
+WINDOWS = frozenset({"AveragePool", "MaxPool"})
+FOLLOWING = ELEMENTWISE | WINDOWS | {"Concat", "GlobalAveragePool", "GlobalMaxPool", "Pad"}
+"""What goes on planes of one row because what it reads does."""
+
+VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+
+ROW, COLUMN = 3, 4
+"""Extents of a tensor [N, C, L], and of planes of one column [N, C, L, 1]."""
+
+Shape = tuple[int, ...]
+
+
+def on_row(shape: Shape, rank: int) -> Shape:
+    """An operand of a node of this rank, as it broadcasts against planes of one row; single elements stay."""
+    if len(shape) < 2 and (not shape or shape == (1,)):
+        return shape
+    return (*shape[:-1], 1, shape[-1]) if rank == ROW else (*shape[:-2], shape[-1], shape[-2])
+
+
+def window_on_row(node: ir.Node) -> dict[str, Any]:
+    """The attributes of a Conv or a pool, for planes of one row."""
+    given: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
+    for name in ("kernel_shape", "strides", "dilations"):
+        if name in given:
+            given[name] = _turned(given[name], 1)
+    if "pads" in given:
+        half = len(given["pads"]) // 2
+        given["pads"] = [*_turned(given["pads"][:half], 0), *_turned(given["pads"][half:], 0)]
+    return given
+
+
+def _turned(values: Sequence[int], first: int) -> list[int]:
+    """An attribute with one number per axis; `first` is that of the axis that is new."""
+    return [first, values[0]] if len(values) == 1 else [values[1], values[0]]
