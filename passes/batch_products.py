@@ -91,7 +91,8 @@ def _product(node: ir.Node) -> _Product | None:
 def _plain(node: ir.Node, bias: ir.Value | None, columns: int) -> bool:
     """Whether a Gemm is the product of its operand as it is, and adds the same to every row."""
     factors = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
-    if factors != (1.0, 1.0) or node.attributes.get_int("transA", 0):
+    transposed = node.attributes.get_int("transA", 0)
+    if factors != (1.0, 1.0) or transposed:
         return False
     return bias is None or (array_of(bias) is not None and dims(bias) in ((), (1,), (columns,), (1, columns)))
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tvm import tirx
+from tvm import te, tirx
 
 from graphopt.targets.converters.base import (
+    BROADCAST,
     FLOATS,
     HALVES,
     OPAQUE,
@@ -92,22 +93,36 @@ def elementwise(function: Callable[[Any], Any]) -> Converter:
 
 
 def clamp(c: Context, inputs: list[Any]) -> Any:
-    """Relu, and Clip between constants, of floats: a NaN stays one, where a maximum would lose it."""
+    """Relu and Clip of floats: a NaN stays one, where a maximum would lose it."""
     dtype = dtype_of(inputs[0])
     if dtype not in FLOATS:
         return NotImplemented
-    low, high = (np.array(0.0), None) if c.node.op_type == "Relu" else (_limit(c, 1), _limit(c, 2))
-    if any(limit is NotImplemented for limit in (low, high)):
-        return NotImplemented
+    if c.node.op_type == "Relu":
+        return elementwise_map(c, lambda x: _between(x, const(0.0, dtype), None), inputs[0])
+    limits = [_limit(c, index) for index in (1, 2)]
+    if any(limit is NotImplemented for limit in limits):
+        return _clamp_to_operands(c, inputs)
+    low, high = (None if limit is None else const(float(limit), dtype) for limit in limits)
+    return elementwise_map(c, lambda x: _between(x, low, high), inputs[0])
 
-    def value(x: Any) -> Any:
-        if low is not None:
-            x = tirx.Select(x < const(float(low), dtype), const(float(low), dtype), x)
-        if high is not None:
-            x = tirx.Select(x > const(float(high), dtype), const(float(high), dtype), x)
-        return x
 
-    return elementwise_map(c, value, inputs[0])
+def _clamp_to_operands(c: Context, inputs: list[Any]) -> Any:
+    """Clip whose bounds, one element each, only the run knows; one that is NaN does not bound."""
+    present = [each is not None for each in (*inputs, None, None)[1:3]]
+    bounds = [c.reshape(each, ()) for each in inputs[1:3] if each is not None]
+
+    def define(v: Any, *given: Any) -> Any:
+        scalars = iter(given)
+        low, high = (next(scalars)() if there else None for there in present)
+        return te.compute(v.shape, lambda *index: _between(v(*index), low, high), name="clip")
+
+    return c.te("clip", define, inputs[0], *bounds, pattern=BROADCAST)
+
+
+def _between(x: Any, low: Any, high: Any) -> Any:
+    if low is not None:
+        x = tirx.Select(x < low, low, x)
+    return x if high is None else tirx.Select(x > high, high, x)
 
 
 def _limit(c: Context, index: int) -> Any:

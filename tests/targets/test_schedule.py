@@ -21,6 +21,7 @@ BYTES = "q, s, z = DynamicQuantizeLinear(x) v = Cast<to=3>(w)"
 CASES = {
     "gemm": ("y = MatMul(x, w)", (9, 20), (20, 33)),
     "extreme": ("y = GlobalMaxPool(x) z = Mul(w, w)", (2, 3, 37), (2, 2)),
+    "ends": ("y, s, z = DynamicQuantizeLinear(x) v = Add(w, w)", (9, 20), (2, 2)),
     "integer_gemm": (f"{BYTES} y = MatMulInteger(q, v, z)", (9, 20), (20, 33)),
     "integer_conv": (f"{BYTES} y = ConvInteger<pads=[1,1,1,1]>(q, v, z)", (1, 4, 6, 7), (8, 4, 3, 3)),
     "rowwise": ("s = Softmax(x) y = Mul(s, w)", (9, 20), (9, 20)),

@@ -9,6 +9,7 @@ import onnx.parser
 import pytest
 
 import graphopt
+from graphopt.verify import run_onnxruntime
 
 
 def run(lab: Any, body: str, feeds: dict[str, Any], **constants: Any) -> Any:
@@ -29,6 +30,19 @@ def test_a_nan_outlives_the_fused_activation(any_lab, tail) -> None:
     assert np.isnan(y[0, :, 2:5, 2:5]).all()
     assert (y[0, :, 0, 0] == low).all()
     assert (y[0, :, 5, 5] == min(72.0, high)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("bounds", ["l, h", "l", '"", h'])
+def test_a_nan_outlives_bounds_that_only_the_run_knows(lab, dtype, bounds) -> None:
+    special = np.array([np.inf, -np.inf, np.nan, 0.5, -3, 2, -0.0, 1e-3], dtype)
+    given = {"l": np.array(-1, dtype), "h": np.array(1, dtype)}
+    feeds = {"x": np.tile(special, (3, 1))} | {name: each for name, each in given.items() if name in bounds}
+    model = lab.model(f"a = Add(x, x) y = Clip(a, {bounds})", feeds, {})
+    want, got = run_onnxruntime(model, feeds)["y"], lab.execute(lab.lower(model), feeds)["y"]
+    # An absent bound is `normalize`'s matter: the largest number.
+    infinite = ~np.isfinite(got) & ~np.isnan(got)
+    np.testing.assert_array_equal(got[~infinite], want[~infinite])
 
 
 def divide(operator: str, a: Any, b: Any) -> list[int]:
