@@ -6,7 +6,8 @@ libraries of the tvm package, which are loaded here by name: some 0.1 s, and nei
 Threads: TVM keeps one pool per calling thread, sized when that thread first uses it. The pool is made as large as the
 processors this process may use (TVM_NUM_THREADS, unless the user set it), and each session takes as many of its threads
 as it was told. Threads are not pinned to cores (TVM_BIND_THREADS=0, unless the user set it): TVM would pin every
-process to the same first cores, so that several ranks, or two programs side by side, would fight over them.
+process to the same first cores, so that several ranks, or two programs side by side, would fight over them. Where they
+wake after a pause is `placement`'s matter.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.errors import ArtifactError, GraphoptError
-from graphopt.runtime import cpu
+from graphopt.runtime import cpu, placement
 
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
 ADDRESS = 16
@@ -51,7 +52,9 @@ def runtime() -> ModuleType:
     if "tvm" not in sys.modules:
         for name in _LIBRARIES:
             ctypes.CDLL(str(_library_folder() / name), mode=ctypes.RTLD_GLOBAL)
-    return sys.modules["tvm_ffi"]
+    ffi = sys.modules["tvm_ffi"]
+    placement.started_by(ffi.get_global_func("runtime.NumThreads"))
+    return ffi
 
 
 def version() -> str:
@@ -109,6 +112,7 @@ class Threads:
         self._count = count
         self._current = ffi.get_global_func("runtime.NumThreads")
         self._configure = ffi.get_global_func("runtime.config_threadpool")
+        self._placement = placement.Placement(count)
         self.apply()
 
     def apply(self) -> None:
@@ -121,6 +125,15 @@ class Threads:
                 f"{self._count} threads are not available: TVM's pool has {self._current()}; ask for at most as many, "
                 "or set the environment variable TVM_NUM_THREADS before the first session"
             )
+
+    def begin(self) -> None:
+        """Before a run on the current thread: as `apply`, and workers that sleep wake on other cores."""
+        placement.started_by(self.apply)
+        self._placement.begin()
+
+    def end(self) -> None:
+        """After the run."""
+        self._placement.end()
 
 
 def compiler() -> None:

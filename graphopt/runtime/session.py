@@ -54,13 +54,15 @@ class Session:
         self._program = program
         self._constants = artifact.constants
         self._lock = threading.Lock()
-        self._apply_threads: Callable[[], None] = lambda: None
+        self._begin: Callable[[], None] = lambda: None
+        self._end = self._begin
         on_device = needs_device(artifact.manifest)
         self.device = (device or open_device(artifact.manifest)) if on_device else None
         if any(stage.library for stage in program.stages) and not on_device:
             from graphopt.runtime.library import Threads
 
-            self._apply_threads = Threads(self.threads).apply
+            pool = Threads(self.threads)
+            self._begin, self._end = pool.begin, pool.end
         self._runners = runners(program.stages, artifact, self.threads, self.device)
         self._transfers = self._plan_transfers()
         self._makers = {
@@ -160,9 +162,10 @@ class Session:
             return
         checked = self._check(feeds)
         with self._lock:
-            self._apply_threads()
+            self._begin()
             self._fill(runner, checked, 0, 1)
             yield from runner.trace()
+            self._end()
 
     def measure_arena(self, feeds: Mapping[str, Any]) -> tuple[int, ...]:
         """Per stage, the bytes of the arena that a run really touches, counted up to the highest one.
@@ -182,25 +185,33 @@ class Session:
     def _run(
         self, given: Mapping[str, Any], execute: Callable[[Runner], None], in_place: bool = False
     ) -> dict[str, Any]:
-        count = self._program.micro_batches
         checked = self._check(given)
         with self._lock:
-            self._apply_threads()
-            if in_place and count == len(self._runners) == 1 and isinstance(self._runners[0], StageRunner):
-                return self._run_in_place(self._runners[0], checked, execute)
-            outputs = self._empty_outputs(count) if count > 1 else {}
-            for micro_batch in range(count):
-                for runner, transfers in zip(self._runners, self._transfers, strict=True):
-                    self._fill(runner, checked, micro_batch, count)
-                    for source, target in transfers:
-                        np.copyto(target, source)
-                    execute(runner)
-                for name, runner in self._makers.items():
-                    if count == 1:
-                        outputs[name] = own(runner, name)
-                    else:
-                        part = runner.arrays[name]
-                        outputs[name][micro_batch * len(part) : (micro_batch + 1) * len(part)] = part
+            self._begin()
+            try:
+                return self._run_checked(checked, execute, in_place)
+            finally:
+                self._end()
+
+    def _run_checked(
+        self, checked: Mapping[str, Any], execute: Callable[[Runner], None], in_place: bool
+    ) -> dict[str, Any]:
+        count = self._program.micro_batches
+        if in_place and count == len(self._runners) == 1 and isinstance(self._runners[0], StageRunner):
+            return self._run_in_place(self._runners[0], checked, execute)
+        outputs = self._empty_outputs(count) if count > 1 else {}
+        for micro_batch in range(count):
+            for runner, transfers in zip(self._runners, self._transfers, strict=True):
+                self._fill(runner, checked, micro_batch, count)
+                for source, target in transfers:
+                    np.copyto(target, source)
+                execute(runner)
+            for name, runner in self._makers.items():
+                if count == 1:
+                    outputs[name] = own(runner, name)
+                else:
+                    part = runner.arrays[name]
+                    outputs[name][micro_batch * len(part) : (micro_batch + 1) * len(part)] = part
         return outputs
 
     def _run_in_place(
@@ -208,16 +219,22 @@ class Session:
     ) -> dict[str, Any]:
         """Let kernels read large feeds where they are, and write large outputs where they stay."""
         bound = runner.in_place
-        outputs: dict[str, Any] = {}
+        outputs: dict[str, Any] = dict.fromkeys(self._makers)
         try:
-            fill(runner, {name: feed for name, feed in checked.items() if not bound.bind(name, feed)}, 0, 1)
-            for name in filter(bound.takes, self._makers):
-                outputs[name] = array = fresh(runner.arrays[name])
-                bound.bind(name, array)
+            copied = {name: feed for name, feed in checked.items() if not bound.bind(name, feed)}
+            if copied:
+                fill(runner, copied, 0, 1)
+            for name in outputs:
+                if bound.takes(name):
+                    outputs[name] = array = fresh(runner.arrays[name])
+                    bound.bind(name, array)
             execute(runner)
         finally:
             bound.release()
-        return {name: outputs[name] if name in outputs else own(runner, name) for name in self._makers}
+        for name, array in outputs.items():
+            if array is None:
+                outputs[name] = own(runner, name)
+        return outputs
 
     def _check(self, given: Mapping[str, Any]) -> dict[str, Any]:
         return feeds.check(self.inputs, given, self._program.micro_batches, self.device, self._constants)

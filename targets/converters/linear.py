@@ -119,8 +119,7 @@ def dynamic_quantize(c: Context, inputs: list[Any]) -> Any:
     (x,) = inputs
     if dtype_of(x) != "float32" or 0 in shape_of(x):
         return NotImplemented
-    flat = c.reshape(x, (math.prod(shape_of(x)),))
-    both = _ends(c, flat)
+    both = _ends(c, x)
     zero, full = tirx.const(0, "float32"), tirx.const(255, "float32")
 
     def scale(ends: Any) -> Any:
@@ -151,7 +150,7 @@ def _ends(c: Context, x: Any) -> Any:
     machine: Any = c.machine  # or a GPU's
     if isinstance(machine, CpuMachine):
         return c.te("ends", lambda v: extremes.ends(v, machine), x, pattern=REDUCTION)
-    high, low = (c.builder.emit(reduce(x, axis=0)) for reduce in (relax.op.max, relax.op.min))
+    high, low = (c.builder.emit(reduce(x)) for reduce in (relax.op.max, relax.op.min))
 
     def joined(a: Any, b: Any) -> Any:
         return te.compute((2,), lambda i: tirx.Select(i == 0, a(), b() * tirx.const(-1, "float32")), name="ends")

@@ -12,7 +12,7 @@ Both ends of all elements are found in one pass: the largest of x, and of -x.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import s_tir, te, tirx
@@ -61,20 +61,29 @@ def compute(x: Any, largest: bool, machine: CpuMachine) -> Any:
 
 
 def ends(x: Any, machine: CpuMachine) -> Any:
-    """y[2], the largest of x[n] and the largest of -x, of floats, n > 0."""
-    (n,) = dims(x)
-    dtype = str(x.dtype)
+    """y[2], the largest of x and the largest of -x, of floats, of one element or more."""
+    shape, dtype = dims(x), str(x.dtype)
+    n = math.prod(shape)
     width, parts, steps = _cut(1, n, dtype, machine)
     start = _start(n, width, parts, steps)
     pick = reducer(True, dtype)
     k, part, lane = te.reduce_axis((0, steps), "k"), te.reduce_axis((0, parts), "part"), te.reduce_axis((0, width), "q")
 
     def run(piece: Any, end: Any, place: Any) -> Any:
-        value = x[start(piece, k) + place]
+        value = x[_unravelled(start(piece, k) + place, shape)]
         return pick(tirx.Select(end == 0, value, value * const(-1.0, dtype)), axis=[k])
 
     partial = te.compute((parts, 2, width), run, name="partial", attrs={RULE: BOTH})
     return te.compute((2,), lambda end: pick(partial[part, end, lane], axis=[part, lane]), name="ends")
+
+
+def _unravelled(place: Any, shape: Sequence[int]) -> tuple[Any, ...]:
+    """The indices of an element by its place in memory, which lowering makes one number again."""
+    indices: list[Any] = []
+    for extent in reversed(shape[1:]):
+        indices.append(tirx.floormod(place, extent))
+        place = tirx.floordiv(place, extent)
+    return (place, *reversed(indices)) if shape else ()
 
 
 def _cut(rows: int, n: int, dtype: str, machine: CpuMachine) -> tuple[int, int, int]:
