@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PAUSE = 0.002
+PAUSE = 0.004
 """Seconds without a run after which workers are asleep, or about to be (`library.runtime`)."""
 
 _TASKS = Path("/proc/self/task")
