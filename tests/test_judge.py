@@ -13,6 +13,7 @@ from graphopt import frontend
 from graphopt.errors import FeedError, VerificationError
 from graphopt.judge import Judge, judge
 from graphopt.sensitivity import CAPS, allowances, nudge, spread
+from graphopt.verify import UNSTABLE
 
 
 def parse(text: str, opset: int = 20) -> ir.Model:
@@ -63,6 +64,31 @@ def test_structure_is_never_excused(wrong: np.ndarray) -> None:
     assert verdict.mismatches({"y": wrong})
     assert verdict.mismatches({})[0].message == "output y is missing"
     assert verdict.mismatches({"y": verdict.expected["y"].astype(np.float64)})
+
+
+CHAOS = """g (float[64, 64] x) => (float[64, 64] y) <float large = {1e7}> {
+    a = Mul(x, large)  b = Floor(a)  y = Sub(a, b)
+}"""
+
+
+def test_an_output_without_a_stable_value_proves_nothing() -> None:
+    verdict = judged(CHAOS, np.random.default_rng(0).standard_normal((64, 64), np.float32))
+    other = {"y": 1 - verdict.expected["y"]}
+    assert [each.kind for each in verdict.mismatches(other)] == [UNSTABLE]
+    verdict.require(other, "here")
+    assert verdict.lost == {"y"}
+    (note,) = verdict.notes
+    assert note.startswith("output y has no stable value: under rounding alone ONNX Runtime moves it by ")
+    verdict.require(verdict.expected, "here")
+    assert verdict.lost == set()
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((64, 64)), np.zeros(4096, np.float32), None])
+def test_but_its_type_and_rank_are_stable(wrong: np.ndarray | None) -> None:
+    verdict = judged(CHAOS, np.random.default_rng(0).standard_normal((64, 64), np.float32))
+    with pytest.raises(VerificationError, match="output y"):
+        verdict.require({} if wrong is None else {"y": wrong}, "here")
+    assert verdict.lost == set()
 
 
 def test_the_spread_of_eight_bits_is_of_steps() -> None:
