@@ -263,13 +263,21 @@ def _infer(proto: onnx.ModelProto, settled: Set[str]) -> tuple[onnx.ModelProto, 
     except onnx.shape_inference.InferenceError as problem:
         text, error = one_line(str(problem)), None
         # An operator defined by a function fails inside its own body on legal models (MeanVarianceNormalization).
-        if text.count("(op_type:") < 2:
+        if text.count("(op_type:") < 2 and not (_is_foreign(proto) and any(part in text for part in _UNTYPED)):
             error = ModelError(f"{_naming_node(text)}; correct the model or its input shapes")
             error.__cause__ = problem
     try:
         return _inferred(proto, strict=False), error
     except onnx.shape_inference.InferenceError as problem:
         return proto, error or ModelError(f"the shapes do not fit: {one_line(str(problem))}")
+
+
+_UNTYPED = ("expected to have type but instead is null", "or optionals, but output")
+"""Of complaints about values that have no type, as behind operators that onnx does not know."""
+
+
+def _is_foreign(proto: onnx.ModelProto) -> bool:
+    return any(node.domain not in ("", "ai.onnx") for graph in _graphs(proto.graph) for node in graph.node)
 
 
 def _inferred(proto: onnx.ModelProto, *, strict: bool) -> onnx.ModelProto:

@@ -177,3 +177,20 @@ def test_means_of_integers_are_cut(kind: str) -> None:
     graph = f"g ({kind}[2,3] x) => ({kind}[2] y) {{ y = ReduceMean<axes = [1], keepdims = 0>(x) }}"
     x = np.array([[1, 2, 2], [-1, -2, -2]], kind)
     assert graphopt.compile(text(graph)).session().run({"x": x})["y"].tolist() == [1, -1]
+
+
+def test_a_loop_collects_what_an_operator_that_onnx_does_not_know_makes_of_any_length() -> None:
+    graph = """g (float[2, 3] x) => (float[2, 3] y, float[N, M] z) <int64 count = {3}, int64 two = {2}> {
+        f, e = Loop (two, "", x) <body = a (int64 h, bool r, float[2, 3] o) => (bool p, float[2, 3] q, float[2, 3] l) {
+            p = Identity(r) q = Abs(o) l = Sub(o, x)
+        }>
+        n = NonZero(e)
+        m = Cast<to = 1>(n)
+        y, z = Loop (count, "", x) <body = b (int64 i, bool t, float[2, 3] s) => (bool u, float[2, 3] v, w) {
+            k = com.microsoft.FastGelu(m)
+            u = Less(i, two)
+            v = Neg(s)
+            w = Identity(k)
+        }>
+    }"""
+    equal(text(graph, imports=', "com.microsoft": 1'), x=X)
