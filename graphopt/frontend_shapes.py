@@ -272,7 +272,7 @@ def _infer(proto: onnx.ModelProto, settled: Set[str]) -> tuple[onnx.ModelProto, 
         return proto, error or ModelError(f"the shapes do not fit: {one_line(str(problem))}")
 
 
-_UNTYPED = ("expected to have type but instead is null", "or optionals, but output")
+_UNTYPED = ("expected to have type but instead is null", "or optionals, but output", "declared=0", "inferred=0")
 """Of complaints about values that have no type, as behind operators that onnx does not know."""
 
 

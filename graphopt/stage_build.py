@@ -155,6 +155,11 @@ def _spinning(segments: Sequence[Segment]) -> list[Segment]:
     return found
 
 
+def _both_empty(seen: tuple[str, tuple[int, ...]], inferred: tuple[str, tuple[int, ...]]) -> bool:
+    """Whether two types are of no elements: what a loop collects in no iteration has any extents in ONNX Runtime."""
+    return seen[0] == inferred[0] and 0 in seen[1] and 0 in inferred[1]
+
+
 def _declare_result(draft: _Draft, value: ir.Value, seen: tuple[str, tuple[int, ...]] | None, run: NodeRun) -> None:
     """As `_declare`, but what ONNX Runtime gives in another type or shape than was inferred has no place in the arena.
 
@@ -162,7 +167,7 @@ def _declare_result(draft: _Draft, value: ir.Value, seen: tuple[str, tuple[int, 
         GraphoptError: a kernel reads it.
     """
     name, inferred = str(value.name), static_type(value)
-    if seen is None or inferred is None or seen == inferred:
+    if seen is None or inferred is None or seen == inferred or _both_empty(seen, inferred):
         _declare(draft, value)
     elif name in draft.values:
         node = value.producer()

@@ -331,8 +331,8 @@ def quantize(g: Graph) -> None:
     if g.opset < 10:
         raise Dropped
     x = whatever(g, ("float32",), least=1, exact=True)
-    if not np.isfinite(g.array(x)).all():
-        raise Dropped
+    if not np.isfinite(g.array(x)).all() or not g.array(x).size:
+        raise Dropped  # of nothing ONNX Runtime's scale is what memory was
     if g.opset >= 11 and g.chance(0.3):
         q, scale, zero = g.node("DynamicQuantizeLinear", [x], outputs=3, exact=True)
         g.node("DequantizeLinear", [q, scale, zero])
