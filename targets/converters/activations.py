@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from tvm import relax, tirx
 
@@ -85,6 +86,18 @@ def hard_sigmoid(c: Context, dtype: str) -> Callable[[Any], Any]:
     return value
 
 
+def hard_swish(_: Context, dtype: str) -> Callable[[Any], Any]:
+    """x times HardSigmoid(x), whose slope of one sixth has single precision in every type."""
+    slope, half = float(np.float32(1 / 6)), const(0.5, dtype)
+
+    def value(x: Any) -> Any:
+        line = _times(x, slope, dtype) + half
+        zero, one = const(0, dtype), const(1, dtype)
+        return x * tirx.Select(line < zero, zero, tirx.Select(line > one, one, line))
+
+    return value
+
+
 def softplus(_: Context, dtype: str) -> Callable[[Any], Any]:
     """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), where log1p(u) = log(w) u / (w - 1) of w = 1 + u (Kahan)."""
 
@@ -134,6 +147,7 @@ ACTIVATIONS: dict[str, Converter] = {
     "Celu": function(elu),
     "Elu": function(elu),
     "HardSigmoid": function(hard_sigmoid),
+    "HardSwish": function(hard_swish),
     "LeakyRelu": function(leaky_relu),
     "Max": extreme(largest=True),
     "Min": extreme(largest=False),
