@@ -35,7 +35,13 @@ def started_by(create: Callable[[], object]) -> None:
         return
     before = _tasks()
     create()
-    _pools.workers = sorted(_tasks() - before)
+    _pools.workers, _pools.process = sorted(_tasks() - before), os.getpid()
+
+
+def _workers() -> list[int]:
+    """Those of the current thread's pool; none after a fork, for they are the other process's."""
+    known: list[int] = getattr(_pools, "workers", None) or []
+    return known if known and _pools.process == os.getpid() else []
 
 
 def _tasks() -> set[int]:
@@ -60,7 +66,7 @@ class Placement:
         core = _this_core()
         if core is None or _running() + self._threads - 1 > len(os.sched_getaffinity(0)):
             return
-        for worker in getattr(_pools, "workers", None) or ():
+        for worker in _workers():
             with contextlib.suppress(OSError):  # it has ended, or is not ours to move
                 allowed = os.sched_getaffinity(worker)
                 if core in allowed and len(allowed) > 1:

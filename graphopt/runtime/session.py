@@ -163,9 +163,11 @@ class Session:
         checked = self._check(feeds)
         with self._lock:
             self._begin()
-            self._fill(runner, checked, 0, 1)
-            yield from runner.trace()
-            self._end()
+            try:
+                self._fill(runner, checked, 0, 1)
+                yield from runner.trace()
+            finally:
+                self._end()
 
     def measure_arena(self, feeds: Mapping[str, Any]) -> tuple[int, ...]:
         """Per stage, the bytes of the arena that a run really touches, counted up to the highest one.

@@ -120,6 +120,20 @@ def test_every_thread_knows_the_workers_of_its_own_pool(seen: Seen, session: Any
     assert not set(others[0]) & set(mine)
 
 
+def test_not_those_of_the_process_that_was_forked(seen: Seen, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement._pools, "process", os.getpid() + 1)
+    session.run(FEEDS)
+    assert seen.allowed == everywhere()
+
+
+def test_a_trace_that_is_given_up_leaves_nothing_behind(seen: Seen, session: Any) -> None:
+    trace = session.trace(FEEDS)
+    next(trace)
+    assert [os.sched_getaffinity(worker) for worker in placement._pools.workers] != everywhere()
+    trace.close()
+    assert [os.sched_getaffinity(worker) for worker in placement._pools.workers] == everywhere()
+
+
 def test_a_worker_that_has_ended_is_left_alone(seen: Seen, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement._pools, "workers", [2**22 + 1])
     monkeypatch.setattr(stage.StageRunner, "run", lambda self: None)
