@@ -30,7 +30,7 @@ def expand_functions(model: ir.Model, supports: Supports) -> int:
     """Replace, in place, refused nodes of the main graph by their functions' bodies; the number of replaced nodes."""
     count = 0
     for node in list(model.graph):
-        if supports(node, model.opset_imports) is None:
+        if supports(node, model.opset_imports) is None or _computed_otherwise(node):
             continue
         body = _body(node, model.opset_imports, supports)
         if body is not None and _splice(model, node, body):
@@ -39,6 +39,12 @@ def expand_functions(model: ir.Model, supports: Supports) -> int:
         common.RemoveUnusedNodesPass()(model)
         common.NameFixPass()(model)
     return count
+
+
+def _computed_otherwise(node: ir.Node) -> bool:
+    """Whether ONNX Runtime's own kernel gives something else: of integers it cuts every exponential to one."""
+    x = node.inputs[0] if node.inputs else None
+    return node.op_type == "ReduceLogSumExp" and x is not None and x.dtype is not None and x.dtype.is_integer()
 
 
 def _body(node: ir.Node, opsets: Mapping[str, int], supports: Supports) -> ir.Model | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, Rule, array_of, dims, scalar_of
+from graphopt.passes._edit import Editor, Rule, array_of, dims, ints, scalar_of
 from graphopt.passes._normalize_shapes import drop
 
 
@@ -169,6 +169,31 @@ def _scaled(editor: Editor, node: ir.Node, value: ir.Value | None, factor: float
     return None if array is None else editor.constant((array * factor).astype(array.dtype), f"{node.name}.scaled")
 
 
+def _mean_variance(editor: Editor, node: ir.Node) -> str | None:
+    """y = c / sqrt(mean(c c)) with c = x - mean(x), as ONNX Runtime computes floats.
+
+    The function that ONNX defines subtracts squares of nearly equal means instead.
+    """
+    x, axes = node.inputs[0], ints(node, "axes", [0, 2, 3])
+    shape = dims(x)
+    if x is None or x.dtype != ir.DataType.FLOAT:
+        return None
+    if shape is None:
+        return "its shape is not static"
+    kept = [1 if axis in {each % len(shape) for each in axes} else extent for axis, extent in enumerate(shape)]
+    where = editor.constant(np.array(axes, np.int64), f"{node.name}.axes")
+
+    def made(op_type: str, inputs: list[ir.Value], extents: Sequence[int], name: str) -> ir.Value:
+        name = f"{node.name}.{name}"
+        return editor.insert(node, op_type, inputs, shape=extents, dtype=x.dtype, name=name, output=name, origin=[node])
+
+    centred = made("Sub", [x, made("ReduceMean", [x, where], kept, "mean")], shape, "centred")
+    squares = made("Mul", [centred, centred], shape, "squares")
+    variance = made("ReduceMean", [squares, where], kept, "variance")
+    _replace(editor, node, "Div", [centred, made("Sqrt", [variance], kept, "deviation")])
+    return None
+
+
 def _clip(editor: Editor, node: ir.Node) -> None:
     """Clip(x, 0, infinity) -> Relu(x), Clip(x) -> Clip(x, -L, L): L is the largest number, to which infinities come."""
     dtype = node.outputs[0].dtype
@@ -198,4 +223,5 @@ ARITHMETIC: dict[str, tuple[Rule, ...]] = {
     "BatchNormalization": (_batch_normalization,),
     "Gemm": (_gemm,),
     "Clip": (_clip,),
+    "MeanVarianceNormalization": (_mean_variance,),
 }

@@ -185,7 +185,7 @@ def normalization(g: Graph) -> None:
         g.node(op, [x], axis=g.pick((-1, 1)), p=g.integer(1, 2))
     elif op == "MeanVarianceNormalization":
         axes = g.pick(([0, 2], [1], [0, 1, 2]))
-        if math.prod(shape[axis] for axis in axes) == 1:
+        if dtype != "float32" and math.prod(shape[axis] for axis in axes) == 1:
             raise Dropped  # the root of a variance of zero, which rounding makes negative or not
         g.node(op, [x], axes=axes)
     elif op == "LayerNormalization":

@@ -54,6 +54,15 @@ def test_one_node_that_is_not_native_leaves_the_operator() -> None:
     assert [node.op_type for node in loaded.graph] == ["Abs", "SoftmaxCrossEntropyLoss"]
 
 
+def test_what_onnxruntime_computes_otherwise_stays() -> None:
+    """Of integers every exponential is cut to one: log(2) + 3 is 3, and the function's log(2 e^3 + 2 e^2) is 4."""
+    source = model("agraph (int64[4] x) => (int64 y) { y = ReduceLogSumExp<keepdims = 0>(x) }")
+    feeds = {"x": np.array([3, 3, 2, 2])}
+    compilation = compile_model(source)
+    assert len(compilation.fallbacks) == 1
+    assert run_onnxruntime(load(source).model, feeds)["y"] == compilation.artifact.session().run(feeds)["y"] == 3
+
+
 def test_an_operator_without_a_function_stays() -> None:
     loaded = load(model("agraph (float[2, 2] x) => (float y) { y = Det(x) }")).model
     assert expand_functions(loaded, lambda node, _: "refused") == 0

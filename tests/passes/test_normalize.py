@@ -156,6 +156,17 @@ CASES = {
         {},
         "y[1,2,6,5] = MaxPool(x) {kernel_shape=[2, 4], pads=[1, 2, 0, 1]}",
     ),
+    "mean and variance": (
+        "g (float[2,3,4] x) => (float[2,3,4] y) { y = MeanVarianceNormalization<axes = [0, -1]>(x) }",
+        {},
+        "meanvariancenormalization0.mean[1,3,1] = ReduceMean(x, const[2])\n"
+        "meanvariancenormalization0.centred[2,3,4] = Sub(x, meanvariancenormalization0.mean)\n"
+        "meanvariancenormalization0.squares[2,3,4] = "
+        "Mul(meanvariancenormalization0.centred, meanvariancenormalization0.centred)\n"
+        "meanvariancenormalization0.variance[1,3,1] = ReduceMean(meanvariancenormalization0.squares, const[2])\n"
+        "meanvariancenormalization0.deviation[1,3,1] = Sqrt(meanvariancenormalization0.variance)\n"
+        "y[2,3,4] = Div(meanvariancenormalization0.centred, meanvariancenormalization0.deviation)",
+    ),
     "windows of a convolution that leave out more than they overlap": (
         "g (float[1,2,6,7] x, float[3,2,1,1] w) => (float[1,3,1,1] y)"
         '{ y = Conv<auto_pad = "SAME_UPPER", strides = [6, 7]>(x, w) }',
