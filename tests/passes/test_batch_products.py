@@ -6,7 +6,7 @@ from graphopt.passes import BatchProducts
 
 WEIGHTS = {"w": (5, 6), "v": (6, 5), "c": (6,), "r": (1, 6), "other": (5, 6)}
 HEAD = (
-    "g (float[4,2,5] x, float[2,4,5] z, float[8,3,5] l, float[1,36,5] big, float[5,6] w, float[5,6] other,"
+    "g (float[4,2,5] x, float[2,4,5] z, float[8,3,5] l, float[4,10,5] m, float[1,36,5] big, float[5,6] w, float[5,6] other,"
     " float[6,5] v, float[6] c, float[1,6] r) => ({outputs})"
     " <int64 zero = {{0}}, int64 one = {{1}}, int64 two = {{2}}, int64 end = {{-1}}, int64[1] n0 = {{0}},"
     " int64[1] n1 = {{1}}, int64[1] n2 = {{2}}, int64[1] n4 = {{4}}, int64[1] n1e = {{-1}}> {{"
@@ -85,6 +85,7 @@ def test_what_is_read_elsewhere_stays(rewrite) -> None:
     [
         (steps("MatMul({a}, w)", count=1), "float[2,6] y0"),
         (steps("MatMul({a}, w)", "l", 0, 3), "float[3,6] y0, float[3,6] y1, float[3,6] y2"),  # 3 of 8 parts
+        (steps("MatMul({a}, w)", "m", 0, 3), "float[10,6] y0, float[10,6] y1, float[10,6] y2"),  # many rows, 3 of 4
         (steps("Gemm<alpha = 2.0>({a}, w)"), FOUR),
         ("a = Gather(x, zero) y = MatMul(a, w) b = Gather(x, one) u = MatMul(b, other)", "float[2,6] y, float[2,6] u"),
         (
