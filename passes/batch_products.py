@@ -15,7 +15,8 @@ from graphopt.pipeline import Pass, PassResult
 
 FEW = 16
 """Rows of a product up to which all parts of a tensor are multiplied no slower at once, by matrices of 256 x 256 and
-1024 x 1024 on two threads: in a quarter of the time with 1 row, in 0.75 to 0.96 of it with 16, in up to 1.25 with 32."""
+1024 x 1024 on two threads: in a quarter of the time with 1 row, in 0.75 to 0.96 of it with 16, in up to 1.25 with 32.
+"""
 
 SHARE = 0.5
 """Of the rows of a tensor, what its parts must have at least."""

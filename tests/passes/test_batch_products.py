@@ -6,8 +6,8 @@ from graphopt.passes import BatchProducts
 
 WEIGHTS = {"w": (5, 6), "v": (6, 5), "c": (6,), "r": (1, 6), "other": (5, 6)}
 HEAD = (
-    "g (float[4,2,5] x, float[2,4,5] z, float[8,3,5] l, float[4,10,5] m, float[1,36,5] big, float[5,6] w, float[5,6] other,"
-    " float[6,5] v, float[6] c, float[1,6] r) => ({outputs})"
+    "g (float[4,2,5] x, float[2,4,5] z, float[8,3,5] l, float[4,10,5] m, float[1,36,5] big,"
+    " float[5,6] w, float[5,6] other, float[6,5] v, float[6] c, float[1,6] r) => ({outputs})"
     " <int64 zero = {{0}}, int64 one = {{1}}, int64 two = {{2}}, int64 end = {{-1}}, int64[1] n0 = {{0}},"
     " int64[1] n1 = {{1}}, int64[1] n2 = {{2}}, int64[1] n4 = {{4}}, int64[1] n1e = {{-1}}> {{"
 )
