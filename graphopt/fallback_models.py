@@ -117,7 +117,7 @@ def extract(
     """The nodes of `run` as an ONNX model of their own, and the constants that stay outside, by name.
 
     Inferred shapes are left out, within subgraphs too: they hold for the sizes of this program, and a branch that they
-    do not fit may be one that is never taken. Of a loop that is always run the shapes of what it collects stay.
+    do not fit may be one that is never taken. Of a loop, in no branch, the shapes of what it collects stay.
     """
     import onnx
 
@@ -167,7 +167,7 @@ def _open_subgraphs(node: onnx.NodeProto, dims: Dims = Dims.NONE) -> None:
             for info in () if collected is None else graph.output[collected:]:
                 _open_dims(info.type, dims)
             for inner in graph.node:
-                _open_subgraphs(inner)
+                _open_subgraphs(inner, Dims.NONE if node.op_type == "If" else dims)
 
 
 def _called(model: ir.Model, nodes: Sequence[ir.Node]) -> list[ir.Function]:

@@ -156,3 +156,24 @@ def test_what_a_loop_collects_in_no_iteration_has_its_shape() -> None:
     (found,) = opened(model, "y z")
     outputs = found.session.run(None, {"x": np.ones((2, 3), np.float32)})
     assert [array.shape for array in outputs] == [(2, 3), (0, 2, 3)]
+
+
+def test_nor_does_a_loop_in_a_loop() -> None:
+    model = model_of(
+        """g (float[2,3] x) => (float[2,3] y, float[K,L,2,3] z) <int64 count = {2}> {
+            y, z = Loop (count, "", x) <
+                body = b (int64 i, bool c, float[2,3] s) => (bool d, float[2,3] t, float[0,2,3] u) {
+                    none = Constant<value_int = 0>()
+                    t, u = Loop (none, "", s) <
+                        body = e (int64 j, bool f, float[2,3] p) => (bool h, float[2,3] q, float[2,3] r) {
+                            h = Identity(f) q = Neg(p) r = Add(q, p)
+                        }
+                    >
+                    d = Identity(c)
+                }
+            >
+        }"""
+    )
+    (found,) = opened(model, "y z")
+    outputs = found.session.run(None, {"x": np.ones((2, 3), np.float32)})
+    assert [array.shape for array in outputs] == [(2, 3), (2, 0, 2, 3)]
