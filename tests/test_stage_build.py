@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from graphopt import stage_build
 from graphopt.partition import Part
 from graphopt.program import FallbackSegment, KernelCall, NativeSegment, Place, Value
 from graphopt.stage_build import BuiltStage, build_stage
@@ -131,3 +132,11 @@ def test_a_dynamic_value_is_on_the_host() -> None:
     places = {value.name: (value.place, value.shape) for value in built.stage.values}
     assert places["z"] == (Place.HOST, None)
     assert places["y"] == (Place.ARENA, (4,))
+
+
+def test_types_of_no_elements_are_alike() -> None:
+    kind = ("float32", (0, 2, 3))
+    assert stage_build._both_empty(("float32", (0,)), kind)
+    assert stage_build._both_empty(("float32", (4, 0)), kind)
+    assert not stage_build._both_empty(("float16", (0, 2, 3)), kind)
+    assert not stage_build._both_empty(("float32", (1, 2, 3)), kind)
