@@ -142,6 +142,18 @@ def constant_table(name: str, found: list[NDArray[np.float64]]) -> str:
     return f"{name} = Constant <value = double[{len(found)}, {rows}, {columns}] {{{values}}}>()"
 
 
+def products(taps: str) -> str:
+    """Text of the products of a tap each: of u, and of v [taps, in channels, tiles]; `taps` names a vector of one."""
+    return f"""    out_blocks = Shape <start = 1, end = 2>(u)
+    out_lanes = Shape <start = 4, end = 5>(u)
+    out_channels = Mul(out_blocks, out_lanes)
+    u_out_first = Transpose <perm = [0, 1, 4, 2, 3]>(u)
+    u_shape = Concat <axis = 0>({taps}, out_channels, in_channels)
+    u_matrices = Reshape(u_out_first, u_shape)
+    products = MatMul(u_matrices, v)
+"""
+
+
 # a = m + 2; P = N * TH * TW tiles; the two transforms run along one axis of the tile after the other.
 CONV2D_WINOGRAD = f"""
 Conv2dWinograd <m, pads>(x, u, bias) => (y)
@@ -216,14 +228,7 @@ Conv2dWinograd <m, pads>(x, u, bias) => (y)
     v_shape = Concat <axis = 0>(taps, in_channels, infer)
     v = Reshape(bt_d_b, v_shape)
 
-    out_blocks = Shape <start = 1, end = 2>(u)
-    out_lanes = Shape <start = 4, end = 5>(u)
-    out_channels = Mul(out_blocks, out_lanes)
-    u_out_first = Transpose <perm = [0, 1, 4, 2, 3]>(u)
-    u_shape = Concat <axis = 0>(taps, out_channels, in_channels)
-    u_matrices = Reshape(u_out_first, u_shape)
-    products = MatMul(u_matrices, v)
-
+{products("taps")}
     m_rows = Reshape(products, d_rows_shape)
     at_m = MatMul(at, m_rows)
     m_columns_shape = Concat <axis = 0>(m_by_a, infer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphopt.ops.winograd import POINTS, constant_table, matrices
+from graphopt.ops.winograd import POINTS, constant_table, matrices, products
 
 TAPS = tuple(taps for taps in POINTS if taps > 1)
 """Numbers of taps m + r - 1."""
@@ -111,14 +111,7 @@ Conv2dWinogradAxis <m, axis, pads>(x, u, bias) => (y)
     v_shape = Concat <axis = 0>(a_vector, in_channels, infer)
     v = Reshape(v_natural, v_shape)
 
-    out_blocks = Shape <start = 1, end = 2>(u)
-    out_lanes = Shape <start = 4, end = 5>(u)
-    out_channels = Mul(out_blocks, out_lanes)
-    u_out_first = Transpose <perm = [0, 1, 4, 2, 3]>(u)
-    u_shape = Concat <axis = 0>(a_vector, out_channels, in_channels)
-    u_matrices = Reshape(u_out_first, u_shape)
-    products = MatMul(u_matrices, v)
-
+{products("a_vector")}
     products_shape = Concat <axis = 0>(a_vector, out_blocks, out_lanes, batch, tiles)
     products_apart = Reshape(products, products_shape)
     products_blocked = Transpose <perm = [0, 3, 1, 4, 5, 2]>(products_apart)
