@@ -42,6 +42,8 @@ class Opened:
     seconds: dict[str, float] = field(default_factory=dict)
     errors: dict[str, dict[str, float | None]] = field(default_factory=dict)
     mismatch: str | None = None
+    unstable: list[str] = field(default_factory=list)
+    """Outputs of graphopt that differ and prove nothing, because ONNX Runtime does not give them twice alike."""
 
 
 def measure(
@@ -130,6 +132,7 @@ def measure(
         "memory": memory(compiled.artifact),
         "equal": opened.mismatch is None,
         "mismatch": opened.mismatch,
+        "unstable": opened.unstable,
         "notes": list(arbiter.notes),
         "sides": found,
         "ratios": {side: ratios[side] for side in found if side in ratios},
@@ -182,6 +185,8 @@ def _open(file: Path, files: Mapping[str, Path], settings: Settings, arbiter: Ju
             continue
         opened.seconds[side] = time.perf_counter() - start
         wrong = [each for each in arbiter.mismatches(outputs) if each.kind != UNSTABLE]
+        if side == Graphopt.name:
+            opened.unstable = sorted(arbiter.lost)
         if wrong and side == Graphopt.name:
             opened.mismatch = wrong[0].message
             return opened

@@ -37,6 +37,10 @@ def blocks(document: Mapping[str, Any]) -> list[Block]:
     wrong = [(row["model"], row["mismatch"]) for row in good if not row["equal"]]
     if wrong:
         found.append(Table(("model", "difference from ONNX Runtime"), tuple(wrong), "Wrong"))
+    unstable = tuple((row["model"], ", ".join(row["unstable"])) for row in good if row.get("unstable"))
+    if unstable:
+        title = "Not compared: rounding alone moves these outputs anywhere; compile --verify ends judges every step"
+        found.append(Table(("model", "outputs"), unstable, title))
     found.append("\n".join(_footer(document, good, error)))
     return found
 
@@ -94,7 +98,7 @@ def _cells(row: Mapping[str, Any], sides: list[str], peers: list[str], error: st
         _each(peaks, lambda value: f"{value / _MIB:.0f}"),
         *([_each(errors, lambda value: f"{value:.1e}")] if error else []),
         str(row["fallback_nodes"]),
-        "yes" if row["equal"] else "NO",
+        "NO" if not row["equal"] else "unstable" if row.get("unstable") else "yes",
     )
 
 

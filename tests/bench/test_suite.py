@@ -60,6 +60,20 @@ def _row(model: str, equal: bool = True) -> dict[str, Any]:
     }
 
 
+def test_an_output_that_cannot_be_compared_is_no_yes() -> None:
+    document = {
+        "threads": 2,
+        "environment": suite.environment(),
+        "models": [_row("zoo:net"), _row("zoo:chaos") | {"unstable": ["audio"]}],
+        "geometric_mean": {"onnxruntime": {"value": 1.25, "low": 1.2, "high": 1.3, "models": 2}},
+    }
+    table, *rest = benchmark.blocks(document)
+    assert isinstance(table, Table)
+    assert [row[-1] for row in table.rows[:2]] == ["yes", "unstable"]
+    assert "audio" in plain(rest)
+    assert not benchmark.failed(document)
+
+
 def test_the_table() -> None:
     document = {
         "threads": 2,
