@@ -7,6 +7,9 @@ import onnx_ir as ir
 
 from graphopt.passes._edit import Editor, Rule, array_of, dims, ints
 
+_WEIGHTS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
+"""Convolutions, and the operand that holds the kernel."""
+
 
 def _explicit_pads(editor: Editor, node: ir.Node) -> str | None:
     """auto_pad -> pads, as ONNX defines SAME_UPPER, SAME_LOWER (output = ceil(input / stride)) and VALID."""
@@ -15,7 +18,8 @@ def _explicit_pads(editor: Editor, node: ir.Node) -> str | None:
         return None
     x, y = dims(node.inputs[0]), dims(node.outputs[0])
     kernel = ints(node, "kernel_shape", [])
-    weight = dims(node.inputs[1]) if node.op_type == "Conv" else None
+    place = _WEIGHTS.get(node.op_type)
+    weight = None if place is None else dims(node.inputs[place])
     kernel = kernel or list((weight or ())[2:])
     if x is None or y is None or not kernel:
         return "auto_pad needs static shapes"
@@ -25,7 +29,7 @@ def _explicit_pads(editor: Editor, node: ir.Node) -> str | None:
     if mode != "VALID":
         for axis in range(rank):
             # ONNX Runtime pads a pool for its kernel without dilations, and may then have fewer windows.
-            reach = (kernel[axis] - 1) * dilations[axis] + 1 if node.op_type == "Conv" else kernel[axis]
+            reach = (kernel[axis] - 1) * dilations[axis] + 1 if place is not None else kernel[axis]
             same = -(-x[2 + axis] // strides[axis])
             missing = (same - 1) * strides[axis] + reach - x[2 + axis]
             small, large = max(0, missing) // 2, max(0, missing) - max(0, missing) // 2
@@ -42,11 +46,11 @@ def _explicit_pads(editor: Editor, node: ir.Node) -> str | None:
 def _skipped(op_type: str, mode: str, missing: int) -> int:
     """Elements in front of the first window, where windows leave out more than they overlap.
 
-    ONNX Runtime divides what is missing by two even if it is negative, rounding to zero, for LpPool; for a Conv it adds
-    one before. It refuses the other pools.
+    ONNX Runtime divides what is missing by two even if it is negative, rounding to zero, for LpPool; for convolutions
+    it adds one before. It refuses the other pools.
     """
-    spare = -missing - (op_type == "Conv") - (mode == "SAME_LOWER")
-    return max(0, spare // 2) if op_type in ("Conv", "LpPool") else 0
+    spare = -missing - (op_type in _WEIGHTS) - (mode == "SAME_LOWER")
+    return max(0, spare // 2) if op_type == "LpPool" or op_type in _WEIGHTS else 0
 
 
 def _crop(editor: Editor, node: ir.Node, skipped: list[int], shape: tuple[int, ...]) -> None:
@@ -121,6 +125,8 @@ def _emit_global(editor: Editor, node: ir.Node, pooled_shape: tuple[int, ...]) -
 
 WINDOWS: dict[str, tuple[Rule, ...]] = {
     "Conv": (_explicit_pads,),
+    "ConvInteger": (_explicit_pads,),
+    "QLinearConv": (_explicit_pads,),
     "MaxPool": (_explicit_pads,),
     "AveragePool": (_explicit_pads, _global_pool),
     "LpPool": (_explicit_pads,),

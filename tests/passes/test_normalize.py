@@ -174,6 +174,13 @@ CASES = {
         "conv0.cropped[1,2,4,5] = Slice(x, const[2], const[2], const[2])\n"
         "y[1,3,1,1] = Conv(conv0.cropped, const[3,2,1,1]) {pads=[0, 0, 0, 0], strides=[6, 7]}",
     ),
+    "and of one of bytes": (
+        "g (uint8[1,2,6,7] x, uint8[3,2,1,1] w) => (int32[1,3,1,1] y)"
+        '{ y = ConvInteger<auto_pad = "SAME_LOWER", strides = [6, 7]>(x, w) }',
+        {},
+        "convinteger0.cropped[1,2,5,5] = Slice(x, const[2], const[2], const[2])\n"
+        "y[1,3,1,1] = ConvInteger(convinteger0.cropped, w) {pads=[0, 0, 0, 0], strides=[6, 7]}",
+    ),
     "and of a pool": (
         "g (float[1,2,6,7] x) => (float[1,2,1,2] y)"
         '{ y = LpPool<auto_pad = "SAME_LOWER", kernel_shape = [1, 2], strides = [6, 4]>(x) }',
