@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -81,7 +82,7 @@ def _hoist(model: ir.Model, node: ir.Node) -> tuple[int, str]:
     """How many branches of `node` moved, and why one did not."""
     assert node.inputs[0] is not None
     condition = static_type(node.inputs[0])
-    if condition is None or condition[0] != "bool" or condition[1] not in ((), (1,)):
+    if condition is None or condition[0] != "bool" or math.prod(condition[1]) != 1:
         return 0, "its condition is no single bool"
     sides = [_tried(model, node, name) for name in BRANCHES]
     known = [side.types for side in sides]

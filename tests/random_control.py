@@ -40,7 +40,8 @@ def branch(g: Graph) -> None:
     """If on what the run says; its branches use equal names."""
     truth = g.operand("bool", ())
     if g.chance(0.5):
-        most = g.node("ReduceMax", [whatever(g, ("float32",), least=1, exact=True)], exact=True, keepdims=0)[0]
+        source, keep = whatever(g, ("float32",), least=1, exact=True), g.integer(0, 1)
+        most = g.node("ReduceMax", [source], exact=True, keepdims=keep)[0]
         truth = g.node("Greater", [most, g.setting(0.3, "float32")], exact=True)[0]
     sides = [Graph(g.random, g.opset, g.mood, g) for _ in range(2)]
     for side in sides:

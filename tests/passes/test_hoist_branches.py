@@ -9,7 +9,7 @@ from graphopt.passes import HoistBranches
 from tests.passes.conftest import parse
 
 HEAD = (
-    "m (float[2,3] x, bool c, int64[2] i, int64[1] n, bool[1] v) => (float[2,3] y)"
+    "m (float[2,3] x, bool c, int64[2] i, int64[1] n, bool[1] v, bool[1,1] u) => (float[2,3] y)"
     " <float[4,3] table = {0,1,2,3,4,5,6,7,8,9,10,11}, int64[2] known = {3, -4}> {"
 )
 
@@ -63,6 +63,7 @@ def test_both_branches_move(rewrite) -> None:
         choose("a = Identity(x)", "b = Neg(x)"),
         choose("w = Constant<value_floats = [1.0, 2.0, 3.0]>() a = Add(x, w)", "b = Gather(table, i)"),
         choose("a = Exp(x)", "b = Sin(x)", "v"),
+        choose("k = Cast<to = 7>(x) d = Div(k, n) a = Cast<to = 1>(d)", "b = Gather(table, i)", "u"),
         choose(choose("a = Exp(x)", "b = Sin(x)", "v", "z") + " a = Neg(z)", "b = Relu(x)"),
         choose("s = Constant<value_ints = [3, 2]>() r = Reshape(x, s) a = Transpose(r)", "b = Abs(x)"),
         choose("k = Cast<to = 7>(x) d = Div(k, n) a = Cast<to = 1>(d)", "b = Round(x)"),
