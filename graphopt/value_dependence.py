@@ -63,13 +63,15 @@ def _depends(node: ir.Node, known: set[ir.Value]) -> bool:
 
 
 def _loop_depends(node: ir.Node, known: set[ir.Value]) -> bool:
-    """A loop repeats a known number of times if its count is known and its condition stays true, whatever the data.
+    """A loop repeats a known number of times if its count and its condition are known, whatever the data.
 
     A value that is carried around is known if it starts so and stays so.
     """
     count, condition = (*node.inputs, None, None)[:2]
     body = node.attributes["body"].as_graph()
-    if count is None or not _is_known(count, known) or not _is_known(condition, known) or len(body.inputs) < 2:
+    if count is None and condition is None:
+        return True  # it never ends
+    if not _is_known(count, known) or not _is_known(condition, known) or len(body.inputs) < 2:
         return True
     carried = list(zip(body.inputs[2:], node.inputs[2:], body.outputs[1:], strict=False))
     steady = {inner for inner, start, _ in carried if _is_known(start, known)}

@@ -57,6 +57,16 @@ def gather(g: Graph) -> None:
     g.node(op, [x, g.new(np.asarray(indices, kind))], exact=True, axis=axis)
 
 
+def reverse(g: Graph) -> None:
+    x = whatever(g, ANY, least=2)
+    shape = g.array(x).shape
+    if g.opset < 10 or not g.array(x).size:
+        raise Dropped
+    time = g.integer(0, 1)
+    lengths = np.asarray([g.integer(1, shape[time]) for _ in range(shape[1 - time])], np.int64)
+    g.node("ReverseSequence", [x, g.new(lengths)], exact=True, time_axis=time, batch_axis=1 - time)
+
+
 def scatter(g: Graph) -> None:
     x = whatever(g, (*FLOATS, "int32", "int64"), least=1)
     shape, dtype = g.array(x).shape, str(g.array(x).dtype)
@@ -221,6 +231,7 @@ MOVES: tuple[Family, ...] = (
     pad,
     cut,
     gather,
+    reverse,
     scatter,
     split,
     concat,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import onnx_ir as ir
+from tvm import tirx
 
 from graphopt.targets.converters import index, linear, pooling, quantized, regions, resize
 from graphopt.targets.converters.activations import ACTIVATIONS
@@ -72,6 +73,7 @@ CUSTOM: dict[str, Converter] = {
 }
 
 STANDARD: dict[str, Converter] = {
+    "Atanh": elementwise(fast.atanh),
     "Clip": clamp,
     "Conv": conv,
     "ConvTranspose": conv_transpose,
@@ -111,8 +113,13 @@ FURTHER: dict[str, Converter] = {
     **quantized.STANDARD,
     **regions.STANDARD,
     **resize.STANDARD,
+    "Acos": elementwise(tirx.acos),
+    "Acosh": elementwise(tirx.acosh),
     "ArgMax": arg_extreme(largest=True),
     "ArgMin": arg_extreme(largest=False),
+    "Asin": elementwise(tirx.asin),
+    "Asinh": elementwise(tirx.asinh),
+    "Atan": elementwise(tirx.atan),
     "BatchNormalization": batch_norm,
     "BitCast": bit_cast,
     "BitShift": bit_shift,

@@ -29,25 +29,37 @@ def is_inf(c: Context, inputs: list[Any]) -> Any:
     return elementwise_map(c, found, x)
 
 
+_FAR = {"float32": 80.0, "float64": 700.0}
+"""Below where e^x overflows."""
+
+
 def hyperbolic(sign: int) -> Converter:
-    """cosh (sign 1) and sinh (sign -1), for which LLVM has no instruction; sinh near 0 by its series."""
+    """cosh (sign 1) and sinh (sign -1), for which LLVM has no instruction; sinh near 0 by its series.
+
+    Far out, e^x / 2 is (e^(x/2) / 2) e^(x/2): e^x overflows before its half does.
+    """
 
     def convert(c: Context, inputs: list[Any]) -> Any:
-        dtype = dtype_of(inputs[0])
+        source = dtype_of(inputs[0])
+        dtype = "float32" if source in HALVES else source
         if dtype not in FLOATS:
             return NotImplemented
+        half, far = tirx.const(0.5, dtype), tirx.const(_FAR[dtype], dtype)
 
         def value(x: Any) -> Any:
-            half = tirx.const(0.5, dtype)
-            whole = half * tirx.exp(x) + tirx.const(0.5 * sign, dtype) * tirx.exp(-x)
+            x = x.astype(dtype)
+            split = tirx.abs(x) > far
+            power = tirx.Select(split, half * x, x)
+            up, down = tirx.exp(power), tirx.exp(-power)
+            up, down = (half * e * tirx.Select(split, e, tirx.const(1, dtype)) for e in (up, down))
             if sign > 0:
-                return whole
+                return (up + down).astype(source)
             square = x * x
             series = x * (
                 tirx.const(1, dtype)
                 + square * (tirx.const(1 / 6, dtype) + square * (tirx.const(1 / 120, dtype) + square / 5040))
             )
-            return tirx.Select(tirx.abs(x) < half, series, whole)
+            return tirx.Select(tirx.abs(x) < half, series, up - down).astype(source)
 
         return elementwise_map(c, value, inputs[0])
 

@@ -54,6 +54,22 @@ def gather(c: Context, inputs: list[Any]) -> Any:
     return c.te("gather", compute, *inputs, pattern=INJECTIVE)
 
 
+def reverse_sequence(c: Context, inputs: list[Any]) -> Any:
+    """y[t, b, ..] = x[lengths[b] - 1 - t, b, ..] for t < lengths[b], else x[t, b, ..]."""
+    time, batch = c.integer("time_axis"), c.integer("batch_axis", 1)
+    extent = shape_of(inputs[0])[time]
+
+    def compute(x: Any, lengths: Any) -> Any:
+        def element(*i: Any) -> Any:
+            step, length = i[time].astype("int64"), lengths(i[batch])
+            place = tirx.Select(step < length, length - tirx.const(1, "int64") - step, step)
+            return x(*(_within(place, extent) if axis == time else each for axis, each in enumerate(i)))
+
+        return te.compute(c.out_shape, element, name="reverse_sequence")
+
+    return c.te("reverse_sequence", compute, *inputs, pattern=INJECTIVE)
+
+
 def gather_elements(c: Context, inputs: list[Any]) -> Any:
     """y[i..] = x[i.. with indices[i..] on one axis]."""
     shape = shape_of(inputs[0])
@@ -220,6 +236,7 @@ STANDARD: dict[str, Converter] = {
     "GatherElements": gather_elements,
     "GatherND": gather_nd,
     "Pad": pad,
+    "ReverseSequence": reverse_sequence,
     "ScatterND": scatter_nd,
     "TopK": top_k,
 }

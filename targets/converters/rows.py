@@ -83,7 +83,7 @@ def elementwise(function: Callable[[Any], Any]) -> Converter:
 
     def convert(c: Context, inputs: list[Any]) -> Any:
         dtype = dtype_of(inputs[0])
-        if dtype not in ("float32", *HALVES):
+        if dtype not in (*FLOATS, *HALVES):
             return NotImplemented
         if dtype in HALVES:
             return elementwise_map(c, lambda x: function(x.astype("float32")).astype(dtype), inputs[0])

@@ -105,6 +105,8 @@ def sigmoid(x: Any) -> Any:
 
 def tanh(x: Any) -> Any:
     """tanh: an odd polynomial below 0.625, (1 - e^-2|x|) / (1 + e^-2|x|) with the sign of x above."""
+    if _dtype(x) == "float64":
+        return _tanh_double(x)
     if _dtype(x) != "float32":
         return tirx.tanh(x)
 
@@ -122,6 +124,38 @@ def tanh(x: Any) -> Any:
         return p * z * x + x
 
     return _let("t", x, joined)
+
+
+def _tanh_double(x: Any) -> Any:
+    """The same with an odd rational function below 0.625 (Cephes, tanh.c)."""
+
+    def const(value: float) -> Any:
+        return tirx.const(value, "float64")
+
+    def joined(x: Any, z: Any) -> Any:
+        top = (const(-9.64399179425052238628e-1) * z + const(-9.92877231001918586564e1)) * z
+        low = ((z + const(1.12811678491632931402e2)) * z + const(2.23548839060100448583e3)) * z
+        near = x + x * z * ((top + const(-1.61468768441708447952e3)) / (low + const(4.84406305325125486048e3)))
+        return _let("e", tirx.exp(const(-2.0) * tirx.abs(x)), lambda e: chosen(x, near, e))
+
+    def chosen(x: Any, near: Any, e: Any) -> Any:
+        far = (const(1.0) - e) / (const(1.0) + e)
+        return tirx.Select(tirx.abs(x) < const(0.625), near, tirx.Select(x < const(0.0), -far, far))
+
+    return _let("t", x, lambda x: _let("z", x * x, lambda z: joined(x, z)))
+
+
+def atanh(x: Any) -> Any:
+    """atanh: an odd polynomial below 0.5 (Cephes, atanhf.c), log((1 + x) / (1 - x)) / 2 above."""
+    if _dtype(x) != "float32":
+        return tirx.atanh(x)
+
+    def joined(x: Any, z: Any) -> Any:
+        p = _poly(z, (1.81740078349e-1, 8.24370301058e-2, 1.46691431730e-1, 1.99782164500e-1, 3.33337300303e-1))
+        far = _f(0.5) * tirx.log((_f(1.0) + x) / (_f(1.0) - x))
+        return tirx.Select(tirx.abs(x) < _f(0.5), p * z * x + x, far)
+
+    return _let("a", x, lambda x: _let("z", x * x, lambda z: joined(x, z)))
 
 
 def erf(x: Any) -> Any:

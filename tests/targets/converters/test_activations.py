@@ -13,10 +13,12 @@ UNARY = (
     *("Relu", "LeakyRelu", "LeakyRelu<alpha=0.0>", "ThresholdedRelu", "ThresholdedRelu<alpha=0.5>", "Elu", "Selu"),
     *("Elu<alpha=0.5>", "Celu<alpha=2.0>", "HardSigmoid", "HardSigmoid<alpha=0.0>", "HardSwish", "Softplus", "Mish"),
     *("Softsign", "Sigmoid", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Reciprocal", "Abs", "Neg", "Sign", "Sinh", "Cosh"),
+    *("Asinh", "Acosh", "Atanh", "Atan"),
     *("Shrink<lambd=1.0, bias=0.5>", "IsNaN", "IsInf", "Cast<to=6>", "Cast<to=7>", "Cast<to=9>"),
 )
 NOT_IN_FLOAT64 = ("LeakyRelu", "ThresholdedRelu", "Selu", "Celu", "Erf", "Shrink", "HardSwish", "HardSigmoid", "Mish",
-                  "Elu", "Sigmoid", "Softplus", "Softsign", "Sinh", "Cosh")  # fmt: skip
+                  "Elu", "Sigmoid", "Softplus", "Softsign", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh",
+                  "Atan")  # fmt: skip
 NOT_IN_FLOAT16 = ("Celu", "Mish", "HardSwish", "IsInf", "Softplus", "Gelu")
 """ONNX Runtime or ONNX has no such kernel, or rounds constants to float32, or cancels."""
 
@@ -56,6 +58,21 @@ def test_functions(lab: Any, dtype: str, rtol: float) -> None:
     feeds = {"x": values(dtype)}
     model = lab.model(body, feeds, outputs=names, opset=20)
     agree(run_onnxruntime(model, feeds), lab.execute(lab.lower(model), feeds), kinds, rtol)
+
+
+@pytest.mark.parametrize(("kind", "dtype", "points"), [
+    ("Sinh", "float32", (88.0, 88.8, 89.4, 89.5, 1e-6, 1e-38)),
+    ("Cosh", "float32", (88.0, 88.8, 89.4, 89.5, 1e-6, 1e-38)),
+    ("Sinh", "float16", (11.0, 11.2, 11.7, 11.8, 1e-3)),
+    ("Cosh", "float16", (11.0, 11.2, 11.7, 11.8, 1e-3)),
+    ("Atanh", "float32", (1e-38, 1e-7, 1e-4, 0.01, 0.49, 0.51, 0.9999)),
+    ("Tanh", "float64", (1e-300, 1e-16, 1e-9, 0.01, 0.62, 0.63, 5.0, 20.0, 800.0)),
+])  # fmt: skip
+def test_relative_error_near_zero_and_where_results_overflow(lab: Any, kind: str, dtype: str, points: Any) -> None:
+    feeds = {"x": np.array([*points, *(-point for point in points)], dtype)}
+    model = lab.model(f"y = {kind}(x)", feeds, outputs=("y",), opset=20)
+    got = lab.execute(lab.lower(model), feeds)["y"]
+    np.testing.assert_allclose(got, run_onnxruntime(model, feeds)["y"], rtol=8 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

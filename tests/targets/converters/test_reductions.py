@@ -60,6 +60,10 @@ def test_nothing_and_special_values(lab: Any) -> None:
     check(lab, nodes, feeds, AXES)
 
 
+def test_squares_of_single_elements_overflow(lab: Any) -> None:
+    check(lab, ["ReduceL2 <noop_with_empty_axes = 1> (x)"], {"x": np.array([1e30, 1e-30, -2.0, 0.0], np.float32)}, {})
+
+
 def test_dynamic_quantization(lab: Any) -> None:
     """Zeros have the scale 1; a constant, and tensors on one side of 0, still reach to it."""
     generator = np.random.default_rng(4)
