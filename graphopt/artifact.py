@@ -100,14 +100,17 @@ class Artifact:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the artifact to `path`: a directory if `path` ends in "/" or is one, else a single zip file.
 
-        It is written beside and renamed, so that whatever stood there before stays whole if anything fails.
+        It is written beside and renamed, so that whatever stood there before stays whole if anything fails. A link
+        stays one.
 
         Raises:
-            ArtifactError: it cannot be written, or a directory that is no artifact stands there.
+            ArtifactError: it cannot be written, or a directory that is no artifact, or a device, stands there.
         """
-        target = Path(path)
+        target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
         as_directory = os.fspath(path).endswith(os.sep) or target.is_dir()
         try:
+            if target.exists() and not (target.is_dir() or target.is_file()):
+                raise ArtifactError(f"{target} is no regular file; name one")
             if as_directory:
                 _save_directory(target, self._everything())
             else:

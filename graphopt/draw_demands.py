@@ -316,6 +316,24 @@ def _probability(use: _Use) -> None:
     use.demand.unit = use.demand.positive = True
 
 
+def _suppression(use: _Use) -> None:
+    if use.position == 2:
+        use.demand.within(1 - use.offset, 8 - use.offset)
+    elif use.position in (3, 4):
+        _probability(use)
+
+
+def _regions(use: _Use) -> None:
+    """Regions of half the image, whose corners are in order, and the image of each."""
+    shape, count = use.shape(), use.count()
+    if use.position == 2:
+        use.index(shape[:1])
+    elif use.position == 1 and len(shape) == 4:
+        size = np.array([shape[3], shape[2]]) / (2 * use.node.attributes.get_float("spatial_scale", 1.0))
+        corner = (np.arange(count // 4) % 5 / 5)[:, None] * size
+        use.exactly(np.concatenate([corner, corner + size], 1))
+
+
 def _divisor(use: _Use) -> None:
     if use.position == 1 and use.value.dtype is not None and use.value.dtype.is_integer():
         use.demand.within(1 - use.offset)
@@ -332,6 +350,9 @@ def _between(position: int, low: int, high: int) -> Callable[[_Use], None]:
 _RULES: dict[str, Callable[[_Use], None]] = {
     "Gather": _gather, "GatherElements": _gather, "ScatterElements": _gather, "Scatter": _gather,
     "ArrayFeatureExtractor": _at(1, lambda use: use.index(use.shape()[-1:])),
+    "RoiAlign": _regions, "SequenceAt": _at(1, lambda use: use.index((1,))),
+    **dict.fromkeys(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"),
+                    _at(1, lambda use: use.index(use.shape()[1:2]))),
     "GatherND": _gather_nd, "ScatterND": _gather_nd, "OneHot": _one_hot, "ReverseSequence": _reverse,
     "RNN": _lengths, "LSTM": _lengths, "GRU": _lengths, "DynamicQuantizeLSTM": _lengths,
     "Reshape": _reshape, "Expand": _expand, "Slice": _slice, "Split": _split, "TopK": _top_k, "Range": _range,
@@ -341,7 +362,7 @@ _RULES: dict[str, Callable[[_Use], None]] = {
     "Resize": _resize, "Upsample": _resize, "EmbedLayerNormalization": _embed, "MaxUnpool": _unpool,
     "Tile": _between(1, 1, 3), "Pad": _between(1, 0, 2), "ConstantOfShape": _between(0, 1, 4),
     "CenterCropPad": _between(1, 1, 5), "Trilu": _between(1, 0, 2), "Loop": _between(0, 1, 5),
-    "BitShift": _between(1, 0, 8), "NonMaxSuppression": _between(2, 1, 8),
+    "BitShift": _between(1, 0, 8), "NonMaxSuppression": _suppression,
     "Div": _divisor, "Mod": _divisor, **dict.fromkeys(_COMPARISONS, _equal),
     "Log": _set("positive"), "Sqrt": _set("positive"), "Pow": _power, "Bernoulli": _probability,
     "BatchNormalization": _set("positive", 4), "QuantizeLinear": _set("positive", 1),

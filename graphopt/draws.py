@@ -55,11 +55,12 @@ def random_array(value: ir.Value, demand: Demand, generator: np.random.Generator
     if dtype.name == "BOOL":
         return generator.integers(0, 2, dims).astype(np.bool_)
     if dtype.name.startswith("COMPLEX"):
-        return (generator.standard_normal(dims) + 1j * generator.standard_normal(dims)).astype(numpy_dtype)
+        parts = generator.standard_normal((2, *dims))
+        return np.asarray(parts[0] + 1j * parts[1]).astype(numpy_dtype)
     if dtype.is_floating_point():
-        return _sprinkle(_floats(demand, dims, generator), demand, generator).astype(numpy_dtype)
+        return _sprinkle(np.asarray(_floats(demand, dims, generator)), demand, generator).astype(numpy_dtype)
     low, high = _range(demand, dtype)
-    return _sprinkle(generator.integers(low, high, dims), demand, generator).astype(numpy_dtype)
+    return _sprinkle(np.asarray(generator.integers(low, high, dims)), demand, generator).astype(numpy_dtype)
 
 
 def _floats(demand: Demand, dims: tuple[int, ...], generator: np.random.Generator) -> Array:

@@ -142,6 +142,10 @@ def _open(original: Path | onnx.ModelProto | ir.Model, notes: list[str]) -> ir.M
 def _from_proto(proto: onnx.ModelProto, base_dir: Path | None, notes: list[str], *, ours: bool) -> ir.Model:
     in_order = check_structure(proto, base_dir)
     model = ir.from_proto(untyped_maps(densify(proto, ours=ours), ours=ours))
+    declared = {info.name: info for info in proto.graph.input}
+    for value in set(model.graph.inputs) & set(model.graph.outputs):  # onnx_ir took what the output declares
+        info = ir.serde.deserialize_value_info_proto(declared[str(value.name)], None)
+        value.type, value.shape = info.type, info.shape
     if base_dir is not None:
         for _, tensor in each_tensor(model):
             if isinstance(tensor, ir.ExternalTensor):

@@ -10,6 +10,9 @@ from graphopt.frontend_foreign import foreign_shapes
 LEARNED = "graphopt.learned"
 """Key in the `meta` of a value whose type and shape ONNX Runtime gave: inference takes them as they are."""
 
+CLAIMED = "graphopt.claimed"
+"""The same of a value of a subgraph whose shape the model declares and no inference confirms."""
+
 
 def is_learned(node: ir.Node) -> bool:
     return any(LEARNED in value.meta for value in node.outputs)

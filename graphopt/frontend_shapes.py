@@ -13,7 +13,7 @@ import onnx_ir as ir
 from graphopt.errors import ModelError
 from graphopt.frontend_files import SMALL_BYTES, checked_size
 from graphopt.frontend_maps import from_inferred
-from graphopt.frontend_settle import is_learned, settle
+from graphopt.frontend_settle import CLAIMED, is_learned, settle
 
 _LARGEST_DIM = 2**31 - 1
 _SETTLED = "graphopt.settled"
@@ -222,7 +222,11 @@ def _infer_once(model: ir.Model, settled: Set[str]) -> ModelError | None:
         if value.type is None:
             value.type = kind
         if value.graph is not model.graph:
-            value.shape = merged(value.shape, shape)
+            inferred_shape, value.shape = value.shape, merged(value.shape, shape)
+            if value.shape != inferred_shape:
+                value.meta[CLAIMED] = True
+            else:
+                value.meta.pop(CLAIMED, None)
     return error
 
 

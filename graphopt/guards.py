@@ -19,7 +19,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphopt.analysis import static_type
+from graphopt.frontend_settle import CLAIMED
 from graphopt.segments import Guard, captured, read_by
+from graphopt.value_dependence import computes_by_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,10 @@ def select_of(node: ir.Node) -> Select | None:
         return None
     sides = []
     for name in ("then_branch", "else_branch"):
-        values = _passed_on(node.attributes[name].as_graph())
+        branch = node.attributes[name].as_graph()
+        values = _passed_on(branch)
+        if values is None and computes_by_values(branch) and any(CLAIMED in value.meta for value in branch.outputs):
+            return None
         if values is not None:
             types = [static_type(value) for value in values]
             if None in types or types != [static_type(value) for value in node.outputs]:

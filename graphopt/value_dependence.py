@@ -46,6 +46,11 @@ def depends_on_values(node: ir.Node) -> bool:
     return _depends(node, set())
 
 
+def computes_by_values(graph: ir.Graph) -> bool:
+    """Whether a node of `graph`, a branch or the like, gives a result whose shape may differ between two feeds."""
+    return _body_depends(graph, set())
+
+
 def _depends(node: ir.Node, known: set[ir.Value]) -> bool:
     """As `depends_on_values`, where the values `known` are the same for all data."""
     if node.op_type in DATA_DEPENDENT:

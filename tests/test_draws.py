@@ -69,6 +69,19 @@ TAKEN = {
     ),
     "a remainder": ("g (int64[99] n, int64[99] i) => (int64[99] y) { y = Mod(n, i) }", (1, 7)),
     "lengths to reverse": ("g (int64[99] i, float[6, 99] x) => (float[6, 99] y) { y = ReverseSequence(x, i) }", (1, 6)),
+    "images of regions": (
+        "g (int64[99] i, float[2, 3, 8, 8] x, float[99, 4] r) => (float[a, b, c, d] y) { y = RoiAlign(x, r, i) }",
+        (0, 1),
+    ),
+    "what is too alike": (
+        "g (int64 i, float[1, 6, 4] b, float[1, 2, 6] s, float t, float u) => (int64[n, 3] y)"
+        " { y = NonMaxSuppression(b, s, i, t, u) }",
+        None,
+    ),
+    "classes of a loss": (
+        "g (int64[99] i, float[99, 5] x) => (float y) { y = NegativeLogLikelihoodLoss(x, i) }",
+        (0, 4),
+    ),
     "repeats": ("g (int64[2] i, float[2, 3] x) => (float[a, b] y) { y = Tile(x, i) }", None),
     "a size of ones": ("g (int64[3] i, float[2, 3] x) => (float[a, b, c] y) { y = Expand(x, i) }", None),
     "a shape": ("g (int64[3] i, float[2, 6] x) => (float[a, b, c] y) { y = Reshape(x, i) }", None),
@@ -118,6 +131,13 @@ def test_a_mode_is_one_that_the_model_knows() -> None:
     more = MODES.replace("=> (bool y)", "=> (bool y, bool[2] q)")
     two = parse(more.replace("MORE", "Identity(p) q = Equal(rate, b)"))
     assert {int(random_inputs(two, seed)["rate"]) for seed in range(20)} == {8000, 16000, 48000}
+
+
+def test_a_scalar_is_an_array() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float x, double d, int64 i) => (float y, double e, int64 j)
+        { y = Sqrt(x)  e = Acosh(d)  j = Neg(i) }"""
+    drawn = random_inputs(ir.from_onnx_text(text), 0)
+    assert {name: (type(array), array.shape) for name, array in drawn.items()} == dict.fromkeys("xdi", (np.ndarray, ()))
 
 
 @pytest.mark.parametrize("operator", ["Log", "Sqrt", "Acosh", "Asin", "Acos", "Atanh"])

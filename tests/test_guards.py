@@ -1,9 +1,13 @@
 """Which nodes run under which conditions."""
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
+import graphopt
+from graphopt.frontend import load
 from graphopt.guards import guards, in_order, remove_dead, select_of
 from graphopt.segments import node_runs
 
@@ -84,6 +88,20 @@ def test_a_side_with_nodes_of_its_own_guards_what_it_captures() -> None:
     assert select is not None
     assert select.when_false is None
     assert [(value.name, wanted) for value, wanted in select.guard] == [("c", False)]
+
+
+def test_a_side_whose_size_the_data_tells_is_no_choice() -> None:
+    """The shape that the model declares for it is a claim."""
+    proto = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 20]>
+        m (float[3] x, bool c) => (int64[1, 0] y) <int64[1, 0] e = {}> {
+            y = If(c) <then_branch = t () => (int64[1, 0] a) { a = NonZero(x) },
+                       else_branch = f () => (int64[1, 0] b) { b = Identity(e) }>
+        }""")
+    assert [select_of(node) for node in load(proto).model.graph] == [None]
+    session = graphopt.compile(proto).session()
+    for truth, expected in ((True, [[0, 1]]), (False, np.zeros((1, 0)))):
+        feeds = {"x": np.array([1, 2, 0], np.float32), "c": np.array(truth)}
+        np.testing.assert_array_equal(session.run(feeds)["y"], expected)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,20 @@ import typer
 
 from graphopt.errors import GraphoptError
 
+_BEGINNING = 64
+"""Bytes of a file that tell its kind."""
+
 
 def path(text: str) -> Path:
     """A path of the command line; the empty one, which would be the current folder, is wrong usage."""
     return Path(filled(text))
+
+
+def file(text: str) -> Path:
+    """A path of a file to write."""
+    if text.endswith("/"):
+        raise typer.BadParameter(f"{text} is a folder; name a file")
+    return path(text)
 
 
 def filled(text: str) -> str:
@@ -85,14 +96,29 @@ def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
     return dict(parse(",".join(texts)))
 
 
-def check_output(path: Path, flag: str) -> Path:
-    """`path`, if something can be written there; checked before long work begins.
+def check_output(path: Path, flag: str, ours: Callable[[bytes], bool]) -> Path:
+    """`path`, if something can be written there and nothing of the user's is lost; checked before long work begins.
+
+    Args:
+        ours: whether a file that begins so is one that this command writes, and may replace.
 
     Raises:
-        GraphoptError: its folder does not exist, or it is a folder itself.
+        GraphoptError: its folder does not exist, or it is a folder, a device, or a file of another kind.
     """
     if path.is_dir():
         raise GraphoptError(f"{flag} {path} is a folder; name a file")
     if not path.absolute().parent.is_dir():
         raise GraphoptError(f"{flag} {path}: the folder {path.parent} does not exist; make it first")
+    if path.exists():
+        if not path.is_file():
+            raise GraphoptError(f"{flag} {path} is no regular file; name one")
+        with path.open("rb") as stream:
+            beginning = stream.read(_BEGINNING)
+        if beginning and not ours(beginning):
+            raise GraphoptError(f"{flag} {path} is a file of another kind; name another, or remove it first")
     return path
+
+
+def is_drawing(beginning: bytes) -> bool:
+    """Whether a file that begins so is an SVG."""
+    return beginning.startswith(b"<svg")

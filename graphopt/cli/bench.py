@@ -86,7 +86,7 @@ def command(
     ] = False,
     roofline: Annotated[
         Path | None,
-        typer.Option("--roofline", metavar="FILE.svg", parser=options.path, help="Draw --layers as a roofline."),
+        typer.Option("--roofline", metavar="FILE.svg", parser=options.file, help="Draw --layers as a roofline."),
     ] = None,
 ) -> Report:
     """Compile models, check them, and time them beside other runtimes, interleaved in one process.
@@ -140,7 +140,7 @@ def _layers(
     file: Path | None,
 ) -> Report:
     if file is not None:
-        options.check_output(file, "--roofline")
+        options.check_output(file, "--roofline", options.is_drawing)
     from graphopt.bench.layers import profile
     from graphopt.report import layers as reporting
     from graphopt.report import roofline

@@ -68,7 +68,7 @@ def command(
             "-o",
             "--output",
             metavar="OUT.gopt",
-            parser=options.path,
+            parser=options.file,
             help="Where to write; default NAME.gopt in this folder.",
         ),
     ] = None,
@@ -110,7 +110,7 @@ def command(
 ) -> Report:
     """Compile a model into an artifact that `graphopt run` executes."""
     file = output if output is not None else Path(default_name(model))
-    options.check_output(file, "-o")
+    options.check_output(file, "-o", _is_artifact)
     if inputs and verify is Verify.OFF:
         raise GraphoptError("--input is for verification; give --verify ends too, or leave it out")
     if dump is not None and dump.exists() and not dump.is_dir():
@@ -149,6 +149,11 @@ def command(
     if explain:
         blocks += reporting.explanation(compilation)
     return Report(reporting.document(compilation, file), blocks, failed=bool(compilation.failure))
+
+
+def _is_artifact(beginning: bytes) -> bool:
+    """Whether a file that begins so is an artifact: its first member is the manifest."""
+    return beginning.startswith(b"PK\3\4") and beginning[30:].startswith(b"manifest.json")
 
 
 @contextlib.contextmanager

@@ -21,12 +21,12 @@ def command(
     artifact: options.ArtifactPath,
     svg: Annotated[
         Path | None,
-        typer.Option("--svg", metavar="FILE", parser=options.path, help="Draw the memory plan: time by offset."),
+        typer.Option("--svg", metavar="FILE", parser=options.file, help="Draw the memory plan: time by offset."),
     ] = None,
 ) -> Report:
     """Show what is in an artifact: target, stages, choices, memory plan, fallbacks."""
     if svg is not None:
-        options.check_output(svg, "--svg")
+        options.check_output(svg, "--svg", options.is_drawing)
     from graphopt.artifact import open_artifact
     from graphopt.report import contents, memory_plan
 

@@ -1,4 +1,4 @@
-"""Pools that TVM has not: with ceil_mode or dilations, of integers, and of powers (LpPool).
+"""Pools that TVM has not: with ceil_mode or dilations, of integers, largest doubles and halves, and powers (LpPool).
 
     y[.., p, ..] = reduce over t of x[.., p stride + t dilation - pad, ..]
 
@@ -26,7 +26,8 @@ def pool(c: Context, inputs: list[Any]) -> Any:
     rank = len(kernel)
     strides, dilations = c.integers("strides", (1,) * rank), c.integers("dilations", (1,) * rank)
     auto = c.text("auto_pad", "NOTSET") not in ("NOTSET", "")
-    plain = not c.integer("ceil_mode") and set(dilations) == {1} and rank <= 3 and dtype in FLOATS and not auto
+    fits = dtype == "float32" or (dtype in FLOATS and kind != "MaxPool")
+    plain = not c.integer("ceil_mode") and set(dilations) == {1} and rank <= 3 and fits and not auto
     if (plain and kind != "LpPool") or len(c.node.outputs) > 1 or 0 in shape:
         return NotImplemented
     if kind != "MaxPool" and dtype not in (*FLOATS, *HALVES):
@@ -37,6 +38,8 @@ def pool(c: Context, inputs: list[Any]) -> Any:
         working = dtype
     lowest: Any = tirx.min_value(dtype) if dtype not in FLOATS else tirx.const(-math.inf, dtype)
     start, power = (lowest if kind == "MaxPool" else tirx.const(0, working)), c.integer("p", 2)
+
+    largest = te.comm_reducer(tirx.max, lambda _: lowest, name="max")  # TVM's starts at the lowest finite number
 
     def value(element: Any) -> Any:
         element = element.astype(working)
@@ -53,7 +56,7 @@ def pool(c: Context, inputs: list[Any]) -> Any:
             at = [p * s + k * d - b for p, s, k, d, b in zip(place, strides, window, dilations, begins, strict=True)]
             inside = tirx.all(*(tirx.all(a >= 0, a < extent) for a, extent in zip(at, shape[2:], strict=True)))
             found = tirx.if_then_else(inside, value(v(n, channel, *at)), start)
-            return (te.max if kind == "MaxPool" else te.sum)(found, axis=window)
+            return (largest if kind == "MaxPool" else te.sum)(found, axis=window)
 
         y = te.compute(out, element, name="pool")
         if kind == "MaxPool":

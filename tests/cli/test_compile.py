@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,3 +223,31 @@ def test_what_fails_verification_is_written_only_to_keep_it(
     assert result.code == 1
     assert result.document["failure"].startswith("in the compiled program: output y")
     assert file.is_file()
+
+
+def test_files_of_another_kind_are_not_replaced(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
+    """An artifact may be, and an empty file."""
+    model, image, device = tmp_path / "m.onnx", tmp_path / "x.npz", tmp_path / "fifo"
+    shutil.copy(tiny, model)
+    np.savez(image, x=np.ones(3))
+    os.mkfifo(device)
+    for file in (model, image):
+        before = file.read_bytes()
+        result = graphopt("compile", model, "-o", file)
+        assert (result.code, result.one_sentence) == (1, True)
+        assert f"-o {file} is a file of another kind" in result.err
+        assert file.read_bytes() == before
+    assert "is no regular file" in graphopt("compile", model, "-o", device).err
+    assert device.is_fifo()
+    assert "is a folder" in graphopt("compile", model, "-o", f"{tmp_path}/new/").err
+
+    target, link = tmp_path / "t.gopt", tmp_path / "link.gopt"
+    target.touch()
+    link.symlink_to(target)
+    for file in (target, link):
+        assert graphopt("compile", model, "-o", file).code == 0
+        assert graphopt("report", target).code == 0
+    assert link.is_symlink()
+    assert "is a file of another kind" in graphopt("report", target, "--svg", target).err
+    assert graphopt("report", target, "--svg", tmp_path / "plan.svg").code == 0
+    assert graphopt("report", target, "--svg", tmp_path / "plan.svg").code == 0
