@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -27,6 +28,9 @@ from graphopt.targets.converters.base import HALVES, dtype_of
 from graphopt.targets.converters.refusals import WRONG_IN_TVM
 from graphopt.targets.converters.refusals import NotSupported as NotSupported
 from graphopt.targets.definitions import Definitions, is_small
+
+_MAX_ELEMENTS = 2**31 - 1
+"""Of a tensor: Relax flattens shapes to 32 bits."""
 
 
 @dataclass(slots=True)
@@ -138,8 +142,10 @@ def _variable(name: str, value: ir.Value) -> Any:
         if dtype in ITEM_BYTES:
             described = dtype, tuple(tensor.shape.numpy())
     if described is None:
-        raise NotSupported(f"value {value.name} has no static shape or a dtype that kernels cannot hold")
+        raise NotSupported(_unheld(value))
     dtype, shape = described
+    if math.prod(shape) > _MAX_ELEMENTS:
+        raise NotSupported(f"value {value.name} has more than 2^31 - 1 elements")
     return relax.Var(name, relax.TensorType(shape, dtype))
 
 
@@ -188,6 +194,15 @@ def _converters(node: ir.Node, own: Mapping[str, converters.Converter]) -> list[
     return converters.candidates(node)
 
 
+def _unheld(value: ir.Value) -> str:
+    """Why no place in memory can be planned for `value`. Nodes behind one another share the reason."""
+    if not isinstance(value.type, ir.TensorType):
+        return f"value {value.name} is no tensor" if value.type is not None else "the type of a value is not known"
+    if value.shape is None or not value.shape.is_static():
+        return "the size of what enters or leaves it is known at run time only"
+    return f"kernels have no values of type {value.type.dtype.name}"
+
+
 def _shape(value: ir.Value) -> tuple[int, ...]:
     described = static_type(value)
     return () if described is None else described[1]
@@ -203,7 +218,7 @@ def _checked(scope: _Scope, value: ir.Value, expression: Any) -> Any:
     found = expression.ty
     expected = static_type(value)
     if not isinstance(found, relax.TensorType) or found.shape is None or expected is None:
-        raise NotSupported(f"value {value.name} has no static shape or a dtype that kernels cannot hold")
+        raise NotSupported(_unheld(value))
     try:
         shape = tuple(int(d) for d in found.shape)
     except TypeError:

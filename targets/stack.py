@@ -69,6 +69,8 @@ def _kept(statement: Any) -> Any:
         bounds = (statement.loop_var, statement.min, statement.extent, statement.kind)
         body = _kept(statement.body)
         return tirx.For(*bounds, body, statement.thread_binding, statement.annotations, statement.step)
+    if isinstance(statement, tirx.AttrStmt) and statement.attr_key == "pragma_scope":
+        return _kept(statement.body)  # of TVM's scatters; its code generator does not know it and warns
     if isinstance(statement, tirx.AttrStmt):
         value = statement.value
         if statement.attr_key == "storage_alignment":  # of an operand; TVM would have the 64 bytes of its own tensors

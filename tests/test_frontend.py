@@ -338,6 +338,10 @@ def test_a_conversion_that_fails_is_noted() -> None:
         ),
     ],
 )
+def test_dynamic_models_load(graph: str, op: str) -> None:
+    assert ops(load(text(graph)).model) == [op]
+
+
 @pytest.mark.parametrize("shape", [None, ["n"], [3]])
 def test_an_input_that_is_an_output_keeps_its_type(shape: list[str | int] | None) -> None:
     proto = onnx.parser.parse_model(
@@ -346,10 +350,6 @@ def test_an_input_that_is_an_output_keeps_its_type(shape: list[str | int] | None
     proto.graph.output.append(onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape))
     (value,) = load(proto).model.graph.inputs
     assert (value.dtype, value.shape) == (ir.DataType.FLOAT, ir.Shape([3]))
-
-
-def test_dynamic_models_load(graph: str, op: str) -> None:
-    assert ops(load(text(graph)).model) == [op]
 
 
 def test_names_are_given_and_unique() -> None:

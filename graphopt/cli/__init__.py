@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 an error (one sentence on stderr), 2 wrong usage, 130 i
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None:
         return _say("stdout is closed, and the result goes there; open it, or send it to a file", ERROR)
     invocation: Invocation | None = None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of names that the terminal's alphabet has not
     try:
         from graphopt.cli import _app
 

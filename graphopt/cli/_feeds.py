@@ -51,7 +51,7 @@ def given(texts: Sequence[str], known: Sequence[str] | None = None) -> dict[str,
         for name, array in _arrays(text, known):
             if name in feeds:
                 raise FeedError(f"--input {name} is given twice; keep one of them")
-            feeds[name] = array
+            feeds[name] = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
     return feeds
 
 

@@ -62,7 +62,7 @@ def read(path: Path, name: str) -> Any:
         raise FeedError(f"input {name!r} cannot be read from {path}: {reason}; check the file") from error
     except Exception as error:  # numpy evaluates the header: what a bad one raises can be anything
         text = str(error)
-        if "allow_pickle" in text:
+        if "allow_pickle" in text or "Python objects" in text:
             reason = "it holds Python objects; write it with numpy.save as an array of numbers or strings"
         elif "mmap length" in text:
             reason = "it is shorter than its header says; save it again with numpy.save"

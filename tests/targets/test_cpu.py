@@ -33,9 +33,9 @@ def node_of(text: str) -> tuple[ir.Node, dict[str, int]]:
     [
         ("g (float[2] x) => (float[2] y) { y = other.Thing(x) }", "operators of the domain other have no native form"),
         ("g (float[2] x) => (float[2] y) { y = graphopt.Thing(x) }", "graphopt.Thing has no kernel on this target"),
-        ("g (float[2] x) => (int64[1, n] y) { y = NonZero(x) }", "no static shape|has a shape that is not known"),
-        ("g (float[n] x) => (float[n] y) { y = Relu(x) }", "value x has no static shape"),
-        ("g (string[2] x) => (string[2] y) { y = Identity(x) }", "value x has no static shape or a dtype"),
+        ("g (float[2] x) => (int64[1, n] y) { y = NonZero(x) }", "at run time only|that is not known"),
+        ("g (float[n] x) => (float[n] y) { y = Relu(x) }", "enters or leaves it is known at run time only"),
+        ("g (string[2] x) => (string[2] y) { y = Identity(x) }", "kernels have no values of type STRING"),
         ("g (bool c) => (float[1] y) { y = If(c) <then_branch = t () => (float[1] a) "
          "{ a = Constant <value = float[1] {1.0}>() }, else_branch = e () => (float[1] b) "
          "{ b = Constant <value = float[1] {2.0}>() }> }", "If holds subgraphs"),
