@@ -28,6 +28,7 @@ from graphopt.partition import partition
 from graphopt.pipeline import Observer, Pipeline, PipelineResult
 from graphopt.precisions import FP32, tolerances
 from graphopt.program import Place, Port, Program, Stage
+from graphopt.runtime.forked import on_living_thread
 from graphopt.stage_build import BuiltStage, build_stage
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def compile(source: Any, **options: Any) -> Artifact:
     return compile_model(source, **options).artifact
 
 
+@on_living_thread
 def compile_model(
     source: Any,
     *,

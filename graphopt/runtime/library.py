@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.errors import ArtifactError, GraphoptError
-from graphopt.runtime import cpu, placement
+from graphopt.runtime import cpu, forked, placement
 
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
 ADDRESS = 16
@@ -53,6 +53,7 @@ def runtime() -> ModuleType:
         for name in _LIBRARIES:
             ctypes.CDLL(str(_library_folder() / name), mode=ctypes.RTLD_GLOBAL)
     ffi = sys.modules["tvm_ffi"]
+    forked.watch()
     placement.started_by(ffi.get_global_func("runtime.NumThreads"))
     return ffi
 

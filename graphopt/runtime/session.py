@@ -16,6 +16,7 @@ from graphopt.runtime import cpu, feeds
 from graphopt.runtime.device import Device, needs_device, open_device
 from graphopt.runtime.device_stage import DeviceStageRunner
 from graphopt.runtime.dlpack import LEGACY_STREAM, DeviceTensor, Foreign
+from graphopt.runtime.forked import living
 from graphopt.runtime.runner import Runner, runners
 from graphopt.runtime.stage import CallTime, StageRunner
 from graphopt.weights import Array, numpy_dtype
@@ -61,7 +62,7 @@ class Session:
         if any(stage.library for stage in program.stages) and not on_device:
             from graphopt.runtime.library import Threads
 
-            pool = Threads(self.threads)
+            pool = living(lambda: Threads(self.threads))
             self._begin, self._end = pool.begin, pool.end
         self._runners = runners(program.stages, artifact, self.threads, self.device)
         self._transfers = self._plan_transfers()
@@ -188,6 +189,11 @@ class Session:
         self, given: Mapping[str, Any], execute: Callable[[Runner], None], in_place: bool = False
     ) -> dict[str, Any]:
         checked = self._check(given)
+        return living(lambda: self._run_alone(checked, execute, in_place))
+
+    def _run_alone(
+        self, checked: Mapping[str, Any], execute: Callable[[Runner], None], in_place: bool
+    ) -> dict[str, Any]:
         with self._lock:
             self._begin()
             try:
