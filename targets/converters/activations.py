@@ -126,19 +126,21 @@ def extreme(largest: bool) -> Converter:
     """Max and Min: NaN if one operand is."""
 
     def convert(c: Context, inputs: list[Any]) -> Any:
-        floating = dtype_of(inputs[0]) in (*FLOATS, *HALVES)
+        dtype = dtype_of(inputs[0])
+        floating = dtype in (*FLOATS, *HALVES)
 
         def further(a: Any, b: Any) -> Any:
             if not floating:
                 return tirx.max(a, b) if largest else tirx.min(a, b)
-            return tirx.Select(tirx.any(a > b if largest else a < b, tirx.isnan(a)), a, b)
+            one, other = (x.astype("float32") if dtype == "bfloat16" else x for x in (a, b))
+            return tirx.Select(tirx.any(one > other if largest else one < other, tirx.isnan(one)), a, b)
 
-        def value(first: Any, *rest: Any) -> Any:
-            for each in rest:
-                first = further(first, each)
-            return first
-
-        return elementwise_map(c, value, *spread(c, inputs))
+        first, *rest = spread(c, inputs)
+        if not rest:
+            return elementwise_map(c, lambda x: x, first)
+        for each in rest:  # in one expression, each operand would be written out thrice in the next
+            first = c.builder.emit(elementwise_map(c, further, first, each))
+        return first
 
     return convert
 

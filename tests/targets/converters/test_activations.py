@@ -114,3 +114,15 @@ def test_places_of_extremes(lab: Any, shape: tuple[int, ...]) -> None:
     body = " ".join(f"{name} = {kind}(x)" for name, kind in zip(names, kinds, strict=True))
     model = lab.model(body, {"x": x}, outputs=names)
     agree(run_onnxruntime(model, {"x": x}), lab.execute(lab.lower(model), {"x": x}), tuple(kinds), 0.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int32"])
+@pytest.mark.parametrize("kind", ["Max", "Min"])
+def test_extremes_of_many(lab: Any, kind: str, dtype: str) -> None:
+    """An operand written out in every later comparison would be there 3^29 times."""
+    generator = np.random.default_rng(5)
+    feeds = {f"x{i}": (generator.standard_normal((4, 3)) * 9).astype(dtype) for i in range(30)}
+    if dtype != "int32":
+        feeds["x3"][0, 0], feeds["x29"][1, 1], feeds["x0"][2, 2] = np.nan, np.nan, np.inf
+    model = lab.model(f"y = {kind}({', '.join(feeds)})", feeds, outputs=("y",), opset=20)
+    np.testing.assert_array_equal(lab.execute(lab.lower(model), feeds)["y"], run_onnxruntime(model, feeds)["y"])
