@@ -12,6 +12,7 @@ Files are mapped into memory, so opening costs one pass over the bytes and runni
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.metadata
 import json
@@ -157,6 +158,7 @@ class Artifact:
             try:
                 if folder is None:
                     folder = Path(tempfile.mkdtemp(prefix="graphopt-"))
+                    atexit.register(shutil.rmtree, folder, ignore_errors=True)
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 file = folder / f"{digest}.so"
                 if file.is_file() and _sha256(_map(file)) == digest:

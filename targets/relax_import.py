@@ -186,7 +186,7 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
 
 def _converters(node: ir.Node, own: Mapping[str, converters.Converter]) -> list[converters.Converter]:
     """Our converters of `node` in the order in which they are tried."""
-    if 0 in _shape(node.outputs[0]) and node.domain in ("", "ai.onnx"):
+    if all(0 in _shape(value) for value in node.outputs if value.name) and node.domain in ("", "ai.onnx"):
         return [converters.nothing]
     prefix = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
     if (found := own.get(prefix + node.op_type)) is not None:

@@ -25,6 +25,7 @@ from graphopt.targets.converters.base import (
     dtype_of,
     shape_of,
 )
+from graphopt.targets.converters.index import known
 from graphopt.targets.kernels import extremes
 from graphopt.targets.kernels.common import const
 from graphopt.targets.machine import CpuMachine
@@ -117,8 +118,10 @@ def _emit(c: Context, define: Callable[..., Any], x: Any, scale: Any, zero: Any)
 def dynamic_quantize(c: Context, inputs: list[Any]) -> Any:
     """y, scale, zero point of [min(x, 0), max(x, 0)] over 0..255; the scale of zeros is 1, as in ONNX Runtime."""
     (x,) = inputs
-    if dtype_of(x) != "float32" or 0 in shape_of(x):
+    if dtype_of(x) != "float32":
         return NotImplemented
+    if 0 in shape_of(x):
+        return [known(np.zeros(shape_of(x), np.uint8)), known(np.ones((), np.float32)), known(np.zeros((), np.uint8))]
     both = _ends(c, x)
     zero, full = tirx.const(0, "float32"), tirx.const(255, "float32")
 

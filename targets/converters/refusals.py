@@ -53,6 +53,11 @@ def _layer_normalization(node: ir.Node) -> str | None:
     return "TVM gives zeros for the mean and deviation of LayerNormalization" if used else None
 
 
+def _double_groups(node: ir.Node) -> str | None:
+    double = node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.DOUBLE
+    return "TVM's variance in GroupNormalization of doubles can be negative" if double else None
+
+
 def _integer_root(node: ir.Node) -> str | None:
     operand = node.inputs[0]
     if operand is not None and operand.dtype is not None and operand.dtype.is_integer():
@@ -69,6 +74,7 @@ WRONG_IN_TVM: dict[str, Callable[[ir.Node], str | None]] = {
     "SpaceToDepth": _depth,
     "BatchNormalization": _training_mode,
     "Dropout": _dropout,
+    "GroupNormalization": _double_groups,
     "LayerNormalization": _layer_normalization,
     "MaxUnpool": lambda node: "TVM unpools to other places where output_shape is given",
     "ReduceL2": _integer_root,

@@ -70,7 +70,7 @@ def test_dynamic_quantization(lab: Any) -> None:
     feeds = {
         "zeros": np.zeros((2, 3), np.float32), "same": np.full((2, 2), 0.7, np.float32),
         "below": -generator.uniform(1, 2, (2, 3)).astype(np.float32), "tiny": np.full(3, 1e-30, np.float32),
-        "above": generator.uniform(1, 2, (4, 3)).astype(np.float32),
+        "nothing": np.zeros((0, 3), np.float32), "above": generator.uniform(1, 2, (4, 3)).astype(np.float32),
         "both": generator.standard_normal((5, 7)).astype(np.float32),
     }  # fmt: skip
     names = [f"{kind}_{name}" for name in feeds for kind in "ysz"]

@@ -48,6 +48,14 @@ def test_pools_of_integers_and_special_values(lab: Any) -> None:
     check(lab, nodes, feeds, {})
 
 
+@pytest.mark.parametrize(("dtype", "dilation"), [("float16", 1), ("float64", 1), ("float64", 2), ("float32", 2)])
+def test_largest_of_minus_infinities(lab: Any, dtype: str, dilation: int) -> None:
+    x = numbers(1, 2, 5, 7).astype(dtype)
+    x[0, 0] = -np.inf
+    node = f"MaxPool <kernel_shape = [2, 2], dilations = [{dilation}, {dilation}], pads = [1, 1, 1, 1]> (x)"
+    check(lab, [node], {"x": x}, {})
+
+
 @pytest.mark.parametrize("image", [(9,), (5, 6), (3, 4, 5)], ids=len)
 def test_transposed_convolutions(lab: Any, image: tuple[int, ...]) -> None:
     rank = len(image)
