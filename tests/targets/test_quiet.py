@@ -44,9 +44,17 @@ def test_powers_do_not_warn(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == ""
 
 
-def test_scatters_do_not_warn(capfd: pytest.CaptureFixture[str]) -> None:
-    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 18]>
-        g (float[4, 2] x, int64[3, 1] i, float[3, 2] u) => (float[4, 2] y) { y = ScatterND(x, i, u) }""")
+WARNED = (
+    *("ScatterND(x, i, u)", "ScatterElements(x, j, u)", "LRN<size = 3, beta = 3.5>(p)", "LRN<size = 3, beta = 3.5>(c)"),
+    *("LpPool<kernel_shape = [2], p = 3>(q)", "Pow(x, e)"),
+)
+
+
+@pytest.mark.parametrize("node", WARNED)
+def test_code_generation_does_not_warn(node: str, capfd: pytest.CaptureFixture[str]) -> None:
+    model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["": 18]>
+        g (float[4, 2] x, int64[3, 1] i, int64[3, 2] j, float[3, 2] u, float[1, 8, 4, 4] p, float[1, 3, 4, 4] c,
+           float[1, 3, 9] q) => (float[a] y) <float e = {{3.5}}> {{ y = {node} }}""")
     assert graphopt.compile(model, cache=False).program.stages
     assert capfd.readouterr().err == ""
 
