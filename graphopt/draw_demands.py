@@ -334,6 +334,21 @@ def _regions(use: _Use) -> None:
         use.exactly(np.concatenate([corner, corner + size], 1))
 
 
+def _columns(use: _Use) -> None:
+    """Blocks of one element, and an image of one row with all of them."""
+    sizes = np.ones(use.count())
+    if use.position == 1 and len(use.shape()) == 3:
+        sizes[-1:] = use.shape()[2]
+    if use.position in (1, 2):
+        use.exactly(sizes)
+
+
+def _grid(use: _Use) -> None:
+    """The size of a batch of small images."""
+    if use.position == 1 and use.shape():
+        use.exactly([use.shape()[0], *range(1, use.count())])
+
+
 def _divisor(use: _Use) -> None:
     if use.position == 1 and use.value.dtype is not None and use.value.dtype.is_integer():
         use.demand.within(1 - use.offset)
@@ -350,7 +365,7 @@ def _between(position: int, low: int, high: int) -> Callable[[_Use], None]:
 _RULES: dict[str, Callable[[_Use], None]] = {
     "Gather": _gather, "GatherElements": _gather, "ScatterElements": _gather, "Scatter": _gather,
     "ArrayFeatureExtractor": _at(1, lambda use: use.index(use.shape()[-1:])),
-    "RoiAlign": _regions, "SequenceAt": _at(1, lambda use: use.index((1,))),
+    "AffineGrid": _grid, "Col2Im": _columns, "RoiAlign": _regions, "SequenceAt": _at(1, lambda use: use.index((1,))),
     **dict.fromkeys(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"),
                     _at(1, lambda use: use.index(use.shape()[1:2]))),
     "GatherND": _gather_nd, "ScatterND": _gather_nd, "OneHot": _one_hot, "ReverseSequence": _reverse,

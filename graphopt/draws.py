@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,15 @@ def random_inputs(model: ir.Model, seed: int, given: Collection[str] = ()) -> di
     known = Model(model)
     inputs = (v for v in model.graph.inputs if not v.is_initializer() and v.name not in given)
     return {str(value.name): random_array(value, known.demand(value), generator) for value in inputs}
+
+
+def smaller(feeds: Mapping[str, Any], given: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """The same with integers that more models take: 0 and 1, only 0, only 1; nothing where all are `given`."""
+    whole = {n: a for n, a in feeds.items() if n not in given and isinstance(a, np.ndarray) and a.dtype.kind in "iu"}
+    if whole:
+        yield {**feeds, **{name: array % 2 for name, array in whole.items()}}
+        yield {**feeds, **{name: np.zeros_like(array) for name, array in whole.items()}}
+        yield {**feeds, **{name: np.ones_like(array) for name, array in whole.items()}}
 
 
 def random_array(value: ir.Value, demand: Demand, generator: np.random.Generator) -> Array:

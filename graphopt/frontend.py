@@ -260,8 +260,34 @@ def _distinct_outputs(model: ir.Model, notes: list[str]) -> None:
         outputs[:] = distinct
 
 
+def _is_operator(name: str, version: int) -> bool:
+    try:
+        onnx.defs.get_schema(name, version, "")
+    except onnx.defs.SchemaError:
+        return False
+    return True
+
+
+def _check_calls(model: ir.Model) -> None:
+    """Raises ModelError for a call of a function that takes other outputs than it gives."""
+    for node in model.graph.all_nodes():
+        function = model.functions.get(node.op_identifier())
+        if function is not None and len(node.outputs) != len(function.outputs):
+            raise ModelError(
+                f"node {node.name or node.outputs[0].name} calls the function {function.domain}.{function.name} for "
+                f"{len(node.outputs)} outputs, and it has {len(function.outputs)}; export the model again"
+            )
+
+
 def _inline(model: ir.Model) -> None:
-    """Put the bodies of functions that are not ours where they are called; their nodes keep their opset."""
+    """Put the bodies of functions that are not ours where they are called; their nodes keep their opset.
+
+    A function that is called as an operator of ONNX is never called: ONNX Runtime has a kernel for those.
+    """
+    for key, function in list(model.functions.items()):
+        if function.domain == "" and _is_operator(function.name, model.opset_imports.get("", 1)):
+            del model.functions[key]
+    _check_calls(model)
     foreign = [function for function in model.functions.values() if function.domain != OWN_DOMAIN]
     for function in foreign:
         version = function.opset_imports.get("")

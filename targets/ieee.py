@@ -323,9 +323,7 @@ class _Walk:
         if isinstance(inner, tirx.Cast) and str(inner.ty.dtype) == "bfloat16" and _name(inner.value) == _ROUNDED:
             wide = inner.value
             return wide if str(new.ty.dtype) == "float32" else tirx.Cast(str(new.ty.dtype), wide)
-        if _name(new) == "tirx.pow" and isinstance(
-            new.args[1], tirx.FloatImm
-        ):  # of 3 and more TVM warns
+        if _name(new) == "tirx.pow" and isinstance(new.args[1], tirx.FloatImm):  # of 3 and more TVM warns
             return rebuilt(new, [new.args[0], named(new.args[1])])
         name = _NAMES.get(type(old))
         if name is None or str(old.a.ty.dtype) == "bool":

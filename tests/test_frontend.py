@@ -280,6 +280,25 @@ def test_foreign_functions_are_inlined_and_ours_survive() -> None:
     np.testing.assert_array_equal(run(loaded, {"x": np.array([1, 2], np.float32)})[0], [4, 16])
 
 
+def test_functions_with_names_of_operators_are_not_called() -> None:
+    """ONNX Runtime has a kernel for those."""
+    model = text("g (float[3] x) => (float[3] y) { y = Relu(x) }")
+    model.functions.append(
+        onnx.helper.make_function(
+            "", "Relu", ["a"], ["b"], [onnx.helper.make_node("Neg", ["a"], ["b"])], [onnx.helper.make_opsetid("", 18)]
+        )
+    )
+    assert ops(load(model).model) == ["Relu"]
+
+
+def test_a_call_with_other_outputs_is_refused() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 18, "own": 1]>
+        g (float[3] x) => (float[3] y) { y = own.Both(x) }
+        <domain: "own", opset_import: ["": 18]> Both (a) => (b, c) { b = Neg(a) c = Exp(a) }""")
+    with pytest.raises(ModelError, match=r"node y calls the function own.Both for 1 outputs, and it has 2"):
+        load(model)
+
+
 def test_old_opsets_are_converted_with_their_subgraphs() -> None:
     model = text(
         """g (float[2,1,3] x, bool c) => (float[2,3] y) {

@@ -143,3 +143,21 @@ def test_inputs_that_the_model_cannot_take() -> None:
     model = parse("g (int64[1] i, float[3] d) => (float[1] y) { y = Gather(d, i) }")
     with pytest.raises(VerificationError, match="out of data bounds.*; give inputs that the model takes with --input"):
         judge(model, model, given={"i": np.array([9])})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (int64[2, 6] m) => (float[a, b, c] y) <int64 one = {1}, int64[2] n = {8, 2}> {"
+        " w = ConstantOfShape(n)  s = CumSum(m, one)  p = Mul(s, m)  y = Gather(w, p) }",
+        "g (int64[3] i, int64[1] p) => (float[a, b] y) <int64 two = {2}, int64[2] n = {8, 3}> {"
+        " w = ConstantOfShape(n)  j = Mul(i, two)  k = Add(j, p)  y = Gather(w, k) }",
+        "g (float[1, 8, 1] x, int64 a) => (float[b, c, d] y) { y = DFT(x, , a) }",
+        "g (float[1, 4, 9] x, int64[2] i, int64[2] b) => (float[p, q, r, s] y) { y = Col2Im(x, i, b) }",
+        "g (float[3, 2, 3] t, int64[4] s) => (float[a, b, c, d] y) { y = AffineGrid(t, s) }",
+    ],
+    ids=["positions of tokens", "every second", "an axis", "columns", "a grid"],
+)
+def test_inputs_that_the_model_does_not_take_are_drawn_smaller(text: str) -> None:
+    model = parse(text)
+    assert judge(model, model).expected["y"].size
