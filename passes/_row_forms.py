@@ -1,4 +1,4 @@
-"""What operators and tensors of one-dimensional data are on planes of one row."""
+"""What operators and tensors of one-dimensional data, and of volumes of one plane, are on planes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.passes._blockable import BINARY, SINGLE
+from graphopt.passes._edit import ints
 
 ELEMENTWISE = SINGLE | BINARY | {
     "And", "Atan", "Equal", "Exp", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Log", "Mod",
@@ -19,21 +20,23 @@ FOLLOWING = ELEMENTWISE | WINDOWS | {"Concat", "GlobalAveragePool", "GlobalMaxPo
 
 VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
-ROW, COLUMN = 3, 4
-"""Extents of a tensor [N, C, L], and of planes of one column [N, C, L, 1]."""
+ROW, COLUMN, VOLUME = 3, 4, 5
+"""Extents of a tensor [N, C, L], of planes of one column [N, C, L, 1], and of volumes of one plane [N, C, 1, H, W]."""
 
 Shape = tuple[int, ...]
 
 
 def on_row(shape: Shape, rank: int) -> Shape:
-    """An operand of a node of this rank, as it broadcasts against planes of one row; single elements stay."""
+    """An operand of a node of this rank, as it broadcasts against planes; single elements stay."""
+    if rank == VOLUME:
+        return (*shape[:-3], *shape[-2:]) if len(shape) > 2 else shape
     if len(shape) < 2 and (not shape or shape == (1,)):
         return shape
     return (*shape[:-1], 1, shape[-1]) if rank == ROW else (*shape[:-2], shape[-1], shape[-2])
 
 
 def window_on_row(node: ir.Node) -> dict[str, Any]:
-    """The attributes of a Conv or a pool, for planes of one row."""
+    """The attributes of a Conv or a pool, for planes."""
     given: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
     for name in ("kernel_shape", "strides", "dilations"):
         if name in given:
@@ -44,6 +47,14 @@ def window_on_row(node: ir.Node) -> dict[str, Any]:
     return given
 
 
+def has_depth(node: ir.Node) -> bool:
+    """Whether a window of three axes reaches over more than one plane, or over what pads the first."""
+    kernel, pads = ints(node, "kernel_shape", []), ints(node, "pads", [0] * 6)
+    return len(kernel) == 3 and (kernel[0] != 1 or pads[0] != 0 or pads[3] != 0)
+
+
 def _turned(values: Sequence[int], first: int) -> list[int]:
-    """An attribute with one number per axis; `first` is that of the axis that is new."""
+    """An attribute with one number per axis; `first` is that of the axis that is new. The depth of a volume goes."""
+    if len(values) > 2:
+        return list(values[1:])
     return [first, values[0]] if len(values) == 1 else [values[1], values[0]]

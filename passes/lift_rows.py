@@ -1,4 +1,4 @@
-"""A convolution along one axis becomes one over planes of one row, which has every algorithm of those over planes."""
+"""A convolution along one axis, or over volumes of one plane, becomes one over planes, which has every algorithm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ import onnx_ir as ir
 
 from graphopt.ops import MINIMUM_OPSET
 from graphopt.passes._edit import Editor, array_of, dims, ints, is_op
-from graphopt.passes._row_forms import COLUMN, ELEMENTWISE, FOLLOWING, ROW, VIEWS, WINDOWS, Shape, on_row, window_on_row
+from graphopt.passes._row_forms import (
+    COLUMN,
+    ELEMENTWISE,
+    FOLLOWING,
+    ROW,
+    VIEWS,
+    VOLUME,
+    WINDOWS,
+    Shape,
+    has_depth,
+    on_row,
+    window_on_row,
+)
 from graphopt.pipeline import Pass, PassResult, Refusal
 
 
@@ -19,8 +31,9 @@ from graphopt.pipeline import Pass, PassResult, Refusal
 class LiftRows(Pass):
     """Let one-dimensional convolutions, and what follows them element by element, work on planes of one row.
 
-        y = Relu(Conv(x, w))   x [N, C, L]     ->  y = Reshape(Relu(Conv(Reshape(x), w)))   x [N, C, 1, L]
-        y = Conv(x, w)         x [N, C, L, 1]  ->  the same, for a kernel of one column
+        y = Relu(Conv(x, w))   x [N, C, L]        ->  y = Reshape(Relu(Conv(Reshape(x), w)))   x [N, C, 1, L]
+        y = Conv(x, w)         x [N, C, L, 1]     ->  the same, for a kernel of one column
+        y = Conv(x, w)         x [N, C, 1, H, W]  ->  the same on planes [N, C, H, W], for a kernel of depth one
 
     The Reshapes are views and cost nothing; between two such convolutions, over elementwise operators, pools, Concat of
     channels, Pad and the model's own Squeeze and Unsqueeze, there are none. `select-conv` then has one case, and is
@@ -69,13 +82,15 @@ class _Lift:
     def convolution(self, node: ir.Node) -> str | None:
         """Lift a Conv along one axis, or say why it is left."""
         x, y, w = dims(node.inputs[0]), dims(node.outputs[0]), dims(node.inputs[1])
-        if w is None or len(w) not in (ROW, COLUMN):
+        if w is None or len(w) not in (ROW, COLUMN, VOLUME):
             return None
         if x is None or y is None:
             return "its shapes are not static" if len(w) == ROW else None
         pads = ints(node, "pads", [0] * 2 * (len(w) - 2))
         if len(w) == COLUMN and ((x[2] == 1 or x[3] != 1 or w[3] != 1) or pads[1] or pads[3]):
             self.flat |= {node.outputs[0]} if y[2] == 1 < y[3] else set()
+            return None
+        if len(w) == VOLUME and (x[2] != 1 or w[2] != 1 or has_depth(node)):
             return None
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if array_of(node.inputs[1]) is None or (bias is not None and array_of(bias) is None):
@@ -93,7 +108,9 @@ class _Lift:
         if y is not None and len(y) == COLUMN and y[2] == 1 and self.flat.intersection(node.inputs):
             self.flat.add(node.outputs[0])
             return
-        if y is None or len(y) not in (ROW, COLUMN) or len(y) == COLUMN and y[3] != 1 or not data:
+        if y is None or len(y) not in (ROW, COLUMN, VOLUME) or not data:
+            return
+        if (len(y) == COLUMN and y[3] != 1) or (len(y) == VOLUME and (y[2] != 1 or has_depth(node))):
             return
         if any(dims(value) is None for value in node.inputs if value is not None):
             return
@@ -106,7 +123,12 @@ class _Lift:
             if pads is None or pads.size != 2 * len(y) or len(inputs) > 3:
                 return
             apart = pads.reshape(2, -1)
-            moved = np.insert(apart, 2, 0, 1) if len(y) == ROW else apart[:, [0, 1, 3, 2]]
+            if len(y) == VOLUME:
+                if apart[:, 2].any():
+                    return
+                moved = np.delete(apart, 2, 1)
+            else:
+                moved = np.insert(apart, 2, 0, 1) if len(y) == ROW else apart[:, [0, 1, 3, 2]]
             inputs[1] = self.editor.constant(moved.reshape(-1), f"{node.name}.pads")
             inputs[0] = self._on_row(node, inputs[0])
         elif node.op_type in ELEMENTWISE:
@@ -129,10 +151,10 @@ class _Lift:
         shape = dims(source)
         if source is None or shape is None:
             return
-        n, c, _, length = shape
+        n, c, height, length = shape
         if dims(y) == shape and self.editor.can_replace(y, source):
             self.editor.swap(node, source)
-        elif dims(y) in ((n, c, length), (n, c, length, 1)):
+        elif dims(y) in ((n, c, length), (n, c, length, 1), (n, c, 1, height, length)):
             self.rows[y] = source
 
     def _on_row(self, before: ir.Node, value: ir.Value | None, rank: int = 0) -> ir.Value | None:

@@ -27,6 +27,21 @@ a.row[2,24,1,13] = Conv(x.row, const[24,20,1,5]) {pads=[0, 2, 0, 0]}
 y.row[2,24,1,13] = Sigmoid(a.row)
 y[2,24,13,1] = Reshape(y.row, const[4])""",
     ),
+    "volumes of one plane": (
+        """g (float[2,20,1,9,7] x, float[24,20,1,3,3] v, float[24,1,1,1] s, float[24,24,1,1,1] u)
+        => (float[2,24,1,5,4] y)
+        { a = Conv<pads = [0, 1, 1, 0, 1, 1]>(x, v) m = Mul(a, s) t = Tanh(m)
+        p = MaxPool<kernel_shape = [1, 2, 2], strides = [1, 2, 2], ceil_mode = 1>(t)
+        y = Conv<strides = [2, 1, 1]>(p, u) }""",
+        """
+x.row[2,20,9,7] = Reshape(x, const[4])
+a.row[2,24,9,7] = Conv(x.row, const[24,20,3,3]) {pads=[1, 1, 1, 1]}
+m.row[2,24,9,7] = Mul(a.row, const[24,1,1])
+t.row[2,24,9,7] = Tanh(m.row)
+p.row[2,24,5,4] = MaxPool(t.row) {ceil_mode=1, kernel_shape=[2, 2], strides=[2, 2]}
+y.row[2,24,5,4] = Conv(p.row, const[24,24,1,1]) {strides=[1, 1]}
+y[2,24,1,5,4] = Reshape(y.row, const[5])""",
+    ),
     "what follows": (
         f"""g ({LINE}, float[24,1] s) => (float[2,48,6] y)
         {{ a = Conv(x, w, b) m = Mul(a, s) n = Sin(m) j = Concat<axis = -2>(n, m)
@@ -97,6 +112,8 @@ def test_golden(rewrite, case: str) -> None:
     weights = {**WEIGHTS, "v": (24, 24, 3), "s": (24, 1)}
     if "a column" in case or "views" in case:
         weights |= {"v": (24, 20, 5, 1), "u": (24, 24, 3)}
+    elif "volumes" in case:
+        weights = {"v": (24, 20, 1, 3, 3), "u": (24, 24, 1, 1, 1), "s": (24, 1, 1, 1)}
     elif "lines" in case:
         weights |= {"v": (24, 20, 1, 5), "u": (24, 24, 1, 3)}
     if "pads)" in text:
@@ -126,6 +143,17 @@ UNCHANGED = {
     ),
     "one element": (
         "g (float[1,4,1,1] x, float[8,4,1,1] w) => (float[1,8,1,1] y) { y = Conv(x, w) }", {"w": (8, 4, 1, 1)}, ""
+    ),
+    "a volume of several planes": (
+        "g (float[1,4,2,9,9] x, float[8,4,1,3,3] w) => (float[1,8,2,7,7] y) { y = Conv(x, w) }",
+        {"w": (8, 4, 1, 3, 3)},
+        "",
+    ),
+    "a volume of one plane that is padded": (
+        "g (float[1,4,1,9,9] x, float[8,4,3,3,3] w) => (float[1,8,1,7,7] y) "
+        "{ y = Conv<pads = [1, 0, 0, 1, 0, 0]>(x, w) }",
+        {"w": (8, 4, 3, 3, 3)},
+        "",
     ),
     "elementwise work alone": ("g (float[1,4,9] x) => (float[1,4,9] y) { y = Relu(x) }", {}, ""),
 }  # fmt: skip
