@@ -12,7 +12,7 @@ from graphopt.targets.kernels import gemm
 
 
 def product(c: Context, a: Any, b: Any, out: tuple[int, ...], transposed: bool = False, trailing: int = 1) -> Any:
-    """a[..., M, K] times b[..., K, N] ([..., N, K] if transposed) whose batch axes are equal, or absent on one side.
+    """a[..., M, K] times b[..., K, N] ([..., N, K] if transposed) whose batch axes are equal, or of one on one side.
 
     The last `trailing` axes of `out` hold N.
     """
@@ -36,9 +36,13 @@ def matmul(c: Context, inputs: list[Any]) -> Any:
     sa, sb = shape_of(a), shape_of(b)
     if dtype_of(a) not in ("float32", "float64") or len(sa) < 2 or len(sb) < 2 or 0 in (*sa, *sb):
         return NotImplemented
-    if math.prod(sb[:-2]) != 1 and sa[:-2] != sb[:-2]:
-        return NotImplemented
+    if math.prod(sb[:-2]) != 1 and math.prod(sa[:-2]) != 1 and sa[:-2] != sb[:-2]:
+        a, b = (_spread(c, x, (*c.out_shape[:-2], *shape[-2:])) for x, shape in ((a, sa), (b, sb)))
     return product(c, a, b, c.out_shape)
+
+
+def _spread(c: Context, x: Any, shape: tuple[int, ...]) -> Any:
+    return x if shape_of(x) == shape else c.builder.emit(relax.op.broadcast_to(x, shape))
 
 
 def fully_connected(c: Context, inputs: list[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,9 @@ def numbers(*shape: int, dtype: str = "float32") -> Any:
         ((1, 5, 7), (4, 7, 3)),
         ((4, 5, 7), (1, 7, 3)),
         ((2, 1, 5, 7), (3, 7, 6)),
+        ((32, 40), (6, 40, 16)),
+        ((4, 2, 5, 7), (2, 7, 9)),
+        ((2, 1, 5, 7), (1, 3, 7, 9)),
         ((7,), (7, 5)),
         ((5, 7), (7,)),
         ((7,), (7,)),
@@ -51,8 +55,10 @@ def test_matmul(lab: Any, left: Any, right: Any, constant: bool) -> None:
     a, b = numbers(*left), numbers(*right)
     feeds, constants = ({"a": a}, {"b": b}) if constant else ({"a": a, "b": b}, {})
     lowered = lab.same("y = MatMul(a, b)", feeds, constants)
+    batches = left[:-2], right[:-2]
+    spread = all(math.prod(each) > 1 for each in batches) and np.broadcast_shapes(*batches) != left[:-2]
     if constant and len(left) > 1 and b.size > 16:
-        assert len(lowered.calls) == 1, "the constant is packed when the model is compiled"
+        assert len(lowered.calls) == 1 + spread, "the constant is packed when the model is compiled"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
