@@ -1,0 +1,149 @@
+"""before -> after; the `rewrite` fixture checks validity, numbers and idempotence each time.
+
+Scales are powers of two, so that sums of floats are exact, and both ways round the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from graphopt.passes import QuantizedProducts
+
+CONSTANTS = """float s = {0.5}, uint8 z = {3}, int8 n = {-2}, float t = {0.25}, int8 u = {1}, float v = {2.0},
+    uint8 c = {9}, int8 e = {-4}, uint8 low = {0}, int8 lowest = {-128}, float[6] many = {1, 0.5, 0.25, 0.5, 1, 2},
+    float f = {0.125}, float g = {0.3}, float[6] biases = {0.5, 0.25, 0.125, 0.25, 0.5, 1}"""
+
+HEADS = {"uint8": "q = QuantizeLinear(x, s, z) a = DequantizeLinear(q, s, z)",
+         "int8": "q = QuantizeLinear(x, s, n) a = DequantizeLinear(q, s, n)"}  # fmt: skip
+
+PLAIN = "b = DequantizeLinear(w, t, u)"
+PRODUCT = f"{PLAIN} m = MatMul(a, b)"
+CONV = f"{PLAIN} m = Conv<pads = [1, 1, 1, 1], strides = [2, 1]>(a, b)"
+END = "p = QuantizeLinear(m, v, c) y = DequantizeLinear(p, v, c)"
+
+
+def model(body: str, kind: str = "uint8", x: str = "4,8", w: str = "8,6", more: str = "") -> str:
+    shape = ",".join(f"r{axis}" for axis in range(x.count(",") + 1))
+    head = f"g (float[{x}] x, int8[{w}] w, int32[6] d) => (float[{shape}] y{more})"
+    return f"{head} <{CONSTANTS}> {{ {HEADS[kind]} {body} }}"
+
+
+def weights(w: str = "8,6") -> dict[str, Any]:
+    return {"w": tuple(map(int, w.split(","))), "d": (6,)}
+
+
+QUANTIZE = "q[4,8] = QuantizeLinear(x, const[], const[])"
+GOLDEN = {
+    "a product": (
+        model(f"{PRODUCT} {END}"),
+        weights(),
+        f"""{QUANTIZE}
+p[4,6] = QLinearMatMul(q, const[], const[], const[8,6], const[], const[], const[], const[])
+y[4,6] = DequantizeLinear(p, const[], const[])""",
+    ),
+    "of int8": (
+        model(f"{PRODUCT} p = QuantizeLinear(m, v, e) y = DequantizeLinear(p, v, e)", "int8"),
+        weights(),
+        f"""{QUANTIZE}
+p[4,6] = QLinearMatMul(q, const[], const[], const[8,6], const[], const[], const[], const[])
+y[4,6] = DequantizeLinear(p, const[], const[])""",
+    ),
+    "columns of their own scales, and no zero point": (
+        model(f"b = DequantizeLinear<axis = -1>(w, many) m = MatMul(a, b) {END}"),
+        weights(),
+        f"""{QUANTIZE}
+p[4,6] = QLinearMatMul(q, const[], const[], const[8,6], const[6], const[6], const[], const[])
+y[4,6] = DequantizeLinear(p, const[], const[])""",
+    ),
+    "a Relu whose bound is that of the type": (
+        model(f"{PRODUCT} r = Relu(m) p = QuantizeLinear(r, v, low) y = DequantizeLinear(p, v, low)"),
+        weights(),
+        f"""{QUANTIZE}
+p[4,6] = QLinearMatMul(q, const[], const[], const[8,6], const[], const[], const[], const[])
+y[4,6] = DequantizeLinear(p, const[], const[])""",
+    ),
+    "a convolution": (
+        model(f"{CONV} {END}", x="1,3,7,8", w="6,3,3,3"),
+        weights("6,3,3,3"),
+        """q[1,3,7,8] = QuantizeLinear(x, const[], const[])
+p[1,6,4,8] = QLinearConv(q, const[], const[], const[6,3,3,3], const[], const[], const[], const[]) """
+        """{pads=[1, 1, 1, 1], strides=[2, 1]}
+y[1,6,4,8] = DequantizeLinear(p, const[], const[])""",
+    ),
+    "filters of their own scales, and a bias": (
+        model(
+            "b = DequantizeLinear<axis = 0>(w, many) h = DequantizeLinear<axis = 0>(d, biases) m = Conv(a, b, h) "
+            + END,
+            x="1,3,7,8",
+            w="6,3,3,3",
+        ),
+        weights("6,3,3,3"),
+        """q[1,3,7,8] = QuantizeLinear(x, const[], const[])
+p[1,6,5,6] = QLinearConv(q, const[], const[], const[6,3,3,3], const[6], const[6], const[], const[], const[6])
+y[1,6,5,6] = DequantizeLinear(p, const[], const[])""",
+    ),
+    "the weights of a convolution that stays": (
+        model(f"{PLAIN} h = DequantizeLinear(d, f) m = Conv(a, b, h) y = Sigmoid(m)", x="1,3,7,8", w="6,3,3,3"),
+        weights("6,3,3,3"),
+        """q[1,3,7,8] = QuantizeLinear(x, const[], const[])
+a[1,3,7,8] = DequantizeLinear(q, const[], const[])
+m[1,6,5,6] = Conv(a, const[6,3,3,3], const[6])
+y[1,6,5,6] = Sigmoid(m)""",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_golden(rewrite, case: str) -> None:
+    text, given, expected = GOLDEN[case]
+    after, result = rewrite(QuantizedProducts(), text, given)
+    assert after == expected
+    assert result.modified
+
+
+def test_products_of_activations(rewrite) -> None:
+    text = f"""g (float[2,3,4,8] x, float[2,3,8,5] o) => (float[2,3,4,5] y) <{CONSTANTS}> {{ {HEADS["uint8"]}
+        k = QuantizeLinear(o, t, u) b = DequantizeLinear(k, t, u) m = MatMul(a, b) {END} }}"""
+    after, _ = rewrite(QuantizedProducts(), text)
+    assert "p[2,3,4,5] = QLinearMatMul(q, const[], const[], k, const[], const[], const[], const[])" in after
+
+
+STAYS = {
+    "a result that is read as a float": (
+        model(f"{PRODUCT} {END} k = Exp(m)", more=", float[4,6] k"), "its result is not quantized"
+    ),
+    "a Relu with a zero point above the bound": (
+        model(f"{PRODUCT} r = Relu(m) p = QuantizeLinear(r, v, c) y = DequantizeLinear(p, v, c)"),
+        "its result is not quantized",
+    ),
+    "a result of another type": (
+        model(f"{PRODUCT} p = QuantizeLinear(m, v, e) y = DequantizeLinear(p, v, e)"),
+        "of another type than its left operand",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STAYS)
+def test_what_stays(rewrite, case: str) -> None:
+    text, reason = STAYS[case]
+    _, result = rewrite(QuantizedProducts(), text, weights())
+    assert not result.modified
+    assert [reason in each.reason for each in result.refusals] == [True]
+
+
+def test_scales_of_rows_stay(rewrite) -> None:
+    text = model(f"b = DequantizeLinear<axis = 0>(w, many) m = MatMul(a, b) {END}", x="4,6", w="6,6")
+    _, result = rewrite(QuantizedProducts(), text, weights("6,6"))
+    assert not result.modified
+    assert [each.reason for each in result.refusals] == [
+        "the scales of its right operand are not those of columns or filters"
+    ]
+
+
+def test_a_bias_in_other_units_stays_float(rewrite) -> None:
+    text = model(f"{PLAIN} h = DequantizeLinear(d, g) m = Conv(a, b, h) {END}", x="1,3,7,8", w="6,3,3,3")
+    after, result = rewrite(QuantizedProducts(), text, weights("6,3,3,3"))
+    assert "m[1,6,5,6] = Conv(a, const[6,3,3,3], const[6])" in after, "with constant weights"
+    assert [each.reason for each in result.refusals] == ["its bias is not quantized as the products are"]
