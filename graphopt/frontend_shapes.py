@@ -17,6 +17,7 @@ from graphopt.frontend_settle import CLAIMED, is_learned, settle
 
 _LARGEST_DIM = 2**31 - 1
 _SETTLED = "graphopt.settled"
+_CONFIRMED = "graphopt.confirmed"  # a value of a subgraph whose shape an inference gave
 _MAX_SETTLED = 64  # inferences of the whole model; each but the last settles a node for good, mostly all of them
 _NAMELESS = (-1, "", "?", "-1", "None")
 _Result = TypeVar("_Result")
@@ -222,11 +223,12 @@ def _infer_once(model: ir.Model, settled: Set[str]) -> ModelError | None:
         if value.type is None:
             value.type = kind
         if value.graph is not model.graph:
-            inferred_shape, value.shape = value.shape, merged(value.shape, shape)
-            if value.shape != inferred_shape:
-                value.meta[CLAIMED] = True
-            else:
+            found_shape, value.shape = value.shape, merged(value.shape, shape)
+            if found_shape is not None and found_shape.is_static():
+                value.meta[_CONFIRMED] = True
                 value.meta.pop(CLAIMED, None)
+            elif value.shape != found_shape and _CONFIRMED not in value.meta:  # an inference before may have known more
+                value.meta[CLAIMED] = True
     return error
 
 
