@@ -68,7 +68,7 @@ class _Bytes:
     @classmethod
     def behind(cls, value: ir.Value | None) -> _Bytes | None:
         node = None if value is None else value.producer()
-        if node is None or not is_op(node, "DequantizeLinear") or node.attributes.get_int("block_size", 0):
+        if node is None or not is_op(node, "DequantizeLinear") or node.attributes.get_int("block_size", 0) != 0:
             return None
         source, scale, zero = (*node.inputs, None)[:3]
         shape, numbers = dims(source), array_of(scale)
