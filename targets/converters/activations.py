@@ -7,10 +7,18 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from tvm import relax, tirx
+from tvm import tirx
 
 from graphopt.targets import ieee
-from graphopt.targets.converters.base import FLOATS, HALVES, Context, Converter, dtype_of, elementwise_map, shape_of
+from graphopt.targets.converters.base import (
+    FLOATS,
+    HALVES,
+    Context,
+    Converter,
+    dtype_of,
+    elementwise_map,
+    spread,
+)
 from graphopt.targets.kernels import math as fast
 from graphopt.targets.kernels.common import const
 
@@ -32,12 +40,6 @@ def function(define: Function) -> Converter:
         )
 
     return convert
-
-
-def spread(c: Context, inputs: list[Any]) -> list[Any]:
-    """The tensors at the shape of the node's output."""
-    out = c.out_shape
-    return [x if shape_of(x) == out else c.builder.emit(relax.op.broadcast_to(x, out)) for x in inputs]
 
 
 def _times(x: Any, factor: float, dtype: str) -> Any:

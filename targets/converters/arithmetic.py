@@ -10,7 +10,16 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.ir import GenericConst
 
-from graphopt.targets.converters.base import FLOATS, HALVES, Context, Converter, dtype_of, elementwise_map, shape_of
+from graphopt.targets.converters.base import (
+    FLOATS,
+    HALVES,
+    Context,
+    Converter,
+    dtype_of,
+    elementwise_map,
+    shape_of,
+    spread,
+)
 
 
 def is_inf(c: Context, inputs: list[Any]) -> Any:
@@ -89,7 +98,7 @@ def power(c: Context, inputs: list[Any]) -> Any:
     left, right = dtype_of(x), dtype_of(y)
     if left == right and left in FLOATS:
         return NotImplemented
-    x, y = _broadcast(c, x, y)
+    x, y = spread(c, [x, y])
     if left in FLOATS or right in FLOATS:
         wide = "float64" if "float64" in (left, right) or "int64" in (left, right) else "float32"
         return elementwise_map(c, lambda a, b: tirx.power(a.astype(wide), b.astype(wide)).astype(left), x, y)
@@ -111,12 +120,6 @@ def power(c: Context, inputs: list[Any]) -> Any:
     return elementwise_map(c, integer, x, y)
 
 
-def _broadcast(c: Context, *args: Any) -> list[Any]:
-    """The tensors at the shape of the node's output."""
-    out = c.out_shape
-    return [x if shape_of(x) == out else c.builder.emit(relax.op.broadcast_to(x, out)) for x in args]
-
-
 def divide(c: Context, inputs: list[Any]) -> Any:
     """Div of integers, towards zero. Where the processor would trap: by zero 0, the least integer by -1 itself."""
     return _integer(c, inputs, tirx.truncdiv, lambda a: -a)
@@ -136,7 +139,7 @@ def _integer(c: Context, inputs: list[Any], function: Callable[..., Any], by_min
         safe = tirx.Select(tirx.any(b == zero, b == -one), one, b)
         return tirx.Select(b == zero, zero, tirx.Select(b == -one, by_minus_one(a), function(a, safe)))
 
-    return elementwise_map(c, value, *_broadcast(c, *inputs))
+    return elementwise_map(c, value, *spread(c, inputs))
 
 
 def modulo(c: Context, inputs: list[Any]) -> Any:
@@ -145,7 +148,7 @@ def modulo(c: Context, inputs: list[Any]) -> Any:
     if dtype not in FLOATS:
         function = tirx.truncmod if c.integer("fmod") else tirx.floormod
         return _integer(c, inputs, function, lambda a: tirx.const(0, dtype))
-    x, y = _broadcast(c, *inputs)
+    x, y = spread(c, inputs)
     truncated = bool(c.integer("fmod"))
     zero = tirx.const(0, dtype)
 
@@ -174,7 +177,7 @@ def bit_shift(c: Context, inputs: list[Any]) -> Any:
         rest = tirx.Select(a < zero, tirx.const(-1, dtype), zero) if right and signed else zero
         return tirx.Select(inside, moved, rest)
 
-    return elementwise_map(c, value, *_broadcast(c, *inputs))
+    return elementwise_map(c, value, *spread(c, inputs))
 
 
 def cast(c: Context, inputs: list[Any]) -> Any:

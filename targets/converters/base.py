@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,12 @@ class Context:
     def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
         """Emit a view; nothing where the shape is already right."""
         return x if shape_of(x) == shape else self.builder.emit(relax.op.reshape(x, shape))
+
+    def broadcast(self, x: Any, shape: tuple[int, ...]) -> Any:
+        """Emit `x` repeated to `shape`; a view, or nothing, where nothing repeats."""
+        if math.prod(shape) == math.prod(shape_of(x)):
+            return self.reshape(x, shape)
+        return self.builder.emit(relax.op.broadcast_to(x, shape))
 
     def integers(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
         """An attribute that is a list of integers."""
@@ -87,6 +94,11 @@ def dtype_of(x: Any) -> str:
 
 FLOATS = ("float16", "float32", "float64")
 HALVES = ("float16", "bfloat16")
+
+
+def spread(c: Context, inputs: list[Any]) -> list[Any]:
+    """The tensors at the shape of the node's output."""
+    return [c.broadcast(x, c.out_shape) for x in inputs]
 
 
 def elementwise_map(c: Context, function: Callable[..., Any], *args: Any) -> Any:

@@ -89,8 +89,8 @@ def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None
     else:
         lead, rights, parts = () if math.prod(sa[:-2]) == 1 else batch, batch, (len(batch), 1, 1)
         count = math.prod(lead)
-    left = c.reshape(_spread(c, c.reshape(a.value, sa), (*lead, *sa[-2:])), (count, m, k))
-    right = c.reshape(_spread(c, c.reshape(b.value, sb), (*rights, *sb[-2:])), (math.prod(rights), *sb[-2:]))
+    left = c.reshape(c.broadcast(c.reshape(a.value, sa), (*lead, *sa[-2:])), (count, m, k))
+    right = c.reshape(c.broadcast(c.reshape(b.value, sb), (*rights, *sb[-2:])), (math.prod(rights), *sb[-2:]))
     rows = None if a.zero is None else _points(c, a.zero, (*lead, sa[-2]), (count, m), -1)
     columns = None if b.zero is None else _points(c, b.zero, (*rights, n), (math.prod(rights), n), -2)
     unit = dots.WORDS if columns is not None else dots.unit(c.machine, b.known, dtype_of(b.value))
@@ -199,13 +199,6 @@ def _shift(zero: Any, signed: bool) -> Any:
     return found + 128 if signed else found
 
 
-def _spread(c: Context, x: Any, shape: tuple[int, ...]) -> Any:
-    """`x` repeated along its batch axes to `shape`; a view where nothing repeats."""
-    if math.prod(shape) == math.prod(shape_of(x)):
-        return c.reshape(x, shape)
-    return c.builder.emit(relax.op.broadcast_to(x, shape))
-
-
 def _points(c: Context, zero: Any, axes: tuple[int, ...], shape: tuple[int, int], single: int) -> Any:
     """Zero points along `axes` as `shape`, [1, 1] if there is one.
 
@@ -216,4 +209,4 @@ def _points(c: Context, zero: Any, axes: tuple[int, ...], shape: tuple[int, int]
         return c.reshape(zero, (1, 1))
     if len(found) > 1:
         del found[single]
-    return c.reshape(_spread(c, c.reshape(zero, tuple(found)), axes), shape)
+    return c.reshape(c.broadcast(c.reshape(zero, tuple(found)), axes), shape)

@@ -41,9 +41,7 @@ def pool(c: Context, inputs: list[Any]) -> Any:
     lowest: Any = tirx.min_value(dtype) if finite else tirx.const(-math.inf, dtype)
     start, power = (lowest if kind == "MaxPool" else tirx.const(0, working)), c.integer("p", 2)
 
-    largest = te.comm_reducer(
-        lambda a, b: tirx.max(a, b), lambda _: lowest, name="max"
-    )  # TVM's starts at the lowest finite number
+    largest = te.comm_reducer(lambda a, b: tirx.max(a, b), lambda _: lowest, name="max")
 
     def value(element: Any) -> Any:
         element = element.astype(working)

@@ -37,12 +37,8 @@ def matmul(c: Context, inputs: list[Any]) -> Any:
     if dtype_of(a) not in ("float32", "float64") or len(sa) < 2 or len(sb) < 2 or 0 in (*sa, *sb):
         return NotImplemented
     if math.prod(sb[:-2]) != 1 and math.prod(sa[:-2]) != 1 and sa[:-2] != sb[:-2]:
-        a, b = (_spread(c, x, (*c.out_shape[:-2], *shape[-2:])) for x, shape in ((a, sa), (b, sb)))
+        a, b = (c.broadcast(x, (*c.out_shape[:-2], *shape[-2:])) for x, shape in ((a, sa), (b, sb)))
     return product(c, a, b, c.out_shape)
-
-
-def _spread(c: Context, x: Any, shape: tuple[int, ...]) -> Any:
-    return x if shape_of(x) == shape else c.builder.emit(relax.op.broadcast_to(x, shape))
 
 
 def fully_connected(c: Context, inputs: list[Any]) -> Any:

@@ -128,6 +128,8 @@ DOUBLING = (
     "body",
     [
         f"{LONG} y = Add(a20, x)",  # more values than one expression takes
+        "a = Neg(w) y = Max(x, w, a, x)",
+        "a = Neg(w) y = Min(x, w, a)",
         f"{DOUBLING} y = Sub(b12, a3)",  # 2^15 terms, were every value written out
         "t = Transpose(f) p = MatMul(f, t) q = MatMul(p, f) c = Cast<to = 1>(x) d = Mul(c, f) e = Add(q, d)"
         " y = Cast<to = 16>(e)",  # behind a product, in whose kernel values of float32 have names
