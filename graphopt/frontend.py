@@ -270,13 +270,16 @@ def _is_operator(name: str, version: int) -> bool:
 
 def _check_calls(model: ir.Model) -> None:
     """Raises ModelError for a call of a function that takes other outputs than it gives."""
-    for node in model.graph.all_nodes():
-        function = model.functions.get(node.op_identifier())
-        if function is not None and len(node.outputs) != len(function.outputs):
-            raise ModelError(
-                f"node {node.name or node.outputs[0].name} calls the function {function.domain}.{function.name} for "
-                f"{len(node.outputs)} outputs, and it has {len(function.outputs)}; export the model again"
-            )
+    callers: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for caller in callers:
+        for node in caller.all_nodes():
+            function = model.functions.get(node.op_identifier())
+            if function is not None and len(node.outputs) != len(function.outputs):
+                raise ModelError(
+                    f"node {node.name or node.outputs[0].name} calls the function {function.domain}.{function.name}, "
+                    f"which has outputs {', '.join(str(value.name) for value in function.outputs)}, with "
+                    f"{len(node.outputs)} of its own; export the model again"
+                )
 
 
 def _inline(model: ir.Model) -> None:

@@ -11,7 +11,7 @@ LEARNED = "graphopt.learned"
 """Key in the `meta` of a value whose type and shape ONNX Runtime gave: inference takes them as they are."""
 
 CLAIMED = "graphopt.claimed"
-"""The same of a value of a subgraph whose shape the model declares and no inference confirms."""
+"""Key in the `meta` of a value of a subgraph whose shape the model declares and no inference confirms."""
 
 
 def is_learned(node: ir.Node) -> bool:

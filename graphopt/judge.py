@@ -114,6 +114,8 @@ def judge(
         except VerificationError as error:
             refused = refused or error
             continue
+        if refused is not None:
+            notes.append("the model does not take the integers that were drawn, so it was given zeros and ones")
         return Judge(reference, tried, expected, tolerances, notes)
     raise VerificationError(f"{refused}; give inputs that the model takes with --input") from refused
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -16,8 +15,6 @@ BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
 
 BIAS_SCALE = 1e-4
 """How far the scale of a bias may be from the product of the others: exporters compute it in other precisions."""
-
-Attributes = Mapping[str, int | float | str | list[int] | list[float]]
 
 
 @dataclass(frozen=True)
@@ -87,23 +84,14 @@ class _Bytes:
         """Whether there is one scale, or one for each entry of `axis`."""
         return self.single or self.axis == axis
 
-    def point(self, editor: Editor) -> ir.Value:
-        """The zero point, written out."""
-        if self.zero is not None:
-            return self.zero
-        assert self.value.dtype is not None
-        shape = dims(self.scale) or ()
-        return editor.constant(np.zeros(shape, self.value.dtype.numpy()), f"{self.value.name}.zero")
-
 
 def _rewrite(editor: Editor, node: ir.Node, left: _Bytes, right: _Bytes) -> str | None:
     """Multiply bytes, or say why not."""
     quantize = _quantize(node)
     if quantize is None:
         return "its result is not quantized"
-    scale, zero = (*quantize.inputs, None)[1:3]
     kinds = left.value.dtype, right.value.dtype, quantize.outputs[0].dtype
-    if kinds[0] not in BYTES or kinds[1] not in BYTES or kinds[2] != kinds[0]:
+    if kinds[0] is None or kinds[0] not in BYTES or kinds[1] not in BYTES or kinds[2] != kinds[0]:
         return "its result is of another type than its left operand"
     if kinds == (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT8):
         return "ONNX Runtime multiplies no int8 with uint8"
@@ -118,14 +106,18 @@ def _rewrite(editor: Editor, node: ir.Node, left: _Bytes, right: _Bytes) -> str 
         if known is None:
             return "its bias is not quantized as the products are"
         bias = [known]
-    assert scale is not None
-    target = _Bytes(quantize, quantize.outputs[0], scale, zero, 0)
-    operands = [x for each in (left, right) for x in (each.value, each.scale, each.point(editor))]
-    attributes: Attributes = {name: each.value for name, each in node.attributes.items()}
+    scale, zero = (*quantize.inputs, None)[1:3]
+    operands = [
+        *(left.value, left.scale, _point(editor, left.zero, left.scale, kinds[0])),
+        *(right.value, right.scale, _point(editor, right.zero, right.scale, kinds[1])),
+        *(scale, _point(editor, zero, scale, kinds[2])),
+        *bias,
+    ]
+    attributes: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
     result = editor.insert(
         quantize,
         "QLinearConv" if node.op_type == "Conv" else "QLinearMatMul",
-        [*operands, scale, target.point(editor), *bias],
+        operands,
         attributes,
         shape=node.outputs[0].shape,
         dtype=quantize.outputs[0].dtype,
@@ -135,6 +127,11 @@ def _rewrite(editor: Editor, node: ir.Node, left: _Bytes, right: _Bytes) -> str 
     )
     editor.swap(quantize, result)
     return None
+
+
+def _point(editor: Editor, zero: ir.Value | None, scale: ir.Value | None, kind: ir.DataType) -> ir.Value:
+    """The zero point, written out."""
+    return zero if zero is not None else editor.constant(np.zeros(dims(scale) or (), kind.numpy()), "zero")
 
 
 def _is_matrix(node: ir.Node) -> bool:
@@ -177,7 +174,7 @@ def _dequantize(editor: Editor, value: ir.Value | None) -> None:
     """Make a constant of a DequantizeLinear of one."""
     found = _Bytes.behind(value)
     numbers = None if found is None else array_of(found.value)
-    if value is None or found is None or numbers is None or value.dtype != ir.DataType.FLOAT:
+    if value is None or found is None or numbers is None or value.dtype != ir.DataType.FLOAT or value.is_graph_output():
         return
     shape = [1] * numbers.ndim
     if not found.single:

@@ -69,7 +69,7 @@ def command(
             "--output",
             metavar="OUT.gopt",
             parser=options.file,
-            help="Where to write; default NAME.gopt in this folder.",
+            help="Where to write, over an artifact that is there; default NAME.gopt in this folder.",
         ),
     ] = None,
     target: options.Target = "llvm",

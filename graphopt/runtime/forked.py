@@ -32,7 +32,9 @@ def living(work: Callable[[], _Result]) -> _Result:
     """What `work` gives, done by a thread whose pool has its workers."""
     if threading.get_ident() not in _survivors:
         return work()
-    executor = _executors.setdefault(os.getpid(), ThreadPoolExecutor(1, thread_name_prefix="graphopt-forked"))
+    executor = _executors.get(os.getpid())
+    if executor is None:
+        executor = _executors[os.getpid()] = ThreadPoolExecutor(1, thread_name_prefix="graphopt-forked")
     return executor.submit(work).result()
 
 

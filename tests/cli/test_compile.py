@@ -193,8 +193,9 @@ def test_inputs_of_the_user_are_verified_with(graphopt: Cli, tiny: Path, tmp_pat
     port = model.graph.input[0]
     dims = [dim.dim_value for dim in port.type.tensor_type.shape.dim]
     np.save(tmp_path / "a.npy", np.ones(dims, np.float32))
+    np.save(tmp_path / "big.npy", np.ones(dims, ">f4"))
     np.savez(tmp_path / "all.npz", **{port.name: np.ones(dims, np.float32)})
-    for text in (f"{port.name}={tmp_path / 'a.npy'}", tmp_path / "all.npz"):
+    for text in (f"{port.name}={tmp_path / 'a.npy'}", f"{port.name}={tmp_path / 'big.npy'}", tmp_path / "all.npz"):
         result = graphopt("compile", tiny, "-o", tmp_path / "t.gopt", "--verify", "ends", "--input", text)
         assert (result.code, result.err) == (0, "")
     for flags, problem in (

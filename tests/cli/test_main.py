@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from graphopt.cli import _app, main
@@ -116,6 +118,16 @@ def test_a_full_disk_without_a_name(graphopt: Cli, monkeypatch: pytest.MonkeyPat
     assert "No space left on device" in result.err
     assert "TMPDIR" in result.err
     assert "bug" not in result.err
+
+
+def test_names_that_the_alphabet_of_the_output_has_not(tmp_path: Path) -> None:
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float[3] x) => (float[3] y) { y = Abs(x) }'
+    model = onnx.parser.parse_model(text)
+    onnx.save(model, tmp_path / "\u00fc.onnx")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = _process("compile", "\u00fc.onnx", "-o", "u.gopt", cwd=tmp_path, stdout=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("\\xfc.onnx\n")
 
 
 def _process(*arguments: str, **streams: Any) -> subprocess.CompletedProcess[str]:

@@ -160,6 +160,10 @@ def test_bad_inputs(graphopt: Cli, compiled: Path, tmp_path: Path, kind: str) ->
     assert not (tmp_path / "out").exists()
 
 
+def test_an_array_of_objects_is_called_one(graphopt: Cli, compiled: Path, tmp_path: Path) -> None:
+    assert "it holds Python objects" in graphopt("run", compiled, "--input", f"x={_bad('pickle', tmp_path)}").err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -147,3 +147,9 @@ def test_a_bias_in_other_units_stays_float(rewrite) -> None:
     after, result = rewrite(QuantizedProducts(), text, weights("6,3,3,3"))
     assert "m[1,6,5,6] = Conv(a, const[6,3,3,3], const[6])" in after, "with constant weights"
     assert [each.reason for each in result.refusals] == ["its bias is not quantized as the products are"]
+
+
+def test_weights_that_are_an_output_too_stay(rewrite) -> None:
+    text = model(f"{PLAIN} m = Conv(a, b) y = Sigmoid(m)", x="1,3,7,8", w="6,3,3,3", more=", float[6,3,3,3] b")
+    _, result = rewrite(QuantizedProducts(), text, weights("6,3,3,3"))
+    assert not result.modified

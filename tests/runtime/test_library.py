@@ -97,6 +97,20 @@ def test_without_a_cache_a_temporary_file_serves(
     assert file.read_bytes() == bytes(one_stage.files["stage_0.so"])
 
 
+def test_the_temporary_file_goes_with_the_process(one_stage: Artifact, tmp_path: Path) -> None:
+    one_stage.save(tmp_path / "a.gopt")
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "tmp").mkdir()
+    script = "import graphopt, sys; print(graphopt.open(sys.argv[1]).library_file('stage_0.so'))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, str(tmp_path / "a.gopt")],
+        env={**os.environ, "GRAPHOPT_CODE_CACHE": str(tmp_path / "file"), "TMPDIR": str(tmp_path / "tmp")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith(str(tmp_path / "tmp"))
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_a_library_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "k.so").write_bytes(b"rubbish")
     with pytest.raises(ArtifactError, match=r"k\.so cannot be loaded"):
