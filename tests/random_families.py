@@ -209,6 +209,8 @@ def softmax(g: Graph) -> None:
     op = g.pick(("Softmax", "Softmax", "LogSoftmax", "Hardmax"))
     if op == "Hardmax" and not g.visible()[x].exact:
         op = "Softmax"
+    if op == "Hardmax" and np.isnan(g.array(x).astype(np.float64)).any():
+        raise Dropped  # ONNX Runtime's largest element depends on where in a vector a NaN stands
     g.node(op, [x], **where)
 
 
