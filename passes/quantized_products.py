@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from graphopt.passes._edit import Editor, array_of, dims, is_op, only_use
+from graphopt.passes._microsoft import Writer, operand
 from graphopt.pipeline import Pass, PassResult, Refusal
 
 BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
@@ -24,11 +26,15 @@ class QuantizedProducts(Pass):
         a = DequantizeLinear(p, s, z)   b = DequantizeLinear(w, t, u)
         q = QuantizeLinear(MatMul(a, b), v, c)                     ->   q = QLinearMatMul(p, s, z, w, t, u, v, c)
         q = QuantizeLinear(Conv(a, b, DequantizeLinear(d)), v, c)  ->   q = QLinearConv(p, s, z, w, t, u, v, c, d)
+        y = MatMul(a, b)                                 ->   y = Cast(MatMulInteger(p, w, z, u)) * (s t)
+        y = Gemm(a, b, DequantizeLinear(d))              ->   y = Cast(MatMulInteger(p, w, z, u) + d) * (s t)
+        y = Gemm{alpha, beta}(a, b, e)                   ->   y = Cast(MatMulInteger(p, w, z, u)) * (alpha s t) + beta e
 
     Quantized models are exported so (QDQ). Sums of bytes are exact, take a quarter of the memory, and processors
     multiply two to four times as many of them at once. A Relu in front of QuantizeLinear is its lower bound where the
-    zero point is the smallest number. Types are those that ONNX Runtime has: the result as the left operand, and two
-    int8 or a uint8 on the left. Weights of other convolutions are dequantized here, so that they are constants.
+    zero point is the smallest number. Types are those that ONNX Runtime has: two int8 or a uint8 on the left, and a
+    quantized result as the left operand. A convolution whose result is not quantized stays, as in ONNX Runtime; its
+    weights are dequantized here, so that they are constants.
     """
 
     name: ClassVar[str] = "quantized-products"
@@ -38,7 +44,7 @@ class QuantizedProducts(Pass):
         editor = Editor(model, self.name)
         refusals = []
         for node in tuple(model.graph):
-            if node.graph is None or not is_op(node, "MatMul", "Conv"):
+            if node.graph is None or not is_op(node, "MatMul", "Gemm", "Conv"):
                 continue
             left, right = _Bytes.behind(node.inputs[0]), _Bytes.behind(node.inputs[1])
             if left is not None and right is not None:
@@ -59,6 +65,7 @@ class _Bytes:
     node: ir.Node
     value: ir.Value
     scale: ir.Value
+    scales: NDArray[np.float32]
     zero: ir.Value | None
     axis: int
 
@@ -74,11 +81,11 @@ class _Bytes:
         if zero is not None and array_of(zero) is None:
             return None
         axis = node.attributes.get_int("axis", 1)
-        return cls(node, source, scale, zero, axis % max(len(shape), 1))
+        return cls(node, source, scale, numbers, zero, axis % max(len(shape), 1))
 
     @property
     def single(self) -> bool:
-        return self.scale.const_value is not None and self.scale.const_value.size == 1
+        return self.scales.size == 1
 
     def along(self, axis: int) -> bool:
         """Whether there is one scale, or one for each entry of `axis`."""
@@ -87,56 +94,103 @@ class _Bytes:
 
 def _rewrite(editor: Editor, node: ir.Node, left: _Bytes, right: _Bytes) -> str | None:
     """Multiply bytes, or say why not."""
-    quantize = _quantize(node)
-    if quantize is None:
-        return "its result is not quantized"
-    kinds = left.value.dtype, right.value.dtype, quantize.outputs[0].dtype
-    if kinds[0] is None or kinds[0] not in BYTES or kinds[1] not in BYTES or kinds[2] != kinds[0]:
-        return "its result is of another type than its left operand"
-    if kinds == (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT8):
+    kinds = left.value.dtype, right.value.dtype
+    if kinds[0] not in BYTES or kinds[1] not in BYTES:
+        return "its operands are no bytes"
+    if kinds == (ir.DataType.INT8, ir.DataType.UINT8):
         return "ONNX Runtime multiplies no int8 with uint8"
     if not left.single:
         return "its left operand has several scales"
-    shape = dims(right.value) or ()
-    if not right.along(0 if node.op_type == "Conv" else len(shape) - 1) or (not right.single and not _is_matrix(node)):
+    rank = len(dims(right.value) or ())
+    filters = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0))
+    if not right.single and (not right.along(0 if filters else rank - 1) or (node.op_type == "MatMul" and rank != 2)):
         return "the scales of its right operand are not those of columns or filters"
-    bias: list[ir.Value | None] = []
-    if node.op_type == "Conv" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        known = _bias(node.inputs[2], left, right)
-        if known is None:
+    quantize = _quantize(node)
+    if node.op_type == "Conv":
+        if quantize is None:
+            return "its result is not quantized"
+        if quantize.outputs[0].dtype != kinds[0]:
+            return "its result is of another type than its left operand"
+        bias = operand(node, 2)
+        known = None if bias is None else _bias(bias, left, right)
+        if bias is not None and known is None:
             return "its bias is not quantized as the products are"
-        bias = [known]
-    scale, zero = (*quantize.inputs, None)[1:3]
-    operands = [
-        *(left.value, left.scale, _point(editor, left.zero, left.scale, kinds[0])),
-        *(right.value, right.scale, _point(editor, right.zero, right.scale, kinds[1])),
-        *(scale, _point(editor, zero, scale, kinds[2])),
-        *bias,
-    ]
-    attributes: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
-    result = editor.insert(
-        quantize,
-        "QLinearConv" if node.op_type == "Conv" else "QLinearMatMul",
-        operands,
-        attributes,
-        shape=node.outputs[0].shape,
-        dtype=quantize.outputs[0].dtype,
-        name=str(node.name),
-        output=f"{quantize.outputs[0].name}.bytes",
-        origin=[left.node, right.node, node, quantize],
-    )
-    editor.swap(quantize, result)
+        _to_bytes(editor, node, left, right, quantize, "QLinearConv", known)
+    elif node.op_type == "MatMul" and quantize is not None and quantize.outputs[0].dtype == kinds[0]:
+        _to_bytes(editor, node, left, right, quantize, "QLinearMatMul")
+    else:
+        _to_floats(editor, node, left, right)
     return None
 
 
-def _point(editor: Editor, zero: ir.Value | None, scale: ir.Value | None, kind: ir.DataType) -> ir.Value:
-    """The zero point, written out."""
-    return zero if zero is not None else editor.constant(np.zeros(dims(scale) or (), kind.numpy()), "zero")
+def _to_bytes(
+    editor: Editor,
+    node: ir.Node,
+    left: _Bytes,
+    right: _Bytes,
+    quantize: ir.Node,
+    op_type: str,
+    bias: ir.Value | None = None,
+) -> None:
+    """One node computes what `quantize` gives."""
+    scale, zero = (*quantize.inputs, None)[1:3]
+    result = quantize.outputs[0]
+    operands = [
+        *(left.value, left.scale, _point(editor, left.zero, left.scale, left.value)),
+        *(right.value, right.scale, _point(editor, right.zero, right.scale, right.value)),
+        *(scale, _point(editor, zero, scale, result)),
+        *([] if bias is None else [bias]),
+    ]
+    attributes: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
+    value = editor.insert(
+        quantize,
+        op_type,
+        operands,
+        attributes,
+        shape=node.outputs[0].shape,
+        dtype=result.dtype,
+        name=str(node.name),
+        output=f"{result.name}.bytes",
+        origin=[left.node, right.node, node, quantize],
+    )
+    editor.swap(quantize, value)
 
 
-def _is_matrix(node: ir.Node) -> bool:
-    """Whether the right operand is one that ONNX Runtime takes several scales for."""
-    return node.op_type == "Conv" or len(dims(node.inputs[1]) or ()) == 2
+def _to_floats(editor: Editor, node: ir.Node, left: _Bytes, right: _Bytes) -> None:
+    """The sums of a MatMul or Gemm are integers, its result is float."""
+    write, bias = Writer(editor, node), operand(node, 2)
+    alpha, beta = (node.attributes.get_float(name, 1.0) or 0.0 for name in ("alpha", "beta"))
+    a, b = (
+        write("Transpose", each.value, perm=[1, 0]) if node.attributes.get_int(name, 0) else each.value
+        for each, name in ((left, "transA"), (right, "transB"))
+    )
+    points = [_vector(write, each.zero) for each in (left, right)]
+    total = write(
+        "MatMulInteger", a, b, *(points if points[1] is not None else points[:1] if points[0] is not None else ())
+    )
+    if bias is not None and alpha == beta == 1.0 and (known := _bias(bias, left, right)) is not None:
+        total, bias = write("Add", total, known), None
+    unit = np.float32(alpha) * left.scales.reshape(()) * (right.scales.reshape(()) if right.single else right.scales)
+    y = write("Mul", write("Cast", total, to=ir.DataType.FLOAT.value), write.constant(unit))
+    if bias is not None and beta:
+        y = write("Add", y, bias if beta == 1.0 else write("Mul", bias, write.constant(beta, np.float32)))
+    write.finish(y)
+
+
+def _vector(write: Writer, zero: ir.Value | None) -> ir.Value | None:
+    """A zero point as MatMulInteger takes it: one number, or one per column; nothing where it is 0."""
+    numbers = array_of(zero)
+    if zero is None or numbers is None or not numbers.any():
+        return None
+    return zero if numbers.ndim == 0 or numbers.size > 1 else write.constant(numbers.reshape(()))
+
+
+def _point(editor: Editor, zero: ir.Value | None, scale: ir.Value | None, quantized: ir.Value) -> ir.Value:
+    """The zero point of what is `quantized`, written out."""
+    if zero is not None:
+        return zero
+    assert quantized.dtype is not None
+    return editor.constant(np.zeros(dims(scale) or (), quantized.dtype.numpy()), "zero")
 
 
 def _quantize(node: ir.Node) -> ir.Node | None:
@@ -165,9 +219,10 @@ def _bias(value: ir.Value, left: _Bytes, right: _Bytes) -> ir.Value | None:
         return None
     if found.zero is not None and np.any(array_of(found.zero)):
         return None
-    scales = [array_of(each.scale) for each in (left, right, found)]
-    product = scales[0].reshape(-1).astype(np.float64) * scales[1].reshape(-1)  # type: ignore[union-attr]
-    return found.value if np.allclose(scales[2].reshape(-1), product, rtol=BIAS_SCALE, atol=0) else None  # type: ignore[union-attr]
+    if not found.single and len(dims(found.value) or ()) != 1:
+        return None
+    product = left.scales.reshape(-1).astype(np.float64) * right.scales.reshape(-1)
+    return found.value if np.allclose(found.scales.reshape(-1), product, rtol=BIAS_SCALE, atol=0) else None
 
 
 def _dequantize(editor: Editor, value: ir.Value | None) -> None:
@@ -179,8 +234,7 @@ def _dequantize(editor: Editor, value: ir.Value | None) -> None:
     shape = [1] * numbers.ndim
     if not found.single:
         shape[found.axis] = -1
-    scale, zero = array_of(found.scale), array_of(found.zero) if found.zero is not None else None
-    assert scale is not None
+    zero = array_of(found.zero)
     whole = numbers.astype(np.int32) - (0 if zero is None else zero.astype(np.int32).reshape(shape))
-    constant = editor.constant(whole.astype(np.float32) * scale.reshape(shape), f"{value.name}.float")
+    constant = editor.constant(whole.astype(np.float32) * found.scales.reshape(shape), f"{value.name}.float")
     editor.swap(found.node, constant)

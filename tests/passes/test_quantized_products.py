@@ -13,7 +13,8 @@ from graphopt.passes import QuantizedProducts
 
 CONSTANTS = """float s = {0.5}, uint8 z = {3}, int8 n = {-2}, float t = {0.25}, int8 u = {1}, float v = {2.0},
     uint8 c = {9}, int8 e = {-4}, uint8 low = {0}, int8 lowest = {-128}, float[6] many = {1, 0.5, 0.25, 0.5, 1, 2},
-    float f = {0.125}, float g = {0.3}, float[6] biases = {0.5, 0.25, 0.125, 0.25, 0.5, 1}"""
+    float[3] three = {1, 0.5, 0.25}, float f = {0.125}, float g = {0.3},
+    float[6] biases = {0.5, 0.25, 0.125, 0.25, 0.5, 1}"""
 
 HEADS = {"uint8": "q = QuantizeLinear(x, s, z) a = DequantizeLinear(q, s, z)",
          "int8": "q = QuantizeLinear(x, s, n) a = DequantizeLinear(q, s, n)"}  # fmt: skip
@@ -84,6 +85,70 @@ y[1,6,4,8] = DequantizeLinear(p, const[], const[])""",
 p[1,6,5,6] = QLinearConv(q, const[], const[], const[6,3,3,3], const[6], const[6], const[], const[], const[6])
 y[1,6,5,6] = DequantizeLinear(p, const[], const[])""",
     ),
+    "a result that is read as a float": (
+        model(f"{PRODUCT} {END} k = Exp(m)", more=", float[4,6] k"),
+        weights(),
+        f"""{QUANTIZE}
+m.matmulinteger[4,6] = MatMulInteger(q, const[8,6], const[], const[])
+m.cast[4,6] = Cast(m.matmulinteger) {{to=1}}
+m[4,6] = Mul(m.cast, const[])
+p[4,6] = QuantizeLinear(m, const[], const[])
+y[4,6] = DequantizeLinear(p, const[], const[])
+k[4,6] = Exp(m)""",
+    ),
+    "a Relu with a zero point above the bound": (
+        model(f"{PRODUCT} r = Relu(m) p = QuantizeLinear(r, v, c) y = DequantizeLinear(p, v, c)"),
+        weights(),
+        f"""{QUANTIZE}
+m.matmulinteger[4,6] = MatMulInteger(q, const[8,6], const[], const[])
+m.cast[4,6] = Cast(m.matmulinteger) {{to=1}}
+m[4,6] = Mul(m.cast, const[])
+r[4,6] = Relu(m)
+p[4,6] = QuantizeLinear(r, const[], const[])
+y[4,6] = DequantizeLinear(p, const[], const[])""",
+    ),
+    "a result of another type": (
+        model(f"{PRODUCT} p = QuantizeLinear(m, v, e) y = DequantizeLinear(p, v, e)"),
+        weights(),
+        f"""{QUANTIZE}
+m.matmulinteger[4,6] = MatMulInteger(q, const[8,6], const[], const[])
+m.cast[4,6] = Cast(m.matmulinteger) {{to=1}}
+m[4,6] = Mul(m.cast, const[])
+p[4,6] = QuantizeLinear(m, const[], const[])
+y[4,6] = DequantizeLinear(p, const[], const[])""",
+    ),
+    "a Gemm with a bias in units of the products, and columns of their own scales": (
+        model(
+            "b = DequantizeLinear<axis = 0>(w, many) h = DequantizeLinear<axis = 0>(d, biases) "
+            f"m = Gemm<transB = 1>(a, b, h) {END}",
+            w="6,8",
+        ),
+        weights("6,8"),
+        f"""{QUANTIZE}
+m.transpose[8,6] = Transpose(const[6,8]) {{perm=[1, 0]}}
+m.matmulinteger[4,6] = MatMulInteger(q, m.transpose, const[])
+m.add[4,6] = Add(m.matmulinteger, const[6])
+m.cast[4,6] = Cast(m.add) {{to=1}}
+m[4,6] = Mul(m.cast, const[6])
+p[4,6] = QuantizeLinear(m, const[], const[])
+y[4,6] = DequantizeLinear(p, const[], const[])""",
+    ),
+    "a Gemm with factors, and a bias in other units": (
+        model(
+            f"{PLAIN} h = DequantizeLinear(d, g) m = Gemm<transA = 1, alpha = 0.5, beta = 2.0>(a, b, h) y = Exp(m)",
+            x="8,4",
+        ),
+        weights(),
+        """q[8,4] = QuantizeLinear(x, const[], const[])
+h[6] = DequantizeLinear(const[6], const[])
+m.transpose[4,8] = Transpose(q) {perm=[1, 0]}
+m.matmulinteger[4,6] = MatMulInteger(m.transpose, const[8,6], const[], const[])
+m.cast[4,6] = Cast(m.matmulinteger) {to=1}
+m.mul[4,6] = Mul(m.cast, const[])
+m.mul.1[6] = Mul(h, const[])
+m[4,6] = Add(m.mul, m.mul.1)
+y[4,6] = Exp(m)""",
+    ),
     "the weights of a convolution that stays": (
         model(f"{PLAIN} h = DequantizeLinear(d, f) m = Conv(a, b, h) y = Sigmoid(m)", x="1,3,7,8", w="6,3,3,3"),
         weights("6,3,3,3"),
@@ -111,25 +176,24 @@ def test_products_of_activations(rewrite) -> None:
 
 
 STAYS = {
-    "a result that is read as a float": (
-        model(f"{PRODUCT} {END} k = Exp(m)", more=", float[4,6] k"), "its result is not quantized"
-    ),
-    "a Relu with a zero point above the bound": (
-        model(f"{PRODUCT} r = Relu(m) p = QuantizeLinear(r, v, c) y = DequantizeLinear(p, v, c)"),
-        "its result is not quantized",
-    ),
+    "a result that is read as a float": (f"{CONV} {END} j = Exp(m)", "its result is not quantized"),
     "a result of another type": (
-        model(f"{PRODUCT} p = QuantizeLinear(m, v, e) y = DequantizeLinear(p, v, e)"),
+        f"{CONV} p = QuantizeLinear(m, v, e) y = DequantizeLinear(p, v, e)",
         "of another type than its left operand",
     ),
-}  # fmt: skip
+    "a left operand with a scale for each channel": (
+        f"l = DequantizeLinear<axis = 1>(q, three) {PLAIN} m = Conv<pads = [1, 1, 1, 1], strides = [2, 1]>(l, b) {END}",
+        "its left operand has several scales",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", STAYS)
-def test_what_stays(rewrite, case: str) -> None:
-    text, reason = STAYS[case]
-    _, result = rewrite(QuantizedProducts(), text, weights())
-    assert not result.modified
+def test_convolutions_that_stay(rewrite, case: str) -> None:
+    body, reason = STAYS[case]
+    more = ", float[1,6,4,8] j" if "j =" in body else ""
+    after, result = rewrite(QuantizedProducts(), model(body, x="1,3,7,8", w="6,3,3,3", more=more), weights("6,3,3,3"))
+    assert "= Conv(" in after
     assert [reason in each.reason for each in result.refusals] == [True]
 
 
