@@ -5,6 +5,7 @@ ONNX Runtime computes them so as well, or from a table of all 256 results.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -93,6 +94,17 @@ def _add(editor: Editor, node: ir.Node) -> str | None:
 def _leaky_relu(write: Writer, operands: Sequence[ir.Value]) -> ir.Value:
     alpha = write.node.attributes.get_float("alpha", 0.01)
     return write("LeakyRelu", operands[0], alpha=0.01 if alpha is None else alpha)
+
+
+def _softmax(write: Writer, operands: Sequence[ir.Value]) -> ir.Value:
+    """Of one axis, or, as the operator below opset 13 has it, of a row of all that lies behind `axis`."""
+    attributes = write.node.attributes
+    x, shape, axis = operands[0], dims(write.node.inputs[0]) or (), attributes.get_int("axis", -1) or 0
+    if (attributes.get_int("opset", 13) or 13) >= 13:
+        return write("Softmax", x, axis=axis)
+    at = axis % max(len(shape), 1)
+    rows = write.reshape(x, (math.prod(shape[:at]), math.prod(shape[at:])))
+    return write.reshape(write("Softmax", rows, axis=-1), shape)
 
 
 def _moved(write: Writer, x: ir.Value, first: bool) -> ir.Value:
@@ -213,5 +225,6 @@ QUANTIZED: dict[str, tuple[Rule, ...]] = {
     "QLinearLeakyRelu": (_on_floats(_leaky_relu, 1),),
     "QLinearMul": (_on_floats(lambda write, operands: write("Mul", *operands), 2),),
     "QLinearSigmoid": (_on_floats(lambda write, operands: write("Sigmoid", operands[0]), 1),),
+    "QLinearSoftmax": (_on_floats(_softmax, 1),),
     "QLinearWhere": (_where,),
 }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import helper, numpy_helper
 
+from tests.random_bytes import BYTES
 from tests.random_families import ELEMENTS, LINEAR, ROWS, SPATIAL, Family, whatever
 from tests.random_graphs import MOODS, Array, Dropped, Graph, Known, info
 from tests.random_moves import FOREIGN, MOVES, einsum
@@ -73,7 +74,7 @@ def loop(g: Graph) -> None:
 
 
 CONTROL: tuple[Family, ...] = (branch, loop)
-FLAT = (SPATIAL, (*LINEAR, einsum), ROWS, ELEMENTS, ELEMENTS, MOVES, MOVES, FOREIGN)
+FLAT = (SPATIAL, (*LINEAR, einsum), ROWS, ELEMENTS, ELEMENTS, MOVES, MOVES, FOREIGN, BYTES)
 ALL = (*FLAT, SPATIAL, ROWS, LINEAR, ELEMENTS, CONTROL)
 
 

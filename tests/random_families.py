@@ -331,54 +331,6 @@ def resize(g: Graph) -> None:
             )
 
 
-def quantize(g: Graph) -> None:
-    """Floats to bytes and back."""
-    if g.opset < 10:
-        raise Dropped
-    x = whatever(g, ("float32",), least=1, exact=True)
-    if not np.isfinite(g.array(x)).all() or not g.array(x).size:
-        raise Dropped  # of nothing ONNX Runtime's scale is what memory was
-    if g.opset >= 11 and g.chance(0.3):
-        q, scale, zero = g.node("DynamicQuantizeLinear", [x], outputs=3, exact=True)
-        g.node("DequantizeLinear", [q, scale, zero])
-        return
-    zero_type, attributes, size = g.pick(("int8", "uint8")), {}, ()
-    if g.opset >= 13 and g.chance(0.5):
-        attributes = {"axis": g.axis(g.array(x).ndim)}
-        size = (g.array(x).shape[attributes["axis"]],)
-    scale = g.new(np.asarray(g.random.uniform(0.02, 0.2, size), np.float32), True)
-    zero = g.new(np.asarray(g.random.integers(0, 5, size), zero_type), True)
-    q = g.node("QuantizeLinear", [x, scale, zero], exact=True, **attributes)[0]
-    if g.chance(0.7):
-        g.node("DequantizeLinear", [q, scale, zero], **attributes)
-
-
-def byte_product(g: Graph) -> None:
-    """MatMulInteger, QLinearMatMul, ConvInteger and QLinearConv."""
-    if g.opset < 10:
-        raise Dropped
-    op, left = g.pick(("MatMulInteger", "QLinearMatMul", "ConvInteger", "QLinearConv")), g.pick(("uint8", "int8"))
-    scaled, image = op.startswith("Q"), "Conv" in op
-    left = "uint8" if op == "ConvInteger" else left
-    right = g.pick(("int8", left))
-    x = images(g, 2, left) if image else whatever(g, (left,), least=2)
-    if not g.array(x).size:
-        raise Dropped
-    extent, out = g.array(x).shape[1 if image else -1], g.integer(1, 9)
-    groups = g.pick([d for d in (1, 1, 2, extent) if extent and extent % d == 0] or [1])
-    kernel = (g.integer(1, 3), g.integer(1, 3))
-    w = g.weight(right, (out * groups, extent // groups, *kernel) if image else (extent, out))
-    zeros = [g.setting(g.integer(0, 4), left), g.setting(g.integer(0, 4) if not image else 0, right)]
-    attributes = {"group": groups, **window(g, 2)} if image else {}
-    if not scaled:
-        g.node(op, [x, w, *zeros[: g.integer(0, 2)]], exact=True, **attributes)
-        return
-    scales = [g.setting(s, "float32") for s in (0.03, 0.02, 0.05)]
-    bias = [g.new(g.draw("int32", (out * groups,)), True)] if image and g.chance(0.6) else []
-    y_zero = g.setting(g.integer(0, 9), left)
-    g.node(op, [x, scales[0], zeros[0], w, scales[1], zeros[1], scales[2], y_zero, *bias], exact=False, **attributes)
-
-
 def recurrent(g: Graph) -> None:
     op, direction = g.pick(("LSTM", "GRU", "RNN")), g.pick(("forward", "reverse", "bidirectional"))
     gates, ways, hidden = {"LSTM": 4, "GRU": 3, "RNN": 1}[op], 1 + (direction == "bidirectional"), g.integer(1, 6)
@@ -414,6 +366,6 @@ def attention(g: Graph) -> None:
 
 
 SPATIAL: tuple[Family, ...] = (conv, conv, conv, conv_transpose, pool, pool, global_pool, resize)
-LINEAR: tuple[Family, ...] = (gemm, matmul, matmul, attention, recurrent, quantize, byte_product, byte_product)
+LINEAR: tuple[Family, ...] = (gemm, matmul, matmul, attention, recurrent)
 ROWS: tuple[Family, ...] = (reduction, reduction, arg_extreme, normalization, normalization, softmax)
 ELEMENTS: tuple[Family, ...] = (activation, activation, clip, unary, binary, binary, choice, cast)

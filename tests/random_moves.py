@@ -218,14 +218,6 @@ def foreign_products(g: Graph) -> None:
         g.node("FusedMatMul", [x, w], domain=MICROSOFT, transA=ta, transB=tb, alpha=g.pick((1.0, 0.3)))
 
 
-def foreign_bytes(g: Graph) -> None:
-    op, kind = g.pick(("QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu")), g.pick(("uint8", "int8"))
-    x = whatever(g, (kind,), least=1)
-    both = [x, g.operand(kind, g.array(x).shape)] if op in ("QLinearAdd", "QLinearMul") else [x]
-    read = [n for each in both for n in (each, g.setting(0.1, "float32"), g.setting(g.integer(0, 3), kind))]
-    g.node(op, [*read, g.setting(0.07, "float32"), g.setting(4, kind)], domain=MICROSOFT)
-
-
 MOVES: tuple[Family, ...] = (
     pad,
     pad,
@@ -242,4 +234,4 @@ MOVES: tuple[Family, ...] = (
     order,
     order,
 )
-FOREIGN: tuple[Family, ...] = (foreign_elements, foreign_rows, foreign_products, foreign_bytes)
+FOREIGN: tuple[Family, ...] = (foreign_elements, foreign_rows, foreign_products)

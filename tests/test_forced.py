@@ -72,6 +72,13 @@ def test_a_wrong_step_is_the_only_one_that_shows(name: str) -> None:
     assert count == 7
 
 
+def test_an_output_that_others_read_is_a_step_too() -> None:
+    both = model()
+    both.graph.outputs.extend(value for node in both.graph for value in node.outputs if value.name in ("m", "q"))
+    assert forced.wrong_steps(both, run(), FEEDS) == ([], 7)
+    assert "m" in [each.output for each in forced.wrong_steps(both, run("m"), FEEDS)[0]]
+
+
 def test_a_byte_may_be_rounded_up_or_down() -> None:
     values = run()
     values["q"] = values["q"].copy()

@@ -59,6 +59,14 @@ def test_of_two(kind: str, operator: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
+@pytest.mark.parametrize("attributes", ["opset=13", "opset=13, axis=1", "opset=12, axis=1", "opset=11, axis=-1"])
+def test_softmax(kind: str, attributes: str) -> None:
+    feeds = {"x": integers(kind, 3, 4, 40)} | quantization(kind, "x")
+    feeds |= {"ys": np.array(1 / 256, np.float32), "yz": np.array(np.iinfo(kind).min, kind)}
+    normalized(f"QLinearSoftmax<{attributes}>(x, xs, xz, ys, yz)", f"{kind}[3, 4, 40]", feeds)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
 @pytest.mark.parametrize("operator", ["QLinearSigmoid", "QLinearLeakyRelu<alpha=0.2>", "QLinearLeakyRelu"])
 def test_of_one(kind: str, operator: str) -> None:
     feeds = {"x": np.arange(256).astype(kind).reshape(2, 128)} | quantization(kind, "x", "y")
