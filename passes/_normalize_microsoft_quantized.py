@@ -96,15 +96,30 @@ def _leaky_relu(write: Writer, operands: Sequence[ir.Value]) -> ir.Value:
     return write("LeakyRelu", operands[0], alpha=0.01 if alpha is None else alpha)
 
 
-def _softmax(write: Writer, operands: Sequence[ir.Value]) -> ir.Value:
-    """Of one axis, or, as the operator below opset 13 has it, of a row of all that lies behind `axis`."""
-    attributes = write.node.attributes
-    x, shape, axis = operands[0], dims(write.node.inputs[0]) or (), attributes.get_int("axis", -1) or 0
-    if (attributes.get_int("opset", 13) or 13) >= 13:
-        return write("Softmax", x, axis=axis)
-    at = axis % max(len(shape), 1)
-    rows = write.reshape(x, (math.prod(shape[:at]), math.prod(shape[at:])))
-    return write.reshape(write("Softmax", rows, axis=-1), shape)
+def _softmax(editor: Editor, node: ir.Node) -> str | None:
+    """QLinearSoftmax{axis, opset}(x, x_scale, x_zero, scale, zero) -> softmax(x) floor(1 / scale) + zero.
+
+    ONNX Runtime counts in whole steps of 1. Below opset 13 it is of a row of all that lies behind `axis`.
+    """
+    if (reason := unknown(node) or _scalars(node, 1, 2, 3, 4)) is not None or node.outputs[0].dtype is None:
+        return reason
+    write, shape, axis = Writer(editor, node), dims(node.inputs[0]) or (), node.attributes.get_int("axis", -1) or 0
+    x, scale, kind = _real(write, node, 0), node.inputs[3], node.outputs[0].dtype.numpy()
+    if (node.attributes.get_int("opset", 13) or 13) >= 13:
+        y = write("Softmax", x, axis=axis)
+    else:
+        at = axis % max(len(shape), 1)
+        rows = write.reshape(x, (math.prod(shape[:at]), math.prod(shape[at:])))
+        y = write.reshape(write("Softmax", rows, axis=-1), shape)
+    known = None if scale is None else scale.const_value
+    if known is None:
+        steps = write("Floor", write("Div", write.constant(1, np.float32), scale))
+    else:
+        with np.errstate(all="ignore"):
+            steps = write.constant(np.floor(np.float32(1) / known.numpy().reshape(())), np.float32)
+    zero = operand(node, 4) or write.constant(0, kind)
+    write.finish(write("QuantizeLinear", write("Mul", y, steps), write.constant(1, np.float32), zero))
+    return None
 
 
 def _moved(write: Writer, x: ir.Value, first: bool) -> ir.Value:
@@ -225,6 +240,6 @@ QUANTIZED: dict[str, tuple[Rule, ...]] = {
     "QLinearLeakyRelu": (_on_floats(_leaky_relu, 1),),
     "QLinearMul": (_on_floats(lambda write, operands: write("Mul", *operands), 2),),
     "QLinearSigmoid": (_on_floats(lambda write, operands: write("Sigmoid", operands[0]), 1),),
-    "QLinearSoftmax": (_on_floats(_softmax, 1),),
+    "QLinearSoftmax": (_softmax,),
     "QLinearWhere": (_where,),
 }

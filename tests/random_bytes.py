@@ -108,6 +108,8 @@ def foreign_bytes(g: Graph) -> None:
     names = ("QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax")
     op, kind = g.pick(names), g.pick(("uint8", "int8"))
     x = whatever(g, (kind,), least=1)
+    if not g.array(x).size:
+        raise Dropped  # of nothing ONNX Runtime crashes
     both = [x, g.operand(kind, g.array(x).shape)] if op in ("QLinearAdd", "QLinearMul") else [x]
     read = [n for each in both for n in (each, g.setting(0.1, "float32"), g.setting(g.integer(0, 3), kind))]
     attributes = {"opset": g.pick((11, 13)), "axis": g.axis(g.array(x).ndim)} if op == "QLinearSoftmax" else {}

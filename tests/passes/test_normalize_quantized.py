@@ -60,9 +60,10 @@ def test_of_two(kind: str, operator: str) -> None:
 
 @pytest.mark.parametrize("kind", ["uint8", "int8"])
 @pytest.mark.parametrize("attributes", ["opset=13", "opset=13, axis=1", "opset=12, axis=1", "opset=11, axis=-1"])
-def test_softmax(kind: str, attributes: str) -> None:
+@pytest.mark.parametrize("scale", [1 / 256, 0.013, 0.07])
+def test_softmax(kind: str, attributes: str, scale: float) -> None:
     feeds = {"x": integers(kind, 3, 4, 40)} | quantization(kind, "x")
-    feeds |= {"ys": np.array(1 / 256, np.float32), "yz": np.array(np.iinfo(kind).min, kind)}
+    feeds |= {"ys": np.array(scale, np.float32), "yz": np.array(np.iinfo(kind).min, kind)}
     normalized(f"QLinearSoftmax<{attributes}>(x, xs, xz, ys, yz)", f"{kind}[3, 4, 40]", feeds)
 
 
