@@ -2,7 +2,7 @@
 
 run -> model with the shapes of its inputs
        ONNX Runtime refuses it?  with open dimensions (a branch for another size does not fit this one), without a rank
-       it refuses that too?      the nodes one by one
+       it refuses that too?      with activations written out, then the nodes one by one
        it refuses one node?      UnsupportedError
 """
 
@@ -101,14 +101,49 @@ def _opened(
     from graphopt.runtime.onnx_session import open_session, short
 
     complaint = ""
-    for dims in Dims:
+    for dims, write_out in (*((dims, False) for dims in Dims), (Dims.NONE, True)):
         proto, weights = extract(model, run, dims, stored)
+        if write_out:
+            proto = _written_out(proto)
         data = proto.SerializeToString()
         try:
             return FallbackModel(run, data, weights, open_session(data, weights, threads)), ""
         except Exception as error:  # its exceptions share no base class
             complaint = complaint or short(error)
     return None, complaint
+
+
+def _written_out(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Activations as the nodes that ONNX defines them by.
+
+    Of float64 and of integers ONNX Runtime has no kernels of them. It writes them out itself where a model has the
+    opset of the definition, which is 18, but not in the opset that models have here.
+    """
+    from onnx import inliner
+
+    _with_defaults(proto.graph, {each.domain: each.version for each in proto.opset_import})
+    return inliner.inline_selected_functions(proto, [("", name) for name in _ACTIVATIONS], inline_schema_functions=True)
+
+
+def _with_defaults(graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
+    """Write the default attributes of activations at the nodes: the bodies that define them name them."""
+    import onnx
+
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _with_defaults(inner, opsets)
+        if node.domain == "" and node.op_type in _ACTIVATIONS:
+            given = {attribute.name for attribute in node.attribute}
+            known = onnx.defs.get_schema(node.op_type, opsets.get("", 1)).attributes
+            defaults = [attribute.default_value for name, attribute in known.items() if name not in given]
+            node.attribute.extend(default for default in defaults if default.name)
+
+
+_ACTIVATIONS = (
+    *("Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu", "Softplus", "Softsign"),
+    "ThresholdedRelu",
+)
 
 
 def extract(

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from graphopt.errors import UnsupportedError
 from graphopt.fallback_models import SHARED_BYTES, Dims, FallbackModel, extract, fallback_models, observed
 from graphopt.segments import NodeRun, node_runs
+from graphopt.verify import run_onnxruntime
 
 
 def model_of(text: str, opset: int = 21) -> ir.Model:
@@ -177,3 +178,21 @@ def test_nor_does_a_loop_in_a_loop() -> None:
     (found,) = opened(model, "y z")
     outputs = found.session.run(None, {"x": np.ones((2, 3), np.float32)})
     assert [array.shape for array in outputs] == [(2, 3), (2, 0, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "operator",
+    ["Elu", "HardSigmoid<beta = 0.3>", "HardSwish", "LeakyRelu", "Mish", "Selu", "Softplus", "Softsign"]
+    + ["ThresholdedRelu<alpha = 0.5>"],
+)
+def test_activations_of_float64_within_a_branch_run_as_in_the_opset_of_their_definition(operator: str) -> None:
+    def text(opset: int) -> ir.Model:
+        branch = f"branch = side () => (double[5] z) {{ z = {operator}(x) }}"
+        other = "else_branch = other () => (double[5] o) { o = Identity(x) }"
+        text = f"g (bool c, double[5] x) => (double[5] y) {{ y = If(c) <then_{branch}, {other}> }}"
+        return model_of(text, opset)
+
+    feeds = {"c": np.array(True), "x": np.array([-3.0, -0.5, 0.0, 0.7, 2.0])}
+    (found,) = opened(text(20), "y")
+    expected = run_onnxruntime(text(18), feeds)["y"]
+    np.testing.assert_allclose(found.session.run(None, feeds)[0], expected, rtol=1e-15, atol=0)
