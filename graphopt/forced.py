@@ -86,14 +86,16 @@ def _move(graph: ir.Graph, node: ir.Node, shift: float) -> None:
     if (position := _MOVES.get(node.op_type)) is None or node.domain != "":
         return
     scale = node.inputs[position]
-    numbers = None if scale is None or scale.const_value is None else scale.const_value.numpy()
-    if numbers is None or numbers.dtype.kind != "f":
+    if scale is None or scale.const_value is None:
+        return
+    numbers = scale.const_value.numpy()
+    if numbers.dtype.kind != "f":
         return
     if node.op_type != "QuantizeLinear":
         node.replace_input_with(position, _constant(graph, numbers * numbers.dtype.type(1 - shift * FACTOR_TIE)))
         return
     x = node.inputs[0]
-    if x is None or x.shape is None or x.dtype != scale.dtype or node.attributes.get_int("block_size", 0):
+    if x is None or x.shape is None or x.dtype != scale.dtype or node.attributes.get_int("block_size", 0) != 0:
         return
     if numbers.size > 1:
         rank = len(x.shape)

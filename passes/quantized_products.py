@@ -102,7 +102,7 @@ def _rewrite(editor: Editor, node: ir.Node, left: _Bytes, right: _Bytes) -> str 
     if not left.single:
         return "its left operand has several scales"
     rank = len(dims(right.value) or ())
-    filters = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0))
+    filters = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0)
     if not right.single and (not right.along(0 if filters else rank - 1) or (node.op_type == "MatMul" and rank != 2)):
         return "the scales of its right operand are not those of columns or filters"
     quantize = _quantize(node)

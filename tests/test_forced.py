@@ -86,6 +86,26 @@ def test_a_byte_may_be_rounded_up_or_down() -> None:
     assert [each.output for each in forced.wrong_steps(model(), values, FEEDS)[0]] == ["d"]
 
 
+HIDDEN = """<ir_version: 10, opset_import: ["": 20]>
+g (float[6] x) => (float[6] y) <float s = {0.5}, uint8 z = {9}> {
+    q = QuantizeLinear(x, s, z)
+    d = DequantizeLinear(q, s, z)
+    y = Neg(d)
+}"""
+
+
+@pytest.mark.parametrize(("x", "agrees"), [(0.75, True), (0.7501, True), (0.7, False)])
+def test_what_is_rounded_out_of_sight_may_be_off_by_a_step_at_a_tie_alone(x: float, agrees: bool) -> None:
+    hidden = ir.from_onnx_text(HIDDEN)
+    ShapeInferencePass()(hidden)
+    feeds = {"x": np.array([0, x, 1, 2, -1, 3], np.float32)}
+    values = {"y": -np.array([0, 0.5, 1, 2, -1, 3], np.float32)}
+    for other in (0.5, 1.0):
+        values["y"][1] = -other
+        right = agrees or other == round(x / 0.5) * 0.5
+        assert (not forced.wrong_steps(hidden, values, feeds)[0]) == right
+
+
 def test_values_of_other_types_and_ranks_are_left_alone() -> None:
     values = run() | {"n": np.zeros(32, np.float32), "d": np.zeros((4, 8)), "elsewhere": np.zeros(1)}
     assert set(forced.recomputed(model(), values, FEEDS)) == {"m", "q", "s", "z", "y"}
