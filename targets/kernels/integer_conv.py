@@ -109,12 +109,19 @@ class Window:
         return (0, at) if self.step == 1 else (tirx.floormod(at, self.step), tirx.floordiv(at, self.step))
 
     @property
+    def remainders(self) -> int:
+        """Of the columns, as many as a tap reads: units of taps that are one each begin at the first."""
+        return 1 if self.of_taps and self.taps[-1] == 1 else self.step
+
+    @property
     def lines(self) -> tuple[int, ...]:
         """Shape of the rewritten image: [batch * groups, units, *rows and their padding, remainders, n, unit]."""
         reach = [(t - 1) * d for t, d in zip(self.kernel, self.dilations, strict=True)]
         rows = [] if self.flat else [(o - 1) * s + r + 1 for o, s, r in zip(self.out, self.strides, reach, strict=True)]
-        farthest = 0 if self.flat else reach[-1] // self.step
-        return (self.batch * self.groups, self.units, *rows[:-1], self.step, self.places[-1] + farthest, self.unit)
+        farthest = (self.taps[-1] - 1) * self.unit * self.dilations[-1] if self.of_taps else reach[-1]
+        farthest = 0 if self.flat else farthest // self.step
+        columns = self.places[-1] + farthest
+        return (self.batch * self.groups, self.units, *rows[:-1], self.remainders, columns, self.unit)
 
     @property
     def tiles(self) -> tuple[int, ...]:
@@ -273,7 +280,7 @@ class _Lines:
         """One row of an image of which a unit has `parts` channels: for each remainder padding, the image, padding."""
         window, total = self.window, self.whole[-2]
         distance = 0 if window.flat or not window.of_taps else window.dilations[-1]
-        for remainder in range(window.step):
+        for remainder in range(window.remainders):
             offsets = [0 if window.flat else remainder - window.pads[-1] + p * distance for p in range(window.unit)]
             bounds = [self._inside(offset) for offset in offsets]
             low, high = max(first for first, _ in bounds), min(end for _, end in bounds)
