@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphopt.passes.lift_rows import LiftRows as LiftRows
     from graphopt.passes.normalize import Normalize as Normalize
     from graphopt.passes.precision import Precision as Precision
+    from graphopt.passes.quantized_moves import QuantizedMoves as QuantizedMoves
     from graphopt.passes.quantized_products import QuantizedProducts as QuantizedProducts
     from graphopt.passes.select_conv import SelectConv as SelectConv
 
@@ -27,6 +28,7 @@ PASSES = {
     "flush-denormals": ("graphopt.passes.flush_denormals", "FlushDenormals"),
     "join-products": ("graphopt.passes.join_products", "JoinProducts"),
     "lift-rows": ("graphopt.passes.lift_rows", "LiftRows"),
+    "quantized-moves": ("graphopt.passes.quantized_moves", "QuantizedMoves"),
     "quantized-products": ("graphopt.passes.quantized_products", "QuantizedProducts"),
     "precision": ("graphopt.passes.precision", "Precision"),
     "select-conv": ("graphopt.passes.select_conv", "SelectConv"),
@@ -35,13 +37,13 @@ PASSES = {
 }
 
 DEFAULT = (
-    "hoist-branches,normalize,quantized-products,fuse,batch-products,flush-denormals,lift-rows,select-conv,layout,"
-    "choose-tiles"
+    "hoist-branches,normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,lift-rows,"
+    "select-conv,layout,choose-tiles"
 )
 """The pipeline of `graphopt compile` when --passes is not given."""
 
 _GPU = (
-    "normalize,quantized-products,fuse,batch-products,flush-denormals,join-products,lift-rows,"
+    "normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,join-products,lift-rows,"
     "select-conv{max-workspace=1GiB},layout,choose-tiles"
 )
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
@@ -61,6 +63,7 @@ __all__ = [
     "LiftRows",
     "Normalize",
     "Precision",
+    "QuantizedMoves",
     "QuantizedProducts",
     "SelectConv",
 ]

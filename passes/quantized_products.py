@@ -7,13 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from graphopt.passes._edit import Editor, array_of, dims, is_op, only_use
 from graphopt.passes._microsoft import Writer, operand
+from graphopt.passes._quantized import BYTES, Dequantized
 from graphopt.pipeline import Pass, PassResult, Refusal
-
-BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
 
 BIAS_SCALE = 1e-4
 """How far the scale of a bias may be from the product of the others: exporters compute it in other precisions."""
@@ -46,7 +44,7 @@ class QuantizedProducts(Pass):
         for node in tuple(model.graph):
             if node.graph is None or not is_op(node, "MatMul", "Gemm", "Conv"):
                 continue
-            left, right = _Bytes.behind(node.inputs[0]), _Bytes.behind(node.inputs[1])
+            left, right = Dequantized.behind(node.inputs[0]), Dequantized.behind(node.inputs[1])
             if left is not None and right is not None:
                 reason = _rewrite(editor, node, left, right)
                 if reason is None:
@@ -58,41 +56,7 @@ class QuantizedProducts(Pass):
         return PassResult(model, editor.modified, tuple(refusals))
 
 
-@dataclass(frozen=True, slots=True)
-class _Bytes:
-    """A tensor in floats that DequantizeLinear makes of `value`; `axis` is that of the scales where there are more."""
-
-    node: ir.Node
-    value: ir.Value
-    scale: ir.Value
-    scales: NDArray[np.float32]
-    zero: ir.Value | None
-    axis: int
-
-    @classmethod
-    def behind(cls, value: ir.Value | None) -> _Bytes | None:
-        node = None if value is None else value.producer()
-        if node is None or not is_op(node, "DequantizeLinear") or node.attributes.get_int("block_size", 0) != 0:
-            return None
-        source, scale, zero = (*node.inputs, None)[:3]
-        shape, numbers = dims(source), array_of(scale)
-        if source is None or scale is None or shape is None or numbers is None or numbers.dtype != np.float32:
-            return None
-        if zero is not None and array_of(zero) is None:
-            return None
-        axis = node.attributes.get_int("axis", 1)
-        return cls(node, source, scale, numbers, zero, axis % max(len(shape), 1))
-
-    @property
-    def single(self) -> bool:
-        return self.scales.size == 1
-
-    def along(self, axis: int) -> bool:
-        """Whether there is one scale, or one for each entry of `axis`."""
-        return self.single or self.axis == axis
-
-
-def _rewrite(editor: Editor, node: ir.Node, left: _Bytes, right: _Bytes) -> str | None:
+def _rewrite(editor: Editor, node: ir.Node, left: Dequantized, right: Dequantized) -> str | None:
     """Multiply bytes, or say why not."""
     kinds = left.value.dtype, right.value.dtype
     if kinds[0] not in BYTES or kinds[1] not in BYTES:
@@ -126,8 +90,8 @@ def _rewrite(editor: Editor, node: ir.Node, left: _Bytes, right: _Bytes) -> str 
 def _to_bytes(
     editor: Editor,
     node: ir.Node,
-    left: _Bytes,
-    right: _Bytes,
+    left: Dequantized,
+    right: Dequantized,
     quantize: ir.Node,
     op_type: str,
     bias: ir.Value | None = None,
@@ -156,7 +120,7 @@ def _to_bytes(
     editor.swap(quantize, value)
 
 
-def _to_floats(editor: Editor, node: ir.Node, left: _Bytes, right: _Bytes) -> None:
+def _to_floats(editor: Editor, node: ir.Node, left: Dequantized, right: Dequantized) -> None:
     """The sums of a MatMul or Gemm are integers, its result is float."""
     write, bias = Writer(editor, node), operand(node, 2)
     alpha, beta = (node.attributes.get_float(name, 1.0) or 0.0 for name in ("alpha", "beta"))
@@ -212,9 +176,9 @@ def _quantize(node: ir.Node) -> ir.Node | None:
     return reader
 
 
-def _bias(value: ir.Value, left: _Bytes, right: _Bytes) -> ir.Value | None:
+def _bias(value: ir.Value, left: Dequantized, right: Dequantized) -> ir.Value | None:
     """The bias in int32, if it is in units of a product of bytes."""
-    found = _Bytes.behind(value)
+    found = Dequantized.behind(value)
     if found is None or found.value.dtype != ir.DataType.INT32 or array_of(found.value) is None:
         return None
     if found.zero is not None and np.any(array_of(found.zero)):
@@ -227,7 +191,7 @@ def _bias(value: ir.Value, left: _Bytes, right: _Bytes) -> ir.Value | None:
 
 def _dequantize(editor: Editor, value: ir.Value | None) -> None:
     """Make a constant of a DequantizeLinear of one."""
-    found = _Bytes.behind(value)
+    found = Dequantized.behind(value)
     numbers = None if found is None else array_of(found.value)
     if value is None or found is None or numbers is None or value.dtype != ir.DataType.FLOAT or value.is_graph_output():
         return

@@ -403,7 +403,7 @@ def test_another_precision_is_verified_with_its_own_tolerance(precision: str) ->
     assert (1e-5 < made.accuracy["logits"] < 1e-2) == (precision == "fp16")
     assert any("tf32 is a permission that no kernel took" in note for note in made.notes) == (precision == "tf32")
     assert (
-        f"hoist-branches,normalize,quantized-products,fuse,precision{{to={precision}}},batch-products,flush-denormals,"
+        f"hoist-branches,normalize,quantized-moves,quantized-products,fuse,precision{{to={precision}}},batch-products,"
         in made.artifact.manifest["pipeline"]
     )
     casts = [node for node in made.pipeline.model.graph if node.op_type == "Cast"]
@@ -427,7 +427,7 @@ def test_code_for_a_gpu_needs_no_gpu(precision: str) -> None:
     made = compile_model("zoo:lenet-digits", target="cuda", level="sm_80", precision=precision, fallback=False)
     manifest = made.artifact.manifest
     assert manifest["target"] == {"name": "cuda", "gpu": "sm_80", "device": "a100"}
-    assert manifest["pipeline"].startswith("normalize,quantized-products,fuse")
+    assert manifest["pipeline"].startswith("normalize,quantized-moves,quantized-products,fuse")
     calls = [call for segment in made.artifact.program.stages[0].segments for call in segment.calls]
     assert {call.symbol for call in calls} == set(manifest["kernels"])
     assert sum(plan["algorithm"] == "product" for plan in manifest["kernels"].values()) == 4

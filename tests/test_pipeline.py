@@ -98,7 +98,7 @@ def test_bad_options(texts: dict[str, str], message: str) -> None:
         (
             "zzz",
             "there is no pass zzz; there are batch-products, choose-tiles, flush-denormals, fuse, hoist-branches, "
-            "join-products, layout, lift-rows, normalize, precision, quantized-products, select-conv",
+            "join-products, layout, lift-rows, normalize, precision, quantized-moves, quantized-products, select-conv",
         ),
         ("normalize{x=1}", "pass normalize has no option x; it has none"),
         ("fuse{", "cannot read the pipeline at 'fuse{'"),

@@ -73,6 +73,7 @@ CUSTOM: dict[str, Converter] = {
 }
 
 STANDARD: dict[str, Converter] = {
+    "AveragePool": pooling.pool_of_rows,
     "Atanh": elementwise(fast.atanh),
     "Clip": clamp,
     "Conv": conv,
@@ -93,6 +94,7 @@ STANDARD: dict[str, Converter] = {
     "GroupNormalization": channel_norm,
     "InstanceNormalization": channel_norm,
     "LSTM": recurrent,
+    "MaxPool": pooling.pool_of_rows,
     "ReduceL1": total,
     "ReduceL2": total,
     "ReduceLogSum": total,

@@ -134,7 +134,7 @@ def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None
             requantize=Rescaling.element(found),
         )
 
-    return c.te("integer_gemm", define, left, panels, *further.values(), pattern=EPILOGUE)
+    return c.te("integer_gemm", define, left, panels, *further.values(), pattern=_pattern(rescaling))
 
 
 def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = None) -> Any:
@@ -184,7 +184,12 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
             requantize=Rescaling.element(found),
         )
 
-    return c.reshape(c.te("integer_conv", define, packed, lines, *further.values(), pattern=EPILOGUE), out)
+    return c.reshape(c.te("integer_conv", define, packed, lines, *further.values(), pattern=_pattern(rescaling)), out)
+
+
+def _pattern(rescaling: Rescaling | None) -> int:
+    """Whether what follows joins the kernel: bytes are stored as such, for what reads them is faster on its own."""
+    return EPILOGUE if rescaling is None else OPAQUE
 
 
 def _flat(c: Context, factor: Factor) -> Factor:

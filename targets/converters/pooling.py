@@ -14,8 +14,16 @@ import numpy as np
 from tvm import te, tirx
 
 from graphopt.frontend_extents import split_pads
-from graphopt.targets.converters.base import FLOATS, HALVES, REDUCTION, Context, Converter, dtype_of, shape_of
+from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, REDUCTION, Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters.index import known
+from graphopt.targets.kernels import pool_rows
+from graphopt.targets.kernels.common import SCHEDULED
+from graphopt.targets.kernels.pool_rows import Pool
+
+ROWS = ("float32", "int8", "uint8")
+
+LONGEST, LARGEST = 16, 256
+"""Elements of a window along the last axis, and in all, up to which rows are taken. Longer sums need blocks."""
 
 
 def pool(c: Context, inputs: list[Any]) -> Any:
@@ -78,13 +86,44 @@ def pool(c: Context, inputs: list[Any]) -> Any:
 
     arguments = [x]
     if kind == "AveragePool":
-        counts = np.ones((rank, max(out[2:])), working)
-        for axis in range(rank):
-            numbers = _count(c, shape[2 + axis], out[2 + axis], kernel[axis], strides[axis], dilations[axis],
-                             begins[axis], ends[axis])  # fmt: skip
-            counts[axis, : out[2 + axis]] = numbers
-        arguments.append(known(counts))
+        bounds = Pool(out[2:], kernel, strides, dilations, begins)
+        arguments.append(_counts(c, shape[2:], bounds, ends, working))
     return c.te(kind.lower(), compute, *arguments, pattern=REDUCTION)
+
+
+def pool_of_rows(c: Context, inputs: list[Any]) -> Any:
+    """MaxPool without indices and AveragePool of what vectors hold, with a window of which a row stands in the code."""
+    (x,) = inputs
+    shape, kernel, dtype, average = shape_of(x), c.integers("kernel_shape"), dtype_of(x), c.node.op_type != "MaxPool"
+    if dtype not in (("float32",) if average else ROWS) or len(c.node.outputs) > 1 or 0 in (*shape, *c.out_shape):
+        return NotImplemented
+    if not kernel or kernel[-1] > LONGEST or math.prod(kernel) > LARGEST:
+        return NotImplemented
+    ones = (1,) * len(kernel)
+    strides, dilations = c.integers("strides", ones), c.integers("dilations", ones)
+    begins, ends = _pads(c, shape[2:], kernel, strides)
+    window = Pool(c.out_shape[2:], kernel, strides, dilations, begins)
+    arguments = [x]
+    if average:
+        arguments.append(_counts(c, shape[2:], window, ends, dtype))
+
+    def define(v: Any, counts: Any = None) -> Any:
+        return pool_rows.average(v, counts, window) if average else pool_rows.largest(v, window)
+
+    attributes = {"op_pattern": OPAQUE, SCHEDULED: 1}
+    return c.definitions.emit(c.builder, c.node.op_type.lower(), define, tuple(arguments), attributes)
+
+
+def _counts(c: Context, image: tuple[int, ...], window: Pool, ends: tuple[int, ...], dtype: str) -> Any:
+    """How many elements along each axis an average at each position is over, [rank, longest axis]."""
+    counts = np.ones((len(image), max(window.out)), dtype)
+    for axis in range(len(image)):
+        numbers = _count(
+            c, image[axis], window.out[axis], window.kernel[axis], window.strides[axis], window.dilations[axis],
+            window.pads[axis], ends[axis],
+        )  # fmt: skip
+        counts[axis, : window.out[axis]] = numbers
+    return known(counts)
 
 
 def _pads(

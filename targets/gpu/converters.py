@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
+from graphopt.targets.converters import pooling
 from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters.convolution import begin_pads
 from graphopt.targets.converters.reductions import extreme
@@ -288,6 +289,8 @@ OWN: Mapping[str, Converter] = {
     "ReduceMean": mean,
     "GlobalAveragePool": mean,
     "GlobalMaxPool": left_to_tvm,
+    "AveragePool": pooling.pool,
+    "MaxPool": pooling.pool,
     "ReduceMax": extreme(largest=True),
     "ReduceMin": extreme(largest=False),
     "Transpose": transpose,

@@ -1,0 +1,49 @@
+"""What passes ask of quantized values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphopt.passes._edit import array_of, dims, is_op
+
+BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantized:
+    """A tensor in floats that DequantizeLinear makes of `value`; `axis` is that of the scales where there are more."""
+
+    node: ir.Node
+    value: ir.Value
+    scale: ir.Value
+    scales: NDArray[np.float32]
+    zero: ir.Value | None
+    axis: int
+
+    @classmethod
+    def behind(cls, value: ir.Value | None) -> Dequantized | None:
+        """How `value` is made; None where it is otherwise, or with scales that are no float32 constants."""
+        node = None if value is None else value.producer()
+        if node is None or not is_op(node, "DequantizeLinear") or node.attributes.get_int("block_size", 0) != 0:
+            return None
+        source, scale, zero = (*node.inputs, None)[:3]
+        shape, numbers = dims(source), array_of(scale)
+        if source is None or scale is None or shape is None or numbers is None or numbers.dtype != np.float32:
+            return None
+        if zero is not None and array_of(zero) is None:
+            return None
+        axis = node.attributes.get_int("axis", 1)
+        return cls(node, source, scale, numbers, zero, axis % max(len(shape), 1))
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one scale."""
+        return self.scales.size == 1
+
+    def along(self, axis: int) -> bool:
+        """Whether there is one scale, or one for each entry of `axis`."""
+        return self.single or self.axis == axis
