@@ -138,7 +138,7 @@ def _same(part: Dequantized, quantize: ir.Node) -> bool:
         return False
     scale = array_of(quantize.inputs[1])
     assert scale is not None
-    return bool(part.scales.reshape(()) == scale.reshape(()) and np.all(zeros[0] == zeros[1]))  # type: ignore[arg-type]
+    return bool(part.scales.reshape(()) == scale.reshape(()) and np.all(zeros[0] == zeros[1]))
 
 
 def _quantized(editor: Editor, quantize: ir.Node, value: ir.Value | None) -> ir.Value:
