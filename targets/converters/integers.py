@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, tirx
 
-from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.converters.convolution import begin_pads
 from graphopt.targets.converters.linear import saturated
-from graphopt.targets.kernels import dots, integer_conv, integer_gemm
+from graphopt.targets.kernels import dots, integer_conv, integer_gemm, integer_lines
 from graphopt.targets.kernels.common import SCHEDULED, const, dims
-from graphopt.targets.kernels.integer_conv import Window
+from graphopt.targets.kernels.integer_window import Window, choose_tile
 
 BYTES = ("int8", "uint8")
 
@@ -151,7 +151,7 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
         return c.reshape(product(c, _flat(c, x), _flat(c, w), rescaling, transposed=True), out)
     unit = dots.WORDS if w.zero is not None else dots.unit(c.machine, w.known, dtype_of(w.value))
     shape = (x.shape[0], groups, w.shape[1], out[1] // groups, image, kernel)
-    window = integer_conv.choose_tile(Window(*shape, strides, dilations, pads, out[2:], unit), c.machine)
+    window = choose_tile(Window(*shape, strides, dilations, pads, out[2:], unit), c.machine)
     kind = dots.NAMES[unit]
     packed = c.te(f"pack_{kind}", lambda v: integer_conv.pack(v, window), w.value, pattern=OPAQUE)
     x_zero, w_zero = (None if v.zero is None else c.reshape(v.zero, (math.prod(shape_of(v.zero)),)) for v in (x, w))
@@ -160,7 +160,7 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
 
     def prepare(v: Any, *more: Any) -> list[Any]:
         found = dict(zip(operands, more, strict=True))
-        return integer_conv.prepare(v, found.get("packed"), window, found.get("x_zero"), found.get("w_zero"))
+        return integer_lines.prepare(v, found.get("packed"), window, found.get("x_zero"), found.get("w_zero"))
 
     attributes = {"op_pattern": OPAQUE, SCHEDULED: 1}
     lines = c.definitions.emit(c.builder, f"prepare_{kind}", prepare, (x.value, *operands.values()), attributes)
@@ -184,7 +184,10 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
             requantize=Rescaling.element(found),
         )
 
-    return c.reshape(c.te("integer_conv", define, packed, lines, *further.values(), pattern=_pattern(rescaling)), out)
+    y = c.te("integer_conv", define, packed, lines, *further.values(), pattern=_pattern(rescaling))
+    if window.joined:
+        return c.te("cut_out", lambda v: integer_conv.cut_out(v, window), y, pattern=INJECTIVE)
+    return c.reshape(y, out)
 
 
 def _pattern(rescaling: Rescaling | None) -> int:

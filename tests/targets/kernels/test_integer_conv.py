@@ -14,7 +14,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from graphopt.targets.kernels import dots, integer_conv
+from graphopt.targets.kernels import dots
+from graphopt.targets.kernels.integer_window import Window, choose_tile
 from graphopt.targets.machine import LEVELS, CpuMachine
 from graphopt.verify import run_onnxruntime
 
@@ -158,7 +159,34 @@ def test_any_window(
 def test_tiles_fit_the_registers(level: str, unit: int, channels: int, filters: int, out: int) -> None:
     machine = CpuMachine(LEVELS[level], 2)
     shape = (1, 1, channels, filters, (out, out), (3, 3), (1, 1), (1, 1), (1, 1), (out, out), unit)
-    window = integer_conv.choose_tile(integer_conv.Window(*shape), machine)
+    window = choose_tile(Window(*shape), machine)
     vectors, rest = divmod(window.width, machine.lanes("int32"))
     assert rest == 0
     assert window.rows * vectors + vectors + 2 <= machine.level.registers
+
+
+@pytest.mark.parametrize("kinds", [("uint8", "int8"), ("uint8", "uint8"), ("int8", "int8")])
+@pytest.mark.parametrize(
+    ("x", "w", "attributes"),
+    [
+        ((2, 20, 7, 7), (24, 20, 3, 3), "pads=[1, 1, 1, 1]"),
+        ((1, 6, 5, 3), (10, 3, 2, 3), "group=2, pads=[0, 2, 1, 1], dilations=[2, 1]"),
+        ((1, 3, 4, 5, 5), (8, 3, 2, 3, 2), "pads=[0, 1, 0, 1, 1, 1], strides=[2, 1, 1]"),
+    ],
+)
+def test_joined_rows(any_lab: Any, x: Any, w: Any, attributes: str, kinds: tuple[str, str]) -> None:
+    image, weights = integers(kinds[0], *x), integers(kinds[1], *w)
+    body = f"y = QLinearConv<{attributes}>(x, xs, xz, w, ws, wz, ys, yz, b)"
+    any_lab.same(body, {"x": image}, qlinear(image, weights))
+
+
+def test_rows_are_joined_where_lanes_would_be_empty() -> None:
+    machine = CpuMachine(LEVELS["avx512vnni"], 2)
+
+    def joined(out: int, stride: int = 1) -> bool:
+        image = out * stride
+        shape = (1, 1, 64, 64, (image, image), (3, 3), (stride, stride), (1, 1), (1, 1), (out, out), dots.BYTES)
+        return choose_tile(Window(*shape), machine).joined
+
+    assert [joined(out) for out in (5, 7, 14, 16, 56)] == [True, True, False, False, False]
+    assert not joined(7, stride=2)
