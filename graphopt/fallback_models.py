@@ -191,14 +191,17 @@ def _open_dims(kind: onnx.TypeProto, dims: Dims) -> None:
 
 
 def _open_subgraphs(node: onnx.NodeProto, dims: Dims = Dims.NONE) -> None:
-    """Clear the shapes inside `node`. What a loop collects keeps its own: it has that shape after no iteration too."""
+    """Clear the shapes inside `node`. What a loop collects keeps its own: it has that shape after no iteration too.
+
+    Of what a Scan computes in each step ONNX Runtime wants to know the rank.
+    """
     collected = max(1, len(node.input) - 1) if node.op_type == "Loop" else None
     for attribute in node.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
             del graph.value_info[:]
             counters = 2 if node.op_type == "Loop" else 0  # ONNX Runtime wants to know that they are scalars
             for info in (*graph.input[counters:], *graph.output[:collected]):
-                _open_dims(info.type, Dims.NONE)
+                _open_dims(info.type, Dims.RANK if node.op_type == "Scan" else Dims.NONE)
             for info in () if collected is None else graph.output[collected:]:
                 _open_dims(info.type, dims)
             for inner in graph.node:

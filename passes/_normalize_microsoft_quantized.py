@@ -96,6 +96,10 @@ def _leaky_relu(write: Writer, operands: Sequence[ir.Value]) -> ir.Value:
     return write("LeakyRelu", operands[0], alpha=0.01 if alpha is None else alpha)
 
 
+SHORTEST = 4
+"""Numbers of which ONNX Runtime's sums of exponentials, times 1 / scale, are known to stay in their integers."""
+
+
 def _softmax(editor: Editor, node: ir.Node) -> str | None:
     """QLinearSoftmax{axis, opset}(x, x_scale, x_zero, scale, zero) -> softmax(x) floor(1 / scale) + zero.
 
@@ -103,9 +107,14 @@ def _softmax(editor: Editor, node: ir.Node) -> str | None:
     """
     if (reason := unknown(node) or _scalars(node, 1, 2, 3, 4)) is not None or node.outputs[0].dtype is None:
         return reason
-    write, shape, axis = Writer(editor, node), dims(node.inputs[0]) or (), node.attributes.get_int("axis", -1) or 0
+    shape, axis = dims(node.inputs[0]) or (), node.attributes.get_int("axis", -1) or 0
+    legacy = (node.attributes.get_int("opset", 13) or 13) < 13
+    length = math.prod(shape[axis % max(len(shape), 1) :]) if legacy else shape[axis] if shape else 1
+    if length < SHORTEST:
+        return f"ONNX Runtime's QLinearSoftmax of fewer than {SHORTEST} numbers overflows"
+    write = Writer(editor, node)
     x, scale, kind = _real(write, node, 0), node.inputs[3], node.outputs[0].dtype.numpy()
-    if (node.attributes.get_int("opset", 13) or 13) >= 13:
+    if not legacy:
         y = write("Softmax", x, axis=axis)
     else:
         at = axis % max(len(shape), 1)
@@ -142,6 +151,13 @@ def _average_pool(write: Writer, operands: Sequence[ir.Value]) -> ir.Value:
         if name != "channels_last" and isinstance(attribute, ir.Attr)
     }
     return _moved(write, write("AveragePool", _moved(write, operands[0], True), **attributes), False)
+
+
+def _pool(editor: Editor, node: ir.Node) -> str | None:
+    """QLinearAveragePool, but for what it counts in windows that begin in the padding."""
+    if node.attributes.get_int("ceil_mode", 0) != 0:
+        return "QLinearAveragePool with ceil_mode has windows of its own"
+    return _on_floats(_average_pool, 1)(editor, node)
 
 
 def _concat(editor: Editor, node: ir.Node) -> str | None:
@@ -234,7 +250,7 @@ QUANTIZED: dict[str, tuple[Rule, ...]] = {
     "MatMulIntegerToFloat": (_integer_to_float,),
     "QGemm": (_gemm,),
     "QLinearAdd": (_add,),
-    "QLinearAveragePool": (_on_floats(_average_pool, 1),),
+    "QLinearAveragePool": (_pool,),
     "QLinearConcat": (_concat,),
     "QLinearGlobalAveragePool": (_on_floats(_global_average_pool, 1),),
     "QLinearLeakyRelu": (_on_floats(_leaky_relu, 1),),

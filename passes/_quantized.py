@@ -30,14 +30,18 @@ class Dequantized:
         node = None if value is None else value.producer()
         if node is None or not is_op(node, "DequantizeLinear") or node.attributes.get_int("block_size", 0) != 0:
             return None
+        if node.outputs[0].dtype != ir.DataType.FLOAT:
+            return None
         source, scale, zero = (*node.inputs, None)[:3]
         shape, numbers = dims(source), array_of(scale)
         if source is None or scale is None or shape is None or numbers is None or numbers.dtype != np.float32:
             return None
         if zero is not None and array_of(zero) is None:
             return None
-        axis = node.attributes.get_int("axis", 1)
-        return cls(node, source, scale, numbers, zero, axis % max(len(shape), 1))
+        axis = (node.attributes.get_int("axis", 1) or 0) % max(len(shape), 1)
+        if numbers.size != 1 and (not shape or numbers.shape != (shape[axis],)):
+            return None
+        return cls(node, source, scale, numbers, zero, axis)
 
     @property
     def single(self) -> bool:

@@ -65,7 +65,9 @@ def _rewrite(editor: Editor, node: ir.Node, left: Dequantized, right: Dequantize
         return "ONNX Runtime multiplies no int8 with uint8"
     if not left.single:
         return "its left operand has several scales"
-    rank = len(dims(right.value) or ())
+    columns, rank = dims(right.value) or (), len(dims(right.value) or ())
+    if 0 in (*columns, *(dims(left.value) or ())):
+        return "an operand is empty"
     filters = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0)
     if not right.single and (not right.along(0 if filters else rank - 1) or (node.op_type == "MatMul" and rank != 2)):
         return "the scales of its right operand are not those of columns or filters"
@@ -82,9 +84,28 @@ def _rewrite(editor: Editor, node: ir.Node, left: Dequantized, right: Dequantize
         _to_bytes(editor, node, left, right, quantize, "QLinearConv", known)
     elif node.op_type == "MatMul" and quantize is not None and quantize.outputs[0].dtype == kinds[0]:
         _to_bytes(editor, node, left, right, quantize, "QLinearMatMul")
+    elif not _fits(node, left, right):
+        return "the sums may be too large for int32"
     else:
         _to_floats(editor, node, left, right)
     return None
+
+
+def _fits(node: ir.Node, left: Dequantized, right: Dequantized) -> bool:
+    """Whether no sum of products can leave int32, whatever the bytes are."""
+    shape = dims(left.value) or (1,)
+    depth = shape[0 if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0 else -1]
+    return depth * _farthest(left) * _farthest(right) < 2**31
+
+
+def _farthest(side: Dequantized) -> int:
+    """The largest distance of a byte from its zero point: of those that are known, or of all."""
+    numbers, zero = array_of(side.value), array_of(side.zero)
+    points = np.zeros(1, np.int64) if zero is None else zero.astype(np.int64)
+    low, high = (0, 255) if side.value.dtype == ir.DataType.UINT8 else (-128, 127)
+    if numbers is not None and numbers.size:
+        low, high = int(numbers.min()), int(numbers.max())
+    return max(high - int(points.min()), int(points.max()) - low)
 
 
 def _to_bytes(

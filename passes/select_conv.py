@@ -208,6 +208,8 @@ def read_conv(node: ir.Node, model: ir.Model, floats: Sequence[str]) -> ConvNode
         return f"it is {weight.ndim - 2}-dimensional, not 2-dimensional{lifted}"
     if x is None or x_shape is None or y_shape is None:
         return "its shapes are not static"
+    if 0 in (*x_shape, *y_shape):
+        return "it computes nothing"
     if not is_among(x, floats):
         return f"its type is {x.dtype.name if x.dtype else 'unknown'}, not {listed(floats)}"
     if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":

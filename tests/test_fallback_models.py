@@ -180,6 +180,17 @@ def test_nor_does_a_loop_in_a_loop() -> None:
     assert [array.shape for array in outputs] == [(2, 3), (2, 0, 2, 3)]
 
 
+@pytest.mark.parametrize("step", ["Softplus(x)", "LeakyRelu(x)"])
+def test_activations_of_float64_within_a_scan(step: str) -> None:
+    def text(opset: int) -> ir.Model:
+        body = f"body = b (double[3] x) => (double[3] z) {{ z = {step} }}"
+        return model_of(f"g (double[2,3] xs) => (double[2,3] y) {{ y = Scan<num_scan_inputs = 1, {body}>(xs) }}", opset)
+
+    feeds = {"xs": np.linspace(-2, 2, 6).reshape(2, 3)}
+    (found,) = opened(text(20), "y")
+    np.testing.assert_allclose(found.session.run(None, feeds)[0], run_onnxruntime(text(18), feeds)["y"], rtol=1e-15)
+
+
 @pytest.mark.parametrize(
     "operator",
     ["Elu", "HardSigmoid<beta = 0.3>", "HardSwish", "LeakyRelu", "Mish", "Selu", "Softplus", "Softsign"]

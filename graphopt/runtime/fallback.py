@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ def bind(
     """A function that runs the segment once: from `arrays` and `host` into them.
 
     Tensors are bound in place, without copies. If a HOST value takes part (or an empty tensor, which has no address to
-    bind), ONNX Runtime allocates the outputs instead and they are copied.
+    bind; or an output of which ONNX Runtime infers another shape than it computes, as of pools with ceil_mode), ONNX
+    Runtime allocates the outputs instead and they are copied.
 
     Args:
         segment: what to run.
@@ -43,11 +44,13 @@ def bind(
         session = open_session(bytes(model), weights, threads, segment.spin)
     except Exception as error:
         raise ArtifactError(f"ONNX Runtime refuses the fallback model {segment.model}: {short(error)}") from error
-    names = {item.name for item in session.get_inputs()}, {item.name for item in session.get_outputs()}
+    shapes = {item.name: item.shape for item in session.get_outputs()}
+    names = {item.name for item in session.get_inputs()}, set(shapes)
     if not names[0] <= set(segment.inputs) or not set(segment.outputs) <= names[1]:
         raise ArtifactError(f"the inputs and outputs of fallback model {segment.model} are not those of the program")
     inputs = [name for name in segment.inputs if name in names[0]]
-    if all(name in arrays and arrays[name].size for name in (*inputs, *segment.outputs)):
+    bindable = all(name in arrays and arrays[name].size for name in (*inputs, *segment.outputs))
+    if bindable and all(_expects(shapes[name], arrays[name]) for name in segment.outputs):
         binding = session.io_binding()
         for name in inputs:
             binding.bind_input(name, "cpu", 0, *_buffer(values[name], arrays[name]))
@@ -72,6 +75,13 @@ def bind(
 
 def _buffer(value: Value, array: Array) -> tuple[int, tuple[int, ...], int]:
     return ONNX_TYPES[value.dtype], array.shape, array.ctypes.data
+
+
+def _expects(shape: Sequence[object] | None, array: Array) -> bool:
+    """Whether an output with this shape, as ONNX Runtime infers it, may be written into `array`."""
+    if shape is None or len(shape) != array.ndim:
+        return shape is None
+    return all(not isinstance(dim, int) or dim == extent for dim, extent in zip(shape, array.shape, strict=True))
 
 
 def _named(segment: FallbackSegment, run: Callable[[], None]) -> Callable[[], None]:

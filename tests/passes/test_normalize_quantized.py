@@ -114,3 +114,19 @@ def test_gemm(options: str) -> None:
     normalized(f"QGemm<{options}>(a, as, az, b, bs, bz, c, ys, yz)", "uint8[4, 5]", feeds)
     del feeds["ys"], feeds["yz"]
     normalized(f"QGemm<{options}>(a, as, az, b, bs, bz, c)", "float[4, 5]", feeds)
+
+
+@pytest.mark.parametrize(
+    ("node", "shape", "reason"),
+    [
+        ("QLinearSoftmax<opset=13, axis=-1>", "2, 3", "of fewer than 4 numbers overflows"),
+        ("QLinearAveragePool<kernel_shape=[2], strides=[2], ceil_mode=1>", "1, 1, 3", "has windows of its own"),
+    ],
+)
+def test_what_only_onnx_runtime_computes_as_it_does_is_left_to_it(node: str, shape: str, reason: str) -> None:
+    given = ", ".join(f"float {name}s, uint8 {name}z" for name in "xy")
+    rank = ", ".join("abc"[: shape.count(",") + 1])
+    text = f"""<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
+        g (uint8[{shape}] x, {given}) => (uint8[{rank}] y) {{ y = com.microsoft.{node}(x, xs, xz, ys, yz) }}"""
+    result = Normalize()(load(ir.to_proto(ir.from_onnx_text(text))).model)
+    assert any(reason in each.reason for each in result.refusals)

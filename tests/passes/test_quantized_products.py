@@ -197,6 +197,29 @@ def test_convolutions_that_stay(rewrite, case: str) -> None:
     assert [reason in each.reason for each in result.refusals] == [True]
 
 
+UNFIT = {
+    "sums that may leave int32": (
+        model(f"{PLAIN} m = MatMul(a, b) y = Exp(m)", x="2,70000", w="70000,1"), "70000,1", "too large for int32"
+    ),
+    "sums of nothing": (model(f"{PRODUCT} {END}", x="4,0", w="0,6"), "0,6", "an operand is empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_products_that_stay(rewrite, case: str) -> None:
+    text, w, reason = UNFIT[case]
+    _, result = rewrite(QuantizedProducts(), text, weights(w) if "0,6" in w else {})  # of known weights sums are known
+    assert not result.modified
+    assert [reason in each.reason for each in result.refusals] == [True]
+
+
+def test_half_precision_stays(rewrite) -> None:
+    text = f"""g (uint8[4,8] q, int8[8,6] w) => (float16[4,6] y) <{CONSTANTS}> {{
+        a = DequantizeLinear<output_dtype = 10>(q, s, z) b = DequantizeLinear<output_dtype = 10>(w, t, u)
+        y = MatMul(a, b) }}"""
+    assert not rewrite(QuantizedProducts(), text, {"w": (8, 6)}, 23)[1].modified
+
+
 def test_scales_of_rows_stay(rewrite) -> None:
     text = model(f"b = DequantizeLinear<axis = 0>(w, many) m = MatMul(a, b) {END}", x="4,6", w="6,6")
     _, result = rewrite(QuantizedProducts(), text, weights("6,6"))

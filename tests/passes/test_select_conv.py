@@ -155,6 +155,11 @@ REFUSED = {
         {"w": (8, 4, 3, 3)},
         22,
     ),
+    "it computes nothing": (
+        "g (float[0,4,9,9] x, float[16,4,3,3] w) => (float[0,16,7,7] y) { y = Conv(x, w) }",
+        {"w": (16, 4, 3, 3)},
+        20,
+    ),
     "auto_pad is set": (
         'g (float[1,4,9,9] x, float[8,4,3,3] w) => (float[1,8,9,9] y) { y = Conv<auto_pad = "SAME_UPPER">(x, w) }',
         {"w": (8, 4, 3, 3)},

@@ -201,3 +201,18 @@ def test_two_threads_may_share_a_session(pipeline: Callable[[int, int], Artifact
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("opset", [12, 20, 22])
+def test_a_shape_that_onnx_runtime_infers_otherwise_than_it_computes(opset: int) -> None:
+    """A window of ceil_mode that would begin in the padding: inference counts it, the kernel does not."""
+    from onnx import parser
+
+    import graphopt
+
+    text = f"""<ir_version: 8, opset_import: ["": {opset}]> g (float[1,1,2] x) => (float[a,b,c] y, int64[a,b,c] i)
+        {{ y, i = MaxPool<kernel_shape = [1], strides = [3], ceil_mode = 1>(x) }}"""
+    session = graphopt.compile(parser.parse_model(text), costs="roofline").session()
+    found = session.run({"x": np.array([[[5.0, 6.0]]], np.float32)})
+    assert found["y"].tolist() == [[[5.0]]]
+    assert found["i"].tolist() == [[[0]]]
