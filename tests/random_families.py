@@ -300,7 +300,8 @@ def cast(g: Graph) -> None:
     if known.array.dtype.kind == "f" and np.dtype(to).kind != "f":
         limit = np.iinfo(to).max if np.dtype(to).kind in "iu" else np.inf
         low = 0 if np.dtype(to).kind == "u" else -limit
-        if not known.exact or not bool(((known.array > low) & (known.array < limit)).all()):
+        numbers = known.array.astype(np.float64)
+        if not known.exact or not bool(((numbers > low) & (numbers < limit)).all()):
             raise Dropped
     wide = np.dtype(to).itemsize >= known.array.dtype.itemsize or np.dtype(to).kind != "f"
     g.node("Cast", [x], exact=wide, to=proto(to))
