@@ -23,6 +23,7 @@ import numpy as np
 from graphopt.errors import RankError
 from graphopt.runtime import launch
 artifact, output, timeout, launch.START_LIMIT = sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 before = signal.getsignal(signal.SIGTERM)
 try:
     launch.launch(pathlib.Path(artifact), 3, {"x": np.zeros(2_000_000, np.float32)}, pathlib.Path(output), timeout, 1)
