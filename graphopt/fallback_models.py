@@ -103,10 +103,8 @@ def _opened(
     complaint = ""
     for dims, write_out in (*((dims, False) for dims in Dims), (Dims.NONE, True)):
         proto, weights = extract(model, run, dims, stored)
-        if write_out:
-            proto = _written_out(proto)
-        data = proto.SerializeToString()
         try:
+            data = (_written_out(proto) if write_out else proto).SerializeToString()
             return FallbackModel(run, data, weights, open_session(data, weights, threads)), ""
         except Exception as error:  # its exceptions share no base class
             complaint = complaint or short(error)

@@ -13,7 +13,7 @@ far as that moves a value it may differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,9 +66,8 @@ def recomputed(model: ir.Model, values: Values, feeds: Values, shift: float = 0.
                 given[name] = values[name]
             value.shape = None
     if shift:
-        for node in tuple(copy.graph):
-            if node.outputs and node.outputs[0] not in outputs:
-                _move(copy.graph, node, shift)
+        for node in _hidden_steps(copy, outputs):
+            _move(copy.graph, node, shift)
     copy.graph.outputs[:] = outputs
     ir.passes.common.RemoveUnusedNodesPass()(copy)
     left = {str(value.name) for value in copy.graph.inputs}
@@ -76,15 +75,15 @@ def recomputed(model: ir.Model, values: Values, feeds: Values, shift: float = 0.
     return {names[name]: array for name, array in found.items()}
 
 
-def _rounds(model: ir.Model, values: Values) -> bool:
-    """Whether there is a step to 8 bits that is not among `values`."""
-    return any(node.op_type in _MOVES and str(node.outputs[0].name) not in values for node in model.graph)
+def _hidden_steps(model: ir.Model, known: Collection[ir.Value]) -> list[ir.Node]:
+    """The nodes that round to 8 bits what is not `known`."""
+    steps = (node for node in model.graph if node.domain == "" and node.op_type in _MOVES)
+    return [node for node in steps if node.outputs[0] not in known]
 
 
 def _move(graph: ir.Graph, node: ir.Node, shift: float) -> None:
     """Let a quantizing node see its operand `shift` times `TIE` steps higher, or its sums as much larger."""
-    if (position := _MOVES.get(node.op_type)) is None or node.domain != "":
-        return
+    position = _MOVES[node.op_type]
     scale = node.inputs[position]
     if scale is None or scale.const_value is None:
         return
@@ -135,7 +134,8 @@ def wrong_steps(
     """The values that differ from what `model` makes of the same operands, in its order, and how many were compared."""
     again = recomputed(model, values, feeds)
     allowed = {name: STEP.get(array.dtype.name, 0.0) for name, array in again.items()}
-    for shift in (1.0, -1.0) if _rounds(model, values) else ():
+    known = {value for node in model.graph for value in node.outputs if value.name in again}
+    for shift in (1.0, -1.0) if _hidden_steps(model, known) else ():
         for name, moved in recomputed(model, values, feeds, shift).items():
             allowed[name] += _distance(again[name], moved)
     return compare(again, values, tolerances, allowed), len(again)

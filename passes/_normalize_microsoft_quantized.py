@@ -108,16 +108,14 @@ def _softmax(editor: Editor, node: ir.Node) -> str | None:
     if (reason := unknown(node) or _scalars(node, 1, 2, 3, 4)) is not None or node.outputs[0].dtype is None:
         return reason
     shape, axis = dims(node.inputs[0]) or (), node.attributes.get_int("axis", -1) or 0
-    legacy = (node.attributes.get_int("opset", 13) or 13) < 13
-    length = math.prod(shape[axis % max(len(shape), 1) :]) if legacy else shape[axis] if shape else 1
-    if length < SHORTEST:
+    at, legacy = axis % max(len(shape), 1), (node.attributes.get_int("opset", 13) or 13) < 13
+    if math.prod(shape[at:] if legacy else shape[at : at + 1]) < SHORTEST:
         return f"ONNX Runtime's QLinearSoftmax of fewer than {SHORTEST} numbers overflows"
     write = Writer(editor, node)
     x, scale, kind = _real(write, node, 0), node.inputs[3], node.outputs[0].dtype.numpy()
     if not legacy:
         y = write("Softmax", x, axis=axis)
     else:
-        at = axis % max(len(shape), 1)
         rows = write.reshape(x, (math.prod(shape[:at]), math.prod(shape[at:])))
         y = write.reshape(write("Softmax", rows, axis=-1), shape)
     known = None if scale is None else scale.const_value

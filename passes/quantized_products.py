@@ -65,9 +65,10 @@ def _rewrite(editor: Editor, node: ir.Node, left: Dequantized, right: Dequantize
         return "ONNX Runtime multiplies no int8 with uint8"
     if not left.single:
         return "its left operand has several scales"
-    columns, rank = dims(right.value) or (), len(dims(right.value) or ())
-    if 0 in (*columns, *(dims(left.value) or ())):
+    shapes = [dims(side.value) or () for side in (left, right)]
+    if 0 in (*shapes[0], *shapes[1]):
         return "an operand is empty"
+    rank = len(shapes[1])
     filters = node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0)
     if not right.single and (not right.along(0 if filters else rank - 1) or (node.op_type == "MatMul" and rank != 2)):
         return "the scales of its right operand are not those of columns or filters"
@@ -150,9 +151,9 @@ def _to_floats(editor: Editor, node: ir.Node, left: Dequantized, right: Dequanti
         for each, name in ((left, "transA"), (right, "transB"))
     )
     points = [_vector(write, each.zero) for each in (left, right)]
-    total = write(
-        "MatMulInteger", a, b, *(points if points[1] is not None else points[:1] if points[0] is not None else ())
-    )
+    while points and points[-1] is None:
+        points.pop()
+    total = write("MatMulInteger", a, b, *points)
     if bias is not None and alpha == beta == 1.0 and (known := _bias(bias, left, right)) is not None:
         total, bias = write("Add", total, known), None
     unit = np.float32(alpha) * left.scales.reshape(()) * (right.scales.reshape(()) if right.single else right.scales)

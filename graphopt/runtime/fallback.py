@@ -79,9 +79,10 @@ def _buffer(value: Value, array: Array) -> tuple[int, tuple[int, ...], int]:
 
 def _expects(shape: Sequence[object] | None, array: Array) -> bool:
     """Whether an output with this shape, as ONNX Runtime infers it, may be written into `array`."""
-    if shape is None or len(shape) != array.ndim:
-        return shape is None
-    return all(not isinstance(dim, int) or dim == extent for dim, extent in zip(shape, array.shape, strict=True))
+    if shape is None:
+        return True
+    known = [extent if not isinstance(dim, int) else dim for dim, extent in zip(shape, array.shape, strict=False)]
+    return len(shape) == array.ndim and known == list(array.shape)
 
 
 def _named(segment: FallbackSegment, run: Callable[[], None]) -> Callable[[], None]:

@@ -1,4 +1,6 @@
-"""Pools that TVM has not: with ceil_mode or dilations, of integers, largest doubles and halves, and powers (LpPool).
+"""Pools: MaxPool and AveragePool of a few rows by `kernels/pool_rows.py`, and all that TVM has not.
+
+That is ceil_mode, dilations, integers, the largest doubles and halves, and powers (LpPool):
 
     y[.., p, ..] = reduce over t of x[.., p stride + t dilation - pad, ..]
 

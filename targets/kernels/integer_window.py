@@ -39,7 +39,7 @@ class Window:
 
     @property
     def pitch(self) -> int:
-        """Columns from one joined row to the next."""
+        """Columns from one joined row to the next: the output's, and those that its last window reaches beyond."""
         return self.out[-1] + (self.kernel[-1] - 1) * self.dilations[-1]
 
     @property

@@ -126,7 +126,8 @@ class _Rows:
             for taps in itertools.product(*map(range, pool.kernel[:-1])):
                 at = [start + tap * d for start, tap, d in zip(first, taps, pool.dilations, strict=False)]
                 value = self.x[(*plane, *at, k)]
-                found = self.combine(self.start, value) if found is None else self.combine(found, value)
+                # The start takes part as in `_across`: of nothing but -inf the result must not depend on the row.
+                found = self.combine(self.start if found is None else found, value)
             T.buffer_store(column, found, (k + left,))
 
     def _across(self, column: Any, plane: list[Any], first: list[Any], at: list[Any]) -> None:

@@ -35,6 +35,10 @@ def weights(w: str = "8,6") -> dict[str, Any]:
     return {"w": tuple(map(int, w.split(","))), "d": (6,)}
 
 
+SUMS = """m.matmulinteger[4,6] = MatMulInteger(q, const[8,6], const[], const[])
+m.cast[4,6] = Cast(m.matmulinteger) {to=1}
+m[4,6] = Mul(m.cast, const[])"""
+
 QUANTIZE = "q[4,8] = QuantizeLinear(x, const[], const[])"
 GOLDEN = {
     "a product": (
@@ -89,9 +93,7 @@ y[1,6,5,6] = DequantizeLinear(p, const[], const[])""",
         model(f"{PRODUCT} {END} k = Exp(m)", more=", float[4,6] k"),
         weights(),
         f"""{QUANTIZE}
-m.matmulinteger[4,6] = MatMulInteger(q, const[8,6], const[], const[])
-m.cast[4,6] = Cast(m.matmulinteger) {{to=1}}
-m[4,6] = Mul(m.cast, const[])
+{SUMS}
 p[4,6] = QuantizeLinear(m, const[], const[])
 y[4,6] = DequantizeLinear(p, const[], const[])
 k[4,6] = Exp(m)""",
@@ -100,9 +102,7 @@ k[4,6] = Exp(m)""",
         model(f"{PRODUCT} r = Relu(m) p = QuantizeLinear(r, v, c) y = DequantizeLinear(p, v, c)"),
         weights(),
         f"""{QUANTIZE}
-m.matmulinteger[4,6] = MatMulInteger(q, const[8,6], const[], const[])
-m.cast[4,6] = Cast(m.matmulinteger) {{to=1}}
-m[4,6] = Mul(m.cast, const[])
+{SUMS}
 r[4,6] = Relu(m)
 p[4,6] = QuantizeLinear(r, const[], const[])
 y[4,6] = DequantizeLinear(p, const[], const[])""",
@@ -111,9 +111,7 @@ y[4,6] = DequantizeLinear(p, const[], const[])""",
         model(f"{PRODUCT} p = QuantizeLinear(m, v, e) y = DequantizeLinear(p, v, e)"),
         weights(),
         f"""{QUANTIZE}
-m.matmulinteger[4,6] = MatMulInteger(q, const[8,6], const[], const[])
-m.cast[4,6] = Cast(m.matmulinteger) {{to=1}}
-m[4,6] = Mul(m.cast, const[])
+{SUMS}
 p[4,6] = QuantizeLinear(m, const[], const[])
 y[4,6] = DequantizeLinear(p, const[], const[])""",
     ),

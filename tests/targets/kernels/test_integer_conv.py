@@ -178,6 +178,8 @@ def test_joined_rows(any_lab: Any, x: Any, w: Any, attributes: str, kinds: tuple
     image, weights = integers(kinds[0], *x), integers(kinds[1], *w)
     body = f"y = QLinearConv<{attributes}>(x, xs, xz, w, ws, wz, ys, yz, b)"
     any_lab.same(body, {"x": image}, qlinear(image, weights))
+    if kinds[0] == "uint8":
+        any_lab.same(f"y = ConvInteger<{attributes}>(x, w)", {"x": image}, {"w": weights})
 
 
 def test_rows_are_joined_where_lanes_would_be_empty() -> None:
