@@ -20,22 +20,22 @@ if not os.path.isdir(os.path.join(__path__[0], "passes")):
     __path__.append(os.path.dirname(__path__[0]))
 
 if TYPE_CHECKING:
-    from graphopt.artifact import Artifact as Artifact
-    from graphopt.artifact import open_artifact as open
     from graphopt.compiler import compile as compile
     from graphopt.frontend import load as load
     from graphopt.pipeline import Pass as Pass
     from graphopt.pipeline import Pipeline as Pipeline
+    from graphopt.program.artifact import Artifact as Artifact
+    from graphopt.program.artifact import open_artifact as open
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Artifact": ("graphopt.artifact", "Artifact"),
+    "Artifact": ("graphopt.program.artifact", "Artifact"),
     "Pass": ("graphopt.pipeline", "Pass"),
     "Pipeline": ("graphopt.pipeline", "Pipeline"),
     "compile": ("graphopt.compiler", "compile"),
     "load": ("graphopt.frontend", "load"),
-    "open": ("graphopt.artifact", "open_artifact"),
+    "open": ("graphopt.program.artifact", "open_artifact"),
 }
 
 __all__ = ["Artifact", "Pass", "Pipeline", "compile", "load", "open"]

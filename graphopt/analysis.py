@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 
 _FREE = frozenset({
     "Cast", "CastLike", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Expand", "Flatten", "FromBlocked",

@@ -19,7 +19,7 @@ from graphopt.pipeline import Event
 from graphopt.verify import TOLERANCES, Tolerance, compare, own_copy, run_onnxruntime
 
 if TYPE_CHECKING:
-    from graphopt.artifact import Artifact
+    from graphopt.program.artifact import Artifact
     from graphopt.verify import Reference
 
 

@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt import analysis, guards, schedule, verification
-from graphopt.artifact import Artifact
+from graphopt import analysis, guards, verification
 from graphopt.cost_model import CostModel
 from graphopt.cost_source import MEASURED, VARIABLE, open_costs, record
 from graphopt.defects import Defects
@@ -27,7 +26,9 @@ from graphopt.observe import Check, Dump, Verify
 from graphopt.partition import partition
 from graphopt.pipeline import Observer, Pipeline, PipelineResult
 from graphopt.precisions import FP32, tolerances
-from graphopt.program import Place, Port, Program, Stage
+from graphopt.program import schedule
+from graphopt.program.artifact import Artifact
+from graphopt.program.program import Place, Port, Program, Stage
 from graphopt.runtime.forked import on_living_thread
 from graphopt.stage_build import BuiltStage, build_stage
 

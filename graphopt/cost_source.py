@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.artifact import open_artifact
 from graphopt.cost_model import CostModel, MeasuredCosts, RecordedCosts
 from graphopt.cost_table import Context, CostTable, default_path
 from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.program.artifact import open_artifact
 from graphopt.work import Timing, Work
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.errors import UnsupportedError
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.segments import NodeRun, one_by_one, read_by
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from graphopt.verify import TOLERANCES, Mismatch, Tolerance, compare, own_copy, run_onnxruntime
 
 if TYPE_CHECKING:
-    from graphopt.artifact import Artifact
+    from graphopt.program.artifact import Artifact
     from graphopt.verify import Reference
 
 Values = Mapping[str, Any]

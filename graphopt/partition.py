@@ -8,10 +8,11 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from graphopt import analysis, schedule
+from graphopt import analysis
 from graphopt.costs import Machine
 from graphopt.errors import GraphoptError
 from graphopt.guards import in_order
+from graphopt.program import schedule
 from graphopt.segments import Guard, read_by
 from graphopt.solve.stages import Crossing, StageProblem, solve
 

@@ -20,13 +20,13 @@ from graphopt.errors import GraphoptError
 from graphopt.fallback_models import FallbackModel, fallback_models, observed
 from graphopt.guards import Select
 from graphopt.partition import Part
-from graphopt.program import FallbackSegment, NativeSegment, Place, Segment, SelectSegment, Stage, Value
-from graphopt.program_guards import touched
+from graphopt.program.guards import touched
+from graphopt.program.program import FallbackSegment, NativeSegment, Place, Segment, SelectSegment, Stage, Value
+from graphopt.program.weights import save_weights
 from graphopt.runtime import cpu
 from graphopt.segments import Guard, NodeRun, node_runs
 from graphopt.select_places import place_sides
 from graphopt.solve.memory import Buffer, MemoryProblem, solve
-from graphopt.weights import save_weights
 from graphopt.work import Plan
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from graphopt.observe import Verify
 from graphopt.verify import run_onnxruntime
 
 if TYPE_CHECKING:
-    from graphopt.artifact import Artifact
     from graphopt.blame import Trail
     from graphopt.judge import Judge
+    from graphopt.program.artifact import Artifact
 
 
 def given_shapes(source: Any, given: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

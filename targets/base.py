@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.costs import Machine
-from graphopt.program import KernelCall, Value
+from graphopt.program.program import KernelCall, Value
 from graphopt.work import Plan, Timing, Work
 
 

@@ -16,7 +16,7 @@ import tvm
 from numpy.typing import NDArray
 
 from graphopt.errors import GraphoptError
-from graphopt.program import ALIGNMENT
+from graphopt.program.program import ALIGNMENT
 from graphopt.runtime import cpu
 from graphopt.runtime import library as library_runtime
 from graphopt.targets import schedule, stack

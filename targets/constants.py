@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.program import KernelCall, Place, Value
+from graphopt.program.program import KernelCall, Place, Value
 from graphopt.targets import build
 from graphopt.targets.base import Lowered
 

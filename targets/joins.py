@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, te
 
-from graphopt.program import ALIGNMENT, ITEM_BYTES, Place, Value
+from graphopt.program.program import ALIGNMENT, ITEM_BYTES, Place, Value
 
 NAME = "graphopt.join"
 

@@ -11,7 +11,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from graphopt.errors import GraphoptError
-from graphopt.program import KernelCall, Place, Value
+from graphopt.program.program import KernelCall, Place, Value
 from graphopt.targets import cuts, ieee, inlining, joins, literals, origins
 from graphopt.targets.base import Lowered
 from graphopt.targets.identity import Identity, identify

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.program import Place
+from graphopt.program.program import Place
 from graphopt.runtime import cpu, library
 from graphopt.targets import build, joins
 from graphopt.targets.base import Lowered, Target

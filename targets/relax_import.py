@@ -21,7 +21,7 @@ from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from graphopt.analysis import static_type
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.targets import converters, origins
 from graphopt.targets.converters import halves
 from graphopt.targets.converters.base import HALVES, dtype_of

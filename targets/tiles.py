@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.kernels import conv_direct, conv_winograd_fused, gemm
 from graphopt.targets.machine import CpuMachine
 from graphopt.work import Work

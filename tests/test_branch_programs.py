@@ -15,7 +15,7 @@ import pytest
 import graphopt
 from graphopt.compiler import compile_model
 from graphopt.errors import GraphoptError, UnsupportedError
-from graphopt.program import FallbackSegment, Place, SelectSegment
+from graphopt.program.program import FallbackSegment, Place, SelectSegment
 
 MODELS = {
     # What both sides use, what is used outside too, and a side that is only a captured value or a constant.

@@ -15,7 +15,7 @@ import tvm_ffi
 import graphopt
 from graphopt.compiler import Compilation, compile_model
 from graphopt.errors import FeedError, GraphoptError, PipelineError, UnsupportedError, VerificationError
-from graphopt.program import FallbackSegment, NativeSegment, Place
+from graphopt.program.program import FallbackSegment, NativeSegment, Place
 from graphopt.targets.cpu import CpuTarget
 from graphopt.verify import random_inputs, require_equal, run_onnxruntime
 

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from graphopt.artifact import open_artifact
 from graphopt.compiler import compile_model
 from graphopt.errors import GraphoptError
+from graphopt.program.artifact import open_artifact
 from graphopt.targets.cpu import CpuTarget
 from graphopt.work import Timing, Work
 

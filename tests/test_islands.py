@@ -10,7 +10,7 @@ import pytest
 from graphopt.compiler import compile_model
 from graphopt.costs import Machine
 from graphopt.islands import islands
-from graphopt.program import FallbackSegment
+from graphopt.program.program import FallbackSegment
 from graphopt.verify import compare, run_onnxruntime
 
 

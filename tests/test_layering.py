@@ -33,7 +33,13 @@ COMPOSITION = (
 )
 """The parts of graphopt/ that may see everything."""
 
-RUNNING = ("graphopt.runtime", "graphopt.program", "graphopt.schedule", "graphopt.artifact", "graphopt.weights")
+RUNNING = (
+    "graphopt.runtime",
+    "graphopt.program.program",
+    "graphopt.program.schedule",
+    "graphopt.program.artifact",
+    "graphopt.program.weights",
+)
 """What executes an artifact; nothing that it imports, directly or not, may need a compiler."""
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from graphopt.program import Guard, KernelCall, NativeSegment, Place, SelectSegment, Value
+from graphopt.program.program import Guard, KernelCall, NativeSegment, Place, SelectSegment, Value
 from graphopt.select_places import place_sides
 
 

@@ -12,7 +12,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from graphopt import stage_build
 from graphopt.partition import Part
-from graphopt.program import FallbackSegment, KernelCall, NativeSegment, Place, Value
+from graphopt.program.program import FallbackSegment, KernelCall, NativeSegment, Place, Value
 from graphopt.stage_build import BuiltStage, build_stage
 from graphopt.targets.base import Lowered
 

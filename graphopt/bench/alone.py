@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.program import Place
+from graphopt.program.program import Place
 from graphopt.runtime import library
 from graphopt.targets import build, joins
 from graphopt.targets.base import Lowered, Target

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from graphopt.errors import FeedError
-from graphopt.program import Port
+from graphopt.program.program import Port
+from graphopt.program.weights import numpy_dtype
 from graphopt.runtime import files
 from graphopt.runtime.feeds import check, full_shape
-from graphopt.weights import numpy_dtype
 
 _MAGIC = b"\x93NUMPY"
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graphopt import schedule
-from graphopt.program import FallbackSegment, NativeSegment, Port, Stage
+from graphopt.program import schedule
+from graphopt.program.program import FallbackSegment, NativeSegment, Port, Stage
 from graphopt.report import compilation, memory_plan
 from graphopt.report.document import Block, Facts, Table
 from graphopt.report.units import nbytes
 
 if TYPE_CHECKING:
-    from graphopt.artifact import Artifact
+    from graphopt.program.artifact import Artifact
 
 
 def document(artifact: Artifact) -> dict[str, Any]:

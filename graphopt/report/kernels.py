@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graphopt.analysis import elements
-from graphopt.program import ITEM_BYTES, KernelCall, NativeSegment, Value
+from graphopt.program.program import ITEM_BYTES, KernelCall, NativeSegment, Value
 from graphopt.report.document import Table
 from graphopt.report.units import seconds
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graphopt.artifact import Artifact
+    from graphopt.program.artifact import Artifact
 
 
 def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:

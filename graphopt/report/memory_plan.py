@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from graphopt.program import FallbackSegment, NativeSegment, Place, Stage
-from graphopt.program_guards import touched
+from graphopt.program.guards import touched
+from graphopt.program.program import FallbackSegment, NativeSegment, Place, Stage
 from graphopt.report.units import nbytes
 
 LINES = 40

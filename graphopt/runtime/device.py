@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from graphopt.errors import ArtifactError
-from graphopt.program import Launch
-from graphopt.weights import Array
+from graphopt.program.program import Launch
+from graphopt.program.weights import Array
 
 DEVICES = ("cuda", "opencl")
 """Names of targets whose programs run on a device."""

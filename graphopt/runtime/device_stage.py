@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.artifact import Artifact
 from graphopt.errors import ArtifactError
-from graphopt.program import FallbackSegment, KernelCall, NativeSegment, Place, SelectSegment, Stage
-from graphopt.program_check import located
+from graphopt.program.artifact import Artifact
+from graphopt.program.check import located
+from graphopt.program.program import FallbackSegment, KernelCall, NativeSegment, Place, SelectSegment, Stage
+from graphopt.program.weights import Array, numpy_dtype
 from graphopt.runtime.device import Device
 from graphopt.runtime.stage import CallTime
-from graphopt.weights import Array, numpy_dtype
 
 _GUARD = 4096
 """Bytes behind every arena that no plan uses, as on the host."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import FeedError
-from graphopt.program import ITEM_BYTES
-from graphopt.weights import Array, numpy_dtype
+from graphopt.program.program import ITEM_BYTES
+from graphopt.program.weights import Array, numpy_dtype
 
 if TYPE_CHECKING:
     from graphopt.runtime.device import Device

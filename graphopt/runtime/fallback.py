@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from graphopt.errors import ArtifactError, GraphoptError
-from graphopt.program import FallbackSegment, Value
+from graphopt.program.program import FallbackSegment, Value
+from graphopt.program.weights import Array
 from graphopt.runtime.onnx_session import ONNX_TYPES, open_session, short
-from graphopt.weights import Array
 
 
 def bind(

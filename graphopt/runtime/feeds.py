@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.errors import FeedError
-from graphopt.program import ITEM_BYTES, Port
+from graphopt.program.program import ITEM_BYTES, Port
+from graphopt.program.weights import numpy_dtype
 from graphopt.runtime import dlpack
-from graphopt.weights import numpy_dtype
 
 if TYPE_CHECKING:
     from graphopt.runtime.device import Device

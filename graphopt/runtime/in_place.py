@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.program import FallbackSegment, Place, Segment, SelectSegment, Stage, Value
-from graphopt.program_check import located
+from graphopt.program.check import located
+from graphopt.program.program import FallbackSegment, Place, Segment, SelectSegment, Stage, Value
+from graphopt.program.weights import Array, numpy_dtype
 from graphopt.runtime import library
-from graphopt.weights import Array, numpy_dtype
 
 LEAST_BYTES = 1 << 14
 """A smaller copy costs no more than a new tensor."""

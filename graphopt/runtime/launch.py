@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.artifact import open_artifact
 from graphopt.errors import RankError
+from graphopt.program.artifact import open_artifact
 from graphopt.runtime import cpu, feeds, files
 from graphopt.runtime.control import Child, Step
 

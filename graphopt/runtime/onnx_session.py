@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.weights import Array
+from graphopt.program.weights import Array
 
 if TYPE_CHECKING:
     import onnxruntime

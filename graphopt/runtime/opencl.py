@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from graphopt.errors import ArtifactError, GraphoptError
-from graphopt.program import Launch
+from graphopt.program.program import Launch
+from graphopt.program.weights import Array
 from graphopt.runtime import dlpack
-from graphopt.weights import Array
 
 _INSTALL = "install it with pip install 'graphopt[opencl]'"
 

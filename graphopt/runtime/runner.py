@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from graphopt.artifact import Artifact
-from graphopt.program import Stage
+from graphopt.program.artifact import Artifact
+from graphopt.program.program import Stage
 from graphopt.runtime.device import Device, needs_device, open_device
 from graphopt.runtime.device_stage import DeviceStageRunner
 from graphopt.runtime.stage import StageRunner

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from graphopt import schedule
-from graphopt.artifact import Artifact
 from graphopt.errors import GraphoptError
-from graphopt.program import Port
+from graphopt.program import schedule
+from graphopt.program.artifact import Artifact
+from graphopt.program.program import Port
+from graphopt.program.weights import Array, numpy_dtype
 from graphopt.runtime import cpu, feeds
 from graphopt.runtime.device import Device, needs_device, open_device
 from graphopt.runtime.device_stage import DeviceStageRunner
@@ -19,7 +20,6 @@ from graphopt.runtime.dlpack import LEGACY_STREAM, DeviceTensor, Foreign
 from graphopt.runtime.forked import living
 from graphopt.runtime.runner import Runner, runners
 from graphopt.runtime.stage import CallTime, StageRunner
-from graphopt.weights import Array, numpy_dtype
 
 _PATTERNS = (0xA5, 0x5A)
 """Complements: no byte that a run writes twice alike can equal both."""

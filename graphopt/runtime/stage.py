@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.artifact import Artifact
 from graphopt.errors import GraphoptError
-from graphopt.program import ALIGNMENT, NativeSegment, Place, SelectSegment, Stage
-from graphopt.program_check import located
+from graphopt.program.artifact import Artifact
+from graphopt.program.check import located
+from graphopt.program.program import ALIGNMENT, NativeSegment, Place, SelectSegment, Stage
+from graphopt.program.weights import Array, numpy_dtype
 from graphopt.runtime import library
 from graphopt.runtime.in_place import InPlace
-from graphopt.weights import Array, numpy_dtype
 
 Bytes = npt.NDArray[np.uint8]
 

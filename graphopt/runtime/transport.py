@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from graphopt.program import Action, Verb
+from graphopt.program.program import Action, Verb
 from graphopt.runtime.runner import Runner
 from graphopt.runtime.watch import LinkError
 

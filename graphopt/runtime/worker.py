@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.artifact import Artifact, open_artifact
 from graphopt.errors import FeedError, GraphoptError, RankError
-from graphopt.program import Program, Verb
+from graphopt.program.artifact import Artifact, open_artifact
+from graphopt.program.program import Program, Verb
+from graphopt.program.weights import numpy_dtype
 from graphopt.runtime import cpu, device, feeds, files
 from graphopt.runtime.control import Reporter, Step, end_with
 from graphopt.runtime.session import fill, own
 from graphopt.runtime.watch import LinkError, Store, Watch
-from graphopt.weights import numpy_dtype
 
 DEFAULT_LIMIT = 60.0
 """Seconds without a sign of life after which a rank counts as lost."""
@@ -127,7 +127,7 @@ def _agree(store: Store, artifact: Artifact, rank: int, ranks: int) -> None:
 
 def edges(program: Program) -> str:
     """A digest of what crosses each boundary: names, dtypes and shapes."""
-    from graphopt import schedule
+    from graphopt.program import schedule
 
     described = []
     for (source, target), names in sorted(schedule.carried(program.actions).items()):

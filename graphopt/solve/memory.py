@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.errors import SolverError
-from graphopt.program import ALIGNMENT
+from graphopt.program.program import ALIGNMENT
 from graphopt.solve import _memory_search as search
 from graphopt.solve._memory_table import Table
 

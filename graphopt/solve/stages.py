@@ -2,7 +2,7 @@
 
 Minimises the cost of the most expensive stage (it sets the throughput of a pipeline) and among such cuts the bytes that
 cross boundaries. A tensor is charged at every boundary between its producer and its last consumer, because it is
-forwarded through the stages between (`graphopt.schedule`); weights do not cross.
+forwarded through the stages between (`graphopt.program.schedule`); weights do not cross.
 """
 
 from __future__ import annotations

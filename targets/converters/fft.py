@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.kernels import conv_fft, conv_winograd

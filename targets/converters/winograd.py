@@ -6,7 +6,7 @@ from typing import Any
 
 from graphopt.costs import tile_of
 from graphopt.ops.winograd import KERNEL, matrices
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.kernels import conv_winograd, conv_winograd_fused
 

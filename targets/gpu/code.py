@@ -17,7 +17,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
-from graphopt.program import Launch
+from graphopt.program.program import Launch
 from graphopt.targets import ieee
 from graphopt.targets.gpu.devices import Device
 

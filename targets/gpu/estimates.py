@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm import tirx
 
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.converters.base import HALVES
 from graphopt.targets.gpu.devices import CLOCK, LAUNCH, REACHED, Device
 from graphopt.targets.gpu.kernels import simt, writers

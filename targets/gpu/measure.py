@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.errors import ArtifactError, GraphoptError
-from graphopt.program import Place
-from graphopt.program_check import located
+from graphopt.program.check import located
+from graphopt.program.program import Place
+from graphopt.program.weights import numpy_dtype
 from graphopt.runtime import cpu as host_cpu
 from graphopt.runtime.device import Device
 from graphopt.targets.base import Lowered
 from graphopt.targets.measure import Progress, lowered_alone, timing
-from graphopt.weights import numpy_dtype
 from graphopt.work import Timing, Work
 
 if TYPE_CHECKING:

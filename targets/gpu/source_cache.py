@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from graphopt.disk_cache import DiskCache
-from graphopt.program import Launch
+from graphopt.program.program import Launch
 from graphopt.targets import sources
 from graphopt.targets.gpu.code import DeviceCode
 from graphopt.targets.gpu.devices import Device

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import disk_cache, weights
+from graphopt import disk_cache
 from graphopt.costs import Machine
 from graphopt.errors import GraphoptError
-from graphopt.program import Place, Value
+from graphopt.program import weights
+from graphopt.program.program import Place, Value
 from graphopt.runtime import cpu as host_cpu
 from graphopt.runtime import library
 from graphopt.runtime.device import Device, open_any

@@ -18,7 +18,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.kernels import math as fast
 from graphopt.targets.kernels.common import const, dims, round_up
 from graphopt.targets.machine import CpuMachine

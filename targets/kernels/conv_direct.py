@@ -17,7 +17,7 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.kernels import partials, prefetch
 from graphopt.targets.kernels.common import (
     RULE,

@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.kernels import math as fast
 from graphopt.targets.kernels.common import const
 from graphopt.targets.machine import CpuMachine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
-from graphopt.program import FallbackSegment, KernelCall, NativeSegment, Place, Stage, Value
+from graphopt.program.program import FallbackSegment, KernelCall, NativeSegment, Place, Stage, Value
 from graphopt.report import memory_plan
 
 

@@ -10,7 +10,7 @@ import pytest
 from cuda.bindings import driver as real
 
 from graphopt.errors import ArtifactError, GraphoptError
-from graphopt.program import Launch
+from graphopt.program.program import Launch
 from graphopt.runtime.cuda import CudaDevice, _driver_version
 
 Result = real.CUresult

@@ -15,17 +15,17 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from graphopt import schedule
-from graphopt.artifact import Artifact
 from graphopt.compiler import compile_model
 from graphopt.errors import FeedError, GraphoptError
-from graphopt.program import KernelCall, Launch, NativeSegment, Place, Port, Program, Stage, Value
+from graphopt.program import schedule
+from graphopt.program.artifact import Artifact
+from graphopt.program.program import KernelCall, Launch, NativeSegment, Place, Port, Program, Stage, Value
+from graphopt.program.weights import weights_bytes
 from graphopt.runtime import dlpack
 from graphopt.runtime.cuda import CudaDevice
 from graphopt.runtime.dlpack import DeviceTensor
 from graphopt.runtime.opencl import OpenClDevice
 from graphopt.runtime.session import Session
-from graphopt.weights import weights_bytes
 
 N = 16
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from graphopt.artifact import Artifact
+from graphopt.program.artifact import Artifact
 from graphopt.runtime.control import Child, Reporter, Step
 
 CODE = """

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from graphopt.artifact import Artifact
-from graphopt.weights import weights_bytes
+from graphopt.program.artifact import Artifact
+from graphopt.program.weights import weights_bytes
 
 _RUN = """
 import json, sys

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphopt.artifact import Artifact
 from graphopt.errors import FeedError, GraphoptError, RankError
+from graphopt.program.artifact import Artifact
 from graphopt.runtime import files
 from graphopt.runtime.launch import launch
 

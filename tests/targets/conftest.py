@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from graphopt import ops
-from graphopt.program import Place
+from graphopt.program.program import Place
 from graphopt.runtime import cpu, library
 from graphopt.targets import build, joins
 from graphopt.targets.base import Lowered

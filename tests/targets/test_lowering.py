@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.program import Place
+from graphopt.program.program import Place
 
 
 def numbers(*shape: int) -> Any:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.gpu.devices import CLOCK, REACHED, Device
 
 BYTES = 16

@@ -16,7 +16,7 @@ from tvm import ir, s_tir, sym, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.expressions import rewritten, substituted
 from graphopt.targets.gpu.devices import CLOCK, REACHED, Device
 from graphopt.targets.gpu.kernels import anchored

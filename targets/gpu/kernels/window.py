@@ -15,7 +15,7 @@ from tvm import s_tir, te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import anchored
 from graphopt.targets.gpu.kernels.generic import THREADS

@@ -10,7 +10,7 @@ import onnx.parser
 import pytest
 
 from graphopt.compiler import compile_model
-from graphopt.program import NativeSegment
+from graphopt.program.program import NativeSegment
 from graphopt.targets.gpu import converters_blocked
 
 

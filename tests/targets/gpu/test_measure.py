@@ -16,7 +16,7 @@ import pytest
 from graphopt.compiler import compile_model, rewrite
 from graphopt.cost_model import MeasuredCosts
 from graphopt.errors import GraphoptError
-from graphopt.program import ITEM_BYTES
+from graphopt.program.program import ITEM_BYTES
 from graphopt.runtime.opencl import OpenClDevice
 from graphopt.targets.gpu import measure
 from graphopt.targets.gpu.measure import ALIGNED, Layout

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from graphopt.disk_cache import DiskCache
-from graphopt.program import Launch
+from graphopt.program.program import Launch
 from graphopt.targets import sources
 from graphopt.targets.gpu import devices, source_cache
 from graphopt.targets.gpu.code import DeviceCode

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt.compiler import compile_model
-from graphopt.program import NativeSegment
+from graphopt.program.program import NativeSegment
 from graphopt.targets.gpu.kernels.views import View, groups
 
 

@@ -10,7 +10,7 @@ from graphopt import models
 from graphopt.compiler import compile_model, rewrite
 from graphopt.expand import expand_functions
 from graphopt.frontend import load
-from graphopt.program import KernelCall
+from graphopt.program.program import KernelCall
 from graphopt.runtime.opencl import OpenClDevice
 from graphopt.targets.gpu import code, devices, nvrtc, target
 from graphopt.verify import random_inputs, require_equal, run_onnxruntime

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from graphopt import program_json, schedule
 from graphopt.errors import ArtifactError
-from graphopt.program import (
+from graphopt.program import json as program_json
+from graphopt.program import schedule
+from graphopt.program.check import file_name_problem, problems
+from graphopt.program.program import (
     Action,
     FallbackSegment,
     KernelCall,
@@ -26,7 +28,6 @@ from graphopt.program import (
     Value,
     Verb,
 )
-from graphopt.program_check import file_name_problem, problems
 
 
 def sample(micro_batches: int = 2) -> Program:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphopt.errors import ArtifactError
-from graphopt.program import ALIGNMENT
+from graphopt.program.program import ALIGNMENT
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")

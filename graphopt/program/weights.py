@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.errors import ArtifactError
-from graphopt.program import ALIGNMENT, ITEM_BYTES
+from graphopt.program.program import ALIGNMENT, ITEM_BYTES
 
 Array = npt.NDArray[Any]
 
@@ -88,7 +88,7 @@ def read_index(data: memoryview, name: str) -> dict[str, Entry]:
     Raises:
         ArtifactError: it is no safetensors file with 64-byte aligned tensors, or one reaches outside it.
     """
-    from graphopt.program_json import strict_json
+    from graphopt.program.json import strict_json
 
     size = int.from_bytes(data[:8], "little") if len(data) >= 8 else -1
     if not 0 <= size <= min(_MAX_HEADER, len(data) - 8):

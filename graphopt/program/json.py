@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from graphopt.errors import ArtifactError
-from graphopt.program import (
+from graphopt.program.check import problems
+from graphopt.program.program import (
     Action,
     FallbackSegment,
     Guard,
@@ -27,7 +28,6 @@ from graphopt.program import (
     Value,
     Verb,
 )
-from graphopt.program_check import problems
 
 FORMAT = 4
 """Version of the layout below; another version is refused."""

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from graphopt import artifact as artifact_module
-from graphopt import program_json, schedule, zipstore
-from graphopt.artifact import Artifact, open_artifact
 from graphopt.errors import ArtifactError
-from graphopt.program import FallbackSegment, Place, Port, Program, Stage, Value
-from graphopt.program_check import problems
+from graphopt.program import artifact as artifact_module
+from graphopt.program import container, schedule
+from graphopt.program import json as program_json
+from graphopt.program.artifact import Artifact, open_artifact
+from graphopt.program.check import problems
+from graphopt.program.program import FallbackSegment, Place, Port, Program, Stage, Value
+from graphopt.program.weights import read_index, save_weights, weights_bytes
 from graphopt.runtime import cpu
-from graphopt.weights import read_index, save_weights, weights_bytes
 
 
 def sample(manifest: dict[str, object] | None = None) -> Artifact:
@@ -484,8 +485,8 @@ def test_hostile_weights_headers(data: memoryview) -> None:
 
 def test_zip_frames_beyond_four_gigabytes_are_consistent() -> None:
     """Sizes only: the frame of a 9 GB zip, laid over a file that has a hole instead of the contents."""
-    members = [zipstore.Member("a", 5 << 30, 1), zipstore.Member("b", 4 << 30, 2), zipstore.Member("c", 3, 3)]
-    frame = zipstore.frame(members)
+    members = [container.Member("a", 5 << 30, 1), container.Member("b", 4 << 30, 2), container.Member("c", 3, 3)]
+    frame = container.frame(members)
     assert all(start % 64 == 0 for start in frame.starts)
     for (header_, start, member), following in zip(
         zip(frame.headers, frame.starts, members, strict=True), (*frame.starts[1:], None), strict=True
@@ -498,8 +499,8 @@ def test_zip_frames_beyond_four_gigabytes_are_consistent() -> None:
 
 @pytest.mark.slow
 def test_a_sparse_file_beyond_four_gigabytes_opens_in_zipfile(tmp_path: Path) -> None:
-    members = [zipstore.Member("big", (1 << 32) + 5, 0), zipstore.Member("after", 4, 0x8587D865)]
-    frame = zipstore.frame(members)
+    members = [container.Member("big", (1 << 32) + 5, 0), container.Member("after", 4, 0x8587D865)]
+    frame = container.frame(members)
     path = tmp_path / "big.zip"
     with path.open("wb") as file:
         for header_, start in zip(frame.headers, frame.starts, strict=True):

@@ -1,7 +1,7 @@
 """The Program: for each rank a list of actions, fixed ahead of time, over values at planned offsets of one arena.
 
 A `Program` is what the compiler hands to the runtime. It is plain data: it prints, parses back, is checked
-(`graphopt.schedule`) and executed (`graphopt.runtime`) without any compiler in the process.
+(`graphopt.program.schedule`) and executed (`graphopt.runtime`) without any compiler in the process.
 
     stage    what one rank computes for one micro-batch: values, one arena, segments in order
     segment  a run of kernel calls (native), one ONNX model run by ONNX Runtime (fallback), or a choice between values

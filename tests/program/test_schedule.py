@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphopt import schedule
 from graphopt.errors import GraphoptError
-from graphopt.program import Action, Stage, Verb
+from graphopt.program import schedule
+from graphopt.program.program import Action, Stage, Verb
 
 
 def stage(index: int, inputs: str, outputs: str) -> Stage:

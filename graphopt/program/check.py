@@ -6,8 +6,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-from graphopt import schedule
-from graphopt.program import (
+from graphopt.program import schedule
+from graphopt.program.guards import guard_problems
+from graphopt.program.program import (
     ALIGNMENT,
     ITEM_BYTES,
     MAX_VIEWS,
@@ -23,7 +24,6 @@ from graphopt.program import (
     Value,
     Verb,
 )
-from graphopt.program_guards import guard_problems
 
 MAX_ARENA_BYTES = 1 << 46
 """More than any machine has; a larger number can only be damage."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from graphopt.errors import GraphoptError
-from graphopt.program import Action, Stage, Verb
+from graphopt.program.program import Action, Stage, Verb
 
 Actions = tuple[tuple[Action, ...], ...]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from graphopt.program import (
+from graphopt.program.program import (
     MAX_VIEWS,
     FallbackSegment,
     Guard,

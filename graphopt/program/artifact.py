@@ -30,12 +30,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt import disk_cache, program_json, zipstore
+from graphopt import disk_cache
 from graphopt.errors import ArtifactError
-from graphopt.program import FallbackSegment, Program, Stage
-from graphopt.program_check import file_name_problem, problems
+from graphopt.program import container
+from graphopt.program import json as program_json
+from graphopt.program.check import file_name_problem, problems
+from graphopt.program.program import FallbackSegment, Program, Stage
+from graphopt.program.weights import Array, Entry, numpy_dtype, read_index
 from graphopt.runtime import cpu, device
-from graphopt.weights import Array, Entry, numpy_dtype, read_index
 
 if TYPE_CHECKING:
     from graphopt.runtime.session import Session
@@ -210,7 +212,7 @@ def open_artifact(path: str | os.PathLike[str], *, check_cpu: bool = True) -> Ar
     """
     target = Path(path)
     try:
-        contents = _read_directory(target) if target.is_dir() else zipstore.read(_map(target), str(target))
+        contents = _read_directory(target) if target.is_dir() else container.read(_map(target), str(target))
     except OSError as error:
         raise ArtifactError(f"{target} cannot be opened: {error.strerror or error}") from error
     manifest = _read_manifest(contents.pop(MANIFEST, None), target)
@@ -338,8 +340,8 @@ def _read_directory(path: Path) -> dict[str, memoryview]:
 
 
 def _save_zip(target: Path, contents: Mapping[str, memoryview]) -> None:
-    members = [zipstore.Member(name, len(data), zlib.crc32(data)) for name, data in contents.items()]
-    frame = zipstore.frame(members)
+    members = [container.Member(name, len(data), zlib.crc32(data)) for name, data in contents.items()]
+    frame = container.frame(members)
     pieces: list[bytes | memoryview] = []
     for header, data in zip(frame.headers, contents.values(), strict=True):
         pieces += [header, data]
