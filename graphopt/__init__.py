@@ -21,7 +21,7 @@ if not os.path.isdir(os.path.join(__path__[0], "passes")):
 
 if TYPE_CHECKING:
     from graphopt.compiler import compile as compile
-    from graphopt.frontend import load as load
+    from graphopt.frontend.load import load as load
     from graphopt.pipeline import Pass as Pass
     from graphopt.pipeline import Pipeline as Pipeline
     from graphopt.program.artifact import Artifact as Artifact
@@ -34,7 +34,7 @@ _HOMES = {
     "Pass": ("graphopt.pipeline", "Pass"),
     "Pipeline": ("graphopt.pipeline", "Pipeline"),
     "compile": ("graphopt.compiler", "compile"),
-    "load": ("graphopt.frontend", "load"),
+    "load": ("graphopt.frontend.load", "load"),
     "open": ("graphopt.program.artifact", "open_artifact"),
 }
 

@@ -138,7 +138,7 @@ def compile_model(
     if inputs and verify == "off":
         raise GraphoptError("inputs are for verification: give --verify too, or leave them out")
     clock = _Clock(progress)
-    from graphopt.expand import expand_functions
+    from graphopt.frontend.expand import expand_functions
 
     each = verify in ("passes", "each")
     verifier = Verify(seed=seed, each=each, tolerances=tolerances(precision), given=inputs or {}, keep=keep)
@@ -236,7 +236,7 @@ def rewrite(
     """Load a model and run the pipeline; the options are those of `compile_model`."""
     clock = clock or _Clock(None)
     clock.start("load")
-    from graphopt.frontend import load
+    from graphopt.frontend.load import load
     from graphopt.targets import load_target
 
     backend = load_target(target, level, threads, cache)

@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from graphopt import ops
 from graphopt.errors import PipelineError, VerificationError
-from graphopt.frontend_shapes import with_skeleton
-from graphopt.frontend_valid import check
+from graphopt.frontend.shapes import with_skeleton
+from graphopt.frontend.valid import check
 from graphopt.judge import Judge, judge
 from graphopt.pipeline import Event
 from graphopt.verify import TOLERANCES, Tolerance, needs_external_data, run_onnxruntime

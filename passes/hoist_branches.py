@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from graphopt.analysis import static_type
 from graphopt.errors import ModelError
-from graphopt.frontend_complete import complete
-from graphopt.frontend_names import unique_names
+from graphopt.frontend.complete import complete
+from graphopt.frontend.names import unique_names
 from graphopt.frontend_settle import LEARNED
 from graphopt.guards import select_of
 from graphopt.passes._branches import BRANCHES, Branch, is_selection, lift, trial

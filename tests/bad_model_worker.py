@@ -148,7 +148,7 @@ def say(line: str) -> None:
 
 def main() -> None:
     from graphopt.errors import GraphoptError
-    from graphopt.frontend import load
+    from graphopt.frontend.load import load
 
     seconds, path, first, last = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     load(path)  # imports and caches; the model itself is good

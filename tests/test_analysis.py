@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt import analysis
-from graphopt.frontend import load
+from graphopt.frontend.load import load
 
 
 def model(graph: str, opset: int = 20) -> ir.Model:

@@ -15,7 +15,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from graphopt.errors import GraphoptError, ModelError
-from graphopt.frontend import load
+from graphopt.frontend.load import load
 
 HERE = Path(__file__).parent
 LIGHT = Path(os.path.dirname(onnx.__file__), "backend/test/data/light")
@@ -471,6 +471,6 @@ def test_errors_of_libraries_become_model_errors(monkeypatch: pytest.MonkeyPatch
     def fail(*_: object) -> None:
         raise RecursionError("deep\nwithin.")
 
-    monkeypatch.setattr("graphopt.frontend.fix_inputs", fail)
+    monkeypatch.setattr("graphopt.frontend.load.fix_inputs", fail)
     with pytest.raises(GraphoptError, match=r"^the model cannot be loaded \(RecursionError: deep within\); check it"):
         load(text(RELU))

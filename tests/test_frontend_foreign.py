@@ -10,7 +10,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from graphopt import frontend
+from graphopt.frontend import load as frontend
 from graphopt.verify import run_onnxruntime
 
 TYPES = {"float32": "float", "int32": "int32", "int64": "int64", "uint8": "uint8", "int8": "int8"}

@@ -7,7 +7,7 @@ import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
 import graphopt
-from graphopt.frontend import load
+from graphopt.frontend.load import load
 from graphopt.guards import guards, in_order, remove_dead, select_of
 from graphopt.segments import node_runs
 

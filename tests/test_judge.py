@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from graphopt import frontend
 from graphopt.errors import FeedError, VerificationError
+from graphopt.frontend import load
 from graphopt.judge import Judge, judge
 from graphopt.sensitivity import CAPS, allowances, nudge, spread
 from graphopt.verify import UNSTABLE
@@ -126,7 +126,7 @@ def test_a_model_that_onnxruntime_refuses_is_judged_as_loaded() -> None:
 def test_an_ir_version_of_the_future_is_no_obstacle() -> None:
     proto = ir.to_proto(parse("g (float[2] x) => (float[2] y) { y = Neg(x) }"))
     proto.ir_version = 14
-    verdict = judge(proto, frontend.load(proto).model)
+    verdict = judge(proto, load.load(proto).model)
     assert not verdict.notes
     assert proto.ir_version == 14
 

@@ -91,7 +91,7 @@ def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
     """
     if not texts:
         return None
-    from graphopt.frontend import parse_shapes as parse
+    from graphopt.frontend.load import parse_shapes as parse
 
     return dict(parse(",".join(texts)))
 

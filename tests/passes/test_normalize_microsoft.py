@@ -10,7 +10,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from graphopt import frontend
+from graphopt.frontend import load
 from graphopt.passes import Normalize
 from graphopt.pipeline import PassResult
 from graphopt.verify import TOLERANCES, Tolerance, require_equal, run_onnxruntime
@@ -38,7 +38,7 @@ def read(body: str, feeds: dict[str, Any], constants: dict[str, Any]) -> ir.Mode
     nodes.input.extend(kept)
     nodes.output.extend(onnx.ValueInfoProto(name=o) for node in nodes.node for o in node.output if o.startswith("y"))
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("com.microsoft", 1)]
-    return frontend.load(onnx.helper.make_model(nodes, opset_imports=opsets, ir_version=10)).model
+    return load.load(onnx.helper.make_model(nodes, opset_imports=opsets, ir_version=10)).model
 
 
 def foreign(model: ir.Model) -> list[str]:

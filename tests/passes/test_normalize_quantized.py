@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt.frontend import load
+from graphopt.frontend.load import load
 from graphopt.passes import Normalize
 from graphopt.verify import run_onnxruntime
 

@@ -10,7 +10,7 @@ import pytest
 
 from graphopt import models
 from graphopt.compiler import rewrite
-from graphopt.frontend import load
+from graphopt.frontend.load import load
 from graphopt.targets.gpu import devices, estimates
 from graphopt.verify import Tolerance, random_inputs, require_equal, run_onnxruntime
 from graphopt.work import Operand, Work

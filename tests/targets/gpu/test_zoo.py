@@ -8,8 +8,8 @@ import pytest
 
 from graphopt import models
 from graphopt.compiler import compile_model, rewrite
-from graphopt.expand import expand_functions
-from graphopt.frontend import load
+from graphopt.frontend.expand import expand_functions
+from graphopt.frontend.load import load
 from graphopt.program.program import KernelCall
 from graphopt.runtime.opencl import OpenClDevice
 from graphopt.targets.gpu import code, devices, nvrtc, target

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from graphopt.errors import ModelError
-from graphopt.opsets.site import NoRule, Site
+from graphopt.frontend.opsets.site import NoRule, Site
 
 _KIND = onnx.AttributeProto
 _FOREVER = 2**31

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.opsets.site import NoRule, Site, rank
+from graphopt.frontend.opsets.site import NoRule, Site, rank
 
 Rule = Callable[[Site], None]
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from graphopt.frontend_branches import choose_branches
-from graphopt.frontend_fold import fold_constants
-from graphopt.frontend_learn import Learner
-from graphopt.frontend_names import unique_names
-from graphopt.frontend_shapes import infer_shapes
+from graphopt.frontend.branches import choose_branches
+from graphopt.frontend.fold import fold_constants
+from graphopt.frontend.learn import Learner
+from graphopt.frontend.names import unique_names
+from graphopt.frontend.shapes import infer_shapes
 
 _MAX_ROUNDS = 16
 

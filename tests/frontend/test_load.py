@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 import graphopt
 from graphopt.errors import ModelError
-from graphopt.frontend import IR_VERSION, OPSET, load
+from graphopt.frontend.load import IR_VERSION, OPSET, load
 
 LIGHT = Path(os.path.dirname(onnx.__file__), "backend/test/data/light")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.opsets.site import NoRule, Site, rank
+from graphopt.frontend.opsets.site import NoRule, Site, rank
 
 
 def batch_test(site: Site) -> None:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graphopt.errors import GraphoptError
-from graphopt.frontend import IR_VERSION, load
+from graphopt.frontend.load import IR_VERSION, load
 
 Supports = Callable[[ir.Node, Mapping[str, int]], str | None]
 

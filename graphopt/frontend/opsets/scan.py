@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.opsets.site import DONE, NoRule, Site
+from graphopt.frontend.opsets.site import DONE, NoRule, Site
 
 
 def batched(site: Site) -> None:

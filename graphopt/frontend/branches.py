@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graphopt.frontend_names import unique_names
+from graphopt.frontend.names import unique_names
 
 
 def choose_branches(model: ir.Model) -> bool:

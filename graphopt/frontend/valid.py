@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from graphopt.errors import ModelError
-from graphopt.frontend_shapes import one_line
+from graphopt.frontend.shapes import one_line
 
 
 def check(proto: onnx.ModelProto) -> None:

@@ -7,9 +7,9 @@ from functools import cache
 import onnx
 import onnx_ir as ir
 
-from graphopt.opsets.site import DONE, NoRule, Site
-from graphopt.opsets.table import ALWAYS, RULES
-from graphopt.opsets.unchanged import UNCHANGED
+from graphopt.frontend.opsets.site import DONE, NoRule, Site
+from graphopt.frontend.opsets.table import ALWAYS, RULES
+from graphopt.frontend.opsets.unchanged import UNCHANGED
 
 
 def convert(model: ir.Model, target: int) -> None:

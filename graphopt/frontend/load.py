@@ -4,7 +4,7 @@ read        path, ModelProto, onnx_ir.Model, torch.nn.Module or zoo:NAME; nothin
 check       structure, payloads and external paths, before any library walks the graph
 inline      functions of other domains than our own
 fix         symbolic input dimensions
-convert     up to opset 20, IR version 11, by the rules of `graphopt.opsets`
+convert     up to opset 20, IR version 11, by the rules of `graphopt.frontend.opsets`
 infer, fold until nothing changes
 """
 
@@ -24,13 +24,15 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graphopt.errors import GraphoptError, ModelError
-from graphopt.frontend_checks import OWN_DOMAIN, check_structure
-from graphopt.frontend_complete import complete
-from graphopt.frontend_files import check_external, each_tensor, has_nan, own_tensor, read_model
-from graphopt.frontend_fold import lift_constants
-from graphopt.frontend_maps import untyped_maps
-from graphopt.frontend_names import canonical_domain, unique_names
-from graphopt.frontend_shapes import (
+from graphopt.frontend.checks import OWN_DOMAIN, check_structure
+from graphopt.frontend.complete import complete
+from graphopt.frontend.files import check_external, each_tensor, has_nan, own_tensor, read_model
+from graphopt.frontend.fold import lift_constants
+from graphopt.frontend.maps import untyped_maps
+from graphopt.frontend.names import canonical_domain, unique_names
+from graphopt.frontend.opsets.convert import convert, is_current
+from graphopt.frontend.opsets.site import NoRule
+from graphopt.frontend.shapes import (
     drop_claims,
     fix_inputs,
     infer_shapes,
@@ -39,10 +41,8 @@ from graphopt.frontend_shapes import (
     parse_shapes,
     with_skeleton,
 )
-from graphopt.frontend_sparse import densify
-from graphopt.frontend_valid import check
-from graphopt.opsets.convert import convert, is_current
-from graphopt.opsets.site import NoRule
+from graphopt.frontend.sparse import densify
+from graphopt.frontend.valid import check
 
 if TYPE_CHECKING:
     import torch

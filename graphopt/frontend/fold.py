@@ -19,10 +19,10 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from graphopt.frontend_evaluate import run_node
+from graphopt.frontend.evaluate import run_node
+from graphopt.frontend.shapes import merged
 from graphopt.frontend_foreign import foreign_shapes
 from graphopt.frontend_settle import foreign_node, infer_node
-from graphopt.frontend_shapes import merged
 
 MAX_FILL_BYTES = 2**31
 """A ConstantOfShape becomes an initializer up to this size; it occupies one element until somebody writes it out."""

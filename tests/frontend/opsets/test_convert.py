@@ -8,10 +8,10 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.errors import ModelError
-from graphopt.frontend import OPSET, load
-from graphopt.opsets.runtime import SIGNATURES
-from graphopt.opsets.table import RULES
-from graphopt.opsets.unchanged import UNCHANGED
+from graphopt.frontend.load import OPSET, load
+from graphopt.frontend.opsets.runtime import SIGNATURES
+from graphopt.frontend.opsets.table import RULES
+from graphopt.frontend.opsets.unchanged import UNCHANGED
 from graphopt.verify import run_onnxruntime
 
 

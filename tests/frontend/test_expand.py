@@ -11,8 +11,8 @@ import pytest
 from graphopt import targets
 from graphopt.compiler import compile_model
 from graphopt.errors import GraphoptError
-from graphopt.expand import expand_functions
-from graphopt.frontend import load
+from graphopt.frontend.expand import expand_functions
+from graphopt.frontend.load import load
 from graphopt.verify import compare, random_inputs, run_onnxruntime
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from graphopt.opsets import attributes, broadcasts, flatten, normalization, resize, runtime, scan
-from graphopt.opsets.site import Site
+from graphopt.frontend.opsets import attributes, broadcasts, flatten, normalization, resize, runtime, scan
+from graphopt.frontend.opsets.site import Site
 
 Rule = Callable[[Site], None]
 

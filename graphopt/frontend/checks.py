@@ -16,9 +16,9 @@ import onnx_ir as ir
 from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
 
 from graphopt.errors import ModelError
-from graphopt.frontend_files import check_tensor, checked_size
-from graphopt.frontend_sparse import check_sparse
-from graphopt.opsets.runtime import check_signature
+from graphopt.frontend.files import check_tensor, checked_size
+from graphopt.frontend.opsets.runtime import check_signature
+from graphopt.frontend.sparse import check_sparse
 
 MAX_NODES = 1_000_000
 """Nodes after inlining: a chain of functions that call each other ten times grows past any memory."""

@@ -19,7 +19,7 @@ import onnxruntime
 import pytest
 
 import graphopt
-from graphopt.frontend import OPSET, load
+from graphopt.frontend.load import OPSET, load
 from graphopt.verify import Tolerance, require_equal
 
 LAST = onnx.defs.onnx_opset_version()

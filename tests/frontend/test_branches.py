@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from graphopt.frontend import load
+from graphopt.frontend.load import load
 from graphopt.verify import run_onnxruntime
 
 BODY = """<ir_version: 10, opset_import: ["": 20]>

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.opsets.site import NoRule, Site
+from graphopt.frontend.opsets.site import NoRule, Site
 
 
 def upsample_1(site: Site) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.opsets.site import Site, rank
+from graphopt.frontend.opsets.site import Site, rank
 
 
 def flattened(site: Site) -> None:

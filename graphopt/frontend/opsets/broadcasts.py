@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphopt.opsets.site import NoRule, Site, rank
+from graphopt.frontend.opsets.site import NoRule, Site, rank
 
 
 def binary(site: Site) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt.errors import ModelError
-from graphopt.frontend import load, parse_shapes
+from graphopt.frontend.load import load, parse_shapes
 
 NAMES = st.text(st.characters(exclude_characters=",", exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1)
 SHAPES = st.dictionaries(NAMES, st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple), min_size=1)

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt import frontend
 from graphopt.compiler import compile_model
+from graphopt.frontend import load
 from graphopt.verify import random_inputs, require_equal, run_onnxruntime
 
 
@@ -16,7 +16,7 @@ def parse(text: str, opset: int = 20) -> ir.Model:
 
 
 def shapes(model: ir.Model) -> dict[str, tuple[int, ...] | None]:
-    loaded = frontend.load(model).model
+    loaded = load.load(model).model
     values = [value for node in loaded.graph for value in node.outputs]
     return {str(v.name): v.shape.numpy() if v.shape is not None and v.shape.is_static() else None for v in values}
 
@@ -59,7 +59,7 @@ def test_what_follows_is_native() -> None:
     compilation = compile_model(model)
     assert [name for name, _ in compilation.fallbacks] == ["e (Loop)"]
     for seed in range(2):
-        feeds = random_inputs(frontend.load(model).model, seed)
+        feeds = random_inputs(load.load(model).model, seed)
         require_equal(run_onnxruntime(model, feeds), compilation.artifact.session().run(feeds), "learned")
 
 

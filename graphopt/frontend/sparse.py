@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from graphopt.errors import ModelError
-from graphopt.frontend_files import MAX_FILE_BYTES, check_tensor
+from graphopt.frontend.files import MAX_FILE_BYTES, check_tensor
 
 
 def densify(model: onnx.ModelProto, *, ours: bool) -> onnx.ModelProto:
