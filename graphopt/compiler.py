@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt import analysis, guards, verification
+from graphopt import verification
 from graphopt.cost_model import CostModel
 from graphopt.cost_source import MEASURED, VARIABLE, open_costs, record
 from graphopt.defects import Defects
 from graphopt.errors import GraphoptError, UnsupportedError, VerificationError
+from graphopt.graph import analysis, guards
 from graphopt.islands import islands
 from graphopt.observe import Check, Dump, Verify
 from graphopt.partition import partition

@@ -13,10 +13,10 @@ from collections.abc import Collection, Mapping, Sequence
 import networkx as nx
 import onnx_ir as ir
 
-from graphopt import analysis
 from graphopt.costs import Machine
+from graphopt.graph import analysis
+from graphopt.graph.segments import read_by
 from graphopt.ops import DOMAIN
-from graphopt.segments import read_by
 
 CHANGE_SECONDS = 100e-6
 """Into ONNX Runtime and out again: entering a session takes tens of microseconds, its threads wake up for it."""

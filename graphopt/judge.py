@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis import static_type
 from graphopt.draws import random_inputs, smaller
 from graphopt.errors import FeedError, VerificationError
+from graphopt.graph.analysis import static_type
 from graphopt.verify import TOLERANCES, UNSTABLE, Mismatch, Tolerance, compare, open_onnxruntime, run_onnxruntime
 
 if TYPE_CHECKING:

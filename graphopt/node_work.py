@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.analysis import static_type
+from graphopt.graph.analysis import static_type
 from graphopt.work import PRECISION, AttributeValue, Operand, Work
 
 _KINDS = {

@@ -8,12 +8,12 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from graphopt import analysis
 from graphopt.costs import Machine
 from graphopt.errors import GraphoptError
-from graphopt.guards import in_order
+from graphopt.graph import analysis
+from graphopt.graph.guards import in_order
+from graphopt.graph.segments import Guard, read_by
 from graphopt.program import schedule
-from graphopt.segments import Guard, read_by
 from graphopt.solve.stages import Crossing, StageProblem, solve
 
 _UNMOVABLE = 1 << 50
@@ -24,7 +24,7 @@ _UNMOVABLE = 1 << 50
 class Part:
     """The nodes of one stage, and the values that cross its boundaries or the program's.
 
-    `guarded` are the conditions under which nodes run (`graphopt.guards`); the stage computes or receives them.
+    `guarded` are the conditions under which nodes run (`graphopt.graph.guards`); the stage computes or receives them.
     """
 
     nodes: tuple[ir.Node, ...]

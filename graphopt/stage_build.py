@@ -14,17 +14,17 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt import draw_demands
-from graphopt.analysis import static_type
 from graphopt.draws import random_array
 from graphopt.errors import GraphoptError
-from graphopt.fallback_models import FallbackModel, fallback_models, observed
-from graphopt.guards import Select
+from graphopt.graph.analysis import static_type
+from graphopt.graph.fallback_models import FallbackModel, fallback_models, observed
+from graphopt.graph.guards import Select
+from graphopt.graph.segments import Guard, NodeRun, node_runs
 from graphopt.partition import Part
 from graphopt.program.guards import touched
 from graphopt.program.program import FallbackSegment, NativeSegment, Place, Segment, SelectSegment, Stage, Value
 from graphopt.program.weights import save_weights
 from graphopt.runtime import cpu
-from graphopt.segments import Guard, NodeRun, node_runs
 from graphopt.select_places import place_sides
 from graphopt.solve.memory import Buffer, MemoryProblem, solve
 from graphopt.work import Plan

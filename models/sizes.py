@@ -1,6 +1,6 @@
 """Parameters and operations of every model in the zoo, so that listing them builds none.
 
-Both are what `graphopt.analysis` counts after loading; tests/cli/test_listings.py counts again.
+Both are what `graphopt.graph.analysis` counts after loading; tests/cli/test_listings.py counts again.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt import ops
+from graphopt.graph.edit import Editor, array_of, dims, ints, is_custom, is_op
 from graphopt.ops.layout import blocks, pad_to_blocks
-from graphopt.passes._edit import Editor, array_of, dims, ints, is_custom, is_op
 
 # Whatever finite number a padded lane holds, these keep it finite, so zero weights still cancel it. Log, Sqrt, Pow and
 # Reciprocal do not, and a division by a padded lane divides by zero.

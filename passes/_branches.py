@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graphopt.frontend.branches import empty
-from graphopt.segments import captured
+from graphopt.graph.segments import captured
 
 BRANCHES = ("then_branch", "else_branch")
 

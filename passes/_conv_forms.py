@@ -10,13 +10,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.costs import ConvShape
+from graphopt.graph.edit import AttributeValue, Editor
 from graphopt.ops import DOMAIN
 from graphopt.ops.conv import pack_bias, pack_conv_weight, pack_depthwise_weight
 from graphopt.ops.fft import fft_weight
 from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.layout import blocks
 from graphopt.ops.winograd import winograd_weight
-from graphopt.passes._edit import AttributeValue, Editor
 from graphopt.work import PRECISION, TILE
 
 

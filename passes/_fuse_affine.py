@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.passes._edit import Editor, Rule, array_of, dims, ints, is_op, only_use, scalar_of
+from graphopt.graph.edit import Editor, Rule, array_of, dims, ints, is_op, only_use, scalar_of
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 

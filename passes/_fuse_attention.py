@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.edit import Editor, array_of, dims, ints, is_op, only_use, scalar_of
 from graphopt.ops import DOMAIN, MINIMUM_OPSET
-from graphopt.passes._edit import Editor, array_of, dims, ints, is_op, only_use, scalar_of
 
 Masks = dict[tuple[int, float, bool], ir.Value]
 """Additive masks made from boolean ones, so that all layers share one: (id of the condition, fill, kept when true)."""

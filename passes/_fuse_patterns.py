@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.passes._edit import Editor, Rule, array_of, dims, ints, is_op, only_use, scalar_of
+from graphopt.graph.edit import Editor, Rule, array_of, dims, ints, is_op, only_use, scalar_of
 
 _GELU_OPSET = 20
 _LAYER_NORM_OPSET = 17

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.frontend_foreign import MICROSOFT
-from graphopt.frontend_settle import infer_node
-from graphopt.passes._edit import AttributeValue, Editor, dims
+from graphopt.graph.edit import AttributeValue, Editor, dims
+from graphopt.graph.shapes.foreign import MICROSOFT
+from graphopt.graph.shapes.settle import infer_node
 
 __all__ = ["MICROSOFT", "Writer", "operand", "unknown", "used"]
 

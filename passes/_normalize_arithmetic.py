@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, Rule, array_of, dims, ints, scalar_of
+from graphopt.graph.edit import Editor, Rule, array_of, dims, ints, scalar_of
 from graphopt.passes._normalize_shapes import drop
 
 

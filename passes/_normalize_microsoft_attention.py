@@ -12,7 +12,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, Rule, dims
+from graphopt.graph.edit import Editor, Rule, dims
 from graphopt.passes._microsoft import Writer, operand, unknown, used
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, Rule
+from graphopt.graph.edit import Editor, Rule
 from graphopt.passes._microsoft import Writer, operand, unknown
 
 GELU_OPSET = 20

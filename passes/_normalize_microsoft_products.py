@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, Rule, dims
+from graphopt.graph.edit import Editor, Rule, dims
 from graphopt.passes._microsoft import Writer, operand, unknown
 
 _ACTIVATIONS: dict[str, tuple[str, ...]] = {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, Rule, dims
+from graphopt.graph.edit import Editor, Rule, dims
 from graphopt.passes._microsoft import Writer, operand, unknown
 
 Function = Callable[[Writer, Sequence[ir.Value]], ir.Value]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, Rule, dims, is_op, only_use
+from graphopt.graph.edit import Editor, Rule, dims, is_op, only_use
 
 
 def _rows_apart(editor: Editor, node: ir.Node) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, Rule, array_of, dims, ints, is_op
+from graphopt.graph.edit import Editor, Rule, array_of, dims, ints, is_op
 
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, Rule, array_of, dims, ints
+from graphopt.graph.edit import Editor, Rule, array_of, dims, ints
 
 _WEIGHTS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
 """Convolutions, and the operand that holds the kernel."""

@@ -13,7 +13,7 @@ import onnx.defs
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.passes._edit import array_of, ints, is_custom, is_op
+from graphopt.graph.edit import array_of, ints, is_custom, is_op
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 CUSTOM_PRODUCTS = frozenset({"Attention", "AttentionMasked"})

@@ -7,7 +7,7 @@ from collections.abc import Collection, Hashable
 
 import onnx_ir as ir
 
-from graphopt.passes._edit import dims, is_op
+from graphopt.graph.edit import dims, is_op
 from graphopt.passes._precision_cut import FLOAT, HALF, Tensor
 
 CAST_BYTES = 6

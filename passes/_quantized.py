@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.passes._edit import array_of, dims, is_op
+from graphopt.graph.edit import array_of, dims, is_op
 
 BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
 

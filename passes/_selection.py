@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from graphopt import costs
 from graphopt.cost_model import CostModel
+from graphopt.graph.edit import dims
 from graphopt.ops.layout import blocks
 from graphopt.passes._blockable import BINARY, POOLS, SINGLE, Form, border, form_of, is_among, padded_bytes
-from graphopt.passes._edit import dims
 from graphopt.solve.selection import Alternative, Problem, Tensor
 from graphopt.work import Operand, Work
 

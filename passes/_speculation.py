@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import ops
-from graphopt.value_dependence import RANDOM, depends_on_values
+from graphopt.graph.value_dependence import RANDOM, depends_on_values
 
 _INDICES = frozenset({"Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"})
 """Operators whose second operand are indices, which must be in range: zeros are."""

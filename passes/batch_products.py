@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, array_of, dims, is_op, scalar_of
+from graphopt.graph.edit import Editor, array_of, dims, is_op, scalar_of
 from graphopt.pipeline import Pass, PassResult
 
 FEW = 16

@@ -8,8 +8,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.cost_model import CostModel
+from graphopt.graph.edit import is_op
 from graphopt.node_work import work_of
-from graphopt.passes._edit import is_op
 from graphopt.pipeline import Choice, Pass, PassResult
 from graphopt.work import TILE
 

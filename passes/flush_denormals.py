@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.passes._edit import Editor, is_op
+from graphopt.graph.edit import Editor, is_op
 from graphopt.pipeline import Pass, PassResult, Refusal
 
 SUMS = ("Add", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul", "Sub")

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor
+from graphopt.graph.edit import Editor
 from graphopt.passes._fuse_affine import AFFINE
 from graphopt.passes._fuse_attention import ATTENTION, Masks
 from graphopt.passes._fuse_patterns import PATTERNS

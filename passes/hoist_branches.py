@@ -8,17 +8,17 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.analysis import static_type
 from graphopt.errors import ModelError
 from graphopt.frontend.complete import complete
 from graphopt.frontend.names import unique_names
-from graphopt.frontend_settle import LEARNED
-from graphopt.guards import select_of
+from graphopt.graph.analysis import static_type
+from graphopt.graph.guards import select_of
+from graphopt.graph.segments import read_by
+from graphopt.graph.shapes.settle import LEARNED
+from graphopt.graph.value_dependence import depends_on_values
 from graphopt.passes._branches import BRANCHES, Branch, is_selection, lift, trial
 from graphopt.passes._speculation import make_safe, unsafe
 from graphopt.pipeline import Pass, PassResult, Refusal
-from graphopt.segments import read_by
-from graphopt.value_dependence import depends_on_values
 from graphopt.verify import random_inputs, run_onnxruntime
 
 

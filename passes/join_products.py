@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.passes._edit import Editor, array_of, dims, is_custom, is_op, only_use
+from graphopt.graph.edit import Editor, array_of, dims, is_custom, is_op, only_use
 from graphopt.pipeline import Pass, PassResult
 
 

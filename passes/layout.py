@@ -9,10 +9,10 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.cost_model import CostModel
+from graphopt.graph.edit import Editor, dims, is_custom
 from graphopt.ops import DOMAIN
 from graphopt.ops.layout import blocks
 from graphopt.passes._blockable import Form, border, to_blocked_form
-from graphopt.passes._edit import Editor, dims, is_custom
 from graphopt.passes._selection import BLOCKED, selection_problem
 from graphopt.pipeline import Pass, PassResult, Refusal
 from graphopt.solve.selection import solve

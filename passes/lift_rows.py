@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.edit import Editor, array_of, dims, ints, is_op
 from graphopt.ops import MINIMUM_OPSET
-from graphopt.passes._edit import Editor, array_of, dims, ints, is_op
 from graphopt.passes._row_forms import (
     COLUMN,
     ELEMENTWISE,

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, Rule
+from graphopt.graph.edit import Editor, Rule
 from graphopt.passes._microsoft import MICROSOFT
 from graphopt.passes._normalize_arithmetic import ARITHMETIC
 from graphopt.passes._normalize_microsoft_attention import ATTENTION

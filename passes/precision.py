@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, is_op
+from graphopt.graph.edit import Editor, is_op
 from graphopt.passes._precision_cut import choose
 from graphopt.passes._precision_nodes import Rules, concerned, is_product
 from graphopt.passes._precision_rewrite import Rewrite

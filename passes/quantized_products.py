@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.passes._edit import Editor, array_of, dims, is_op, only_use
+from graphopt.graph.edit import Editor, array_of, dims, is_op, only_use
 from graphopt.passes._microsoft import Writer, operand
 from graphopt.passes._quantized import BYTES, Dequantized
 from graphopt.pipeline import Pass, PassResult, Refusal

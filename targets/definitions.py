@@ -14,7 +14,7 @@ import onnx_ir as ir
 from tvm import relax
 from tvm.relax.utils import gen_call_tir_inputs
 
-from graphopt.analysis import static_type
+from graphopt.graph.analysis import static_type
 from graphopt.work import PRECISION, TILE
 
 SMALL_FLOATS = 16

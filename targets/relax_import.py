@@ -20,7 +20,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
-from graphopt.analysis import static_type
+from graphopt.graph.analysis import static_type
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets import converters, origins
 from graphopt.targets.converters import halves

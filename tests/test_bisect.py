@@ -12,9 +12,9 @@ import pytest
 
 from graphopt.bisect import Verdict, bisect
 from graphopt.errors import ModelError
+from graphopt.graph.edit import Editor
 from graphopt.observe import Dump
 from graphopt.passes import Fuse, Layout, Normalize, SelectConv
-from graphopt.passes._edit import Editor
 from graphopt.pipeline import Pass, PassResult, Pipeline
 
 TEXT = """

@@ -16,9 +16,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt import ops
-from graphopt.analysis import static_type
 from graphopt.bench.alone import Load, load, run
 from graphopt.bench.reference import Doubles, evaluate, relative_error
+from graphopt.graph.analysis import static_type
 from graphopt.runtime import library
 from graphopt.targets.base import Lowered, Target
 from graphopt.work import TILE

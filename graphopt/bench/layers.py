@@ -41,10 +41,10 @@ def profile(
 
         return device_layers.profile(source, settings, runs or RUNS, say, shapes)
     import graphopt
-    from graphopt.analysis import node_flops
     from graphopt.bench import errors
     from graphopt.bench.suite import environment
     from graphopt.compiler import compile_model
+    from graphopt.graph.analysis import node_flops
     from graphopt.targets import load_target
     from graphopt.verify import random_inputs
 
@@ -126,8 +126,8 @@ def native(artifact: Artifact) -> set[str]:
 def arithmetic_peak(threads: int, costs: str | None = None) -> float:
     """Operations per second of the kernel of a product of 1024 cubed, its fastest run."""
     import graphopt
-    from graphopt.analysis import flops
     from graphopt.compiler import compile_model
+    from graphopt.graph.analysis import flops
     from graphopt.verify import random_inputs
 
     loaded = graphopt.load(PEAK_MODEL).model

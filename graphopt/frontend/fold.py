@@ -21,8 +21,8 @@ import onnx_ir.passes.common as common
 
 from graphopt.frontend.evaluate import run_node
 from graphopt.frontend.shapes import merged
-from graphopt.frontend_foreign import foreign_shapes
-from graphopt.frontend_settle import foreign_node, infer_node
+from graphopt.graph.shapes.foreign import foreign_shapes
+from graphopt.graph.shapes.settle import foreign_node, infer_node
 
 MAX_FILL_BYTES = 2**31
 """A ConstantOfShape becomes an initializer up to this size; it occupies one element until somebody writes it out."""

@@ -14,12 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import draw_demands
-from graphopt.analysis import nbytes
 from graphopt.draws import Array, random_array
-from graphopt.fallback_models import extract
-from graphopt.frontend_settle import LEARNED
-from graphopt.segments import NodeRun, read_by
-from graphopt.value_dependence import depends_on_values
+from graphopt.graph.analysis import nbytes
+from graphopt.graph.fallback_models import extract
+from graphopt.graph.segments import NodeRun, read_by
+from graphopt.graph.shapes.settle import LEARNED
+from graphopt.graph.value_dependence import depends_on_values
 
 MAX_BYTES = 1 << 30
 """Operands above this many bytes are not tried."""

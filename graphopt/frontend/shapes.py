@@ -13,7 +13,7 @@ import onnx_ir as ir
 from graphopt.errors import ModelError
 from graphopt.frontend.files import SMALL_BYTES, checked_size
 from graphopt.frontend.maps import from_inferred
-from graphopt.frontend_settle import CLAIMED, is_learned, settle
+from graphopt.graph.shapes.settle import CLAIMED, is_learned, settle
 
 _LARGEST_DIM = 2**31 - 1
 _SETTLED = "graphopt.settled"

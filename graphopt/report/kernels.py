@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graphopt.analysis import elements
+from graphopt.graph.analysis import elements
 from graphopt.program.program import ITEM_BYTES, KernelCall, NativeSegment, Value
 from graphopt.report.document import Table
 from graphopt.report.units import seconds
@@ -27,7 +27,7 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
     plans = artifact.manifest.get("kernels") or {}
     if not plans:
         return []
-    from graphopt.analysis import node_flops
+    from graphopt.graph.analysis import node_flops
     from graphopt.targets.gpu import devices
 
     device = devices.DEVICES.get(artifact.manifest["target"].get("device"), devices.OPENCL)

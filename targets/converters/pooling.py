@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from graphopt.frontend_extents import split_pads
+from graphopt.graph.shapes.extents import split_pads
 from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, REDUCTION, Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters.index import known
 from graphopt.targets.kernels import pool_rows

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from graphopt import analysis, models
+from graphopt import models
+from graphopt.graph import analysis
 from graphopt.models.sizes import SIZES
 from graphopt.pipeline import Pipeline
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.frontend_operands import Extents, Rule, Typed, Unknown, extents, integer, kind_of, operand
+from graphopt.graph.shapes.operands import Extents, Rule, Typed, Unknown, extents, integer, kind_of, operand
 
 
 def windows(node: ir.Node, image: Extents, kernel: Extents, pool: bool = False) -> Extents:

@@ -1,7 +1,7 @@
 import onnx_ir as ir
 import pytest
 
-from graphopt.segments import NodeRun, node_runs, read_by
+from graphopt.graph.segments import NodeRun, node_runs, read_by
 
 
 def graph_of(text: str) -> ir.Graph:

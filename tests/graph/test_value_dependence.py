@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from graphopt.value_dependence import depends_on_values
+from graphopt.graph.value_dependence import depends_on_values
 
 
 def node_of(text: str) -> ir.Node:

@@ -19,8 +19,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.errors import UnsupportedError
+from graphopt.graph.segments import NodeRun, one_by_one, read_by
 from graphopt.program.program import ITEM_BYTES
-from graphopt.segments import NodeRun, one_by_one, read_by
 
 if TYPE_CHECKING:
     import onnx

@@ -4,8 +4,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from graphopt import analysis
 from graphopt.frontend.load import load
+from graphopt.graph import analysis
 
 
 def model(graph: str, opset: int = 20) -> ir.Model:

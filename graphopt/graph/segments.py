@@ -18,7 +18,7 @@ class NodeRun:
 
     `reasons` says for each node of a fallback run why it is not native: (node name, sentence). `guard` are the
     conditions that a run of the program skips it by. The nodes of a run that is `select` choose among values that are
-    there (`graphopt.guards`).
+    there (`graphopt.graph.guards`).
     """
 
     nodes: tuple[ir.Node, ...]

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphopt.analysis import static_type
-from graphopt.frontend_settle import CLAIMED
-from graphopt.segments import Guard, captured, read_by
-from graphopt.value_dependence import computes_by_values
+from graphopt.graph.analysis import static_type
+from graphopt.graph.segments import Guard, captured, read_by
+from graphopt.graph.shapes.settle import CLAIMED
+from graphopt.graph.value_dependence import computes_by_values
 
 
 @dataclass(frozen=True, slots=True)

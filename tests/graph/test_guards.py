@@ -8,8 +8,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 import graphopt
 from graphopt.frontend.load import load
-from graphopt.guards import guards, in_order, remove_dead, select_of
-from graphopt.segments import node_runs
+from graphopt.graph.guards import guards, in_order, remove_dead, select_of
+from graphopt.graph.segments import node_runs
 
 
 def model_of(text: str) -> ir.Model:

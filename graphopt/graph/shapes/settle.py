@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from graphopt.frontend_foreign import foreign_shapes
+from graphopt.graph.shapes.foreign import foreign_shapes
 
 LEARNED = "graphopt.learned"
 """Key in the `meta` of a value whose type and shape ONNX Runtime gave: inference takes them as they are."""

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.frontend_extents import OTHERWISE, convolved, pooled
-from graphopt.frontend_operands import Extents, Rule, Typed, Unknown, extents, integer, kind_of, operand
+from graphopt.graph.shapes.extents import OTHERWISE, convolved, pooled
+from graphopt.graph.shapes.operands import Extents, Rule, Typed, Unknown, extents, integer, kind_of, operand
 
 MICROSOFT = "com.microsoft"
 

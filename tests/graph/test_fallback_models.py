@@ -11,8 +11,8 @@ import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
 from graphopt.errors import UnsupportedError
-from graphopt.fallback_models import SHARED_BYTES, Dims, FallbackModel, extract, fallback_models, observed
-from graphopt.segments import NodeRun, node_runs
+from graphopt.graph.fallback_models import SHARED_BYTES, Dims, FallbackModel, extract, fallback_models, observed
+from graphopt.graph.segments import NodeRun, node_runs
 from graphopt.verify import run_onnxruntime
 
 
