@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt import verification
-from graphopt.cost_model import CostModel
-from graphopt.cost_source import MEASURED, VARIABLE, open_costs, record
+from graphopt.cost.model import CostModel
+from graphopt.cost.source import MEASURED, VARIABLE, open_costs, record
 from graphopt.defects import Defects
 from graphopt.errors import GraphoptError, UnsupportedError, VerificationError
 from graphopt.graph import analysis, guards

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 import networkx as nx
 import onnx_ir as ir
 
-from graphopt.costs import Machine
+from graphopt.cost.roofline import Machine
 from graphopt.graph import analysis
 from graphopt.graph.segments import read_by
 from graphopt.ops import DOMAIN

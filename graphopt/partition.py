@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from graphopt.costs import Machine
+from graphopt.cost.roofline import Machine
 from graphopt.errors import GraphoptError
 from graphopt.graph import analysis
 from graphopt.graph.guards import in_order

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self
 
 import onnx_ir as ir
 
-from graphopt.cost_model import CostModel
+from graphopt.cost.model import CostModel
 from graphopt.errors import GraphoptError, PipelineError
 
 

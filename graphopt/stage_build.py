@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt import draw_demands
+from graphopt.cost.work import Plan
 from graphopt.draws import random_array
 from graphopt.errors import GraphoptError
 from graphopt.graph.analysis import static_type
@@ -27,7 +28,6 @@ from graphopt.program.weights import save_weights
 from graphopt.runtime import cpu
 from graphopt.select_places import place_sides
 from graphopt.solve.memory import Buffer, MemoryProblem, solve
-from graphopt.work import Plan
 
 if TYPE_CHECKING:
     from graphopt.targets.base import Target

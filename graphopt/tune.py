@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graphopt.compiler import rewrite
-from graphopt.cost_model import MeasuredCosts
-from graphopt.cost_source import MEASURED
+from graphopt.cost.model import MeasuredCosts
+from graphopt.cost.node_work import work_of
+from graphopt.cost.source import MEASURED
+from graphopt.cost.work import Timing, Work
 from graphopt.errors import GraphoptError
-from graphopt.node_work import work_of
 from graphopt.solve.evolve import evolve
-from graphopt.work import Timing, Work
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from graphopt import costs
-from graphopt.cost_model import CostModel
-from graphopt.costs import ConvShape, Machine
+from graphopt.cost import roofline as costs
+from graphopt.cost.model import CostModel
+from graphopt.cost.roofline import ConvShape, Machine
+from graphopt.cost.work import AttributeValue, Operand, Work
 from graphopt.passes._conv_forms import ConvNode, winograd_form
-from graphopt.work import AttributeValue, Operand, Work
 
 
 class Algorithm(StrEnum):

@@ -9,7 +9,8 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.costs import ConvShape
+from graphopt.cost.roofline import ConvShape
+from graphopt.cost.work import PRECISION, TILE
 from graphopt.graph.edit import AttributeValue, Editor
 from graphopt.ops import DOMAIN
 from graphopt.ops.conv import pack_bias, pack_conv_weight, pack_depthwise_weight
@@ -17,7 +18,6 @@ from graphopt.ops.fft import fft_weight
 from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.layout import blocks
 from graphopt.ops.winograd import winograd_weight
-from graphopt.work import PRECISION, TILE
 
 
 @dataclass(frozen=True, slots=True)

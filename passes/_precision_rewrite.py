@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from graphopt.cost.work import PRECISION
 from graphopt.graph.edit import Editor, array_of
 from graphopt.passes._precision_nodes import is_mask, lowest_mask, only_masks, rounded
 from graphopt.passes._precision_view import View
-from graphopt.work import PRECISION
 
 
 class Rewrite:

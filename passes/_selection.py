@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graphopt import costs
-from graphopt.cost_model import CostModel
+from graphopt.cost import roofline as costs
+from graphopt.cost.model import CostModel
+from graphopt.cost.work import Operand, Work
 from graphopt.graph.edit import dims
 from graphopt.ops.layout import blocks
 from graphopt.passes._blockable import BINARY, POOLS, SINGLE, Form, border, form_of, is_among, padded_bytes
 from graphopt.solve.selection import Alternative, Problem, Tensor
-from graphopt.work import Operand, Work
 
 PLANAR, BLOCKED = 0, 1
 

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.cost_model import CostModel
+from graphopt.cost.model import CostModel
+from graphopt.cost.node_work import work_of
+from graphopt.cost.work import TILE
 from graphopt.graph.edit import is_op
-from graphopt.node_work import work_of
 from graphopt.pipeline import Choice, Pass, PassResult
-from graphopt.work import TILE
 
 PRODUCTS = ("MatMul", "Gemm")
 

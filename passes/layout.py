@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.cost_model import CostModel
+from graphopt.cost.model import CostModel
 from graphopt.graph.edit import Editor, dims, is_custom
 from graphopt.ops import DOMAIN
 from graphopt.ops.layout import blocks

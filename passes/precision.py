@@ -9,13 +9,13 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from graphopt.cost.work import PRECISION
 from graphopt.graph.edit import Editor, is_op
 from graphopt.passes._precision_cut import choose
 from graphopt.passes._precision_nodes import Rules, concerned, is_product
 from graphopt.passes._precision_rewrite import Rewrite
 from graphopt.passes._precision_view import CAST_BYTES, View, elements, tensors_of
 from graphopt.pipeline import Pass, PassResult, Refusal, option
-from graphopt.work import PRECISION
 
 
 class Format(enum.StrEnum):

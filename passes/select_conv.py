@@ -12,8 +12,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.cost_model import CostModel
-from graphopt.costs import ConvShape
+from graphopt.cost.model import CostModel
+from graphopt.cost.roofline import ConvShape
+from graphopt.cost.work import TILE as TILE_KEY
 from graphopt.graph.edit import Editor, array_of, dims, ints, is_op
 from graphopt.ops import MINIMUM_OPSET
 from graphopt.passes._blockable import is_among, listed
@@ -22,7 +23,6 @@ from graphopt.passes._conv_forms import ConvNode, emit_blocked, emit_depthwise, 
 from graphopt.passes._selection import Labelled, selection_problem
 from graphopt.pipeline import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve import selection
-from graphopt.work import TILE as TILE_KEY
 
 
 class Strategy(StrEnum):
@@ -48,7 +48,7 @@ class SelectConv(Pass):
     Algorithms and layouts of all nodes are one problem (`graphopt.solve.selection`): what they cost, what the
     conversions between them cost, each shared by all readers of a tensor, within a budget for the sum of rounding
     errors. Costs are measured where the cost model measures; candidates whose estimate (the target's, or the roofline
-    of `graphopt.costs`) is `prune` times the best one's are not. The conversions that turn out needless are removed by
+    of `graphopt.cost.roofline`) is `prune` times the best one's are not. The conversions that turn out needless are removed by
     `layout`. A Conv whose weights are not constant, that is not two-dimensional, of static shape and in a type that
     the target blocks (float32 or float64, on GPUs also halves) is left alone, with the reason.
     """

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.costs import Machine
+from graphopt.cost.roofline import Machine
+from graphopt.cost.work import Plan, Timing, Work
 from graphopt.program.program import KernelCall, Value
-from graphopt.work import Plan, Timing, Work
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class Target(Protocol):
         """All functions in one file, each under its symbol: a shared library, or kernels for a device."""
 
     def estimate(self, work: Work, units: str) -> float | None:
-        """Seconds of `work`, as `graphopt.cost_model.Estimate` describes."""
+        """Seconds of `work`, as `graphopt.cost.model.Estimate` describes."""
 
     def tiles(self, work: Work) -> Sequence[str]:
         """The tiles that the kernel of `work` may use, the best by estimate first."""

@@ -9,7 +9,8 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt import disk_cache
-from graphopt.costs import Machine
+from graphopt.cost.roofline import Machine
+from graphopt.cost.work import Timing, Work
 from graphopt.runtime import cpu as host_cpu
 from graphopt.runtime import library
 from graphopt.targets import build, constants, lowering, measure, native, relax_import, sources, tiles
@@ -18,7 +19,6 @@ from graphopt.targets.definitions import Definitions, signature
 from graphopt.targets.machine import detect
 from graphopt.targets.object_cache import ObjectCache
 from graphopt.targets.quiet import quiet
-from graphopt.work import Timing, Work
 
 
 class CpuTarget:

@@ -14,8 +14,8 @@ import onnx_ir as ir
 from tvm import relax
 from tvm.relax.utils import gen_call_tir_inputs
 
+from graphopt.cost.work import PRECISION, TILE
 from graphopt.graph.analysis import static_type
-from graphopt.work import PRECISION, TILE
 
 SMALL_FLOATS = 16
 SMALL_INTEGERS = 4096

@@ -19,11 +19,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from graphopt.cost.work import PRECISION, TILE, Timing, Work
 from graphopt.program.program import Place
 from graphopt.runtime import cpu, library
 from graphopt.targets import build, joins
 from graphopt.targets.base import Lowered, Target
-from graphopt.work import PRECISION, TILE, Timing, Work
 
 if TYPE_CHECKING:
     from graphopt.targets.cpu import CpuTarget

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from graphopt.cost.work import Work
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.kernels import conv_direct, conv_winograd_fused, gemm
 from graphopt.targets.machine import CpuMachine
-from graphopt.work import Work
 
 Space = Callable[[Work, CpuMachine], tuple[str, ...]]
 

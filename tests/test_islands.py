@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.compiler import compile_model
-from graphopt.costs import Machine
+from graphopt.cost.roofline import Machine
 from graphopt.islands import islands
 from graphopt.program.program import FallbackSegment
 from graphopt.verify import compare, run_onnxruntime

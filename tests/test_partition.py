@@ -3,7 +3,7 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
-from graphopt.costs import Machine
+from graphopt.cost.roofline import Machine
 from graphopt.errors import GraphoptError
 from graphopt.partition import Part, partition
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 import onnx_ir as ir
 import pytest
 
-from graphopt.cost_model import CostModel
-from graphopt.costs import Machine
+from graphopt.cost.model import CostModel
+from graphopt.cost.roofline import Machine
 from graphopt.errors import ModelError, PipelineError
 from graphopt.passes import DEFAULT, PASSES, Fuse, Layout, SelectConv
 from graphopt.passes.select_conv import Algorithm

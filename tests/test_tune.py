@@ -10,10 +10,10 @@ import onnx
 import pytest
 
 from graphopt.compiler import rewrite
+from graphopt.cost.work import TILE, Timing, Work
 from graphopt.errors import GraphoptError
 from graphopt.targets.cpu import CpuTarget
 from graphopt.tune import tune
-from graphopt.work import TILE, Timing, Work
 
 SPACE = tuple(f"{rows}x{width}" for rows in range(1, 17) for width in (16, 32, 48, 64))
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from graphopt import ops
 from graphopt.bench.alone import Load, load, run
 from graphopt.bench.reference import Doubles, evaluate, relative_error
+from graphopt.cost.work import TILE
 from graphopt.graph.analysis import static_type
 from graphopt.runtime import library
 from graphopt.targets.base import Lowered, Target
-from graphopt.work import TILE
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 CONVOLUTIONS = (

@@ -15,7 +15,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.costs import tile_of
+from graphopt.cost.roofline import tile_of
 from graphopt.ops.layout import blocks
 
 KERNEL = 3

@@ -10,9 +10,9 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax, te
 
+from graphopt.cost.work import PRECISION, TILE
 from graphopt.targets.definitions import NodeDefinitions
 from graphopt.targets.machine import CpuMachine
-from graphopt.work import PRECISION, TILE
 
 ELEMENTWISE, BROADCAST, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 1, 2, 3, 4, 8
 """TVM's operator patterns: element by element; the same where operands repeat; index arithmetic; sums; consumers may

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphopt.costs import tile_of
+from graphopt.cost.roofline import tile_of
 from graphopt.ops.winograd import KERNEL, matrices
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from graphopt.cost.work import Plan
 from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.converters.index import constant
 from graphopt.targets.converters.refusals import NotSupported
@@ -20,7 +21,6 @@ from graphopt.targets.gpu.kernels.attention_mma_tiles import CHUNK
 from graphopt.targets.gpu.kernels.attention_tiles import seconds
 from graphopt.targets.gpu.kernels.tensor_cores import LABELS, TensorCores
 from graphopt.targets.gpu.kernels.views import View, Views
-from graphopt.work import Plan
 
 
 def attention(c: Context, inputs: list[Any]) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
+from graphopt.cost.work import Plan
 from graphopt.targets.converters import recurrent_node
 from graphopt.targets.converters.base import EPILOGUE, FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.converters.recurrent_node import LENGTHS, B, C, H, P, R, W, X, operands, zeros
@@ -14,7 +15,6 @@ from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import product, recurrence, recurrence_cuts
 from graphopt.targets.gpu.kernels.axes import Axes
-from graphopt.work import Plan
 
 
 def recurrent(c: Context, inputs: list[Any]) -> Any:

@@ -14,12 +14,12 @@ from typing import Any
 
 from tvm import tirx
 
+from graphopt.cost.work import Work
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.converters.base import HALVES
 from graphopt.targets.gpu.devices import CLOCK, LAUNCH, REACHED, Device
 from graphopt.targets.gpu.kernels import simt, writers
 from graphopt.targets.gpu.kernels.product import Product
-from graphopt.work import Work
 
 ADDRESS = 24
 """Instructions that find a patch's element: its tap, its pixel, and whether that is inside the image."""

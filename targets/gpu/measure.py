@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.cost.work import Timing, Work
 from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.program.check import located
 from graphopt.program.program import Place
@@ -25,7 +26,6 @@ from graphopt.runtime import cpu as host_cpu
 from graphopt.runtime.device import Device
 from graphopt.targets.base import Lowered
 from graphopt.targets.measure import Progress, lowered_alone, timing
-from graphopt.work import Timing, Work
 
 if TYPE_CHECKING:
     from graphopt.targets.gpu.target import GpuTarget

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from graphopt.work import Plan
+from graphopt.cost.work import Plan
 
 _KEY = "graphopt.plan"
 

@@ -8,13 +8,13 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from graphopt.cost.work import Plan
 from graphopt.disk_cache import DiskCache
 from graphopt.program.program import Launch
 from graphopt.targets import sources
 from graphopt.targets.gpu.code import DeviceCode
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.identity import Identity
-from graphopt.work import Plan
 
 FORMAT = 1
 """Version of the entries' layout."""

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import disk_cache
-from graphopt.costs import Machine
+from graphopt.cost.roofline import Machine
+from graphopt.cost.work import Timing, Work
 from graphopt.errors import GraphoptError
 from graphopt.program import weights
 from graphopt.program.program import Place, Value
@@ -30,7 +31,6 @@ from graphopt.targets.gpu.source_cache import Generated, SourceCache
 from graphopt.targets.identity import Identity
 from graphopt.targets.object_cache import ObjectCache
 from graphopt.targets.quiet import quiet
-from graphopt.work import Timing, Work
 
 
 class GpuTarget:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
+from graphopt.cost.work import Work
 from graphopt.targets.gpu import schedule
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.identity import Identity
 from graphopt.targets.measure import node_of
-from graphopt.work import Work
 
 DEFAULT = ("",)
 """The schedule's own choice."""

@@ -5,10 +5,10 @@ import onnx_ir as ir
 import onnx_ir.passes.common
 import pytest
 
+from graphopt.cost.work import TILE
 from graphopt.observe import Check
 from graphopt.pipeline import Event, Pass, PassResult
 from graphopt.verify import random_inputs, require_equal, run_onnxruntime
-from graphopt.work import TILE
 
 
 def parse(text: str, weights: Mapping[str, Sequence[int]] | None = None, opset: int = 20) -> ir.Model:

@@ -1,8 +1,8 @@
 from collections.abc import Sequence
 
-from graphopt.cost_model import CostModel
+from graphopt.cost.model import CostModel
+from graphopt.cost.work import TILE, Timing, Work
 from graphopt.passes import ChooseTiles
-from graphopt.work import TILE, Timing, Work
 
 TEXT = """
 g (float[4,32] x, float[32,16] w, float[32,16] v) => (float[4,16] y, float[4,16] z)

@@ -6,8 +6,8 @@ from typing import ClassVar
 import onnx_ir as ir
 import pytest
 
-from graphopt.cost_model import CostModel
-from graphopt.costs import Machine
+from graphopt.cost.model import CostModel
+from graphopt.cost.roofline import Machine
 from graphopt.passes import Layout, SelectConv
 from graphopt.pipeline import Pass, PassResult
 

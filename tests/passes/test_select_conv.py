@@ -8,12 +8,12 @@ from typing import ClassVar
 import onnx_ir as ir
 import pytest
 
-from graphopt.cost_model import CostModel
-from graphopt.costs import Machine
+from graphopt.cost.model import CostModel
+from graphopt.cost.roofline import Machine
+from graphopt.cost.work import PRECISION, Work
 from graphopt.passes import SelectConv
 from graphopt.passes._conv_algorithms import Algorithm
 from graphopt.pipeline import ByteSize, Pass, PassResult
-from graphopt.work import PRECISION, Work
 
 WEIGHTS = {"w": (24, 20, 3, 3), "b": (24,)}
 CONV3X3 = """

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphopt.cost.work import TILE
 from graphopt.targets import definitions
 from graphopt.targets.cpu import CpuTarget
 from graphopt.targets.definitions import Definitions, signature
-from graphopt.work import TILE
 
 
 def numbers(*shape: int) -> Any:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphopt.cost.work import TILE
 from graphopt.targets import schedule
 from graphopt.targets.cpu import CpuTarget
 from graphopt.verify import require_equal, run_onnxruntime
-from graphopt.work import TILE
 
 
 def numbers(*shape: int) -> Any:

@@ -10,10 +10,10 @@ import pytest
 
 from graphopt import models
 from graphopt.compiler import rewrite
+from graphopt.cost.work import Operand, Work
 from graphopt.frontend.load import load
 from graphopt.targets.gpu import devices, estimates
 from graphopt.verify import Tolerance, random_inputs, require_equal, run_onnxruntime
-from graphopt.work import Operand, Work
 
 H100 = devices.DEVICES["h100"]
 

@@ -14,7 +14,8 @@ import onnx
 import pytest
 
 from graphopt.compiler import compile_model, rewrite
-from graphopt.cost_model import MeasuredCosts
+from graphopt.cost.model import MeasuredCosts
+from graphopt.cost.work import Operand, Work
 from graphopt.errors import GraphoptError
 from graphopt.program.program import ITEM_BYTES
 from graphopt.runtime.opencl import OpenClDevice
@@ -23,7 +24,6 @@ from graphopt.targets.gpu.measure import ALIGNED, Layout
 from graphopt.targets.gpu.target import CudaTarget, GpuTarget, OpenClTarget
 from graphopt.targets.measure import node_of
 from graphopt.tune import tune
-from graphopt.work import Operand, Work
 
 X, W, BIAS = Operand((1, 2, 9, 9, 16)), Operand((2, 2, 3, 3, 16, 16), constant=True), Operand((2, 16), constant=True)
 WINDOW = (("strides", (1, 1)), ("pads", (1, 1, 1, 1)), ("dilations", (1, 1)), ("group", 1))

@@ -6,8 +6,8 @@ from typing import Any
 
 from tvm import te
 
+from graphopt.cost.work import Plan
 from graphopt.targets.gpu import plans
-from graphopt.work import Plan
 
 
 def function() -> Any:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from graphopt.cost.work import Operand, Work
 from graphopt.targets.gpu import tiles
 from graphopt.targets.gpu.target import CudaTarget, GpuTarget, OpenClTarget
 from graphopt.targets.measure import node_of
-from graphopt.work import Operand, Work
 
 
 def product(dtype: str = "float32", units: str = "") -> Work:

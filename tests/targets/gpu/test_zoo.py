@@ -8,13 +8,13 @@ import pytest
 
 from graphopt import models
 from graphopt.compiler import compile_model, rewrite
+from graphopt.cost.work import Plan
 from graphopt.frontend.expand import expand_functions
 from graphopt.frontend.load import load
 from graphopt.program.program import KernelCall
 from graphopt.runtime.opencl import OpenClDevice
 from graphopt.targets.gpu import code, devices, nvrtc, target
 from graphopt.verify import random_inputs, require_equal, run_onnxruntime
-from graphopt.work import Plan
 
 BUILT = [name for name in models.names() if models.describe(name).source in ("built", "trained")]
 NAMES = [*BUILT, "light/inception_v2", "light/shufflenet", "light/zfnet512"]  # the other light ones are like the built

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from graphopt.cost.work import TILE
 from graphopt.ops.conv import pack_bias, pack_conv_weight, pack_depthwise_weight
 from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.winograd import winograd_weight
 from graphopt.targets.kernels import conv_direct
-from graphopt.work import TILE
 
 few = settings(deadline=None, max_examples=30, derandomize=True)
 

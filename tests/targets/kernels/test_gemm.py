@@ -10,10 +10,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from graphopt.cost.work import TILE, Operand, Work
 from graphopt.targets import tiles
 from graphopt.targets.kernels import gemm
 from graphopt.targets.machine import LEVELS, CpuMachine
-from graphopt.work import TILE, Operand, Work
 
 few = settings(deadline=None, max_examples=25, derandomize=True)
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from graphopt.cost_table import CostTable
-from graphopt.costs import Machine
+from graphopt.cost.roofline import Machine
+from graphopt.cost.table import CostTable
+from graphopt.cost.work import Timing, Work
 from graphopt.errors import GraphoptError
-from graphopt.work import Timing, Work
 
 Measure = Callable[[Sequence[Sequence[tuple[Work, str]]]], Sequence[Sequence[Timing | None]]]
 """Times groups of (work, tile) pairs, those of a group interleaved; None where no code can be generated."""
@@ -21,7 +21,7 @@ Tiles = Callable[[Work], Sequence[str]]
 Estimate = Callable[[Work, str], float | None]
 """A target's estimate of the seconds of a work whose products may use those units ("tf32"; "" for the ordinary ones).
 
-Infinity where it has no kernel for the work; None where the roofline of `graphopt.costs` is to be asked."""
+Infinity where it has no kernel for the work; None where the roofline of `graphopt.cost.roofline` is to be asked."""
 
 
 CLEARLY = 0.97

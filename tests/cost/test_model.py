@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.cost_model import CostModel, MeasuredCosts, RecordedCosts
-from graphopt.cost_source import parse, record
-from graphopt.cost_table import Context, CostTable
-from graphopt.costs import Machine
+from graphopt.cost.model import CostModel, MeasuredCosts, RecordedCosts
+from graphopt.cost.roofline import Machine
+from graphopt.cost.source import parse, record
+from graphopt.cost.table import Context, CostTable
+from graphopt.cost.work import Operand, Timing, Work
 from graphopt.errors import ArtifactError, GraphoptError
-from graphopt.work import Operand, Timing, Work
 
 FAST = Work("Fast", (Operand((1, 8)),), (1, 8))
 SLOW = Work("Slow", (Operand((1, 8)),), (1, 8))

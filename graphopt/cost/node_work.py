@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from graphopt.cost.work import PRECISION, AttributeValue, Operand, Work
 from graphopt.graph.analysis import static_type
-from graphopt.work import PRECISION, AttributeValue, Operand, Work
 
 _KINDS = {
     ir.AttributeType.INT: "as_int",

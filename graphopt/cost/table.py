@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graphopt.cost.work import Timing
 from graphopt.errors import GraphoptError
-from graphopt.work import Timing
 
 _SCHEMA = """
 create table if not exists costs (

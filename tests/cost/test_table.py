@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.cost_table import Context, CostTable
+from graphopt.cost.table import Context, CostTable
+from graphopt.cost.work import Operand, Timing, Work
 from graphopt.errors import GraphoptError
-from graphopt.work import Operand, Timing, Work
 
 CONTEXT = Context.of({"processor": "P", "threads": "2"})
 TIMING = Timing(2e-6, 1e-6, 3e-6, "14x2")

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from graphopt import costs
-from graphopt.costs import ConvShape, Machine
+from graphopt.cost import roofline
+from graphopt.cost.roofline import ConvShape, Machine
 
 MACHINE = Machine()
 VGG = ConvShape(n=1, c=256, h=56, w=56, o=256, kh=3, kw=3, oh=56, ow=56)
@@ -15,14 +15,14 @@ def test_flops_count_two_per_multiply_add() -> None:
 
 
 def test_winograd_beats_direct_on_a_large_plane_and_f4_beats_f2() -> None:
-    direct = costs.blocked(MACHINE, VGG, 16, 16)
-    assert costs.winograd(MACHINE, VGG, 4, 16) < costs.winograd(MACHINE, VGG, 2, 16) < direct
-    assert direct < costs.im2col(MACHINE, VGG) < costs.planar(MACHINE, VGG)
+    direct = roofline.blocked(MACHINE, VGG, 16, 16)
+    assert roofline.winograd(MACHINE, VGG, 4, 16) < roofline.winograd(MACHINE, VGG, 2, 16) < direct
+    assert direct < roofline.im2col(MACHINE, VGG) < roofline.planar(MACHINE, VGG)
 
 
 def test_larger_weights_make_winograd_lose_on_a_small_plane() -> None:
     small = ConvShape(n=1, c=512, h=4, w=4, o=512, kh=3, kw=3, oh=4, ow=4)
-    assert costs.winograd(MACHINE, small, 4, 16) > costs.blocked(MACHINE, small, 16, 16)
+    assert roofline.winograd(MACHINE, small, 4, 16) > roofline.blocked(MACHINE, small, 16, 16)
 
 
 @pytest.mark.parametrize("axis", [2, 3])
@@ -31,28 +31,28 @@ def test_winograd_along_one_axis_multiplies_once_per_tap(axis: int) -> None:
     if axis == 2:
         row = dataclasses.replace(row, h=504, w=1, kh=5, kw=1, oh=500, ow=1)
     products, transforms = 2 * 8 * 125 * 256 * 256, 125 * (256 * 8 * 8 + 256 * 4 * 8)
-    flops = products / costs.WINOGRAD_PRODUCT_RATE + transforms / costs.WINOGRAD_TRANSFORM_RATE
-    of_four, of_two = (costs.winograd(MACHINE, row, m, 16) for m in (4, 2))
+    flops = products / roofline.WINOGRAD_PRODUCT_RATE + transforms / roofline.WINOGRAD_TRANSFORM_RATE
+    of_four, of_two = (roofline.winograd(MACHINE, row, m, 16) for m in (4, 2))
     assert of_four == pytest.approx(flops / MACHINE.peak_flops)
-    assert of_four < of_two < costs.blocked(MACHINE, row, 16, 16)
-    assert costs.winograd_workspace(row, 4, 16) == 8 * 125 * (256 + 256) * 4
+    assert of_four < of_two < roofline.blocked(MACHINE, row, 16, 16)
+    assert roofline.winograd_workspace(row, 4, 16) == 8 * 125 * (256 + 256) * 4
 
 
 def test_padded_lanes_are_paid() -> None:
     narrow = dataclasses.replace(VGG, c=17)
     full = dataclasses.replace(VGG, c=32)
-    assert costs.blocked(MACHINE, narrow, 16, 16) == pytest.approx(costs.blocked(MACHINE, full, 16, 16))
+    assert roofline.blocked(MACHINE, narrow, 16, 16) == pytest.approx(roofline.blocked(MACHINE, full, 16, 16))
 
 
 @pytest.mark.parametrize("m", [2, 4])
 def test_workspaces(m: int) -> None:
     shape = ConvShape(n=2, c=20, h=9, w=9, o=30, kh=3, kw=3, oh=9, ow=9)
     tiles = 2 * (-(-9 // m)) ** 2
-    assert costs.winograd_workspace(shape, m, 16) == (m + 2) ** 2 * tiles * (32 + 32) * 4
-    assert costs.im2col_workspace(shape) == 2 * 20 * 9 * 81 * 4
+    assert roofline.winograd_workspace(shape, m, 16) == (m + 2) ** 2 * tiles * (32 + 32) * 4
+    assert roofline.im2col_workspace(shape) == 2 * 20 * 9 * 81 * 4
 
 
 def test_a_faster_machine_is_faster() -> None:
     fast = Machine(peak_flops=MACHINE.peak_flops * 2, bandwidth=MACHINE.bandwidth * 2)
-    assert costs.blocked(fast, VGG, 16, 16) == pytest.approx(costs.blocked(MACHINE, VGG, 16, 16) / 2)
-    assert costs.transform(fast, 100) == pytest.approx(costs.transform(MACHINE, 100) / 2)
+    assert roofline.blocked(fast, VGG, 16, 16) == pytest.approx(roofline.blocked(MACHINE, VGG, 16, 16) / 2)
+    assert roofline.transform(fast, 100) == pytest.approx(roofline.transform(MACHINE, 100) / 2)

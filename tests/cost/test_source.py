@@ -11,10 +11,10 @@ import onnx
 import pytest
 
 from graphopt.compiler import compile_model
+from graphopt.cost.work import Timing, Work
 from graphopt.errors import GraphoptError
 from graphopt.program.artifact import open_artifact
 from graphopt.targets.cpu import CpuTarget
-from graphopt.work import Timing, Work
 
 
 def model(channels: int = 32) -> onnx.ModelProto:

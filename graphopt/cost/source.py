@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.cost_model import CostModel, MeasuredCosts, RecordedCosts
-from graphopt.cost_table import Context, CostTable, default_path
+from graphopt.cost.model import CostModel, MeasuredCosts, RecordedCosts
+from graphopt.cost.table import Context, CostTable, default_path
+from graphopt.cost.work import Timing, Work
 from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.program.artifact import open_artifact
-from graphopt.work import Timing, Work
 
 if TYPE_CHECKING:
     from graphopt.targets.base import Target
