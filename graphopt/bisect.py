@@ -18,7 +18,7 @@ import onnx_ir as ir
 from graphopt.errors import ModelError, VerificationError
 from graphopt.observe import PASS_KEY
 from graphopt.ops.layout import blocks
-from graphopt.verify import TOLERANCES, Mismatch, Tolerance, compare, random_inputs, run_onnxruntime
+from graphopt.verify.oracle import TOLERANCES, Mismatch, Tolerance, compare, random_inputs, run_onnxruntime
 
 _DUMP = re.compile(r"(\d{3})_(.+)\.onnx")
 _BLOCKED = re.compile(r"(.+)\.blocked(\.\d+)?")

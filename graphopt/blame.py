@@ -16,11 +16,11 @@ import onnx_ir as ir
 from graphopt.bisect import first_difference, with_all_outputs
 from graphopt.errors import VerificationError
 from graphopt.pipeline import Event
-from graphopt.verify import TOLERANCES, Tolerance, compare, own_copy, run_onnxruntime
+from graphopt.verify.oracle import TOLERANCES, Tolerance, compare, own_copy, run_onnxruntime
 
 if TYPE_CHECKING:
     from graphopt.program.artifact import Artifact
-    from graphopt.verify import Reference
+    from graphopt.verify.oracle import Reference
 
 
 @dataclass

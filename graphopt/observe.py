@@ -18,12 +18,12 @@ from graphopt import ops
 from graphopt.errors import PipelineError, VerificationError
 from graphopt.frontend.shapes import with_skeleton
 from graphopt.frontend.valid import check
-from graphopt.judge import Judge, judge
 from graphopt.pipeline import Event
-from graphopt.verify import TOLERANCES, Tolerance, needs_external_data, run_onnxruntime
+from graphopt.verify.judge import Judge, judge
+from graphopt.verify.oracle import TOLERANCES, Tolerance, needs_external_data, run_onnxruntime
 
 if TYPE_CHECKING:
-    from graphopt.verify import Reference
+    from graphopt.verify.oracle import Reference
 
 PASS_KEY = "graphopt.pass"
 """Metadata key of a dumped model: the spelling of the pass that wrote it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graphopt.errors import GraphoptError
-from graphopt.verify import TOLERANCES, Tolerance
+from graphopt.verify.oracle import TOLERANCES, Tolerance
 
 FP32 = "fp32"
 

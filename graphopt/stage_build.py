@@ -13,9 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt import draw_demands
 from graphopt.cost.work import Plan
-from graphopt.draws import random_array
 from graphopt.errors import GraphoptError
 from graphopt.graph.analysis import static_type
 from graphopt.graph.fallback_models import FallbackModel, fallback_models, observed
@@ -28,6 +26,8 @@ from graphopt.program.weights import save_weights
 from graphopt.runtime import cpu
 from graphopt.select_places import place_sides
 from graphopt.solve.memory import Buffer, MemoryProblem, solve
+from graphopt.verify import draw_demands
+from graphopt.verify.draws import random_array
 
 if TYPE_CHECKING:
     from graphopt.targets.base import Target

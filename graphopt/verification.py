@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from graphopt.errors import GraphoptError
 from graphopt.observe import Verify
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 if TYPE_CHECKING:
     from graphopt.blame import Trail
-    from graphopt.judge import Judge
     from graphopt.program.artifact import Artifact
+    from graphopt.verify.judge import Judge
 
 
 def given_shapes(source: Any, given: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -68,7 +68,7 @@ def verify_program(artifact: Artifact, verifier: Verify, model: ir.Model) -> dic
 
 def _every_step(artifact: Artifact, judge: Judge, model: ir.Model) -> str:
     """What is wrong with a step of the passes or of the program; "" with a note to the judge if nothing is."""
-    from graphopt.forced import traced, values_of, wrong_steps
+    from graphopt.verify.forced import traced, values_of, wrong_steps
 
     lost = ", ".join(sorted(judge.lost))
     counts = []

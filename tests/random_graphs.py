@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from graphopt.errors import VerificationError
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 from tests.random_programs import proto
 
 Array = NDArray[Any]

@@ -26,8 +26,8 @@ if __name__ == "__main__":
 
 import graphopt
 from graphopt.errors import GraphoptError, VerificationError
-from graphopt.judge import Judge
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.judge import Judge
+from graphopt.verify.oracle import run_onnxruntime
 from tests.random_control import random_graph
 
 RIGHT, SKIPPED, REFUSED = "right", "skipped", "refused"

@@ -17,7 +17,7 @@ from graphopt.compiler import Compilation, compile_model
 from graphopt.errors import FeedError, GraphoptError, PipelineError, UnsupportedError, VerificationError
 from graphopt.program.program import FallbackSegment, NativeSegment, Place
 from graphopt.targets.cpu import CpuTarget
-from graphopt.verify import random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import random_inputs, require_equal, run_onnxruntime
 
 
 def parse(graph: str, opset: int = 21) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ from graphopt.compiler import compile_model
 from graphopt.cost.roofline import Machine
 from graphopt.islands import islands
 from graphopt.program.program import FallbackSegment
-from graphopt.verify import compare, run_onnxruntime
+from graphopt.verify.oracle import compare, run_onnxruntime
 
 
 def model(body: str, shape: str = "float[2,3] x", result: str = "float y") -> ir.Model:

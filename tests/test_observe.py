@@ -7,10 +7,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt import verify
 from graphopt.errors import PipelineError, VerificationError
 from graphopt.observe import PASS_KEY, Check, Dump, Time, Verify
 from graphopt.pipeline import Event, Pass, PassResult, Pipeline
+from graphopt.verify import oracle
 
 TEXT = """
 <ir_version: 11, opset_import: ["": 20]>
@@ -122,7 +122,7 @@ def test_dump_replaces_earlier_dumps_only(tmp_path: Path) -> None:
 
 
 def test_dump_with_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "IN_MEMORY_BYTES", 1024)
+    monkeypatch.setattr(oracle, "IN_MEMORY_BYTES", 1024)
     loaded = model()
     weights = np.arange(3000, dtype=np.float32).reshape(1000, 3)
     big = ir.Value(name="big", shape=ir.Shape((1000, 3)), const_value=ir.Tensor(weights, name="big"))
@@ -133,6 +133,6 @@ def test_dump_with_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     read = ir.load(tmp_path / "new" / "000_input.onnx")
     np.testing.assert_array_equal(read.graph.initializers["big"].const_value.numpy(), weights)
     Check()(Event(0, "input", read, None))
-    expected = verify.run_onnxruntime(tmp_path / "new" / "000_input.onnx", verify.random_inputs(read, 0))
-    actual = verify.run_onnxruntime(read, verify.random_inputs(read, 0))
-    assert verify.compare(expected, actual) == []
+    expected = oracle.run_onnxruntime(tmp_path / "new" / "000_input.onnx", oracle.random_inputs(read, 0))
+    actual = oracle.run_onnxruntime(read, oracle.random_inputs(read, 0))
+    assert oracle.compare(expected, actual) == []

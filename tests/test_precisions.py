@@ -9,7 +9,7 @@ import pytest
 
 from graphopt.errors import GraphoptError
 from graphopt.precisions import PRECISIONS, TF32_TOLERANCE, tolerances
-from graphopt.verify import TOLERANCES, compare
+from graphopt.verify.oracle import TOLERANCES, compare
 
 
 def rounded(x: Any, bits: int) -> Any:

@@ -35,7 +35,7 @@ def profile(
     from graphopt.compiler import compile_model
     from graphopt.report import kernels
     from graphopt.targets.gpu import devices
-    from graphopt.verify import random_inputs
+    from graphopt.verify.oracle import random_inputs
 
     facts = device.find(settings.target)
     say("compiling")

@@ -46,7 +46,7 @@ def profile(
     from graphopt.compiler import compile_model
     from graphopt.graph.analysis import node_flops
     from graphopt.targets import load_target
-    from graphopt.verify import random_inputs
+    from graphopt.verify.oracle import random_inputs
 
     threads, costs = settings.threads, settings.costs
     say("compiling")
@@ -128,7 +128,7 @@ def arithmetic_peak(threads: int, costs: str | None = None) -> float:
     import graphopt
     from graphopt.compiler import compile_model
     from graphopt.graph.analysis import flops
-    from graphopt.verify import random_inputs
+    from graphopt.verify.oracle import random_inputs
 
     loaded = graphopt.load(PEAK_MODEL).model
     work = flops(loaded)

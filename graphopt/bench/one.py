@@ -19,7 +19,7 @@ from graphopt.errors import GraphoptError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graphopt.judge import Judge
+    from graphopt.verify.judge import Judge
 
 _SLOW_SECONDS = 1.0
 """A peer whose run takes longer is timed apart, few runs beside graphopt: TVM's default code is very slow."""
@@ -79,10 +79,10 @@ def measure(
     from graphopt.bench import peak
     from graphopt.bench.layers import native
     from graphopt.compiler import compile_model
-    from graphopt.judge import judge
     from graphopt.precisions import tolerances
     from graphopt.report.compilation import memory
     from graphopt.verification import given_shapes
+    from graphopt.verify.judge import judge
 
     say("compiling")
     file = _file(source)
@@ -165,7 +165,7 @@ def _open(file: Path, files: Mapping[str, Path], settings: Settings, arbiter: Ju
         GraphoptError: graphopt cannot run the model.
     """
     from graphopt.bench import reference
-    from graphopt.verify import UNSTABLE
+    from graphopt.verify.oracle import UNSTABLE
 
     say("checking")
     feeds, expected = arbiter.feeds, arbiter.expected

@@ -45,9 +45,9 @@ def command(
     with progress("reading the model") as say:
         import graphopt
         from graphopt.cli import _feeds
-        from graphopt.judge import judge
         from graphopt.report import differences as reporting
         from graphopt.verification import given_shapes
+        from graphopt.verify.judge import judge
 
         given = _feeds.given(inputs or [])
         fixed = {**given_shapes(model, given), **(options.parse_shapes(shapes) or {})}

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from graphopt import draw_demands
-from graphopt.draws import Array, random_array
 from graphopt.graph.analysis import nbytes
 from graphopt.graph.fallback_models import extract
 from graphopt.graph.segments import NodeRun, read_by
 from graphopt.graph.shapes.settle import LEARNED
 from graphopt.graph.value_dependence import depends_on_values
+from graphopt.verify import draw_demands
+from graphopt.verify.draws import Array, random_array
 
 MAX_BYTES = 1 << 30
 """Operands above this many bytes are not tried."""

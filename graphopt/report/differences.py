@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.judge import Judge
 from graphopt.report.document import Table
-from graphopt.verify import EXACT, TOLERANCES
+from graphopt.verify.judge import Judge
+from graphopt.verify.oracle import EXACT, TOLERANCES
 
 
 @dataclass(frozen=True, slots=True)

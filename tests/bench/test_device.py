@@ -54,7 +54,7 @@ def test_the_whole_way_on_pocl(in_process: None, write_small: Path) -> None:
 
 def test_what_is_asked_of_a_gpu(driver: Any, write_small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No kernel runs on paper: what they would compute is taken as right."""
-    monkeypatch.setattr("graphopt.judge.compare", lambda *_: [])
+    monkeypatch.setattr("graphopt.verify.judge.compare", lambda *_: [])
     monkeypatch.setattr(one, "_largest", lambda *_: None)
     options = {"settings": Settings(1, target="cuda", level="sm_90", precision="fp16"), "runs": 4, "peers": []}
     facts = device.find("cuda")

@@ -12,7 +12,7 @@ import pytest
 
 from graphopt import models
 from graphopt.bench import reference
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 LAYERS = [name for name in models.names() if name.startswith("layer/")]
 

@@ -53,7 +53,7 @@ torch.empty = lambda *shape, device=None, **rest: empty(*shape, **rest)
 
 from graphopt.bench.peers import Torch, TorchCompile
 from graphopt.bench.sides import Settings
-from graphopt.verify import compare, run_onnxruntime
+from graphopt.verify.oracle import compare, run_onnxruntime
 from graphopt.precisions import tolerances
 
 proto = onnx.parser.parse_model('''

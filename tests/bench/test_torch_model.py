@@ -19,7 +19,7 @@ from graphopt import load, models
 from graphopt.bench.peers import Torch
 from graphopt.bench.sides import Settings
 from graphopt.models.zoo import save
-from graphopt.verify import compare, random_inputs, run_onnxruntime
+from graphopt.verify.oracle import compare, random_inputs, run_onnxruntime
 
 folder = Path(sys.argv[1])
 for name in sys.argv[2:]:
@@ -141,7 +141,7 @@ from graphopt import load, models
 from graphopt.bench import one
 from graphopt.bench.peers import Torch
 from graphopt.bench.sides import Settings
-from graphopt.verify import compare, random_inputs, run_onnxruntime
+from graphopt.verify.oracle import compare, random_inputs, run_onnxruntime
 import onnx
 
 for name in sys.argv[2:]:
@@ -181,7 +181,7 @@ from graphopt import load, models
 from graphopt.bench import one
 from graphopt.bench.sides import Settings
 from graphopt.bench.torch_model import Graph, narrowed
-from graphopt.verify import random_inputs
+from graphopt.verify.oracle import random_inputs
 from torch._dynamo.utils import counters
 
 loaded = load(models.build("wideresnet28-2")).model

@@ -23,7 +23,7 @@ def x(tmp_path: Path) -> Path:
 
 
 def test_inputs_and_outputs_are_files(graphopt: Cli, compiled: Path, tiny: Path, x: Path, tmp_path: Path) -> None:
-    from graphopt.verify import compare, run_onnxruntime
+    from graphopt.verify.oracle import compare, run_onnxruntime
 
     result = graphopt("run", compiled, "--input", f"x={x}", "--output", tmp_path / "out", "--threads", 1)
     assert (result.code, result.err) == (0, "")

@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 import graphopt
 from graphopt.errors import FeedError
 from graphopt.frontend.load import Loaded, load
-from graphopt.verify import require_equal, run_onnxruntime
+from graphopt.verify.oracle import require_equal, run_onnxruntime
 
 X = np.array([[-1.5, 0.5, 2.0], [3.0, -0.25, 0.0]], np.float32)
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from graphopt.frontend.load import load
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 BODY = """<ir_version: 10, opset_import: ["": 20]>
 agraph (float[2] x{inputs}) => (float[2] y, float[2] z)

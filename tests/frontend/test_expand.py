@@ -13,7 +13,7 @@ from graphopt.compiler import compile_model
 from graphopt.errors import GraphoptError
 from graphopt.frontend.expand import expand_functions
 from graphopt.frontend.load import load
-from graphopt.verify import compare, random_inputs, run_onnxruntime
+from graphopt.verify.oracle import compare, random_inputs, run_onnxruntime
 
 
 def model(text: str, opset: int = 20) -> onnx.ModelProto:

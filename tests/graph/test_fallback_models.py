@@ -13,7 +13,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from graphopt.errors import UnsupportedError
 from graphopt.graph.fallback_models import SHARED_BYTES, Dims, FallbackModel, extract, fallback_models, observed
 from graphopt.graph.segments import NodeRun, node_runs
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 
 def model_of(text: str, opset: int = 21) -> ir.Model:

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from graphopt import ops
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 RunNode = Callable[..., NDArray[np.float32]]
 

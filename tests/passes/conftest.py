@@ -8,7 +8,7 @@ import pytest
 from graphopt.cost.work import TILE
 from graphopt.observe import Check
 from graphopt.pipeline import Event, Pass, PassResult
-from graphopt.verify import random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import random_inputs, require_equal, run_onnxruntime
 
 
 def parse(text: str, weights: Mapping[str, Sequence[int]] | None = None, opset: int = 20) -> ir.Model:

@@ -9,7 +9,7 @@ import pytest
 
 from graphopt.passes import FlushDenormals
 from graphopt.pipeline import PassResult
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 TINY = float(np.finfo(np.float32).tiny)
 

@@ -10,7 +10,7 @@ import pytest
 
 from graphopt.frontend.load import load
 from graphopt.passes import Normalize
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 TYPES = {"float32": "float", "bool": "bool"}
 

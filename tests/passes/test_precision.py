@@ -19,7 +19,7 @@ from graphopt.passes._precision_cut import FLOAT, HALF, Tensor, choose, cost
 from graphopt.passes._precision_nodes import unfit
 from graphopt.passes.precision import Format
 from graphopt.pipeline import Event, PassResult, Pipeline
-from graphopt.verify import Tolerance, random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
 
 SHORT = {"FLOAT": "", "FLOAT16": "h", "BFLOAT16": "b", "DOUBLE": "d", "INT64": "i", "BOOL": "?"}
 CLOSE = {"float32": Tolerance(1e-2, 1e-3), "float16": Tolerance(1e-2, 1e-3)}

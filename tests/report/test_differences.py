@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.judge import Judge
 from graphopt.report.differences import differences
+from graphopt.verify.judge import Judge
 
 MODEL = ir.from_onnx_text('<ir_version: 10, opset_import: ["": 20]> g (float[2] x) => (float[2] y) { y = Neg(x) }')
 FEEDS = {"x": np.ones(2, np.float32)}

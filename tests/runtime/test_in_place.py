@@ -8,7 +8,7 @@ import pytest
 
 import graphopt
 from graphopt.runtime.session import Session
-from graphopt.verify import compare
+from graphopt.verify.oracle import compare
 
 SHAPE = (1, 8, 40, 40)  # 50 KiB
 

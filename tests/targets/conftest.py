@@ -18,7 +18,7 @@ from graphopt.targets import build, joins
 from graphopt.targets.base import Lowered
 from graphopt.targets.cpu import CpuTarget
 from graphopt.targets.machine import LEVELS
-from graphopt.verify import Tolerance, require_equal, run_onnxruntime
+from graphopt.verify.oracle import Tolerance, require_equal, run_onnxruntime
 
 Array = NDArray[Any]
 

@@ -9,7 +9,7 @@ import pytest
 from graphopt.cost.work import TILE
 from graphopt.targets import schedule
 from graphopt.targets.cpu import CpuTarget
-from graphopt.verify import require_equal, run_onnxruntime
+from graphopt.verify.oracle import require_equal, run_onnxruntime
 
 
 def numbers(*shape: int) -> Any:

@@ -12,7 +12,7 @@ from graphopt.frontend.load import OPSET, load
 from graphopt.frontend.opsets.runtime import SIGNATURES
 from graphopt.frontend.opsets.table import RULES
 from graphopt.frontend.opsets.unchanged import UNCHANGED
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 
 def text(graph: str, opset: int, imports: str = "", functions: str = "") -> onnx.ModelProto:

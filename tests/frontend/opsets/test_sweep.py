@@ -20,7 +20,7 @@ import pytest
 
 import graphopt
 from graphopt.frontend.load import OPSET, load
-from graphopt.verify import Tolerance, require_equal
+from graphopt.verify.oracle import Tolerance, require_equal
 
 LAST = onnx.defs.onnx_opset_version()
 SPECIAL = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40, 3e38, -3e38, 0.5, 2.5, -1.5])

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.frontend import load as frontend
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 TYPES = {"float32": "float", "int32": "int32", "int64": "int64", "uint8": "uint8", "int8": "int8"}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 UNARY = (
     *("Relu", "LeakyRelu", "LeakyRelu<alpha=0.0>", "ThresholdedRelu", "ThresholdedRelu<alpha=0.5>", "Elu", "Selu"),

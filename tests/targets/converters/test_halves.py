@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.verify import Tolerance, require_equal, run_onnxruntime
+from graphopt.verify.oracle import Tolerance, require_equal, run_onnxruntime
 
 
 @pytest.mark.parametrize("operands", ["x, s, b", "x, s"])

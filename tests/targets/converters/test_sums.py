@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 Exact = Callable[[Any], Any]
 

@@ -15,7 +15,7 @@ from graphopt import backend
 from graphopt.targets.converters.base import Context
 from graphopt.targets.gpu import code, converters_attention, devices, nvrtc, schedule, target
 from graphopt.targets.gpu.kernels import attention, attention_tiles
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 Array = NDArray[Any]
 _NAMES = ("graphopt.Attention", "graphopt.AttentionMasked")

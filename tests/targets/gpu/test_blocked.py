@@ -18,7 +18,7 @@ from graphopt.targets.gpu import code, devices, nvrtc, schedule
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.kernels import conv_blocked, mma, product, transposes, window, winograd
 from graphopt.targets.kernels.common import blocks_of
-from graphopt.verify import Tolerance, random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
 from tests.targets.gpu.matrix_units import PRELUDE, MatrixUnits
 
 Array = NDArray[Any]

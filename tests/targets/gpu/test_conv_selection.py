@@ -13,7 +13,7 @@ from graphopt.compiler import rewrite
 from graphopt.cost.work import Operand, Work
 from graphopt.frontend.load import load
 from graphopt.targets.gpu import devices, estimates
-from graphopt.verify import Tolerance, random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
 
 H100 = devices.DEVICES["h100"]
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 import graphopt
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 
 def both(text: str, feeds: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,7 +14,7 @@ from tvm import te
 from graphopt import backend
 from graphopt.targets.gpu import code, converters_recurrent, devices, nvrtc, schedule, target
 from graphopt.targets.gpu.kernels import recurrence, recurrence_cuts
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 Array = NDArray[Any]
 Execute = Callable[..., tuple[list[Array], Any]]

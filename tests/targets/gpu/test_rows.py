@@ -13,7 +13,7 @@ from tvm import te
 from graphopt import backend
 from graphopt.targets.gpu import code, devices, nvrtc, schedule, target
 from graphopt.targets.gpu.kernels import row_cuts, rows
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 Array = NDArray[Any]
 

@@ -14,7 +14,7 @@ from graphopt.frontend.load import load
 from graphopt.program.program import KernelCall
 from graphopt.runtime.opencl import OpenClDevice
 from graphopt.targets.gpu import code, devices, nvrtc, target
-from graphopt.verify import random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import random_inputs, require_equal, run_onnxruntime
 
 BUILT = [name for name in models.names() if models.describe(name).source in ("built", "trained")]
 NAMES = [*BUILT, "light/inception_v2", "light/shufflenet", "light/zfnet512"]  # the other light ones are like the built

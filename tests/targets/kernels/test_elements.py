@@ -9,7 +9,7 @@ import onnx.parser
 import pytest
 
 import graphopt
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
 
 
 def run(lab: Any, body: str, feeds: dict[str, Any], **constants: Any) -> Any:

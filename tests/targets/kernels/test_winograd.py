@@ -13,7 +13,7 @@ from graphopt.ops.winograd import winograd_weight
 from graphopt.targets.kernels.conv_winograd import Blocks, Tile
 from graphopt.targets.kernels.conv_winograd_fused import SPACE, every_tile, tiles
 from graphopt.targets.machine import detect
-from graphopt.verify import Tolerance, require_equal, run_onnxruntime
+from graphopt.verify.oracle import Tolerance, require_equal, run_onnxruntime
 
 
 def numbers(*shape: int) -> Any:

@@ -7,9 +7,9 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
-from graphopt.draws import random_inputs
 from graphopt.errors import ModelError
-from graphopt.verify import run_onnxruntime
+from graphopt.verify.draws import random_inputs
+from graphopt.verify.oracle import run_onnxruntime
 
 
 def parse(text: str, opset: int = 20) -> ir.Model:

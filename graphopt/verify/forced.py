@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.verify import TOLERANCES, Mismatch, Tolerance, compare, own_copy, run_onnxruntime
+from graphopt.verify.oracle import TOLERANCES, Mismatch, Tolerance, compare, own_copy, run_onnxruntime
 
 if TYPE_CHECKING:
     from graphopt.program.artifact import Artifact
-    from graphopt.verify import Reference
+    from graphopt.verify.oracle import Reference
 
 Values = Mapping[str, Any]
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.draws import random_inputs, smaller
 from graphopt.errors import FeedError, VerificationError
 from graphopt.graph.analysis import static_type
-from graphopt.verify import TOLERANCES, UNSTABLE, Mismatch, Tolerance, compare, open_onnxruntime, run_onnxruntime
+from graphopt.verify.draws import random_inputs, smaller
+from graphopt.verify.oracle import TOLERANCES, UNSTABLE, Mismatch, Tolerance, compare, open_onnxruntime, run_onnxruntime
 
 if TYPE_CHECKING:
-    from graphopt.verify import Reference
+    from graphopt.verify.oracle import Reference
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Judge:
 
     def _weigh(self, actual: Mapping[str, Any], found: list[Mismatch]) -> list[Mismatch]:
         """What is left of `found` once it is known how far the model moves by itself."""
-        from graphopt.sensitivity import allowances, spread, unstable
+        from graphopt.verify.sensitivity import allowances, spread, unstable
 
         self._weighed = True
         spreads = spread(self.reference, self.feeds, self.expected)

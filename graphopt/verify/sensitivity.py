@@ -20,10 +20,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.errors import VerificationError
-from graphopt.verify import own_copy, run_onnxruntime
+from graphopt.verify.oracle import own_copy, run_onnxruntime
 
 if TYPE_CHECKING:
-    from graphopt.verify import Reference
+    from graphopt.verify.oracle import Reference
 
 Array = NDArray[Any]
 

@@ -10,10 +10,10 @@ import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
 import graphopt
-from graphopt import forced
 from graphopt.compiler import compile_model
 from graphopt.errors import VerificationError
 from graphopt.pipeline import Pipeline
+from graphopt.verify import forced
 from tests.test_verification import Positive
 from tests.test_verification import model as small_model
 
@@ -119,7 +119,7 @@ def test_a_program_is_traced_under_the_names_of_the_model() -> None:
 
 
 def unstable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphopt.sensitivity.unstable", lambda spreads, _: set(spreads))
+    monkeypatch.setattr("graphopt.verify.sensitivity.unstable", lambda spreads, _: set(spreads))
 
 
 def off(monkeypatch: pytest.MonkeyPatch, step: str) -> None:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.draws import random_inputs as random_inputs
 from graphopt.errors import VerificationError
+from graphopt.verify.draws import random_inputs as random_inputs
 
 if TYPE_CHECKING:
     import onnx

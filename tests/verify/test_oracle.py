@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt.errors import ModelError, VerificationError
-from graphopt.verify import TOLERANCES, compare, random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import TOLERANCES, compare, random_inputs, require_equal, run_onnxruntime
 
 
 def parse(text: str) -> ir.Model:

@@ -11,9 +11,9 @@ import pytest
 
 from graphopt.errors import FeedError, VerificationError
 from graphopt.frontend import load
-from graphopt.judge import Judge, judge
-from graphopt.sensitivity import CAPS, allowances, nudge, spread
-from graphopt.verify import UNSTABLE
+from graphopt.verify.judge import Judge, judge
+from graphopt.verify.oracle import UNSTABLE
+from graphopt.verify.sensitivity import CAPS, allowances, nudge, spread
 
 
 def parse(text: str, opset: int = 20) -> ir.Model:
