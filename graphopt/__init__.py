@@ -22,8 +22,8 @@ if not os.path.isdir(os.path.join(__path__[0], "passes")):
 if TYPE_CHECKING:
     from graphopt.compiler import compile as compile
     from graphopt.frontend.load import load as load
-    from graphopt.pipeline import Pass as Pass
-    from graphopt.pipeline import Pipeline as Pipeline
+    from graphopt.pipeline.pipeline import Pass as Pass
+    from graphopt.pipeline.pipeline import Pipeline as Pipeline
     from graphopt.program.artifact import Artifact as Artifact
     from graphopt.program.artifact import open_artifact as open
 
@@ -31,8 +31,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Artifact": ("graphopt.program.artifact", "Artifact"),
-    "Pass": ("graphopt.pipeline", "Pass"),
-    "Pipeline": ("graphopt.pipeline", "Pipeline"),
+    "Pass": ("graphopt.pipeline.pipeline", "Pass"),
+    "Pipeline": ("graphopt.pipeline.pipeline", "Pipeline"),
     "compile": ("graphopt.compiler", "compile"),
     "load": ("graphopt.frontend.load", "load"),
     "open": ("graphopt.program.artifact", "open_artifact"),

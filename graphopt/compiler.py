@@ -16,16 +16,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt import verification
 from graphopt.cost.model import CostModel
 from graphopt.cost.source import MEASURED, VARIABLE, open_costs, record
 from graphopt.defects import Defects
 from graphopt.errors import GraphoptError, UnsupportedError, VerificationError
 from graphopt.graph import analysis, guards
 from graphopt.islands import islands
-from graphopt.observe import Check, Dump, Verify
 from graphopt.partition import partition
-from graphopt.pipeline import Observer, Pipeline, PipelineResult
+from graphopt.pipeline import verification
+from graphopt.pipeline.observe import Check, Dump, Verify
+from graphopt.pipeline.pipeline import Observer, Pipeline, PipelineResult
 from graphopt.precisions import FP32, tolerances
 from graphopt.program import schedule
 from graphopt.program.artifact import Artifact

@@ -11,7 +11,7 @@ from graphopt.graph.edit import Editor
 from graphopt.passes._fuse_affine import AFFINE
 from graphopt.passes._fuse_attention import ATTENTION, Masks
 from graphopt.passes._fuse_patterns import PATTERNS
-from graphopt.pipeline import Pass, PassResult, Refusal, option
+from graphopt.pipeline.pipeline import Pass, PassResult, Refusal, option
 
 
 @dataclass(frozen=True)

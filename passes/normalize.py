@@ -18,7 +18,7 @@ from graphopt.passes._normalize_microsoft_rows import ROWS
 from graphopt.passes._normalize_products import PRODUCTS
 from graphopt.passes._normalize_shapes import SHAPES
 from graphopt.passes._normalize_windows import WINDOWS
-from graphopt.pipeline import Pass, PassResult, Refusal
+from graphopt.pipeline.pipeline import Pass, PassResult, Refusal
 
 RULES: dict[str, tuple[Rule, ...]] = {
     name: tuple(rule for rules in (SHAPES, ARITHMETIC, PRODUCTS, WINDOWS) for rule in rules.get(name, ()))

@@ -15,7 +15,7 @@ from graphopt.passes._precision_cut import choose
 from graphopt.passes._precision_nodes import Rules, concerned, is_product
 from graphopt.passes._precision_rewrite import Rewrite
 from graphopt.passes._precision_view import CAST_BYTES, View, elements, tensors_of
-from graphopt.pipeline import Pass, PassResult, Refusal, option
+from graphopt.pipeline.pipeline import Pass, PassResult, Refusal, option
 
 
 class Format(enum.StrEnum):

@@ -21,7 +21,7 @@ from graphopt.passes._blockable import is_among, listed
 from graphopt.passes._conv_algorithms import PLANAR_LAYOUT, PLANES, TILE, Algorithm, Candidate, Limits, candidates
 from graphopt.passes._conv_forms import ConvNode, emit_blocked, emit_depthwise, emit_fft, emit_im2col, emit_winograd
 from graphopt.passes._selection import Labelled, selection_problem
-from graphopt.pipeline import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
+from graphopt.pipeline.pipeline import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve import selection
 
 

@@ -53,7 +53,7 @@ class Subject:
 def before_selection(model: ir.Model) -> ir.Model:
     """`model`, rewritten in place by the passes of the default pipeline that come before `select-conv`."""
     from graphopt.passes import DEFAULT
-    from graphopt.pipeline import Pipeline
+    from graphopt.pipeline.pipeline import Pipeline
 
     passes = Pipeline.parse(DEFAULT).passes
     chosen = [each.name for each in passes].index("select-conv")

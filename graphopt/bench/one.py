@@ -79,9 +79,9 @@ def measure(
     from graphopt.bench import peak
     from graphopt.bench.layers import native
     from graphopt.compiler import compile_model
+    from graphopt.pipeline.verification import given_shapes
     from graphopt.precisions import tolerances
     from graphopt.report.compilation import memory
-    from graphopt.verification import given_shapes
     from graphopt.verify.judge import judge
 
     say("compiling")
@@ -149,7 +149,7 @@ def _files(file: Path, loaded: ir.Model, peers: Sequence[str], settings: Setting
     """
     if any(peer(each).prepared for each in peers):
         from graphopt.models.zoo import save
-        from graphopt.pipeline import Pipeline
+        from graphopt.pipeline.pipeline import Pipeline
 
         model = loaded.clone()
         if settings.cuda:

@@ -23,7 +23,7 @@ def command(
 ) -> Report:
     """Run every dump of a compilation in ONNX Runtime and find the first pass, and node, that changed the result."""
     with progress("running the dumps"):
-        from graphopt.bisect import bisect
+        from graphopt.pipeline.bisect import bisect
 
         verdict = bisect(directory, seed)
     blocks: list[Block] = [verdict.sentence]

@@ -45,8 +45,8 @@ def command(
     with progress("reading the model") as say:
         import graphopt
         from graphopt.cli import _feeds
+        from graphopt.pipeline.verification import given_shapes
         from graphopt.report import differences as reporting
-        from graphopt.verification import given_shapes
         from graphopt.verify.judge import judge
 
         given = _feeds.given(inputs or [])
@@ -102,7 +102,7 @@ def _open_shapes(model: str, artifact: Artifact) -> dict[str, tuple[int, ...]]:
     """The sizes that the artifact was compiled for, where the model leaves them open."""
     import numpy as np
 
-    from graphopt.verification import given_shapes
+    from graphopt.pipeline.verification import given_shapes
 
     ports = {port.name: port.shape for port in artifact.program.inputs if port.shape is not None}
     return given_shapes(model, {name: np.broadcast_to(np.zeros(()), shape) for name, shape in ports.items()})

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.explain import Row, explain
+from graphopt.pipeline.explain import Row, explain
 from graphopt.report import kernels
 from graphopt.report.document import Block, Facts, Table
 from graphopt.report.units import nbytes, seconds
 
 if TYPE_CHECKING:
     from graphopt.compiler import Compilation
-    from graphopt.pipeline import Choice
+    from graphopt.pipeline.pipeline import Choice
     from graphopt.program.artifact import Artifact
 
 SHOWN_NODES = 4

@@ -130,7 +130,7 @@ def test_two_stages(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_under_dump(graphopt: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphopt import observe
+    from graphopt.pipeline import observe
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

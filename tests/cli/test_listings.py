@@ -10,7 +10,7 @@ import pytest
 from graphopt import models
 from graphopt.graph import analysis
 from graphopt.models.sizes import SIZES
-from graphopt.pipeline import Pipeline
+from graphopt.pipeline.pipeline import Pipeline
 
 Cli = Callable[..., Any]
 

@@ -6,8 +6,8 @@ import onnx_ir.passes.common
 import pytest
 
 from graphopt.cost.work import TILE
-from graphopt.observe import Check
-from graphopt.pipeline import Event, Pass, PassResult
+from graphopt.pipeline.observe import Check
+from graphopt.pipeline.pipeline import Event, Pass, PassResult
 from graphopt.verify.oracle import random_inputs, require_equal, run_onnxruntime
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from graphopt.observe import Check
 from graphopt.passes import Fuse, Layout, LiftRows, Normalize, SelectConv
 from graphopt.passes._conv_algorithms import Algorithm
-from graphopt.pipeline import Pass, PassResult, Pipeline
+from graphopt.pipeline.observe import Check
+from graphopt.pipeline.pipeline import Pass, PassResult, Pipeline
 
 LINE = "float[2,20,15] x, float[24,20,3] w, float[24] b"
 WEIGHTS = {"w": (24, 20, 3), "b": (24,)}

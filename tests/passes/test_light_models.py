@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 
 import graphopt
-from graphopt.observe import Check, Verify
 from graphopt.passes import DEFAULT
-from graphopt.pipeline import Pipeline
+from graphopt.pipeline.observe import Check, Verify
+from graphopt.pipeline.pipeline import Pipeline
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 

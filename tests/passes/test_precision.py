@@ -13,12 +13,12 @@ import pytest
 
 import graphopt
 from graphopt.errors import PipelineError
-from graphopt.observe import Check
 from graphopt.passes import Precision
 from graphopt.passes._precision_cut import FLOAT, HALF, Tensor, choose, cost
 from graphopt.passes._precision_nodes import unfit
 from graphopt.passes.precision import Format
-from graphopt.pipeline import Event, PassResult, Pipeline
+from graphopt.pipeline.observe import Check
+from graphopt.pipeline.pipeline import Event, PassResult, Pipeline
 from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
 
 SHORT = {"FLOAT": "", "FLOAT16": "h", "BFLOAT16": "b", "DOUBLE": "d", "INT64": "i", "BOOL": "?"}

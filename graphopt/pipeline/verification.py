@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import GraphoptError
-from graphopt.observe import Verify
+from graphopt.pipeline.observe import Verify
 from graphopt.verify.oracle import run_onnxruntime
 
 if TYPE_CHECKING:
-    from graphopt.blame import Trail
+    from graphopt.pipeline.blame import Trail
     from graphopt.program.artifact import Artifact
     from graphopt.verify.judge import Judge
 
@@ -113,7 +113,7 @@ def whose_fault(
         artifact: the program, where the passes came to their end.
         model: the graph that it was lowered from.
     """
-    from graphopt.blame import Trail, wrong_kernel
+    from graphopt.pipeline.blame import Trail, wrong_kernel
 
     judge = verifier.judge
     if judge is None:

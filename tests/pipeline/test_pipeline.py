@@ -12,7 +12,7 @@ from graphopt.cost.roofline import Machine
 from graphopt.errors import ModelError, PipelineError
 from graphopt.passes import DEFAULT, PASSES, Fuse, Layout, SelectConv
 from graphopt.passes.select_conv import Algorithm
-from graphopt.pipeline import ByteSize, Event, Option, Pass, PassResult, Pipeline, Refusal, load_pass, option
+from graphopt.pipeline.pipeline import ByteSize, Event, Option, Pass, PassResult, Pipeline, Refusal, load_pass, option
 
 
 class Colour(StrEnum):

@@ -18,7 +18,7 @@ from graphopt import ops
 from graphopt.errors import PipelineError, VerificationError
 from graphopt.frontend.shapes import with_skeleton
 from graphopt.frontend.valid import check
-from graphopt.pipeline import Event
+from graphopt.pipeline.pipeline import Event
 from graphopt.verify.judge import Judge, judge
 from graphopt.verify.oracle import TOLERANCES, Tolerance, needs_external_data, run_onnxruntime
 

@@ -1,7 +1,7 @@
 import onnx_ir as ir
 
-from graphopt.explain import Row, Summary, explain, summarize
-from graphopt.pipeline import Alternative, Choice, PipelineResult, Refusal, Step
+from graphopt.pipeline.explain import Row, Summary, explain, summarize
+from graphopt.pipeline.pipeline import Alternative, Choice, PipelineResult, Refusal, Step
 
 
 def result() -> PipelineResult:

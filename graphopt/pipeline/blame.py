@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.bisect import first_difference, with_all_outputs
 from graphopt.errors import VerificationError
-from graphopt.pipeline import Event
+from graphopt.pipeline.bisect import first_difference, with_all_outputs
+from graphopt.pipeline.pipeline import Event
 from graphopt.verify.oracle import TOLERANCES, Tolerance, compare, own_copy, run_onnxruntime
 
 if TYPE_CHECKING:

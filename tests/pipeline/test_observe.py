@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.errors import PipelineError, VerificationError
-from graphopt.observe import PASS_KEY, Check, Dump, Time, Verify
-from graphopt.pipeline import Event, Pass, PassResult, Pipeline
+from graphopt.pipeline.observe import PASS_KEY, Check, Dump, Time, Verify
+from graphopt.pipeline.pipeline import Event, Pass, PassResult, Pipeline
 from graphopt.verify import oracle
 
 TEXT = """

@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt.blame import wrong_kernel
 from graphopt.compiler import compile_model
 from graphopt.errors import GraphoptError, VerificationError
-from graphopt.pipeline import Pass, PassResult, Pipeline
-from graphopt.verification import given_shapes
+from graphopt.pipeline.blame import wrong_kernel
+from graphopt.pipeline.pipeline import Pass, PassResult, Pipeline
+from graphopt.pipeline.verification import given_shapes
 
 TEXT = """<ir_version: 10, opset_import: ["": 20]>
 g (float["n", 8] x) => (float["n", 8] y) { a = Relu(x)  b = Neg(a)  c = Exp(b)  y = Abs(c) }"""

@@ -10,12 +10,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common
 import pytest
 
-from graphopt.bisect import Verdict, bisect
 from graphopt.errors import ModelError
 from graphopt.graph.edit import Editor
-from graphopt.observe import Dump
 from graphopt.passes import Fuse, Layout, Normalize, SelectConv
-from graphopt.pipeline import Pass, PassResult, Pipeline
+from graphopt.pipeline.bisect import Verdict, bisect
+from graphopt.pipeline.observe import Dump
+from graphopt.pipeline.pipeline import Pass, PassResult, Pipeline
 
 TEXT = """
 <ir_version: 11, opset_import: ["": 20]>

@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import ModelError, VerificationError
-from graphopt.observe import PASS_KEY
 from graphopt.ops.layout import blocks
+from graphopt.pipeline.observe import PASS_KEY
 from graphopt.verify.oracle import TOLERANCES, Mismatch, Tolerance, compare, random_inputs, run_onnxruntime
 
 _DUMP = re.compile(r"(\d{3})_(.+)\.onnx")

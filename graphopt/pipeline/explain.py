@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphopt.pipeline import Alternative, Choice, PipelineResult
+from graphopt.pipeline.pipeline import Alternative, Choice, PipelineResult
 
 
 @dataclass(frozen=True, slots=True)
