@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.cost.model import CostModel
 from graphopt.cost.source import MEASURED, VARIABLE, open_costs, record
-from graphopt.defects import Defects
 from graphopt.errors import GraphoptError, UnsupportedError, VerificationError
 from graphopt.graph import analysis, guards
-from graphopt.islands import islands
+from graphopt.lowering.defects import Defects
+from graphopt.lowering.islands import islands
+from graphopt.lowering.stage import BuiltStage, build_stage
 from graphopt.partition import partition
 from graphopt.pipeline import verification
 from graphopt.pipeline.observe import Check, Dump, Verify
@@ -31,7 +32,6 @@ from graphopt.program import schedule
 from graphopt.program.artifact import Artifact
 from graphopt.program.program import Place, Port, Program, Stage
 from graphopt.runtime.forked import on_living_thread
-from graphopt.stage_build import BuiltStage, build_stage
 
 if TYPE_CHECKING:
     import onnx_ir as ir

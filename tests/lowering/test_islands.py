@@ -9,7 +9,7 @@ import pytest
 
 from graphopt.compiler import compile_model
 from graphopt.cost.roofline import Machine
-from graphopt.islands import islands
+from graphopt.lowering.islands import islands
 from graphopt.program.program import FallbackSegment
 from graphopt.verify.oracle import compare, run_onnxruntime
 

@@ -19,12 +19,12 @@ from graphopt.graph.analysis import static_type
 from graphopt.graph.fallback_models import FallbackModel, fallback_models, observed
 from graphopt.graph.guards import Select
 from graphopt.graph.segments import Guard, NodeRun, node_runs
+from graphopt.lowering.select_places import place_sides
 from graphopt.partition import Part
 from graphopt.program.guards import touched
 from graphopt.program.program import FallbackSegment, NativeSegment, Place, Segment, SelectSegment, Stage, Value
 from graphopt.program.weights import save_weights
 from graphopt.runtime import cpu
-from graphopt.select_places import place_sides
 from graphopt.solve.memory import Buffer, MemoryProblem, solve
 from graphopt.verify import draw_demands
 from graphopt.verify.draws import random_array

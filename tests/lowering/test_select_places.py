@@ -2,8 +2,8 @@
 
 import pytest
 
+from graphopt.lowering.select_places import place_sides
 from graphopt.program.program import Guard, KernelCall, NativeSegment, Place, SelectSegment, Value
-from graphopt.select_places import place_sides
 
 
 def write(name: str, *guard: tuple[str, bool]) -> NativeSegment:
