@@ -31,7 +31,7 @@ from graphopt.precisions import FP32, tolerances
 from graphopt.program import schedule
 from graphopt.program.artifact import Artifact
 from graphopt.program.program import Place, Port, Program, Stage
-from graphopt.runtime.forked import on_living_thread
+from graphopt.runtime.devices.forked import on_living_thread
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -385,7 +385,7 @@ def _outputs(ports: Sequence[Port], stages: Sequence[Stage]) -> tuple[Port, ...]
 
 def _require_device(backend: Target) -> None:
     """Refuse before the work what cannot be run after it."""
-    from graphopt.runtime import device
+    from graphopt.runtime.devices import device
 
     described = {"target": backend.describe()}
     if device.needs_device(described):

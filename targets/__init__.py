@@ -29,7 +29,7 @@ def load_target(name: str, level: str | None = None, threads: int | None = None,
     if name not in TARGETS:
         raise GraphoptError(f"--target {name} is unknown; choose one of {', '.join(TARGETS)}.")
     module, attribute = TARGETS[name]
-    from graphopt.runtime import library
+    from graphopt.runtime.devices import library
     from graphopt.targets import sources as sources  # notes when, before the others are imported
 
     library.compiler()  # before a module of the target imports it in its own, slower way

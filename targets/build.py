@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from graphopt.errors import GraphoptError
 from graphopt.program.program import ALIGNMENT
-from graphopt.runtime import cpu
-from graphopt.runtime import library as library_runtime
+from graphopt.runtime.devices import host
+from graphopt.runtime.devices import library as library_runtime
 from graphopt.targets import schedule, stack
 from graphopt.targets.identity import Identity
 from graphopt.targets.machine import CpuMachine
@@ -52,7 +52,7 @@ class Builder:
         self._machine, self._cache, self._ahead = machine, cache, ahead
         self._kernels: dict[str, _Kernel] = {}
         self._loaded: dict[str, Callable[..., Any]] = {}
-        self._threads = cpu.available_cpus()
+        self._threads = host.available_cpus()
         self._pool = ThreadPoolExecutor(self._threads)
         self._waiting: dict[str, _Kernel] = {}
         self._running: list[Future[bytes]] = []

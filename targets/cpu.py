@@ -11,8 +11,8 @@ import onnx_ir as ir
 from graphopt import disk_cache
 from graphopt.cost.roofline import Machine
 from graphopt.cost.work import Timing, Work
-from graphopt.runtime import cpu as host_cpu
-from graphopt.runtime import library
+from graphopt.runtime.devices import host as host_cpu
+from graphopt.runtime.devices import library
 from graphopt.targets import build, constants, lowering, measure, native, relax_import, sources, tiles
 from graphopt.targets.base import Lowered
 from graphopt.targets.definitions import Definitions, signature

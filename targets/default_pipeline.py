@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.runtime import library
+from graphopt.runtime.devices import library
 from graphopt.targets import machine
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphopt.errors import GraphoptError
-from graphopt.runtime import cpu
+from graphopt.runtime.devices import host
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,11 @@ def detect(level: str | None = None, cores: int | None = None) -> CpuMachine:
     """
     if level is not None and level not in LEVELS:
         raise GraphoptError(f"CPU level {level!r} is unknown; choose one of {', '.join(LEVELS)}.")
-    flags = cpu.features()
+    flags = host.features()
     best = next((item for item in LEVELS.values() if flags.issuperset(item.features)), LEVELS["x86-64"])
     chosen = LEVELS[level] if level is not None else best
     return CpuMachine(
-        chosen, cores or cpu.available_cpus(), _cache_bytes("index0", 32 << 10), _cache_bytes("index2", 1 << 20)
+        chosen, cores or host.available_cpus(), _cache_bytes("index0", 32 << 10), _cache_bytes("index2", 1 << 20)
     )
 
 

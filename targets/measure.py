@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from graphopt.cost.work import PRECISION, TILE, Timing, Work
 from graphopt.program.program import Place
-from graphopt.runtime import cpu, library
+from graphopt.runtime.devices import host, library
 from graphopt.targets import build, joins
 from graphopt.targets.base import Lowered, Target
 
@@ -209,4 +209,4 @@ def timing(seconds: Sequence[float], tile: str) -> Timing:
 
 def cores() -> int:
     """Threads that kernels use unless told otherwise."""
-    return cpu.available_cpus()
+    return host.available_cpus()

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from graphopt.runtime import cpu
+from graphopt.runtime.devices import host
 
 if TYPE_CHECKING:
-    from graphopt.runtime.opencl import OpenClDevice
+    from graphopt.runtime.devices.opencl import OpenClDevice
 
 _MADE = "GRAPHOPT_TEST_CODE_CACHE"
 
@@ -45,7 +45,7 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def opencl() -> OpenClDevice:
     """PoCL: OpenCL on this CPU, on which schedules for GPUs run without one."""
-    from graphopt.runtime.opencl import OpenClDevice
+    from graphopt.runtime.devices.opencl import OpenClDevice
 
     _name_processor()
     return OpenClDevice()
@@ -65,7 +65,7 @@ def _name_processor() -> None:
     def held(address: int, size: int) -> bool:
         return any(first <= address and address + size <= last for first, last in writable)
 
-    known = b"skx\0" if "avx512f" in cpu.features() else b"haswell\0"
+    known = b"skx\0" if "avx512f" in host.features() else b"haswell\0"
     for platform in pyopencl.get_platforms():
         for device in platform.get_devices():
             for field in range(device.int_ptr, device.int_ptr + 1024, 8):

@@ -97,7 +97,7 @@ def test_dump_holds_every_step(tmp_path: Any) -> None:
 
 
 def test_every_level_that_this_host_can_run() -> None:
-    from graphopt.runtime import cpu
+    from graphopt.runtime.devices import host
     from graphopt.targets.machine import LEVELS
 
     text = """g (float[1, 3, 12, 12] x) => (float[1, 20, 12, 12] y)
@@ -105,7 +105,7 @@ def test_every_level_that_this_host_can_run() -> None:
     numbers = np.random.default_rng(0).standard_normal(540).astype(np.float32)
     model = parse(text.replace("{W}", "{" + ", ".join(map(str, numbers)) + "}"))
     for name, level in LEVELS.items():
-        if cpu.features().issuperset(level.features):
+        if host.features().issuperset(level.features):
             compilation = run(model, level=name)
             assert compilation.artifact.manifest["target"]["level"] == name
             assert not compilation.fallbacks

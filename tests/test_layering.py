@@ -111,7 +111,7 @@ def test_only_targets_import_the_compiler_of_tvm() -> None:
 
 
 def test_the_runtime_of_tvm_has_one_door() -> None:
-    doors = ("graphopt.targets", "graphopt.runtime.library")
+    doors = ("graphopt.targets", "graphopt.runtime.devices.library")
     assert _violations([name for name in MODULES if not _below(name, *doors)], "tvm_ffi") == []
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.program.program import Place
-from graphopt.runtime import library
+from graphopt.runtime.devices import library
 from graphopt.targets import build, joins
 from graphopt.targets.base import Lowered, Target
 

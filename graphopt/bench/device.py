@@ -18,8 +18,8 @@ def find(target: str) -> dict[str, Any]:
     Raises:
         GraphoptError: there is none, or what talks to it is not installed.
     """
-    from graphopt.runtime.cuda import CudaDevice
-    from graphopt.runtime.opencl import OpenClDevice
+    from graphopt.runtime.devices.cuda import CudaDevice
+    from graphopt.runtime.devices.opencl import OpenClDevice
 
     try:
         return CudaDevice().facts() if target == "cuda" else OpenClDevice().facts()

@@ -46,7 +46,7 @@ class Graphopt:
 
     def load(self) -> None:
         """TVM's runtime, not its compiler."""
-        from graphopt.runtime import library
+        from graphopt.runtime.devices import library
 
         library.runtime()
 
@@ -223,7 +223,7 @@ class Tvm:
 
     def load(self) -> None:
         """The compiler."""
-        from graphopt.runtime import library
+        from graphopt.runtime.devices import library
 
         library.compiler()
 
@@ -232,7 +232,7 @@ class Tvm:
         _require_cpu(self.name, settings)
         import onnx
 
-        from graphopt.runtime import library
+        from graphopt.runtime.devices import library
         from graphopt.targets.default_pipeline import compile_default
 
         proto = onnx.load(model)
@@ -258,7 +258,7 @@ class Greedy:
 
     def load(self) -> None:
         """The compiler."""
-        from graphopt.runtime import library
+        from graphopt.runtime.devices import library
 
         library.compiler()
 

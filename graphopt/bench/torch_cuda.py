@@ -19,7 +19,7 @@ _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, 
 _WARM_UPS = 3
 """Runs before a capture, in which cuDNN times its algorithms and torch compiles."""
 _HEAD_BYTES, _HEAD_STEPS = 128 << 20, 2
-"""As in `graphopt.runtime.cuda`: what keeps the GPU busy until the host is ahead of it."""
+"""As in `graphopt.runtime.devices.cuda`: what keeps the GPU busy until the host is ahead of it."""
 
 
 class TorchCudaSide:

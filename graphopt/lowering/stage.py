@@ -24,7 +24,7 @@ from graphopt.partition import Part
 from graphopt.program.guards import touched
 from graphopt.program.program import FallbackSegment, NativeSegment, Place, Segment, SelectSegment, Stage, Value
 from graphopt.program.weights import save_weights
-from graphopt.runtime import cpu
+from graphopt.runtime.devices import host
 from graphopt.solve.memory import Buffer, MemoryProblem, solve
 from graphopt.verify import draw_demands
 from graphopt.verify.draws import random_array
@@ -99,7 +99,7 @@ def build_stage(
     # Afterwards: constants that kernels read too are stored once, and what kernels read has a shape.
     for number, run in enumerate(runs):
         if not run.native and not run.select:
-            models = fallback_models(model, run, kept, draft.constants, cpu.default_threads())
+            models = fallback_models(model, run, kept, draft.constants, host.default_threads())
             segments[number] = [
                 _fallback(draft, found, known, _file(index, number, place)) for place, found in enumerate(models)
             ]

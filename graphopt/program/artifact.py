@@ -37,7 +37,7 @@ from graphopt.program import json as program_json
 from graphopt.program.check import file_name_problem, problems
 from graphopt.program.program import FallbackSegment, Program, Stage
 from graphopt.program.weights import Array, Entry, numpy_dtype, read_index
-from graphopt.runtime import cpu, device
+from graphopt.runtime.devices import device, host
 
 if TYPE_CHECKING:
     from graphopt.runtime.session import Session
@@ -268,12 +268,12 @@ def _check_cpu(manifest: Mapping[str, Any], path: Path) -> None:
     if not isinstance(target, dict):
         return
     arch = target.get("arch")
-    if isinstance(arch, str) and arch != cpu.architecture():
+    if isinstance(arch, str) and arch != host.architecture():
         raise ArtifactError(
-            f"{path} was built for {arch} and this machine is {cpu.architecture()}: compile it again here"
+            f"{path} was built for {arch} and this machine is {host.architecture()}: compile it again here"
         )
     needed = target.get("features")
-    missing = sorted(set(map(str, needed)) - cpu.features()) if isinstance(needed, list) else []
+    missing = sorted(set(map(str, needed)) - host.features()) if isinstance(needed, list) else []
     if missing:
         raise ArtifactError(
             f"{path} was built for a processor with {', '.join(missing)}, which this one lacks: compile it again here"
@@ -307,7 +307,7 @@ def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
 
 def _digests(contents: Mapping[str, memoryview]) -> dict[str, str]:
     """SHA-256 of every file, one thread per file: hashing releases the interpreter lock."""
-    with ThreadPoolExecutor(max_workers=min(8, cpu.available_cpus())) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, host.available_cpus())) as pool:
         return dict(zip(contents, pool.map(_sha256, contents.values()), strict=True))
 
 

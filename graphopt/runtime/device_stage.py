@@ -19,7 +19,7 @@ from graphopt.program.artifact import Artifact
 from graphopt.program.check import located
 from graphopt.program.program import FallbackSegment, KernelCall, NativeSegment, Place, SelectSegment, Stage
 from graphopt.program.weights import Array, numpy_dtype
-from graphopt.runtime.device import Device
+from graphopt.runtime.devices.device import Device
 from graphopt.runtime.stage import CallTime
 
 _GUARD = 4096

@@ -10,10 +10,10 @@ import numpy as np
 from graphopt.errors import FeedError
 from graphopt.program.program import ITEM_BYTES, Port
 from graphopt.program.weights import numpy_dtype
-from graphopt.runtime import dlpack
+from graphopt.runtime.devices import dlpack
 
 if TYPE_CHECKING:
-    from graphopt.runtime.device import Device
+    from graphopt.runtime.devices.device import Device
 
 
 def check(

@@ -15,7 +15,7 @@ import numpy as np
 from graphopt.program.check import located
 from graphopt.program.program import FallbackSegment, Place, Segment, SelectSegment, Stage, Value
 from graphopt.program.weights import Array, numpy_dtype
-from graphopt.runtime import library
+from graphopt.runtime.devices import library
 
 LEAST_BYTES = 1 << 14
 """A smaller copy costs no more than a new tensor."""

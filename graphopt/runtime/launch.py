@@ -20,8 +20,9 @@ import numpy as np
 
 from graphopt.errors import RankError
 from graphopt.program.artifact import open_artifact
-from graphopt.runtime import cpu, feeds, files
+from graphopt.runtime import feeds, files
 from graphopt.runtime.control import Child, Step
+from graphopt.runtime.devices import host
 
 DEFAULT_LIMIT = 60.0
 START_LIMIT = 30.0
@@ -73,7 +74,7 @@ def launch(
     checked = feeds.check(program.inputs, given, program.micro_batches, constants=opened.constants)
     with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch:
         arguments = [str(artifact), "--output", str(output), "--timeout", str(timeout)]
-        arguments += ["--threads", str(threads if threads is not None else max(1, cpu.default_threads() // ranks))]
+        arguments += ["--threads", str(threads if threads is not None else max(1, host.default_threads() // ranks))]
         for index, (name, item) in enumerate(checked.items()):
             path = Path(scratch) / f"{index}.npy"
             array = np.asarray(item)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from graphopt.program.artifact import Artifact
 from graphopt.program.program import Stage
-from graphopt.runtime.device import Device, needs_device, open_device
 from graphopt.runtime.device_stage import DeviceStageRunner
+from graphopt.runtime.devices.device import Device, needs_device, open_device
 from graphopt.runtime.stage import StageRunner
 
 Runner = StageRunner | DeviceStageRunner

@@ -13,11 +13,12 @@ from graphopt.program import schedule
 from graphopt.program.artifact import Artifact
 from graphopt.program.program import Port
 from graphopt.program.weights import Array, numpy_dtype
-from graphopt.runtime import cpu, feeds
-from graphopt.runtime.device import Device, needs_device, open_device
+from graphopt.runtime import feeds
 from graphopt.runtime.device_stage import DeviceStageRunner
-from graphopt.runtime.dlpack import LEGACY_STREAM, DeviceTensor, Foreign
-from graphopt.runtime.forked import living
+from graphopt.runtime.devices import host as cpu
+from graphopt.runtime.devices.device import Device, needs_device, open_device
+from graphopt.runtime.devices.dlpack import LEGACY_STREAM, DeviceTensor, Foreign
+from graphopt.runtime.devices.forked import living
 from graphopt.runtime.runner import Runner, runners
 from graphopt.runtime.stage import CallTime, StageRunner
 
@@ -60,7 +61,7 @@ class Session:
         on_device = needs_device(artifact.manifest)
         self.device = (device or open_device(artifact.manifest)) if on_device else None
         if any(stage.library for stage in program.stages) and not on_device:
-            from graphopt.runtime.library import Threads
+            from graphopt.runtime.devices.library import Threads
 
             pool = living(lambda: Threads(self.threads))
             self._begin, self._end = pool.begin, pool.end

@@ -15,7 +15,7 @@ from graphopt.program.artifact import Artifact
 from graphopt.program.check import located
 from graphopt.program.program import ALIGNMENT, NativeSegment, Place, SelectSegment, Stage
 from graphopt.program.weights import Array, numpy_dtype
-from graphopt.runtime import library
+from graphopt.runtime.devices import library
 from graphopt.runtime.in_place import InPlace
 
 Bytes = npt.NDArray[np.uint8]

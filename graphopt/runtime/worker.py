@@ -23,8 +23,9 @@ from graphopt.errors import FeedError, GraphoptError, RankError
 from graphopt.program.artifact import Artifact, open_artifact
 from graphopt.program.program import Program, Verb
 from graphopt.program.weights import numpy_dtype
-from graphopt.runtime import cpu, device, feeds, files
+from graphopt.runtime import feeds, files
 from graphopt.runtime.control import Reporter, Step, end_with
+from graphopt.runtime.devices import device, host
 from graphopt.runtime.session import fill, own
 from graphopt.runtime.watch import LinkError, Store, Watch
 
@@ -145,10 +146,10 @@ def _execute(artifact: Artifact, options: argparse.Namespace, rank: int, watch: 
     given = feeds.check(
         program.inputs, _read_inputs(options.input), program.micro_batches, constants=artifact.constants
     )
-    threads = options.threads if options.threads is not None else cpu.default_threads()
+    threads = options.threads if options.threads is not None else host.default_threads()
     stage = program.stages[rank]
     if stage.library and not device.needs_device(artifact.manifest):
-        from graphopt.runtime.library import Threads
+        from graphopt.runtime.devices.library import Threads
 
         Threads(threads)
     (runner,) = runners([stage], artifact, threads)

@@ -22,8 +22,8 @@ from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.program.check import located
 from graphopt.program.program import Place
 from graphopt.program.weights import numpy_dtype
-from graphopt.runtime import cpu as host_cpu
-from graphopt.runtime.device import Device
+from graphopt.runtime.devices import host as host_cpu
+from graphopt.runtime.devices.device import Device
 from graphopt.targets.base import Lowered
 from graphopt.targets.measure import Progress, lowered_alone, timing
 

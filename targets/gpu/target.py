@@ -16,9 +16,9 @@ from graphopt.cost.work import Timing, Work
 from graphopt.errors import GraphoptError
 from graphopt.program import weights
 from graphopt.program.program import Place, Value
-from graphopt.runtime import cpu as host_cpu
-from graphopt.runtime import library
-from graphopt.runtime.device import Device, open_any
+from graphopt.runtime.devices import host as host_cpu
+from graphopt.runtime.devices import library
+from graphopt.runtime.devices.device import Device, open_any
 from graphopt.targets import build, constants, lowering, machine, native, relax_import, sources
 from graphopt.targets.base import Lowered
 from graphopt.targets.definitions import Definitions, signature

@@ -12,7 +12,7 @@ from graphopt.bench.sides import MOST_SETS, Settings, sets
 from graphopt.errors import GraphoptError
 from graphopt.report import benchmark
 from graphopt.report.document import Table, plain
-from graphopt.runtime.opencl import OpenClDevice
+from graphopt.runtime.devices.opencl import OpenClDevice
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.runtime.opencl import OpenClDevice
+from graphopt.runtime.devices.opencl import OpenClDevice
 
 Cli = Callable[..., Any]
 

@@ -22,7 +22,7 @@ from graphopt.program.artifact import Artifact, open_artifact
 from graphopt.program.check import problems
 from graphopt.program.program import FallbackSegment, Place, Port, Program, Stage, Value
 from graphopt.program.weights import read_index, save_weights, weights_bytes
-from graphopt.runtime import cpu
+from graphopt.runtime.devices import host
 
 
 def sample(manifest: dict[str, object] | None = None) -> Artifact:
@@ -337,7 +337,7 @@ def test_a_pipe_is_no_artifact(tmp_path: Path) -> None:
 
 
 def test_an_artifact_of_another_processor(tmp_path: Path) -> None:
-    target = {"arch": cpu.architecture(), "features": ["fpu", "avx4096"]}
+    target = {"arch": host.architecture(), "features": ["fpu", "avx4096"]}
     path = sample({"target": target}).save(tmp_path / "model.gopt")
     with pytest.raises(ArtifactError, match="built for a processor with avx4096, which this one lacks"):
         open_artifact(path)
@@ -345,7 +345,7 @@ def test_an_artifact_of_another_processor(tmp_path: Path) -> None:
     path = sample({"target": {"arch": "pdp11"}}).save(tmp_path / "model.gopt")
     with pytest.raises(ArtifactError, match="built for pdp11"):
         open_artifact(path)
-    sample({"target": {"arch": cpu.architecture(), "features": sorted(cpu.features())}}).save(path)
+    sample({"target": {"arch": host.architecture(), "features": sorted(host.features())}}).save(path)
     open_artifact(path)
 
 

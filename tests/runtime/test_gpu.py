@@ -16,7 +16,7 @@ import pytest
 from graphopt.bench.device import level
 from graphopt.compiler import compile_model
 from graphopt.errors import GraphoptError
-from graphopt.runtime.cuda import CudaDevice
+from graphopt.runtime.devices.cuda import CudaDevice
 from graphopt.runtime.session import Session
 from graphopt.targets.gpu.target import GpuTarget
 
@@ -110,7 +110,7 @@ def test_replays_are_timed(gpu: CudaDevice, model: onnx.ModelProto) -> None:
 
 def _outputs(session: Session) -> dict[str, Any]:
     """What the last replay left, read without running again."""
-    from graphopt.runtime.dlpack import DeviceTensor
+    from graphopt.runtime.devices.dlpack import DeviceTensor
 
     runner: Any = session._runners[0]
     assert session.device is not None

@@ -161,7 +161,7 @@ def test_all_stages_in_one_process(pipeline: Callable[[int, int], Artifact], sta
 
 
 def test_threads_are_what_was_asked_in_every_calling_thread(pipeline: Callable[[int, int], Artifact]) -> None:
-    from graphopt.runtime import library
+    from graphopt.runtime.devices import library
 
     artifact = pipeline(1, 1)
     current = library.runtime().get_global_func("runtime.NumThreads")

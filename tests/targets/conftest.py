@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from graphopt import ops
 from graphopt.program.program import Place
-from graphopt.runtime import cpu, library
+from graphopt.runtime.devices import host, library
 from graphopt.targets import build, joins
 from graphopt.targets.base import Lowered
 from graphopt.targets.cpu import CpuTarget
@@ -29,7 +29,7 @@ _FENCE = 0xA5
 
 def executable_levels() -> list[str]:
     """The levels whose code this host can run."""
-    flags = cpu.features()
+    flags = host.features()
     return [name for name, level in LEVELS.items() if flags.issuperset(level.features)]
 
 
@@ -111,7 +111,7 @@ class Lab:
 
     def execute(self, lowered: Lowered, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the calls; every value that a call writes is poisoned before, and fenced."""
-        library.Threads(min(2, cpu.available_cpus())).apply()  # idle workers spin, beside the other tests
+        library.Threads(min(2, host.available_cpus())).apply()  # idle workers spin, beside the other tests
         module = build.compile_functions(lowered.functions, self.target.cpu) if lowered.functions else {}
         memory: dict[str, _Memory] = {}
         arrays: dict[str, Array] = {}

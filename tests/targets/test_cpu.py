@@ -12,7 +12,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from graphopt.errors import GraphoptError
 from graphopt.ops.conv import pack_conv_weight
-from graphopt.runtime import library
+from graphopt.runtime.devices import library
 from graphopt.targets import TARGETS, build, load_target, native
 from graphopt.targets.cpu import CpuTarget
 from graphopt.targets.machine import LEVELS

@@ -4,30 +4,30 @@ from typing import Any
 import pytest
 
 from graphopt.errors import GraphoptError
-from graphopt.runtime import cpu
+from graphopt.runtime.devices import host
 from graphopt.targets import machine
 from graphopt.targets.machine import LEVELS, CpuLevel, CpuMachine, detect
 
 
 def test_the_host_gets_the_first_level_whose_features_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, level in LEVELS.items():
-        monkeypatch.setattr(cpu, "features", lambda level=level: frozenset(level.features) | {"fpu"})
+        monkeypatch.setattr(host, "features", lambda level=level: frozenset(level.features) | {"fpu"})
         assert detect().level.name == name
 
 
 def test_a_processor_that_lacks_one_feature_of_a_level_does_not_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for missing in LEVELS["avx512"].features:
-        monkeypatch.setattr(cpu, "features", lambda missing=missing: frozenset(LEVELS["avx512"].features) - {missing})
+        monkeypatch.setattr(host, "features", lambda missing=missing: frozenset(LEVELS["avx512"].features) - {missing})
         assert detect().level.name != "avx512"
 
 
 def test_a_host_that_tells_nothing_gets_the_plain_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "features", frozenset)
+    monkeypatch.setattr(host, "features", frozenset)
     assert detect().level.name == "x86-64"
 
 
 def test_a_named_level_is_taken_whatever_the_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "features", frozenset)
+    monkeypatch.setattr(host, "features", frozenset)
     assert detect("avx512").level is LEVELS["avx512"]
 
 
@@ -45,7 +45,7 @@ def test_lanes() -> None:
 
 def test_cores() -> None:
     assert detect(cores=7).cores == 7
-    assert detect().cores == cpu.available_cpus()
+    assert detect().cores == host.available_cpus()
 
 
 @pytest.mark.parametrize(("text", "size"), [("48K\n", 48 << 10), ("2M", 2 << 20), ("4096", 4096), ("many", 7)])

@@ -59,7 +59,7 @@ def test_the_node_is_what_the_work_says() -> None:
 
 
 def test_a_level_that_this_processor_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphopt.runtime.cpu.features", lambda: frozenset({"sse2"}))
+    monkeypatch.setattr("graphopt.runtime.devices.host.features", lambda: frozenset({"sse2"}))
     assert CpuTarget("avx2").cannot_measure() == "this processor lacks features of avx2"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from graphopt.runtime.opencl import OpenClDevice
+from graphopt.runtime.devices.opencl import OpenClDevice
 from graphopt.targets.gpu import code, devices, schedule
 
 Array = NDArray[Any]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
 from graphopt.compiler import compile_model, rewrite
-from graphopt.runtime.opencl import OpenClDevice
+from graphopt.runtime.devices.opencl import OpenClDevice
 from graphopt.targets.gpu import code, devices, nvrtc, schedule
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.kernels import conv_blocked, mma, product, transposes, window, winograd

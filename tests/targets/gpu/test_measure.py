@@ -18,7 +18,7 @@ from graphopt.cost.model import MeasuredCosts
 from graphopt.cost.work import Operand, Work
 from graphopt.errors import GraphoptError
 from graphopt.program.program import ITEM_BYTES
-from graphopt.runtime.opencl import OpenClDevice
+from graphopt.runtime.devices.opencl import OpenClDevice
 from graphopt.targets.gpu import measure
 from graphopt.targets.gpu.measure import ALIGNED, Layout
 from graphopt.targets.gpu.target import CudaTarget, GpuTarget, OpenClTarget

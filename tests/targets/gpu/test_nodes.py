@@ -16,7 +16,7 @@ from onnx.backend.test.case.test_case import TestCase as NodeCase
 
 from graphopt import backend
 from graphopt.errors import UnsupportedError
-from graphopt.runtime.opencl import OpenClDevice
+from graphopt.runtime.devices.opencl import OpenClDevice
 
 CASES = 2
 """Of each operator, besides those that fail on CPUs."""

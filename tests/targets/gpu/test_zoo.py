@@ -12,7 +12,7 @@ from graphopt.cost.work import Plan
 from graphopt.frontend.expand import expand_functions
 from graphopt.frontend.load import load
 from graphopt.program.program import KernelCall
-from graphopt.runtime.opencl import OpenClDevice
+from graphopt.runtime.devices.opencl import OpenClDevice
 from graphopt.targets.gpu import code, devices, nvrtc, target
 from graphopt.verify.oracle import random_inputs, require_equal, run_onnxruntime
 

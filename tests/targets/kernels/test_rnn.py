@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt.runtime import cpu, library
+from graphopt.runtime.devices import host, library
 from graphopt.targets import build
 from graphopt.targets.kernels import recurrence, rnn
 from graphopt.targets.machine import LEVELS, CpuMachine
@@ -194,7 +194,7 @@ def test_both_cuts_of_the_work(lab: Any, monkeypatch: pytest.MonkeyPatch, cell: 
     monkeypatch.setattr(rnn, "plan", forced)
     for _ in range(3 if shared else 1):
         check(lab, cell, 6, batch, 9, 77, "bidirectional")
-    if cpu.available_cpus() > 1:
+    if host.available_cpus() > 1:
         library.Threads(1).apply()
         try:
             check(lab, cell, 6, batch, 9, 77)

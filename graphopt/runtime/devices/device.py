@@ -109,9 +109,9 @@ def open_any(name: str, arch: str | None = None) -> Device:
         ArtifactError: it runs no such code.
     """
     if name == "cuda":
-        from graphopt.runtime.cuda import CudaDevice
+        from graphopt.runtime.devices.cuda import CudaDevice
 
         return CudaDevice(arch)
-    from graphopt.runtime.opencl import OpenClDevice
+    from graphopt.runtime.devices.opencl import OpenClDevice
 
     return OpenClDevice()

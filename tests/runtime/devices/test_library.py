@@ -12,7 +12,7 @@ import pytest
 from graphopt import disk_cache
 from graphopt.errors import ArtifactError
 from graphopt.program.artifact import Artifact
-from graphopt.runtime import cpu, library
+from graphopt.runtime.devices import host, library
 
 _RUN = """
 import json, sys
@@ -125,6 +125,6 @@ def test_empty_and_scalar_tensors() -> None:
 
 def test_cpu_flags(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\nflags\t\t: other\n")
-    assert cpu.features(tmp_path / "cpuinfo") == {"fpu", "avx2", "fma"}
-    assert cpu.features(tmp_path / "absent") == frozenset()
-    assert 1 <= cpu.default_threads() <= cpu.available_cpus() <= (os.cpu_count() or 1)
+    assert host.features(tmp_path / "cpuinfo") == {"fpu", "avx2", "fma"}
+    assert host.features(tmp_path / "absent") == frozenset()
+    assert 1 <= host.default_threads() <= host.available_cpus() <= (os.cpu_count() or 1)

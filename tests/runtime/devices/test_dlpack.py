@@ -21,10 +21,10 @@ from graphopt.program import schedule
 from graphopt.program.artifact import Artifact
 from graphopt.program.program import KernelCall, Launch, NativeSegment, Place, Port, Program, Stage, Value
 from graphopt.program.weights import weights_bytes
-from graphopt.runtime import dlpack
-from graphopt.runtime.cuda import CudaDevice
-from graphopt.runtime.dlpack import DeviceTensor
-from graphopt.runtime.opencl import OpenClDevice
+from graphopt.runtime.devices import dlpack
+from graphopt.runtime.devices.cuda import CudaDevice
+from graphopt.runtime.devices.dlpack import DeviceTensor
+from graphopt.runtime.devices.opencl import OpenClDevice
 from graphopt.runtime.session import Session
 
 N = 16
@@ -304,7 +304,7 @@ def test_tensors_may_outlive_python(library: str) -> None:
 import {library}
 import numpy as np
 from types import SimpleNamespace
-from graphopt.runtime.dlpack import DeviceTensor
+from graphopt.runtime.devices.dlpack import DeviceTensor
 array = np.zeros(4, np.float32)
 device = SimpleNamespace(dlpack=(1, 0), name="host", synchronize=lambda: None)
 tensor = DeviceTensor(array.ctypes.data, "float32", (4,), device, array)

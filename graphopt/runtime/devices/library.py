@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.errors import ArtifactError, GraphoptError
-from graphopt.runtime import cpu, forked, placement
+from graphopt.runtime.devices import forked, host, placement
 
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
 ADDRESS = 16
@@ -43,7 +43,7 @@ def runtime() -> ModuleType:
     Raises:
         GraphoptError: the apache-tvm package is not installed.
     """
-    os.environ.setdefault("TVM_NUM_THREADS", str(cpu.available_cpus()))
+    os.environ.setdefault("TVM_NUM_THREADS", str(host.available_cpus()))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     # Idle workers poll that often, about a microsecond each, before they sleep: long enough for the gaps inside a run,
     # where TVM's default keeps whole cores from ONNX Runtime's segments and from other ranks for a third of a second.

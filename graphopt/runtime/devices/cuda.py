@@ -17,7 +17,7 @@ import numpy as np
 from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.program.program import Launch
 from graphopt.program.weights import Array
-from graphopt.runtime import dlpack
+from graphopt.runtime.devices import dlpack
 
 _INSTALL = "install it with pip install 'graphopt[cuda]'"
 _STATIC_SHARED = 48 << 10

@@ -19,7 +19,7 @@ from graphopt.program.program import ITEM_BYTES
 from graphopt.program.weights import Array, numpy_dtype
 
 if TYPE_CHECKING:
-    from graphopt.runtime.device import Device
+    from graphopt.runtime.devices.device import Device
 
 CPU, CUDA, PINNED = 1, 2, 3
 """DLDeviceType: host memory, memory of an NVIDIA GPU, page-locked host memory."""

@@ -12,7 +12,8 @@ import onnx.parser
 import pytest
 
 import graphopt
-from graphopt.runtime import placement, stage
+from graphopt.runtime import stage
+from graphopt.runtime.devices import placement
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="there is one core only"

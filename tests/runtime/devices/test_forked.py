@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import graphopt
-from graphopt.runtime.cpu import available_cpus
+from graphopt.runtime.devices.host import available_cpus
 
 SECONDS = 100
 X = np.linspace(-1, 1, 256 * 256, dtype=np.float32).reshape(256, 256)

@@ -20,8 +20,8 @@ from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.program import weights
 from graphopt.program.artifact import Artifact
 from graphopt.program.program import NativeSegment
-from graphopt.runtime.cuda import CudaDevice
-from graphopt.runtime.opencl import OpenClDevice
+from graphopt.runtime.devices.cuda import CudaDevice
+from graphopt.runtime.devices.opencl import OpenClDevice
 
 MODEL = """
     <ir_version: 10, opset_import: ["": 20]>

@@ -11,7 +11,7 @@ from cuda.bindings import driver as real
 
 from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.program.program import Launch
-from graphopt.runtime.cuda import CudaDevice, _driver_version
+from graphopt.runtime.devices.cuda import CudaDevice, _driver_version
 
 Result = real.CUresult
 
