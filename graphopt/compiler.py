@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.cost.model import CostModel
 from graphopt.cost.source import MEASURED, VARIABLE, open_costs, record
+from graphopt.distributed.partition import partition
 from graphopt.errors import GraphoptError, UnsupportedError, VerificationError
 from graphopt.graph import analysis, guards
 from graphopt.lowering.defects import Defects
 from graphopt.lowering.islands import islands
 from graphopt.lowering.stage import BuiltStage, build_stage
-from graphopt.partition import partition
 from graphopt.pipeline import verification
 from graphopt.pipeline.observe import Check, Dump, Verify
 from graphopt.pipeline.pipeline import Observer, Pipeline, PipelineResult

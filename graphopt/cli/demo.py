@@ -150,8 +150,8 @@ def two_ranks(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
     import graphopt
     from graphopt.cli._feeds import random
     from graphopt.compiler import compile_model
+    from graphopt.distributed.launch import launch
     from graphopt.runtime import files
-    from graphopt.runtime.launch import launch
 
     program = graphopt.open(_artifact(folder)).program
     feeds = random(program.inputs, 1, 0)

@@ -58,9 +58,9 @@ def command(
 
     import graphopt
     from graphopt.cli import _feeds
+    from graphopt.distributed.launch import launch
     from graphopt.report import outputs as reporting
     from graphopt.runtime import files
-    from graphopt.runtime.launch import launch
 
     opened = graphopt.open(artifact)
     program = opened.program

@@ -14,13 +14,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.cost.work import Plan
+from graphopt.distributed.partition import Part
 from graphopt.errors import GraphoptError
 from graphopt.graph.analysis import static_type
 from graphopt.graph.fallback_models import FallbackModel, fallback_models, observed
 from graphopt.graph.guards import Select
 from graphopt.graph.segments import Guard, NodeRun, node_runs
 from graphopt.lowering.select_places import place_sides
-from graphopt.partition import Part
 from graphopt.program.guards import touched
 from graphopt.program.program import FallbackSegment, NativeSegment, Place, Segment, SelectSegment, Stage, Value
 from graphopt.program.weights import save_weights

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from graphopt.distributed.partition import Part
 from graphopt.lowering import stage as stage_build
 from graphopt.lowering.stage import BuiltStage, build_stage
-from graphopt.partition import Part
 from graphopt.program.program import FallbackSegment, KernelCall, NativeSegment, Place, Value
 from graphopt.targets.base import Lowered
 

@@ -1,6 +1,6 @@
-"""One rank of a distributed program: `python -m graphopt.runtime.worker MODEL.gopt --input x=x.npy --output out`.
+"""One rank of a distributed program: `python -m graphopt.distributed.worker MODEL.gopt --input x=x.npy --output out`.
 
-torchrun or `graphopt.runtime.launch` starts one such process per stage, with RANK, WORLD_SIZE, MASTER_ADDR and
+torchrun or `graphopt.distributed.launch` starts one such process per stage, with RANK, WORLD_SIZE, MASTER_ADDR and
 MASTER_PORT in the environment. Every rank is given all inputs and takes those its stage reads; the rank that makes an
 output writes its file.
 """
@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.distributed.control import Reporter, Step, end_with
+from graphopt.distributed.watch import LinkError, Store, Watch
 from graphopt.errors import FeedError, GraphoptError, RankError
 from graphopt.program.artifact import Artifact, open_artifact
 from graphopt.program.program import Program, Verb
 from graphopt.program.weights import numpy_dtype
 from graphopt.runtime import feeds, files
-from graphopt.runtime.control import Reporter, Step, end_with
 from graphopt.runtime.devices import device, host
 from graphopt.runtime.session import fill, own
-from graphopt.runtime.watch import LinkError, Store, Watch
 
 DEFAULT_LIMIT = 60.0
 """Seconds without a sign of life after which a rank counts as lost."""
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m graphopt.runtime.worker", description="Run one rank of an artifact."
+        prog="python -m graphopt.distributed.worker", description="Run one rank of an artifact."
     )
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--input", action="append", default=[], metavar="NAME=FILE", help="an input as .npy; repeat")
@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=None, help="threads of this rank")
     parser.add_argument("--trace", action="store_true", help="name every action on stderr as it starts")
     parser.add_argument("--launcher", type=int, metavar="PID", help="end when this parent process ends")
-    parser.add_argument("--line", type=int, metavar="FD", help="a pipe to the launcher, see graphopt.runtime.control")
+    parser.add_argument(
+        "--line", type=int, metavar="FD", help="a pipe to the launcher, see graphopt.distributed.control"
+    )
     return parser
 
 
@@ -139,7 +141,7 @@ def edges(program: Program) -> str:
 
 def _execute(artifact: Artifact, options: argparse.Namespace, rank: int, watch: Watch) -> dict[str, Any]:
     """Do this rank's actions; its part of the outputs."""
-    from graphopt.runtime import transport
+    from graphopt.distributed import transport
     from graphopt.runtime.runner import runners
 
     program = artifact.program

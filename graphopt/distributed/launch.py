@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.distributed.control import Child, Step
 from graphopt.errors import RankError
 from graphopt.program.artifact import open_artifact
 from graphopt.runtime import feeds, files
-from graphopt.runtime.control import Child, Step
 from graphopt.runtime.devices import host
 
 DEFAULT_LIMIT = 60.0
@@ -116,7 +116,7 @@ def _start(rank: int, arguments: list[str], environment: dict[str, str], scratch
     log = (scratch / f"rank_{rank}.log").open("w+b")
     try:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "graphopt.runtime.worker", *arguments, *line],
+            [sys.executable, "-P", "-m", "graphopt.distributed.worker", *arguments, *line],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from graphopt.distributed.watch import LinkError
 from graphopt.program.program import Action, Verb
 from graphopt.runtime.runner import Runner
-from graphopt.runtime.watch import LinkError
 
 _DEPTH = 2
 """Buffers per boundary: one in use, one in flight."""

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from graphopt.distributed.control import Child, Reporter, Step
 from graphopt.program.artifact import Artifact
-from graphopt.runtime.control import Child, Reporter, Step
 
 CODE = """
 import pathlib, signal, sys

@@ -4,8 +4,8 @@ import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
 from graphopt.cost.roofline import Machine
+from graphopt.distributed.partition import Part, partition
 from graphopt.errors import GraphoptError
-from graphopt.partition import Part, partition
 
 MACHINE = Machine(vector_lanes=8, cores=2)
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graphopt.distributed.launch import launch
 from graphopt.errors import FeedError, GraphoptError, RankError
 from graphopt.program.artifact import Artifact
 from graphopt.runtime import files
-from graphopt.runtime.launch import launch
 
 
 @pytest.mark.parametrize(("stages", "micro_batches"), [(2, 1), (3, 40)])
@@ -62,7 +62,7 @@ class Ranks:
         for rank, artifact in enumerate(artifacts):
             environment = {"RANK": str(rank), "WORLD_SIZE": str(len(artifacts)), "MASTER_ADDR": "127.0.0.1"}
             environment |= {"MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-            command = [sys.executable, "-m", "graphopt.runtime.worker", str(artifact), "--trace", "--threads", "1"]
+            command = [sys.executable, "-m", "graphopt.distributed.worker", str(artifact), "--trace", "--threads", "1"]
             command += ["--input", f"x={feed}", "--output", str(folder / "out"), "--timeout", str(timeout)]
             with self.logs[rank].open("wb") as log:
                 self.processes.append(subprocess.Popen(command, env={**os.environ, **environment}, stderr=log))
@@ -158,7 +158,15 @@ def test_torchrun_starts_the_ranks(pipeline: Callable[[int, int], Artifact], tmp
     x = np.arange(3000, dtype=np.float32)
     np.save(tmp_path / "x.npy", x)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "graphopt.runtime.worker", str(path), "--input", f"x={tmp_path}/x.npy", "--output", str(tmp_path)]
+    command += [
+        "-m",
+        "graphopt.distributed.worker",
+        str(path),
+        "--input",
+        f"x={tmp_path}/x.npy",
+        "--output",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert result.returncode == 0, result.stderr
@@ -172,7 +180,7 @@ def test_the_launcher_names_the_rank_that_was_killed(slow_pipeline: Artifact, tm
 import pathlib, sys, threading, time, os, signal, psutil
 import numpy as np
 from graphopt.errors import RankError
-from graphopt.runtime.launch import launch
+from graphopt.distributed.launch import launch
 def kill():
     while True:
         for child in psutil.Process().children():
