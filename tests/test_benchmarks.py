@@ -57,7 +57,7 @@ def test_an_unknown_table_is_named(measure: Any, capsys: pytest.CaptureFixture[s
 
 
 def test_the_commands_are_of_this_command_line(measure: Any) -> None:
-    from graphopt.bench.peers import PEERS
+    from graphopt.bench.peers.runtimes import PEERS
     from graphopt.models import describe
 
     for entry in (measure.TABLES | measure.ON_GPU).values():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.bench import intervals, timing
-from graphopt.bench.peers import Graphopt, peer
+from graphopt.bench.peers.runtimes import Graphopt, peer
 from graphopt.bench.sides import Settings, Side
 from graphopt.errors import GraphoptError
 
@@ -64,7 +64,7 @@ def measure(
         source: an ONNX file or `zoo:NAME`.
         settings: of all sides.
         runs: counted runs per side; None takes as many as fit.
-        peers: names in `graphopt.bench.peers.PEERS`. One that cannot run the model, or computes something else, has no
+        peers: names in `graphopt.bench.peers.runtimes.PEERS`. One that cannot run the model, or computes something else, has no
             time: `failures` says why.
         say: is told what is being done.
         shapes: static shapes of inputs that the model leaves open.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.bench.peers import peer
+from graphopt.bench.peers.runtimes import peer
 from graphopt.bench.sides import Settings
 
 _SECONDS = 300

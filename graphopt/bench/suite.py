@@ -20,7 +20,7 @@ import numpy as np
 
 from graphopt import __version__
 from graphopt.bench import intervals
-from graphopt.bench.peers import DEFAULT, DEFAULTS
+from graphopt.bench.peers.runtimes import DEFAULT, DEFAULTS
 from graphopt.bench.sides import Settings
 from graphopt.errors import GraphoptError
 
@@ -80,7 +80,7 @@ def run(
     The geometric mean of a peer is over the models that it ran: their number stands beside it.
 
     Args:
-        peers: names in `graphopt.bench.peers.PEERS`; None takes those of the target.
+        peers: names in `graphopt.bench.peers.runtimes.PEERS`; None takes those of the target.
         level: None compiles for the CPU or GPU that is here.
         inputs: arrays that every model is run with, as far as it has inputs of these names.
 

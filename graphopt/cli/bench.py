@@ -40,7 +40,7 @@ class Suite(StrEnum):
 
 
 class Peer(StrEnum):
-    """What graphopt is held against; the names of `graphopt.bench.peers.PEERS`."""
+    """What graphopt is held against; the names of `graphopt.bench.peers.runtimes.PEERS`."""
 
     ONNXRUNTIME = "onnxruntime"
     TORCH = "torch"

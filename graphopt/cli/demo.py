@@ -59,7 +59,7 @@ def command(
 
 def digits(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
     """The trained LeNet on the handwritten digits it never saw."""
-    from graphopt.bench.peers import OnnxRuntime
+    from graphopt.bench.peers.runtimes import OnnxRuntime
     from graphopt.bench.sides import Settings
     from graphopt.compiler import compile_model
     from graphopt.models import build

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphopt.bench import torch_recurrent
-from graphopt.bench.torch_operators import TABLE, Function, Operator, UnsupportedError
+from graphopt.bench.peers import torch_recurrent
+from graphopt.bench.peers.torch_operators import TABLE, Function, Operator, UnsupportedError
 
 
 class Graph(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from graphopt.bench import torch_recurrent
+from graphopt.bench.peers import torch_recurrent
 from graphopt.errors import GraphoptError
 
 Function = Callable[..., Any]

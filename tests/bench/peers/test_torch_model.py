@@ -16,7 +16,7 @@ import torch
 import numpy as np
 from pathlib import Path
 from graphopt import load, models
-from graphopt.bench.peers import Torch
+from graphopt.bench.peers.runtimes import Torch
 from graphopt.bench.sides import Settings
 from graphopt.models.zoo import save
 from graphopt.verify.oracle import compare, random_inputs, run_onnxruntime
@@ -78,7 +78,7 @@ def test_modules_compute_what_onnx_runtime_does(names: tuple[str, ...], tmp_path
 def test_refusals_name_the_operator(body: str, sentence: str, tmp_path: Path) -> None:
     text = f'<ir_version: 8, opset_import: ["": 18]> g (float[1, 2, 4, 4] x) => (float[a, b, c, d] y) {{ {body} }}'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
-    script = "import sys, pathlib; from graphopt.bench.torch_model import Graph; Graph(pathlib.Path(sys.argv[1]))"
+    script = "import sys, pathlib; from graphopt.bench.peers.torch_model import Graph; Graph(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-P", "-c", script, str(tmp_path / "model.onnx")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert sentence in done.stderr.splitlines()[-1]
@@ -92,7 +92,7 @@ import torch
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from graphopt.bench.torch_model import Graph, narrowed
+from graphopt.bench.peers.torch_model import Graph, narrowed
 
 f, i = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 w = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
@@ -139,7 +139,7 @@ import torch
 from pathlib import Path
 from graphopt import load, models
 from graphopt.bench import one
-from graphopt.bench.peers import Torch
+from graphopt.bench.peers.runtimes import Torch
 from graphopt.bench.sides import Settings
 from graphopt.verify.oracle import compare, random_inputs, run_onnxruntime
 import onnx
@@ -180,7 +180,7 @@ from pathlib import Path
 from graphopt import load, models
 from graphopt.bench import one
 from graphopt.bench.sides import Settings
-from graphopt.bench.torch_model import Graph, narrowed
+from graphopt.bench.peers.torch_model import Graph, narrowed
 from graphopt.verify.oracle import random_inputs
 from torch._dynamo.utils import counters
 

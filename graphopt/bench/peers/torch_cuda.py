@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from graphopt.bench import timing
+from graphopt.bench.peers.torch_model import Graph, narrowed
 from graphopt.bench.sides import Settings, sets
-from graphopt.bench.torch_model import Graph, narrowed
 from graphopt.errors import GraphoptError
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.bench import peers, suite
+from graphopt.bench import suite
+from graphopt.bench.peers import runtimes
 from graphopt.cli.bench import Peer
 
 
 def test_the_command_line_knows_every_peer() -> None:
-    assert [each.value for each in Peer] == list(peers.PEERS)
-    assert all(peers.peer(name).name == name for name in peers.PEERS)
+    assert [each.value for each in Peer] == list(runtimes.PEERS)
+    assert all(runtimes.peer(name).name == name for name in runtimes.PEERS)
 
 
 def test_without_a_compiler_torch_compile_says_so(
@@ -29,10 +30,10 @@ def test_without_a_compiler_torch_compile_says_so(
 
 @pytest.mark.slow
 def test_every_peer_runs(write_small: Path) -> None:
-    document = suite.run([str(write_small)], 1, 4, list(peers.PEERS))
+    document = suite.run([str(write_small)], 1, 4, list(runtimes.PEERS))
     (row,) = document["models"]
     assert row["failures"] == {}
-    assert list(row["sides"]) == ["graphopt", *peers.PEERS]
-    assert list(row["ratios"]) == list(peers.PEERS)
+    assert list(row["sides"]) == ["graphopt", *runtimes.PEERS]
+    assert list(row["ratios"]) == list(runtimes.PEERS)
     assert all(side["compile_seconds"] >= 0 for side in row["sides"].values())
-    assert all(document["geometric_mean"][name]["models"] == 1 for name in peers.PEERS)
+    assert all(document["geometric_mean"][name]["models"] == 1 for name in runtimes.PEERS)

@@ -150,10 +150,10 @@ class Torch:
 
         torch.set_num_threads(settings.threads)
         if settings.cuda:
-            from graphopt.bench.torch_cuda import TorchCudaSide
+            from graphopt.bench.peers.torch_cuda import TorchCudaSide
 
             return TorchCudaSide(model, settings, self.on_gpu)
-        from graphopt.bench.torch_model import Graph
+        from graphopt.bench.peers.torch_model import Graph
 
         module = Graph(model).eval()
         inputs, outputs = module.input_names, module.output_names
@@ -285,12 +285,12 @@ def _require_cpu(name: str, settings: Settings) -> None:
 
 
 PEERS: Mapping[str, tuple[str, str]] = {
-    "onnxruntime": ("graphopt.bench.peers", "OnnxRuntime"),
-    "torch": ("graphopt.bench.peers", "Torch"),
-    "torch-compile": ("graphopt.bench.peers", "TorchCompile"),
-    "tvm": ("graphopt.bench.peers", "Tvm"),
-    "greedy": ("graphopt.bench.peers", "Greedy"),
-    "single-layout": ("graphopt.bench.peers", "SingleLayout"),
+    "onnxruntime": ("graphopt.bench.peers.runtimes", "OnnxRuntime"),
+    "torch": ("graphopt.bench.peers.runtimes", "Torch"),
+    "torch-compile": ("graphopt.bench.peers.runtimes", "TorchCompile"),
+    "tvm": ("graphopt.bench.peers.runtimes", "Tvm"),
+    "greedy": ("graphopt.bench.peers.runtimes", "Greedy"),
+    "single-layout": ("graphopt.bench.peers.runtimes", "SingleLayout"),
 }
 """Name -> module and class."""
 

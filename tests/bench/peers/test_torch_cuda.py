@@ -51,7 +51,7 @@ torch.Tensor.cuda = lambda self: self.clone()
 empty = torch.empty
 torch.empty = lambda *shape, device=None, **rest: empty(*shape, **rest)
 
-from graphopt.bench.peers import Torch, TorchCompile
+from graphopt.bench.peers.runtimes import Torch, TorchCompile
 from graphopt.bench.sides import Settings
 from graphopt.verify.oracle import compare, run_onnxruntime
 from graphopt.precisions import tolerances
@@ -110,7 +110,7 @@ def test_captured_graphs_take_turns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["torch", "torch-compile", "onnxruntime"])
 def test_without_cuda_they_say_so(name: str, tmp_path: Path) -> None:
     script = (
-        "import sys; from graphopt.bench.peers import peer; from graphopt.bench.sides import Settings; "
+        "import sys; from graphopt.bench.peers.runtimes import peer; from graphopt.bench.sides import Settings; "
         "peer(sys.argv[1]).open('none.onnx', Settings(1, target='cuda'))"
     )
     done = subprocess.run(
