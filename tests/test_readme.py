@@ -45,7 +45,7 @@ def test_examples_are_there() -> None:
 
 
 def test_every_command_is_described() -> None:
-    from graphopt.cli._app import COMMANDS as commands
+    from graphopt.cli.app import COMMANDS as commands
 
     assert set(re.findall(r"`graphopt (\w+)", README)) == set(commands)
     for flag in re.findall(r"`(--[\w-]+)", README):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from graphopt.errors import GraphoptError
 
 if TYPE_CHECKING:
-    from graphopt.cli._app import Invocation
+    from graphopt.cli.app import Invocation
 
 __all__ = ["main"]
 
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of names that the terminal's alphabet has not
     try:
-        from graphopt.cli import _app
+        from graphopt.cli import app
 
-        invocation = _app.Invocation(sys.stdout)
-        code = _app.build().main(
+        invocation = app.Invocation(sys.stdout)
+        code = app.build().main(
             args=None if arguments is None else list(arguments),
             prog_name="graphopt",
             standalone_mode=False,
@@ -89,7 +89,7 @@ def _failed(error: Exception) -> int:
 
 
 def _output_failed(error: Exception) -> bool:
-    from graphopt.cli._app import OutputError
+    from graphopt.cli.app import OutputError
 
     return isinstance(error, OutputError)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graphopt.cli import _options as options
-from graphopt.cli._progress import progress
+from graphopt.cli import options as options
 from graphopt.cli.compile import Precision
+from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
 from graphopt.report.document import Report
 
@@ -103,7 +103,7 @@ def command(
     with progress("starting") as say:
         from graphopt.bench import suite as benchmark
         from graphopt.bench.sides import Settings
-        from graphopt.cli import _feeds
+        from graphopt.cli import feeds
         from graphopt.report import benchmark as reporting
         from graphopt.targets import TARGETS
 
@@ -117,7 +117,7 @@ def command(
             settings = Settings(threads, costs, target, level, precision.value)
             return _layers(wanted[0], settings, runs, say, fixed, roofline)
         peers = [each.value for each in dict.fromkeys(peer)] if peer else None
-        given = _feeds.given(inputs or [])
+        given = feeds.given(inputs or [])
         document = benchmark.run(wanted, threads, runs, peers, say, fixed, costs, target, level, precision.value, given)
         document["command"] = _command()
     for model, failure in reporting.failures(document):

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli import _options as options
-from graphopt.cli._progress import progress
+from graphopt.cli import options as options
+from graphopt.cli.progress import progress
 from graphopt.report.document import Block, Facts, Report
 
 EXAMPLES = ("graphopt compile model.onnx --dump dumps && graphopt bisect dumps",)

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli import _options as options
-from graphopt.cli._progress import progress
+from graphopt.cli import options as options
+from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
 from graphopt.report.document import Report
 
@@ -116,7 +116,7 @@ def command(
     if dump is not None and dump.exists() and not dump.is_dir():
         raise GraphoptError(f"--dump {dump} is a file; name a folder")
     with progress("starting") as say:
-        from graphopt.cli import _feeds
+        from graphopt.cli import feeds
         from graphopt.compiler import compile_model
         from graphopt.report import compilation as reporting
 
@@ -138,7 +138,7 @@ def command(
                 cache=not no_cache,
                 keep_denormals=keep_denormals,
                 seed=seed,
-                inputs=_feeds.given(inputs or []),
+                inputs=feeds.given(inputs or []),
                 keep=keep,
                 progress=lambda phase: say(_PHASES.get(phase, phase)),
             )

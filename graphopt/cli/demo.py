@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from graphopt.cli._progress import progress
+from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
 from graphopt.report.document import Report
 from graphopt.report.units import nbytes
@@ -148,7 +148,7 @@ def two_ranks(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
     import numpy as np
 
     import graphopt
-    from graphopt.cli._feeds import random
+    from graphopt.cli.feeds import random
     from graphopt.compiler import compile_model
     from graphopt.distributed.launch import launch
     from graphopt.runtime import files

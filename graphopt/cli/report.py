@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli import _options as options
+from graphopt.cli import options as options
 from graphopt.errors import GraphoptError
 from graphopt.report.document import Report
 

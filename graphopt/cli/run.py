@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli import _options as options
-from graphopt.cli._progress import progress
+from graphopt.cli import options as options
+from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
 from graphopt.report.document import Report
 
@@ -57,7 +57,7 @@ def command(
     import numpy as np
 
     import graphopt
-    from graphopt.cli import _feeds
+    from graphopt.cli import feeds as _feeds
     from graphopt.distributed.launch import launch
     from graphopt.report import outputs as reporting
     from graphopt.runtime import files

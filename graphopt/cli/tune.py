@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from graphopt.cli import _options as options
-from graphopt.cli._progress import progress
+from graphopt.cli import options as options
+from graphopt.cli.progress import progress
 from graphopt.report.document import Block, Report, Table
 
 EXAMPLES = ("graphopt tune zoo:resnet50 --threads 2", "graphopt tune model.onnx --top 3 --trials 200 --threads 4")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphopt.cli import _options as options
-from graphopt.cli._progress import progress
+from graphopt.cli import options as options
+from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
 from graphopt.report.document import Block, Report
 
@@ -44,7 +44,7 @@ def command(
     """Compare a compiled model with ONNX Runtime, which runs the original without optimizations."""
     with progress("reading the model") as say:
         import graphopt
-        from graphopt.cli import _feeds
+        from graphopt.cli import feeds as _feeds
         from graphopt.pipeline.verification import given_shapes
         from graphopt.report import differences as reporting
         from graphopt.verify.judge import judge

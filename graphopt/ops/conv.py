@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.ops._window import WINDOW
 from graphopt.ops.layout import pad_to_blocks
+from graphopt.ops.window import WINDOW
 
 CONV2D_BLOCKED = """
 Conv2dBlocked <strides, pads, dilations, group>(x, w, bias) => (y)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.ops._window import WINDOW
+from graphopt.ops.window import WINDOW
 
 CONV2D_IM2COL = f"""
 Conv2dIm2col <kernel_shape, strides, pads, dilations>(x, w, bias) => (y)

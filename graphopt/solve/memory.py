@@ -19,8 +19,8 @@ import numpy as np
 
 from graphopt.errors import SolverError
 from graphopt.program.program import ALIGNMENT
-from graphopt.solve import _memory_search as search
-from graphopt.solve._memory_table import Table
+from graphopt.solve import memory_search as search
+from graphopt.solve.memory_table import Table
 
 
 @dataclass(frozen=True, slots=True)

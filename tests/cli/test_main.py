@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import pytest
 
-from graphopt.cli import _app, main
+from graphopt.cli import app, main
 from graphopt.errors import GraphoptError
 
 Cli = Callable[..., Any]
@@ -22,12 +22,12 @@ Cli = Callable[..., Any]
 def test_help_names_every_command(graphopt: Cli) -> None:
     result = graphopt("--help")
     assert result.code == 0
-    for name, summary in _app.COMMANDS.items():
+    for name, summary in app.COMMANDS.items():
         assert name in result.out
         assert summary.split()[0] in result.out
 
 
-@pytest.mark.parametrize("name", _app.COMMANDS)
+@pytest.mark.parametrize("name", app.COMMANDS)
 def test_help_of_a_command_has_an_example_and_the_shared_flags(graphopt: Cli, name: str) -> None:
     result = graphopt(name, "--help")
     assert result.code == 0

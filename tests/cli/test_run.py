@@ -70,7 +70,7 @@ def test_random_is_the_same_for_the_same_seed(graphopt: Cli, compiled: Path) -> 
 
 
 def test_random_integers_are_zero_or_one() -> None:
-    from graphopt.cli._feeds import random
+    from graphopt.cli.feeds import random
     from graphopt.program.program import Port
 
     ports = (Port("i", "int64", (64,)), Port("b", "bool", (64,)), Port("f", "float16", (2, 3)))

@@ -60,7 +60,7 @@ def test_progress_is_shown_on_a_terminal_only(tiny: Path, tmp_path: Path) -> Non
 
 
 def test_a_narrow_terminal_loses_no_character(monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphopt.cli._screen import show
+    from graphopt.cli.screen import show
     from graphopt.report.document import Table
 
     monkeypatch.setenv("COLUMNS", "30")

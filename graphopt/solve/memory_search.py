@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.solve import _memory_exact as exact
-from graphopt.solve._memory_table import Found, Table
+from graphopt.solve import memory_exact as exact
+from graphopt.solve.memory_table import Found, Table
 
 Offsets = npt.NDArray[np.int64]
 

@@ -13,7 +13,7 @@ def progress(first: str) -> Iterator[Callable[[str], None]]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    from graphopt.cli._screen import spinner
+    from graphopt.cli.screen import spinner
 
     with spinner(first) as update:
         yield update

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from graphopt.solve._memory_table import Found, Table
+from graphopt.solve.memory_table import Found, Table
 
 _FIRST_SHARE = 0.6
 """Of the effort, for the bound itself, which most problems reach; the rest bisects what lies above."""

@@ -75,7 +75,7 @@ class Invocation:
         if self.json:
             self.print(json.dumps(report.document, indent=2, allow_nan=False))
         elif self.terminal:
-            from graphopt.cli._screen import show
+            from graphopt.cli.screen import show
 
             self._write(lambda: show(report.blocks, self.out))
         elif text := plain(report.blocks):
