@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from graphopt.passes.join_products import JoinProducts as JoinProducts
     from graphopt.passes.layout import Layout as Layout
     from graphopt.passes.lift_rows import LiftRows as LiftRows
-    from graphopt.passes.normalize import Normalize as Normalize
+    from graphopt.passes.normalize.normalize import Normalize as Normalize
     from graphopt.passes.precision import Precision as Precision
     from graphopt.passes.quantized_moves import QuantizedMoves as QuantizedMoves
     from graphopt.passes.quantized_products import QuantizedProducts as QuantizedProducts
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PASSES = {
     "hoist-branches": ("graphopt.passes.hoist_branches", "HoistBranches"),
-    "normalize": ("graphopt.passes.normalize", "Normalize"),
+    "normalize": ("graphopt.passes.normalize.normalize", "Normalize"),
     "fuse": ("graphopt.passes.fuse", "Fuse"),
     "batch-products": ("graphopt.passes.batch_products", "BatchProducts"),
     "flush-denormals": ("graphopt.passes.flush_denormals", "FlushDenormals"),

@@ -8,16 +8,16 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.graph.edit import Editor, Rule
-from graphopt.passes._microsoft import MICROSOFT
-from graphopt.passes._normalize_arithmetic import ARITHMETIC
-from graphopt.passes._normalize_microsoft_attention import ATTENTION
-from graphopt.passes._normalize_microsoft_elements import ELEMENTS
-from graphopt.passes._normalize_microsoft_products import PRODUCTS as FUSED
-from graphopt.passes._normalize_microsoft_quantized import QUANTIZED
-from graphopt.passes._normalize_microsoft_rows import ROWS
-from graphopt.passes._normalize_products import PRODUCTS
-from graphopt.passes._normalize_shapes import SHAPES
-from graphopt.passes._normalize_windows import WINDOWS
+from graphopt.passes.normalize.arithmetic import ARITHMETIC
+from graphopt.passes.normalize.microsoft.attention import ATTENTION
+from graphopt.passes.normalize.microsoft.elements import ELEMENTS
+from graphopt.passes.normalize.microsoft.products import PRODUCTS as FUSED
+from graphopt.passes.normalize.microsoft.quantized import QUANTIZED
+from graphopt.passes.normalize.microsoft.rows import ROWS
+from graphopt.passes.normalize.microsoft.shared import MICROSOFT
+from graphopt.passes.normalize.products import PRODUCTS
+from graphopt.passes.normalize.shapes import SHAPES
+from graphopt.passes.normalize.windows import WINDOWS
 from graphopt.pipeline.pipeline import Pass, PassResult, Refusal
 
 RULES: dict[str, tuple[Rule, ...]] = {

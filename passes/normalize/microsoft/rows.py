@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.edit import Editor, Rule, dims
-from graphopt.passes._microsoft import Writer, operand, unknown, used
+from graphopt.passes.normalize.microsoft.shared import Writer, operand, unknown, used
 
 
 def _simplified(

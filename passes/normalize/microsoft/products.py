@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.graph.edit import Editor, Rule, dims
-from graphopt.passes._microsoft import Writer, operand, unknown
+from graphopt.passes.normalize.microsoft.shared import Writer, operand, unknown
 
 _ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "Clip": ("min", "max"),

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.edit import Editor, Rule, dims
-from graphopt.passes._microsoft import Writer, operand, unknown
+from graphopt.passes.normalize.microsoft.shared import Writer, operand, unknown
 
 Function = Callable[[Writer, Sequence[ir.Value]], ir.Value]
 """The operator on floats."""

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.edit import Editor, Rule, array_of, dims, ints, scalar_of
-from graphopt.passes._normalize_shapes import drop
+from graphopt.passes.normalize.shapes import drop
 
 
 def _replace(editor: Editor, node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None]) -> None:

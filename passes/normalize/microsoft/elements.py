@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.graph.edit import Editor, Rule
-from graphopt.passes._microsoft import Writer, operand, unknown
+from graphopt.passes.normalize.microsoft.shared import Writer, operand, unknown
 
 GELU_OPSET = 20
 
