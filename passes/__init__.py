@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from graphopt.passes.batch_products import BatchProducts as BatchProducts
     from graphopt.passes.choose_tiles import ChooseTiles as ChooseTiles
     from graphopt.passes.flush_denormals import FlushDenormals as FlushDenormals
-    from graphopt.passes.fuse import Fuse as Fuse
+    from graphopt.passes.fuse.fuse import Fuse as Fuse
     from graphopt.passes.hoist_branches import HoistBranches as HoistBranches
     from graphopt.passes.join_products import JoinProducts as JoinProducts
     from graphopt.passes.layout import Layout as Layout
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PASSES = {
     "hoist-branches": ("graphopt.passes.hoist_branches", "HoistBranches"),
     "normalize": ("graphopt.passes.normalize.normalize", "Normalize"),
-    "fuse": ("graphopt.passes.fuse", "Fuse"),
+    "fuse": ("graphopt.passes.fuse.fuse", "Fuse"),
     "batch-products": ("graphopt.passes.batch_products", "BatchProducts"),
     "flush-denormals": ("graphopt.passes.flush_denormals", "FlushDenormals"),
     "join-products": ("graphopt.passes.join_products", "JoinProducts"),

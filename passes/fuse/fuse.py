@@ -8,9 +8,9 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.graph.edit import Editor
-from graphopt.passes._fuse_affine import AFFINE
-from graphopt.passes._fuse_attention import ATTENTION, Masks
-from graphopt.passes._fuse_patterns import PATTERNS
+from graphopt.passes.fuse.affine import AFFINE
+from graphopt.passes.fuse.attention import ATTENTION, Masks
+from graphopt.passes.fuse.patterns import PATTERNS
 from graphopt.pipeline.pipeline import Pass, PassResult, Refusal, option
 
 
