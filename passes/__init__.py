@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphopt.passes.batch_products import BatchProducts as BatchProducts
     from graphopt.passes.choose_tiles import ChooseTiles as ChooseTiles
-    from graphopt.passes.flush_denormals import FlushDenormals as FlushDenormals
     from graphopt.passes.fuse.fuse import Fuse as Fuse
     from graphopt.passes.hoist_branches import HoistBranches as HoistBranches
     from graphopt.passes.join_products import JoinProducts as JoinProducts
     from graphopt.passes.layout import Layout as Layout
     from graphopt.passes.lift_rows import LiftRows as LiftRows
     from graphopt.passes.normalize.normalize import Normalize as Normalize
-    from graphopt.passes.precision import Precision as Precision
+    from graphopt.passes.precision.flush_denormals import FlushDenormals as FlushDenormals
+    from graphopt.passes.precision.precision import Precision as Precision
     from graphopt.passes.quantized_moves import QuantizedMoves as QuantizedMoves
     from graphopt.passes.quantized_products import QuantizedProducts as QuantizedProducts
     from graphopt.passes.select_conv import SelectConv as SelectConv
@@ -25,12 +25,12 @@ PASSES = {
     "normalize": ("graphopt.passes.normalize.normalize", "Normalize"),
     "fuse": ("graphopt.passes.fuse.fuse", "Fuse"),
     "batch-products": ("graphopt.passes.batch_products", "BatchProducts"),
-    "flush-denormals": ("graphopt.passes.flush_denormals", "FlushDenormals"),
+    "flush-denormals": ("graphopt.passes.precision.flush_denormals", "FlushDenormals"),
     "join-products": ("graphopt.passes.join_products", "JoinProducts"),
     "lift-rows": ("graphopt.passes.lift_rows", "LiftRows"),
     "quantized-moves": ("graphopt.passes.quantized_moves", "QuantizedMoves"),
     "quantized-products": ("graphopt.passes.quantized_products", "QuantizedProducts"),
-    "precision": ("graphopt.passes.precision", "Precision"),
+    "precision": ("graphopt.passes.precision.precision", "Precision"),
     "select-conv": ("graphopt.passes.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout", "Layout"),
     "choose-tiles": ("graphopt.passes.choose_tiles", "ChooseTiles"),

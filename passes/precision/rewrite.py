@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from graphopt.cost.work import PRECISION
 from graphopt.graph.edit import Editor, array_of
-from graphopt.passes._precision_nodes import is_mask, lowest_mask, only_masks, rounded
-from graphopt.passes._precision_view import View
+from graphopt.passes.precision.nodes import is_mask, lowest_mask, only_masks, rounded
+from graphopt.passes.precision.view import View
 
 
 class Rewrite:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Hashable
 import onnx_ir as ir
 
 from graphopt.graph.edit import dims, is_op
-from graphopt.passes._precision_cut import FLOAT, HALF, Tensor
+from graphopt.passes.precision.cut import FLOAT, HALF, Tensor
 
 CAST_BYTES = 6
 """Per number that a cast reads and writes: four on one side, two on the other."""

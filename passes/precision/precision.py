@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from graphopt.cost.work import PRECISION
 from graphopt.graph.edit import Editor, is_op
-from graphopt.passes._precision_cut import choose
-from graphopt.passes._precision_nodes import Rules, concerned, is_product
-from graphopt.passes._precision_rewrite import Rewrite
-from graphopt.passes._precision_view import CAST_BYTES, View, elements, tensors_of
+from graphopt.passes.precision.cut import choose
+from graphopt.passes.precision.nodes import Rules, concerned, is_product
+from graphopt.passes.precision.rewrite import Rewrite
+from graphopt.passes.precision.view import CAST_BYTES, View, elements, tensors_of
 from graphopt.pipeline.pipeline import Pass, PassResult, Refusal, option
 
 

@@ -14,9 +14,9 @@ import pytest
 import graphopt
 from graphopt.errors import PipelineError
 from graphopt.passes import Precision
-from graphopt.passes._precision_cut import FLOAT, HALF, Tensor, choose, cost
-from graphopt.passes._precision_nodes import unfit
-from graphopt.passes.precision import Format
+from graphopt.passes.precision.cut import FLOAT, HALF, Tensor, choose, cost
+from graphopt.passes.precision.nodes import unfit
+from graphopt.passes.precision.precision import Format
 from graphopt.pipeline.observe import Check
 from graphopt.pipeline.pipeline import Event, PassResult, Pipeline
 from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
