@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from graphopt.passes.normalize.normalize import Normalize as Normalize
     from graphopt.passes.precision.flush_denormals import FlushDenormals as FlushDenormals
     from graphopt.passes.precision.precision import Precision as Precision
-    from graphopt.passes.quantized_moves import QuantizedMoves as QuantizedMoves
-    from graphopt.passes.quantized_products import QuantizedProducts as QuantizedProducts
+    from graphopt.passes.quantize.quantized_moves import QuantizedMoves as QuantizedMoves
+    from graphopt.passes.quantize.quantized_products import QuantizedProducts as QuantizedProducts
     from graphopt.passes.select_conv import SelectConv as SelectConv
 
 PASSES = {
@@ -28,8 +28,8 @@ PASSES = {
     "flush-denormals": ("graphopt.passes.precision.flush_denormals", "FlushDenormals"),
     "join-products": ("graphopt.passes.join_products", "JoinProducts"),
     "lift-rows": ("graphopt.passes.lift_rows", "LiftRows"),
-    "quantized-moves": ("graphopt.passes.quantized_moves", "QuantizedMoves"),
-    "quantized-products": ("graphopt.passes.quantized_products", "QuantizedProducts"),
+    "quantized-moves": ("graphopt.passes.quantize.quantized_moves", "QuantizedMoves"),
+    "quantized-products": ("graphopt.passes.quantize.quantized_products", "QuantizedProducts"),
     "precision": ("graphopt.passes.precision.precision", "Precision"),
     "select-conv": ("graphopt.passes.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout", "Layout"),

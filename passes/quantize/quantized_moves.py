@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.edit import Editor, array_of, is_op, only_use
-from graphopt.passes._quantized import BYTES, Dequantized
+from graphopt.passes.quantize.dequantized import BYTES, Dequantized
 from graphopt.pipeline.pipeline import Pass, PassResult
 
 MOVES = ("Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.edit import Editor, array_of, dims, is_op, only_use
-from graphopt.passes._quantized import BYTES, Dequantized
 from graphopt.passes.normalize.microsoft.shared import Writer, operand
+from graphopt.passes.quantize.dequantized import BYTES, Dequantized
 from graphopt.pipeline.pipeline import Pass, PassResult, Refusal
 
 BIAS_SCALE = 1e-4
