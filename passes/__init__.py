@@ -6,34 +6,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphopt.passes.batch_products import BatchProducts as BatchProducts
-    from graphopt.passes.choose_tiles import ChooseTiles as ChooseTiles
+    from graphopt.passes.branches.hoist_branches import HoistBranches as HoistBranches
+    from graphopt.passes.conv.lift_rows import LiftRows as LiftRows
+    from graphopt.passes.conv.select_conv import SelectConv as SelectConv
     from graphopt.passes.fuse.fuse import Fuse as Fuse
-    from graphopt.passes.hoist_branches import HoistBranches as HoistBranches
-    from graphopt.passes.join_products import JoinProducts as JoinProducts
-    from graphopt.passes.layout import Layout as Layout
-    from graphopt.passes.lift_rows import LiftRows as LiftRows
+    from graphopt.passes.layout.layout import Layout as Layout
     from graphopt.passes.normalize.normalize import Normalize as Normalize
     from graphopt.passes.precision.flush_denormals import FlushDenormals as FlushDenormals
     from graphopt.passes.precision.precision import Precision as Precision
+    from graphopt.passes.products.batch_products import BatchProducts as BatchProducts
+    from graphopt.passes.products.choose_tiles import ChooseTiles as ChooseTiles
+    from graphopt.passes.products.join_products import JoinProducts as JoinProducts
     from graphopt.passes.quantize.quantized_moves import QuantizedMoves as QuantizedMoves
     from graphopt.passes.quantize.quantized_products import QuantizedProducts as QuantizedProducts
-    from graphopt.passes.select_conv import SelectConv as SelectConv
 
 PASSES = {
-    "hoist-branches": ("graphopt.passes.hoist_branches", "HoistBranches"),
+    "hoist-branches": ("graphopt.passes.branches.hoist_branches", "HoistBranches"),
     "normalize": ("graphopt.passes.normalize.normalize", "Normalize"),
     "fuse": ("graphopt.passes.fuse.fuse", "Fuse"),
-    "batch-products": ("graphopt.passes.batch_products", "BatchProducts"),
+    "batch-products": ("graphopt.passes.products.batch_products", "BatchProducts"),
     "flush-denormals": ("graphopt.passes.precision.flush_denormals", "FlushDenormals"),
-    "join-products": ("graphopt.passes.join_products", "JoinProducts"),
-    "lift-rows": ("graphopt.passes.lift_rows", "LiftRows"),
+    "join-products": ("graphopt.passes.products.join_products", "JoinProducts"),
+    "lift-rows": ("graphopt.passes.conv.lift_rows", "LiftRows"),
     "quantized-moves": ("graphopt.passes.quantize.quantized_moves", "QuantizedMoves"),
     "quantized-products": ("graphopt.passes.quantize.quantized_products", "QuantizedProducts"),
     "precision": ("graphopt.passes.precision.precision", "Precision"),
-    "select-conv": ("graphopt.passes.select_conv", "SelectConv"),
-    "layout": ("graphopt.passes.layout", "Layout"),
-    "choose-tiles": ("graphopt.passes.choose_tiles", "ChooseTiles"),
+    "select-conv": ("graphopt.passes.conv.select_conv", "SelectConv"),
+    "layout": ("graphopt.passes.layout.layout", "Layout"),
+    "choose-tiles": ("graphopt.passes.products.choose_tiles", "ChooseTiles"),
 }
 
 DEFAULT = (

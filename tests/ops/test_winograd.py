@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from graphopt.ops.conv import pack_bias
 from graphopt.ops.winograd import KERNEL, exact_matrices, winograd_weight
-from graphopt.passes._conv_algorithms import Algorithm, relative_error
+from graphopt.passes.conv.algorithms import Algorithm, relative_error
 
 
 def blocked(x: np.ndarray, block: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from graphopt.ops.conv import pack_bias
 from graphopt.ops.layout import pad_to_blocks
 from graphopt.ops.winograd import exact_matrices, possible, winograd_weight
-from graphopt.passes._conv_algorithms import AXIS_ERROR, Algorithm, relative_error
+from graphopt.passes.conv.algorithms import AXIS_ERROR, Algorithm, relative_error
 
 SIZES = sorted(AXIS_ERROR)
 

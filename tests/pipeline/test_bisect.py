@@ -111,7 +111,7 @@ PLANTED = {
 
 
 def run(tmp_path: Path, damage: Callable[[ir.Model], None] | None) -> Verdict:
-    from graphopt.passes.select_conv import Algorithm
+    from graphopt.passes.conv.select_conv import Algorithm
 
     select = SelectConv(algorithms=(Algorithm.BLOCKED,))
     passes: list[Pass] = [Normalize(), Fuse(), select, Layout()]
@@ -153,7 +153,7 @@ def test_wrong_rewrite_from_planar_to_blocked_is_found(tmp_path: Path) -> None:
             wrong_weight(model)
             return result
 
-    from graphopt.passes.select_conv import Algorithm
+    from graphopt.passes.conv.select_conv import Algorithm
 
     select = WrongSelect(algorithms=(Algorithm.BLOCKED,))
     Pipeline((Normalize(), Fuse(), select)).run(model(), [Dump(tmp_path)])

@@ -11,7 +11,7 @@ from graphopt.cost.model import CostModel
 from graphopt.cost.roofline import Machine
 from graphopt.errors import ModelError, PipelineError
 from graphopt.passes import DEFAULT, PASSES, Fuse, Layout, SelectConv
-from graphopt.passes.select_conv import Algorithm
+from graphopt.passes.conv.select_conv import Algorithm
 from graphopt.pipeline.pipeline import ByteSize, Event, Option, Pass, PassResult, Pipeline, Refusal, load_pass, option
 
 

@@ -11,7 +11,7 @@ from graphopt.cost import roofline as costs
 from graphopt.cost.model import CostModel
 from graphopt.cost.roofline import ConvShape, Machine
 from graphopt.cost.work import AttributeValue, Operand, Work
-from graphopt.passes._conv_forms import ConvNode, winograd_form
+from graphopt.passes.conv.forms import ConvNode, winograd_form
 
 
 class Algorithm(StrEnum):

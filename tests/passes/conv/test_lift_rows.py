@@ -3,7 +3,7 @@
 import pytest
 
 from graphopt.passes import Fuse, Layout, LiftRows, Normalize, SelectConv
-from graphopt.passes._conv_algorithms import Algorithm
+from graphopt.passes.conv.algorithms import Algorithm
 from graphopt.pipeline.observe import Check
 from graphopt.pipeline.pipeline import Pass, PassResult, Pipeline
 

@@ -16,8 +16,8 @@ from graphopt.graph.guards import select_of
 from graphopt.graph.segments import read_by
 from graphopt.graph.shapes.settle import LEARNED
 from graphopt.graph.value_dependence import depends_on_values
-from graphopt.passes._branches import BRANCHES, Branch, is_selection, lift, trial
-from graphopt.passes._speculation import make_safe, unsafe
+from graphopt.passes.branches.branches import BRANCHES, Branch, is_selection, lift, trial
+from graphopt.passes.branches.speculation import make_safe, unsafe
 from graphopt.pipeline.pipeline import Pass, PassResult, Refusal
 from graphopt.verify.oracle import random_inputs, run_onnxruntime
 

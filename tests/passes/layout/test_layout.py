@@ -21,7 +21,7 @@ class Blocked(Pass):
     costs: CostModel = CostModel()
 
     def call(self, model: ir.Model) -> PassResult:
-        from graphopt.passes.select_conv import Algorithm
+        from graphopt.passes.conv.select_conv import Algorithm
 
         first = SelectConv(algorithms=(Algorithm.BLOCKED, Algorithm.DEPTHWISE), block=self.block, costs=self.costs)(
             model

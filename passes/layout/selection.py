@@ -13,7 +13,7 @@ from graphopt.cost.model import CostModel
 from graphopt.cost.work import Operand, Work
 from graphopt.graph.edit import dims
 from graphopt.ops.layout import blocks
-from graphopt.passes._blockable import BINARY, POOLS, SINGLE, Form, border, form_of, is_among, padded_bytes
+from graphopt.passes.layout.blockable import BINARY, POOLS, SINGLE, Form, border, form_of, is_among, padded_bytes
 from graphopt.solve.selection import Alternative, Problem, Tensor
 
 PLANAR, BLOCKED = 0, 1

@@ -12,8 +12,8 @@ from graphopt.cost.model import CostModel
 from graphopt.graph.edit import Editor, dims, is_custom
 from graphopt.ops import DOMAIN
 from graphopt.ops.layout import blocks
-from graphopt.passes._blockable import Form, border, to_blocked_form
-from graphopt.passes._selection import BLOCKED, selection_problem
+from graphopt.passes.layout.blockable import Form, border, to_blocked_form
+from graphopt.passes.layout.selection import BLOCKED, selection_problem
 from graphopt.pipeline.pipeline import Pass, PassResult, Refusal
 from graphopt.solve.selection import solve
 

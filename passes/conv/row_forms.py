@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.graph.edit import ints
-from graphopt.passes._blockable import BINARY, SINGLE
+from graphopt.passes.layout.blockable import BINARY, SINGLE
 
 ELEMENTWISE = SINGLE | BINARY | {
     "And", "Atan", "Equal", "Exp", "Greater", "GreaterOrEqual", "IsNaN", "Less", "LessOrEqual", "Log", "Mod",

@@ -17,10 +17,10 @@ from graphopt.cost.roofline import ConvShape
 from graphopt.cost.work import TILE as TILE_KEY
 from graphopt.graph.edit import Editor, array_of, dims, ints, is_op
 from graphopt.ops import MINIMUM_OPSET
-from graphopt.passes._blockable import is_among, listed
-from graphopt.passes._conv_algorithms import PLANAR_LAYOUT, PLANES, TILE, Algorithm, Candidate, Limits, candidates
-from graphopt.passes._conv_forms import ConvNode, emit_blocked, emit_depthwise, emit_fft, emit_im2col, emit_winograd
-from graphopt.passes._selection import Labelled, selection_problem
+from graphopt.passes.conv.algorithms import PLANAR_LAYOUT, PLANES, TILE, Algorithm, Candidate, Limits, candidates
+from graphopt.passes.conv.forms import ConvNode, emit_blocked, emit_depthwise, emit_fft, emit_im2col, emit_winograd
+from graphopt.passes.layout.blockable import is_among, listed
+from graphopt.passes.layout.selection import Labelled, selection_problem
 from graphopt.pipeline.pipeline import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve import selection
 

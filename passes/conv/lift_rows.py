@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from graphopt.graph.edit import Editor, array_of, dims, ints, is_op
 from graphopt.ops import MINIMUM_OPSET
-from graphopt.passes._row_forms import (
+from graphopt.passes.conv.row_forms import (
     COLUMN,
     ELEMENTWISE,
     FOLLOWING,
