@@ -36,7 +36,7 @@ from graphopt.runtime.devices.forked import on_living_thread
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graphopt.targets.base import Target
+    from graphopt.targets.common.base import Target
 
 Progress = Callable[[str], None]
 

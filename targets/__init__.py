@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from graphopt.errors import GraphoptError
 
 if TYPE_CHECKING:
-    from graphopt.targets.base import Target
+    from graphopt.targets.common.base import Target
 
 TARGETS = {
     "llvm": ("graphopt.targets.cpu", "CpuTarget"),
@@ -30,7 +30,7 @@ def load_target(name: str, level: str | None = None, threads: int | None = None,
         raise GraphoptError(f"--target {name} is unknown; choose one of {', '.join(TARGETS)}.")
     module, attribute = TARGETS[name]
     from graphopt.runtime.devices import library
-    from graphopt.targets import sources as sources  # notes when, before the others are imported
+    from graphopt.targets.common import sources as sources  # notes when, before the others are imported
 
     library.compiler()  # before a module of the target imports it in its own, slower way
     target: Target = getattr(importlib.import_module(module), attribute)(level, threads, cache, ahead=True)

@@ -20,7 +20,7 @@ from graphopt.program.program import ALIGNMENT
 from graphopt.runtime.devices import host
 from graphopt.runtime.devices import library as library_runtime
 from graphopt.targets import schedule, stack
-from graphopt.targets.identity import Identity
+from graphopt.targets.common.identity import Identity
 from graphopt.targets.machine import CpuMachine
 from graphopt.targets.object_cache import Built, ObjectCache
 

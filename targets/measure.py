@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from graphopt.cost.work import PRECISION, TILE, Timing, Work
 from graphopt.program.program import Place
 from graphopt.runtime.devices import host, library
-from graphopt.targets import build, joins
-from graphopt.targets.base import Lowered, Target
+from graphopt.targets import build
+from graphopt.targets.common import concat_views
+from graphopt.targets.common.base import Lowered, Target
 
 if TYPE_CHECKING:
     from graphopt.targets.cpu import CpuTarget
@@ -166,7 +167,7 @@ class _Runner:
                 arrays[value.name] = [array]
         for value in lowered.values.values():
             if value.place is Place.VIEW:
-                arrays[value.name] = [joins.shown(array, value) for array in arrays[value.of]]
+                arrays[value.name] = [concat_views.shown(array, value) for array in arrays[value.of]]
         self.calls = []
         for call in lowered.calls:
             operands = [arrays[name] for name in (*call.inputs, *call.outputs, *call.scratch)]

@@ -11,8 +11,8 @@ from typing import Any
 import tvm
 
 from graphopt.disk_cache import DiskCache
-from graphopt.targets import sources
-from graphopt.targets.identity import Identity
+from graphopt.targets.common import sources
+from graphopt.targets.common.identity import Identity
 from graphopt.targets.machine import CpuMachine
 
 FORMAT = 1

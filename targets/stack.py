@@ -17,7 +17,7 @@ import tvm
 from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
-from graphopt.targets import ieee
+from graphopt.targets.common.tir import ieee
 from graphopt.targets.kernels import partials
 
 PIPELINE = "graphopt"

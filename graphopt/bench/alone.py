@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from graphopt.program.program import Place
 from graphopt.runtime.devices import library
-from graphopt.targets import build, joins
-from graphopt.targets.base import Lowered, Target
+from graphopt.targets import build
+from graphopt.targets.common import concat_views
+from graphopt.targets.common.base import Lowered, Target
 
 Load = Callable[[str], Callable[..., Any]]
 _POISON = 0xFF  # NaN in every float type
@@ -48,7 +49,7 @@ def run(lowered: Lowered, functions: Load, x: NDArray[Any]) -> NDArray[Any]:
         arrays[value.name] = array
     for value in lowered.values.values():
         if value.place is Place.VIEW:
-            arrays[value.name] = joins.shown(arrays[value.of], value)
+            arrays[value.name] = concat_views.shown(arrays[value.of], value)
     for call in lowered.calls:
         operands = [arrays[name] for name in (*call.inputs, *call.outputs, *call.scratch)]
         functions(call.symbol)(*map(build.tensor, operands))

@@ -21,7 +21,7 @@ from graphopt.bench.reference import Doubles, evaluate, relative_error
 from graphopt.cost.work import TILE
 from graphopt.graph.analysis import static_type
 from graphopt.runtime.devices import library
-from graphopt.targets.base import Lowered, Target
+from graphopt.targets.common.base import Lowered, Target
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 CONVOLUTIONS = (

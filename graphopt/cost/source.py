@@ -13,7 +13,7 @@ from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.program.artifact import open_artifact
 
 if TYPE_CHECKING:
-    from graphopt.targets.base import Target
+    from graphopt.targets.common.base import Target
 
 MEASURED, ROOFLINE = "measured", "roofline"
 VARIABLE = "GRAPHOPT_COSTS"

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import tirx
 
-from graphopt.targets import ieee
+from graphopt.targets.common.tir import ieee
 from graphopt.targets.converters.base import (
     FLOATS,
     HALVES,

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from tvm import relax, te
 
 from graphopt.cost.work import PRECISION, TILE
-from graphopt.targets.definitions import NodeDefinitions
+from graphopt.targets.common.definitions import NodeDefinitions
 from graphopt.targets.machine import CpuMachine
 
 ELEMENTWISE, BROADCAST, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 1, 2, 3, 4, 8

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from graphopt.targets import joins
+from graphopt.targets.common import concat_views
 from graphopt.targets.converters.base import Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters.index import constant, known
 
@@ -73,8 +73,8 @@ def concat(c: Context, inputs: list[Any]) -> Any:
     filled = [x for x in inputs if 0 not in shape_of(x)]
     if len(filled) == 1:
         return filled[0]
-    if joins.possible([shape_of(x) for x in filled], dtype_of(filled[0]), c.integer("axis") % len(c.out_shape)):
-        return joins.emit(c.builder, filled, c.out_shape, dtype_of(filled[0]))
+    if concat_views.possible([shape_of(x) for x in filled], dtype_of(filled[0]), c.integer("axis") % len(c.out_shape)):
+        return concat_views.emit(c.builder, filled, c.out_shape, dtype_of(filled[0]))
     return NotImplemented if len(filled) == len(inputs) else relax.op.concat(filled, c.integer("axis"))
 
 

@@ -18,7 +18,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 from graphopt.program.program import Launch
-from graphopt.targets import ieee
+from graphopt.targets.common.tir import ieee
 from graphopt.targets.gpu.devices import Device
 
 _AXES = {f"{kind}Idx.{axis}": (kind, "xyz".index(axis)) for kind in ("block", "thread") for axis in "xyz"}

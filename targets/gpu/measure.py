@@ -24,7 +24,7 @@ from graphopt.program.program import Place
 from graphopt.program.weights import numpy_dtype
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices.device import Device
-from graphopt.targets.base import Lowered
+from graphopt.targets.common.base import Lowered
 from graphopt.targets.measure import Progress, lowered_alone, timing
 
 if TYPE_CHECKING:

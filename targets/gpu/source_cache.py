@@ -11,10 +11,10 @@ from typing import Any
 from graphopt.cost.work import Plan
 from graphopt.disk_cache import DiskCache
 from graphopt.program.program import Launch
-from graphopt.targets import sources
+from graphopt.targets.common import sources
+from graphopt.targets.common.identity import Identity
 from graphopt.targets.gpu.code import DeviceCode
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.identity import Identity
 
 FORMAT = 1
 """Version of the entries' layout."""

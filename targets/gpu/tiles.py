@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from graphopt.cost.work import Work
+from graphopt.targets.common.identity import Identity
 from graphopt.targets.gpu import schedule
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.identity import Identity
 from graphopt.targets.measure import node_of
 
 DEFAULT = ("",)

@@ -7,8 +7,8 @@ from typing import Any
 
 from tvm import s_tir
 
-from graphopt.targets import ieee
-from graphopt.targets.expressions import parts
+from graphopt.targets.common.tir import ieee
+from graphopt.targets.common.tir.expressions import parts
 from graphopt.targets.kernels.common import Block, blocks_of, dtype_of, largest_divisor, several
 from graphopt.targets.machine import CpuMachine
 

@@ -19,7 +19,7 @@ from typing import Any
 import tvm
 from tvm import s_tir, tirx
 
-from graphopt.targets.expressions import parts
+from graphopt.targets.common.tir.expressions import parts
 
 MARK = "graphopt.partial"
 """Loop annotation: how many iterations a part has."""

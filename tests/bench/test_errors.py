@@ -13,7 +13,7 @@ import graphopt
 from graphopt.bench import errors, layers
 from graphopt.compiler import Compilation, compile_model
 from graphopt.targets import load_target
-from graphopt.targets.base import Target
+from graphopt.targets.common.base import Target
 
 PIPELINE = "normalize,fuse,select-conv{{algorithms={},max-error=1e-5}},layout"
 

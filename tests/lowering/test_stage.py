@@ -14,7 +14,7 @@ from graphopt.distributed.partition import Part
 from graphopt.lowering import stage as stage_build
 from graphopt.lowering.stage import BuiltStage, build_stage
 from graphopt.program.program import FallbackSegment, KernelCall, NativeSegment, Place, Value
-from graphopt.targets.base import Lowered
+from graphopt.targets.common.base import Lowered
 
 
 class PaperTarget:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from graphopt import ops
 from graphopt.program.program import Place
 from graphopt.runtime.devices import host, library
-from graphopt.targets import build, joins
-from graphopt.targets.base import Lowered
+from graphopt.targets import build
+from graphopt.targets.common import concat_views
+from graphopt.targets.common.base import Lowered
 from graphopt.targets.cpu import CpuTarget
 from graphopt.targets.machine import LEVELS
 from graphopt.verify.oracle import Tolerance, require_equal, run_onnxruntime
@@ -127,7 +128,7 @@ class Lab:
             arrays[name][...] = array
         for name, value in lowered.values.items():
             if value.place is Place.VIEW:
-                arrays[name] = joins.shown(arrays[value.of], value)
+                arrays[name] = concat_views.shown(arrays[value.of], value)
         for call in lowered.calls:
             module[call.symbol](*(build.tensor(arrays[name]) for name in (*call.inputs, *call.outputs)))
         for name, block in memory.items():

@@ -13,7 +13,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 from graphopt.errors import GraphoptError
 from graphopt.ops.conv import pack_conv_weight
 from graphopt.runtime.devices import library
-from graphopt.targets import TARGETS, build, load_target, native
+from graphopt.targets import TARGETS, build, load_target
+from graphopt.targets.common import native
 from graphopt.targets.cpu import CpuTarget
 from graphopt.targets.machine import LEVELS
 

@@ -15,9 +15,10 @@ import pytest
 from graphopt import disk_cache
 from graphopt.compiler import compile_model
 from graphopt.disk_cache import DiskCache
-from graphopt.targets import build, object_cache, schedule, sources
+from graphopt.targets import build, object_cache, schedule
+from graphopt.targets.common import sources
+from graphopt.targets.common.identity import Identity
 from graphopt.targets.cpu import CpuTarget
-from graphopt.targets.identity import Identity
 from graphopt.targets.machine import detect
 from graphopt.targets.object_cache import Built, ObjectCache
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
-from graphopt.targets import ieee
+from graphopt.targets.common.tir import ieee
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.loops import bound
 from graphopt.targets.kernels.common import Block, blocks_of

@@ -12,7 +12,7 @@ from typing import Any
 from tvm import ir
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.targets.expressions import rewritten
+from graphopt.targets.common.tir.expressions import rewritten
 from graphopt.targets.gpu.kernels.access import Reach
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.product import Product

@@ -17,7 +17,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.program.program import ITEM_BYTES
-from graphopt.targets.expressions import rewritten, substituted
+from graphopt.targets.common.tir.expressions import rewritten, substituted
 from graphopt.targets.gpu.devices import CLOCK, REACHED, Device
 from graphopt.targets.gpu.kernels import anchored
 from graphopt.targets.gpu.kernels.anchored import Anchored

@@ -10,7 +10,7 @@ import pytest
 
 from graphopt import disk_cache
 from graphopt.compiler import compile_model
-from graphopt.targets import sources
+from graphopt.targets.common import sources
 from graphopt.targets.gpu import code, code_cache, nvrtc
 from graphopt.targets.gpu.code_cache import CodeCache
 

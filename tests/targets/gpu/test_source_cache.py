@@ -11,11 +11,11 @@ import pytest
 from graphopt.cost.work import Plan
 from graphopt.disk_cache import DiskCache
 from graphopt.program.program import Launch
-from graphopt.targets import sources
+from graphopt.targets.common import sources
+from graphopt.targets.common.identity import Identity
 from graphopt.targets.gpu import devices, source_cache
 from graphopt.targets.gpu.code import DeviceCode
 from graphopt.targets.gpu.source_cache import Generated, SourceCache
-from graphopt.targets.identity import Identity
 
 H100 = devices.find("h100")
 LAUNCHES = (Launch("first", (4, 2, 1), (128, 1, 1), (0, 2), 4096), Launch("second", (1, 1, 1), (32, 1, 1), (2, 1)))

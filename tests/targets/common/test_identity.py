@@ -9,7 +9,7 @@ import pytest
 import tvm
 from tvm import te
 
-from graphopt.targets.identity import identify, readable
+from graphopt.targets.common.identity import identify, readable
 
 
 def function(name: str = "x", *, extent: int = 8, factor: float = 2.0, block: str = "y") -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm import ir, s_tir, tirx
 
-from graphopt.targets.expressions import parts
+from graphopt.targets.common.tir.expressions import parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 from tvm import ir, tirx
 
-from graphopt.targets import ieee
-from graphopt.targets.blocks import Stage, holds_bfloat16, loads, replaced, stages
-from graphopt.targets.expressions import parts, rewritten
+from graphopt.targets.common.tir import ieee
+from graphopt.targets.common.tir.blocks import Stage, holds_bfloat16, loads, replaced, stages
+from graphopt.targets.common.tir.expressions import parts, rewritten
 from graphopt.targets.kernels.common import RULE, SCHEDULED
 
 SHORT = 8

@@ -17,7 +17,7 @@ from typing import Any
 
 import tvm
 
-from graphopt.targets import ieee
+from graphopt.targets.common.tir import ieee
 
 _NUMBERS = re.compile(r"\d+")
 _COUNTER = re.compile(r"(?<=[A-Za-z_])\d+(?=_|$)")

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 import graphopt
-from graphopt.targets import ieee
+from graphopt.targets.common.tir import ieee
 from graphopt.verify.oracle import require_equal, run_onnxruntime
 
 ALGEBRA = """

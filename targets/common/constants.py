@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from graphopt.program.program import KernelCall, Place, Value
 from graphopt.targets import build
-from graphopt.targets.base import Lowered
+from graphopt.targets.common.base import Lowered
 
 
 class Loader(Protocol):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from graphopt.cost.work import TILE
-from graphopt.targets import definitions
+from graphopt.targets.common import definitions
+from graphopt.targets.common.definitions import Definitions, signature
 from graphopt.targets.cpu import CpuTarget
-from graphopt.targets.definitions import Definitions, signature
 
 
 def numbers(*shape: int) -> Any:

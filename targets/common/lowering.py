@@ -12,10 +12,11 @@ from tvm.ir import GenericConst
 
 from graphopt.errors import GraphoptError
 from graphopt.program.program import KernelCall, Place, Value
-from graphopt.targets import cuts, ieee, inlining, joins, literals, origins
-from graphopt.targets.base import Lowered
-from graphopt.targets.identity import Identity, identify
-from graphopt.targets.relax_import import Imported
+from graphopt.targets.common import concat_views, fusion_limits, origins
+from graphopt.targets.common.base import Lowered
+from graphopt.targets.common.identity import Identity, identify
+from graphopt.targets.common.relax_import import Imported
+from graphopt.targets.common.tir import ieee, inlining, literals
 
 
 class Scheduler(Protocol):
@@ -42,7 +43,7 @@ def obstacle(module: Any) -> str | None:
             if isinstance(value, relax.Tuple | relax.TupleGetItem | relax.Var | GenericConst):
                 continue
             name = str(value.op.name) if hasattr(value, "op") and hasattr(value.op, "name") else type(value).__name__
-            if name != "relax.call_tir" and name not in VIEWS and joins.parts_of(value) is None:
+            if name != "relax.call_tir" and name not in VIEWS and concat_views.parts_of(value) is None:
                 return f"TVM leaves {name} to its virtual machine, which a program does not have"
     return None
 
@@ -59,7 +60,11 @@ def fuse(module: Any, owners: origins.Owners, separate: bool) -> tuple[Any, dict
         The module, and for each variable of its `main` the ONNX nodes that are computed for it.
     """
     whole = relax.transform.DeadCodeElimination()(module)
-    grouped = whole if separate else relax.transform.FuseOps()(cuts.cut(relax.transform.AnnotateTIROpPattern()(whole)))
+    grouped = (
+        whole
+        if separate
+        else relax.transform.FuseOps()(fusion_limits.cut(relax.transform.AnnotateTIROpPattern()(whole)))
+    )
     traced = origins.trace(whole, grouped, owners)
     # both keep the variables of main, or drop those that only rename another
     return relax.transform.RewriteDataflowReshape()(relax.transform.FuseTIR()(grouped)), traced
@@ -92,7 +97,7 @@ def lower(imported: Imported, builder: Scheduler, prefix: str, separate: bool = 
     for variable, value in origins.bindings(main):
         reader.bind(variable, value, traced.get(variable, ()))
     reader.name_outputs(main.body.body, imported.outputs)
-    joins.flatten(lowered.values)
+    concat_views.flatten(lowered.values)
     return lowered
 
 
@@ -135,7 +140,7 @@ class _Reader:
             self.names[variable] = self.name_of(value)
         elif str(value.op.name) == "relax.call_tir":
             self._call(variable, value, nodes)
-        elif (parts := joins.parts_of(value)) is not None:
+        elif (parts := concat_views.parts_of(value)) is not None:
             self._join(variable, parts, nodes)
         elif str(value.op.name) in VIEWS:
             name = self.names[variable] = self.fresh("view")
@@ -179,15 +184,15 @@ class _Reader:
         name = self.names[variable] = self.fresh("t")
         _declare(self.lowered, name, variable.ty, Place.ARENA)
         values = self.lowered.values
-        for part, offset in joins.offsets([values[self.name_of(part)] for part in parts]):
-            base, inside = joins.root(part.name, values)
+        for part, offset in concat_views.offsets([values[self.name_of(part)] for part in parts]):
+            base, inside = concat_views.root(part.name, values)
             if base in self.written and base != name and (inside, values[base].nbytes) == (0, part.nbytes):
                 values[base] = replace(values[base], place=Place.VIEW, of=name, offset=offset)
                 continue
             target = self.fresh("part")
             assert part.shape is not None
             values[target] = Value(target, part.dtype, part.shape, Place.VIEW, offset, name)
-            symbol = self._kernel(joins.copy_kernel(part.shape, part.dtype), "copy")
+            symbol = self._kernel(concat_views.copy_kernel(part.shape, part.dtype), "copy")
             self.lowered.calls.append(KernelCall(symbol, (part.name,), (target,), origin=nodes))
         self.written.add(name)
 
@@ -209,7 +214,7 @@ class _Reader:
             if internal and found not in rename:
                 rename[found] = name
             elif name != found:  # an input, a constant, or a second name for one result: the same bytes again
-                storage, offset = joins.root(found, self.lowered.values)
+                storage, offset = concat_views.root(found, self.lowered.values)
                 alias = Value(name, value.dtype, value.shape, Place.VIEW, offset, rename.get(storage, storage))
                 self.lowered.values[name] = alias
         _rename(self.lowered, rename)

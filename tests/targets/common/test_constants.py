@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graphopt.program.program import Place
-from graphopt.targets.constants import equal_arrays
+from graphopt.targets.common.constants import equal_arrays
 
 
 def numbers(*shape: int) -> Any:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.targets import blocks, cuts, ieee, lowering
-from graphopt.targets.expressions import parts
+from graphopt.targets.common import fusion_limits, lowering
+from graphopt.targets.common.tir import blocks, ieee
+from graphopt.targets.common.tir.expressions import parts
 from graphopt.targets.gpu.target import OpenClTarget
 from tests.targets.conftest import make_model
 
@@ -71,7 +72,7 @@ def test_a_chain_twice_as_long_is_twice_as_large(lab: Any, name: str, monkeypatc
     for length in (count // 2, count):
         sizes.clear()
         lab.lower(lab.model(chain(length), {"x": numbers(8, 8)}, SMALL if "small" in chain(1) else {}))
-        assert max(sizes) < 2 * cuts.MOST
+        assert max(sizes) < 2 * fusion_limits.MOST
         totals.append(sum(sizes))
     assert totals[1] < 2.6 * totals[0]
 

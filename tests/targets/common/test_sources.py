@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from graphopt import disk_cache
-from graphopt.targets import sources
+from graphopt.targets.common import sources
 from graphopt.targets.cpu import CpuTarget
 
 

@@ -11,8 +11,8 @@ import pytest
 
 import graphopt
 from graphopt.targets import load_target
-from graphopt.targets.native import readable
-from graphopt.targets.quiet import quiet
+from graphopt.targets.common.native import readable
+from graphopt.targets.common.quiet import quiet
 
 WARNING = b"[18:34:34] /project/src/tirx/op/op.cc:275: Warning: Detected pow(x, y) where y >= 3\n"
 
