@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from graphopt.targets.common.base import Target
 
 TARGETS = {
-    "llvm": ("graphopt.targets.cpu", "CpuTarget"),
+    "llvm": ("graphopt.targets.cpu.target", "CpuTarget"),
     "cuda": ("graphopt.targets.gpu.target", "CudaTarget"),
     "opencl": ("graphopt.targets.gpu.target", "OpenClTarget"),
 }

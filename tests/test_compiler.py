@@ -16,7 +16,7 @@ import graphopt
 from graphopt.compiler import Compilation, compile_model
 from graphopt.errors import FeedError, GraphoptError, PipelineError, UnsupportedError, VerificationError
 from graphopt.program.program import FallbackSegment, NativeSegment, Place
-from graphopt.targets.cpu import CpuTarget
+from graphopt.targets.cpu.target import CpuTarget
 from graphopt.verify.oracle import random_inputs, require_equal, run_onnxruntime
 
 
@@ -98,7 +98,7 @@ def test_dump_holds_every_step(tmp_path: Any) -> None:
 
 def test_every_level_that_this_host_can_run() -> None:
     from graphopt.runtime.devices import host
-    from graphopt.targets.machine import LEVELS
+    from graphopt.targets.cpu.machine import LEVELS
 
     text = """g (float[1, 3, 12, 12] x) => (float[1, 20, 12, 12] y)
         <float[20, 3, 3, 3] w = {W}> { c = Conv<pads=[1, 1, 1, 1]>(x, w) y = Relu(c) }"""

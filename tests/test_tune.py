@@ -12,7 +12,7 @@ import pytest
 from graphopt.compiler import rewrite
 from graphopt.cost.work import TILE, Timing, Work
 from graphopt.errors import GraphoptError
-from graphopt.targets.cpu import CpuTarget
+from graphopt.targets.cpu.target import CpuTarget
 from graphopt.tune import tune
 
 SPACE = tuple(f"{rows}x{width}" for rows in range(1, 17) for width in (16, 32, 48, 64))

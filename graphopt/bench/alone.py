@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from graphopt.program.program import Place
 from graphopt.runtime.devices import library
-from graphopt.targets import build
 from graphopt.targets.common import concat_views
 from graphopt.targets.common.base import Lowered, Target
+from graphopt.targets.cpu import build
 
 Load = Callable[[str], Callable[..., Any]]
 _POISON = 0xFF  # NaN in every float type

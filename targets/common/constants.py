@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.program.program import KernelCall, Place, Value
-from graphopt.targets import build
 from graphopt.targets.common.base import Lowered
+from graphopt.targets.cpu import build
 
 
 class Loader(Protocol):

@@ -12,7 +12,7 @@ from tvm import relax, te
 
 from graphopt.cost.work import PRECISION, TILE
 from graphopt.targets.common.definitions import NodeDefinitions
-from graphopt.targets.machine import CpuMachine
+from graphopt.targets.cpu.machine import CpuMachine
 
 ELEMENTWISE, BROADCAST, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 1, 2, 3, 4, 8
 """TVM's operator patterns: element by element; the same where operands repeat; index arithmetic; sums; consumers may

@@ -26,9 +26,9 @@ from graphopt.targets.converters.base import (
     shape_of,
 )
 from graphopt.targets.converters.index import known
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels import extremes
 from graphopt.targets.kernels.common import const
-from graphopt.targets.machine import CpuMachine
 
 INTEGERS = ("int8", "uint8", "int16", "uint16")
 

@@ -16,9 +16,9 @@ from tvm import te, tirx
 
 from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, REDUCTION, Context, dtype_of, shape_of
 from graphopt.targets.converters.reductions import chosen_axes
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels import math as fast
 from graphopt.targets.kernels.common import const, summed_in
-from graphopt.targets.machine import CpuMachine
 
 Element = Callable[[Any], Any]
 

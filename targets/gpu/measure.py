@@ -25,7 +25,7 @@ from graphopt.program.weights import numpy_dtype
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices.device import Device
 from graphopt.targets.common.base import Lowered
-from graphopt.targets.measure import Progress, lowered_alone, timing
+from graphopt.targets.cpu.measure import Progress, lowered_alone, timing
 
 if TYPE_CHECKING:
     from graphopt.targets.gpu.target import GpuTarget

@@ -19,19 +19,19 @@ from graphopt.program.program import Place, Value
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices import library
 from graphopt.runtime.devices.device import Device, open_any
-from graphopt.targets import build, machine
 from graphopt.targets.common import constants, lowering, native, relax_import, sources
 from graphopt.targets.common.base import Lowered
 from graphopt.targets.common.definitions import Definitions, signature
 from graphopt.targets.common.identity import Identity
 from graphopt.targets.common.quiet import quiet
+from graphopt.targets.cpu import build, machine
+from graphopt.targets.cpu.object_cache import ObjectCache
 from graphopt.targets.gpu import code, devices, measure, nvrtc, schedule, tiles
 from graphopt.targets.gpu.code_cache import CodeCache
 from graphopt.targets.gpu.converters import OWN
 from graphopt.targets.gpu.converters_blocked import BLOCK
 from graphopt.targets.gpu.estimates import Estimates
 from graphopt.targets.gpu.source_cache import Generated, SourceCache
-from graphopt.targets.object_cache import ObjectCache
 
 
 class GpuTarget:

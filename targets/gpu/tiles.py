@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 from graphopt.cost.work import Work
 from graphopt.targets.common.identity import Identity
+from graphopt.targets.cpu.measure import node_of
 from graphopt.targets.gpu import schedule
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.measure import node_of
 
 DEFAULT = ("",)
 """The schedule's own choice."""

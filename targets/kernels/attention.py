@@ -19,9 +19,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.program.program import ITEM_BYTES
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels import math as fast
 from graphopt.targets.kernels.common import const, dims, round_up
-from graphopt.targets.machine import CpuMachine
 
 UNROLL = 4
 """Products of a sum that stand one after another in the code."""

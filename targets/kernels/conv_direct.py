@@ -18,6 +18,7 @@ from typing import Any
 from tvm import s_tir, te, tirx
 
 from graphopt.program.program import ITEM_BYTES
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels import partials, prefetch
 from graphopt.targets.kernels.common import (
     RULE,
@@ -29,7 +30,6 @@ from graphopt.targets.kernels.common import (
     renumber,
     round_up,
 )
-from graphopt.targets.machine import CpuMachine
 
 NAME = "conv_direct"
 

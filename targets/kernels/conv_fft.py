@@ -21,9 +21,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.ops.fft import complex_frequencies, outputs, taps
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels.common import RULE, Block, blocks_of, const, dims
 from graphopt.targets.kernels.dft import Dft
-from graphopt.targets.machine import CpuMachine
 
 OUTPUT, TILES = "fft_output", "fft_tiles"
 """The schedule rule of the inverse transform, and its block."""

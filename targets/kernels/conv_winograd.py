@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels import prefetch
 from graphopt.targets.kernels.common import RULE, Block, blocks_of, const, dims, inline_after, round_up
 from graphopt.targets.kernels.conv_direct import tile_shape
-from graphopt.targets.machine import CpuMachine
 
 INPUT, PRODUCT, OUTPUT = "winograd_input", "winograd_product", "winograd_output"
 

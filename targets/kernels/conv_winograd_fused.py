@@ -16,6 +16,7 @@ from typing import Any
 
 from tvm import s_tir
 
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels.common import RULE, Block, extent_of, inline_after
 from graphopt.targets.kernels.conv_direct import estimates
 from graphopt.targets.kernels.conv_winograd import (
@@ -32,7 +33,6 @@ from graphopt.targets.kernels.conv_winograd import (
     unroll_inverse,
     unroll_transform,
 )
-from graphopt.targets.machine import CpuMachine
 
 NAME = "winograd_fused"
 

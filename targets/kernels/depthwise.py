@@ -11,6 +11,7 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels.common import (
     RULE,
     Block,
@@ -25,7 +26,6 @@ from graphopt.targets.kernels.common import (
     round_up,
     summed_in,
 )
-from graphopt.targets.machine import CpuMachine
 
 NAME = "window"
 

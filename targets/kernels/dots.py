@@ -20,8 +20,8 @@ from tvm import s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels.common import const
-from graphopt.targets.machine import CpuMachine
 
 WORDS, BYTES = 2, 4
 """The units of the two instructions."""

@@ -17,8 +17,8 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels.common import RULE, Block, blocks_of, const, dims, dtype_of, largest_divisor
-from graphopt.targets.machine import CpuMachine
 
 NAME = "extreme"
 BOTH = "ends"

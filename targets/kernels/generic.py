@@ -9,8 +9,8 @@ from tvm import s_tir
 
 from graphopt.targets.common.tir import ieee
 from graphopt.targets.common.tir.expressions import parts
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels.common import Block, blocks_of, dtype_of, largest_divisor, several
-from graphopt.targets.machine import CpuMachine
 
 MIN_PARALLEL = 1 << 14
 """Elements (or reduction steps) below which waking another core costs more than it saves."""

@@ -27,11 +27,11 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels import dots
 from graphopt.targets.kernels.common import RULE, Block, blocks_of, const, dims, renumber
 from graphopt.targets.kernels.integer_gemm import REQUANTIZE, SMALLEST_SHARE, epilogue, place_tile, tiles_out
 from graphopt.targets.kernels.integer_window import Window
-from graphopt.targets.machine import CpuMachine
 
 NAME = "integer_conv"
 

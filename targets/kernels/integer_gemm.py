@@ -18,6 +18,7 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels import dots, gemm
 from graphopt.targets.kernels.common import (
     RULE,
@@ -30,7 +31,6 @@ from graphopt.targets.kernels.common import (
     renumber,
     round_up,
 )
-from graphopt.targets.machine import CpuMachine
 
 NAME = "integer_gemm"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from tvm import tirx
 
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels import dots
 from graphopt.targets.kernels.common import padded_tile, round_up
-from graphopt.targets.machine import CpuMachine
 
 MOST_VECTORS = 4
 

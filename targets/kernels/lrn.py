@@ -12,8 +12,8 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels.common import RULE, Block, const, dims
-from graphopt.targets.machine import CpuMachine
 
 NAME = "lrn"
 

@@ -15,9 +15,9 @@ from typing import Any
 from tvm import te, tirx
 
 from graphopt.program.program import ITEM_BYTES
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels import math as fast
 from graphopt.targets.kernels.common import const
-from graphopt.targets.machine import CpuMachine
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 """Gates in ONNX's order: input, output, forget, cell; update, reset, hidden; the one of a plain RNN."""

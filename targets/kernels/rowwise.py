@@ -11,6 +11,7 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels import math as fast
 from graphopt.targets.kernels.common import (
     RULE,
@@ -23,7 +24,6 @@ from graphopt.targets.kernels.common import (
     several,
     summed_in,
 )
-from graphopt.targets.machine import CpuMachine
 
 NAME = "rowwise"
 

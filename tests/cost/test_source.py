@@ -14,7 +14,7 @@ from graphopt.compiler import compile_model
 from graphopt.cost.work import Timing, Work
 from graphopt.errors import GraphoptError
 from graphopt.program.artifact import open_artifact
-from graphopt.targets.cpu import CpuTarget
+from graphopt.targets.cpu.target import CpuTarget
 
 
 def model(channels: int = 32) -> onnx.ModelProto:

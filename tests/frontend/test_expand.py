@@ -69,7 +69,7 @@ def test_an_operator_without_a_function_stays() -> None:
 
 
 def fail_at(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphopt.targets.cpu import CpuTarget
+    from graphopt.targets.cpu.target import CpuTarget
 
     lower = CpuTarget.lower
 

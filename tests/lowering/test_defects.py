@@ -8,7 +8,7 @@ import pytest
 
 from graphopt.compiler import compile_model
 from graphopt.errors import GraphoptError
-from graphopt.targets import build
+from graphopt.targets.cpu import build
 
 MODEL = """
     <ir_version: 10, opset_import: ["": 20]>
@@ -54,6 +54,6 @@ def test_a_node_that_fails_alone_falls_back(failing: Any) -> None:
 
 def test_where_nothing_helps_the_error_asks_for_a_report(failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     failing("")
-    monkeypatch.setattr("graphopt.targets.cpu.CpuTarget.defect", lambda *_: None)
+    monkeypatch.setattr("graphopt.targets.cpu.target.CpuTarget.defect", lambda *_: None)
     with pytest.raises(GraphoptError, match=r"code generation failed \(TVM cannot do\); report this model"):
         compile_model(onnx.parser.parse_model(MODEL), cache=False)

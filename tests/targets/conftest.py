@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from graphopt import ops
 from graphopt.program.program import Place
 from graphopt.runtime.devices import host, library
-from graphopt.targets import build
 from graphopt.targets.common import concat_views
 from graphopt.targets.common.base import Lowered
-from graphopt.targets.cpu import CpuTarget
-from graphopt.targets.machine import LEVELS
+from graphopt.targets.cpu import build
+from graphopt.targets.cpu.machine import LEVELS
+from graphopt.targets.cpu.target import CpuTarget
 from graphopt.verify.oracle import Tolerance, require_equal, run_onnxruntime
 
 Array = NDArray[Any]

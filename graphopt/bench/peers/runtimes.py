@@ -233,7 +233,7 @@ class Tvm:
         import onnx
 
         from graphopt.runtime.devices import library
-        from graphopt.targets.default_pipeline import compile_default
+        from graphopt.targets.cpu.default_pipeline import compile_default
 
         proto = onnx.load(model)
         constants = {each.name for each in proto.graph.initializer}

@@ -10,7 +10,7 @@ import pytest
 from graphopt.cost.work import TILE
 from graphopt.targets.common import definitions
 from graphopt.targets.common.definitions import Definitions, signature
-from graphopt.targets.cpu import CpuTarget
+from graphopt.targets.cpu.target import CpuTarget
 
 
 def numbers(*shape: int) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 from graphopt import disk_cache
 from graphopt.targets.common import sources
-from graphopt.targets.cpu import CpuTarget
+from graphopt.targets.cpu.target import CpuTarget
 
 
 def test_a_file_edited_after_the_import_is_noticed(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from graphopt.cost.work import Operand, Work
 from graphopt.errors import GraphoptError
 from graphopt.program.program import ITEM_BYTES
 from graphopt.runtime.devices.opencl import OpenClDevice
+from graphopt.targets.cpu.measure import node_of
 from graphopt.targets.gpu import measure
 from graphopt.targets.gpu.measure import ALIGNED, Layout
 from graphopt.targets.gpu.target import CudaTarget, GpuTarget, OpenClTarget
-from graphopt.targets.measure import node_of
 from graphopt.tune import tune
 
 X, W, BIAS = Operand((1, 2, 9, 9, 16)), Operand((2, 2, 3, 3, 16, 16), constant=True), Operand((2, 16), constant=True)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from graphopt.cost.work import Operand, Work
+from graphopt.targets.cpu.measure import node_of
 from graphopt.targets.gpu import tiles
 from graphopt.targets.gpu.target import CudaTarget, GpuTarget, OpenClTarget
-from graphopt.targets.measure import node_of
 
 
 def product(dtype: str = "float32", units: str = "") -> Work:

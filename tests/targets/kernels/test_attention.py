@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.targets.cpu.machine import LEVELS, CpuMachine
 from graphopt.targets.kernels import attention
-from graphopt.targets.machine import LEVELS, CpuMachine
 
 few = settings(deadline=None, max_examples=12, derandomize=True)
 

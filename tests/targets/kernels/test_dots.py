@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.targets import build
-from graphopt.targets.cpu import CpuTarget
+from graphopt.targets.cpu import build
+from graphopt.targets.cpu.machine import LEVELS, CpuMachine
+from graphopt.targets.cpu.target import CpuTarget
 from graphopt.targets.kernels import dots
-from graphopt.targets.machine import LEVELS, CpuMachine
 
 WORDS = {
     "avx512vnni": r"vpdpwssd\s.*%zmm",

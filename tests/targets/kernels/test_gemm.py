@@ -11,9 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from graphopt.cost.work import TILE, Operand, Work
-from graphopt.targets import tiles
+from graphopt.targets.cpu import tiles
+from graphopt.targets.cpu.machine import LEVELS, CpuMachine
 from graphopt.targets.kernels import gemm
-from graphopt.targets.machine import LEVELS, CpuMachine
 
 few = settings(deadline=None, max_examples=25, derandomize=True)
 

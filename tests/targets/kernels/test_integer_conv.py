@@ -14,9 +14,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from graphopt.targets.cpu.machine import LEVELS, CpuMachine
 from graphopt.targets.kernels import dots
 from graphopt.targets.kernels.integer_window import Window, choose_tile
-from graphopt.targets.machine import LEVELS, CpuMachine
 from graphopt.verify.oracle import run_onnxruntime
 
 few = settings(deadline=None, max_examples=10, derandomize=True)

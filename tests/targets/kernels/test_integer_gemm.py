@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.targets.cpu.machine import LEVELS, CpuMachine
 from graphopt.targets.kernels import integer_gemm
-from graphopt.targets.machine import LEVELS, CpuMachine
 
 few = settings(deadline=None, max_examples=8, derandomize=True)
 

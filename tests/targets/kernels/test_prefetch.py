@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from tvm import s_tir, te, tirx
 
-from graphopt.targets import schedule
-from graphopt.targets.build import compile_functions, empty, tensor
+from graphopt.targets.cpu import rules
+from graphopt.targets.cpu.build import compile_functions, empty, tensor
+from graphopt.targets.cpu.machine import detect
 from graphopt.targets.kernels import conv_direct, conv_winograd, gemm
 from graphopt.targets.kernels.prefetch import MARK
-from graphopt.targets.machine import detect
 
 LINE = 16  # floats
 
@@ -24,7 +24,7 @@ def scheduled(compute: Any, *shapes: tuple[int, ...]) -> Any:
         te.placeholder([tirx.IntImm("int64", extent) for extent in shape], "float32", name=f"p{number}")
         for number, shape in enumerate(shapes)
     ]
-    function, note = schedule.apply(te.create_prim_func([*inputs, compute(*inputs)]), detect(None, 2))
+    function, note = rules.apply(te.create_prim_func([*inputs, compute(*inputs)]), detect(None, 2))
     assert note == ""
     return function
 

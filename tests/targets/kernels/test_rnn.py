@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.runtime.devices import host, library
-from graphopt.targets import build
+from graphopt.targets.cpu import build
+from graphopt.targets.cpu.machine import LEVELS, CpuMachine
 from graphopt.targets.kernels import recurrence, rnn
-from graphopt.targets.machine import LEVELS, CpuMachine
 
 few = settings(deadline=None, max_examples=20, derandomize=True)
 

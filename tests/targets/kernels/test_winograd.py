@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from graphopt.cost.work import TILE
 from graphopt.ops.conv import pack_bias
 from graphopt.ops.winograd import winograd_weight
+from graphopt.targets.cpu.machine import detect
 from graphopt.targets.kernels.conv_winograd import Blocks, Tile
 from graphopt.targets.kernels.conv_winograd_fused import SPACE, every_tile, tiles
-from graphopt.targets.machine import detect
 from graphopt.verify.oracle import Tolerance, require_equal, run_onnxruntime
 
 

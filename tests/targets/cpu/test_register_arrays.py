@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from tvm import te, tirx
 
-from graphopt.targets import stack
-from graphopt.targets.build import compile_functions
+from graphopt.targets.cpu import register_arrays
+from graphopt.targets.cpu.build import compile_functions
+from graphopt.targets.cpu.machine import detect
+from graphopt.targets.cpu.rules import apply
 from graphopt.targets.kernels import gemm
-from graphopt.targets.machine import detect
-from graphopt.targets.schedule import apply
 
 
 def assembly(function: Any) -> str:
@@ -27,7 +27,9 @@ def reversed_twice(numbers: int) -> Any:
     return te.create_prim_func([x, te.compute((numbers,), lambda i: middle[numbers - 1 - i], name="y")])
 
 
-@pytest.mark.parametrize(("numbers", "taken"), [(stack.LARGEST // 4, False), (stack.LARGEST // 4 + 1, True)])
+@pytest.mark.parametrize(
+    ("numbers", "taken"), [(register_arrays.LARGEST // 4, False), (register_arrays.LARGEST // 4 + 1, True)]
+)
 def test_by_size(numbers: int, taken: bool) -> None:
     assert ("TVMBackendAllocWorkspace" in assembly(reversed_twice(numbers))) == taken
 

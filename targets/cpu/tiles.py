@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from graphopt.cost.work import Work
 from graphopt.program.program import ITEM_BYTES
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels import conv_direct, conv_winograd_fused, gemm
-from graphopt.targets.machine import CpuMachine
 
 Space = Callable[[Work, CpuMachine], tuple[str, ...]]
 

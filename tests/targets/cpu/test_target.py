@@ -13,10 +13,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 from graphopt.errors import GraphoptError
 from graphopt.ops.conv import pack_conv_weight
 from graphopt.runtime.devices import library
-from graphopt.targets import TARGETS, build, load_target
+from graphopt.targets import TARGETS, load_target
 from graphopt.targets.common import native
-from graphopt.targets.cpu import CpuTarget
-from graphopt.targets.machine import LEVELS
+from graphopt.targets.cpu import build
+from graphopt.targets.cpu.machine import LEVELS
+from graphopt.targets.cpu.target import CpuTarget
 
 
 def numbers(*shape: int) -> Any:

@@ -19,18 +19,18 @@ from graphopt.errors import GraphoptError
 from graphopt.program.program import ALIGNMENT
 from graphopt.runtime.devices import host
 from graphopt.runtime.devices import library as library_runtime
-from graphopt.targets import schedule, stack
 from graphopt.targets.common.identity import Identity
-from graphopt.targets.machine import CpuMachine
-from graphopt.targets.object_cache import Built, ObjectCache
+from graphopt.targets.cpu import register_arrays, rules
+from graphopt.targets.cpu.machine import CpuMachine
+from graphopt.targets.cpu.object_cache import Built, ObjectCache
 
 
 def compile_functions(functions: Mapping[str, Any], machine: CpuMachine) -> Any:
     """Generate code for PrimFuncs by symbol, all together; the result is callable by `module[symbol]`."""
     library_runtime.runtime()  # settles how TVM's thread pool starts, before the first kernel starts it
     module = tvm.IRModule({tvm.ir.GlobalVar(symbol): function for symbol, function in functions.items()})
-    stack.register()
-    return tvm.compile(module, tvm.target.Target(machine.llvm_target), tir_pipeline=stack.PIPELINE)
+    register_arrays.register()
+    return tvm.compile(module, tvm.target.Target(machine.llvm_target), tir_pipeline=register_arrays.PIPELINE)
 
 
 def generate(symbol: str, function: Any, machine: CpuMachine) -> bytes:
@@ -76,7 +76,7 @@ class Builder:
     def _new(self, identity: Identity) -> _Kernel:
         if self._cache is not None and (built := self._cache.get(identity)) is not None:
             return _Kernel(identity, built, built.note)
-        scheduled, note = schedule.apply(identity.function(), self._machine)
+        scheduled, note = rules.apply(identity.function(), self._machine)
         kernel = _Kernel(identity, scheduled.with_attr("global_symbol", identity.symbol), note)
         if self._ahead:
             self._waiting[identity.symbol] = kernel

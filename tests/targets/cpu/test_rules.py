@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from graphopt.cost.work import TILE
-from graphopt.targets import schedule
-from graphopt.targets.cpu import CpuTarget
+from graphopt.targets.cpu import rules
+from graphopt.targets.cpu.target import CpuTarget
 from graphopt.verify.oracle import require_equal, run_onnxruntime
 
 
@@ -59,14 +59,14 @@ def test_a_rule_that_does_not_fit_leaves_a_note_and_the_right_numbers(
 ) -> None:
     lab = replace(lab, target=CpuTarget())  # one that has not built these kernels yet
     body, x, w = CASES[rule]
-    real = schedule.RULES[rule]
+    real = rules.RULES[rule]
 
     def fails_late(sch: Any, *rest: Any) -> Any:
         """Raises after it has changed the schedule, which must not show."""
         real(sch, *rest)
         raise error
 
-    monkeypatch.setitem(schedule.RULES, rule, fails_late)
+    monkeypatch.setitem(rules.RULES, rule, fails_late)
     feeds = {"x": numbers(*x)}
     constants = {"w": numbers(*w)} | ({"b": numbers(1, 16)} if "(x, w, b)" in body else {})
     model = lab.model(body, feeds, constants)
@@ -80,7 +80,7 @@ def test_a_rule_that_does_not_fit_leaves_a_note_and_the_right_numbers(
 
 
 def test_every_rule_is_the_anchor_of_some_kernel() -> None:
-    assert set(CASES) == set(schedule.RULES)
+    assert set(CASES) == set(rules.RULES)
 
 
 def test_a_kernel_without_a_rule_gets_the_generic_schedule(any_lab: Any) -> None:

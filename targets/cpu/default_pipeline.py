@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphopt.runtime.devices import library
-from graphopt.targets import machine
+from graphopt.targets.cpu import machine
 
 if TYPE_CHECKING:
     import onnx

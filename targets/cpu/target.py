@@ -13,13 +13,13 @@ from graphopt.cost.roofline import Machine
 from graphopt.cost.work import Timing, Work
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices import library
-from graphopt.targets import build, measure, tiles
 from graphopt.targets.common import constants, lowering, native, relax_import, sources
 from graphopt.targets.common.base import Lowered
 from graphopt.targets.common.definitions import Definitions, signature
 from graphopt.targets.common.quiet import quiet
-from graphopt.targets.machine import detect
-from graphopt.targets.object_cache import ObjectCache
+from graphopt.targets.cpu import build, measure, tiles
+from graphopt.targets.cpu.machine import detect
+from graphopt.targets.cpu.object_cache import ObjectCache
 
 
 class CpuTarget:

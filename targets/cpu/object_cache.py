@@ -13,7 +13,7 @@ import tvm
 from graphopt.disk_cache import DiskCache
 from graphopt.targets.common import sources
 from graphopt.targets.common.identity import Identity
-from graphopt.targets.machine import CpuMachine
+from graphopt.targets.cpu.machine import CpuMachine
 
 FORMAT = 1
 """Version of the entries' layout."""

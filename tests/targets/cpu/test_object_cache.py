@@ -15,12 +15,12 @@ import pytest
 from graphopt import disk_cache
 from graphopt.compiler import compile_model
 from graphopt.disk_cache import DiskCache
-from graphopt.targets import build, object_cache, schedule
 from graphopt.targets.common import sources
 from graphopt.targets.common.identity import Identity
-from graphopt.targets.cpu import CpuTarget
-from graphopt.targets.machine import detect
-from graphopt.targets.object_cache import Built, ObjectCache
+from graphopt.targets.cpu import build, object_cache, rules
+from graphopt.targets.cpu.machine import detect
+from graphopt.targets.cpu.object_cache import Built, ObjectCache
+from graphopt.targets.cpu.target import CpuTarget
 
 MODEL = """
 <ir_version: 11, opset_import: ["": 21]>
@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """The symbols that were compiled, and a mark for every schedule that was applied."""
     done: dict[str, list[str]] = {"compiled": [], "scheduled": []}
-    generate, apply = build.generate, schedule.apply
+    generate, apply = build.generate, rules.apply
 
     def generated(symbol: str, *rest: Any) -> bytes:
         done["compiled"].append(symbol)
@@ -56,7 +56,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         return apply(*arguments)
 
     monkeypatch.setattr(build, "generate", generated)
-    monkeypatch.setattr(schedule, "apply", applied)
+    monkeypatch.setattr(rules, "apply", applied)
     return done
 
 
@@ -130,8 +130,8 @@ def test_without_the_cache_everything_is_compiled_and_the_bytes_are_the_same(
 
 def test_the_note_of_a_schedule_is_kept(model: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        apply = schedule.apply
-        patch.setattr(schedule, "apply", lambda *arguments: (apply(*arguments)[0], "a note, with ünicode"))
+        apply = rules.apply
+        patch.setattr(rules, "apply", lambda *arguments: (apply(*arguments)[0], "a note, with ünicode"))
         cold = compile_model(model)
     warm = compile_model(model)
     assert [note for note in warm.notes if note.endswith("a note, with ünicode")]

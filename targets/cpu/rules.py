@@ -7,6 +7,7 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
+from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.kernels import (
     conv_direct,
     conv_fft,
@@ -22,7 +23,6 @@ from graphopt.targets.kernels import (
     rowwise,
 )
 from graphopt.targets.kernels.common import SCHEDULED, Block, blocks_of
-from graphopt.targets.machine import CpuMachine
 
 Rule = Callable[[s_tir.Schedule, Block, CpuMachine], Any]
 """Changes the schedule; what it returns, another schedule or a function, is what to take instead."""

@@ -5,8 +5,8 @@ import pytest
 
 from graphopt.errors import GraphoptError
 from graphopt.runtime.devices import host
-from graphopt.targets import machine
-from graphopt.targets.machine import LEVELS, CpuLevel, CpuMachine, detect
+from graphopt.targets.cpu import machine
+from graphopt.targets.cpu.machine import LEVELS, CpuLevel, CpuMachine, detect
 
 
 def test_the_host_gets_the_first_level_whose_features_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

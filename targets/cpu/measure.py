@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from graphopt.cost.work import PRECISION, TILE, Timing, Work
 from graphopt.program.program import Place
 from graphopt.runtime.devices import host, library
-from graphopt.targets import build
 from graphopt.targets.common import concat_views
 from graphopt.targets.common.base import Lowered, Target
+from graphopt.targets.cpu import build
 
 if TYPE_CHECKING:
-    from graphopt.targets.cpu import CpuTarget
+    from graphopt.targets.cpu.target import CpuTarget
 
 ROUNDS = 7
 BLOCK_SECONDS = 2e-3
