@@ -12,6 +12,7 @@ import math
 import onnx_ir as ir
 from tvm import tirx
 
+from graphopt.targets.common.kernels import math as fast
 from graphopt.targets.converters import index, linear, pooling, quantized, regions, resize
 from graphopt.targets.converters.activations import ACTIVATIONS
 from graphopt.targets.converters.arithmetic import (
@@ -51,7 +52,6 @@ from graphopt.targets.converters.statistics import batch_norm
 from graphopt.targets.converters.sums import total
 from graphopt.targets.converters.transposed import conv_transpose
 from graphopt.targets.converters.winograd import winograd
-from graphopt.targets.kernels import math as fast
 
 __all__ = ["CUSTOM", "FURTHER", "STANDARD", "Context", "Converter", "candidates", "nothing"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from graphopt.targets.common.kernels.blocks import SCHEDULED, round_up
 from graphopt.targets.converters.base import HALVES, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.converters.halves import in_single
 from graphopt.targets.converters.refusals import NotSupported
-from graphopt.targets.kernels import attention as kernel
-from graphopt.targets.kernels import gemm
-from graphopt.targets.kernels.common import SCHEDULED, round_up
+from graphopt.targets.cpu.kernels import attention as kernel
+from graphopt.targets.cpu.kernels import gemm
 
 
 def attention(c: Context, inputs: list[Any]) -> Any:

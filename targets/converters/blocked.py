@@ -7,8 +7,10 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
+from graphopt.targets.common.kernels import blocks
 from graphopt.targets.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
-from graphopt.targets.kernels import common, conv_direct, depthwise, lrn, squares
+from graphopt.targets.cpu.kernels import lrn, squares
+from graphopt.targets.cpu.kernels.conv import depthwise, direct
 
 
 def to_blocked(c: Context, inputs: list[Any]) -> Any:
@@ -137,17 +139,17 @@ def _two(values: tuple[int, ...]) -> tuple[int, int]:
 def _padded(c: Context, x: Any, pads: tuple[int, ...]) -> Any:
     if not any(pads):
         return x
-    return c.te("pad", lambda v: common.pad_input(v, _four(pads)), x, pattern=INJECTIVE)
+    return c.te("pad", lambda v: blocks.pad_input(v, _four(pads)), x, pattern=INJECTIVE)
 
 
 def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
     x, w, bias = inputs
-    tile = conv_direct.Tile.parse(c.tile) if c.tile else None
+    tile = direct.Tile.parse(c.tile) if c.tile else None
     padded = _padded(c, x, c.integers("pads", (0, 0, 0, 0)))  # once: every tile of output channels reads all of it
     strides, dilations = _two(c.integers("strides", (1, 1))), _two(c.integers("dilations", (1, 1)))
     return c.te(
         "conv_direct",
-        lambda p, q, r: conv_direct.compute(p, q, r, strides, dilations, c.machine, tile),
+        lambda p, q, r: direct.compute(p, q, r, strides, dilations, c.machine, tile),
         padded,
         w,
         bias,

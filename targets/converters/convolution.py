@@ -9,7 +9,7 @@ from tvm import relax
 
 from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.converters.products import product
-from graphopt.targets.kernels import gemm
+from graphopt.targets.cpu.kernels import gemm
 
 
 def conv(c: Context, inputs: list[Any]) -> Any:

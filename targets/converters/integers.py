@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, tirx
 
+from graphopt.targets.common.kernels.blocks import SCHEDULED, const, dims
 from graphopt.targets.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.converters.convolution import begin_pads
 from graphopt.targets.converters.linear import saturated
-from graphopt.targets.kernels import dots, integer_conv, integer_gemm, integer_lines
-from graphopt.targets.kernels.common import SCHEDULED, const, dims
-from graphopt.targets.kernels.integer_window import Window, choose_tile
+from graphopt.targets.cpu.kernels.integer import conv, dots, gemm
+from graphopt.targets.cpu.kernels.integer import lines as integer_lines
+from graphopt.targets.cpu.kernels.integer.window import Window, choose_tile
 
 BYTES = ("int8", "uint8")
 
@@ -94,21 +95,21 @@ def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None
     rows = None if a.zero is None else _points(c, a.zero, (*lead, sa[-2]), (count, m), -1)
     columns = None if b.zero is None else _points(c, b.zero, (*rights, n), (math.prod(rights), n), -2)
     unit = dots.WORDS if columns is not None else dots.unit(c.machine, b.known, dtype_of(b.value))
-    tile = integer_gemm.choose_tile(m, n, k, c.machine, unit)
+    tile = gemm.choose_tile(m, n, k, c.machine, unit)
     kind = dots.NAMES[unit]
-    panels = c.te(f"pack_{kind}", lambda v: integer_gemm.pack(v, tile.width, unit, transposed), right, pattern=OPAQUE)
+    panels = c.te(f"pack_{kind}", lambda v: gemm.pack(v, tile.width, unit, transposed), right, pattern=OPAQUE)
     further: dict[str, Any] = {}
     if unit == dots.WORDS:
         given = [] if rows is None else [rows]
-        left = c.te(f"left_{kind}", lambda v, z=None: integer_gemm.left(v, unit, z), left, *given, pattern=OPAQUE)
+        left = c.te(f"left_{kind}", lambda v, z=None: gemm.left(v, unit, z), left, *given, pattern=OPAQUE)
         if columns is not None:
-            further["zero"] = c.te("pack", lambda v: integer_gemm.pack_zero(v, n, tile.width), columns, pattern=OPAQUE)
+            further["zero"] = c.te("pack", lambda v: gemm.pack_zero(v, n, tile.width), columns, pattern=OPAQUE)
     else:
         if a.signed or k % unit:
-            left = c.te(f"left_{kind}", lambda v: integer_gemm.left(v, unit), left, pattern=OPAQUE)
-        left = c.reshape(left, (count, m, integer_gemm.units(k, unit), unit))
+            left = c.te(f"left_{kind}", lambda v: gemm.left(v, unit), left, pattern=OPAQUE)
+        left = c.reshape(left, (count, m, gemm.units(k, unit), unit))
         if a.signed or rows is not None:
-            further["columns"] = c.te("column_sums", integer_gemm.column_sums, panels, pattern=OPAQUE)
+            further["columns"] = c.te("column_sums", gemm.column_sums, panels, pattern=OPAQUE)
             further |= {} if rows is None else {"rows": rows}
     further |= {} if rescaling is None else rescaling.operands()
 
@@ -122,7 +123,7 @@ def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None
                 at = [] if points is None else [0 if e == 1 else x for e, x in zip(dims(points), (i, row), strict=True)]
                 return _shift(None if points is None else points[tuple(at)], a.signed)
 
-        return integer_gemm.compute(
+        return gemm.compute(
             p,
             q,
             out,
@@ -153,7 +154,7 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
     shape = (x.shape[0], groups, w.shape[1], out[1] // groups, image, kernel)
     window = choose_tile(Window(*shape, strides, dilations, pads, out[2:], unit), c.machine)
     kind = dots.NAMES[unit]
-    packed = c.te(f"pack_{kind}", lambda v: integer_conv.pack(v, window), w.value, pattern=OPAQUE)
+    packed = c.te(f"pack_{kind}", lambda v: conv.pack(v, window), w.value, pattern=OPAQUE)
     x_zero, w_zero = (None if v.zero is None else c.reshape(v.zero, (math.prod(shape_of(v.zero)),)) for v in (x, w))
     every = {"packed": packed if unit == dots.WORDS else None, "x_zero": x_zero, "w_zero": w_zero}
     operands = {name: operand for name, operand in every.items() if operand is not None}
@@ -168,14 +169,14 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
     if unit == dots.WORDS:
         lines, packed = (c.builder.emit(relax.TupleGetItem(lines, i)) for i in range(2))
     elif x.signed or x_zero is not None:
-        further["sums"] = c.te("filter_sums", integer_conv.filter_sums, w.value, pattern=OPAQUE)
+        further["sums"] = c.te("filter_sums", conv.filter_sums, w.value, pattern=OPAQUE)
         further |= {} if x_zero is None else {"x_zero": x_zero}
     further |= {} if rescaling is None else rescaling.operands()
 
     def define(p: Any, q: Any, *more: Any) -> Any:
         found = dict(zip(further, more, strict=True))
         zero = found.get("x_zero")
-        return integer_conv.compute(
+        return conv.compute(
             p,
             q,
             window,
@@ -186,7 +187,7 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
 
     y = c.te("integer_conv", define, packed, lines, *further.values(), pattern=_pattern(rescaling))
     if window.joined:
-        return c.te("cut_out", lambda v: integer_conv.cut_out(v, window), y, pattern=INJECTIVE)
+        return c.te("cut_out", lambda v: conv.cut_out(v, window), y, pattern=INJECTIVE)
     return c.reshape(y, out)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx
 
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.converters.base import (
     BROADCAST,
     ELEMENTWISE,
@@ -26,9 +27,8 @@ from graphopt.targets.converters.base import (
     shape_of,
 )
 from graphopt.targets.converters.index import known
+from graphopt.targets.cpu.kernels import extremes
 from graphopt.targets.cpu.machine import CpuMachine
-from graphopt.targets.kernels import extremes
-from graphopt.targets.kernels.common import const
 
 INTEGERS = ("int8", "uint8", "int16", "uint16")
 

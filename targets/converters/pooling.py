@@ -16,11 +16,11 @@ import numpy as np
 from tvm import te, tirx
 
 from graphopt.graph.shapes.extents import split_pads
+from graphopt.targets.common.kernels.blocks import SCHEDULED
 from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, REDUCTION, Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters.index import known
-from graphopt.targets.kernels import pool_rows
-from graphopt.targets.kernels.common import SCHEDULED
-from graphopt.targets.kernels.pool_rows import Pool
+from graphopt.targets.cpu.kernels import pool_rows
+from graphopt.targets.cpu.kernels.pool_rows import Pool
 
 ROWS = ("float32", "int8", "uint8")
 

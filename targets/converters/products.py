@@ -8,7 +8,7 @@ from typing import Any
 from tvm import relax
 
 from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.kernels import gemm
+from graphopt.targets.cpu.kernels import gemm
 
 
 def product(c: Context, a: Any, b: Any, out: tuple[int, ...], transposed: bool = False, trailing: int = 1) -> Any:

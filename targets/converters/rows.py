@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from graphopt.targets.common.kernels import math as fast
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.converters.base import (
     BROADCAST,
     FLOATS,
@@ -21,9 +23,7 @@ from graphopt.targets.converters.base import (
     shape_of,
 )
 from graphopt.targets.converters.index import constant
-from graphopt.targets.kernels import math as fast
-from graphopt.targets.kernels import rowwise
-from graphopt.targets.kernels.common import const
+from graphopt.targets.cpu.kernels import rowwise
 
 
 def softmax(logarithm: bool) -> Converter:

@@ -14,11 +14,11 @@ from typing import Any
 
 from tvm import te, tirx
 
+from graphopt.targets.common.kernels import math as fast
+from graphopt.targets.common.kernels.blocks import const, summed_in
 from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, REDUCTION, Context, dtype_of, shape_of
 from graphopt.targets.converters.reductions import chosen_axes
 from graphopt.targets.cpu.machine import CpuMachine
-from graphopt.targets.kernels import math as fast
-from graphopt.targets.kernels.common import const, summed_in
 
 Element = Callable[[Any], Any]
 

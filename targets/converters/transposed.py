@@ -14,7 +14,7 @@ from typing import Any
 from tvm import relax, te
 
 from graphopt.targets.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.kernels import gemm
+from graphopt.targets.cpu.kernels import gemm
 
 
 def conv_transpose(c: Context, inputs: list[Any]) -> Any:

@@ -8,7 +8,7 @@ from graphopt.cost.roofline import tile_of
 from graphopt.ops.winograd import KERNEL, matrices
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.kernels import conv_winograd, conv_winograd_fused
+from graphopt.targets.cpu.kernels.conv import winograd, winograd_fused
 
 
 def winograd(c: Context, inputs: list[Any]) -> Any:
@@ -24,33 +24,33 @@ def winograd(c: Context, inputs: list[Any]) -> Any:
     at, bt = (of_rows[0], of_columns[0]), (of_rows[2], of_columns[2])
     n, ci, _, _, lanes = shape_of(x)
     if c.tile:
-        tile = conv_winograd.Tile.parse(c.tile)
+        tile = winograd.Tile.parse(c.tile)
     else:
         taps, co = shape_of(u)[:2]
-        tile = conv_winograd_fused.tiles(out, m, taps, ci, co, n, c.machine)[0]
+        tile = winograd_fused.tiles(out, m, taps, ci, co, n, c.machine)[0]
     if tile.rows:
         return c.te(
             "winograd_fused",
-            lambda p, q, r: conv_winograd_fused.compute(p, q, r, m, pads, out, at, bt, c.machine, tile),
+            lambda p, q, r: winograd_fused.compute(p, q, r, m, pads, out, at, bt, c.machine, tile),
             x,
             u,
             bias,
             pattern=EPILOGUE,
         )
     images = n if 1 in kernel else 1  # one row has few tiles
-    blocks = conv_winograd.Blocks.of(out, m, images=images)
+    blocks = winograd.Blocks.of(out, m, images=images)
     apart = blocks.apart(n // images * ci * lanes * ITEM_BYTES[dtype_of(x)])
-    v = c.te("winograd_input", lambda p: conv_winograd.transform_input(p, apart, pads, bt), x, pattern=OPAQUE)
+    v = c.te("winograd_input", lambda p: winograd.transform_input(p, apart, pads, bt), x, pattern=OPAQUE)
     mm = c.te(
         "winograd_product",
-        lambda p, q: conv_winograd.product(p, q, c.machine, tile, tiles=blocks.places),
+        lambda p, q: winograd.product(p, q, c.machine, tile, tiles=blocks.places),
         v,
         u,
         pattern=OPAQUE,
     )
     return c.te(
         "winograd_output",
-        lambda p, q: conv_winograd.transform_output(p, q, blocks, out, at),
+        lambda p, q: winograd.transform_output(p, q, blocks, out, at),
         mm,
         bias,
         pattern=EPILOGUE,

@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
 from graphopt.targets.common.tir import ieee
-from graphopt.targets.kernels import partials
+from graphopt.targets.cpu.kernels import partials
 
 PIPELINE = "graphopt"
 """Name of TVM's default pipeline followed by ours, for `tvm.compile`."""

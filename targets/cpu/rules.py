@@ -7,38 +7,28 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
+from graphopt.targets.common.kernels.blocks import SCHEDULED, Block, blocks_of
+from graphopt.targets.cpu.kernels import extremes, gemm, generic, lrn, rowwise
+from graphopt.targets.cpu.kernels.conv import depthwise, direct, fft, winograd, winograd_fused
+from graphopt.targets.cpu.kernels.integer import conv
+from graphopt.targets.cpu.kernels.integer import gemm as integer_gemm
 from graphopt.targets.cpu.machine import CpuMachine
-from graphopt.targets.kernels import (
-    conv_direct,
-    conv_fft,
-    conv_winograd,
-    conv_winograd_fused,
-    depthwise,
-    extremes,
-    gemm,
-    generic,
-    integer_conv,
-    integer_gemm,
-    lrn,
-    rowwise,
-)
-from graphopt.targets.kernels.common import SCHEDULED, Block, blocks_of
 
 Rule = Callable[[s_tir.Schedule, Block, CpuMachine], Any]
 """Changes the schedule; what it returns, another schedule or a function, is what to take instead."""
 
 RULES: dict[str, Rule] = {
-    conv_direct.NAME: conv_direct.schedule,
-    conv_fft.OUTPUT: conv_fft.schedule_output,
-    conv_winograd.INPUT: conv_winograd.schedule_input,
-    conv_winograd.PRODUCT: conv_winograd.schedule_product,
-    conv_winograd.OUTPUT: conv_winograd.schedule_output,
-    conv_winograd_fused.NAME: conv_winograd_fused.schedule,
+    direct.NAME: direct.schedule,
+    fft.OUTPUT: fft.schedule_output,
+    winograd.INPUT: winograd.schedule_input,
+    winograd.PRODUCT: winograd.schedule_product,
+    winograd.OUTPUT: winograd.schedule_output,
+    winograd_fused.NAME: winograd_fused.schedule,
     depthwise.NAME: depthwise.schedule,
     extremes.NAME: extremes.schedule,
     extremes.BOTH: extremes.schedule_ends,
     gemm.NAME: gemm.schedule,
-    integer_conv.NAME: integer_conv.schedule,
+    conv.NAME: conv.schedule,
     integer_gemm.NAME: integer_gemm.schedule,
     lrn.NAME: lrn.schedule,
     rowwise.NAME: rowwise.schedule,

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from graphopt.cost.work import Work
 from graphopt.program.program import ITEM_BYTES
+from graphopt.targets.cpu.kernels import gemm
+from graphopt.targets.cpu.kernels.conv import direct, winograd_fused
 from graphopt.targets.cpu.machine import CpuMachine
-from graphopt.targets.kernels import conv_direct, conv_winograd_fused, gemm
 
 Space = Callable[[Work, CpuMachine], tuple[str, ...]]
 
@@ -25,7 +26,7 @@ def _direct(work: Work, machine: CpuMachine) -> tuple[str, ...]:
     flat = (kh, kw) == (1, 1) and attributes.get("strides", (1, 1)) == (1, 1)
     weight_bytes = math.prod(work.operands[1].shape) * ITEM_BYTES[work.operands[1].dtype]
     width = rows * columns if flat else columns
-    return tuple(map(str, conv_direct.tiles(width, co // group, machine, weight_bytes, flat, n)))
+    return tuple(map(str, direct.tiles(width, co // group, machine, weight_bytes, flat, n)))
 
 
 def _winograd(work: Work, machine: CpuMachine) -> tuple[str, ...]:
@@ -33,12 +34,12 @@ def _winograd(work: Work, machine: CpuMachine) -> tuple[str, ...]:
     m, out = _winograd_plane(work)
     taps, co, ci, _, _ = work.operands[1].shape
     itemsize = ITEM_BYTES[work.operands[0].dtype]
-    return tuple(map(str, conv_winograd_fused.tiles(out, m, taps, ci, co, work.shape[0], machine, itemsize)))
+    return tuple(map(str, winograd_fused.tiles(out, m, taps, ci, co, work.shape[0], machine, itemsize)))
 
 
 def _every_winograd(work: Work, machine: CpuMachine) -> tuple[str, ...]:
     m, out = _winograd_plane(work)
-    return tuple(map(str, conv_winograd_fused.every_tile(out, m, work.operands[1].shape[1], machine)))
+    return tuple(map(str, winograd_fused.every_tile(out, m, work.operands[1].shape[1], machine)))
 
 
 def _winograd_plane(work: Work) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.converters import pooling
 from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
 from graphopt.targets.converters.convolution import begin_pads
@@ -26,7 +27,6 @@ from graphopt.targets.gpu.converters_views import transpose
 from graphopt.targets.gpu.fusion import epilogue
 from graphopt.targets.gpu.kernels import product
 from graphopt.targets.gpu.kernels.axes import Axes
-from graphopt.targets.kernels.common import const
 
 NARROW = 64
 """Products that one thread sums by itself, where a group has one output channel."""

@@ -19,6 +19,7 @@ from typing import Any
 from tvm import relax, te, tirx
 
 from graphopt.cost.work import Plan
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.converters.base import (
     FLOATS,
     HALVES,
@@ -38,7 +39,6 @@ from graphopt.targets.gpu.kernels import conv_blocked, product, transposes, wind
 from graphopt.targets.gpu.kernels.axes import Axes, blocked
 from graphopt.targets.gpu.kernels.tensor_cores import CHUNK_BYTES
 from graphopt.targets.gpu.kernels.window import Window
-from graphopt.targets.kernels.common import const
 
 BLOCK = 16
 """Channels per block."""

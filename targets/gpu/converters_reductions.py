@@ -7,10 +7,10 @@ from typing import Any
 
 from tvm import te
 
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.converters.base import HALVES, Context, dtype_of, shape_of
 from graphopt.targets.converters.index import constant
 from graphopt.targets.gpu.fusion import epilogue
-from graphopt.targets.kernels.common import const
 
 
 def mean(c: Context, inputs: list[Any]) -> Any:

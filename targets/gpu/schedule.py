@@ -8,12 +8,12 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from graphopt.cost.work import Plan
+from graphopt.targets.common.kernels.blocks import Block, blocks_of
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import generic, product, sums, window, winograd, writers
 from graphopt.targets.gpu.kernels.axes import blocked
-from graphopt.targets.kernels.common import Block, blocks_of
 
 
 @dataclass(frozen=True, slots=True)

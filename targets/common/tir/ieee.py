@@ -23,10 +23,10 @@ from typing import Any
 import tvm
 from tvm import ir, s_tir, tirx
 
+from graphopt.targets.common.kernels.blocks import RULE, SCHEDULED
 from graphopt.targets.common.tir import statements
 from graphopt.targets.common.tir.blocks import loads, stages
 from graphopt.targets.common.tir.expressions import children, parts, rebuilt, rewritten
-from graphopt.targets.kernels.common import RULE, SCHEDULED
 
 _PREFIX = "graphopt.ieee."
 _NAMED = f"{_PREFIX}named"

@@ -13,10 +13,10 @@ from typing import Any
 
 from tvm import ir, tirx
 
+from graphopt.targets.common.kernels.blocks import RULE, SCHEDULED
 from graphopt.targets.common.tir import ieee
 from graphopt.targets.common.tir.blocks import Stage, holds_bfloat16, loads, replaced, stages
 from graphopt.targets.common.tir.expressions import parts, rewritten
-from graphopt.targets.kernels.common import RULE, SCHEDULED
 
 SHORT = 8
 """Parts of an expression that is written out where it is read once: a name for it would hide it from patterns."""

@@ -15,9 +15,9 @@ from typing import Any
 
 from tvm import ir, s_tir, tirx
 
+from graphopt.targets.common.kernels.blocks import Block, blocks_of, inline_after
 from graphopt.targets.common.tir.expressions import rewritten, substituted
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
-from graphopt.targets.kernels.common import Block, blocks_of, inline_after
 
 
 @dataclass(frozen=True, slots=True)

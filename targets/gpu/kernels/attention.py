@@ -22,13 +22,13 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.common.kernels.blocks import const, dims, round_up
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.attention_tiles import STATIC, VECTOR, Shape, Tile, stride
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.slices import Slice
 from graphopt.targets.gpu.kernels.views import Views
-from graphopt.targets.kernels.common import const, dims, round_up
 
 ADDERS = 64
 """Threads of a block that puts parts together."""

@@ -20,6 +20,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.common.kernels.blocks import const, dims
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.access import Chunk
@@ -29,7 +30,6 @@ from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS
 from graphopt.targets.gpu.kernels.tensor_cores import Units
 from graphopt.targets.gpu.kernels.views import View, Views
-from graphopt.targets.kernels.common import const, dims
 
 
 def attributes(shape: Shape, tile: Tile, device: Device) -> dict[str, int]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from graphopt.targets.common.kernels.blocks import round_up
 from graphopt.targets.gpu.devices import CLOCK, Device
 from graphopt.targets.gpu.kernels.attention_tiles import Shape
 from graphopt.targets.gpu.kernels.mma import HOPPER_MMA
 from graphopt.targets.gpu.kernels.strips import ROWS
-from graphopt.targets.kernels.common import round_up
 
 WIDEST = 128
 """Elements of a row of q, or of the result, that a warp's registers hold."""

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 from graphopt.program.program import ITEM_BYTES
+from graphopt.targets.common.kernels.blocks import round_up
 from graphopt.targets.gpu.devices import CLOCK, Device
-from graphopt.targets.kernels.common import round_up
 
 VECTOR = 4
 """Elements of a load."""

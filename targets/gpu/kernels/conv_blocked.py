@@ -13,10 +13,10 @@ from typing import Any
 
 from tvm import tirx
 
+from graphopt.targets.common.kernels.blocks import const, dims
 from graphopt.targets.gpu.kernels import product
 from graphopt.targets.gpu.kernels.axes import Axes
 from graphopt.targets.gpu.kernels.window import Window
-from graphopt.targets.kernels.common import const, dims
 
 
 def compute(

@@ -7,10 +7,10 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
+from graphopt.targets.common.kernels.blocks import Block, blocks_of
 from graphopt.targets.common.tir import ieee
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.loops import bound
-from graphopt.targets.kernels.common import Block, blocks_of
 
 THREADS = 256
 

@@ -17,11 +17,11 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.kernels import split as parts_of
 from graphopt.targets.gpu.kernels.guards import when
 from graphopt.targets.gpu.kernels.product import Product
 from graphopt.targets.gpu.kernels.split import Store
-from graphopt.targets.kernels.common import const
 
 RASTER = 8
 """Rows of tiles that neighbouring blocks go over together, so that they find each other's operands in the cache."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.devices import CLOCK, LARGEST_GRID, Device
 from graphopt.targets.gpu.kernels import grids
 from graphopt.targets.gpu.kernels import split as parts_of
@@ -24,7 +25,6 @@ from graphopt.targets.gpu.kernels.product import Product
 from graphopt.targets.gpu.kernels.split import SPLITS, Store
 from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS, Strips
 from graphopt.targets.gpu.kernels.tensor_cores import CHUNK_BYTES, Units
-from graphopt.targets.kernels.common import const
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.kernels.access import Reach
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS
-from graphopt.targets.kernels.common import const
 
 if TYPE_CHECKING:
     from graphopt.targets.gpu.kernels.mma import Writer

@@ -16,10 +16,10 @@ from typing import Any
 from tvm import ir, s_tir, te, tirx
 
 from graphopt.cost.work import TILE
+from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, inline_after
 from graphopt.targets.common.tir.expressions import rewritten, substituted
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.kernels.axes import Axes
-from graphopt.targets.kernels.common import RULE, Block, blocks_of, inline_after
 
 NAME = "gpu.product"
 _AXES = "graphopt.axes"

@@ -16,10 +16,10 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.common.kernels.blocks import const, dims
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.row_cuts import Cut, Rows
-from graphopt.targets.kernels.common import const, dims
 
 ATTRIBUTES = {SYNCHRONIZED: 1}
 """What the functions must be marked with: a reduction across threads brings its own barriers."""

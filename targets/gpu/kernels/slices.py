@@ -10,10 +10,10 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.kernels.attention_tiles import VECTOR
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.views import View
-from graphopt.targets.kernels.common import const
 
 
 class Slice:

@@ -17,13 +17,13 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.program.program import ITEM_BYTES
+from graphopt.targets.common.kernels.blocks import Block, const
 from graphopt.targets.common.tir.expressions import rewritten, substituted
 from graphopt.targets.gpu.devices import CLOCK, REACHED, Device
 from graphopt.targets.gpu.kernels import anchored
 from graphopt.targets.gpu.kernels.anchored import Anchored
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.window import unflattened
-from graphopt.targets.kernels.common import Block, const
 
 BYTES = 16
 """Of the widest load."""

@@ -15,8 +15,8 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.kernels.common import const
 
 PIXELS = 64
 """Of a tile, which holds one block of channels of each."""

@@ -16,6 +16,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.devices import CLOCK, LARGEST_GRID, Device
 from graphopt.targets.gpu.kernels import grids
 from graphopt.targets.gpu.kernels import split as parts_of
@@ -27,7 +28,6 @@ from graphopt.targets.gpu.kernels.product import Product
 from graphopt.targets.gpu.kernels.split import SPLITS, Store
 from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS, Strips
 from graphopt.targets.gpu.kernels.warpgroups import CHUNK, DEPTH, GROUP_ROWS, Units
-from graphopt.targets.kernels.common import const
 
 ROW = 64
 """Halves of a row in shared memory, and the depth of a slice."""

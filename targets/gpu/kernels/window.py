@@ -16,11 +16,11 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.program.program import ITEM_BYTES
+from graphopt.targets.common.kernels.blocks import RULE, Block, const, dims
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import anchored
 from graphopt.targets.gpu.kernels.generic import THREADS
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.kernels.common import RULE, Block, const, dims
 
 NAME = "gpu.window"
 BYTES = 16

@@ -24,11 +24,11 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.ops.winograd import matrices
+from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import anchored
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.kernels.common import RULE, Block, blocks_of, const, dims
 
 NAME = "gpu.winograd"
 

@@ -10,9 +10,9 @@ from tvm import te, tirx
 
 from graphopt.targets.cpu import register_arrays
 from graphopt.targets.cpu.build import compile_functions
+from graphopt.targets.cpu.kernels import gemm
 from graphopt.targets.cpu.machine import detect
 from graphopt.targets.cpu.rules import apply
-from graphopt.targets.kernels import gemm
 
 
 def assembly(function: Any) -> str:

@@ -14,10 +14,10 @@ from tvm import s_tir, te, tirx
 
 from graphopt.compiler import compile_model, rewrite
 from graphopt.runtime.devices.opencl import OpenClDevice
+from graphopt.targets.common.kernels.blocks import blocks_of
 from graphopt.targets.gpu import code, devices, nvrtc, schedule
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.kernels import conv_blocked, mma, product, transposes, window, winograd
-from graphopt.targets.kernels.common import blocks_of
 from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
 from tests.targets.gpu.matrix_units import PRELUDE, MatrixUnits
 

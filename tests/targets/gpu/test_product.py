@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tvm import s_tir, te, tirx
 
+from graphopt.targets.common.kernels.blocks import blocks_of
 from graphopt.targets.gpu import code, devices, nvrtc
 from graphopt.targets.gpu.kernels import product, simt
 from graphopt.targets.gpu.kernels.axes import Axes
-from graphopt.targets.kernels.common import blocks_of
 
 Sizes = tuple[int, int, int, int]
 

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu import code, devices, nvrtc, schedule
 from graphopt.targets.gpu.kernels import sums
-from graphopt.targets.kernels.common import const
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
