@@ -79,7 +79,7 @@ def test_progress_and_seconds_name_the_phases() -> None:
 
 @pytest.mark.parametrize("verify", ["ends", "each"])
 def test_verify_catches_a_wrong_kernel(verify: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphopt.targets import converters
+    from graphopt.targets.cpu import converters
 
     right = converters.STANDARD["Exp"]
     monkeypatch.setitem(

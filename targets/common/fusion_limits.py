@@ -18,9 +18,9 @@ from typing import Any
 from tvm import ir, relax
 
 from graphopt.targets.common import origins
+from graphopt.targets.common.converters.base import INJECTIVE, REDUCTION
 from graphopt.targets.common.tir import blocks
 from graphopt.targets.common.tir.expressions import parts
-from graphopt.targets.converters.base import INJECTIVE, REDUCTION
 
 MOST = 2000
 """Parts of the expressions in one kernel. A sigmoid has 60; LLVM takes a tenth of a second for a thousand."""

@@ -13,7 +13,7 @@ from graphopt.graph.value_dependence import SIZES
 from graphopt.targets.common import lowering, relax_import
 from graphopt.targets.common.definitions import Definitions
 from graphopt.targets.common.quiet import quiet
-from graphopt.targets.converters import Converter
+from graphopt.targets.cpu.converters import Converter
 
 _CODE = re.compile(r"[<>{}\[\]|=]|\b(R|T|I|relax|tirx|tir|ir)\.|\w\(|Check failed|Error\b|None\b|Relax|TE\b")
 """What stands in a dump of TVM, not in a sentence for its user."""

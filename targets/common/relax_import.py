@@ -22,13 +22,13 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from graphopt.graph.analysis import static_type
 from graphopt.program.program import ITEM_BYTES
-from graphopt.targets import converters
 from graphopt.targets.common import origins
+from graphopt.targets.common.converters import halves
+from graphopt.targets.common.converters.base import HALVES, dtype_of
+from graphopt.targets.common.converters.refusals import WRONG_IN_TVM
+from graphopt.targets.common.converters.refusals import NotSupported as NotSupported
 from graphopt.targets.common.definitions import Definitions, is_small
-from graphopt.targets.converters import halves
-from graphopt.targets.converters.base import HALVES, dtype_of
-from graphopt.targets.converters.refusals import WRONG_IN_TVM
-from graphopt.targets.converters.refusals import NotSupported as NotSupported
+from graphopt.targets.cpu import converters
 
 _MAX_ELEMENTS = 2**31 - 1
 """Of a tensor: Relax flattens shapes to 32 bits."""

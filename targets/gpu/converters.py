@@ -10,12 +10,12 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
+from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.reductions import extreme
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.converters import pooling
-from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
-from graphopt.targets.converters.convolution import begin_pads
-from graphopt.targets.converters.reductions import extreme
-from graphopt.targets.converters.transposed import begin_pads as transposed_pads
+from graphopt.targets.cpu.converters import pooling
+from graphopt.targets.cpu.converters.convolution import begin_pads
+from graphopt.targets.cpu.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters_attention import attention
 from graphopt.targets.gpu.converters_blocked import BLOCKED, accumulator, on_cores
 from graphopt.targets.gpu.converters_functions import gelu, left_to_tvm

@@ -9,9 +9,9 @@ import numpy as np
 from tvm import relax
 
 from graphopt.cost.work import Plan
-from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.converters.index import constant
-from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.index import constant
+from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.converters_views import seen_through, wanted_order
 from graphopt.targets.gpu.devices import Device

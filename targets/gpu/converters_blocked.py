@@ -19,8 +19,7 @@ from typing import Any
 from tvm import relax, te, tirx
 
 from graphopt.cost.work import Plan
-from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.converters.base import (
+from graphopt.targets.common.converters.base import (
     FLOATS,
     HALVES,
     INJECTIVE,
@@ -30,7 +29,8 @@ from graphopt.targets.converters.base import (
     dtype_of,
     shape_of,
 )
-from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.common.converters.refusals import NotSupported
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.converters_views import seen_through

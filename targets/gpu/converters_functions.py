@@ -7,8 +7,8 @@ from typing import Any
 
 from tvm import te, tirx
 
+from graphopt.targets.common.converters.base import ELEMENTWISE, FLOATS, HALVES, Context, dtype_of, shape_of
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.converters.base import ELEMENTWISE, FLOATS, HALVES, Context, dtype_of, shape_of
 
 
 def left_to_tvm(_: Context, __: list[Any]) -> Any:

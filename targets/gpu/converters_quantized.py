@@ -9,11 +9,11 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
+from graphopt.targets.common.converters.base import BROADCAST, EPILOGUE, Context, Converter, shape_of
 from graphopt.targets.common.kernels.blocks import const, dims
-from graphopt.targets.converters import quantized
-from graphopt.targets.converters.base import BROADCAST, EPILOGUE, Context, Converter, shape_of
-from graphopt.targets.converters.convolution import begin_pads
-from graphopt.targets.converters.integers import Factor, Rescaling
+from graphopt.targets.cpu.converters import quantized
+from graphopt.targets.cpu.converters.convolution import begin_pads
+from graphopt.targets.cpu.converters.integers import Factor, Rescaling
 
 
 def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None) -> Any:

@@ -7,10 +7,10 @@ from typing import Any
 from tvm import relax, te, tirx
 
 from graphopt.cost.work import Plan
-from graphopt.targets.converters import recurrent_node
-from graphopt.targets.converters.base import EPILOGUE, FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.converters.recurrent_node import LENGTHS, B, C, H, P, R, W, X, operands, zeros
-from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.common.converters import recurrent_node
+from graphopt.targets.common.converters.base import EPILOGUE, FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.recurrent_node import LENGTHS, B, C, H, P, R, W, X, operands, zeros
+from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import product, recurrence, recurrence_cuts

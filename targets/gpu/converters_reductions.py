@@ -7,9 +7,9 @@ from typing import Any
 
 from tvm import te
 
+from graphopt.targets.common.converters.base import HALVES, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.index import constant
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.converters.base import HALVES, Context, dtype_of, shape_of
-from graphopt.targets.converters.index import constant
 from graphopt.targets.gpu.fusion import epilogue
 
 

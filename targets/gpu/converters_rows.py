@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from graphopt.cost.work import Plan
-from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import row_cuts, rows

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax
 
-from graphopt.targets.converters.base import Context, shape_of
+from graphopt.targets.common.converters.base import Context, shape_of
 from graphopt.targets.gpu.kernels.views import View
 
 _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")

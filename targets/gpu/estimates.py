@@ -16,7 +16,7 @@ from tvm import tirx
 
 from graphopt.cost.work import Work
 from graphopt.program.program import ITEM_BYTES
-from graphopt.targets.converters.base import HALVES
+from graphopt.targets.common.converters.base import HALVES
 from graphopt.targets.gpu.devices import CLOCK, LAUNCH, REACHED, Device
 from graphopt.targets.gpu.kernels import simt, writers
 from graphopt.targets.gpu.kernels.product import Product

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context
+from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context
 
 _NAMES = (
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tvm import te
 
 from graphopt import backend
-from graphopt.targets.converters.base import Context
+from graphopt.targets.common.converters.base import Context
 from graphopt.targets.gpu import code, converters_attention, devices, nvrtc, schedule, target
 from graphopt.targets.gpu.kernels import attention, attention_tiles
 from graphopt.verify.oracle import run_onnxruntime

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from graphopt.targets.converters.base import FLOATS, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.base import FLOATS, OPAQUE, Context, Converter, dtype_of, shape_of
 
 
 def arg_extreme(largest: bool) -> Converter:

@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax, tirx
 from tvm.ir import GenericConst
 
-from graphopt.targets.converters.base import (
+from graphopt.targets.common.converters.base import (
     FLOATS,
     HALVES,
     Context,

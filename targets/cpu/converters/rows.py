@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from graphopt.targets.common.kernels import math as fast
-from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.converters.base import (
+from graphopt.targets.common.converters.base import (
     BROADCAST,
     FLOATS,
     HALVES,
@@ -22,7 +20,9 @@ from graphopt.targets.converters.base import (
     elementwise_map,
     shape_of,
 )
-from graphopt.targets.converters.index import constant
+from graphopt.targets.common.converters.index import constant
+from graphopt.targets.common.kernels import math as fast
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.cpu.kernels import rowwise
 
 

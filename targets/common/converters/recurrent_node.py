@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
-from graphopt.targets.converters.base import INJECTIVE, Context, dtype_of
-from graphopt.targets.converters.index import constant
-from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.common.converters.base import INJECTIVE, Context, dtype_of
+from graphopt.targets.common.converters.index import constant
+from graphopt.targets.common.converters.refusals import NotSupported
 
 DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 """Activations f, g, h of a direction."""

@@ -9,8 +9,8 @@ import numpy as np
 from tvm import relax
 
 from graphopt.targets.common import concat_views
-from graphopt.targets.converters.base import Context, Converter, dtype_of, shape_of
-from graphopt.targets.converters.index import constant, known
+from graphopt.targets.common.converters.base import Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.index import constant, known
 
 
 def nothing(c: Context, inputs: list[Any]) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from graphopt.program.program import ITEM_BYTES
+from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.common.kernels.blocks import SCHEDULED
-from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.cpu.kernels.conv import fft, winograd
 
 

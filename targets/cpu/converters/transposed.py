@@ -13,7 +13,7 @@ from typing import Any
 
 from tvm import relax, te
 
-from graphopt.targets.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.cpu.kernels import gemm
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from tvm import te, tirx
 
+from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, REDUCTION, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.reductions import chosen_axes
 from graphopt.targets.common.kernels import math as fast
 from graphopt.targets.common.kernels.blocks import const, summed_in
-from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, REDUCTION, Context, dtype_of, shape_of
-from graphopt.targets.converters.reductions import chosen_axes
 from graphopt.targets.cpu.machine import CpuMachine
 
 Element = Callable[[Any], Any]

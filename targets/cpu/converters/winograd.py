@@ -7,7 +7,7 @@ from typing import Any
 from graphopt.cost.roofline import tile_of
 from graphopt.ops.winograd import KERNEL, matrices
 from graphopt.program.program import ITEM_BYTES
-from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.cpu.kernels.conv import winograd, winograd_fused
 
 

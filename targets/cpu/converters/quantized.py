@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from tvm import relax, tirx
 
-from graphopt.targets.converters.base import Context, Converter, dtype_of, shape_of
-from graphopt.targets.converters.integers import BYTES, Factor, Rescaling, convolution, product
+from graphopt.targets.common.converters.base import Context, Converter, dtype_of, shape_of
+from graphopt.targets.cpu.converters.integers import BYTES, Factor, Rescaling, convolution, product
 
 Sums = Callable[..., Any]
 """`product` or `convolution`, or what computes the same on another target."""

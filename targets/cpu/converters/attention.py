@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from graphopt.targets.common.converters.base import HALVES, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.halves import in_single
+from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.common.kernels.blocks import SCHEDULED, round_up
-from graphopt.targets.converters.base import HALVES, OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.converters.halves import in_single
-from graphopt.targets.converters.refusals import NotSupported
 from graphopt.targets.cpu.kernels import attention as kernel
 from graphopt.targets.cpu.kernels import gemm
 

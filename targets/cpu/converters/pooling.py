@@ -16,9 +16,18 @@ import numpy as np
 from tvm import te, tirx
 
 from graphopt.graph.shapes.extents import split_pads
+from graphopt.targets.common.converters.base import (
+    FLOATS,
+    HALVES,
+    OPAQUE,
+    REDUCTION,
+    Context,
+    Converter,
+    dtype_of,
+    shape_of,
+)
+from graphopt.targets.common.converters.index import known
 from graphopt.targets.common.kernels.blocks import SCHEDULED
-from graphopt.targets.converters.base import FLOATS, HALVES, OPAQUE, REDUCTION, Context, Converter, dtype_of, shape_of
-from graphopt.targets.converters.index import known
 from graphopt.targets.cpu.kernels import pool_rows
 from graphopt.targets.cpu.kernels.pool_rows import Pool
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from tvm import relax
 
-from graphopt.targets.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.converters.products import product
+from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.cpu.converters.products import product
 from graphopt.targets.cpu.kernels import gemm
 
 

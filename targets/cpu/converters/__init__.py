@@ -12,10 +12,9 @@ import math
 import onnx_ir as ir
 from tvm import tirx
 
-from graphopt.targets.common.kernels import math as fast
-from graphopt.targets.converters import index, linear, pooling, quantized, regions, resize
-from graphopt.targets.converters.activations import ACTIVATIONS
-from graphopt.targets.converters.arithmetic import (
+from graphopt.targets.common.converters import index, linear, regions, resize
+from graphopt.targets.common.converters.activations import ACTIVATIONS
+from graphopt.targets.common.converters.arithmetic import (
     bit_cast,
     bit_shift,
     cast,
@@ -27,9 +26,16 @@ from graphopt.targets.converters.arithmetic import (
     modulo,
     power,
 )
-from graphopt.targets.converters.attention import attention
-from graphopt.targets.converters.base import Context, Converter
-from graphopt.targets.converters.blocked import (
+from graphopt.targets.common.converters.base import Context, Converter
+from graphopt.targets.common.converters.halves import in_single
+from graphopt.targets.common.converters.places import arg_extreme, hardmax
+from graphopt.targets.common.converters.reductions import mean, reduction
+from graphopt.targets.common.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
+from graphopt.targets.common.converters.statistics import batch_norm
+from graphopt.targets.common.kernels import math as fast
+from graphopt.targets.cpu.converters import pooling, quantized
+from graphopt.targets.cpu.converters.attention import attention
+from graphopt.targets.cpu.converters.blocked import (
     conv2d_blocked,
     depthwise_blocked,
     from_blocked,
@@ -38,20 +44,15 @@ from graphopt.targets.converters.blocked import (
     pool_blocked,
     to_blocked,
 )
-from graphopt.targets.converters.convolution import conv
-from graphopt.targets.converters.extremes import along_rows, global_max_pool
-from graphopt.targets.converters.fft import conv2d_fft
-from graphopt.targets.converters.halves import in_single
-from graphopt.targets.converters.places import arg_extreme, hardmax
-from graphopt.targets.converters.products import fully_connected, matmul
-from graphopt.targets.converters.recurrent import recurrent
-from graphopt.targets.converters.reductions import mean, reduction
-from graphopt.targets.converters.rows import channel_norm, clamp, elementwise, gelu, layer_norm, softmax
-from graphopt.targets.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
-from graphopt.targets.converters.statistics import batch_norm
-from graphopt.targets.converters.sums import total
-from graphopt.targets.converters.transposed import conv_transpose
-from graphopt.targets.converters.winograd import winograd
+from graphopt.targets.cpu.converters.convolution import conv
+from graphopt.targets.cpu.converters.extremes import along_rows, global_max_pool
+from graphopt.targets.cpu.converters.fft import conv2d_fft
+from graphopt.targets.cpu.converters.products import fully_connected, matmul
+from graphopt.targets.cpu.converters.recurrent import recurrent
+from graphopt.targets.cpu.converters.rows import channel_norm, clamp, elementwise, gelu, layer_norm, softmax
+from graphopt.targets.cpu.converters.sums import total
+from graphopt.targets.cpu.converters.transposed import conv_transpose
+from graphopt.targets.cpu.converters.winograd import winograd
 
 __all__ = ["CUSTOM", "FURTHER", "STANDARD", "Context", "Converter", "candidates", "nothing"]
 

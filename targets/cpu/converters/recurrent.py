@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from graphopt.targets.common.converters import recurrent_node
+from graphopt.targets.common.converters.base import OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.recurrent_node import B, C, H, P, R, W, X, operands, zeros
+from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.common.kernels.blocks import SCHEDULED
-from graphopt.targets.converters import recurrent_node
-from graphopt.targets.converters.base import OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.converters.products import product
-from graphopt.targets.converters.recurrent_node import B, C, H, P, R, W, X, operands, zeros
-from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.cpu.converters.products import product
 from graphopt.targets.cpu.kernels import recurrence, rnn
 
 

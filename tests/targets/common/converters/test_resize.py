@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.targets.converters import resize
+from graphopt.targets.common.converters import resize
 
 COORDINATES = (
     "half_pixel", "asymmetric", "pytorch_half_pixel", "align_corners", "tf_half_pixel_for_nn", "half_pixel_symmetric",

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, tirx
 
+from graphopt.targets.common.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.linear import saturated
 from graphopt.targets.common.kernels.blocks import SCHEDULED, const, dims
-from graphopt.targets.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.converters.convolution import begin_pads
-from graphopt.targets.converters.linear import saturated
+from graphopt.targets.cpu.converters.convolution import begin_pads
 from graphopt.targets.cpu.kernels.integer import conv, dots, gemm
 from graphopt.targets.cpu.kernels.integer import lines as integer_lines
 from graphopt.targets.cpu.kernels.integer.window import Window, choose_tile

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, te, tirx, topi
 
-from graphopt.targets.converters.base import HALVES, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.base import HALVES, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
 
 MAX_RANKED = 4096
 """Elements along the axis of a TopK, whose work is quadratic in them."""

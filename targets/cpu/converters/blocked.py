@@ -7,8 +7,8 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
+from graphopt.targets.common.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
 from graphopt.targets.common.kernels import blocks
-from graphopt.targets.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
 from graphopt.targets.cpu.kernels import lrn, squares
 from graphopt.targets.cpu.kernels.conv import depthwise, direct
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from tvm import te, tirx
 
+from graphopt.targets.common.converters.base import BROADCAST, HALVES, Context, dtype_of
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.converters.base import BROADCAST, HALVES, Context, dtype_of
 
 
 def batch_norm(c: Context, inputs: list[Any]) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 
 from tvm import te, tirx
 
-from graphopt.targets.converters.base import OPAQUE, Context, Converter, dtype_of, shape_of
-from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.common.converters.base import OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.refusals import NotSupported
 
 
 def roi_align(c: Context, inputs: list[Any]) -> Any:

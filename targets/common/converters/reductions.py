@@ -10,8 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, te, tirx
 
-from graphopt.targets.converters.base import FLOATS, REDUCTION, Context, Converter, dtype_of, elementwise_map, shape_of
-from graphopt.targets.converters.index import constant, known
+from graphopt.targets.common.converters.base import (
+    FLOATS,
+    REDUCTION,
+    Context,
+    Converter,
+    dtype_of,
+    elementwise_map,
+    shape_of,
+)
+from graphopt.targets.common.converters.index import constant, known
 
 _OF_ONE: dict[str, Callable[[Any], Any]] = {
     "ReduceL1": relax.op.abs,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from graphopt.targets.converters.base import REDUCTION, Context, Converter, dtype_of, shape_of
-from graphopt.targets.converters.reductions import chosen_axes, extreme
+from graphopt.targets.common.converters.base import REDUCTION, Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.reductions import chosen_axes, extreme
 from graphopt.targets.cpu.kernels import extremes
 
 _DTYPES = ("float32", "float64", "int32", "int64", "int8", "uint8")

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx
 
-from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.converters.base import (
+from graphopt.targets.common.converters.base import (
     BROADCAST,
     ELEMENTWISE,
     FLOATS,
@@ -26,7 +25,8 @@ from graphopt.targets.converters.base import (
     dtype_of,
     shape_of,
 )
-from graphopt.targets.converters.index import known
+from graphopt.targets.common.converters.index import known
+from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.cpu.kernels import extremes
 from graphopt.targets.cpu.machine import CpuMachine
 

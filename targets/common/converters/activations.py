@@ -9,10 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from tvm import tirx
 
-from graphopt.targets.common.kernels import math as fast
-from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.common.tir import ieee
-from graphopt.targets.converters.base import (
+from graphopt.targets.common.converters.base import (
     FLOATS,
     HALVES,
     Context,
@@ -21,6 +18,9 @@ from graphopt.targets.converters.base import (
     elementwise_map,
     spread,
 )
+from graphopt.targets.common.kernels import math as fast
+from graphopt.targets.common.kernels.blocks import const
+from graphopt.targets.common.tir import ieee
 
 Function = Callable[[Context, str], Callable[..., Any]]
 """Of a node and the dtype that it is computed in: what to make of an element of each operand."""

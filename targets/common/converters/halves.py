@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import relax
 
-from graphopt.targets.converters.base import HALVES, Context, Converter, dtype_of
+from graphopt.targets.common.converters.base import HALVES, Context, Converter, dtype_of
 
 SINGLE = (
     *("AveragePool", "CumSum", "GlobalAveragePool", "GlobalLpPool", "GroupNormalization", "InstanceNormalization"),

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, te, tirx
 
-from graphopt.targets.converters.base import FLOATS, INJECTIVE, Context, Converter, dtype_of, shape_of
-from graphopt.targets.converters.index import constant, known
-from graphopt.targets.converters.refusals import NotSupported
+from graphopt.targets.common.converters.base import FLOATS, INJECTIVE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.index import constant, known
+from graphopt.targets.common.converters.refusals import NotSupported
 
 Singles = NDArray[np.float32]
 
