@@ -28,8 +28,8 @@ from graphopt.targets.cpu import build, machine
 from graphopt.targets.cpu.object_cache import ObjectCache
 from graphopt.targets.gpu import code, devices, measure, nvrtc, schedule, tiles
 from graphopt.targets.gpu.code_cache import CodeCache
-from graphopt.targets.gpu.converters import OWN
-from graphopt.targets.gpu.converters_blocked import BLOCK
+from graphopt.targets.gpu.converters.blocked import BLOCK
+from graphopt.targets.gpu.converters.own import OWN
 from graphopt.targets.gpu.estimates import Estimates
 from graphopt.targets.gpu.source_cache import Generated, SourceCache
 

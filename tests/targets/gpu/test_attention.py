@@ -13,7 +13,8 @@ from tvm import te
 
 from graphopt import backend
 from graphopt.targets.common.converters.base import Context
-from graphopt.targets.gpu import code, converters_attention, devices, nvrtc, schedule, target
+from graphopt.targets.gpu import code, devices, nvrtc, schedule, target
+from graphopt.targets.gpu.converters import attention as converters_attention
 from graphopt.targets.gpu.kernels import attention, attention_tiles
 from graphopt.verify.oracle import run_onnxruntime
 

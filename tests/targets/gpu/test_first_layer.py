@@ -11,7 +11,7 @@ import pytest
 
 from graphopt.compiler import compile_model
 from graphopt.program.program import NativeSegment
-from graphopt.targets.gpu import converters_blocked
+from graphopt.targets.gpu.converters import blocked
 
 
 def model(planes: int) -> onnx.ModelProto:
@@ -32,7 +32,7 @@ def model(planes: int) -> onnx.ModelProto:
 @pytest.mark.parametrize(("planes", "gathered"), [(1, True), (3, True), (4, True), (5, False)])
 def test_planes(opencl: Any, monkeypatch: pytest.MonkeyPatch, planes: int, gathered: bool) -> None:
     """Up to 16 bytes of channels; the program computes what ONNX Runtime does."""
-    monkeypatch.setattr(converters_blocked, "on_cores", lambda c, dtype: True)
+    monkeypatch.setattr(blocked, "on_cores", lambda c, dtype: True)
     passes = "normalize,fuse,select-conv{algorithms=blocked},layout"
     compiled = compile_model(model(planes), target="opencl", passes=passes, verify="ends", costs="roofline")
     segments = [segment for stage in compiled.artifact.program.stages for segment in stage.segments]

@@ -13,7 +13,7 @@ from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Cont
 from graphopt.targets.common.converters.index import constant
 from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
-from graphopt.targets.gpu.converters_views import seen_through, wanted_order
+from graphopt.targets.gpu.converters.views import seen_through, wanted_order
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import attention as kernel
 from graphopt.targets.gpu.kernels import attention_mma, attention_mma_tiles, attention_tiles

@@ -16,14 +16,14 @@ from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.cpu.converters import pooling
 from graphopt.targets.cpu.converters.convolution import begin_pads
 from graphopt.targets.cpu.converters.transposed import begin_pads as transposed_pads
-from graphopt.targets.gpu.converters_attention import attention
-from graphopt.targets.gpu.converters_blocked import BLOCKED, accumulator, on_cores
-from graphopt.targets.gpu.converters_functions import gelu, left_to_tvm
-from graphopt.targets.gpu.converters_quantized import OWN as QUANTIZED
-from graphopt.targets.gpu.converters_recurrent import recurrent
-from graphopt.targets.gpu.converters_reductions import mean
-from graphopt.targets.gpu.converters_rows import channel_norm, layer_norm, rms_norm, softmax
-from graphopt.targets.gpu.converters_views import transpose
+from graphopt.targets.gpu.converters.attention import attention
+from graphopt.targets.gpu.converters.blocked import BLOCKED, accumulator, on_cores
+from graphopt.targets.gpu.converters.functions import gelu, left_to_tvm
+from graphopt.targets.gpu.converters.quantized import OWN as QUANTIZED
+from graphopt.targets.gpu.converters.recurrent import recurrent
+from graphopt.targets.gpu.converters.reductions import mean
+from graphopt.targets.gpu.converters.rows import channel_norm, layer_norm, rms_norm, softmax
+from graphopt.targets.gpu.converters.views import transpose
 from graphopt.targets.gpu.fusion import epilogue
 from graphopt.targets.gpu.kernels import product
 from graphopt.targets.gpu.kernels.axes import Axes

@@ -33,7 +33,7 @@ from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
-from graphopt.targets.gpu.converters_views import seen_through
+from graphopt.targets.gpu.converters.views import seen_through
 from graphopt.targets.gpu.fusion import epilogue
 from graphopt.targets.gpu.kernels import conv_blocked, product, transposes, window, winograd
 from graphopt.targets.gpu.kernels.axes import Axes, blocked
