@@ -18,8 +18,8 @@ from graphopt.cost.work import Work
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.converters.base import HALVES
 from graphopt.targets.gpu.devices import CLOCK, LAUNCH, REACHED, Device
-from graphopt.targets.gpu.kernels import simt, writers
-from graphopt.targets.gpu.kernels.product import Product
+from graphopt.targets.gpu.kernels.gemm import simt, templates
+from graphopt.targets.gpu.kernels.gemm.product import Product
 
 ADDRESS = 24
 """Instructions that find a patch's element: its tap, its pixel, and whether that is inside the image."""
@@ -158,7 +158,7 @@ class Estimates:
         if (shape, kind) not in self._known:
             product = shape.product(kind)
             try:
-                choice = writers.best(product, self.device)
+                choice = templates.best(product, self.device)
             except ValueError:
                 self._known[shape, kind] = math.inf
             else:

@@ -26,7 +26,7 @@ from graphopt.targets.common.identity import Identity
 from graphopt.targets.common.quiet import quiet
 from graphopt.targets.cpu import build, machine
 from graphopt.targets.cpu.object_cache import ObjectCache
-from graphopt.targets.gpu import code, devices, measure, nvrtc, schedule, tiles
+from graphopt.targets.gpu import code, devices, measure, nvrtc, rules, tiles
 from graphopt.targets.gpu.code_cache import CodeCache
 from graphopt.targets.gpu.converters.blocked import BLOCK
 from graphopt.targets.gpu.converters.own import OWN
@@ -133,7 +133,7 @@ class GpuTarget:
         return self._kernels[identity.symbol]
 
     def _generated(self, identity: Identity) -> Generated:
-        scheduled = schedule.apply(identity.function(), self.device)
+        scheduled = rules.apply(identity.function(), self.device)
         made = code.generate(identity.symbol, scheduled.function, self.device)
         generated = Generated(made, scheduled.plan, scheduled.note)
         if self._sources is not None:

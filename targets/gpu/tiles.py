@@ -9,7 +9,7 @@ import onnx_ir as ir
 from graphopt.cost.work import Work
 from graphopt.targets.common.identity import Identity
 from graphopt.targets.cpu.measure import node_of
-from graphopt.targets.gpu import schedule
+from graphopt.targets.gpu import rules
 from graphopt.targets.gpu.devices import Device
 
 DEFAULT = ("",)
@@ -48,7 +48,7 @@ def _spelled(work: Work, device: Device, kernels: Kernels, count: int | None, wo
     except Exception:  # noqa: BLE001  TVM raises anything; measuring will say that there is no such kernel
         return ()
     for identity in found.values():
-        choices = schedule.choices(identity.function(), device, count)
+        choices = rules.choices(identity.function(), device, count)
         if choices:
             return "", *(each.tile for each in choices[1:] if each.seconds <= worth * choices[0].seconds)
     return ()

@@ -15,11 +15,11 @@ from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.converters.views import seen_through, wanted_order
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import attention as kernel
-from graphopt.targets.gpu.kernels import attention_mma, attention_mma_tiles, attention_tiles
-from graphopt.targets.gpu.kernels.attention_mma_tiles import CHUNK
-from graphopt.targets.gpu.kernels.attention_tiles import seconds
-from graphopt.targets.gpu.kernels.tensor_cores import LABELS, TensorCores
+from graphopt.targets.gpu.kernels.attention import launch, mma, mma_launch
+from graphopt.targets.gpu.kernels.attention import simt as kernel
+from graphopt.targets.gpu.kernels.attention.launch import seconds
+from graphopt.targets.gpu.kernels.attention.mma_launch import CHUNK
+from graphopt.targets.gpu.kernels.gemm.tensor_cores import LABELS, TensorCores
 from graphopt.targets.gpu.kernels.views import View, Views
 
 
@@ -40,8 +40,8 @@ def attention(c: Context, inputs: list[Any]) -> Any:
     device: Any = c.machine
     assert isinstance(device, Device)
     kept = "float32" if dtype in HALVES else dtype
-    shape = attention_tiles.Shape(math.prod(sq[:2]), sq[2], sk[2], sq[3], sv[3], kept, _reach(c, sq[2], sk[2]))
-    fitting = attention_tiles.tiles(shape, device)
+    shape = launch.Shape(math.prod(sq[:2]), sq[2], sk[2], sq[3], sv[3], kept, _reach(c, sq[2], sk[2]))
+    fitting = launch.tiles(shape, device)
     if not fitting:
         raise NotSupported(
             f"the kernel of {name} keeps a row of q and of its result on chip, and {sq[3]} and {sv[3]} {dtype} are "
@@ -49,18 +49,18 @@ def attention(c: Context, inputs: list[Any]) -> Any:
         )
     tile, scale = fitting[0], c.real("scale", 1.0)
     sources, views = _seen(c, [q, k, v])
-    on_cores = attention_mma_tiles.tiles(shape, device, dtype) if device.cuda and dtype in HALVES else []
+    on_cores = mma_launch.tiles(shape, device, dtype) if device.cuda and dtype in HALVES else []
     marks: dict[str, Any]
     plan = Plan("attention", f"{tile.rows}x{tile.keys}", seconds(shape, tile, device))
     assert plan.seconds is not None
-    if on_cores and attention_mma_tiles.seconds(shape, on_cores[0], device, dtype) < plan.seconds:
+    if on_cores and mma_launch.seconds(shape, on_cores[0], device, dtype) < plan.seconds:
         best, units = on_cores[0], TensorCores(dtype)
-        taken = attention_mma_tiles.seconds(shape, best, device, dtype)
+        taken = mma_launch.seconds(shape, best, device, dtype)
         plan = Plan("attention", f"{best.rows}x{best.keys}", taken, precision=f"{LABELS[dtype]} mma")
-        marks = attention_mma.attributes(shape, best, device)
+        marks = mma.attributes(shape, best, device)
 
         def define(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
-            return attention_mma.compute(q, k, v, mask, scale, shape, best, units, views)
+            return mma.compute(q, k, v, mask, scale, shape, best, units, views)
     else:
         marks = kernel.attributes(shape, tile, device)
 

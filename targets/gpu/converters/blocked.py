@@ -35,9 +35,10 @@ from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.converters.views import seen_through
 from graphopt.targets.gpu.fusion import epilogue
-from graphopt.targets.gpu.kernels import conv_blocked, product, transposes, window, winograd
-from graphopt.targets.gpu.kernels.axes import Axes, blocked
-from graphopt.targets.gpu.kernels.tensor_cores import CHUNK_BYTES
+from graphopt.targets.gpu.kernels import conv_blocked, transposes, window, winograd
+from graphopt.targets.gpu.kernels.gemm import product
+from graphopt.targets.gpu.kernels.gemm.axes import Axes, blocked
+from graphopt.targets.gpu.kernels.gemm.tensor_cores import CHUNK_BYTES
 from graphopt.targets.gpu.kernels.window import Window
 
 BLOCK = 16

@@ -25,8 +25,8 @@ from graphopt.targets.gpu.converters.reductions import mean
 from graphopt.targets.gpu.converters.rows import channel_norm, layer_norm, rms_norm, softmax
 from graphopt.targets.gpu.converters.views import transpose
 from graphopt.targets.gpu.fusion import epilogue
-from graphopt.targets.gpu.kernels import product
-from graphopt.targets.gpu.kernels.axes import Axes
+from graphopt.targets.gpu.kernels.gemm import product
+from graphopt.targets.gpu.kernels.gemm.axes import Axes
 
 NARROW = 64
 """Products that one thread sums by itself, where a group has one output channel."""

@@ -13,8 +13,9 @@ from graphopt.targets.common.converters.recurrent_node import LENGTHS, B, C, H, 
 from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import product, recurrence, recurrence_cuts
-from graphopt.targets.gpu.kernels.axes import Axes
+from graphopt.targets.gpu.kernels import recurrence, recurrence_launch
+from graphopt.targets.gpu.kernels.gemm import product
+from graphopt.targets.gpu.kernels.gemm.axes import Axes
 
 
 def recurrent(c: Context, inputs: list[Any]) -> Any:
@@ -35,7 +36,7 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         dtype = "float32"
         given = [each if i == LENGTHS or each is None else _cast(c, each, dtype) for i, each in enumerate(given)]
         x, r = given[X], given[R]
-    layer = recurrence_cuts.Layer(
+    layer = recurrence_launch.Layer(
         cell,
         steps,
         batch,
@@ -50,8 +51,8 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
     )
     device: Any = c.machine
     assert isinstance(device, Device)
-    made = recurrence_cuts.cut(layer, device)
-    plan = Plan("recurrence", f"{made.units}x{made.rows}x{made.lanes}", recurrence_cuts.seconds(layer, made, device))
+    made = recurrence_launch.cut(layer, device)
+    plan = Plan("recurrence", f"{made.units}x{made.rows}x{made.lanes}", recurrence_launch.seconds(layer, made, device))
     projected = _projected(c, layer, x, given[W], given[B])
     extra: dict[str, Any] = {}
     if layer.reset_after:
@@ -102,7 +103,7 @@ def _refuse(c: Context, dtype: str, hidden: int, steps: int, empty: bool) -> Non
     recurrent_node.refuse(c, hidden)
 
 
-def _projected(c: Context, layer: recurrence_cuts.Layer, x: Any, w: Any, bias: Any) -> Any:
+def _projected(c: Context, layer: recurrence_launch.Layer, x: Any, w: Any, bias: Any) -> Any:
     """The products of all inputs with W, biases added: [T * B, D * G * H]."""
     width = shape_of(w)[-1]
     rows, columns = layer.steps * layer.batch, layer.directions * layer.gates * layer.hidden
@@ -120,7 +121,7 @@ def _projected(c: Context, layer: recurrence_cuts.Layer, x: Any, w: Any, bias: A
     return c.te("matmul", define, flat, c.reshape(w, (columns, width)), *added, pattern=EPILOGUE)
 
 
-def _bias(v: Any, layer: recurrence_cuts.Layer) -> Any:
+def _bias(v: Any, layer: recurrence_launch.Layer) -> Any:
     """Wb + Rb of v[D, 2 * G * H]; without the Rb that a GRU multiplies with its reset gate."""
     block = layer.gates * layer.hidden
 

@@ -9,7 +9,7 @@ from graphopt.cost.work import Plan
 from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import row_cuts, rows
+from graphopt.targets.gpu.kernels import rows, rows_launch
 
 
 def softmax(logarithm: bool) -> Converter:
@@ -107,11 +107,11 @@ def channel_norm(c: Context, inputs: list[Any]) -> Any:
 
 def _cut(
     c: Context, count: int, n: int, dtype: str, passes: int = 2
-) -> tuple[row_cuts.Rows, row_cuts.Cut, dict[str, Any]]:
+) -> tuple[rows_launch.Rows, rows_launch.Cut, dict[str, Any]]:
     """What is to be done, how, and what the function is marked with."""
     device: Any = c.machine
     assert isinstance(device, Device)
-    work = row_cuts.Rows(count, n, dtype, "float32" if dtype in HALVES else dtype, passes)
-    made = row_cuts.cut(work, device)
-    plan = Plan("rows", str(made), row_cuts.seconds(work, made, device))
+    work = rows_launch.Rows(count, n, dtype, "float32" if dtype in HALVES else dtype, passes)
+    made = rows_launch.cut(work, device)
+    plan = Plan("rows", str(made), rows_launch.seconds(work, made, device))
     return work, made, {"op_pattern": OPAQUE, **rows.ATTRIBUTES, **plans.attribute(plan)}

@@ -14,8 +14,8 @@ from typing import Any
 from tvm import tirx
 
 from graphopt.targets.common.kernels.blocks import const, dims
-from graphopt.targets.gpu.kernels import product
-from graphopt.targets.gpu.kernels.axes import Axes
+from graphopt.targets.gpu.kernels.gemm import product
+from graphopt.targets.gpu.kernels.gemm.axes import Axes
 from graphopt.targets.gpu.kernels.window import Window
 
 

@@ -23,9 +23,9 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels.attention_tiles import stride
+from graphopt.targets.gpu.kernels.attention.launch import stride
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.recurrence_cuts import VECTOR, Cut, Layer
+from graphopt.targets.gpu.kernels.recurrence_launch import VECTOR, Cut, Layer
 
 MOST_STEPS = 4096
 """Kernels that are launched one after the other for a layer, or twice as many for a GRU that resets first."""

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.common.kernels.blocks import const, dims
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.row_cuts import Cut, Rows
+from graphopt.targets.gpu.kernels.rows_launch import Cut, Rows
 
 ATTRIBUTES = {SYNCHRONIZED: 1}
 """What the functions must be marked with: a reduction across threads brings its own barriers."""

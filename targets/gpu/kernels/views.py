@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm import tirx
 
-from graphopt.targets.gpu.kernels.access import Reach
+from graphopt.targets.gpu.kernels.gemm.access import Reach
 
 Index = Callable[[Sequence[Any]], list[Any]]
 

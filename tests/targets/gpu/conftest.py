@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from graphopt.runtime.devices.opencl import OpenClDevice
-from graphopt.targets.gpu import code, devices, schedule
+from graphopt.targets.gpu import code, devices, rules
 
 Array = NDArray[Any]
 Run = Callable[..., list[Array]]
@@ -70,7 +70,7 @@ def run(execute: Run, device: devices.Device) -> Run:
     """Schedule a PrimFunc of (inputs..., outputs...), and `execute` it."""
 
     def run(function: Any, inputs: Sequence[Array], outputs: Sequence[Array], note: str = "") -> list[Array]:
-        scheduled = schedule.apply(function, device)
+        scheduled = rules.apply(function, device)
         assert scheduled.note == note
         return execute(scheduled.function, inputs, outputs, device)
 

@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.targets.gpu.kernels.access import Chunk
+from graphopt.targets.gpu.kernels.gemm.access import Chunk
 
 QUEUE = 256
 """Copies that a thread may have on their way."""

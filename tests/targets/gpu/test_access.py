@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tvm import tirx
 
-from graphopt.targets.gpu.kernels.access import Reach
+from graphopt.targets.gpu.kernels.gemm.access import Reach
 
 
 def reach(element: Any, size: int = 64, depth: int = 64) -> Reach:

@@ -13,9 +13,10 @@ from tvm import te
 
 from graphopt import backend
 from graphopt.targets.common.converters.base import Context
-from graphopt.targets.gpu import code, devices, nvrtc, schedule, target
+from graphopt.targets.gpu import code, devices, nvrtc, rules, target
 from graphopt.targets.gpu.converters import attention as converters_attention
-from graphopt.targets.gpu.kernels import attention, attention_tiles
+from graphopt.targets.gpu.kernels.attention import launch as attention_tiles
+from graphopt.targets.gpu.kernels.attention import simt
 from graphopt.verify.oracle import run_onnxruntime
 
 Array = NDArray[Any]
@@ -33,9 +34,9 @@ def _function(
     placeholders = [te.placeholder(array.shape, str(array.dtype), name=f"x{i}") for i, array in enumerate(given)]
     chosen = tile or attention_tiles.tiles(shape, device)[0]
     mask = placeholders[3] if len(given) > 3 else None
-    y = attention.compute(*placeholders[:3], mask, scale, shape, chosen)
+    y = simt.compute(*placeholders[:3], mask, scale, shape, chosen)
     function = te.create_prim_func([*placeholders, y])
-    for key, value in attention.attributes(shape, chosen, device).items():
+    for key, value in simt.attributes(shape, chosen, device).items():
         function = function.with_attr(key, value)
     return function
 
@@ -179,7 +180,7 @@ def test_machine_code(name: str, sizes: tuple[int, ...], mask: tuple[int, ...] |
     given = _inputs(*sizes, mask)
     shape = _shape(given)
     tile = attention_tiles.tiles(shape, device)[0]
-    made = code.generate("kernel", schedule.apply(_function(device, given, 0.125), device).function, device)
+    made = code.generate("kernel", rules.apply(_function(device, given, 0.125), device).function, device)
     resident = tile.resident(shape, device)
     assert made.resident == resident
     compiled = nvrtc.compile_cuda(made.bounded(resident), device.arch)
@@ -197,11 +198,11 @@ def test_machine_code_of_other_types(dtype: str) -> None:
     shape = attention_tiles.Shape(12, 128, 128, 64, 64, "float64" if dtype == "float64" else "float32")
     tile = attention_tiles.tiles(shape, device)[0]
     tensors = [te.placeholder((1, 12, 128, 64), dtype, name=name) for name in "qkv"]
-    y = attention.compute(*tensors, None, 0.125, shape, tile)
+    y = simt.compute(*tensors, None, 0.125, shape, tile)
     function = te.create_prim_func([*tensors, y])
-    for key, value in attention.attributes(shape, tile, device).items():
+    for key, value in simt.attributes(shape, tile, device).items():
         function = function.with_attr(key, value)
-    made = code.generate("kernel", schedule.apply(function, device).function, device)
+    made = code.generate("kernel", rules.apply(function, device).function, device)
     assert nvrtc.compile_cuda(made.source, device.arch).resources["kernel_kernel"].spilled == 0
 
 

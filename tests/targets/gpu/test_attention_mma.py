@@ -9,21 +9,22 @@ import pytest
 from numpy.typing import NDArray
 from tvm import te
 
-from graphopt.targets.gpu import code, devices, nvrtc, schedule
-from graphopt.targets.gpu.kernels import attention_mma, attention_mma_tiles, attention_tiles
-from graphopt.targets.gpu.kernels.tensor_cores import TensorCores, Units
+from graphopt.targets.gpu import code, devices, nvrtc, rules
+from graphopt.targets.gpu.kernels.attention import launch as attention_tiles
+from graphopt.targets.gpu.kernels.attention import mma, mma_launch
+from graphopt.targets.gpu.kernels.gemm.tensor_cores import TensorCores, Units
 from tests.targets.gpu.matrix_units import PRELUDE, MatrixUnits
 
 Array = NDArray[Any]
 Sizes = tuple[int, int, int, int, int, int]
 
-TILES = (attention_mma_tiles.Tile(1, 32), attention_mma_tiles.Tile(2, 32), attention_mma_tiles.Tile(2, 64))
+TILES = (mma_launch.Tile(1, 32), mma_launch.Tile(2, 32), mma_launch.Tile(2, 64))
 
 
 def build(
     sizes: Sizes,
     mask: tuple[int, ...] | None,
-    tile: attention_mma_tiles.Tile,
+    tile: mma_launch.Tile,
     units: Units,
     scale: float = 0.3,
     reach: int | None = None,
@@ -33,15 +34,15 @@ def build(
     given = [te.placeholder(shape, units.dtype, name=f"x{i}") for i, shape in enumerate(shapes)]
     masks = [] if mask is None else [te.placeholder(mask, units.dtype, name="mask")]
     shape = attention_tiles.Shape(batch * heads, queries, keys, depth, width, "float32", reach)
-    y = attention_mma.compute(*given, masks[0] if masks else None, scale, shape, tile, units)
+    y = mma.compute(*given, masks[0] if masks else None, scale, shape, tile, units)
     function = te.create_prim_func([*given, *masks, y])
-    for key, value in attention_mma.attributes(shape, tile, devices.DEVICES["a100"]).items():
+    for key, value in mma.attributes(shape, tile, devices.DEVICES["a100"]).items():
         function = function.with_attr(key, value)
-    return schedule.apply(function, devices.DEVICES["a100"]).function
+    return rules.apply(function, devices.DEVICES["a100"]).function
 
 
 def check(
-    execute: Any, sizes: Sizes, tile: attention_mma_tiles.Tile, mask: tuple[int, ...] | None = None, dead: int = 0
+    execute: Any, sizes: Sizes, tile: mma_launch.Tile, mask: tuple[int, ...] | None = None, dead: int = 0
 ) -> None:
     """Args: dead: the first so many keys are forbidden by the mask."""
     batch, heads, queries, keys, depth, width = sizes
@@ -80,7 +81,7 @@ def test_sizes(execute: Any, sizes: Sizes) -> None:
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("keys", [30, 64, 200])
-def test_tiles(execute: Any, tile: attention_mma_tiles.Tile, keys: int) -> None:
+def test_tiles(execute: Any, tile: mma_launch.Tile, keys: int) -> None:
     check(execute, (1, 2, tile.rows + 5, keys, 16, 24), tile)
 
 
@@ -103,7 +104,7 @@ def test_machine_code(arch: str, dtype: str, depth: int, mask: tuple[int, ...] |
     """The tile that is chosen spills nothing, fits, and uses the cores for both products."""
     device = devices.DEVICES[arch]
     shape = attention_tiles.Shape(8 * 12, 384, 384, depth, depth, "float32")
-    tile = attention_mma_tiles.tiles(shape, device, dtype)[0]
+    tile = mma_launch.tiles(shape, device, dtype)[0]
     function = build((8, 12, 384, 384, depth, depth), mask, tile, TensorCores(dtype))
     made = code.generate("kernel", function, device)
     (launch,) = made.launches
@@ -120,7 +121,7 @@ def test_what_does_not_fit() -> None:
     """Rows of other than whole chunks, and rows beyond the registers."""
     for depth, width in ((20, 64), (64, 136), (64, 4)):
         shape = attention_tiles.Shape(12, 128, 128, depth, width, "float32")
-        assert attention_mma_tiles.tiles(shape, devices.DEVICES["h100"], "float16") == []
+        assert mma_launch.tiles(shape, devices.DEVICES["h100"], "float16") == []
 
 
 def test_causal_masks(execute: Any) -> None:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from graphopt.targets.gpu.kernels.axes import Axes
+from graphopt.targets.gpu.kernels.gemm.axes import Axes
 
 CASES = {
     "b2 m3 n4": Axes.plain((2, 3, 4), (1, 1, 1), 3),

@@ -15,9 +15,10 @@ from tvm import s_tir, te, tirx
 from graphopt.compiler import compile_model, rewrite
 from graphopt.runtime.devices.opencl import OpenClDevice
 from graphopt.targets.common.kernels.blocks import blocks_of
-from graphopt.targets.gpu import code, devices, nvrtc, schedule
+from graphopt.targets.gpu import code, devices, nvrtc, rules
 from graphopt.targets.gpu.code import SYNCHRONIZED
-from graphopt.targets.gpu.kernels import conv_blocked, mma, product, transposes, window, winograd
+from graphopt.targets.gpu.kernels import conv_blocked, transposes, window, winograd
+from graphopt.targets.gpu.kernels.gemm import mma, product
 from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
 from tests.targets.gpu.matrix_units import PRELUDE, MatrixUnits
 
@@ -209,7 +210,7 @@ def test_large_windows_are_shared(device: devices.Device) -> None:
     a = te.placeholder((1, 1, 64, 64, 16), "float32", name="x")
     out = (1, 1, 1, 1, 16)
     sums = window.reduced(a, window.Window((64, 64), (1, 1), (1, 1), (0, 0)), out, te.sum, 0.0, "float32")
-    scheduled = schedule.apply(te.create_prim_func([a, sums]), device)
+    scheduled = rules.apply(te.create_prim_func([a, sums]), device)
     assert "few and large" in scheduled.note
     assert scheduled.plan.algorithm != "window"
 
@@ -296,7 +297,7 @@ def test_machine_code_of_windows(arch: str, dtype: str) -> None:
         lambda v, c, y, z, lane: v * u[c, y, z, lane].astype("float32"),
     )
     result = te.compute((1, 4, 28, 28, 16), lambda *i: sums(*i).astype(dtype), name="narrowed")
-    scheduled = schedule.apply(te.create_prim_func([a, u, result]), device)
+    scheduled = rules.apply(te.create_prim_func([a, u, result]), device)
     assert not scheduled.note
     made = code.generate("kernel", scheduled.function, device)
     found = nvrtc.compile_cuda(made.bounded(made.resident), device.arch)

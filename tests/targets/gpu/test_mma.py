@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tvm import te, tirx
 
-from graphopt.targets.gpu import code, devices, nvrtc, schedule
-from graphopt.targets.gpu.kernels import mma, product
-from graphopt.targets.gpu.kernels.axes import Axes
-from graphopt.targets.gpu.kernels.tensor_cores import KINDS, TensorCores
+from graphopt.targets.gpu import code, devices, nvrtc, rules
+from graphopt.targets.gpu.kernels.gemm import mma, product
+from graphopt.targets.gpu.kernels.gemm.axes import Axes
+from graphopt.targets.gpu.kernels.gemm.tensor_cores import KINDS, TensorCores
 from tests.targets.gpu.matrix_units import PRELUDE, MatrixUnits
 from tests.targets.gpu.test_product import matmul, normal_form
 
@@ -152,7 +152,7 @@ def test_halves_and_marked_floats_go_there_and_nothing_else() -> None:
     sizes = (1, 512, 512, 512)
 
     def precision(function: Any, on: devices.Device = device) -> str:
-        return schedule.apply(function, on).plan.precision
+        return rules.apply(function, on).plan.precision
 
     assert precision(matmul(sizes, dtype="float16")) == "fp16 mma"
     assert precision(matmul(sizes, dtype="bfloat16")) == "bf16 mma"

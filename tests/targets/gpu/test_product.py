@@ -11,8 +11,8 @@ from tvm import s_tir, te, tirx
 
 from graphopt.targets.common.kernels.blocks import blocks_of
 from graphopt.targets.gpu import code, devices, nvrtc
-from graphopt.targets.gpu.kernels import product, simt
-from graphopt.targets.gpu.kernels.axes import Axes
+from graphopt.targets.gpu.kernels.gemm import product, simt
+from graphopt.targets.gpu.kernels.gemm.axes import Axes
 
 Sizes = tuple[int, int, int, int]
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from tvm import te
 
 from graphopt import backend
-from graphopt.targets.gpu import code, devices, nvrtc, schedule, target
+from graphopt.targets.gpu import code, devices, nvrtc, rules, target
 from graphopt.targets.gpu.converters import recurrent
-from graphopt.targets.gpu.kernels import recurrence, recurrence_cuts
+from graphopt.targets.gpu.kernels import recurrence, recurrence_launch
 from graphopt.verify.oracle import run_onnxruntime
 
 Array = NDArray[Any]
@@ -229,9 +229,9 @@ def test_refusals(lab: Any, monkeypatch: pytest.MonkeyPatch, steps: int, attribu
     assert reason in str(target.OpenClTarget().supports(model.graph[0], model.opset_imports))
 
 
-def function(layer: recurrence_cuts.Layer, device: devices.Device) -> tuple[Any, recurrence_cuts.Cut]:
+def function(layer: recurrence_launch.Layer, device: devices.Device) -> tuple[Any, recurrence_launch.Cut]:
     """The PrimFunc of a layer, as the converter marks it."""
-    made = recurrence_cuts.cut(layer, device)
+    made = recurrence_launch.cut(layer, device)
     columns = layer.directions * layer.gates * layer.hidden
     shapes = [(layer.steps * layer.batch, columns), (layer.directions, layer.gates * layer.hidden, layer.hidden)]
     shapes += [layer.state] * (2 if layer.cell == "LSTM" else 1)  # type: ignore[list-item]
@@ -248,9 +248,9 @@ def function(layer: recurrence_cuts.Layer, device: devices.Device) -> tuple[Any,
 def test_machine_code(name: str, cell: str, batch: int) -> None:
     """Nothing is spilled, no matter how many steps there are only few kernels, and they fill the device."""
     device = devices.DEVICES[name]
-    layer = recurrence_cuts.Layer(cell, 100, batch, 512, 1, "float32", DEFAULTS[cell])
+    layer = recurrence_launch.Layer(cell, 100, batch, 512, 1, "float32", DEFAULTS[cell])
     scheduled, made = function(layer, device)
-    generated = code.generate("kernel", schedule.apply(scheduled, device).function, device)
+    generated = code.generate("kernel", rules.apply(scheduled, device).function, device)
     phases = len(layer.phases)
     assert len(generated.launches) == 100 * phases
     assert len({launch.entry for launch in generated.launches}) == 4 * phases
@@ -267,8 +267,8 @@ def test_what_takes_longer() -> None:
     device = devices.DEVICES["h100"]
 
     def seconds(cell: str, steps: int, hidden: int) -> float:
-        layer = recurrence_cuts.Layer(cell, steps, 1, hidden, 1, "float32", DEFAULTS[cell])
-        return recurrence_cuts.seconds(layer, recurrence_cuts.cut(layer, device), device)
+        layer = recurrence_launch.Layer(cell, steps, 1, hidden, 1, "float32", DEFAULTS[cell])
+        return recurrence_launch.seconds(layer, recurrence_launch.cut(layer, device), device)
 
     assert seconds("LSTM", 200, 512) == pytest.approx(2 * seconds("LSTM", 100, 512))
     assert seconds("GRU", 100, 512) > 1.3 * seconds("LSTM", 100, 512)
@@ -280,7 +280,7 @@ def test_what_takes_longer() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_cuts_fit_the_device(device: devices.Device, hidden: int, dtype: str) -> None:
     for cell, batch in (("LSTM", 1), ("GRU", 40), ("RNN", 7)):
-        layer = recurrence_cuts.Layer(cell, 2, batch, hidden, 2, dtype, DEFAULTS[cell])
-        made = recurrence_cuts.cut(layer, device)
+        layer = recurrence_launch.Layer(cell, 2, batch, hidden, 2, dtype, DEFAULTS[cell])
+        made = recurrence_launch.cut(layer, device)
         assert made.threads <= device.threads_per_block
         assert made.shared(layer.gates, dtype) <= device.shared_per_block

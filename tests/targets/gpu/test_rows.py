@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tvm import te
 
 from graphopt import backend
-from graphopt.targets.gpu import code, devices, nvrtc, schedule, target
-from graphopt.targets.gpu.kernels import row_cuts, rows
+from graphopt.targets.gpu import code, devices, nvrtc, rules, target
+from graphopt.targets.gpu.kernels import rows, rows_launch
 from graphopt.verify.oracle import run_onnxruntime
 
 Array = NDArray[Any]
@@ -24,10 +24,12 @@ def numbers(*shape: int) -> Array:
     return np.random.default_rng([3, *shape]).standard_normal(shape).astype(np.float32)
 
 
-def written(kind: str, count: int, n: int, device: devices.Device, dtype: str = "float32") -> tuple[Any, row_cuts.Cut]:
+def written(
+    kind: str, count: int, n: int, device: devices.Device, dtype: str = "float32"
+) -> tuple[Any, rows_launch.Cut]:
     """The function of `kind`, as the converter marks it."""
-    work = row_cuts.Rows(count, n, dtype, "float32" if dtype in ("float16", "bfloat16") else dtype)
-    made = row_cuts.cut(work, device)
+    work = rows_launch.Rows(count, n, dtype, "float32" if dtype in ("float16", "bfloat16") else dtype)
+    made = rows_launch.cut(work, device)
     x = te.placeholder((count, n), dtype, name="x")
     names = {"layer_norm": ("weight", "bias"), "rms_norm": ("weight",)}.get(kind, ())
     others = [te.placeholder((n,), dtype, name=name) for name in names]
@@ -40,7 +42,7 @@ def written(kind: str, count: int, n: int, device: devices.Device, dtype: str = 
     function = te.create_prim_func([x, *others, y])
     for key, value in rows.ATTRIBUTES.items():
         function = function.with_attr(key, value)
-    return schedule.apply(function, device).function, made
+    return rules.apply(function, device).function, made
 
 
 def softmax(x: Array) -> Array:
@@ -93,22 +95,22 @@ def test_infinities_are_what_they_are_in_numpy(execute: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize(("count", "n"), [*SIZES, (16384, 1024), (4, 50257), (100_000, 3)])
 def test_cuts_fit_the_device(device: devices.Device, dtype: str, count: int, n: int) -> None:
-    work = row_cuts.Rows(count, n, dtype, "float64" if dtype == "float64" else "float32")
-    made = row_cuts.cut(work, device)
+    work = rows_launch.Rows(count, n, dtype, "float64" if dtype == "float64" else "float32")
+    made = rows_launch.cut(work, device)
     assert n % made.vector == 0
     assert made.lanes * made.vector * made.turns >= n
     assert made.lanes * made.vector * (made.turns - 1) < n
     assert made.threads % device.warp == 0, "shuffles take whole warps"
     assert made.threads <= min(1024, device.threads_per_block)
     assert made.rows == 1 or made.lanes <= device.warp
-    assert row_cuts.seconds(work, made, device) > 0
+    assert rows_launch.seconds(work, made, device) > 0
 
 
 def test_rows_are_dealt_out_before_they_share_blocks() -> None:
     device = devices.DEVICES["h100"]
 
     def blocks(count: int, n: int) -> int:
-        return -(-count // row_cuts.cut(row_cuts.Rows(count, n, "float32", "float32"), device).rows)
+        return -(-count // rows_launch.cut(rows_launch.Rows(count, n, "float32", "float32"), device).rows)
 
     assert blocks(128, 768) == 128
     assert device.multiprocessors < blocks(12 * 512, 64) < 12 * 512
@@ -117,8 +119,8 @@ def test_rows_are_dealt_out_before_they_share_blocks() -> None:
 
 def test_longer_rows_take_longer() -> None:
     device = devices.DEVICES["h100"]
-    made = [row_cuts.Rows(4096, n, "float32", "float32") for n in (64, 1024, 16384)]
-    found = [row_cuts.seconds(work, row_cuts.cut(work, device), device) for work in made]
+    made = [rows_launch.Rows(4096, n, "float32", "float32") for n in (64, 1024, 16384)]
+    found = [rows_launch.seconds(work, rows_launch.cut(work, device), device) for work in made]
     assert found == sorted(found)
     assert found[-1] >= 2 * 4096 * 16384 * 4 / device.bandwidth
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.gpu import code, devices, nvrtc, schedule
-from graphopt.targets.gpu.kernels import sums
+from graphopt.targets.gpu import code, devices, nvrtc, rules
+from graphopt.targets.gpu.kernels import reductions
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -65,11 +65,11 @@ def test_reductions(execute: Any, device: devices.Device, shape: Shape, over: tu
     squares = x.astype(np.float64) ** 2
     expected = {"sum": squares.sum, "max": squares.max, "min": squares.min, "extreme": squares.max}[kind](over)
     w = numbers(*expected.shape, 2)[..., 0]
-    scheduled = schedule.apply(reduced(shape, over, kind), device)
+    scheduled = rules.apply(reduced(shape, over, kind), device)
     assert scheduled.plan.algorithm == "sums"
     (found,) = execute(scheduled.function, [x, w], [np.empty(expected.shape, np.float32)], device)
     np.testing.assert_allclose(found, 2 * expected + w, rtol=1e-5, atol=1e-5)
-    scheduled = schedule.apply(reduced(shape, over, kind, tail=False), device)
+    scheduled = rules.apply(reduced(shape, over, kind, tail=False), device)
     (found,) = execute(scheduled.function, [x], [np.empty(expected.shape, np.float32)], device)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -79,7 +79,7 @@ def test_a_result_that_is_spread_over_the_row_is_no_such_reduction(execute: Any)
     r = te.reduce_axis((0, 300), "r")
     total = te.compute((7,), lambda i: te.sum(x[i, r], axis=[r]), name="total")
     function = te.create_prim_func([x, te.compute((7, 300), lambda i, j: x[i, j] - total[i], name="y")])
-    scheduled = schedule.apply(function, devices.OPENCL)
+    scheduled = rules.apply(function, devices.OPENCL)
     assert scheduled.plan.algorithm == "elements"
     given = numbers(7, 300)
     (found,) = execute(scheduled.function, [given], [np.empty((7, 300), np.float32)])
@@ -92,42 +92,42 @@ def test_results_that_move_are_no_such_reduction() -> None:
     total = te.compute((7, 7), lambda i, j: te.sum(x[i, j, r], axis=[r]), name="total")
     function = te.create_prim_func([x, te.compute((7, 7), lambda i, j: total[j, i], name="y")])
     sch = s_tir.Schedule(function)
-    anchor = next(block for block in schedule.blocks_of(sch) if block.reduce)
+    anchor = next(block for block in rules.blocks_of(sch) if block.reduce)
     with pytest.raises(ValueError, match="its results move"):
-        sums.write(sch, anchor, devices.OPENCL)
+        reductions.write(sch, anchor, devices.OPENCL)
 
 
 WORKS = [
-    sums.Sums(1, 1_000_000, 4, 4, True),
-    sums.Sums(2048, 49, 4, 1, True),
-    sums.Sums(768, 1000, 4, 1, False),
-    sums.Sums(1, 1, 4, 1, True),
-    sums.Sums(100_000, 10, 4, 2, True),
-    sums.Sums(64 * 256, 3136, 2, 1, False),
+    reductions.Sums(1, 1_000_000, 4, 4, True),
+    reductions.Sums(2048, 49, 4, 1, True),
+    reductions.Sums(768, 1000, 4, 1, False),
+    reductions.Sums(1, 1, 4, 1, True),
+    reductions.Sums(100_000, 10, 4, 2, True),
+    reductions.Sums(64 * 256, 3136, 2, 1, False),
 ]
 
 
 @pytest.mark.parametrize("device", [devices.OPENCL, *devices.DEVICES.values()], ids=lambda device: device.name)
 @pytest.mark.parametrize("work", WORKS, ids=str)
-def test_cuts_fit_the_device(device: devices.Device, work: sums.Sums) -> None:
-    made = sums.cut(work, device)
+def test_cuts_fit_the_device(device: devices.Device, work: reductions.Sums) -> None:
+    made = reductions.cut(work, device)
     assert made.threads % device.warp == 0, "shuffles take whole warps"
     assert made.threads <= device.threads_per_block
     assert made.down != work.along
     assert made.results == 1 or made.down or made.lanes <= device.warp
-    assert sums.seconds(work, made, device) > 0
+    assert reductions.seconds(work, made, device) > 0
 
 
 def test_few_results_fill_the_device() -> None:
     device = devices.DEVICES["h100"]
 
-    def threads(work: sums.Sums) -> int:
-        made = sums.cut(work, device)
+    def threads(work: reductions.Sums) -> int:
+        made = reductions.cut(work, device)
         return math.ceil(work.results / made.results) * made.parts * made.threads
 
     assert threads(WORKS[0]) >= device.multiprocessors * 128
     assert threads(WORKS[1]) > 2048 * 4
-    assert sums.cut(WORKS[2], device).down
+    assert reductions.cut(WORKS[2], device).down
 
 
 @pytest.mark.parametrize("name", ["a100", "h100"])
@@ -138,7 +138,7 @@ def test_few_results_fill_the_device() -> None:
 def test_machine_code(name: str, dtype: str, shape: Shape, over: tuple[int, ...]) -> None:
     """Shuffles where steps are neighbours, sums of halves in single precision, nothing spilled."""
     device = devices.DEVICES[name]
-    scheduled = schedule.apply(reduced(shape, over, "sum", dtype), device)
+    scheduled = rules.apply(reduced(shape, over, "sum", dtype), device)
     assert scheduled.plan.algorithm == "sums"
     assert scheduled.plan.seconds
     generated = code.generate("kernel", scheduled.function, device)

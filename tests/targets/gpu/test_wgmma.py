@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from tvm import te
 
-from graphopt.targets.gpu import code, devices, nvrtc, schedule
-from graphopt.targets.gpu.kernels import conv_blocked, product, wgmma
-from graphopt.targets.gpu.kernels.axes import Axes
-from graphopt.targets.gpu.kernels.warpgroups import WarpGroups
+from graphopt.targets.gpu import code, devices, nvrtc, rules
+from graphopt.targets.gpu.kernels import conv_blocked
+from graphopt.targets.gpu.kernels.gemm import product, wgmma
+from graphopt.targets.gpu.kernels.gemm.axes import Axes
+from graphopt.targets.gpu.kernels.gemm.warpgroups import WarpGroups
 from graphopt.targets.gpu.kernels.window import Window
 from tests.targets.gpu.matrix_units import PRELUDE, MatrixGroups
 from tests.targets.gpu.test_mma import matmul, normal_form, operands
@@ -120,9 +121,9 @@ def test_order_in_a_slice() -> None:
 def test_what_whole_rounds_leave_over_is_streamed() -> None:
     """A few tiles more than the device takes at a time, and deep ones: not a round for them alone."""
     function = matmul((1, 128 * 70, 512, 16384), ALONG, "float16")
-    plan = schedule.apply(function, HOPPER).plan
+    plan = rules.apply(function, HOPPER).plan
     assert plan.tile.endswith(f"~{HOPPER.multiprocessors}")
-    even = schedule.apply(matmul((1, 128 * 66, 512, 16384), ALONG, "float16"), HOPPER).plan
+    even = rules.apply(matmul((1, 128 * 66, 512, 16384), ALONG, "float16"), HOPPER).plan
     assert "~" not in even.tile
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
+from graphopt.targets.gpu.kernels.gemm.product import Product
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.product import Product
 
 Store = Callable[[Any, Any, Any, Any], tuple[Any, Any, list[Any]]]
 """(b, m, n, total) -> (buffer, value, indices), as `Product.store`."""

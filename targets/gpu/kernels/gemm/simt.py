@@ -18,11 +18,11 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.devices import CLOCK, LARGEST_GRID, Device
-from graphopt.targets.gpu.kernels import split as parts_of
-from graphopt.targets.gpu.kernels.access import Element, Reach
+from graphopt.targets.gpu.kernels.gemm import split_k as parts_of
+from graphopt.targets.gpu.kernels.gemm.access import Element, Reach
+from graphopt.targets.gpu.kernels.gemm.product import Product
+from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.product import Product
-from graphopt.targets.gpu.kernels.split import SPLITS, Store
 
 VECTOR = 4
 """Elements of a load from shared memory."""

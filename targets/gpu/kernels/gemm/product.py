@@ -19,7 +19,7 @@ from graphopt.cost.work import TILE
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, inline_after
 from graphopt.targets.common.tir.expressions import rewritten, substituted
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
-from graphopt.targets.gpu.kernels.axes import Axes
+from graphopt.targets.gpu.kernels.gemm.axes import Axes
 
 NAME = "gpu.product"
 _AXES = "graphopt.axes"

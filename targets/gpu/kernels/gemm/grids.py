@@ -18,10 +18,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.gpu.kernels import split as parts_of
+from graphopt.targets.gpu.kernels.gemm import split_k as parts_of
+from graphopt.targets.gpu.kernels.gemm.product import Product
+from graphopt.targets.gpu.kernels.gemm.split_k import Store
 from graphopt.targets.gpu.kernels.guards import when
-from graphopt.targets.gpu.kernels.product import Product
-from graphopt.targets.gpu.kernels.split import Store
 
 RASTER = 8
 """Rows of tiles that neighbouring blocks go over together, so that they find each other's operands in the cache."""

@@ -25,9 +25,9 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.common.kernels.blocks import const, dims, round_up
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels.attention_tiles import STATIC, VECTOR, Shape, Tile, stride
+from graphopt.targets.gpu.kernels.attention.launch import STATIC, VECTOR, Shape, Tile, stride
+from graphopt.targets.gpu.kernels.attention.slices import Slice
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.slices import Slice
 from graphopt.targets.gpu.kernels.views import Views
 
 ADDERS = 64

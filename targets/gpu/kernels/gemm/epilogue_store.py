@@ -14,11 +14,11 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.common.tir.expressions import rewritten
-from graphopt.targets.gpu.kernels.access import Reach
+from graphopt.targets.gpu.kernels.gemm.access import Reach
+from graphopt.targets.gpu.kernels.gemm.product import Product
+from graphopt.targets.gpu.kernels.gemm.split_k import Store
+from graphopt.targets.gpu.kernels.gemm.tensor_cores import Units
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.product import Product
-from graphopt.targets.gpu.kernels.split import Store
-from graphopt.targets.gpu.kernels.tensor_cores import Units
 
 VECTOR = 4
 """Results that a thread stores at a time, where they are neighbours in memory."""

@@ -18,16 +18,16 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.devices import CLOCK, LARGEST_GRID, Device
-from graphopt.targets.gpu.kernels import grids
-from graphopt.targets.gpu.kernels import split as parts_of
-from graphopt.targets.gpu.kernels.access import Reach
-from graphopt.targets.gpu.kernels.grids import Timed
+from graphopt.targets.gpu.kernels.gemm import grids
+from graphopt.targets.gpu.kernels.gemm import split_k as parts_of
+from graphopt.targets.gpu.kernels.gemm.access import Reach
+from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS, Strips
+from graphopt.targets.gpu.kernels.gemm.grids import Timed
+from graphopt.targets.gpu.kernels.gemm.mma import reaches
+from graphopt.targets.gpu.kernels.gemm.product import Product
+from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
+from graphopt.targets.gpu.kernels.gemm.warpgroups import CHUNK, DEPTH, GROUP_ROWS, Units
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.mma import reaches
-from graphopt.targets.gpu.kernels.product import Product
-from graphopt.targets.gpu.kernels.split import SPLITS, Store
-from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS, Strips
-from graphopt.targets.gpu.kernels.warpgroups import CHUNK, DEPTH, GROUP_ROWS, Units
 
 ROW = 64
 """Halves of a row in shared memory, and the depth of a slice."""

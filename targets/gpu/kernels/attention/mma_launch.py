@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from graphopt.targets.common.kernels.blocks import round_up
 from graphopt.targets.gpu.devices import CLOCK, Device
-from graphopt.targets.gpu.kernels.attention_tiles import Shape
-from graphopt.targets.gpu.kernels.mma import HOPPER_MMA
-from graphopt.targets.gpu.kernels.strips import ROWS
+from graphopt.targets.gpu.kernels.attention.launch import Shape
+from graphopt.targets.gpu.kernels.gemm.epilogue_store import ROWS
+from graphopt.targets.gpu.kernels.gemm.mma import HOPPER_MMA
 
 WIDEST = 128
 """Elements of a row of q, or of the result, that a warp's registers hold."""

@@ -12,8 +12,10 @@ from graphopt.targets.common.kernels.blocks import Block, blocks_of
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import generic, product, sums, window, winograd, writers
-from graphopt.targets.gpu.kernels.axes import blocked
+from graphopt.targets.gpu.kernels import generic, window, winograd
+from graphopt.targets.gpu.kernels import reductions as sums
+from graphopt.targets.gpu.kernels.gemm import product, templates
+from graphopt.targets.gpu.kernels.gemm.axes import blocked
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Scheduled:
 
 def _product(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
     layout = product.layout(sch, anchor)
-    chosen = writers.best(product.read(sch, anchor), device)
+    chosen = templates.best(product.read(sch, anchor), device)
     return Scheduled(chosen.write(), Plan("product", chosen.tile, chosen.seconds, layout, chosen.units))
 
 
@@ -76,12 +78,12 @@ def apply(function: Any, device: Device) -> Scheduled:
         return Scheduled(generic.by_hand(function, device), Plan("loops"), note)
 
 
-def choices(function: Any, device: Device, count: int | None) -> list[writers.Choice]:
+def choices(function: Any, device: Device, count: int | None) -> list[templates.Choice]:
     """As `writers.choices` has them for the product of a PrimFunc; none where it computes no product."""
     try:
         sch = s_tir.Schedule(_without_offsets(function))
         anchor = next((block for block in blocks_of(sch) if block.rule == product.NAME), None)
-        return [] if anchor is None else writers.choices(product.read(sch, anchor), device, count)
+        return [] if anchor is None else templates.choices(product.read(sch, anchor), device, count)
     except (s_tir.ScheduleError, ValueError, TypeError):  # nothing that `apply` could write
         return []
 

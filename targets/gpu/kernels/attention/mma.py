@@ -23,12 +23,12 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.common.kernels.blocks import const, dims
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels.access import Chunk
-from graphopt.targets.gpu.kernels.attention_mma_tiles import CHUNK, Tile, padded, stride
-from graphopt.targets.gpu.kernels.attention_tiles import Shape
+from graphopt.targets.gpu.kernels.attention.launch import Shape
+from graphopt.targets.gpu.kernels.attention.mma_launch import CHUNK, Tile, padded, stride
+from graphopt.targets.gpu.kernels.gemm.access import Chunk
+from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS
+from graphopt.targets.gpu.kernels.gemm.tensor_cores import Units
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS
-from graphopt.targets.gpu.kernels.tensor_cores import Units
 from graphopt.targets.gpu.kernels.views import View, Views
 
 

@@ -14,12 +14,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.gpu.kernels.access import Reach
+from graphopt.targets.gpu.kernels.gemm.access import Reach
+from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.strips import COLUMNS, ROWS
 
 if TYPE_CHECKING:
-    from graphopt.targets.gpu.kernels.mma import Writer
+    from graphopt.targets.gpu.kernels.gemm.mma import Writer
 
 
 class Side:

@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels import mma, simt, wgmma
-from graphopt.targets.gpu.kernels.product import Product
-from graphopt.targets.gpu.kernels.tensor_cores import LABELS, TensorCores
-from graphopt.targets.gpu.kernels.warpgroups import WarpGroups
+from graphopt.targets.gpu.kernels.gemm import mma, simt, wgmma
+from graphopt.targets.gpu.kernels.gemm.product import Product
+from graphopt.targets.gpu.kernels.gemm.tensor_cores import LABELS, TensorCores
+from graphopt.targets.gpu.kernels.gemm.warpgroups import WarpGroups
 
 
 @dataclass(frozen=True, slots=True)

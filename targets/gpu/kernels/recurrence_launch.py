@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.gpu.devices import Device
-from graphopt.targets.gpu.kernels.attention_tiles import stride
+from graphopt.targets.gpu.kernels.attention.launch import stride
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 """Gates in ONNX's order: input, output, forget, cell; update, reset, hidden; the one of a plain RNN."""

@@ -10,7 +10,7 @@ import pytest
 from tvm import te, tirx
 from tvm.script import tirx as T
 
-from graphopt.targets.gpu import code, devices, nvrtc, schedule
+from graphopt.targets.gpu import code, devices, nvrtc, rules
 
 Shape = tuple[int, ...]
 
@@ -80,7 +80,7 @@ def test_infinities_are_written_in_every_type(dtype: str) -> None:
     x = te.placeholder((64, 9), dtype, name="x")
     y = te.compute((64, 9), lambda i, j: tirx.if_then_else(j < 8, x[i, j + 1], tirx.const(-math.inf, dtype)), name="y")
     device = devices.DEVICES["h100"]
-    made = code.generate("kernel", schedule.apply(te.create_prim_func([x, y]), device).function, device)
+    made = code.generate("kernel", rules.apply(te.create_prim_func([x, y]), device).function, device)
     assert nvrtc.compile_cuda(made.source, device.arch).image
 
 
@@ -99,7 +99,7 @@ def test_loops_written_by_hand_keep_their_parallel_one(run: Any) -> None:
     x = numbers(130, 9)
     (found,) = run(running_sums, [x], [np.empty((130, 9), np.float32)])
     np.testing.assert_allclose(found, np.cumsum(x, 1), rtol=1e-5, atol=1e-5)
-    planned = schedule.apply(running_sums, devices.OPENCL).plan
+    planned = rules.apply(running_sums, devices.OPENCL).plan
     assert planned.algorithm == "loops"
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.targets.gpu.kernels.access import Chunk
+from graphopt.targets.gpu.kernels.gemm.access import Chunk
 
 CHUNK_BYTES = 16
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.targets.gpu.kernels import tensor_cores
-from graphopt.targets.gpu.kernels.tensor_cores import TensorCores
+from graphopt.targets.gpu.kernels.gemm import tensor_cores
+from graphopt.targets.gpu.kernels.gemm.tensor_cores import TensorCores
 
 GROUP_ROWS = 64
 """Rows that four warps multiply together."""
