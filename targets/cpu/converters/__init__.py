@@ -52,7 +52,7 @@ from graphopt.targets.cpu.converters.recurrent import recurrent
 from graphopt.targets.cpu.converters.rows import channel_norm, clamp, elementwise, gelu, layer_norm, softmax
 from graphopt.targets.cpu.converters.sums import total
 from graphopt.targets.cpu.converters.transposed import conv_transpose
-from graphopt.targets.cpu.converters.winograd import winograd
+from graphopt.targets.cpu.converters.winograd import conv2d_winograd
 
 __all__ = ["CUSTOM", "FURTHER", "STANDARD", "Context", "Converter", "candidates", "nothing"]
 
@@ -61,8 +61,8 @@ CUSTOM: dict[str, Converter] = {
     "FromBlocked": from_blocked,
     "Conv2dBlocked": conv2d_blocked,
     "DepthwiseConv2dBlocked": depthwise_blocked,
-    "Conv2dWinograd": winograd,
-    "Conv2dWinogradAxis": winograd,
+    "Conv2dWinograd": conv2d_winograd,
+    "Conv2dWinogradAxis": conv2d_winograd,
     "Conv2dFft": conv2d_fft,
     "Conv2dIm2col": conv,
     "MaxPoolBlocked": pool_blocked("max"),

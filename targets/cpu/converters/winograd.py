@@ -11,7 +11,7 @@ from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, d
 from graphopt.targets.cpu.kernels.conv import winograd, winograd_fused
 
 
-def winograd(c: Context, inputs: list[Any]) -> Any:
+def conv2d_winograd(c: Context, inputs: list[Any]) -> Any:
     """Either node, with the tile that was chosen for it or the one with the best estimate."""
     x, u, bias = inputs
     kernel = _kernel(c, shape_of(u)[0])
