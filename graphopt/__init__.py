@@ -22,7 +22,7 @@ if not os.path.isdir(os.path.join(__path__[0], "passes")):
 if TYPE_CHECKING:
     from graphopt.compiler import compile as compile
     from graphopt.frontend.load import load as load
-    from graphopt.pipeline.pipeline import Pass as Pass
+    from graphopt.pipeline.pass_base import Pass as Pass
     from graphopt.pipeline.pipeline import Pipeline as Pipeline
     from graphopt.program.artifact import Artifact as Artifact
     from graphopt.program.artifact import open_artifact as open
@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Artifact": ("graphopt.program.artifact", "Artifact"),
-    "Pass": ("graphopt.pipeline.pipeline", "Pass"),
+    "Pass": ("graphopt.pipeline.pass_base", "Pass"),
     "Pipeline": ("graphopt.pipeline.pipeline", "Pipeline"),
     "compile": ("graphopt.compiler", "compile"),
     "load": ("graphopt.frontend.load", "load"),

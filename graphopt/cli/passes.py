@@ -10,7 +10,7 @@ EXAMPLES = ("graphopt passes", "graphopt compile model.onnx --passes 'normalize,
 def command() -> Report:
     """List the passes, their options, and the pipelines that `graphopt compile` uses by default."""
     from graphopt.passes import DEFAULT, DEFAULTS, PASSES
-    from graphopt.pipeline.pipeline import load_pass
+    from graphopt.pipeline.spelling import load_pass
 
     found = {name: load_pass(name) for name in PASSES}
     heads = {name: (each.__doc__ or "").strip().splitlines()[0] for name, each in found.items()}

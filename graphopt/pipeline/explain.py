@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphopt.pipeline.pipeline import Alternative, Choice, PipelineResult
+from graphopt.pipeline.pass_base import Alternative, Choice
+from graphopt.pipeline.pipeline import PipelineResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from graphopt.report.units import nbytes, seconds
 
 if TYPE_CHECKING:
     from graphopt.compiler import Compilation
-    from graphopt.pipeline.pipeline import Choice
+    from graphopt.pipeline.pass_base import Choice
     from graphopt.program.artifact import Artifact
 
 SHOWN_NODES = 4

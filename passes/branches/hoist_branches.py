@@ -18,7 +18,7 @@ from graphopt.graph.shapes.settle import LEARNED
 from graphopt.graph.value_dependence import depends_on_values
 from graphopt.passes.branches.branches import BRANCHES, Branch, is_selection, lift, trial
 from graphopt.passes.branches.speculation import make_safe, unsafe
-from graphopt.pipeline.pipeline import Pass, PassResult, Refusal
+from graphopt.pipeline.pass_base import Pass, PassResult, Refusal
 from graphopt.verify.oracle import random_inputs, run_onnxruntime
 
 

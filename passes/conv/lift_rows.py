@@ -24,7 +24,7 @@ from graphopt.passes.conv.row_forms import (
     on_row,
     window_on_row,
 )
-from graphopt.pipeline.pipeline import Pass, PassResult, Refusal
+from graphopt.pipeline.pass_base import Pass, PassResult, Refusal
 
 
 @dataclass(frozen=True)

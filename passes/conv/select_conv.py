@@ -21,7 +21,7 @@ from graphopt.passes.conv.algorithms import PLANAR_LAYOUT, PLANES, TILE, Algorit
 from graphopt.passes.conv.forms import ConvNode, emit_blocked, emit_depthwise, emit_fft, emit_im2col, emit_winograd
 from graphopt.passes.layout.blockable import is_among, listed
 from graphopt.passes.layout.selection import Labelled, selection_problem
-from graphopt.pipeline.pipeline import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
+from graphopt.pipeline.pass_base import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve import selection
 
 

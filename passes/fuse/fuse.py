@@ -11,7 +11,7 @@ from graphopt.graph.edit import Editor
 from graphopt.passes.fuse.affine import AFFINE
 from graphopt.passes.fuse.attention import ATTENTION, Masks
 from graphopt.passes.fuse.patterns import PATTERNS
-from graphopt.pipeline.pipeline import Pass, PassResult, Refusal, option
+from graphopt.pipeline.pass_base import Pass, PassResult, Refusal, option
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from graphopt.ops import DOMAIN
 from graphopt.ops.layout import blocks
 from graphopt.passes.layout.blockable import Form, border, to_blocked_form
 from graphopt.passes.layout.selection import BLOCKED, selection_problem
-from graphopt.pipeline.pipeline import Pass, PassResult, Refusal
+from graphopt.pipeline.pass_base import Pass, PassResult, Refusal
 from graphopt.solve.selection import solve
 
 

@@ -18,7 +18,7 @@ from graphopt.passes.normalize.microsoft.shared import MICROSOFT
 from graphopt.passes.normalize.products import PRODUCTS
 from graphopt.passes.normalize.shapes import SHAPES
 from graphopt.passes.normalize.windows import WINDOWS
-from graphopt.pipeline.pipeline import Pass, PassResult, Refusal
+from graphopt.pipeline.pass_base import Pass, PassResult, Refusal
 
 RULES: dict[str, tuple[Rule, ...]] = {
     name: tuple(rule for rules in (SHAPES, ARITHMETIC, PRODUCTS, WINDOWS) for rule in rules.get(name, ()))

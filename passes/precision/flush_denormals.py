@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.graph.edit import Editor, is_op
-from graphopt.pipeline.pipeline import Pass, PassResult, Refusal
+from graphopt.pipeline.pass_base import Pass, PassResult, Refusal
 
 SUMS = ("Add", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul", "Sub")
 """Operators that multiply by a constant or add it, element by element or in sums."""

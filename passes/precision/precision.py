@@ -15,7 +15,7 @@ from graphopt.passes.precision.cut import choose
 from graphopt.passes.precision.nodes import Rules, concerned, is_product
 from graphopt.passes.precision.rewrite import Rewrite
 from graphopt.passes.precision.view import CAST_BYTES, View, elements, tensors_of
-from graphopt.pipeline.pipeline import Pass, PassResult, Refusal, option
+from graphopt.pipeline.pass_base import Pass, PassResult, Refusal, option
 
 
 class Format(enum.StrEnum):

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.edit import Editor, array_of, dims, is_op, scalar_of
-from graphopt.pipeline.pipeline import Pass, PassResult
+from graphopt.pipeline.pass_base import Pass, PassResult
 
 FEW = 16
 """Rows of a product up to which all parts of a tensor are multiplied no slower at once, by matrices of 256 x 256 and

@@ -11,7 +11,7 @@ from graphopt.cost.model import CostModel
 from graphopt.cost.node_work import work_of
 from graphopt.cost.work import TILE
 from graphopt.graph.edit import is_op
-from graphopt.pipeline.pipeline import Choice, Pass, PassResult
+from graphopt.pipeline.pass_base import Choice, Pass, PassResult
 
 PRODUCTS = ("MatMul", "Gemm")
 

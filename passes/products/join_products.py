@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.graph.edit import Editor, array_of, dims, is_custom, is_op, only_use
-from graphopt.pipeline.pipeline import Pass, PassResult
+from graphopt.pipeline.pass_base import Pass, PassResult
 
 
 @dataclass(frozen=True)

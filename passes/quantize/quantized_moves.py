@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.graph.edit import Editor, array_of, is_op, only_use
 from graphopt.passes.quantize.dequantized import BYTES, Dequantized
-from graphopt.pipeline.pipeline import Pass, PassResult
+from graphopt.pipeline.pass_base import Pass, PassResult
 
 MOVES = ("Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 """Operators that give numbers of their first operand, and of MaxPool no order but that of the numbers is asked."""

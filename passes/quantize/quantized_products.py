@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt.graph.edit import Editor, array_of, dims, is_op, only_use
 from graphopt.passes.normalize.microsoft.shared import Writer, operand
 from graphopt.passes.quantize.dequantized import BYTES, Dequantized
-from graphopt.pipeline.pipeline import Pass, PassResult, Refusal
+from graphopt.pipeline.pass_base import Pass, PassResult, Refusal
 
 BIAS_SCALE = 1e-4
 """How far the scale of a bias may be from the product of the others: exporters compute it in other precisions."""

@@ -13,7 +13,7 @@ _IMPORTED = time.time()  # `load_target` imports this file before the others
 @functools.cache
 def digest() -> str:
     """Of every Python file of this package, in order of their names."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     found = hashlib.sha256()
     for path in _files(folder):
         found.update(str(path.relative_to(folder)).encode())
@@ -21,7 +21,7 @@ def digest() -> str:
     return found.hexdigest()
 
 
-def unchanged(folder: Path = Path(__file__).parent, imported: float = _IMPORTED) -> bool:
+def unchanged(folder: Path = Path(__file__).parents[1], imported: float = _IMPORTED) -> bool:
     """Whether the files are still those that this process imported, so that `digest` is that of the code that runs."""
     return all(path.stat().st_mtime < imported for path in _files(folder))
 

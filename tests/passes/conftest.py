@@ -7,7 +7,8 @@ import pytest
 
 from graphopt.cost.work import TILE
 from graphopt.pipeline.observe import Check
-from graphopt.pipeline.pipeline import Event, Pass, PassResult
+from graphopt.pipeline.pass_base import Pass, PassResult
+from graphopt.pipeline.pipeline import Event
 from graphopt.verify.oracle import random_inputs, require_equal, run_onnxruntime
 
 

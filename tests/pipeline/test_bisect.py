@@ -15,7 +15,8 @@ from graphopt.graph.edit import Editor
 from graphopt.passes import Fuse, Layout, Normalize, SelectConv
 from graphopt.pipeline.bisect import Verdict, bisect
 from graphopt.pipeline.observe import Dump
-from graphopt.pipeline.pipeline import Pass, PassResult, Pipeline
+from graphopt.pipeline.pass_base import Pass, PassResult
+from graphopt.pipeline.pipeline import Pipeline
 
 TEXT = """
 <ir_version: 11, opset_import: ["": 20]>

@@ -1,7 +1,8 @@
 import onnx_ir as ir
 
 from graphopt.pipeline.explain import Row, Summary, explain, summarize
-from graphopt.pipeline.pipeline import Alternative, Choice, PipelineResult, Refusal, Step
+from graphopt.pipeline.pass_base import Alternative, Choice, Refusal
+from graphopt.pipeline.pipeline import PipelineResult, Step
 
 
 def result() -> PipelineResult:

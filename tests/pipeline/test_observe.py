@@ -9,7 +9,8 @@ import pytest
 
 from graphopt.errors import PipelineError, VerificationError
 from graphopt.pipeline.observe import PASS_KEY, Check, Dump, Time, Verify
-from graphopt.pipeline.pipeline import Event, Pass, PassResult, Pipeline
+from graphopt.pipeline.pass_base import Pass, PassResult
+from graphopt.pipeline.pipeline import Event, Pipeline
 from graphopt.verify import oracle
 
 TEXT = """

@@ -12,7 +12,9 @@ from graphopt.cost.roofline import Machine
 from graphopt.errors import ModelError, PipelineError
 from graphopt.passes import DEFAULT, PASSES, Fuse, Layout, SelectConv
 from graphopt.passes.conv.select_conv import Algorithm
-from graphopt.pipeline.pipeline import ByteSize, Event, Option, Pass, PassResult, Pipeline, Refusal, load_pass, option
+from graphopt.pipeline.pass_base import ByteSize, Option, Pass, PassResult, Refusal, option
+from graphopt.pipeline.pipeline import Event, Pipeline
+from graphopt.pipeline.spelling import load_pass
 
 
 class Colour(StrEnum):

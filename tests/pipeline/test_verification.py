@@ -13,7 +13,8 @@ import pytest
 from graphopt.compiler import compile_model
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.pipeline.blame import wrong_kernel
-from graphopt.pipeline.pipeline import Pass, PassResult, Pipeline
+from graphopt.pipeline.pass_base import Pass, PassResult
+from graphopt.pipeline.pipeline import Pipeline
 from graphopt.pipeline.verification import given_shapes
 
 TEXT = """<ir_version: 10, opset_import: ["": 20]>

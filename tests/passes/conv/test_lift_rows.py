@@ -5,7 +5,8 @@ import pytest
 from graphopt.passes import Fuse, Layout, LiftRows, Normalize, SelectConv
 from graphopt.passes.conv.algorithms import Algorithm
 from graphopt.pipeline.observe import Check
-from graphopt.pipeline.pipeline import Pass, PassResult, Pipeline
+from graphopt.pipeline.pass_base import Pass, PassResult
+from graphopt.pipeline.pipeline import Pipeline
 
 LINE = "float[2,20,15] x, float[24,20,3] w, float[24] b"
 WEIGHTS = {"w": (24, 20, 3), "b": (24,)}

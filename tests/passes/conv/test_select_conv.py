@@ -13,7 +13,7 @@ from graphopt.cost.roofline import Machine
 from graphopt.cost.work import PRECISION, Work
 from graphopt.passes import SelectConv
 from graphopt.passes.conv.algorithms import Algorithm
-from graphopt.pipeline.pipeline import ByteSize, Pass, PassResult
+from graphopt.pipeline.pass_base import ByteSize, Pass, PassResult
 
 WEIGHTS = {"w": (24, 20, 3, 3), "b": (24,)}
 CONV3X3 = """

@@ -9,7 +9,7 @@ import pytest
 from graphopt.cost.model import CostModel
 from graphopt.cost.roofline import Machine
 from graphopt.passes import Layout, SelectConv
-from graphopt.pipeline.pipeline import Pass, PassResult
+from graphopt.pipeline.pass_base import Pass, PassResult
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 
 from graphopt.frontend import load
 from graphopt.passes import Normalize
-from graphopt.pipeline.pipeline import PassResult
+from graphopt.pipeline.pass_base import PassResult
 from graphopt.verify.oracle import TOLERANCES, Tolerance, require_equal, run_onnxruntime
 
 B, S, L, D, N = 2, 5, 6, 8, 2

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.passes import FlushDenormals
-from graphopt.pipeline.pipeline import PassResult
+from graphopt.pipeline.pass_base import PassResult
 from graphopt.verify.oracle import run_onnxruntime
 
 TINY = float(np.finfo(np.float32).tiny)

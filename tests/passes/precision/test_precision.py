@@ -18,7 +18,8 @@ from graphopt.passes.precision.cut import FLOAT, HALF, Tensor, choose, cost
 from graphopt.passes.precision.nodes import unfit
 from graphopt.passes.precision.precision import Format
 from graphopt.pipeline.observe import Check
-from graphopt.pipeline.pipeline import Event, PassResult, Pipeline
+from graphopt.pipeline.pass_base import PassResult
+from graphopt.pipeline.pipeline import Event, Pipeline
 from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
 
 SHORT = {"FLOAT": "", "FLOAT16": "h", "BFLOAT16": "b", "DOUBLE": "d", "INT64": "i", "BOOL": "?"}

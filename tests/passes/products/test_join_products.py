@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.passes import Fuse, JoinProducts
-from graphopt.pipeline.pipeline import Pass, PassResult
+from graphopt.pipeline.pass_base import Pass, PassResult
 
 
 @dataclass(frozen=True)
