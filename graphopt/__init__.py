@@ -11,31 +11,27 @@ Names are resolved when they are first used, so that `import graphopt` stays lig
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
-# In a source tree the folders of the subpackages stand beside this one, not in it: without this, `python -m graphopt`
-# and `python` would find half a package there, even where graphopt is installed.
-if not os.path.isdir(os.path.join(__path__[0], "passes")):
-    __path__.append(os.path.dirname(__path__[0]))
+from graphopt.version import VERSION
 
 if TYPE_CHECKING:
+    from graphopt.artifact import Artifact as Artifact
+    from graphopt.artifact import open_artifact as open
     from graphopt.compiler import compile as compile
     from graphopt.frontend.load import load as load
     from graphopt.pipeline.pass_base import Pass as Pass
     from graphopt.pipeline.pipeline import Pipeline as Pipeline
-    from graphopt.program.artifact import Artifact as Artifact
-    from graphopt.program.artifact import open_artifact as open
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
-    "Artifact": ("graphopt.program.artifact", "Artifact"),
+    "Artifact": ("graphopt.artifact", "Artifact"),
     "Pass": ("graphopt.pipeline.pass_base", "Pass"),
     "Pipeline": ("graphopt.pipeline.pipeline", "Pipeline"),
     "compile": ("graphopt.compiler", "compile"),
     "load": ("graphopt.frontend.load", "load"),
-    "open": ("graphopt.program.artifact", "open_artifact"),
+    "open": ("graphopt.artifact", "open_artifact"),
 }
 
 __all__ = ["Artifact", "Pass", "Pipeline", "compile", "load", "open"]

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.artifact import Artifact
 from graphopt.cost.model import CostModel
 from graphopt.cost.source import MEASURED, VARIABLE, open_costs, record
 from graphopt.distributed.partition import partition
@@ -29,7 +30,6 @@ from graphopt.pipeline.observe import Check, Dump, Verify
 from graphopt.pipeline.pipeline import Observer, Pipeline, PipelineResult
 from graphopt.precisions import FP32, tolerances
 from graphopt.program import schedule
-from graphopt.program.artifact import Artifact
 from graphopt.program.program import Place, Port, Program, Stage
 from graphopt.runtime.devices.forked import on_living_thread
 

@@ -37,7 +37,7 @@ RUNNING = (
     "graphopt.runtime",
     "graphopt.program.program",
     "graphopt.program.schedule",
-    "graphopt.program.artifact",
+    "graphopt.artifact",
     "graphopt.program.weights",
 )
 """What executes an artifact; nothing that it imports, directly or not, may need a compiler."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from graphopt.artifact import Artifact
 from graphopt.bench import device
 from graphopt.bench.sides import Settings
-from graphopt.program.artifact import Artifact
 from graphopt.program.program import FallbackSegment, NativeSegment
 
 _RATES = {"fp32": "float32", "tf32": "tf32", "fp16": "float16", "bf16": "bfloat16"}

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.artifact import Artifact
 from graphopt.bench.sides import Settings
-from graphopt.program.artifact import Artifact
 from graphopt.program.program import FallbackSegment, NativeSegment, SelectSegment, Stage
 from graphopt.runtime.stage import SELECT
 

@@ -64,7 +64,7 @@ def measure(
         source: an ONNX file or `zoo:NAME`.
         settings: of all sides.
         runs: counted runs per side; None takes as many as fit.
-        peers: names in `graphopt.bench.peers.runtimes.PEERS`. One that cannot run the model, or computes something else, has no
+        peers: names in `bench.peers.runtimes.PEERS`. One that cannot run the model, or computes something else, has no
             time: `failures` says why.
         say: is told what is being done.
         shapes: static shapes of inputs that the model leaves open.

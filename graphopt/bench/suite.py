@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from graphopt import __version__
 from graphopt.bench import intervals
 from graphopt.bench.peers.runtimes import DEFAULT, DEFAULTS
 from graphopt.bench.sides import Settings
 from graphopt.errors import GraphoptError
+from graphopt.version import VERSION
 
 SUITES = ("light", "zoo", "seeded", "layers", "gemm")
 _SOURCES = {"light": ("onnx",), "zoo": ("built", "trained"), "seeded": ("seeded",)}
@@ -146,7 +146,7 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return __version__ if package == "graphopt" else None
+        return VERSION if package == "graphopt" else None
 
 
 def _processor() -> str:

@@ -153,9 +153,9 @@ def _load(name: str) -> Any:
 
 def _show_version(ctx: typer.Context, value: bool) -> None:
     if value:
-        from graphopt import __version__
+        from graphopt.version import VERSION
 
-        ctx.obj.print(f"graphopt {__version__}")
+        ctx.obj.print(f"graphopt {VERSION}")
         raise typer.Exit
 
 

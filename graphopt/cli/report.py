@@ -27,7 +27,7 @@ def command(
     """Show what is in an artifact: target, stages, choices, memory plan, fallbacks."""
     if svg is not None:
         options.check_output(svg, "--svg", options.is_drawing)
-    from graphopt.program.artifact import open_artifact
+    from graphopt.artifact import open_artifact
     from graphopt.report import contents, memory_plan
 
     opened = open_artifact(artifact, check_cpu=False)  # any machine may look at it

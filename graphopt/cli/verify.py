@@ -13,7 +13,7 @@ from graphopt.errors import GraphoptError
 from graphopt.report.document import Block, Report
 
 if TYPE_CHECKING:
-    from graphopt.program.artifact import Artifact
+    from graphopt.artifact import Artifact
 
 EXAMPLES = (
     "graphopt verify model.onnx",

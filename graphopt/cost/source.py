@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graphopt.artifact import open_artifact
 from graphopt.cost.model import CostModel, MeasuredCosts, RecordedCosts
 from graphopt.cost.table import Context, CostTable, default_path
 from graphopt.cost.work import Timing, Work
 from graphopt.errors import ArtifactError, GraphoptError
-from graphopt.program.artifact import open_artifact
 
 if TYPE_CHECKING:
     from graphopt.targets.common.base import Target

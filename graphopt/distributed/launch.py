@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.artifact import open_artifact
 from graphopt.distributed.control import Child, Step
 from graphopt.errors import RankError
-from graphopt.program.artifact import open_artifact
 from graphopt.runtime import feeds, files
 from graphopt.runtime.devices import host
 

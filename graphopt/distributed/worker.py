@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.artifact import Artifact, open_artifact
 from graphopt.distributed.control import Reporter, Step, end_with
 from graphopt.distributed.watch import LinkError, Store, Watch
 from graphopt.errors import FeedError, GraphoptError, RankError
-from graphopt.program.artifact import Artifact, open_artifact
 from graphopt.program.program import Program, Verb
 from graphopt.program.weights import numpy_dtype
 from graphopt.runtime import feeds, files

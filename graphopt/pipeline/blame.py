@@ -19,7 +19,7 @@ from graphopt.pipeline.pipeline import Event
 from graphopt.verify.oracle import TOLERANCES, Tolerance, compare, own_copy, run_onnxruntime
 
 if TYPE_CHECKING:
-    from graphopt.program.artifact import Artifact
+    from graphopt.artifact import Artifact
     from graphopt.verify.oracle import Reference
 
 

@@ -14,8 +14,8 @@ from graphopt.pipeline.observe import Verify
 from graphopt.verify.oracle import run_onnxruntime
 
 if TYPE_CHECKING:
+    from graphopt.artifact import Artifact
     from graphopt.pipeline.blame import Trail
-    from graphopt.program.artifact import Artifact
     from graphopt.verify.judge import Judge
 
 

@@ -13,9 +13,9 @@ from graphopt.report.document import Block, Facts, Table
 from graphopt.report.units import nbytes, seconds
 
 if TYPE_CHECKING:
+    from graphopt.artifact import Artifact
     from graphopt.compiler import Compilation
     from graphopt.pipeline.pass_base import Choice
-    from graphopt.program.artifact import Artifact
 
 SHOWN_NODES = 4
 """Nodes named per reason before the rest is only counted."""

@@ -11,7 +11,7 @@ from graphopt.report.document import Block, Facts, Table
 from graphopt.report.units import nbytes
 
 if TYPE_CHECKING:
-    from graphopt.program.artifact import Artifact
+    from graphopt.artifact import Artifact
 
 
 def document(artifact: Artifact) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from graphopt.report.units import seconds
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from graphopt.program.artifact import Artifact
+    from graphopt.artifact import Artifact
 
 
 def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:

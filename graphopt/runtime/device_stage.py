@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from graphopt.errors import ArtifactError
-from graphopt.program.artifact import Artifact
 from graphopt.program.check import located
+from graphopt.program.contents import Contents
 from graphopt.program.program import FallbackSegment, KernelCall, NativeSegment, Place, SelectSegment, Stage
 from graphopt.program.weights import Array, numpy_dtype
 from graphopt.runtime.devices.device import Device
@@ -35,7 +35,7 @@ class DeviceStageRunner:
     without its type. `given[name]` is the address, on the device, of an input that is taken from there instead.
     """
 
-    def __init__(self, stage: Stage, artifact: Artifact, device: Device, threads: int) -> None:
+    def __init__(self, stage: Stage, artifact: Contents, device: Device, threads: int) -> None:
         """Allocate, upload the weights and bind.
 
         Raises:
@@ -178,7 +178,7 @@ class DeviceStageRunner:
         touched = np.flatnonzero(memory != pattern)
         return int(touched[-1]) + 1 if touched.size else 0
 
-    def _place(self, artifact: Artifact) -> dict[str, int]:
+    def _place(self, artifact: Contents) -> dict[str, int]:
         """The device address of every value that has bytes; the weights are copied up."""
         weights, index = artifact.weights(self.stage.weights) if self.stage.weights else (memoryview(b""), {})
         self._weight_bytes = len(weights)
@@ -208,7 +208,7 @@ class DeviceStageRunner:
         assert value.shape is not None
         return self._device.host(value.nbytes).view(numpy_dtype(value.dtype)).reshape(value.shape)
 
-    def _bind(self, artifact: Artifact, threads: int) -> None:
+    def _bind(self, artifact: Contents, threads: int) -> None:
         images = _images(artifact, self.stage)
         self._groups.append(("", (), [self._up(name) for name in self.stage.inputs if name in self.arrays]))
         for segment in self.stage.segments:
@@ -233,7 +233,7 @@ class DeviceStageRunner:
             for launch in call.launches
         ]
 
-    def _fallback(self, segment: FallbackSegment, artifact: Artifact, threads: int) -> list[Step]:
+    def _fallback(self, segment: FallbackSegment, artifact: Contents, threads: int) -> list[Step]:
         from graphopt.runtime import fallback
 
         model, weights = artifact.files[segment.model], artifact.weight_arrays(self.stage, segment.weights)
@@ -255,7 +255,7 @@ class DeviceStageRunner:
         return lambda: self._device.download(flat, pointer)
 
 
-def _images(artifact: Artifact, stage: Stage) -> dict[str, bytes]:
+def _images(artifact: Contents, stage: Stage) -> dict[str, bytes]:
     """The kernels of a stage by the symbol of their function: machine code, or source."""
     if not stage.library:
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from graphopt.program.artifact import Artifact
+from graphopt.program.contents import Contents
 from graphopt.program.program import Stage
 from graphopt.runtime.device_stage import DeviceStageRunner
 from graphopt.runtime.devices.device import Device, needs_device, open_device
@@ -13,7 +13,7 @@ from graphopt.runtime.stage import StageRunner
 Runner = StageRunner | DeviceStageRunner
 
 
-def runners(stages: Iterable[Stage], artifact: Artifact, threads: int, device: Device | None = None) -> list[Runner]:
+def runners(stages: Iterable[Stage], artifact: Contents, threads: int, device: Device | None = None) -> list[Runner]:
     """A runner for each stage, all on one device; fallback models take `threads` threads, and so do kernels on a CPU.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 
 from graphopt.errors import GraphoptError
 from graphopt.program import schedule
-from graphopt.program.artifact import Artifact
+from graphopt.program.contents import Contents
 from graphopt.program.program import Port
 from graphopt.program.weights import Array, numpy_dtype
 from graphopt.runtime import feeds
@@ -35,7 +35,7 @@ class Session:
         device: what a program for a GPU runs on, else None.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None, device: Device | None = None) -> None:
+    def __init__(self, artifact: Contents, threads: int | None = None, device: Device | None = None) -> None:
         """Allocate the arenas, map the weights, load the kernels.
 
         Args:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.errors import GraphoptError
-from graphopt.program.artifact import Artifact
 from graphopt.program.check import located
+from graphopt.program.contents import Contents
 from graphopt.program.program import ALIGNMENT, NativeSegment, Place, SelectSegment, Stage
 from graphopt.program.weights import Array, numpy_dtype
 from graphopt.runtime.devices import library
@@ -45,7 +45,7 @@ class StageRunner:
     them.
     """
 
-    def __init__(self, stage: Stage, artifact: Artifact, threads: int) -> None:
+    def __init__(self, stage: Stage, artifact: Contents, threads: int) -> None:
         """Allocate and bind.
 
         Raises:
@@ -129,7 +129,7 @@ class StageRunner:
         touched = np.flatnonzero(self._memory != pattern)
         return int(touched[-1]) + 1 if touched.size else 0
 
-    def _place(self, artifact: Artifact) -> dict[str, Bytes]:
+    def _place(self, artifact: Contents) -> dict[str, Bytes]:
         """The bytes of every value that has any."""
         places: dict[str, Bytes] = {}
         weights, index = artifact.weights(self.stage.weights) if self.stage.weights else (memoryview(b""), {})
@@ -146,7 +146,7 @@ class StageRunner:
             places[value.name] = memory[start : start + value.nbytes]
         return places
 
-    def _bind(self, artifact: Artifact, threads: int) -> dict[str, list[tuple[list[Any], int]]]:
+    def _bind(self, artifact: Contents, threads: int) -> dict[str, list[tuple[list[Any], int]]]:
         """Prepare the calls; for every value, the lists of arguments that hold its tensor, and where."""
         function = library.load(artifact.library_file(self.stage.library)) if self.stage.library else None
         tensors: dict[str, Any] = {}

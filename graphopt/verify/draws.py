@@ -23,7 +23,7 @@ def random_inputs(model: ir.Model, seed: int, given: Collection[str] = ()) -> di
 
     float     standard normal; where a logarithm, a root or a scale asks for it, positive
     bool      fair coin
-    int       what all consumers accept (`graphopt.verify.draw_demands`); 0 or 1 where it is compared or cast to float or bool
+    int       what all consumers accept (`draw_demands`); 0 or 1 where it is compared or cast to float or bool
               (a mask); the full range for 8 bits; otherwise within [1, 8), which divides safely
     string    "a" or "b"
     A single number that is compared with constants is one of them; among many numbers some are.

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from graphopt.verify.oracle import TOLERANCES, Mismatch, Tolerance, compare, own_copy, run_onnxruntime
 
 if TYPE_CHECKING:
-    from graphopt.program.artifact import Artifact
+    from graphopt.artifact import Artifact
     from graphopt.verify.oracle import Reference
 
 Values = Mapping[str, Any]

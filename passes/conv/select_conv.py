@@ -48,7 +48,7 @@ class SelectConv(Pass):
     Algorithms and layouts of all nodes are one problem (`graphopt.solve.selection`): what they cost, what the
     conversions between them cost, each shared by all readers of a tensor, within a budget for the sum of rounding
     errors. Costs are measured where the cost model measures; candidates whose estimate (the target's, or the roofline
-    of `graphopt.cost.roofline`) is `prune` times the best one's are not. The conversions that turn out needless are removed by
+    of `cost.roofline`) is `prune` times the best one's are not. The conversions that turn out needless are removed by
     `layout`. A Conv whose weights are not constant, that is not two-dimensional, of static shape and in a type that
     the target blocks (float32 or float64, on GPUs also halves) is left alone, with the reason.
     """

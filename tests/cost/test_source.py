@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
+from graphopt.artifact import open_artifact
 from graphopt.compiler import compile_model
 from graphopt.cost.work import Timing, Work
 from graphopt.errors import GraphoptError
-from graphopt.program.artifact import open_artifact
 from graphopt.targets.cpu.target import CpuTarget
 
 

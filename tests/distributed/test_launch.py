@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from graphopt.artifact import Artifact
 from graphopt.distributed.control import Child, Reporter, Step
-from graphopt.program.artifact import Artifact
 
 CODE = """
 import pathlib, signal, sys

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graphopt.artifact import Artifact
 from graphopt.distributed.launch import launch
 from graphopt.errors import FeedError, GraphoptError, RankError
-from graphopt.program.artifact import Artifact
 from graphopt.runtime import files
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graphopt.artifact import Artifact
 from graphopt.program import schedule
-from graphopt.program.artifact import Artifact
 from graphopt.program.program import FallbackSegment, KernelCall, NativeSegment, Place, Port, Program, Stage, Value
 from graphopt.program.weights import weights_bytes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from graphopt.program.artifact import Artifact
+from graphopt.artifact import Artifact
 from graphopt.program.weights import weights_bytes
 
 _RUN = """

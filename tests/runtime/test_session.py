@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from graphopt.artifact import Artifact
 from graphopt.errors import ArtifactError, FeedError, GraphoptError
 from graphopt.program import schedule
-from graphopt.program.artifact import Artifact
 from graphopt.program.program import KernelCall, NativeSegment, Place, Port, Program, Stage, Value
 
 X = np.linspace(-3, 3, 1000, dtype=np.float32)
@@ -27,7 +27,7 @@ def test_runs_kernels_on_the_arena(one_stage: Artifact, weight: np.ndarray) -> N
 
 
 def test_runs_without_saving_and_after_saving_as_file_and_directory(one_stage: Artifact, tmp_path, weight) -> None:
-    from graphopt.program.artifact import open_artifact
+    from graphopt.artifact import open_artifact
 
     (tmp_path / "dir").mkdir()
     for path in (tmp_path / "model.gopt", tmp_path / "dir"):

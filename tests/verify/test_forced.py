@@ -124,7 +124,7 @@ def unstable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def off(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Sessions give outputs that are one too large, and so they do for what is written under the name `step`."""
-    session = graphopt.program.artifact.Artifact.session
+    session = graphopt.artifact.Artifact.session
 
     class Off:
         def __init__(self, real: Any) -> None:
@@ -137,9 +137,7 @@ def off(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
             for origin, written in self.real.trace(feeds):
                 yield origin, {name: array + (name == step) for name, array in written.items()}
 
-    monkeypatch.setattr(
-        graphopt.program.artifact.Artifact, "session", lambda self, *a, **k: Off(session(self, *a, **k))
-    )
+    monkeypatch.setattr(graphopt.artifact.Artifact, "session", lambda self, *a, **k: Off(session(self, *a, **k)))
 
 
 def test_every_step_is_judged_where_the_end_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

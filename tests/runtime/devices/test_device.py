@@ -15,10 +15,10 @@ import onnx.parser
 import onnxruntime
 import pytest
 
+from graphopt.artifact import Artifact
 from graphopt.compiler import compile_model
 from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.program import weights
-from graphopt.program.artifact import Artifact
 from graphopt.program.program import NativeSegment
 from graphopt.runtime.devices.cuda import CudaDevice
 from graphopt.runtime.devices.opencl import OpenClDevice
@@ -160,7 +160,7 @@ def test_the_same_model_is_the_same_bytes(compiled: Artifact) -> None:
 
 
 def test_survives_a_file(compiled: Artifact, tmp_path: Any) -> None:
-    from graphopt.program.artifact import open_artifact
+    from graphopt.artifact import open_artifact
 
     compiled.save(tmp_path / "net.gopt")
     given = feeds(model())

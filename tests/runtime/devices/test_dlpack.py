@@ -15,10 +15,10 @@ import numpy as np
 import onnx.parser
 import pytest
 
+from graphopt.artifact import Artifact
 from graphopt.compiler import compile_model
 from graphopt.errors import FeedError, GraphoptError
 from graphopt.program import schedule
-from graphopt.program.artifact import Artifact
 from graphopt.program.program import KernelCall, Launch, NativeSegment, Place, Port, Program, Stage, Value
 from graphopt.program.weights import weights_bytes
 from graphopt.runtime.devices import dlpack

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from graphopt import disk_cache
+from graphopt.artifact import Artifact
 from graphopt.errors import ArtifactError
-from graphopt.program.artifact import Artifact
 from graphopt.runtime.devices import host, library
 
 _RUN = """

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from graphopt import artifact as artifact_module
+from graphopt.artifact import Artifact, open_artifact
 from graphopt.errors import ArtifactError
-from graphopt.program import artifact as artifact_module
 from graphopt.program import container, schedule
 from graphopt.program import json as program_json
-from graphopt.program.artifact import Artifact, open_artifact
 from graphopt.program.check import problems
 from graphopt.program.program import FallbackSegment, Place, Port, Program, Stage, Value
 from graphopt.program.weights import read_index, save_weights, weights_bytes

@@ -12,31 +12,26 @@ Files are mapped into memory, so opening costs one pass over the bytes and runni
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import importlib.metadata
 import json
-import mmap
 import os
 import shutil
-import stat
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from graphopt import disk_cache
 from graphopt.errors import ArtifactError
 from graphopt.program import container
 from graphopt.program import json as program_json
 from graphopt.program.check import file_name_problem, problems
-from graphopt.program.program import FallbackSegment, Program, Stage
-from graphopt.program.weights import Array, Entry, numpy_dtype, read_index
+from graphopt.program.contents import Contents
+from graphopt.program.files import map_file, sha256, write_file
+from graphopt.program.program import FallbackSegment, Program
 from graphopt.runtime.devices import device, host
 
 if TYPE_CHECKING:
@@ -52,15 +47,8 @@ _MAX_MANIFEST = 64 << 20
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """A compiled model. Make one with `graphopt.compile`, or `open_artifact`; `session()` runs it.
-
-    `manifest` holds what manifest.json does; `files` the bytes of every other file by name.
-    """
-
-    program: Program
-    manifest: Mapping[str, Any]
-    files: Mapping[str, memoryview]
+class Artifact(Contents):
+    """A compiled model. Make one with `graphopt.compile`, or `open_artifact`; `session()` runs it."""
 
     @staticmethod
     def create(program: Program, files: Mapping[str, bytes | Path], manifest: Mapping[str, Any]) -> Artifact:
@@ -76,7 +64,7 @@ class Artifact:
         Raises:
             ArtifactError: the program may not run, a file is missing, or a name is not allowed.
         """
-        from graphopt import __version__
+        from graphopt.version import VERSION
 
         found = problems(program)
         if found:
@@ -88,9 +76,9 @@ class Artifact:
         for name, content in sorted(files.items()):
             if (reason := file_name_problem(name)) is not None or name in (MANIFEST, PROGRAM):
                 raise ArtifactError(reason or f"the file name {name!r} is reserved: choose another name")
-            contents[name] = memoryview(content) if isinstance(content, bytes) else _map(content)
+            contents[name] = memoryview(content) if isinstance(content, bytes) else map_file(content)
         listed = {name: {"bytes": len(contents[name]), "sha256": digest} for name, digest in _digests(contents).items()}
-        document = {**manifest, "format": FORMAT, "graphopt": __version__, "files": listed}
+        document = {**manifest, "format": FORMAT, "graphopt": VERSION, "files": listed}
         try:
             document = json.loads(json.dumps(document, allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -122,56 +110,11 @@ class Artifact:
             raise ArtifactError(f"{target} cannot be written: {error.strerror or error}") from error
         return target
 
-    @property
-    def constants(self) -> tuple[str, ...]:
-        """Inputs of the model whose default values were compiled in, so that the program takes no feed for them."""
-        names = self.manifest.get("constants", [])
-        return tuple(map(str, names)) if isinstance(names, list) else ()
-
     def session(self, threads: int | None = None) -> Session:
         """A session that runs the program in this process, on `threads` threads (default: one per physical core)."""
         from graphopt.runtime.session import Session
 
         return Session(self, threads=threads)
-
-    def weights(self, name: str) -> tuple[memoryview, dict[str, Entry]]:
-        """The bytes of the weights file `name`, and where in them each tensor stands."""
-        return self.files[name], read_index(self.files[name], name)
-
-    def weight_arrays(self, stage: Stage, names: Sequence[str]) -> dict[str, Array]:
-        """Tensors of the stage's weights file by name, on its bytes."""
-        data, index = self.weights(stage.weights) if names else (memoryview(b""), {})
-        arrays = {}
-        for name in names:
-            entry = index[name]
-            part = np.frombuffer(data[entry.start : entry.start + entry.nbytes], np.uint8)
-            arrays[name] = part.view(numpy_dtype(entry.dtype)).reshape(entry.shape)
-        return arrays
-
-    def library_file(self, name: str) -> Path:
-        """A file with the bytes of the shared object `name`, which the dynamic loader needs.
-
-        It is kept in the user's cache under its digest and checked again before use; a temporary directory stands in
-        where the cache cannot be written. The cache keeps what was used last, up to a bound.
-        """
-        digest = self.manifest["files"][name]["sha256"]
-        cache = disk_cache.libraries()
-        for folder in (cache.folder, None):
-            try:
-                if folder is None:
-                    folder = Path(tempfile.mkdtemp(prefix="graphopt-"))
-                    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                file = folder / f"{digest}.so"
-                if file.is_file() and _sha256(_map(file)) == digest:
-                    cache.touch(file)
-                else:
-                    _write_file(file, self.files[name])
-                    cache.trim()
-                return file
-            except OSError as error:
-                failure = error
-        raise ArtifactError(f"library {name} cannot be unpacked to {folder}: {failure}") from failure
 
     def _everything(self) -> dict[str, memoryview]:
         return {MANIFEST: memoryview(_manifest_bytes(self.manifest)), **self.files}
@@ -212,7 +155,7 @@ def open_artifact(path: str | os.PathLike[str], *, check_cpu: bool = True) -> Ar
     """
     target = Path(path)
     try:
-        contents = _read_directory(target) if target.is_dir() else container.read(_map(target), str(target))
+        contents = _read_directory(target) if target.is_dir() else container.read(map_file(target), str(target))
     except OSError as error:
         raise ArtifactError(f"{target} cannot be opened: {error.strerror or error}") from error
     manifest = _read_manifest(contents.pop(MANIFEST, None), target)
@@ -308,34 +251,20 @@ def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
 def _digests(contents: Mapping[str, memoryview]) -> dict[str, str]:
     """SHA-256 of every file, one thread per file: hashing releases the interpreter lock."""
     with ThreadPoolExecutor(max_workers=min(8, host.available_cpus())) as pool:
-        return dict(zip(contents, pool.map(_sha256, contents.values()), strict=True))
-
-
-def _sha256(data: memoryview) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _map(path: Path) -> memoryview:
-    """The file's bytes, mapped. Private and writable, because kernel arguments must be; the file is never changed."""
-    with path.open("rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ArtifactError(f"{path} is not a regular file")
-        if os.fstat(file.fileno()).st_size == 0:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        return dict(zip(contents, pool.map(sha256, contents.values()), strict=True))
 
 
 def _read_directory(path: Path) -> dict[str, memoryview]:
     """manifest.json and the files it lists. Files it does not list are not looked at."""
     if not (path / MANIFEST).is_file():
         raise ArtifactError(f"{path} is not a graphopt artifact: it has no {MANIFEST}")
-    contents = {MANIFEST: _map(path / MANIFEST)}
+    contents = {MANIFEST: map_file(path / MANIFEST)}
     for name in _read_manifest(contents[MANIFEST], path)["files"]:
         file = path / name
         parts = [path.joinpath(*Path(name).parts[: depth + 1]) for depth in range(len(Path(name).parts))]
         if any(part.is_symlink() for part in parts) or not file.is_file():
             raise ArtifactError(f"{path} is damaged: {name} is missing or a link")
-        contents[name] = _map(file)
+        contents[name] = map_file(file)
     return contents
 
 
@@ -345,7 +274,7 @@ def _save_zip(target: Path, contents: Mapping[str, memoryview]) -> None:
     pieces: list[bytes | memoryview] = []
     for header, data in zip(frame.headers, contents.values(), strict=True):
         pieces += [header, data]
-    _write_file(target, *pieces, frame.tail)
+    write_file(target, *pieces, frame.tail)
 
 
 def _save_directory(target: Path, contents: Mapping[str, memoryview]) -> None:
@@ -357,7 +286,7 @@ def _save_directory(target: Path, contents: Mapping[str, memoryview]) -> None:
         for name, data in contents.items():
             file = fresh / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            _write_file(file, data)
+            write_file(file, data)
         fresh.chmod(0o755)
         _replace_directory(fresh, target)
     finally:
@@ -376,20 +305,3 @@ def _replace_directory(fresh: Path, target: Path) -> None:
         old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_file(target: Path, *pieces: bytes | memoryview) -> None:
-    """Write beside `target` and rename: readers see the old file or the new one, never half of one."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.absolute().parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
