@@ -22,7 +22,8 @@ from onnx.backend.base import BackendRep
 
 from graphopt.compiler import Compilation, compile_model
 from graphopt.errors import FeedError, GraphoptError
-from graphopt.frontend.load import IR_VERSION, OPSET
+from graphopt.frontend.load import IR_VERSION
+from graphopt.graph.opsets import OPSET
 from graphopt.runtime.session import Session
 
 SHAPE_OPERANDS: Mapping[str, tuple[int, ...]] = {

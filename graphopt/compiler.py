@@ -385,11 +385,11 @@ def _outputs(ports: Sequence[Port], stages: Sequence[Stage]) -> tuple[Port, ...]
 
 def _require_device(backend: Target) -> None:
     """Refuse before the work what cannot be run after it."""
-    from graphopt.runtime.devices import device
+    from graphopt.runtime.devices import device, opening
 
     described = {"target": backend.describe()}
     if device.needs_device(described):
         try:
-            device.open_device(described)
+            opening.open_device(described)
         except GraphoptError as error:
             raise GraphoptError(f"--verify runs what was compiled: {error}") from error

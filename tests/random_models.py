@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+    sys.path.append(str(Path(__file__).parent.parent))
 
 import graphopt
 from graphopt.errors import GraphoptError, VerificationError

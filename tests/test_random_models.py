@@ -13,7 +13,7 @@ SEED, COUNT = 103, 9
 
 BAD = """
 import os, sys, time
-sys.path.insert(0, {root!r})
+sys.path.append({root!r})
 from tests import random_models
 for what in (os.abort, lambda: time.sleep(60), lambda: 1 / 0):
     random_models.outcome = lambda seed, keep, what=what: what()

@@ -10,6 +10,7 @@ from typing import Any
 
 from graphopt.artifact import Artifact
 from graphopt.bench import device
+from graphopt.bench.kernel_times import medians
 from graphopt.bench.sides import Settings
 from graphopt.program.program import FallbackSegment, NativeSegment
 
@@ -30,7 +31,6 @@ def profile(
         GraphoptError: there is no device, or the model cannot be compiled or run.
     """
     import graphopt
-    from graphopt.bench.layers import medians
     from graphopt.bench.suite import environment
     from graphopt.compiler import compile_model
     from graphopt.report import kernels

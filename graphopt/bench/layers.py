@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.artifact import Artifact
+from graphopt.bench.kernel_times import medians, times
 from graphopt.bench.sides import Settings
 from graphopt.program.program import FallbackSegment, NativeSegment, SelectSegment, Stage
 from graphopt.runtime.stage import SELECT
@@ -133,8 +134,8 @@ def arithmetic_peak(threads: int, costs: str | None = None) -> float:
     loaded = graphopt.load(PEAK_MODEL).model
     work = flops(loaded)
     artifact = compile_model(PEAK_MODEL, threads=threads, costs=costs).artifact
-    times = _times(artifact, random_inputs(loaded, 0), threads, RUNS)
-    return float(work / times.max(axis=1).min())
+    seconds = times(artifact, random_inputs(loaded, 0), threads, RUNS)
+    return float(work / seconds.max(axis=1).min())
 
 
 def bandwidth(threads: int) -> float:
@@ -149,19 +150,6 @@ def bandwidth(threads: int) -> float:
             list(pool.map(lambda piece: np.copyto(piece[1], piece[0]), pieces))
             best = min(best, time.perf_counter() - start)
     return 2 * source.nbytes / best
-
-
-def medians(artifact: Artifact, feeds: Mapping[str, Any], threads: int, runs: int) -> list[float]:
-    """Seconds of every kernel call and fallback segment, in order of execution."""
-    return [float(each) for each in np.median(_times(artifact, feeds, threads, runs), axis=0)]
-
-
-def _times(artifact: Artifact, feeds: Mapping[str, Any], threads: int, runs: int) -> np.ndarray[Any, Any]:
-    """Seconds [run, call], after some runs to warm up."""
-    session = artifact.session(threads=threads)
-    for _ in range(3):
-        session.run(feeds)
-    return np.array([[call.seconds for call in session.profile(feeds)] for _ in range(runs)]).reshape(runs, -1)
 
 
 def _calls(stage: Stage) -> list[tuple[str, tuple[str, ...], int]]:

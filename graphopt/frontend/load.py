@@ -43,14 +43,12 @@ from graphopt.frontend.shapes import (
 )
 from graphopt.frontend.sparse import densify
 from graphopt.frontend.valid import check
+from graphopt.graph.opsets import OPSET
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["IR_VERSION", "OPSET", "Loaded", "Source", "load", "parse_shapes"]
-
-OPSET = 20
-"""Models of an older opset are converted to this one: Gelu (20) and LayerNormalization (17) exist, TVM imports it."""
+__all__ = ["IR_VERSION", "Loaded", "Source", "load", "parse_shapes"]
 
 IR_VERSION = 11
 """Multi-device annotations need 11, ONNX Runtime 1.31 reads up to 13."""

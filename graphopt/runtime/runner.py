@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from graphopt.program.contents import Contents
 from graphopt.program.program import Stage
 from graphopt.runtime.device_stage import DeviceStageRunner
-from graphopt.runtime.devices.device import Device, needs_device, open_device
+from graphopt.runtime.devices.device import Device, needs_device
+from graphopt.runtime.devices.opening import open_device
 from graphopt.runtime.stage import StageRunner
 
 Runner = StageRunner | DeviceStageRunner

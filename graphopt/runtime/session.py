@@ -16,9 +16,10 @@ from graphopt.program.weights import Array, numpy_dtype
 from graphopt.runtime import feeds
 from graphopt.runtime.device_stage import DeviceStageRunner
 from graphopt.runtime.devices import host as cpu
-from graphopt.runtime.devices.device import Device, needs_device, open_device
+from graphopt.runtime.devices.device import Device, needs_device
 from graphopt.runtime.devices.dlpack import LEGACY_STREAM, DeviceTensor, Foreign
 from graphopt.runtime.devices.forked import living
+from graphopt.runtime.devices.opening import open_device
 from graphopt.runtime.runner import Runner, runners
 from graphopt.runtime.stage import CallTime, StageRunner
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graphopt.cost.work import PRECISION
 from graphopt.graph.edit import Editor, is_op
+from graphopt.graph.opsets import BFLOAT16_OPSET
 from graphopt.passes.precision.cut import choose
 from graphopt.passes.precision.nodes import Rules, concerned, is_product
 from graphopt.passes.precision.rewrite import Rewrite
@@ -26,9 +27,6 @@ class Format(enum.StrEnum):
     FP16 = "fp16"
     BF16 = "bf16"
 
-
-BFLOAT16_OPSET = 22
-"""The first opset whose convolutions and poolings take bfloat16."""
 
 HALVES = {Format.FP16: ir.DataType.FLOAT16, Format.BF16: ir.DataType.BFLOAT16}
 

@@ -13,21 +13,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.cost.work import PRECISION, TILE, Timing, Work
+from graphopt.cost.work import Timing, Work
 from graphopt.program.program import Place
-from graphopt.runtime.devices import host, library
+from graphopt.runtime.devices import library
 from graphopt.targets.common import concat_views
 from graphopt.targets.common.base import Lowered, Target
+from graphopt.targets.common.measured_node import Progress, lowered_alone, timing
 from graphopt.targets.cpu import build
-
-if TYPE_CHECKING:
-    from graphopt.targets.cpu.target import CpuTarget
 
 ROUNDS = 7
 BLOCK_SECONDS = 2e-3
@@ -37,33 +34,9 @@ POOL_BYTES = 96 << 20
 MOST_PLACES = 256
 SMALL_CONSTANT = 4096
 
-Progress = Callable[[str], None]
-
-
-def node_of(work: Work, tile: str = "", seed: int = 0) -> ir.Node:
-    """The ONNX node that a work describes; its constants hold random numbers."""
-    generator = np.random.default_rng(seed)
-    inputs = []
-    for index, operand in enumerate(work.operands):
-        dtype = ir.DataType.from_numpy(np.dtype(operand.dtype))
-        value = ir.Value(name=f"x{index}", shape=ir.Shape(operand.shape), type=ir.TensorType(dtype))
-        if operand.constant:
-            array = (generator.standard_normal(operand.shape, dtype=np.float32) * 0.1).astype(operand.dtype)
-            value.const_value = ir.tensor(array, name=value.name)
-        inputs.append(value)
-    attributes = {name: list(v) if isinstance(v, tuple) else v for name, v in work.attributes}
-    node = ir.node(work.op_type, inputs, attributes, domain=work.domain, name="work")
-    node.outputs[0].name = "y"
-    node.outputs[0].shape = ir.Shape(work.shape)
-    node.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(np.dtype(work.operands[0].dtype)))
-    for key, mark in ((TILE, tile), (PRECISION, work.units)):
-        if mark:
-            node.metadata_props[key] = mark
-    return node
-
 
 def measure(
-    groups: Sequence[Sequence[tuple[Work, str]]], target: CpuTarget, threads: int, progress: Progress | None = None
+    groups: Sequence[Sequence[tuple[Work, str]]], target: Target, threads: int, progress: Progress | None = None
 ) -> list[list[Timing | None]]:
     """Time every (work, tile); those of one group are interleaved. None where a kernel cannot be built."""
     if progress is not None:
@@ -106,17 +79,7 @@ def _measure_all(
     return results
 
 
-def lowered_alone(target: Target, work: Work, tile: str, prefix: str) -> Lowered | None:
-    """The kernels of a work with a tile; None where it has none."""
-    node = node_of(work, tile)
-    inputs = [value for value in node.inputs if value is not None and value.const_value is None]
-    try:
-        return target.lower([node], inputs, list(node.outputs), {"": 20, "graphopt": 1}, prefix)
-    except Exception:  # noqa: BLE001  TVM raises anything; a candidate that cannot be lowered is no candidate
-        return None
-
-
-def _build(target: CpuTarget, items: Sequence[Lowered]) -> Callable[[str], Callable[..., Any]]:
+def _build(target: Target, items: Sequence[Lowered]) -> Callable[[str], Callable[..., Any]]:
     functions = {symbol: function for item in items for symbol, function in item.functions.items()}
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         path = Path(folder) / "measured.so"
@@ -200,14 +163,3 @@ def _interleave(runners: Sequence[_Runner]) -> list[list[float]]:
         for index in order:
             rounds[index].append(runners[index].run(min(lengths[index], 2000)))
     return rounds
-
-
-def timing(seconds: Sequence[float], tile: str) -> Timing:
-    """The median, and the middle half of the rounds: other programs on the machine spoil some of them."""
-    low, middle, high = np.percentile(seconds, (25, 50, 75))
-    return Timing(float(middle), float(low), float(high), tile)
-
-
-def cores() -> int:
-    """Threads that kernels use unless told otherwise."""
-    return host.available_cpus()

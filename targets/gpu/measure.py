@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,8 @@ from graphopt.program.program import Place
 from graphopt.program.weights import numpy_dtype
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices.device import Device
-from graphopt.targets.common.base import Lowered
-from graphopt.targets.cpu.measure import Progress, lowered_alone, timing
-
-if TYPE_CHECKING:
-    from graphopt.targets.gpu.target import GpuTarget
+from graphopt.targets.common.base import Lowered, Target
+from graphopt.targets.common.measured_node import Progress, lowered_alone, timing
 
 ROUNDS = 7
 BLOCK_SECONDS = 2e-3
@@ -51,8 +48,19 @@ _WRITTEN = "written"
 Step = Callable[[], None]
 
 
+class Compiles(Target, Protocol):
+    """A target whose kernels a device loads one by one."""
+
+    def image(self, made: Any) -> bytes:
+        """What a device loads for code that `lower` gave.
+
+        Raises:
+            RuntimeError: the compiler refuses it.
+        """
+
+
 def measure(
-    groups: Sequence[Sequence[tuple[Work, str]]], target: GpuTarget, device: Device, progress: Progress | None = None
+    groups: Sequence[Sequence[tuple[Work, str]]], target: Compiles, device: Device, progress: Progress | None = None
 ) -> list[list[Timing | None]]:
     """Time every (work, tile); those of one group are interleaved. None where a kernel cannot be built or loaded.
 
@@ -97,7 +105,7 @@ def measure(
     return results
 
 
-def _images(target: GpuTarget, functions: Mapping[str, Any]) -> dict[str, bytes]:
+def _images(target: Compiles, functions: Mapping[str, Any]) -> dict[str, bytes]:
     """What the device loads, of all that the compiler takes."""
 
     def image(made: Any) -> bytes | None:

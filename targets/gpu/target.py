@@ -14,11 +14,14 @@ from graphopt import disk_cache
 from graphopt.cost.roofline import Machine
 from graphopt.cost.work import Timing, Work
 from graphopt.errors import GraphoptError
+from graphopt.graph.opsets import OPSET
+from graphopt.ops import DOMAIN, VERSION
 from graphopt.program import weights
 from graphopt.program.program import Place, Value
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices import library
-from graphopt.runtime.devices.device import Device, open_any
+from graphopt.runtime.devices.device import Device
+from graphopt.runtime.devices.opening import open_any
 from graphopt.targets.common import constants, lowering, native, relax_import, sources
 from graphopt.targets.common.base import Lowered
 from graphopt.targets.common.definitions import Definitions, signature
@@ -190,7 +193,7 @@ class GpuTarget:
 
     def _unscheduled(self, node: ir.Node) -> Mapping[str, Identity]:
         """The kernels of a node, also those that only constants depend on."""
-        opsets = {"": 20, "graphopt": 1}
+        opsets = {"": OPSET, DOMAIN: VERSION}
         imported = relax_import.import_nodes([node], *native.ends(node), opsets, self.device, self._definitions, OWN)
         return lowering.lower(imported, _Unscheduled(), "tiles_").functions
 

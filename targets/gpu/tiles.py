@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graphopt.cost.work import Work
 from graphopt.targets.common.identity import Identity
-from graphopt.targets.cpu.measure import node_of
+from graphopt.targets.common.measured_node import node_of
 from graphopt.targets.gpu import rules
 from graphopt.targets.gpu.devices import Device
 

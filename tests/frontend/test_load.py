@@ -13,7 +13,8 @@ from onnx import helper, numpy_helper
 
 import graphopt
 from graphopt.errors import ModelError
-from graphopt.frontend.load import IR_VERSION, OPSET, load
+from graphopt.frontend.load import IR_VERSION, load
+from graphopt.graph.opsets import OPSET
 
 LIGHT = Path(os.path.dirname(onnx.__file__), "backend/test/data/light")
 

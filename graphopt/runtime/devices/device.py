@@ -1,11 +1,10 @@
-"""What a stage needs of a GPU: memory, copies, kernels. `open_device` finds the one that an artifact was built for."""
+"""What a stage needs of a GPU: memory, copies, kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from graphopt.errors import ArtifactError
 from graphopt.program.program import Launch
 from graphopt.program.weights import Array
 
@@ -86,32 +85,3 @@ def target_of(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
 def needs_device(manifest: Mapping[str, Any]) -> bool:
     """Whether programs with this manifest run on a GPU."""
     return target_of(manifest).get("name") in DEVICES
-
-
-def open_device(manifest: Mapping[str, Any]) -> Device:
-    """The device here that runs programs with this manifest.
-
-    Raises:
-        GraphoptError: there is none, or the package that talks to it is not installed.
-        ArtifactError: the target is none of `DEVICES`.
-    """
-    target = target_of(manifest)
-    if target.get("name") not in DEVICES:
-        raise ArtifactError(f"the artifact is for {str(target.get('name'))[:40]}, which is no device known here")
-    return open_any(str(target["name"]), str(target.get("gpu")))
-
-
-def open_any(name: str, arch: str | None = None) -> Device:
-    """The device here for a target of `DEVICES`; for CUDA, one that runs code for `arch`.
-
-    Raises:
-        GraphoptError: there is none, or the package that talks to it is not installed.
-        ArtifactError: it runs no such code.
-    """
-    if name == "cuda":
-        from graphopt.runtime.devices.cuda import CudaDevice
-
-        return CudaDevice(arch)
-    from graphopt.runtime.devices.opencl import OpenClDevice
-
-    return OpenClDevice()

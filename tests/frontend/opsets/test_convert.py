@@ -8,10 +8,11 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.errors import ModelError
-from graphopt.frontend.load import OPSET, load
+from graphopt.frontend.load import load
 from graphopt.frontend.opsets.runtime import SIGNATURES
 from graphopt.frontend.opsets.table import RULES
 from graphopt.frontend.opsets.unchanged import UNCHANGED
+from graphopt.graph.opsets import OPSET
 from graphopt.verify.oracle import run_onnxruntime
 
 

@@ -19,7 +19,8 @@ import onnxruntime
 import pytest
 
 import graphopt
-from graphopt.frontend.load import OPSET, load
+from graphopt.frontend.load import load
+from graphopt.graph.opsets import OPSET
 from graphopt.verify.oracle import Tolerance, require_equal
 
 LAST = onnx.defs.onnx_opset_version()

@@ -98,7 +98,7 @@ def test_runs_where_there_is_neither_tvm_nor_onnx(compiled: Artifact, tmp_path: 
     given = feeds(model())
     np.save(tmp_path / "x.npy", given["x"])
     compiled.save(tmp_path / "a.gopt")
-    folder = Path(__file__).parents[1]
+    folder = Path(__file__).parents[2]
     files = [str(tmp_path / name) for name in ("y.npy", "x.npy")]
     command = [sys.executable, "-c", WITHOUT, str(tmp_path / "a.gopt"), str(folder), *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

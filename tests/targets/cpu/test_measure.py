@@ -5,7 +5,7 @@ import math
 import pytest
 
 from graphopt.cost.work import TILE, Operand, Work
-from graphopt.targets.cpu.measure import node_of
+from graphopt.targets.common.measured_node import node_of
 from graphopt.targets.cpu.target import CpuTarget
 
 X, W, BIAS = Operand((1, 2, 9, 9, 16)), Operand((2, 2, 3, 3, 16, 16), constant=True), Operand((2, 16), constant=True)

@@ -18,7 +18,7 @@ from graphopt.targets.common.kernels.blocks import blocks_of
 from graphopt.targets.gpu import code, devices, nvrtc, rules
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.kernels import conv_blocked, transposes, window, winograd
-from graphopt.targets.gpu.kernels.gemm import mma, product
+from graphopt.targets.gpu.kernels.gemm import mma, mma_tile, product
 from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
 from tests.targets.gpu.matrix_units import PRELUDE, MatrixUnits
 
@@ -265,7 +265,7 @@ def test_convolutions_on_emulated_tensor_cores(execute: Any, kind: str, groups: 
     result = te.compute(out, lambda *i: tirx.max(y(*i), tirx.const(0, "float32")), name="relu")
     sch = s_tir.Schedule(te.create_prim_func([a, u, s, result]))
     found = product.read(sch, next(block for block in blocks_of(sch) if block.rule == product.NAME))
-    tile = mma.Tile(32, 32, 32 if kind == "float16" else 16, 16, 16, 3, 1)
+    tile = mma_tile.Tile(32, 32, 32 if kind == "float16" else 16, 16, 16, 3, 1)
     units = MatrixUnits(kind)
     writer = mma.Writer(found, tile, units)
     copied = units.chunk if lanes > 1 else 1  # the first layer's sums are of 18 numbers, which are no whole chunks

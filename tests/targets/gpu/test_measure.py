@@ -19,7 +19,7 @@ from graphopt.cost.work import Operand, Work
 from graphopt.errors import GraphoptError
 from graphopt.program.program import ITEM_BYTES
 from graphopt.runtime.devices.opencl import OpenClDevice
-from graphopt.targets.cpu.measure import node_of
+from graphopt.targets.common.measured_node import node_of
 from graphopt.targets.gpu import measure
 from graphopt.targets.gpu.measure import ALIGNED, Layout
 from graphopt.targets.gpu.target import CudaTarget, GpuTarget, OpenClTarget

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tvm import te, tirx
 
 from graphopt.targets.gpu import code, devices, nvrtc, rules
-from graphopt.targets.gpu.kernels.gemm import mma, product
+from graphopt.targets.gpu.kernels.gemm import mma, mma_tile, product
 from graphopt.targets.gpu.kernels.gemm.axes import Axes
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import KINDS, TensorCores
 from tests.targets.gpu.matrix_units import PRELUDE, MatrixUnits
@@ -23,15 +23,15 @@ from tests.targets.gpu.test_product import matmul, normal_form
 Sizes = tuple[int, int, int, int]
 
 SMALL = (
-    mma.Tile(64, 64, 32, 32, 32, 3),
-    mma.Tile(32, 32, 32, 16, 16, 2, 2),
-    mma.Tile(16, 64, 32, 16, 32, 4),
-    mma.Tile(64, 16, 64, 16, 16, 2, 4),
+    mma_tile.Tile(64, 64, 32, 32, 32, 3),
+    mma_tile.Tile(32, 32, 32, 16, 16, 2, 2),
+    mma_tile.Tile(16, 64, 32, 16, 32, 4),
+    mma_tile.Tile(64, 16, 64, 16, 16, 2, 4),
 )
 """Tiles of the same make as `mma.TILES`, as far as a small device's shared memory goes."""
 
 
-def scaled(tile: mma.Tile, kind: str) -> mma.Tile:
+def scaled(tile: mma_tile.Tile, kind: str) -> mma_tile.Tile:
     return replace(tile, k=tile.k // 2) if kind == "tf32" else tile
 
 
@@ -45,7 +45,9 @@ def operands(sizes: Sizes, transposed: tuple[bool, bool]) -> Any:
     return rounded, np.maximum(a @ b + bias, 0)
 
 
-def check(execute: Any, tile: mma.Tile, kind: str, sizes: Sizes, transposed: tuple[bool, bool], units: Any) -> None:
+def check(
+    execute: Any, tile: mma_tile.Tile, kind: str, sizes: Sizes, transposed: tuple[bool, bool], units: Any
+) -> None:
     given, expected = operands(sizes, transposed)
     function = mma.write(normal_form(matmul(sizes, transposed)), scaled(tile, kind), units)
     (y,) = execute(function, given, [np.empty(expected.shape, np.float32)], prelude=PRELUDE)
@@ -62,7 +64,7 @@ def test_every_way_that_operands_lie(execute: Any, sizes: Sizes, transposed: tup
 
 @pytest.mark.parametrize("kind", ["float16", "tf32"])
 @pytest.mark.parametrize("tile", SMALL, ids=str)
-def test_tiles_stages_and_parts(execute: Any, tile: mma.Tile, kind: str) -> None:
+def test_tiles_stages_and_parts(execute: Any, tile: mma_tile.Tile, kind: str) -> None:
     """More slices than stages, and fewer; with a split, the last part of k is shorter or empty."""
     for k in (40, 8 * tile.k + 8):
         check(execute, tile, kind, (2, 2 * tile.m - 3, tile.n + 8, k), (False, False), MatrixUnits(kind))
@@ -84,7 +86,7 @@ def test_streams(execute: Any, kind: str, blocks: int) -> None:
     st.sampled_from(SMALL),
     st.sampled_from(["float16", "tf32"]),
 )
-def test_any_shape(execute: Any, sizes: Sizes, transposed: tuple[bool, bool], tile: mma.Tile, kind: str) -> None:
+def test_any_shape(execute: Any, sizes: Sizes, transposed: tuple[bool, bool], tile: mma_tile.Tile, kind: str) -> None:
     check(execute, tile, kind, sizes, transposed, MatrixUnits(kind))
 
 
@@ -101,12 +103,12 @@ def test_an_early_reader_is_noticed(execute: Any) -> None:
 
 def test_a_barrier_before_every_slice() -> None:
     """Emulated instructions have barriers of their own, which would hide a missing one: so it is looked for here."""
-    source = cuda(mma.TILES[2], "float16", devices.DEVICES["a100"]).source
+    source = cuda(mma_tile.TILES[2], "float16", devices.DEVICES["a100"]).source
     loop = source[source.index("#pragma unroll 1") : source.index("ldmatrix_sync", source.index("#pragma unroll 1"))]
     assert loop.index("wait_group_2()") < loop.index("__syncthreads()") < loop.index("cp_async_cg")
 
 
-def cuda(tile: mma.Tile, kind: str, device: devices.Device, transposed: tuple[bool, bool] = (False, False)) -> Any:
+def cuda(tile: mma_tile.Tile, kind: str, device: devices.Device, transposed: tuple[bool, bool] = (False, False)) -> Any:
     function = matmul((1, 512, 512, 512), transposed, KINDS[kind], tf32=kind == "tf32")
     found = normal_form(function)
     assert found.kind == kind
@@ -114,8 +116,8 @@ def cuda(tile: mma.Tile, kind: str, device: devices.Device, transposed: tuple[bo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tile", mma.TILES, ids=str)
-def test_registers_and_shared_memory(tile: mma.Tile, kind: str) -> None:
+@pytest.mark.parametrize("tile", mma_tile.TILES, ids=str)
+def test_registers_and_shared_memory(tile: mma_tile.Tile, kind: str) -> None:
     """No tile spills with as many blocks on a multiprocessor as its estimate counts on; shared memory fits sm_80."""
     device = devices.DEVICES["a100"]
     for transposed in ((False, True), (True, False)):
@@ -130,7 +132,7 @@ def test_registers_and_shared_memory(tile: mma.Tile, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_instructions(kind: str) -> None:
     """The source asks for tensor cores, pieces of shared memory, and copies past the registers."""
-    source = cuda(mma.TILES[2], kind, devices.DEVICES["h100"]).source
+    source = cuda(mma_tile.TILES[2], kind, devices.DEVICES["h100"]).source
     shape, name = ("m16n8k8", "tf32") if kind == "tf32" else ("m16n8k16", {"float16": "f16"}.get(kind, "bf16"))
     assert f"mma.sync.aligned.{shape}.row.col.f32.{name}.{name}.f32" in source
     assert "ldmatrix.sync.aligned.m8n8.x4" in source
@@ -141,7 +143,7 @@ def test_instructions(kind: str) -> None:
 @pytest.mark.parametrize("more", [{"split": 2}, {"stream": 5}])
 def test_kernels_of_one_function(more: dict[str, int]) -> None:
     """All of them become machine code together, though what they keep in shared memory is of different types."""
-    made = cuda(replace(mma.TILES[4], **more), "float16", devices.DEVICES["a100"])
+    made = cuda(replace(mma_tile.TILES[4], **more), "float16", devices.DEVICES["a100"])
     assert len(made.launches) == (2 if "split" in more else 3)
     compiled = nvrtc.compile_cuda(made.bounded(made.resident), "sm_80")
     assert set(compiled.resources) == {launch.entry for launch in made.launches}
@@ -201,7 +203,7 @@ def test_numbers_of_stored_neighbours() -> None:
     """Results are stored four at a time where they are neighbours in memory; columns here are rows there."""
     found = normal_form(matmul((1, 64, 64, 64), dtype="float16"))
     source = code.generate(
-        "kernel", mma.write(found, mma.TILES[6], TensorCores("float16")), devices.DEVICES["a100"]
+        "kernel", mma.write(found, mma_tile.TILES[6], TensorCores("float16")), devices.DEVICES["a100"]
     ).source
     assert re.search(r"\*\(half4\*\)\(relu_ptr", source)
 
@@ -230,6 +232,6 @@ def test_functions_in_the_epilogue(execute: Any) -> None:
     (out,) = execute(function, given, [np.empty((40, 48), np.float32)], prelude=PRELUDE)
     sums = given[0].astype(np.float64) @ given[1].T
     np.testing.assert_allclose(out, 0.5 * sums * (1 + np.vectorize(math.erf)(sums * 0.5**0.5)), rtol=1e-4, atol=1e-4)
-    written = mma.write(normal_form(gelu("float16")), mma.TILES[6], TensorCores("float16"))
+    written = mma.write(normal_form(gelu("float16")), mma_tile.TILES[6], TensorCores("float16"))
     source = code.generate("kernel", written, devices.DEVICES["a100"]).source
     assert re.search(r"\*\(half4\*\)\(gelu_ptr", source)

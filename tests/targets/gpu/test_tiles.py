@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from graphopt.cost.work import Operand, Work
-from graphopt.targets.cpu.measure import node_of
+from graphopt.targets.common.measured_node import node_of
 from graphopt.targets.gpu import tiles
 from graphopt.targets.gpu.target import CudaTarget, GpuTarget, OpenClTarget
 

@@ -8,7 +8,7 @@ leave through shared memory, so that neighbouring threads store neighbouring res
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -21,68 +21,11 @@ from graphopt.targets.gpu.kernels.gemm.access import Reach
 from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS, Strips
 from graphopt.targets.gpu.kernels.gemm.grids import Timed
 from graphopt.targets.gpu.kernels.gemm.mma_operand import Side
+from graphopt.targets.gpu.kernels.gemm.mma_tile import TILES, Tile
 from graphopt.targets.gpu.kernels.gemm.product import Product
 from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import CHUNK_BYTES, Units
 from graphopt.targets.gpu.kernels.guards import when
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A block computes m x n results in slices of k; a warp rows x columns of them. Written "128x128x32/64x64^4".
-
-    `stages` slices are in shared memory. With `split` more than 1, that many blocks share the slices of one tile, and
-    a second kernel adds up ("...*4"). With `stream`, that many blocks share what whole rounds leave over ("...~132").
-    """
-
-    m: int
-    n: int
-    k: int
-    rows: int
-    columns: int
-    stages: int
-    split: int = 1
-    stream: int = 0
-
-    @property
-    def warps(self) -> int:
-        """Of a block."""
-        return self.m // self.rows * (self.n // self.columns)
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        return self.warps * 32
-
-    @property
-    def registers(self) -> int:
-        """Of a thread: sums, operands of two steps, and some 56 for addresses."""
-        return self.rows * self.columns // 32 + 2 * (self.rows // 4 + self.columns // 4) + 56
-
-    def __str__(self) -> str:
-        split = f"*{self.split}" if self.split > 1 else f"~{self.stream}" if self.stream else ""
-        return f"{self.m}x{self.n}x{self.k}/{self.rows}x{self.columns}^{self.stages}{split}"
-
-
-TILES = (
-    Tile(128, 256, 32, 64, 64, 3),
-    Tile(256, 128, 32, 64, 64, 3),
-    Tile(128, 128, 32, 64, 64, 4),
-    Tile(128, 128, 32, 64, 32, 4),
-    Tile(128, 64, 32, 64, 32, 4),
-    Tile(64, 128, 32, 32, 64, 4),
-    Tile(64, 64, 32, 32, 32, 5),
-    Tile(64, 64, 64, 32, 32, 3),
-    Tile(32, 128, 32, 32, 32, 5),
-    Tile(128, 32, 32, 32, 32, 5),
-    Tile(32, 64, 64, 16, 32, 4),
-    Tile(64, 32, 64, 32, 16, 4),
-    Tile(32, 32, 64, 16, 16, 4),
-    Tile(16, 128, 64, 16, 32, 4),
-    Tile(128, 16, 64, 32, 16, 4),
-    Tile(16, 64, 64, 16, 16, 5),
-)
-"""For halves; of words, a slice is half as deep."""
 
 
 def write(product: Product, tile: Tile, units: Units) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -16,18 +16,27 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.kernels.gemm.access import Reach
 from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS
+from graphopt.targets.gpu.kernels.gemm.mma_tile import Tile
+from graphopt.targets.gpu.kernels.gemm.tensor_cores import Units
 from graphopt.targets.gpu.kernels.guards import inside, when
 
-if TYPE_CHECKING:
-    from graphopt.targets.gpu.kernels.gemm.mma import Writer
+
+class Block(Protocol):
+    """What an operand asks of the kernel that it is read in: its tile, and one thread of a block."""
+
+    tile: Tile
+    units: Units
+    shared: Any
+    thread: Any
+    lane: Any
 
 
 class Side:
     """The left or the right operand. `size` elements of shared memory hold a slice of it."""
 
-    def __init__(self, writer: Writer, reach: Reach, left: bool) -> None:
-        t, units = writer.tile, writer.units
-        self.writer, self.units, self.reach, self.is_left = writer, units, reach, left
+    def __init__(self, block: Block, reach: Reach, left: bool) -> None:
+        t, units = block.tile, block.units
+        self.block, self.units, self.reach, self.is_left = block, units, reach, left
         self.extent = t.m if left else t.n
         self.threads = t.threads
         self.along_depth, self.vector = self._access()
@@ -43,7 +52,7 @@ class Side:
     def _access(self) -> tuple[bool, int]:
         """Whether rows of shared memory go along k, and how many elements a thread fetches at a time."""
         for along_depth in (True, False):
-            extent = self.writer.tile.k if along_depth else self.extent
+            extent = self.block.tile.k if along_depth else self.extent
             if extent % self.units.chunk == 0 and self.reach.contiguous(along_depth, self.units.chunk):
                 return along_depth, self.units.chunk
         return not self.reach.neighbours(False) and self.reach.neighbours(True), 1
@@ -56,7 +65,7 @@ class Side:
     def _each(self) -> Iterator[tuple[int, Any, Any, Any]]:
         """For each turn of a thread: its number, the first place and depth, and the index in shared memory."""
         for turn in range(self.turns):
-            item = self.writer.thread + turn * self.threads
+            item = self.block.thread + turn * self.threads
             inner = item % (self.inner // self.vector) * self.vector
             outer = item // (self.inner // self.vector)
             yield turn, *((outer, inner) if self.along_depth else (inner, outer)), outer * self.stride + inner
@@ -65,15 +74,15 @@ class Side:
         """The condition of a turn that not all threads have work in; None if all have."""
         if (turn + 1) * self.threads <= self.total:
             return None
-        return self.writer.thread + turn * self.threads < self.total
+        return self.block.thread + turn * self.threads < self.total
 
     def _inside(self, place: Any, depth: Any) -> Any:
-        t = self.writer.tile
+        t = self.block.tile
         return inside((place, self.reach.size, self.extent), (depth, self.reach.depth, t.k * t.split))
 
     def copy(self, part: Any, base: Any) -> None:
         """Begin to copy slice `part` to the shared memory from `base` on."""
-        w = self.writer
+        w = self.block
         start = w.row if self.is_left else w.column
         for turn, place, depth, at in self._each():
             place, depth = start + place, part * w.tile.k + depth
@@ -85,7 +94,7 @@ class Side:
 
     def fetch(self, part: Any) -> None:
         """This thread's elements of slice `part` into registers."""
-        w = self.writer
+        w = self.block
         start = w.row if self.is_left else w.column
         for turn, first, depth, _ in self._each():
             with when(self._idle(turn)), T.vectorized(0, self.vector) as lane:
@@ -107,7 +116,7 @@ class Side:
         """The fetched elements into the shared memory from `base` on."""
         for turn, _, _, at in self._each():
             with when(self._idle(turn)), T.vectorized(0, self.vector) as lane:
-                T.buffer_store(self.writer.shared, self.waiting[turn * self.vector + lane], [base + at + lane])
+                T.buffer_store(self.block.shared, self.waiting[turn * self.vector + lane], [base + at + lane])
 
     def fragments(self, base: Any, step: Any, start: Any, count: int) -> Any:
         """The registers of `count` places from `start` on (a warp's), for one step of two chunks of k."""
@@ -117,7 +126,7 @@ class Side:
         if not self.along_depth and not units.transposes:
             self._picked(found, base, step, start, count // per)
             return found
-        lane = self.writer.lane
+        lane = self.block.lane
         piece, row = lane // 8, lane % 8
         # the left operand's registers go over its rows first, the right one's over k
         places, chunks = (piece % 2, piece // 2) if self.is_left else (piece // 2, piece % 2)
@@ -127,14 +136,14 @@ class Side:
                 at = (place + row) * self.stride + (step * 2 + chunks) * units.chunk
             else:
                 at = ((step * 2 + chunks) * units.chunk + row) * self.stride + place
-            units.load(found, i * 4, self.writer.shared, base + at, not self.along_depth)
+            units.load(found, i * 4, self.block.shared, base + at, not self.along_depth)
         return found
 
     def _picked(self, found: Any, base: Any, step: Any, start: Any, count: int) -> None:
-        lane, chunk = self.writer.lane, self.units.chunk
+        lane, chunk = self.block.lane, self.units.chunk
         with self.units.unrolled(count) as i:
             for register in range(4):
                 places, chunks = (register % 2, register // 2) if self.is_left else (register // 2, register % 2)
                 place = start + i * 16 + places * 8 + lane // 4
                 depth = (step * 2 + chunks) * chunk + lane % 4
-                self.units.pick(found, i * 4 + register, self.writer.shared, base + depth * self.stride + place)
+                self.units.pick(found, i * 4 + register, self.block.shared, base + depth * self.stride + place)

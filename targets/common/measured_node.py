@@ -1,0 +1,59 @@
+"""The node that a workload describes, lowered alone to be timed, and what the times of its runs come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.cost.work import PRECISION, TILE, Timing, Work
+from graphopt.graph.opsets import BFLOAT16_OPSET, OPSET
+from graphopt.ops import DOMAIN, VERSION
+from graphopt.targets.common.base import Lowered, Target
+
+Progress = Callable[[str], None]
+
+
+def node_of(work: Work, tile: str = "", seed: int = 0) -> ir.Node:
+    """The ONNX node that a work describes; its constants hold random numbers."""
+    generator = np.random.default_rng(seed)
+    inputs = []
+    for index, operand in enumerate(work.operands):
+        dtype = ir.DataType.from_numpy(np.dtype(operand.dtype))
+        value = ir.Value(name=f"x{index}", shape=ir.Shape(operand.shape), type=ir.TensorType(dtype))
+        if operand.constant:
+            array = (generator.standard_normal(operand.shape, dtype=np.float32) * 0.1).astype(operand.dtype)
+            value.const_value = ir.tensor(array, name=value.name)
+        inputs.append(value)
+    attributes = {name: list(v) if isinstance(v, tuple) else v for name, v in work.attributes}
+    node = ir.node(work.op_type, inputs, attributes, domain=work.domain, name="work")
+    node.outputs[0].name = "y"
+    node.outputs[0].shape = ir.Shape(work.shape)
+    node.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(np.dtype(work.operands[0].dtype)))
+    for key, mark in ((TILE, tile), (PRECISION, work.units)):
+        if mark:
+            node.metadata_props[key] = mark
+    return node
+
+
+def opsets_of(work: Work) -> dict[str, int]:
+    """The opsets of a model that such a node stands in."""
+    narrow = any(operand.dtype == "bfloat16" for operand in work.operands)
+    return {"": BFLOAT16_OPSET if narrow else OPSET, DOMAIN: VERSION}
+
+
+def lowered_alone(target: Target, work: Work, tile: str, prefix: str) -> Lowered | None:
+    """The kernels of a work with a tile; None where it has none."""
+    node = node_of(work, tile)
+    inputs = [value for value in node.inputs if value is not None and value.const_value is None]
+    try:
+        return target.lower([node], inputs, list(node.outputs), opsets_of(work), prefix)
+    except Exception:  # noqa: BLE001  TVM raises anything; a candidate that cannot be lowered is no candidate
+        return None
+
+
+def timing(seconds: Sequence[float], tile: str) -> Timing:
+    """The median, and the middle half of the rounds: other programs on the machine spoil some of them."""
+    low, middle, high = np.percentile(seconds, (25, 50, 75))
+    return Timing(float(middle), float(low), float(high), tile)
