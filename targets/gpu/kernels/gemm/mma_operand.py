@@ -29,6 +29,9 @@ class Block(Protocol):
     shared: Any
     thread: Any
     lane: Any
+    batch: Any
+    row: Any
+    column: Any
 
 
 class Side:
