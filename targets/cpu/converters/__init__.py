@@ -12,7 +12,7 @@ import math
 import onnx_ir as ir
 from tvm import tirx
 
-from graphopt.targets.common.converters import index, linear, regions, resize
+from graphopt.targets.common.converters import index, linear, pooling, quantized, regions, resize
 from graphopt.targets.common.converters.activations import ACTIVATIONS
 from graphopt.targets.common.converters.arithmetic import (
     bit_cast,
@@ -32,8 +32,8 @@ from graphopt.targets.common.converters.places import arg_extreme, hardmax
 from graphopt.targets.common.converters.reductions import mean, reduction
 from graphopt.targets.common.converters.shapes import concat, dropout, eye_like, nothing, shape, size, space, split
 from graphopt.targets.common.converters.statistics import batch_norm
+from graphopt.targets.common.converters.sum_reductions import total
 from graphopt.targets.common.kernels import math as fast
-from graphopt.targets.cpu.converters import pooling, quantized
 from graphopt.targets.cpu.converters.attention import attention
 from graphopt.targets.cpu.converters.blocked import (
     conv2d_blocked,
@@ -50,7 +50,6 @@ from graphopt.targets.cpu.converters.fft import conv2d_fft
 from graphopt.targets.cpu.converters.products import fully_connected, matmul
 from graphopt.targets.cpu.converters.recurrent import recurrent
 from graphopt.targets.cpu.converters.rows import channel_norm, clamp, elementwise, gelu, layer_norm, softmax
-from graphopt.targets.cpu.converters.sums import total
 from graphopt.targets.cpu.converters.transposed import conv_transpose
 from graphopt.targets.cpu.converters.winograd import conv2d_winograd
 

@@ -10,10 +10,10 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax, te, tirx
 
+from graphopt.targets.common.converters import pooling
 from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
 from graphopt.targets.common.converters.reductions import extreme
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.cpu.converters import pooling
 from graphopt.targets.cpu.converters.convolution import begin_pads
 from graphopt.targets.cpu.converters.transposed import begin_pads as transposed_pads
 from graphopt.targets.gpu.converters.attention import attention

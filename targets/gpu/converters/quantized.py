@@ -9,9 +9,9 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
+from graphopt.targets.common.converters import quantized
 from graphopt.targets.common.converters.base import BROADCAST, EPILOGUE, Context, Converter, shape_of
 from graphopt.targets.common.kernels.blocks import const, dims
-from graphopt.targets.cpu.converters import quantized
 from graphopt.targets.cpu.converters.convolution import begin_pads
 from graphopt.targets.cpu.converters.integers import Factor, Rescaling
 
