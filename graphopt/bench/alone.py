@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from graphopt.program.program import Place
 from graphopt.runtime.devices import library
-from graphopt.targets.common import concat_views
+from graphopt.targets.common import concat_views, host_arrays
 from graphopt.targets.common.base import Lowered, Target
-from graphopt.targets.cpu import build
 
 Load = Callable[[str], Callable[..., Any]]
 _POISON = 0xFF  # NaN in every float type
@@ -39,7 +38,7 @@ def run(lowered: Lowered, functions: Load, x: NDArray[Any]) -> NDArray[Any]:
     for value in lowered.values.values():
         if value.place is Place.VIEW:
             continue
-        array = build.empty(value.shape or (), value.dtype)
+        array = host_arrays.empty(value.shape or (), value.dtype)
         if value.name in lowered.constants:
             array[...] = lowered.constants[value.name]
         elif value.name in lowered.inputs:
@@ -52,5 +51,5 @@ def run(lowered: Lowered, functions: Load, x: NDArray[Any]) -> NDArray[Any]:
             arrays[value.name] = concat_views.shown(arrays[value.of], value)
     for call in lowered.calls:
         operands = [arrays[name] for name in (*call.inputs, *call.outputs, *call.scratch)]
-        functions(call.symbol)(*map(build.tensor, operands))
+        functions(call.symbol)(*map(host_arrays.tensor, operands))
     return arrays[lowered.outputs[0]]

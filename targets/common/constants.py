@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.program.program import KernelCall, Place, Value
+from graphopt.targets.common import host_arrays
 from graphopt.targets.common.base import Lowered
-from graphopt.targets.cpu import build
 
 
 class Loader(Protocol):
@@ -122,8 +122,8 @@ def _run(lowered: Lowered, early: list[KernelCall], functions: dict[str, Any], b
         results = []
         for name in call.outputs:
             value = lowered.values[name]
-            results.append(build.empty(value.shape or (), value.dtype))
-        kernels[call.symbol](*map(build.tensor, [*arguments, *results]))
+            results.append(host_arrays.empty(value.shape or (), value.dtype))
+        kernels[call.symbol](*map(host_arrays.tensor, [*arguments, *results]))
         for name, array in zip(call.outputs, results, strict=True):
             value = lowered.values[name]
             lowered.values[name] = Value(name, str(array.dtype), tuple(array.shape), Place.WEIGHT)

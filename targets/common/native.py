@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
 
 from graphopt.graph.value_dependence import SIZES
 from graphopt.targets.common import lowering, relax_import
+from graphopt.targets.common.converters.table import Table
 from graphopt.targets.common.definitions import Definitions
 from graphopt.targets.common.quiet import quiet
-from graphopt.targets.cpu.converters import Converter
 
 _CODE = re.compile(r"[<>{}\[\]|=]|\b(R|T|I|relax|tirx|tir|ir)\.|\w\(|Check failed|Error\b|None\b|Relax|TE\b")
 """What stands in a dump of TVM, not in a sentence for its user."""
@@ -23,13 +22,13 @@ def obstacle(
     node: ir.Node,
     opsets: Mapping[str, int],
     machine: Any,
+    table: Table,
     definitions: Definitions,
-    own: Mapping[str, Converter] = MappingProxyType({}),
 ) -> str | None:
     """Why `node` cannot become kernels, in a sentence, found by importing it alone; None if it can."""
     try:
         with quiet():
-            imported = relax_import.import_nodes([node], *ends(node), opsets, machine, definitions, own)
+            imported = relax_import.import_nodes([node], *ends(node), opsets, machine, table, definitions)
             return lowering.obstacle(lowering.legalize(imported.module))
     except relax_import.NotSupported as error:
         return str(error)

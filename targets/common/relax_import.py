@@ -1,7 +1,7 @@
 """ONNX nodes -> Relax: our own converters first, TVM's for the rest. The only file that touches TVM's private importer.
 
 TVM's importer ignores a node's domain and a model's functions, so nodes are converted one at a time here: a node of
-the domain `graphopt` can only reach `converters.CUSTOM`, and what TVM is known to import wrongly is refused.
+the domain `graphopt` can only reach our own converters, and what TVM is known to import wrongly is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,12 @@ from graphopt.graph.analysis import static_type
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common import origins
 from graphopt.targets.common.converters import halves
-from graphopt.targets.common.converters.base import HALVES, dtype_of
+from graphopt.targets.common.converters.base import HALVES, Context, Converter, dtype_of
 from graphopt.targets.common.converters.refusals import WRONG_IN_TVM
 from graphopt.targets.common.converters.refusals import NotSupported as NotSupported
+from graphopt.targets.common.converters.shapes import nothing
+from graphopt.targets.common.converters.table import Table, of_node
 from graphopt.targets.common.definitions import Definitions, is_small
-from graphopt.targets.cpu import converters
 
 _MAX_ELEMENTS = 2**31 - 1
 """Of a tensor: Relax flattens shapes to 32 bits."""
@@ -54,7 +54,7 @@ class _Scope:
     builder: Any
     machine: Any
     definitions: Definitions
-    own: Mapping[str, converters.Converter]
+    table: Table
     expressions: dict[ir.Value, Any] = field(default_factory=dict)
     weights: dict[str, ir.Value] = field(default_factory=dict)
     owners: dict[Any, str] = field(default_factory=dict)
@@ -67,21 +67,21 @@ def import_nodes(
     outputs: Sequence[ir.Value],
     opsets: Mapping[str, int],
     machine: Any,
+    table: Table,
     definitions: Definitions | None = None,
-    own: Mapping[str, converters.Converter] = MappingProxyType({}),
 ) -> Imported:
     """Build one Relax function from nodes in topological order.
 
     Args:
         machine: what the target's converters and kernels choose tiles for.
+        table: the converters of the target.
         definitions: of kernels for this machine, those of earlier calls too.
-        own: converters of the target, by operator ("Conv", "graphopt.Attention"), instead of those that all share.
 
     Raises:
         NotSupported: a node, named with the reason, has no native form.
     """
     builder = relax.BlockBuilder()
-    scope = _Scope(builder, machine, definitions or Definitions(), own)
+    scope = _Scope(builder, machine, definitions or Definitions(), table)
     parameters = []
     for index, value in enumerate(inputs):
         parameter = _variable(f"in{index}", value)
@@ -151,14 +151,14 @@ def _variable(name: str, value: ir.Value) -> Any:
 
 
 def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
-    reason = refusal(node, scope.own)
+    reason = refusal(node, scope.table)
     if reason is not None:
         raise NotSupported(reason)
     inputs = [None if value is None else scope.expressions[value] for value in node.inputs]
     result = NotImplemented
     definitions = scope.definitions.of(node)
-    context = converters.Context(scope.builder, scope.machine, node, definitions)
-    for converter in _converters(node, scope.own):
+    context = Context(scope.builder, scope.machine, node, definitions)
+    for converter in _converters(node, scope.table):
         result = converter(context, inputs)
         if result is not NotImplemented:
             break
@@ -185,14 +185,11 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
             origins.claim(scope.owners, checked, str(node.name), scope.builder.lookup_binding)
 
 
-def _converters(node: ir.Node, own: Mapping[str, converters.Converter]) -> list[converters.Converter]:
+def _converters(node: ir.Node, table: Table) -> Sequence[Converter]:
     """Our converters of `node` in the order in which they are tried."""
     if all(0 in _shape(value) for value in node.outputs if value.name) and node.domain in ("", "ai.onnx"):
-        return [converters.nothing]
-    prefix = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
-    if (found := own.get(prefix + node.op_type)) is not None:
-        return [found]
-    return converters.candidates(node)
+        return [nothing]
+    return of_node(table, node)
 
 
 def _unheld(value: ir.Value) -> str:
@@ -234,19 +231,19 @@ def _checked(scope: _Scope, value: ir.Value, expression: Any) -> Any:
     return expression
 
 
-def refusal(node: ir.Node, own: Mapping[str, converters.Converter] = MappingProxyType({})) -> str | None:
+def refusal(node: ir.Node, table: Table) -> str | None:
     """Why `node` is not even tried, in a sentence; None if it may be."""
     domain = node.domain or ""
     if domain not in ("", "ai.onnx", "graphopt"):
         return f"operators of the domain {domain} have no native form"
     if domain == "graphopt":
-        return None if _converters(node, own) else f"graphopt.{node.op_type} has no kernel on this target"
+        return None if _converters(node, table) else f"graphopt.{node.op_type} has no kernel on this target"
     if any(
         isinstance(a, ir.Attr) and a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         for a in node.attributes.values()
     ):
         return f"{node.op_type} holds subgraphs, which have no native form"
-    if not _converters(node, own) and node.op_type not in onnx_frontend._get_convert_map():
+    if not _converters(node, table) and node.op_type not in onnx_frontend._get_convert_map():
         return f"{node.op_type} has no native form"
     return None
 

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from graphopt.cost.work import Timing, Work
 from graphopt.program.program import Place
 from graphopt.runtime.devices import library
-from graphopt.targets.common import concat_views
+from graphopt.targets.common import concat_views, host_arrays
 from graphopt.targets.common.base import Lowered, Target
 from graphopt.targets.common.measured_node import Progress, lowered_alone, timing
-from graphopt.targets.cpu import build
 
 ROUNDS = 7
 BLOCK_SECONDS = 2e-3
@@ -91,7 +90,7 @@ class _Pool:
     """Bytes that weights are read from, filled with random numbers once."""
 
     def __init__(self) -> None:
-        self._bytes = build.empty((POOL_BYTES,), "uint8")
+        self._bytes = host_arrays.empty((POOL_BYTES,), "uint8")
         # Small positive numbers of any float type would do; float32 is what nearly all weights are.
         numbers = self._bytes.view(np.float32)
         block = np.random.default_rng(0).standard_normal(1 << 18, dtype=np.float32) * 0.1
@@ -125,7 +124,7 @@ class _Runner:
                 constant = lowered.constants[value.name]
                 arrays[value.name] = pool.places(constant) if constant.ndim else [constant]
             else:
-                array = build.empty(value.shape or (), value.dtype)
+                array = host_arrays.empty(value.shape or (), value.dtype)
                 array[...] = generator.standard_normal(array.shape).astype(value.dtype)
                 arrays[value.name] = [array]
         for value in lowered.values.values():
@@ -135,7 +134,7 @@ class _Runner:
         for call in lowered.calls:
             operands = [arrays[name] for name in (*call.inputs, *call.outputs, *call.scratch)]
             count = max(map(len, operands))
-            tensors = [[build.tensor(array) for array in places] for places in operands]
+            tensors = [[host_arrays.tensor(array) for array in places] for places in operands]
             self.calls.append(
                 (load(call.symbol), [tuple(each[i % len(each)] for each in tensors) for i in range(count)])
             )

@@ -18,6 +18,7 @@ from graphopt.targets.common.base import Lowered
 from graphopt.targets.common.definitions import Definitions, signature
 from graphopt.targets.common.quiet import quiet
 from graphopt.targets.cpu import build, measure, tiles
+from graphopt.targets.cpu.converters.table import TABLE
 from graphopt.targets.cpu.machine import detect
 from graphopt.targets.cpu.object_cache import ObjectCache
 
@@ -68,7 +69,9 @@ class CpuTarget:
         """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
         key = signature(node)
         if key not in self._answers:
-            self._answers[key] = native.template(native.obstacle(node, opsets, self.cpu, self._definitions), node)
+            self._answers[key] = native.template(
+                native.obstacle(node, opsets, self.cpu, TABLE, self._definitions), node
+            )
         return native.spelled(self._answers[key], node)
 
     def defect(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
@@ -91,7 +94,7 @@ class CpuTarget:
     ) -> Lowered:
         """Import, fuse, schedule; then run what depends on constants only."""
         with quiet():
-            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, self._definitions)
+            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, TABLE, self._definitions)
             lowered = lowering.lower(imported, self._builder, prefix, self.separate)
         constants.evaluate_constants(lowered, self._host)
         return lowered

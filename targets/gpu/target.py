@@ -32,7 +32,7 @@ from graphopt.targets.cpu.object_cache import ObjectCache
 from graphopt.targets.gpu import code, devices, measure, nvrtc, rules, tiles
 from graphopt.targets.gpu.code_cache import CodeCache
 from graphopt.targets.gpu.converters.blocked import BLOCK
-from graphopt.targets.gpu.converters.own import OWN
+from graphopt.targets.gpu.converters.table import TABLE
 from graphopt.targets.gpu.estimates import Estimates
 from graphopt.targets.gpu.source_cache import Generated, SourceCache
 
@@ -86,7 +86,7 @@ class GpuTarget:
         """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
         key = signature(node)
         if key not in self._answers:
-            found = self._lacking(node) or native.obstacle(node, opsets, self.device, self._definitions, OWN)
+            found = self._lacking(node) or native.obstacle(node, opsets, self.device, TABLE, self._definitions)
             self._answers[key] = native.template(found, node)
         return native.spelled(self._answers[key], node)
 
@@ -118,7 +118,7 @@ class GpuTarget:
     ) -> Lowered:
         """Import, fuse, run on the host what depends on constants only, and generate code for the rest."""
         with quiet():
-            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.device, self._definitions, OWN)
+            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.device, TABLE, self._definitions)
             lowered = lowering.lower(imported, _Unscheduled(), prefix, self.separate)
         constants.evaluate_constants(lowered, _OnHost(self._host))
         for symbol, identity in lowered.functions.items():
@@ -194,7 +194,7 @@ class GpuTarget:
     def _unscheduled(self, node: ir.Node) -> Mapping[str, Identity]:
         """The kernels of a node, also those that only constants depend on."""
         opsets = {"": OPSET, DOMAIN: VERSION}
-        imported = relax_import.import_nodes([node], *native.ends(node), opsets, self.device, self._definitions, OWN)
+        imported = relax_import.import_nodes([node], *native.ends(node), opsets, self.device, TABLE, self._definitions)
         return lowering.lower(imported, _Unscheduled(), "tiles_").functions
 
     def measure(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from graphopt import ops
 from graphopt.program.program import Place
 from graphopt.runtime.devices import host, library
-from graphopt.targets.common import concat_views
+from graphopt.targets.common import concat_views, host_arrays
 from graphopt.targets.common.base import Lowered
 from graphopt.targets.cpu import build
 from graphopt.targets.cpu.machine import LEVELS
@@ -75,7 +75,7 @@ class _Memory:
 
     def __init__(self, shape: Sequence[int], dtype: str) -> None:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        self._whole = build.empty((size + 2 * _GUARD,), "uint8")
+        self._whole = host_arrays.empty((size + 2 * _GUARD,), "uint8")
         self._whole[:] = _FENCE
         inner = self._whole[_GUARD : _GUARD + size]
         inner[:] = _POISON
@@ -123,14 +123,14 @@ class Lab:
                 arrays[name] = memory[name].array
                 if name in feeds:
                     arrays[name][...] = feeds[name]
-        arrays |= {name: build.empty(array.shape, str(array.dtype)) for name, array in lowered.constants.items()}
+        arrays |= {name: host_arrays.empty(array.shape, str(array.dtype)) for name, array in lowered.constants.items()}
         for name, array in lowered.constants.items():
             arrays[name][...] = array
         for name, value in lowered.values.items():
             if value.place is Place.VIEW:
                 arrays[name] = concat_views.shown(arrays[value.of], value)
         for call in lowered.calls:
-            module[call.symbol](*(build.tensor(arrays[name]) for name in (*call.inputs, *call.outputs)))
+            module[call.symbol](*(host_arrays.tensor(arrays[name]) for name in (*call.inputs, *call.outputs)))
         for name, block in memory.items():
             block.check(name)
         for name, array in feeds.items():

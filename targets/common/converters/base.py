@@ -12,7 +12,6 @@ from tvm import relax, te
 
 from graphopt.cost.work import PRECISION, TILE
 from graphopt.targets.common.definitions import NodeDefinitions
-from graphopt.targets.cpu.machine import CpuMachine
 
 ELEMENTWISE, BROADCAST, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 1, 2, 3, 4, 8
 """TVM's operator patterns: element by element; the same where operands repeat; index arithmetic; sums; consumers may
@@ -23,10 +22,13 @@ Converter = Callable[["Context", list[Any]], Any]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a converter may use: the builder to emit into, the machine to choose tiles for, the node's attributes."""
+    """What a converter may use: the builder to emit into, the machine to choose tiles for, the node's attributes.
+
+    `machine` is what the target generates code for: a `CpuMachine` or a GPU's `Device`.
+    """
 
     builder: Any
-    machine: CpuMachine
+    machine: Any
     node: ir.Node
     definitions: NodeDefinitions
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from graphopt.targets.common.converters.base import (
     ELEMENTWISE,
     FLOATS,
     INJECTIVE,
-    REDUCTION,
     Context,
     Converter,
     dtype_of,
@@ -27,8 +27,6 @@ from graphopt.targets.common.converters.base import (
 )
 from graphopt.targets.common.converters.index import known
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.cpu.kernels import extremes
-from graphopt.targets.cpu.machine import CpuMachine
 
 INTEGERS = ("int8", "uint8", "int16", "uint16")
 
@@ -115,22 +113,27 @@ def _emit(c: Context, define: Callable[..., Any], x: Any, scale: Any, zero: Any)
     )
 
 
-def dynamic_quantize(c: Context, inputs: list[Any]) -> Any:
+def dynamic_quantize(ends: Callable[[Context, Any], Any]) -> Converter:
+    """DynamicQuantizeLinear; `ends` gives [2], the largest of a tensor and the largest of its negative."""
+    return partial(_dynamic_quantize, ends)
+
+
+def _dynamic_quantize(ends: Callable[[Context, Any], Any], c: Context, inputs: list[Any]) -> Any:
     """y, scale, zero point of [min(x, 0), max(x, 0)] over 0..255; the scale of zeros is 1, as in ONNX Runtime."""
     (x,) = inputs
     if dtype_of(x) != "float32":
         return NotImplemented
     if 0 in shape_of(x):
         return [known(np.zeros(shape_of(x), np.uint8)), known(np.ones((), np.float32)), known(np.zeros((), np.uint8))]
-    both = _ends(c, x)
+    both = ends(c, x)
     zero, full = tirx.const(0, "float32"), tirx.const(255, "float32")
 
-    def scale(ends: Any) -> Any:
-        span = tirx.max(ends[0], zero) + tirx.max(ends[1], zero)
+    def scale(both: Any) -> Any:
+        span = tirx.max(both[0], zero) + tirx.max(both[1], zero)
         return te.compute((), lambda: tirx.Select(span == zero, tirx.const(1, "float32"), span / full), name="scale")
 
-    def zero_point(ends: Any, s: Any) -> Any:
-        place = tirx.min(tirx.max(ends[1], zero) / s(), full)
+    def zero_point(both: Any, s: Any) -> Any:
+        place = tirx.min(tirx.max(both[1], zero) / s(), full)
         return te.compute((), lambda: tirx.nearbyint(place).astype("uint8"), name="zero_point")
 
     def quantized(value: Any, s: Any, z: Any) -> Any:
@@ -148,11 +151,8 @@ def dynamic_quantize(c: Context, inputs: list[Any]) -> Any:
     return [y, y_scale, y_zero]
 
 
-def _ends(c: Context, x: Any) -> Any:
+def largest_ends(c: Context, x: Any) -> Any:
     """[2], the largest of x and the largest of -x."""
-    machine: Any = c.machine  # or a GPU's
-    if isinstance(machine, CpuMachine):
-        return c.te("ends", lambda v: extremes.ends(v, machine), x, pattern=REDUCTION)
     high, low = (c.builder.emit(reduce(x)) for reduce in (relax.op.max, relax.op.min))
 
     def joined(a: Any, b: Any) -> Any:
@@ -163,6 +163,6 @@ def _ends(c: Context, x: Any) -> Any:
 
 STANDARD: dict[str, Converter] = {
     "DequantizeLinear": dequantize_linear,
-    "DynamicQuantizeLinear": dynamic_quantize,
+    "DynamicQuantizeLinear": dynamic_quantize(largest_ends),
     "QuantizeLinear": quantize_linear,
 }

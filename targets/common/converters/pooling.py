@@ -1,4 +1,4 @@
-"""Pools: MaxPool and AveragePool of a few rows by `kernels/pool_rows.py`, and all that TVM has not.
+"""Pools that TVM lacks.
 
 That is ceil_mode, dilations, integers, the largest doubles and halves, and powers (LpPool):
 
@@ -10,16 +10,15 @@ The extents of the output are those that shape inference gave; a window that lea
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import te, tirx
 
-from graphopt.graph.shapes.extents import split_pads
 from graphopt.targets.common.converters.base import (
     FLOATS,
     HALVES,
-    OPAQUE,
     REDUCTION,
     Context,
     Converter,
@@ -27,14 +26,18 @@ from graphopt.targets.common.converters.base import (
     shape_of,
 )
 from graphopt.targets.common.converters.index import known
-from graphopt.targets.common.kernels.blocks import SCHEDULED
-from graphopt.targets.cpu.kernels import pool_rows
-from graphopt.targets.cpu.kernels.pool_rows import Pool
+from graphopt.targets.common.converters.pads import pool_pads
 
-ROWS = ("float32", "int8", "uint8")
 
-LONGEST, LARGEST = 16, 256
-"""Elements of a window along the last axis, and in all, up to which rows are taken. Longer sums need blocks."""
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A window over x[*outer, *image] that gives [*outer, *out]; `pads` are before each axis of the image."""
+
+    out: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
 
 
 def pool(c: Context, inputs: list[Any]) -> Any:
@@ -51,7 +54,7 @@ def pool(c: Context, inputs: list[Any]) -> Any:
         return NotImplemented
     if kind != "MaxPool" and dtype not in (*FLOATS, *HALVES):
         return NotImplemented
-    begins, ends = _pads(c, shape[2:], kernel, strides)
+    begins, ends = pool_pads(c, shape[2:], kernel, strides)
     working = "float32" if dtype in HALVES else dtype
     if kind == "MaxPool":
         working = dtype
@@ -98,34 +101,11 @@ def pool(c: Context, inputs: list[Any]) -> Any:
     arguments = [x]
     if kind == "AveragePool":
         bounds = Pool(out[2:], kernel, strides, dilations, begins)
-        arguments.append(_counts(c, shape[2:], bounds, ends, working))
+        arguments.append(counts(c, shape[2:], bounds, ends, working))
     return c.te(kind.lower(), compute, *arguments, pattern=REDUCTION)
 
 
-def pool_of_rows(c: Context, inputs: list[Any]) -> Any:
-    """MaxPool without indices and AveragePool of what vectors hold, with a window of which a row stands in the code."""
-    (x,) = inputs
-    shape, kernel, dtype, average = shape_of(x), c.integers("kernel_shape"), dtype_of(x), c.node.op_type != "MaxPool"
-    if dtype not in (("float32",) if average else ROWS) or len(c.node.outputs) > 1 or 0 in (*shape, *c.out_shape):
-        return NotImplemented
-    if not kernel or kernel[-1] > LONGEST or math.prod(kernel) > LARGEST:
-        return NotImplemented
-    ones = (1,) * len(kernel)
-    strides, dilations = c.integers("strides", ones), c.integers("dilations", ones)
-    begins, ends = _pads(c, shape[2:], kernel, strides)
-    window = Pool(c.out_shape[2:], kernel, strides, dilations, begins)
-    arguments = [x]
-    if average:
-        arguments.append(_counts(c, shape[2:], window, ends, dtype))
-
-    def define(v: Any, counts: Any = None) -> Any:
-        return pool_rows.average(v, counts, window) if average else pool_rows.largest(v, window)
-
-    attributes = {"op_pattern": OPAQUE, SCHEDULED: 1}
-    return c.definitions.emit(c.builder, c.node.op_type.lower(), define, tuple(arguments), attributes)
-
-
-def _counts(c: Context, image: tuple[int, ...], window: Pool, ends: tuple[int, ...], dtype: str) -> Any:
+def counts(c: Context, image: tuple[int, ...], window: Pool, ends: tuple[int, ...], dtype: str) -> Any:
     """How many elements along each axis an average at each position is over, [rank, longest axis]."""
     counts = np.ones((len(image), max(window.out)), dtype)
     for axis in range(len(image)):
@@ -135,21 +115,6 @@ def _counts(c: Context, image: tuple[int, ...], window: Pool, ends: tuple[int, .
         )  # fmt: skip
         counts[axis, : window.out[axis]] = numbers
     return known(counts)
-
-
-def _pads(
-    c: Context, image: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Padding before and after each axis."""
-    rank, mode = len(image), c.text("auto_pad", "NOTSET")
-    if mode in ("NOTSET", ""):
-        pads = c.integers("pads", (0,) * (2 * rank))
-        return pads[:rank], pads[rank:]
-    if mode == "VALID":
-        return (0,) * rank, (0,) * rank
-    total = [(-(-n // s) - 1) * s + k - n for n, k, s in zip(image, kernel, strides, strict=True)]
-    pairs = [split_pads(mode, missing) for missing in total]
-    return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
 
 
 def _count(

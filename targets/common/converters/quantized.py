@@ -11,31 +11,89 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tvm import relax, tirx
 
 from graphopt.targets.common.converters.base import Context, Converter, dtype_of, shape_of
-from graphopt.targets.cpu.converters.integers import BYTES, Factor, Rescaling, convolution, product
+from graphopt.targets.common.converters.linear import saturated
+from graphopt.targets.common.kernels.blocks import dims
+
+BYTES = ("int8", "uint8")
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A tensor of bytes, its zero point (None where that is known to be zero), and its numbers where they are known."""
+
+    value: Any
+    zero: Any
+    known: NDArray[Any] | None
+
+    @property
+    def signed(self) -> bool:
+        """Whether the bytes are int8."""
+        return dtype_of(self.value) == "int8"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return shape_of(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescaling:
+    """What becomes of a sum: saturate(round((sum + bias) * ratio) + zero) in the type of `zero`.
+
+    `ratio` is [1] or has one entry for each column of a product or filter of a convolution, as `bias` has; `zero` is
+    [1].
+    """
+
+    ratio: Any
+    zero: Any
+    bias: Any = None
+
+    def operands(self) -> dict[str, Any]:
+        """Those that are there, by name."""
+        every = {"ratio": self.ratio, "y_zero": self.zero, "bias": self.bias}
+        return {name: operand for name, operand in every.items() if operand is not None}
+
+    @staticmethod
+    def element(operands: dict[str, Any]) -> Callable[[Any, Any], Any] | None:
+        """The function of one sum and its channel, from the TE tensors of `operands`; None where there are none."""
+        if "ratio" not in operands:
+            return None
+        ratio, zero, bias = operands["ratio"], operands["y_zero"], operands.get("bias")
+
+        def element(total: Any, channel: Any) -> Any:
+            total = total if bias is None else total + bias[channel]
+            rounded = tirx.nearbyint(total.astype("float32") * ratio[0 if dims(ratio) == [1] else channel])
+            return saturated(rounded + zero[0].astype("float32"), str(zero.dtype))
+
+        return element
+
 
 Sums = Callable[..., Any]
-"""`product` or `convolution`, or what computes the same on another target."""
+"""Of a context, two factors and perhaps a `Rescaling`: sums of a product or a convolution, or what they become."""
 
 
-def matmul_integer(c: Context, inputs: list[Any], product: Sums = product) -> Any:
+def matmul_integer(c: Context, inputs: list[Any], product: Sums) -> Any:
     """MatMulInteger."""
     factors = _factors(c, inputs, (0, 2), (1, 3))
     return NotImplemented if factors is None else _shaped(c, product(c, *factors), c.out_shape)
 
 
-def conv_integer(c: Context, inputs: list[Any], convolution: Sums = convolution) -> Any:
+def conv_integer(c: Context, inputs: list[Any], convolution: Sums) -> Any:
     """ConvInteger."""
     factors = _factors(c, inputs, (0, 2), (1, 3))
     return NotImplemented if factors is None else convolution(c, *factors)
 
 
-def qlinear_matmul(c: Context, inputs: list[Any], product: Sums = product) -> Any:
+def qlinear_matmul(c: Context, inputs: list[Any], product: Sums) -> Any:
     """QLinearMatMul."""
     _, a_scale, _, _, b_scale, _, y_scale, y_zero = inputs
     factors = _factors(c, inputs, (0, 2), (3, 5))
@@ -52,7 +110,7 @@ def qlinear_matmul(c: Context, inputs: list[Any], product: Sums = product) -> An
     )
 
 
-def qlinear_conv(c: Context, inputs: list[Any], convolution: Sums = convolution) -> Any:
+def qlinear_conv(c: Context, inputs: list[Any], convolution: Sums) -> Any:
     """QLinearConv; the scale and the zero point of the weights may differ from filter to filter."""
     _, x_scale, _, _, w_scale, _, y_scale, y_zero = inputs[:8]
     factors = _factors(c, inputs, (0, 2), (3, 5))
@@ -119,9 +177,11 @@ def _requantized(c: Context, total: Any, ratio: Any, zero: Any) -> Any:
     return emit(relax.op.astype(clipped, dtype_of(zero)))
 
 
-STANDARD: dict[str, Converter] = {
-    "ConvInteger": conv_integer,
-    "MatMulInteger": matmul_integer,
-    "QLinearConv": qlinear_conv,
-    "QLinearMatMul": qlinear_matmul,
-}
+def converters(product: Sums, convolution: Sums) -> dict[str, Converter]:
+    """The operators, with a target's own sums."""
+    return {
+        "ConvInteger": partial(conv_integer, convolution=convolution),
+        "MatMulInteger": partial(matmul_integer, product=product),
+        "QLinearConv": partial(qlinear_conv, convolution=convolution),
+        "QLinearMatMul": partial(qlinear_matmul, product=product),
+    }

@@ -10,15 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import te, tirx
 
-from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, REDUCTION, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import (
+    FLOATS,
+    HALVES,
+    OPAQUE,
+    REDUCTION,
+    Context,
+    Converter,
+    dtype_of,
+    shape_of,
+)
 from graphopt.targets.common.converters.reductions import chosen_axes
 from graphopt.targets.common.kernels import math as fast
-from graphopt.targets.common.kernels.blocks import const, summed_in
-from graphopt.targets.cpu.machine import CpuMachine
+from graphopt.targets.common.kernels.blocks import const
 
 Element = Callable[[Any], Any]
 
@@ -46,8 +55,16 @@ _KINDS = {
 }
 
 
-def total(c: Context, inputs: list[Any]) -> Any:
+Accumulator = Callable[[str, int], str]
+"""The dtype in which a sum is kept, of the dtype and the count of its terms."""
+
+
+def total(accumulator: Accumulator = lambda dtype, _: dtype) -> Converter:
     """A node of `_KINDS`, or ReduceLogSumExp, of floats along axes that are known."""
+    return partial(_total, accumulator)
+
+
+def _total(accumulator: Accumulator, c: Context, inputs: list[Any]) -> Any:
     x = inputs[0]
     shape, dtype = shape_of(x), dtype_of(x)
     if c.node.op_type == "GlobalAveragePool":
@@ -59,7 +76,7 @@ def total(c: Context, inputs: list[Any]) -> Any:
     keep = c.node.op_type == "GlobalAveragePool" or bool(c.integer("keepdims", 1))
     count = math.prod(shape[axis] for axis in axes)
     wide = "float32" if dtype in HALVES else dtype
-    kept = summed_in(wide, count) if isinstance(c.machine, CpuMachine) else wide
+    kept = accumulator(wide, count)
 
     def along(name: str, combine: Callable[..., Any], term: Callable[..., Any]) -> Any:
         """A reduction of the terms; they are told the element and where its result is."""

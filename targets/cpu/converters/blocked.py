@@ -8,8 +8,7 @@ from typing import Any
 from tvm import relax, te, tirx
 
 from graphopt.targets.common.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
-from graphopt.targets.common.kernels import blocks
-from graphopt.targets.cpu.kernels import lrn, squares
+from graphopt.targets.cpu.kernels import lrn, squares, tiling
 from graphopt.targets.cpu.kernels.conv import depthwise, direct
 
 
@@ -139,7 +138,7 @@ def _two(values: tuple[int, ...]) -> tuple[int, int]:
 def _padded(c: Context, x: Any, pads: tuple[int, ...]) -> Any:
     if not any(pads):
         return x
-    return c.te("pad", lambda v: blocks.pad_input(v, _four(pads)), x, pattern=INJECTIVE)
+    return c.te("pad", lambda v: tiling.pad_input(v, _four(pads)), x, pattern=INJECTIVE)
 
 
 def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:

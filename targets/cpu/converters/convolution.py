@@ -8,6 +8,7 @@ from typing import Any
 from tvm import relax
 
 from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.pads import conv_begin_pads
 from graphopt.targets.cpu.converters.products import product
 from graphopt.targets.cpu.kernels import gemm
 
@@ -25,7 +26,7 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     if rank == 0:
         return NotImplemented
     strides, dilations = c.integers("strides", (1,) * rank), c.integers("dilations", (1,) * rank)
-    begins = begin_pads(c, image, kernel, strides, dilations, out[2:])
+    begins = conv_begin_pads(c, image, kernel, strides, dilations, out[2:])
     batch, channels = shape_of(x)[:2]
     per_group = out[1] // groups
     if groups == 1 and math.prod(out[2:]) == 1 and kernel == image and not any(begins):
@@ -50,23 +51,3 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     return c.te(
         "gemm", lambda p, q, r: gemm.compute(p, q, out, parts, tile.rows, groups, r), a, panels, bias, pattern=EPILOGUE
     )
-
-
-def begin_pads(
-    c: Context,
-    image: tuple[int, ...],
-    kernel: tuple[int, ...],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-    out: tuple[int, ...],
-) -> tuple[int, ...]:
-    """The padding before each axis: as the node says, or as its `auto_pad` means."""
-    rank = len(kernel)
-    mode = c.text("auto_pad", "NOTSET")
-    if mode in ("NOTSET", ""):
-        return c.integers("pads", (0,) * (2 * rank))[:rank]
-    begins = []
-    for axis in range(rank):
-        total = max(0, (out[axis] - 1) * strides[axis] + (kernel[axis] - 1) * dilations[axis] + 1 - image[axis])
-        begins.append(0 if mode == "VALID" else total // 2 if mode == "SAME_UPPER" else total - total // 2)
-    return tuple(begins)

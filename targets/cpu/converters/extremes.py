@@ -35,6 +35,11 @@ def global_max_pool(c: Context, inputs: list[Any]) -> Any:
     return _rows(c, inputs[0], len(shape) - 2, True)
 
 
+def ends(c: Context, x: Any) -> Any:
+    """[2], the largest of x and the largest of -x, in one kernel."""
+    return c.te("ends", lambda v: extremes.ends(v, c.machine), x, pattern=REDUCTION)
+
+
 def _rows(c: Context, x: Any, count: int, largest: bool) -> Any:
     """Over the last `count` axes, which lie one behind the other in memory."""
     shape = shape_of(x)

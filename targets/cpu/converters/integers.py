@@ -1,76 +1,20 @@
-"""Products and convolutions of bytes, summed exactly, for the operators in `quantized.py`."""
+"""Products and convolutions of bytes, summed exactly, for the operators in `common/converters/quantized.py`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from tvm import relax, tirx
+from tvm import relax
 
 from graphopt.targets.common.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, dtype_of, shape_of
-from graphopt.targets.common.converters.linear import saturated
+from graphopt.targets.common.converters.pads import conv_begin_pads
+from graphopt.targets.common.converters.quantized import Factor, Rescaling
 from graphopt.targets.common.kernels.blocks import SCHEDULED, const, dims
-from graphopt.targets.cpu.converters.convolution import begin_pads
 from graphopt.targets.cpu.kernels.integer import conv, dots, gemm
 from graphopt.targets.cpu.kernels.integer import lines as integer_lines
 from graphopt.targets.cpu.kernels.integer.window import Window, choose_tile
-
-BYTES = ("int8", "uint8")
-
-
-@dataclass(frozen=True, slots=True)
-class Factor:
-    """A tensor of bytes, its zero point (None where that is known to be zero), and its numbers where they are known."""
-
-    value: Any
-    zero: Any
-    known: NDArray[Any] | None
-
-    @property
-    def signed(self) -> bool:
-        """Whether the bytes are int8."""
-        return dtype_of(self.value) == "int8"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
-        return shape_of(self.value)
-
-
-@dataclass(frozen=True, slots=True)
-class Rescaling:
-    """What becomes of a sum: saturate(round((sum + bias) * ratio) + zero) in the type of `zero`.
-
-    `ratio` is [1] or has one entry for each column of a product or filter of a convolution, as `bias` has; `zero` is
-    [1].
-    """
-
-    ratio: Any
-    zero: Any
-    bias: Any = None
-
-    def operands(self) -> dict[str, Any]:
-        """Those that are there, by name."""
-        every = {"ratio": self.ratio, "y_zero": self.zero, "bias": self.bias}
-        return {name: operand for name, operand in every.items() if operand is not None}
-
-    @staticmethod
-    def element(operands: dict[str, Any]) -> Callable[[Any, Any], Any] | None:
-        """The function of one sum and its channel, from the TE tensors of `operands`; None where there are none."""
-        if "ratio" not in operands:
-            return None
-        ratio, zero, bias = operands["ratio"], operands["y_zero"], operands.get("bias")
-
-        def element(total: Any, channel: Any) -> Any:
-            total = total if bias is None else total + bias[channel]
-            rounded = tirx.nearbyint(total.astype("float32") * ratio[0 if dims(ratio) == [1] else channel])
-            return saturated(rounded + zero[0].astype("float32"), str(zero.dtype))
-
-        return element
 
 
 def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None, transposed: bool = False) -> Any:
@@ -146,7 +90,7 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
     groups, image, kernel = c.integer("group", 1), x.shape[2:], w.shape[2:]
     ones = (1,) * len(kernel)
     strides, dilations = c.integers("strides", ones), c.integers("dilations", ones)
-    pads = begin_pads(c, image, kernel, strides, dilations, out[2:])
+    pads = conv_begin_pads(c, image, kernel, strides, dilations, out[2:])
     if groups == 1 and math.prod(out[2:]) == 1 and kernel == image and not any(pads):
         # One output position that sees the whole image: a matrix product, with the weights on the streaming side.
         return c.reshape(product(c, _flat(c, x), _flat(c, w), rescaling, transposed=True), out)

@@ -14,6 +14,7 @@ from typing import Any
 from tvm import relax, te
 
 from graphopt.targets.common.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.pads import conv_transpose_begin_pads
 from graphopt.targets.cpu.kernels import gemm
 
 
@@ -27,7 +28,7 @@ def conv_transpose(c: Context, inputs: list[Any]) -> Any:
     if dtype_of(x) not in ("float32", "float64") or not rank or 0 in (*shape_of(x), *shape_of(w), *out):
         return NotImplemented
     strides, dilations = c.integers("strides", (1,) * rank), c.integers("dilations", (1,) * rank)
-    begins = begin_pads(c, image, kernel, strides, dilations, out[2:])
+    begins = conv_transpose_begin_pads(c, image, kernel, strides, dilations, out[2:])
     taps, depth = math.prod(kernel), channels // groups
     grouped = c.reshape(w, (groups, depth, out_group, taps))
     disjoint = tuple(kernel) == tuple(strides) and not any(begins)
@@ -49,24 +50,6 @@ def conv_transpose(c: Context, inputs: list[Any]) -> Any:
     return c.te(
         "gemm", lambda p, q, r=None: gemm.compute(p, q, out, parts, tile.rows, groups, r), *args, pattern=EPILOGUE
     )
-
-
-def begin_pads(
-    c: Context, image: list[int], kernel: list[int], strides: Any, dilations: Any, out: tuple[int, ...]
-) -> tuple[int, ...]:
-    """Padding before each axis; derived from the output's size where the node gives that instead."""
-    rank = len(kernel)
-    mode = c.text("auto_pad", "NOTSET")
-    if mode in ("NOTSET", "") and "output_shape" not in c.node.attributes:
-        return c.integers("pads", (0,) * (2 * rank))[:rank]
-    extra = c.integers("output_padding", (0,) * rank)
-    begins = []
-    for axis in range(rank):
-        full = strides[axis] * (image[axis] - 1) + extra[axis] + (kernel[axis] - 1) * dilations[axis] + 1
-        total = max(0, full - out[axis])
-        # The odd one goes before the image in every mode but SAME_UPPER, also where only output_shape is given.
-        begins.append(total // 2 if mode == "SAME_UPPER" else total - total // 2)
-    return tuple(begins)
 
 
 def _flip(w: Any) -> Any:

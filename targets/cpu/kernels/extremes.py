@@ -17,7 +17,8 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
-from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims, dtype_of, largest_divisor
+from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims, dtype_of
+from graphopt.targets.cpu.kernels.tiling import largest_divisor
 from graphopt.targets.cpu.machine import CpuMachine
 
 NAME = "extreme"

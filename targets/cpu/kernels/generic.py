@@ -7,9 +7,10 @@ from typing import Any
 
 from tvm import s_tir
 
-from graphopt.targets.common.kernels.blocks import Block, blocks_of, dtype_of, largest_divisor, several
+from graphopt.targets.common.kernels.blocks import Block, blocks_of, dtype_of
 from graphopt.targets.common.tir import ieee
 from graphopt.targets.common.tir.expressions import parts
+from graphopt.targets.cpu.kernels.tiling import largest_divisor, several
 from graphopt.targets.cpu.machine import CpuMachine
 
 MIN_PARALLEL = 1 << 14

@@ -12,13 +12,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.common.converters.pooling import Pool
 from graphopt.targets.common.kernels.blocks import const, dims
 
 MIN_PARALLEL = 1 << 15
@@ -29,17 +29,6 @@ MANY_PLANES = 64
 
 MOST_ROWS = 16
 """Rows of a window that one loop combines; more are added one after another."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """A window over x[*outer, *image] that gives [*outer, *out]; `pads` are before each axis of the image."""
-
-    out: tuple[int, ...]
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[int, ...]
 
 
 def largest(x: Any, pool: Pool) -> Any:

@@ -12,17 +12,8 @@ from typing import Any
 from tvm import s_tir, te, tirx
 
 from graphopt.targets.common.kernels import math as fast
-from graphopt.targets.common.kernels.blocks import (
-    RULE,
-    Block,
-    blocks_of,
-    const,
-    dims,
-    dtype_of,
-    largest_divisor,
-    several,
-    summed_in,
-)
+from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims, dtype_of
+from graphopt.targets.cpu.kernels.tiling import largest_divisor, several, summed_in
 from graphopt.targets.cpu.machine import CpuMachine
 
 NAME = "rowwise"

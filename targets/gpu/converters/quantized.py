@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from tvm import relax, te, tirx
 
-from graphopt.targets.common.converters import quantized
-from graphopt.targets.common.converters.base import BROADCAST, EPILOGUE, Context, Converter, shape_of
+from graphopt.targets.common.converters.base import BROADCAST, EPILOGUE, Context, shape_of
+from graphopt.targets.common.converters.pads import conv_begin_pads
+from graphopt.targets.common.converters.quantized import Factor, Rescaling, converters
 from graphopt.targets.common.kernels.blocks import const, dims
-from graphopt.targets.cpu.converters.convolution import begin_pads
-from graphopt.targets.cpu.converters.integers import Factor, Rescaling
 
 
 def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None) -> Any:
-    """As `integers.product`."""
+    """The sums [..., M, N] of a[..., M, K] and b[..., K, N], or what they become."""
     if 0 in (*a.shape, *b.shape):
         return NotImplemented
     left = c.reshape(_centred(c, a, -1), (1, *a.shape)[-max(2, len(a.shape)) :])
@@ -40,13 +37,13 @@ def _centred(c: Context, factor: Factor, single: int) -> Any:
 
 
 def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = None) -> Any:
-    """As `integers.convolution`."""
+    """The sums [N, O, *out] of the node's convolution, or what they become."""
     if len(x.shape) < 3 or 0 in (*x.shape, *w.shape):
         return NotImplemented
     out, image, kernel, groups = c.out_shape, x.shape[2:], w.shape[2:], c.integer("group", 1)
     ones = (1,) * len(kernel)
     strides, dilations = c.integers("strides", ones), c.integers("dilations", ones)
-    pads = begin_pads(c, image, kernel, strides, dilations, out[2:])
+    pads = conv_begin_pads(c, image, kernel, strides, dilations, out[2:])
     filters, deep = out[1] // groups, w.shape[1]
     zeros = {"x": x.zero, "w": w.zero}
     zeros = {name: c.reshape(v, (math.prod(shape_of(v)),)) for name, v in zeros.items() if v is not None}
@@ -91,13 +88,4 @@ def _rescaled(c: Context, total: Any, rescaling: Rescaling | None, axis: int) ->
     return c.te("requantize", define, total, *operands.values(), pattern=BROADCAST)
 
 
-def _on(converter: Callable[..., Any], sums: Callable[..., Any]) -> Converter:
-    return partial(converter, **{sums.__name__: sums})
-
-
-OWN: dict[str, Converter] = {
-    "ConvInteger": _on(quantized.conv_integer, convolution),
-    "MatMulInteger": _on(quantized.matmul_integer, product),
-    "QLinearConv": _on(quantized.qlinear_conv, convolution),
-    "QLinearMatMul": _on(quantized.qlinear_matmul, product),
-}
+OWN = converters(product, convolution)

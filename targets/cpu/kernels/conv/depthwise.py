@@ -11,20 +11,8 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
-from graphopt.targets.common.kernels.blocks import (
-    RULE,
-    Block,
-    blocks_of,
-    const,
-    dims,
-    inline_after,
-    largest_divisor,
-    pad_input,
-    pad_locally,
-    padded_tile,
-    round_up,
-    summed_in,
-)
+from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims, inline_after, round_up
+from graphopt.targets.cpu.kernels.tiling import largest_divisor, pad_input, pad_locally, padded_tile, summed_in
 from graphopt.targets.cpu.machine import CpuMachine
 
 NAME = "window"

@@ -18,17 +18,9 @@ from typing import Any
 from tvm import s_tir, te, tirx
 
 from graphopt.program.program import ITEM_BYTES
-from graphopt.targets.common.kernels.blocks import (
-    RULE,
-    Block,
-    blocks_of,
-    dims,
-    inline_after,
-    padded_tile,
-    renumber,
-    round_up,
-)
+from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, dims, inline_after, round_up
 from graphopt.targets.cpu.kernels import partials, prefetch
+from graphopt.targets.cpu.kernels.tiling import padded_tile, renumber
 from graphopt.targets.cpu.machine import CpuMachine
 
 NAME = "conv_direct"

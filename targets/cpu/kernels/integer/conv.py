@@ -27,10 +27,11 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
-from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims, renumber
+from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims
 from graphopt.targets.cpu.kernels.integer import dots
 from graphopt.targets.cpu.kernels.integer.gemm import REQUANTIZE, SMALLEST_SHARE, epilogue, place_tile, tiles_out
 from graphopt.targets.cpu.kernels.integer.window import Window
+from graphopt.targets.cpu.kernels.tiling import renumber
 from graphopt.targets.cpu.machine import CpuMachine
 
 NAME = "integer_conv"

@@ -18,19 +18,10 @@ from typing import Any
 
 from tvm import s_tir, te, tirx
 
-from graphopt.targets.common.kernels.blocks import (
-    RULE,
-    Block,
-    blocks_of,
-    const,
-    dims,
-    inline_after,
-    padded_tile,
-    renumber,
-    round_up,
-)
+from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims, inline_after, round_up
 from graphopt.targets.cpu.kernels import gemm
 from graphopt.targets.cpu.kernels.integer import dots
+from graphopt.targets.cpu.kernels.tiling import padded_tile, renumber
 from graphopt.targets.cpu.machine import CpuMachine
 
 NAME = "integer_gemm"

@@ -8,8 +8,9 @@ from typing import Any
 
 from tvm import tirx
 
-from graphopt.targets.common.kernels.blocks import padded_tile, round_up
+from graphopt.targets.common.kernels.blocks import round_up
 from graphopt.targets.cpu.kernels.integer import dots
+from graphopt.targets.cpu.kernels.tiling import padded_tile
 from graphopt.targets.cpu.machine import CpuMachine
 
 MOST_VECTORS = 4

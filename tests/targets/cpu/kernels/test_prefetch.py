@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tvm import s_tir, te, tirx
 
+from graphopt.targets.common.host_arrays import empty, tensor
 from graphopt.targets.cpu import rules
-from graphopt.targets.cpu.build import compile_functions, empty, tensor
+from graphopt.targets.cpu.build import compile_functions
 from graphopt.targets.cpu.kernels import gemm
 from graphopt.targets.cpu.kernels.conv import direct, winograd
 from graphopt.targets.cpu.kernels.prefetch import MARK

@@ -1,29 +1,18 @@
-"""ONNX nodes whose definition on a GPU is another than on a CPU: convolutions, products, attention, functions."""
+"""Conv and ConvTranspose of any rank on GPUs: weights times patches, which are computed where they are read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import onnx_ir as ir
-from tvm import relax, te, tirx
+from tvm import te, tirx
 
-from graphopt.targets.common.converters import pooling
-from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
-from graphopt.targets.common.converters.reductions import extreme
+from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.pads import conv_begin_pads, conv_transpose_begin_pads
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.cpu.converters.convolution import begin_pads
-from graphopt.targets.cpu.converters.transposed import begin_pads as transposed_pads
-from graphopt.targets.gpu.converters.attention import attention
-from graphopt.targets.gpu.converters.blocked import BLOCKED, accumulator, on_cores
-from graphopt.targets.gpu.converters.functions import gelu, left_to_tvm
-from graphopt.targets.gpu.converters.quantized import OWN as QUANTIZED
-from graphopt.targets.gpu.converters.recurrent import recurrent
-from graphopt.targets.gpu.converters.reductions import mean
-from graphopt.targets.gpu.converters.rows import channel_norm, layer_norm, rms_norm, softmax
-from graphopt.targets.gpu.converters.views import transpose
+from graphopt.targets.gpu.converters.blocked import accumulator
 from graphopt.targets.gpu.fusion import epilogue
 from graphopt.targets.gpu.kernels.gemm import product
 from graphopt.targets.gpu.kernels.gemm.axes import Axes
@@ -97,7 +86,7 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     image, kernel = shape_of(x)[2:], shape_of(w)[2:]
     ones = (1,) * len(kernel)
     strides, dilations = c.integers("strides", ones), c.integers("dilations", ones)
-    pads = begin_pads(c, image, kernel, strides, dilations, out[2:])
+    pads = conv_begin_pads(c, image, kernel, strides, dilations, out[2:])
     deep, per_group = shape_of(w)[1], out[1] // groups
     seen = Patches(groups, deep, image, kernel, strides, dilations, pads, out[2:], ones)
 
@@ -126,7 +115,7 @@ def conv_transpose(c: Context, inputs: list[Any]) -> Any:
         return NotImplemented
     ones = (1,) * len(kernel)
     strides, dilations = c.integers("strides", ones), c.integers("dilations", ones)
-    begins = transposed_pads(c, list(image), list(kernel), strides, dilations, out[2:])
+    begins = conv_transpose_begin_pads(c, list(image), list(kernel), strides, dilations, out[2:])
     deep = shape_of(x)[1] // groups
     pads = tuple(d * (k - 1) - p for d, k, p in zip(dilations, kernel, begins, strict=True))
     seen = Patches(groups, deep, image, kernel, ones, dilations, pads, out[2:], strides)
@@ -193,115 +182,3 @@ def _narrow(c: Context, x: Any, w: Any, bias: Any, seen: Patches) -> Any:
         return te.compute(tuple(out), finish, name="finish")
 
     return c.te("depthwise", define, x, w, *([] if bias is None else [bias]), pattern=epilogue(c))
-
-
-def matmul(c: Context, inputs: list[Any]) -> Any:
-    """MatMul with any batch axes."""
-    return _matmul(c, inputs[0], inputs[1], c.out_shape)
-
-
-def _matmul(
-    c: Context,
-    a: Any,
-    b: Any,
-    out: tuple[int, ...],
-    left_transposed: bool = False,
-    right_transposed: bool = False,
-    scale: float = 1.0,
-) -> Any:
-    sa, sb, dtype = shape_of(a), shape_of(b), dtype_of(a)
-    if dtype not in (*FLOATS, *HALVES) or len(sa) < 2 or len(sb) < 2 or 0 in (*sa, *sb):
-        return NotImplemented
-    k, m = (sa[-2], sa[-1]) if left_transposed else (sa[-1], sa[-2])
-    n = sb[-2] if right_transposed else sb[-1]
-    if not right_transposed and on_cores(c, dtype) and c.node.inputs[1] is not None and _constant(c.node.inputs[1]):
-        order = [*range(len(sb) - 2), len(sb) - 1, len(sb) - 2]  # done while compiling
-        b, sb, right_transposed = c.builder.emit(relax.op.permute_dims(b, order)), (*sb[:-2], n, k), True
-    lead = out[:-2]
-    parts = (len(lead), 1, 1)
-    if math.prod(sb[:-2]) == 1 and not left_transposed:  # every leading axis of the left side is one more row
-        a, sa = c.reshape(a, (math.prod(sa[:-1]), k)), (math.prod(sa[:-1]), k)
-        m, lead, parts = sa[0], (), (0, len(out) - 1, 1)
-
-    def at(tensor: Any, flat: Any, shape: tuple[int, ...]) -> list[Any]:
-        """The batch index of one side, which broadcasts against the product's."""
-        index: list[Any] = []
-        for extent in reversed(lead):
-            index.insert(0, tirx.floormod(flat, extent))
-            flat = tirx.floordiv(flat, extent)
-        own = shape[:-2]
-        kept = index[len(index) - len(own) :] if own else []
-        zero = tirx.IntImm("int32", 0)
-        return [zero if extent == 1 else i for i, extent in zip(kept, own, strict=True)] if lead else [zero] * len(own)
-
-    def define(v: Any, u: Any) -> Any:
-        factor = const(scale, accumulator(dtype))
-
-        def left(i: Any, y: Any, r: Any) -> Any:
-            return v[(*at(v, i, sa), *((r, y) if left_transposed else (y, r)))]
-
-        def right(i: Any, r: Any, x: Any) -> Any:
-            return u[(*at(u, i, sb), *((x, r) if right_transposed else (r, x)))]
-
-        sizes = math.prod(lead), m, n, k
-        axes = Axes.plain(out, parts, m)
-        made = product.compute(left, right, sizes, axes, dtype, accumulate=accumulator(dtype), tf32=c.tf32, tile=c.tile)
-        if scale == 1.0:
-            return made
-        return te.compute(out, lambda *i: (made(*i).astype(accumulator(dtype)) * factor).astype(dtype), name="scaled")
-
-    return c.te("matmul", define, a, b, pattern=epilogue(c))
-
-
-def _constant(value: ir.Value) -> bool:
-    return value.const_value is not None
-
-
-def fully_connected(c: Context, inputs: list[Any]) -> Any:
-    """Gemm."""
-    a, b = inputs[:2]
-    bias = inputs[2] if len(inputs) > 2 else None
-    dtype = dtype_of(a)
-    y = _matmul(c, a, b, c.out_shape, bool(c.integer("transA")), bool(c.integer("transB")), c.real("alpha", 1.0))
-    beta = c.real("beta", 1.0)
-    if y is NotImplemented or bias is None or beta == 0.0:
-        return y
-    if beta != 1.0:
-        bias = c.builder.emit(relax.op.multiply(bias, relax.const(beta, dtype)))
-    return c.builder.emit(relax.op.add(y, bias))
-
-
-OWN: Mapping[str, Converter] = {
-    **BLOCKED,
-    **QUANTIZED,
-    "Conv": conv,
-    "graphopt.Conv2dIm2col": conv_im2col,
-    "MatMul": matmul,
-    "Gemm": fully_connected,
-    "graphopt.Attention": attention,
-    "graphopt.AttentionMasked": attention,
-    "Softmax": softmax(logarithm=False),
-    "LogSoftmax": softmax(logarithm=True),
-    "LayerNormalization": layer_norm,
-    "RMSNormalization": rms_norm,
-    "InstanceNormalization": channel_norm,
-    "GroupNormalization": channel_norm,
-    "ReduceMean": mean,
-    "GlobalAveragePool": mean,
-    "GlobalMaxPool": left_to_tvm,
-    "AveragePool": pooling.pool,
-    "MaxPool": pooling.pool,
-    "ReduceMax": extreme(largest=True),
-    "ReduceMin": extreme(largest=False),
-    "Transpose": transpose,
-    "Gelu": gelu,
-    "Exp": left_to_tvm,
-    "Sigmoid": left_to_tvm,
-    "Tanh": left_to_tvm,
-    "Erf": left_to_tvm,
-    "LSTM": recurrent,
-    "GRU": recurrent,
-    "RNN": recurrent,
-    "ConvTranspose": conv_transpose,
-}
-"""Instead of the converters that CPUs use."""

@@ -1,0 +1,101 @@
+"""Elementary functions, limits and Gelu, element by element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from graphopt.targets.common.converters.base import (
+    BROADCAST,
+    FLOATS,
+    HALVES,
+    Context,
+    Converter,
+    dtype_of,
+    elementwise_map,
+)
+from graphopt.targets.common.converters.index import constant
+from graphopt.targets.common.kernels import math as fast
+from graphopt.targets.common.kernels.blocks import const
+
+
+def elementwise(function: Callable[[Any], Any]) -> Converter:
+    """A unary float function of one element; of halves it is computed in single precision."""
+
+    def convert(c: Context, inputs: list[Any]) -> Any:
+        dtype = dtype_of(inputs[0])
+        if dtype not in (*FLOATS, *HALVES):
+            return NotImplemented
+        if dtype in HALVES:
+            return elementwise_map(c, lambda x: function(x.astype("float32")).astype(dtype), inputs[0])
+        return elementwise_map(c, function, inputs[0])
+
+    return convert
+
+
+def clamp(c: Context, inputs: list[Any]) -> Any:
+    """Relu and Clip of floats: a NaN stays one, where a maximum would lose it."""
+    dtype = dtype_of(inputs[0])
+    if dtype not in FLOATS:
+        return NotImplemented
+    if c.node.op_type == "Relu":
+        return elementwise_map(c, lambda x: _between(x, const(0.0, dtype), None), inputs[0])
+    limits = [_limit(c, index) for index in (1, 2)]
+    if any(limit is NotImplemented for limit in limits):
+        return _clamp_to_operands(c, inputs)
+    low, high = (None if limit is None else const(float(limit), dtype) for limit in limits)
+    return elementwise_map(c, lambda x: _between(x, low, high), inputs[0])
+
+
+def _clamp_to_operands(c: Context, inputs: list[Any]) -> Any:
+    """Clip whose bounds, one element each, only the run knows; one that is NaN does not bound."""
+    present = [each is not None for each in (*inputs, None, None)[1:3]]
+    bounds = [c.reshape(each, ()) for each in inputs[1:3] if each is not None]
+
+    def define(v: Any, *given: Any) -> Any:
+        scalars = iter(given)
+        low, high = (next(scalars)() if there else None for there in present)
+        return te.compute(v.shape, lambda *index: _between(v(*index), low, high), name="clip")
+
+    return c.te("clip", define, inputs[0], *bounds, pattern=BROADCAST)
+
+
+def _between(x: Any, low: Any, high: Any) -> Any:
+    if low is not None:
+        x = tirx.Select(x < low, low, x)
+    return x if high is None else tirx.Select(x > high, high, x)
+
+
+def _limit(c: Context, index: int) -> Any:
+    """The constant limit of a Clip; None where it has none, NotImplemented where only the run tells."""
+    if len(c.node.inputs) <= index or c.node.inputs[index] is None:
+        return None
+    found = constant(c, index)
+    return NotImplemented if found is None or found.size != 1 or np.isnan(found).any() else found.reshape(())
+
+
+def _double_gelu(x: Any) -> Any:
+    """The approximation by tanh as ONNX spells it in operators, whose constants have single precision."""
+    half, one, slope, cubic = (
+        tirx.const(float(np.float32(number)), "float64") for number in (0.5, 1.0, 2 / math.pi, 0.044715)
+    )
+    return half * x * (one + tirx.tanh(tirx.sqrt(slope) * (x + cubic * x * x * x)))
+
+
+def gelu(c: Context, inputs: list[Any]) -> Any:
+    if dtype_of(inputs[0]) == "float64" and c.text("approximate", "none") == "tanh":
+        return elementwise_map(c, _double_gelu, inputs[0])
+    half, one = tirx.const(0.5, "float32"), tirx.const(1.0, "float32")
+
+    def exact(x: Any) -> Any:
+        return x * half * (one + fast.erf(x * tirx.const(math.sqrt(0.5), "float32")))
+
+    def approximate(x: Any) -> Any:
+        inner = x * tirx.const(math.sqrt(2 / math.pi), "float32") * (one + tirx.const(0.044715, "float32") * x * x)
+        return x * half * (one + fast.tanh(inner))
+
+    return elementwise(approximate if c.text("approximate", "none") == "tanh" else exact)(c, inputs)

@@ -1,0 +1,105 @@
+"""The converters of CPUs, by operator."""
+
+from __future__ import annotations
+
+from graphopt.targets.common.converters.base import Converter
+from graphopt.targets.common.converters.elementwise import elementwise
+from graphopt.targets.common.converters.halves import in_single
+from graphopt.targets.common.converters.linear import dynamic_quantize
+from graphopt.targets.common.converters.quantized import converters as quantized
+from graphopt.targets.common.converters.sum_reductions import total
+from graphopt.targets.common.converters.table import FURTHER, SHARED, Table, in_order
+from graphopt.targets.common.kernels import math as fast
+from graphopt.targets.cpu.converters import integers
+from graphopt.targets.cpu.converters.attention import attention
+from graphopt.targets.cpu.converters.blocked import (
+    conv2d_blocked,
+    depthwise_blocked,
+    from_blocked,
+    global_average_pool_blocked,
+    lrn_blocked,
+    pool_blocked,
+    to_blocked,
+)
+from graphopt.targets.cpu.converters.convolution import conv
+from graphopt.targets.cpu.converters.extremes import along_rows, ends, global_max_pool
+from graphopt.targets.cpu.converters.fft import conv2d_fft
+from graphopt.targets.cpu.converters.pool_rows import pool_of_rows
+from graphopt.targets.cpu.converters.products import fully_connected, matmul
+from graphopt.targets.cpu.converters.recurrent import recurrent
+from graphopt.targets.cpu.converters.rows import channel_norm, layer_norm, softmax
+from graphopt.targets.cpu.converters.transposed import conv_transpose
+from graphopt.targets.cpu.converters.winograd import conv2d_winograd
+from graphopt.targets.cpu.kernels.tiling import summed_in
+
+CUSTOM: dict[str, Converter] = {
+    "graphopt.Attention": attention,
+    "graphopt.AttentionMasked": attention,
+    "graphopt.AveragePoolBlocked": pool_blocked("average"),
+    "graphopt.Conv2dBlocked": conv2d_blocked,
+    "graphopt.Conv2dFft": conv2d_fft,
+    "graphopt.Conv2dIm2col": conv,
+    "graphopt.Conv2dWinograd": conv2d_winograd,
+    "graphopt.Conv2dWinogradAxis": conv2d_winograd,
+    "graphopt.DepthwiseConv2dBlocked": depthwise_blocked,
+    "graphopt.FromBlocked": from_blocked,
+    "graphopt.GlobalAveragePoolBlocked": global_average_pool_blocked,
+    "graphopt.LRNBlocked": lrn_blocked,
+    "graphopt.MaxPoolBlocked": pool_blocked("max"),
+    "graphopt.ToBlocked": to_blocked,
+}
+
+FIRST: dict[str, Converter] = {
+    **quantized(integers.product, integers.convolution),
+    "AveragePool": pool_of_rows,
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "DynamicQuantizeLinear": dynamic_quantize(ends),
+    "Erf": elementwise(fast.erf),
+    "Exp": elementwise(fast.exp),
+    "GRU": recurrent,
+    "Gemm": fully_connected,
+    "GlobalAveragePool": total(summed_in),
+    "GlobalMaxPool": global_max_pool,
+    "GroupNormalization": channel_norm,
+    "InstanceNormalization": channel_norm,
+    "LSTM": recurrent,
+    "LayerNormalization": layer_norm,
+    "LogSoftmax": softmax(logarithm=True),
+    "MatMul": matmul,
+    "MaxPool": pool_of_rows,
+    "RNN": recurrent,
+    "ReduceL1": total(summed_in),
+    "ReduceL2": total(summed_in),
+    "ReduceLogSum": total(summed_in),
+    "ReduceLogSumExp": total(summed_in),
+    "ReduceMax": along_rows(largest=True),
+    "ReduceMean": total(summed_in),
+    "ReduceMin": along_rows(largest=False),
+    "ReduceSum": total(summed_in),
+    "ReduceSumSquare": total(summed_in),
+    "Sigmoid": elementwise(fast.sigmoid),
+    "Softmax": softmax(logarithm=False),
+    "Tanh": elementwise(fast.tanh),
+}
+
+HALVES: dict[str, Converter] = {
+    "Conv": in_single(conv),
+    "ConvTranspose": in_single(conv_transpose),
+    "Gemm": in_single(fully_connected),
+    "GroupNormalization": in_single(channel_norm),
+    "InstanceNormalization": in_single(channel_norm),
+    "LayerNormalization": in_single(layer_norm),
+    "LogSoftmax": in_single(softmax(logarithm=True)),
+    "MatMul": in_single(matmul),
+    "Softmax": in_single(softmax(logarithm=False)),
+}
+"""Tried where FIRST hands on."""
+
+_REPLACED = {"DynamicQuantizeLinear", *(name for name in FIRST if name.startswith("Reduce"))}
+"""Of what targets share, what FIRST computes otherwise."""
+
+TABLE: Table = {
+    **in_order(CUSTOM),
+    **in_order(FIRST, HALVES, {name: each for name, each in SHARED.items() if name not in _REPLACED}, FURTHER),
+}
