@@ -7,9 +7,10 @@ search goes on where it stopped.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from graphopt.compiler import rewrite
@@ -18,6 +19,7 @@ from graphopt.cost.node_work import work_of
 from graphopt.cost.source import MEASURED
 from graphopt.cost.work import Timing, Work
 from graphopt.errors import GraphoptError
+from graphopt.options import Options
 from graphopt.solve.evolve import evolve
 
 
@@ -35,31 +37,28 @@ class Tuned:
 
 def tune(
     source: Any,
+    options: Options | None = None,
     *,
     trials: int = 64,
     top: int = 8,
-    target: str = "llvm",
-    level: str | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    passes: str | None = None,
-    threads: int | None = None,
-    seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    **named: Any,
 ) -> Iterator[Tuned]:
     """Tune the `top` kernels that take most of the model's time, each as soon as it is done.
 
     Args:
         source: as `graphopt.compile` takes it.
+        options: what to compile for; costs are measured whatever they say.
         trials: tiles to measure per kernel, besides those that the cost table has.
+        named: fields of `Options`, instead of those of `options`.
 
     Raises:
         GraphoptError: nothing can be measured here, or what compiling raises.
     """
     say = progress or (lambda _: None)
+    asked = dataclasses.replace(options or Options(), **{**named, "costs": MEASURED})
     say("compiling as it is")
-    rewritten = rewrite(
-        source, target=target, level=level, shapes=shapes, passes=passes, costs=MEASURED, threads=threads
-    )
+    rewritten = rewrite(source, asked)
     costs, backend = rewritten.costs, rewritten.backend
     if not isinstance(costs, MeasuredCosts):
         raise GraphoptError(f"nothing can be tuned here: {backend.cannot_measure()}")
@@ -70,7 +69,7 @@ def tune(
     for number, work in enumerate(hottest, 1):
         say(f"kernel {number} of {len(hottest)}: {work.op_type}")
         search = _Search(costs, work, now[work])
-        evolve(spaces[work], search.known(), search, trials, seed=seed)
+        evolve(spaces[work], search.known(), search, trials, seed=asked.seed)
         found = search.known()
         after = costs.timings([[work]])[0][0]
         assert after is not None
@@ -93,7 +92,7 @@ class _Search:
         ((now, *found),) = self._costs.measure([pairs])
         scale = self._best.seconds / now.seconds if now is not None else 1.0
         timings = [
-            replace(t, seconds=t.seconds * scale, low=t.low * scale, high=t.high * scale)
+            dataclasses.replace(t, seconds=t.seconds * scale, low=t.low * scale, high=t.high * scale)
             for t in found
             if t is not None
         ]

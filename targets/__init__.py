@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from graphopt.errors import GraphoptError
 
 if TYPE_CHECKING:
-    from graphopt.targets.common.base import Target
+    from graphopt.lowering.target import Target
 
 TARGETS = {
     "llvm": ("graphopt.targets.cpu.target", "CpuTarget"),

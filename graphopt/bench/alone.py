@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.lowering.target import Lowered, Target
 from graphopt.program.program import Place
 from graphopt.runtime.devices import library
 from graphopt.targets.common import concat_views, host_arrays
-from graphopt.targets.common.base import Lowered, Target
 
 Load = Callable[[str], Callable[..., Any]]
 _POISON = 0xFF  # NaN in every float type

@@ -20,8 +20,8 @@ from graphopt.bench.alone import Load, load, run
 from graphopt.bench.reference import Doubles, evaluate, relative_error
 from graphopt.cost.work import TILE
 from graphopt.graph.analysis import static_type
+from graphopt.lowering.target import Lowered, Target
 from graphopt.runtime.devices import library
-from graphopt.targets.common.base import Lowered, Target
 
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 CONVOLUTIONS = (

@@ -80,9 +80,9 @@ def measure(
     from graphopt.bench.layers import native
     from graphopt.compiler import compile_model
     from graphopt.pipeline.verification import given_shapes
-    from graphopt.precisions import tolerances
     from graphopt.report.compilation import memory
     from graphopt.verify.judge import judge
+    from graphopt.verify.precisions import tolerances
 
     say("compiling")
     file = _file(source)

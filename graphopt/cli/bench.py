@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphopt.cli import options as options
-from graphopt.cli.compile import Precision
 from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
+from graphopt.options import Precision
 from graphopt.report.document import Report
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ import typer
 from graphopt.cli import options as options
 from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
+from graphopt.options import Precision, VerifyMode
 from graphopt.report.document import Report
 
 EXAMPLES = (
@@ -34,29 +34,11 @@ _PHASES = {
 }
 
 
-class Precision(StrEnum):
-    """What products compute in; the names of `graphopt.precisions.PRECISIONS`."""
-
-    FP32 = "fp32"
-    TF32 = "tf32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-
-
-class Verify(StrEnum):
-    """What is compared with ONNX Runtime while compiling."""
-
-    OFF = "off"
-    PASSES = "passes"
-    ENDS = "ends"
-    EACH = "each"
-
-
 _VERIFIED = {
-    Verify.OFF: "no (--verify ends compares the program with ONNX Runtime)",
-    Verify.PASSES: "every pass agrees with ONNX Runtime; the program was not run",
-    Verify.ENDS: "the program agrees with ONNX Runtime",
-    Verify.EACH: "every pass and the program agree with ONNX Runtime",
+    VerifyMode.OFF: "no (--verify ends compares the program with ONNX Runtime)",
+    VerifyMode.PASSES: "every pass agrees with ONNX Runtime; the program was not run",
+    VerifyMode.ENDS: "the program agrees with ONNX Runtime",
+    VerifyMode.EACH: "every pass and the program agree with ONNX Runtime",
 }
 
 
@@ -81,9 +63,9 @@ def command(
         typer.Option("--precision", help="Of products and what lies between them; sums and softmax stay in fp32."),
     ] = Precision.FP32,
     verify: Annotated[
-        Verify,
+        VerifyMode,
         typer.Option("--verify", help="Compare with ONNX Runtime: the ends, the passes (needs no device), or each."),
-    ] = Verify.OFF,
+    ] = VerifyMode.OFF,
     inputs: options.Inputs = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Write the artifact even if --verify finds that it computes something else.")
@@ -111,7 +93,7 @@ def command(
     """Compile a model into an artifact that `graphopt run` executes."""
     file = output if output is not None else Path(default_name(model))
     options.check_output(file, "-o", _is_artifact)
-    if inputs and verify is Verify.OFF:
+    if inputs and verify is VerifyMode.OFF:
         raise GraphoptError("--input is for verification; give --verify ends too, or leave it out")
     if dump is not None and dump.exists() and not dump.is_dir():
         raise GraphoptError(f"--dump {dump} is a file; name a folder")

@@ -13,7 +13,7 @@ from graphopt.cost.work import Timing, Work
 from graphopt.errors import ArtifactError, GraphoptError
 
 if TYPE_CHECKING:
-    from graphopt.targets.common.base import Target
+    from graphopt.lowering.target import Target
 
 MEASURED, ROOFLINE = "measured", "roofline"
 VARIABLE = "GRAPHOPT_COSTS"

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from graphopt.errors import GraphoptError
 
 if TYPE_CHECKING:
-    from graphopt.targets.common.base import Target
+    from graphopt.lowering.target import Target
 
 
 class Defects:

@@ -30,7 +30,7 @@ from graphopt.verify import draw_demands
 from graphopt.verify.draws import random_array
 
 if TYPE_CHECKING:
-    from graphopt.targets.common.base import Target
+    from graphopt.lowering.target import Target
 
 
 SPINNING = 4

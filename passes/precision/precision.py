@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,23 +11,14 @@ import onnx_ir as ir
 from graphopt.cost.work import PRECISION
 from graphopt.graph.edit import Editor, is_op
 from graphopt.graph.opsets import BFLOAT16_OPSET
+from graphopt.options import Precision as Numbers
 from graphopt.passes.precision.cut import choose
 from graphopt.passes.precision.nodes import Rules, concerned, is_product
 from graphopt.passes.precision.rewrite import Rewrite
 from graphopt.passes.precision.view import CAST_BYTES, View, elements, tensors_of
 from graphopt.pipeline.pass_base import Pass, PassResult, Refusal, option
 
-
-class Format(enum.StrEnum):
-    """What products compute on."""
-
-    FP32 = "fp32"
-    TF32 = "tf32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-
-
-HALVES = {Format.FP16: ir.DataType.FLOAT16, Format.BF16: ir.DataType.BFLOAT16}
+HALVES = {Numbers.FP16: ir.DataType.FLOAT16, Numbers.BF16: ir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -39,7 +29,7 @@ class Precision(Pass):
 
     Conv, ConvTranspose, MatMul, Gemm and Attention always compute in half, unless a constant does not fit. Elementwise
     operators, poolings, normalizations and operators that only move numbers do where that costs fewest bytes of casts,
-    by a minimum cut (`_precision_cut`). Graph inputs and outputs keep their types. A tensor is cast once for all that
+    by a minimum cut (`cut.py`). Graph inputs and outputs keep their types. A tensor is cast once for all that
     read it; constants are converted now. For bfloat16 a model with convolutions becomes one of opset 22, where they
     have it. A Cast back to the type that a tensor was made in is dropped.
 
@@ -51,13 +41,13 @@ class Precision(Pass):
 
     name: ClassVar[str] = "precision"
 
-    to: Format = option(Format.FP32, "what products compute on; fp32 leaves the model as it is")
+    to: Numbers = option(Numbers.FP32, "what products compute on; fp32 leaves the model as it is")
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph; every node that keeps float32 and could have left it gets a Refusal."""
-        if self.to == Format.FP32:
+        if self.to == Numbers.FP32:
             return PassResult(model, False)
-        if self.to == Format.TF32:
+        if self.to == Numbers.TF32:
             return _mark_products(model)
         half = HALVES[self.to]
         raised = half == ir.DataType.BFLOAT16 and _raise_opset(model)
@@ -105,9 +95,9 @@ def _raise_opset(model: ir.Model) -> bool:
 
 def _mark_products(model: ir.Model) -> PassResult:
     products = [node for node in model.graph if is_product(node) and concerned(node)]
-    fresh = [node for node in products if node.metadata_props.get(PRECISION) != Format.TF32]
+    fresh = [node for node in products if node.metadata_props.get(PRECISION) != Numbers.TF32]
     for node in fresh:
-        node.metadata_props[PRECISION] = str(Format.TF32)
+        node.metadata_props[PRECISION] = str(Numbers.TF32)
     note = f"products that may round their factors to TF32: {len(products)}; sums and all tensors stay float32"
     return PassResult(model, bool(fresh), notes=(note,))
 

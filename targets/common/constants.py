@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.lowering.target import Lowered
 from graphopt.program.program import KernelCall, Place, Value
 from graphopt.targets.common import host_arrays
-from graphopt.targets.common.base import Lowered
 
 
 class Loader(Protocol):

@@ -11,9 +11,9 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from graphopt.errors import GraphoptError
+from graphopt.lowering.target import Lowered
 from graphopt.program.program import KernelCall, Place, Value
 from graphopt.targets.common import concat_views, fusion_limits, origins
-from graphopt.targets.common.base import Lowered
 from graphopt.targets.common.identity import Identity, identify
 from graphopt.targets.common.relax_import import Imported
 from graphopt.targets.common.tir import ieee, inlining, literals

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from graphopt.cost.work import PRECISION, TILE, Timing, Work
 from graphopt.graph.opsets import BFLOAT16_OPSET, OPSET
+from graphopt.lowering.target import Lowered, Target
 from graphopt.ops import DOMAIN, VERSION
-from graphopt.targets.common.base import Lowered, Target
 
 Progress = Callable[[str], None]
 

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.cost.work import Timing, Work
+from graphopt.lowering.target import Lowered, Target
 from graphopt.program.program import Place
 from graphopt.runtime.devices import library
 from graphopt.targets.common import concat_views, host_arrays
-from graphopt.targets.common.base import Lowered, Target
 from graphopt.targets.common.measured_node import Progress, lowered_alone, timing
 
 ROUNDS = 7

@@ -11,10 +11,10 @@ import onnx_ir as ir
 from graphopt import disk_cache
 from graphopt.cost.roofline import Machine
 from graphopt.cost.work import Timing, Work
+from graphopt.lowering.target import Lowered
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices import library
 from graphopt.targets.common import constants, lowering, native, relax_import, sources
-from graphopt.targets.common.base import Lowered
 from graphopt.targets.common.definitions import Definitions, signature
 from graphopt.targets.common.quiet import quiet
 from graphopt.targets.cpu import build, measure, tiles

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from graphopt.cost.work import Timing, Work
 from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.lowering.target import Lowered, Target
 from graphopt.program.check import located
 from graphopt.program.program import Place
 from graphopt.program.weights import numpy_dtype
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices.device import Device
-from graphopt.targets.common.base import Lowered, Target
 from graphopt.targets.common.measured_node import Progress, lowered_alone, timing
 
 ROUNDS = 7

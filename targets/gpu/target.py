@@ -15,6 +15,7 @@ from graphopt.cost.roofline import Machine
 from graphopt.cost.work import Timing, Work
 from graphopt.errors import GraphoptError
 from graphopt.graph.opsets import OPSET
+from graphopt.lowering.target import Lowered
 from graphopt.ops import DOMAIN, VERSION
 from graphopt.program import weights
 from graphopt.program.program import Place, Value
@@ -23,7 +24,6 @@ from graphopt.runtime.devices import library
 from graphopt.runtime.devices.device import Device
 from graphopt.runtime.devices.opening import open_any
 from graphopt.targets.common import constants, lowering, native, relax_import, sources
-from graphopt.targets.common.base import Lowered
 from graphopt.targets.common.definitions import Definitions, signature
 from graphopt.targets.common.identity import Identity
 from graphopt.targets.common.quiet import quiet

@@ -12,8 +12,8 @@ import pytest
 import graphopt
 from graphopt.bench import errors, layers
 from graphopt.compiler import Compilation, compile_model
+from graphopt.lowering.target import Target
 from graphopt.targets import load_target
-from graphopt.targets.common.base import Target
 
 PIPELINE = "normalize,fuse,select-conv{{algorithms={},max-error=1e-5}},layout"
 

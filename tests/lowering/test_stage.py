@@ -13,8 +13,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 from graphopt.distributed.partition import Part
 from graphopt.lowering import stage as stage_build
 from graphopt.lowering.stage import BuiltStage, build_stage
+from graphopt.lowering.target import Lowered
 from graphopt.program.program import FallbackSegment, KernelCall, NativeSegment, Place, Value
-from graphopt.targets.common.base import Lowered
 
 
 class PaperTarget:

@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from graphopt import ops
+from graphopt.lowering.target import Lowered
 from graphopt.program.program import Place
 from graphopt.runtime.devices import host, library
 from graphopt.targets.common import concat_views, host_arrays
-from graphopt.targets.common.base import Lowered
 from graphopt.targets.cpu import build
 from graphopt.targets.cpu.machine import LEVELS
 from graphopt.targets.cpu.target import CpuTarget

@@ -54,7 +54,7 @@ torch.empty = lambda *shape, device=None, **rest: empty(*shape, **rest)
 from graphopt.bench.peers.runtimes import Torch, TorchCompile
 from graphopt.bench.sides import Settings
 from graphopt.verify.oracle import compare, run_onnxruntime
-from graphopt.precisions import tolerances
+from graphopt.verify.precisions import tolerances
 
 proto = onnx.parser.parse_model('''
     <ir_version: 10, opset_import: ["": 20]>

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from graphopt.errors import GraphoptError
-from graphopt.precisions import PRECISIONS, TF32_TOLERANCE, tolerances
 from graphopt.verify.oracle import TOLERANCES, compare
+from graphopt.verify.precisions import PRECISIONS, TF32_TOLERANCE, tolerances
 
 
 def rounded(x: Any, bits: int) -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graphopt.errors import GraphoptError
+from graphopt.options import Precision
 from graphopt.verify.oracle import TOLERANCES, Tolerance
-
-FP32 = "fp32"
 
 TF32_TOLERANCE = Tolerance(2.0**-7, 1e-5)
 """Of float32 outputs when products round their factors to TF32 and add up in float32.
@@ -20,10 +19,10 @@ is for outputs that are differences of larger numbers.
 """
 
 PRECISIONS: Mapping[str, Tolerance] = {
-    FP32: TOLERANCES["float32"],
-    "tf32": TF32_TOLERANCE,
-    "fp16": TOLERANCES["float16"],
-    "bf16": TOLERANCES["bfloat16"],
+    Precision.FP32: TOLERANCES["float32"],
+    Precision.TF32: TF32_TOLERANCE,
+    Precision.FP16: TOLERANCES["float16"],
+    Precision.BF16: TOLERANCES["bfloat16"],
 }
 """What products compute in, and what float32 outputs may then differ by from those in fp32."""
 

@@ -1,0 +1,122 @@
+"""From a rewritten model to stages, and from built stages to the artifact."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt.artifact import Artifact
+from graphopt.distributed.partition import partition
+from graphopt.errors import GraphoptError, UnsupportedError
+from graphopt.graph import analysis, guards
+from graphopt.lowering.islands import islands
+from graphopt.lowering.stage import BuiltStage, build_stage
+from graphopt.lowering.target import Target
+from graphopt.program import schedule
+from graphopt.program.program import Place, Port, Program, Stage
+
+Ports = tuple[tuple[Port, ...], tuple[Port, ...]]
+"""Inputs and outputs of a program."""
+
+CODE_SPACE = 64 << 20
+"""Bytes of temporary files, besides the weights, that generating code may need."""
+
+
+def ports_of(model: ir.Model) -> Ports:
+    """Inputs and outputs of the program, named as the user's model names them."""
+    return tuple(map(_port, model.graph.inputs)), tuple(map(_port, model.graph.outputs))
+
+
+def _port(value: ir.Value) -> Port:
+    found = analysis.static_type(value)
+    if found is not None:
+        return Port(str(value.name), *found)
+    dtype = str(value.dtype.name).lower() if value.dtype is not None else "object"
+    return Port(str(value.name), dtype, None)
+
+
+def build_stages(
+    model: ir.Model, backend: Target, ranks: int, fallback: bool, defects: Mapping[ir.Node, str]
+) -> tuple[list[BuiltStage], tuple[tuple[str, str], ...]]:
+    """The stages of a rewritten model, and for each fallback node its name with the reason.
+
+    Args:
+        defects: nodes for which no code can be generated, with the reason.
+
+    Raises:
+        UnsupportedError: a node has no native form, and there is to be no fallback.
+    """
+    chosen = guards.selects(model.graph) if backend.skips else {}
+    if chosen:
+        guards.remove_dead(model.graph)
+    nodes = list(model.graph)
+    opsets = model.opset_imports
+    reasons = {node: defects.get(node) or backend.supports(node, opsets) for node in nodes}
+    whole = {node for node, select in chosen.items() if not select.guard}
+    refusals = {node: reason for node, reason in reasons.items() if reason is not None and node not in whole}
+    fallbacks = tuple((f"{node.name} ({node.op_type})", reason) for node, reason in refusals.items())
+    if refusals and not fallback:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in fallbacks)
+        raise UnsupportedError(
+            f"{len(refusals)} of {len(nodes)} nodes have no native form, and --no-fallback forbids ONNX Runtime: "
+            f"{listed}."
+        )
+    left = islands(nodes, refusals, backend.machine, chosen)
+    refusals |= left
+    fallbacks += tuple((f"{node.name} ({node.op_type})", reason) for node, reason in left.items())
+    guarded = guards.guards(model.graph) if chosen else {}
+    parts = partition(model, ranks, backend.machine, guarded)
+    stages = [build_stage(index, model, part, refusals, backend, chosen) for index, part in enumerate(parts)]
+    return stages, fallbacks
+
+
+def make_artifact(
+    built: Sequence[BuiltStage],
+    ports: Ports,
+    micro_batches: int,
+    backend: Target,
+    record: Mapping[str, Any],
+    folder: Path,
+) -> Artifact:
+    """The artifact of built stages.
+
+    Args:
+        record: what the manifest keeps of how the program came about.
+        folder: for large files meanwhile.
+    """
+    stages: tuple[Stage, ...] = tuple(stage.stage for stage in built)
+    files: dict[str, bytes | Path] = {}
+    for stage in built:
+        files.update(stage.write(folder, backend))
+    inputs, outputs = ports[0], _outputs(ports[1], stages)
+    actions = schedule.build(stages, [port.name for port in inputs], micro_batches)
+    program = Program(stages, actions, inputs, outputs, micro_batches)
+    manifest = {
+        "target": backend.describe(),
+        "versions": {name: importlib.metadata.version(name) for name in ("apache-tvm", "onnx", "onnxruntime")},
+        "kernels": {symbol: asdict(plan) for stage in built for symbol, plan in sorted(stage.plans.items())},
+        **record,
+    }
+    return Artifact.create(program, files, manifest)
+
+
+def _outputs(ports: Sequence[Port], stages: Sequence[Stage]) -> tuple[Port, ...]:
+    """The outputs of the program; of one on the host only the run tells the shape."""
+    host = {value.name for stage in stages for value in stage.values if value.place is Place.HOST}
+    return tuple(Port(port.name, port.dtype, None) if port.name in host else port for port in ports)
+
+
+def require_space(folder: Path, built: Sequence[BuiltStage]) -> None:
+    """Refuse before the code generator runs out of disk, which ends the whole process."""
+    needed = CODE_SPACE + sum(array.nbytes for stage in built for array in stage.constants.values())
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise GraphoptError(
+            f"the temporary folder {folder.parent} has {free >> 20} MiB free "
+            f"and compiling needs about {needed >> 20} MiB; make room, or set TMPDIR to another folder"
+        )

@@ -1,0 +1,122 @@
+"""Everything that a user may ask of a compilation, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from graphopt.errors import GraphoptError
+
+if TYPE_CHECKING:
+    from graphopt.pipeline.pipeline import Pipeline
+
+Kind = TypeVar("Kind", bound=StrEnum)
+
+MAX_COUNT = 4096
+"""Ranks and micro-batches: every rank's actions are written out one by one."""
+
+
+class Precision(StrEnum):
+    """What products compute in."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class VerifyMode(StrEnum):
+    """What is compared with ONNX Runtime while compiling."""
+
+    OFF = "off"
+    PASSES = "passes"
+    ENDS = "ends"
+    EACH = "each"
+
+    @property
+    def program(self) -> bool:
+        """Whether the finished program is compared with the model as given."""
+        return self in (VerifyMode.ENDS, VerifyMode.EACH)
+
+    @property
+    def steps(self) -> bool:
+        """Whether what every pass made is compared with what it was given."""
+        return self in (VerifyMode.PASSES, VerifyMode.EACH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to compile for, and how.
+
+    Attributes:
+        target: a name in `graphopt.targets.TARGETS`.
+        level: CPU level, GPU or its architecture to generate for; None takes this host's CPU, or an H100.
+        shapes: static shapes of inputs that the model leaves open.
+        example_inputs: of a torch.nn.Module, to export it with.
+        passes: a pipeline or its spelling; None takes the default one for the target.
+        precision: "fp32", or "fp16", "bf16" or "tf32" for products and what lies between them; the pass `precision`
+            does that, behind `fuse`.
+        verify: "off", "ends" (the finished program against the model as given, in ONNX Runtime), "passes" (what every
+            pass made, in ONNX Runtime, which needs no device) or "each" (both).
+        dump: a folder that receives the model after every pass.
+        ranks: pipeline stages, one for each rank.
+        micro_batches: how many times the compiled batch a run takes, piece by piece.
+        fallback: whether nodes that are not native may run in ONNX Runtime.
+        costs: what algorithms are chosen by: "measured" on this machine (times that an earlier compilation measured are
+            in the user's cost table), "roofline" for estimates, or the path of an artifact, whose costs are taken, so
+            that the same model becomes the same code. None takes the environment variable GRAPHOPT_COSTS, else
+            "measured".
+        threads: how many the kernels will run on; None means all processors of this process.
+        cache: take kernels that were compiled before from the user's cache, and keep new ones there.
+        keep_denormals: leave out the pass `flush-denormals`, which takes weights below 2^-126 as zero.
+        seed: of the random inputs that verification draws.
+        inputs: arrays to verify with; those that are not given are random. They settle open dimensions too.
+        keep: give the artifact also if verification fails, with what it found as `failure`.
+
+    Raises:
+        GraphoptError: a value is unknown or out of range, or two do not go together.
+    """
+
+    target: str = "llvm"
+    level: str | None = None
+    shapes: Mapping[str, Sequence[int]] | None = None
+    example_inputs: Any = None
+    passes: str | Pipeline | None = None
+    precision: str = Precision.FP32
+    verify: str = VerifyMode.OFF
+    dump: Path | str | None = None
+    ranks: int = 1
+    micro_batches: int = 1
+    fallback: bool = True
+    costs: str | None = None
+    threads: int | None = None
+    cache: bool = True
+    keep_denormals: bool = False
+    seed: int = 0
+    inputs: Mapping[str, Any] | None = None
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        verify = _one_of(VerifyMode, "--verify", self.verify)
+        precision = _one_of(Precision, "--precision", self.precision)
+        object.__setattr__(self, "verify", verify)
+        object.__setattr__(self, "precision", precision)
+        for flag, count in (("--ranks", self.ranks), ("--micro-batches", self.micro_batches)):
+            if not 1 <= count <= MAX_COUNT:
+                raise GraphoptError(f"{flag} must be from 1 to {MAX_COUNT}, not {count}.")
+        if precision is Precision.BF16 and verify.steps:
+            raise GraphoptError(
+                f"--verify {verify} cannot follow --precision bf16, since ONNX Runtime computes no bfloat16 here; "
+                "--verify ends compares the finished program with the model in fp32"
+            )
+        if self.inputs and verify is VerifyMode.OFF:
+            raise GraphoptError("inputs are for verification: give --verify too, or leave them out")
+
+
+def _one_of(kind: type[Kind], flag: str, text: str) -> Kind:
+    if text not in list(kind):
+        raise GraphoptError(f"{flag} {text} is unknown; choose one of {', '.join(kind)}.")
+    return kind(text)
