@@ -20,7 +20,8 @@ from graphopt.cost.source import MEASURED, VARIABLE, open_costs, record
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.lowering import assemble
 from graphopt.lowering.defects import Defects
-from graphopt.options import Options, Precision, VerifyMode
+from graphopt.modes import Precision, VerifyMode
+from graphopt.options import Options
 from graphopt.pipeline import verification
 from graphopt.pipeline.observe import Check, Dump, Verify
 from graphopt.pipeline.pipeline import Observer, Pipeline, PipelineResult

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from graphopt.errors import GraphoptError
+from graphopt.modes import Precision, VerifyMode
 
 if TYPE_CHECKING:
     from graphopt.pipeline.pipeline import Pipeline
@@ -17,34 +18,6 @@ Kind = TypeVar("Kind", bound=StrEnum)
 
 MAX_COUNT = 4096
 """Ranks and micro-batches: every rank's actions are written out one by one."""
-
-
-class Precision(StrEnum):
-    """What products compute in."""
-
-    FP32 = "fp32"
-    TF32 = "tf32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-
-
-class VerifyMode(StrEnum):
-    """What is compared with ONNX Runtime while compiling."""
-
-    OFF = "off"
-    PASSES = "passes"
-    ENDS = "ends"
-    EACH = "each"
-
-    @property
-    def program(self) -> bool:
-        """Whether the finished program is compared with the model as given."""
-        return self in (VerifyMode.ENDS, VerifyMode.EACH)
-
-    @property
-    def steps(self) -> bool:
-        """Whether what every pass made is compared with what it was given."""
-        return self in (VerifyMode.PASSES, VerifyMode.EACH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

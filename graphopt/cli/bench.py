@@ -14,7 +14,7 @@ import typer
 from graphopt.cli import options as options
 from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
-from graphopt.options import Precision
+from graphopt.modes import Precision
 from graphopt.report.document import Report
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import typer
 from graphopt.cli import options as options
 from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
-from graphopt.options import Precision, VerifyMode
+from graphopt.modes import Precision, VerifyMode
 from graphopt.report.document import Report
 
 EXAMPLES = (

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphopt.ops.winograd import tile_of
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -99,11 +101,6 @@ def winograd_taps(s: ConvShape, m: int) -> tuple[int, int]:
     """Elements of an input tile along rows and columns."""
     tile = tile_of(m, (s.kh, s.kw))
     return tile[0] + s.kh - 1, tile[1] + s.kw - 1
-
-
-def tile_of(m: int, kernel: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of a Winograd tile: m along each axis on which the kernel is longer than one element."""
-    return (1 if kernel[0] == 1 else m, 1 if kernel[1] == 1 else m)
 
 
 def fft_taps(n: int) -> int:

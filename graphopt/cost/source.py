@@ -4,25 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from graphopt.artifact import open_artifact
 from graphopt.cost.model import CostModel, MeasuredCosts, RecordedCosts
+from graphopt.cost.roofline import Machine
 from graphopt.cost.table import Context, CostTable, default_path
 from graphopt.cost.work import Timing, Work
 from graphopt.errors import ArtifactError, GraphoptError
-
-if TYPE_CHECKING:
-    from graphopt.lowering.target import Target
 
 MEASURED, ROOFLINE = "measured", "roofline"
 VARIABLE = "GRAPHOPT_COSTS"
 """Environment variable: what is meant where nothing is said."""
 
 
+class Costed(Protocol):
+    """What a target says about costs."""
+
+    @property
+    def machine(self) -> Machine:
+        """What the cost model sees."""
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest's `target`: name, architecture and the features a processor must have."""
+
+    def estimate(self, work: Work, units: str) -> float | None:
+        """Seconds of `work`, as `graphopt.cost.model.Estimate` describes."""
+
+    def tiles(self, work: Work) -> Sequence[str]:
+        """The tiles that the kernel of `work` may use, the best by estimate first."""
+
+    def measure(
+        self, groups: Sequence[Sequence[tuple[Work, str]]], progress: Callable[[str], None] | None = None
+    ) -> Sequence[Sequence[Timing | None]]:
+        """Seconds of every (work, tile) here, those of a group interleaved; None where it cannot be built."""
+
+    def cannot_measure(self) -> str | None:
+        """Why kernels for this target cannot be timed here, in a sentence; None if they can."""
+
+    def cost_facts(self) -> dict[str, str]:
+        """Everything that measured seconds depend on besides the work and its tile."""
+
+
 def open_costs(
     source: str,
-    backend: Target,
+    backend: Costed,
     note: Callable[[str], None] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> CostModel:

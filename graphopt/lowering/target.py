@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.cost.roofline import Machine
-from graphopt.cost.work import Plan, Timing, Work
+from graphopt.cost.source import Costed
+from graphopt.cost.work import Plan, Work
 from graphopt.program.program import KernelCall, Value
 
 
@@ -33,7 +33,7 @@ class Lowered:
     plans: dict[str, Plan] = field(default_factory=dict)
 
 
-class Target(Protocol):
+class Target(Costed, Protocol):
     """One kind of hardware. `extension` is that of the files that `library` gives."""
 
     separate: bool
@@ -46,13 +46,6 @@ class Target(Protocol):
     @property
     def skips(self) -> bool:
         """Whether a run can leave out kernels, by a condition that others compute."""
-
-    @property
-    def machine(self) -> Machine:
-        """What the cost model sees."""
-
-    def describe(self) -> dict[str, Any]:
-        """The manifest's `target`: name, architecture and the features a processor must have."""
 
     def supports(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
         """Why `node` cannot become native code, in a sentence; None if it can."""
@@ -73,22 +66,5 @@ class Target(Protocol):
     def library(self, functions: Mapping[str, Any]) -> bytes:
         """All functions in one file, each under its symbol: a shared library, or kernels for a device."""
 
-    def estimate(self, work: Work, units: str) -> float | None:
-        """Seconds of `work`, as `graphopt.cost.model.Estimate` describes."""
-
-    def tiles(self, work: Work) -> Sequence[str]:
-        """The tiles that the kernel of `work` may use, the best by estimate first."""
-
     def wide_tiles(self, work: Work) -> Sequence[str]:
         """All tiles that the kernel of `work` could use, for tuning; none where there is nothing to tune."""
-
-    def measure(
-        self, groups: Sequence[Sequence[tuple[Work, str]]], progress: Callable[[str], None] | None = None
-    ) -> Sequence[Sequence[Timing | None]]:
-        """Seconds of every (work, tile) here, those of a group interleaved; None where it cannot be built."""
-
-    def cannot_measure(self) -> str | None:
-        """Why kernels for this target cannot be timed here, in a sentence; None if they can."""
-
-    def cost_facts(self) -> dict[str, str]:
-        """Everything that measured seconds depend on besides the work and its tile."""

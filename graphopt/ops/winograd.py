@@ -15,7 +15,6 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.cost.roofline import tile_of
 from graphopt.ops.layout import blocks
 
 KERNEL = 3
@@ -35,6 +34,11 @@ SIZES = (2, 4, 6)
 """Edges m of the output tiles for the 3 x 3 kernel."""
 
 Matrix = tuple[tuple[Fraction, ...], ...]
+
+
+def tile_of(m: int, kernel: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a Winograd tile: m along each axis on which the kernel is longer than one element."""
+    return (1 if kernel[0] == 1 else m, 1 if kernel[1] == 1 else m)
 
 
 def exact_matrices(m: int, r: int = KERNEL) -> tuple[Matrix, Matrix, Matrix]:

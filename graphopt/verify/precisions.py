@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from graphopt.errors import GraphoptError
-from graphopt.options import Precision
+from graphopt.modes import Precision
 from graphopt.verify.oracle import TOLERANCES, Tolerance
 
 TF32_TOLERANCE = Tolerance(2.0**-7, 1e-5)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphopt.cost.work import PRECISION
 from graphopt.graph.edit import Editor, is_op
 from graphopt.graph.opsets import BFLOAT16_OPSET
-from graphopt.options import Precision as Numbers
+from graphopt.modes import Precision as Numbers
 from graphopt.passes.precision.cut import choose
 from graphopt.passes.precision.nodes import Rules, concerned, is_product
 from graphopt.passes.precision.rewrite import Rewrite

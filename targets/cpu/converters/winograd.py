@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphopt.cost.roofline import tile_of
-from graphopt.ops.winograd import KERNEL, matrices
+from graphopt.ops.winograd import KERNEL, matrices, tile_of
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.cpu.kernels.conv import winograd, winograd_fused
