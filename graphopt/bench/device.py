@@ -43,10 +43,10 @@ class DeviceSide:
         Raises:
             GraphoptError: the artifact cannot run here.
         """
-        import graphopt
+        from graphopt.artifact import open_artifact
         from graphopt.runtime.session import Session
 
-        self._artifact = graphopt.open(model)
+        self._artifact = open_artifact(model)
         self._threads = settings.threads
         self._sessions = [Session(self._artifact, self._threads)]
         assert self._sessions[0].device is not None

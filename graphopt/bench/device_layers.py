@@ -30,9 +30,9 @@ def profile(
     Raises:
         GraphoptError: there is no device, or the model cannot be compiled or run.
     """
-    import graphopt
     from graphopt.bench.suite import environment
     from graphopt.compiler import compile_model
+    from graphopt.frontend.load import load
     from graphopt.report import kernels
     from graphopt.targets.gpu import devices
     from graphopt.verify.oracle import random_inputs
@@ -48,7 +48,7 @@ def profile(
         costs=settings.costs,
         threads=settings.threads,
     )
-    feeds = random_inputs(graphopt.load(source, shapes=shapes).model, 0)
+    feeds = random_inputs(load(source, shapes=shapes).model, 0)
     say("timing kernels")
     seconds = medians(compiled.artifact, feeds, settings.threads, runs)
     described = devices.DEVICES.get(compiled.artifact.manifest["target"].get("device"), devices.OPENCL)

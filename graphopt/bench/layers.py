@@ -41,10 +41,10 @@ def profile(
         from graphopt.bench import device_layers
 
         return device_layers.profile(source, settings, runs or RUNS, say, shapes)
-    import graphopt
     from graphopt.bench import errors
     from graphopt.bench.suite import environment
     from graphopt.compiler import compile_model
+    from graphopt.frontend.load import load
     from graphopt.graph.analysis import node_flops
     from graphopt.targets import load_target
     from graphopt.verify.oracle import random_inputs
@@ -54,7 +54,7 @@ def profile(
     compiled = compile_model(
         source, level=settings.level, precision=settings.precision, shapes=shapes, costs=costs, threads=threads
     )
-    loaded = graphopt.load(source, shapes=shapes).model
+    loaded = load(source, shapes=shapes).model
     feeds = random_inputs(loaded, 0)
     say("measuring the machine")
     peak = {"flops": arithmetic_peak(threads, costs), "bandwidth": bandwidth(threads), "model": PEAK_MODEL}
@@ -126,12 +126,12 @@ def native(artifact: Artifact) -> set[str]:
 
 def arithmetic_peak(threads: int, costs: str | None = None) -> float:
     """Operations per second of the kernel of a product of 1024 cubed, its fastest run."""
-    import graphopt
     from graphopt.compiler import compile_model
+    from graphopt.frontend.load import load
     from graphopt.graph.analysis import flops
     from graphopt.verify.oracle import random_inputs
 
-    loaded = graphopt.load(PEAK_MODEL).model
+    loaded = load(PEAK_MODEL).model
     work = flops(loaded)
     artifact = compile_model(PEAK_MODEL, threads=threads, costs=costs).artifact
     seconds = times(artifact, random_inputs(loaded, 0), threads, RUNS)

@@ -75,10 +75,10 @@ def measure(
     """
     for name in peers:
         peer(name).load()  # torch before TVM: the other order aborts the process
-    import graphopt
     from graphopt.bench import peak
     from graphopt.bench.layers import native
     from graphopt.compiler import compile_model
+    from graphopt.frontend.load import load
     from graphopt.pipeline.verification import given_shapes
     from graphopt.report.compilation import memory
     from graphopt.verify.judge import judge
@@ -87,7 +87,7 @@ def measure(
     say("compiling")
     file = _file(source)
     shapes = {**given_shapes(file, inputs or {}), **(shapes or {})}
-    opened_model = graphopt.load(file, shapes=shapes)
+    opened_model = load(file, shapes=shapes)
     loaded = opened_model.model
     arbiter = judge(opened_model.original, loaded, 0, inputs, tolerances(settings.precision))
     start = time.perf_counter()

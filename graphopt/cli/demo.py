@@ -147,13 +147,13 @@ def two_ranks(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
     """The same model in two stages, one process each."""
     import numpy as np
 
-    import graphopt
+    from graphopt.artifact import open_artifact
     from graphopt.cli.feeds import random
     from graphopt.compiler import compile_model
     from graphopt.distributed.launch import launch
     from graphopt.runtime import files
 
-    program = graphopt.open(_artifact(folder)).program
+    program = open_artifact(_artifact(folder)).program
     feeds = random(program.inputs, 1, 0)
     file = compile_model(MODEL, ranks=2).artifact.save(folder / "two.gopt")
     found = launch(file, 2, feeds, folder / "two", threads=max(1, threads // 2))

@@ -56,13 +56,13 @@ def command(
         raise GraphoptError(f"--output {output} is a file; name a folder")
     import numpy as np
 
-    import graphopt
+    from graphopt.artifact import open_artifact
     from graphopt.cli import feeds as _feeds
     from graphopt.distributed.launch import launch
     from graphopt.report import outputs as reporting
     from graphopt.runtime import files
 
-    opened = graphopt.open(artifact)
+    opened = open_artifact(artifact)
     program = opened.program
     feeds = _feeds.read(inputs or [], program.inputs, opened.constants)
     missing = [port for port in program.inputs if port.name not in feeds]

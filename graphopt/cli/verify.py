@@ -43,18 +43,19 @@ def command(
 ) -> Report:
     """Compare a compiled model with ONNX Runtime, which runs the original without optimizations."""
     with progress("reading the model") as say:
-        import graphopt
+        from graphopt.artifact import open_artifact
         from graphopt.cli import feeds as _feeds
+        from graphopt.frontend.load import load
         from graphopt.pipeline.verification import given_shapes
         from graphopt.report import differences as reporting
         from graphopt.verify.judge import judge
 
         given = _feeds.given(inputs or [])
         fixed = {**given_shapes(model, given), **(options.parse_shapes(shapes) or {})}
-        program = None if artifact is None else graphopt.open(artifact)
+        program = None if artifact is None else open_artifact(artifact)
         if program is not None and not fixed:
             fixed = _open_shapes(model, program)
-        loaded = graphopt.load(model, shapes=fixed)
+        loaded = load(model, shapes=fixed)
         checked: list[str] = []
         if program is None:
             from graphopt.compiler import compile_model

@@ -52,13 +52,13 @@ class Graphopt:
 
     def open(self, model: Path, settings: Settings) -> Side:
         """A session, or several of them on a device."""
-        import graphopt
+        from graphopt.artifact import open_artifact
 
         if settings.target != "llvm":
             from graphopt.bench.device import DeviceSide
 
             return DeviceSide(model, settings)
-        return HostSide(graphopt.open(model).session(threads=settings.threads).run)
+        return HostSide(open_artifact(model).session(threads=settings.threads).run)
 
 
 class OnnxRuntime:
