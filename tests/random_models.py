@@ -28,7 +28,7 @@ import graphopt
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.verify.judge import Judge
 from graphopt.verify.oracle import run_onnxruntime
-from tests.random_control import random_graph
+from tests.helpers.random_control import random_graph
 
 RIGHT, SKIPPED, REFUSED = "right", "skipped", "refused"
 LONGEST = 1000

@@ -55,7 +55,7 @@ def test_mutations_load_or_are_refused(tmp_path: Path) -> None:
 
     def work(job: tuple[Path, int]) -> list[str]:
         model, first = job
-        arguments = [sys.executable, str(HERE / "bad_model_worker.py"), str(SECONDS), str(model), str(first)]
+        arguments = [sys.executable, str(HERE / "helpers/bad_model_worker.py"), str(SECONDS), str(model), str(first)]
         done = subprocess.run([*arguments, str(first + BATCH)], capture_output=True, text=True, timeout=SECONDS * BATCH)
         lines = done.stdout.splitlines()
         last = lines[-1] if lines else "nothing"

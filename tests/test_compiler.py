@@ -79,12 +79,11 @@ def test_progress_and_seconds_name_the_phases() -> None:
 
 @pytest.mark.parametrize("verify", ["ends", "each"])
 def test_verify_catches_a_wrong_kernel(verify: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphopt.targets.cpu import converters
+    from graphopt.targets.cpu.converters.table import TABLE
 
-    right = converters.STANDARD["Exp"]
-    monkeypatch.setitem(
-        converters.STANDARD, "Exp", lambda c, inputs: [right(c, [c.builder.emit(inputs[0] + inputs[0])])]
-    )
+    (right, *_) = TABLE["Exp"]
+    wrong = lambda c, inputs: [right(c, [c.builder.emit(inputs[0] + inputs[0])])]  # noqa: E731
+    monkeypatch.setitem(TABLE, "Exp", (wrong,))
     model = parse("g (float[8] x) => (float[8] y) { y = Exp(x) }")
     compile_model(model)
     with pytest.raises(VerificationError, match=r"in the compiled program: output y at \[\d\]"):

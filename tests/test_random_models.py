@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.random_control import random_graph
+from tests.helpers.random_control import random_graph
 
 SCRIPT = Path(__file__).with_name("random_models.py")
 SEED, COUNT = 103, 9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests import random_programs
+from tests.helpers import random_programs
 
 SEEDS = (*range(1, 13), 38, 115, 119, 1059, 1142)
 """The last ones were wrong once: a product contracted, bfloat16 left over, the sign of a zero, an overflow."""

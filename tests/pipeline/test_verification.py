@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -13,33 +11,9 @@ import pytest
 from graphopt.compiler import compile_model
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.pipeline.blame import wrong_kernel
-from graphopt.pipeline.pass_base import Pass, PassResult
 from graphopt.pipeline.pipeline import Pipeline
 from graphopt.pipeline.verification import given_shapes
-
-TEXT = """<ir_version: 10, opset_import: ["": 20]>
-g (float["n", 8] x) => (float["n", 8] y) { a = Relu(x)  b = Neg(a)  c = Exp(b)  y = Abs(c) }"""
-
-
-def model() -> ir.Model:
-    loaded = ir.from_onnx_text(TEXT)
-    for node in loaded.graph:
-        node.name = f"make_{node.outputs[0].name}"
-    return loaded
-
-
-@dataclass(frozen=True)
-class Positive(Pass):
-    """A mistake: y = Neg(x) -> y = Abs(x)."""
-
-    name: ClassVar[str] = "positive"
-
-    def call(self, model: ir.Model) -> PassResult:
-        found = [node for node in model.graph if node.op_type == "Neg"]
-        for node in found:
-            node.op_type = "Abs"
-        return PassResult(model, bool(found))
-
+from tests.helpers.wrong import Positive, model
 
 WRONG = Pipeline((Positive(),))
 

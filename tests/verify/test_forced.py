@@ -8,14 +8,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
-from tests.test_verification import Positive
-from tests.test_verification import model as small_model
 
 import graphopt
 from graphopt.compiler import compile_model
 from graphopt.errors import VerificationError
 from graphopt.pipeline.pipeline import Pipeline
 from graphopt.verify import forced
+from tests.helpers.wrong import Positive
+from tests.helpers.wrong import model as small_model
 
 TEXT = """<ir_version: 10, opset_import: ["": 20]>
 g (float[4, 8] x, float[8, 8] w) => (float[4, 8] y) {

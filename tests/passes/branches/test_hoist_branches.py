@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.passes import HoistBranches
-from tests.passes.conftest import parse
+from tests.helpers.text_models import parse
 
 HEAD = (
     "m (float[2,3] x, bool c, int64[2] i, int64[1] n, bool[1] v, bool[1,1] u) => (float[2,3] y)"

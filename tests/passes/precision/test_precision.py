@@ -13,10 +13,10 @@ import pytest
 
 import graphopt
 from graphopt.errors import PipelineError
+from graphopt.modes import Precision as Format
 from graphopt.passes import Precision
 from graphopt.passes.precision.cut import FLOAT, HALF, Tensor, choose, cost
 from graphopt.passes.precision.nodes import unfit
-from graphopt.passes.precision.precision import Format
 from graphopt.pipeline.observe import Check
 from graphopt.pipeline.pass_base import PassResult
 from graphopt.pipeline.pipeline import Event, Pipeline

@@ -77,8 +77,8 @@ def compiled(opencl: OpenClDevice) -> Artifact:
 WITHOUT = """
 import importlib.metadata, sys
 import numpy as np
-sys.path.insert(0, sys.argv[2])
-import conftest
+sys.path.append(sys.argv[2])
+from tests.helpers import pocl
 for name in ("tvm", "tvm_ffi", "onnx", "onnx_ir", "onnxruntime"):
     sys.modules[name] = None
 known = importlib.metadata.version
@@ -87,7 +87,7 @@ def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
     return known(name)
 importlib.metadata.version = version
-conftest._name_processor()
+pocl.name_processor()
 import graphopt
 session = graphopt.open(sys.argv[1]).session()
 np.save(sys.argv[3], session.run({"x": np.load(sys.argv[4])})["y"])
@@ -98,7 +98,7 @@ def test_runs_where_there_is_neither_tvm_nor_onnx(compiled: Artifact, tmp_path: 
     given = feeds(model())
     np.save(tmp_path / "x.npy", given["x"])
     compiled.save(tmp_path / "a.gopt")
-    folder = Path(__file__).parents[2]
+    folder = Path(__file__).parents[3]
     files = [str(tmp_path / name) for name in ("y.npy", "x.npy")]
     command = [sys.executable, "-c", WITHOUT, str(tmp_path / "a.gopt"), str(folder), *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -13,7 +13,7 @@ from graphopt.targets.gpu import code, devices, nvrtc, rules
 from graphopt.targets.gpu.kernels.attention import launch as attention_tiles
 from graphopt.targets.gpu.kernels.attention import mma, mma_launch
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import TensorCores, Units
-from tests.targets.gpu.matrix_units import PRELUDE, MatrixUnits
+from tests.helpers.matrix_units import PRELUDE, MatrixUnits
 
 Array = NDArray[Any]
 Sizes = tuple[int, int, int, int, int, int]

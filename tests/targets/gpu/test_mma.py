@@ -17,10 +17,8 @@ from graphopt.targets.gpu import code, devices, nvrtc, rules
 from graphopt.targets.gpu.kernels.gemm import mma, mma_tile, product
 from graphopt.targets.gpu.kernels.gemm.axes import Axes
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import KINDS, TensorCores
-from tests.targets.gpu.matrix_units import PRELUDE, MatrixUnits
-from tests.targets.gpu.test_product import matmul, normal_form
-
-Sizes = tuple[int, int, int, int]
+from tests.helpers.gemm import Sizes, matmul, normal_form, operands
+from tests.helpers.matrix_units import PRELUDE, MatrixUnits
 
 SMALL = (
     mma_tile.Tile(64, 64, 32, 32, 32, 3),
@@ -33,16 +31,6 @@ SMALL = (
 
 def scaled(tile: mma_tile.Tile, kind: str) -> mma_tile.Tile:
     return replace(tile, k=tile.k // 2) if kind == "tf32" else tile
-
-
-def operands(sizes: Sizes, transposed: tuple[bool, bool]) -> Any:
-    batch, m, n, k = sizes
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((batch, m, k)), rng.standard_normal((batch, k, n))
-    bias = rng.standard_normal(n)
-    given = a.swapaxes(1, 2) if transposed[0] else a, b.swapaxes(1, 2) if transposed[1] else b, bias
-    rounded = [each.astype(np.float32) for each in given]
-    return rounded, np.maximum(a @ b + bias, 0)
 
 
 def check(

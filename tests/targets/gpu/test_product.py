@@ -7,35 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tvm import s_tir, te, tirx
+from tvm import te
 
-from graphopt.targets.common.kernels.blocks import blocks_of
 from graphopt.targets.gpu import code, devices, nvrtc
 from graphopt.targets.gpu.kernels.gemm import product, simt
-from graphopt.targets.gpu.kernels.gemm.axes import Axes
-
-Sizes = tuple[int, int, int, int]
-
-
-def matmul(sizes: Sizes, transposed: tuple[bool, bool] = (False, False), dtype: str = "float32", **more: Any) -> Any:
-    """y = relu(a @ b + bias), as fusion leaves it."""
-    batch, m, n, k = sizes
-    a = te.placeholder((batch, k, m) if transposed[0] else (batch, m, k), dtype, name="a")
-    b = te.placeholder((batch, n, k) if transposed[1] else (batch, k, n), dtype, name="b")
-    bias = te.placeholder((n,), dtype, name="bias")
-    y = product.compute(
-        lambda i, y, r: a[i, r, y] if transposed[0] else a[i, y, r],
-        lambda i, r, x: b[i, x, r] if transposed[1] else b[i, r, x],
-        sizes,
-        Axes.plain((batch, m, n), (1, 1, 1), m),
-        dtype,
-        accumulate="float64" if dtype == "float64" else "float32",
-        **more,
-    )
-    added = te.compute((batch, m, n), lambda i, y_, x: y[i, y_, x] + bias[x], name="added")
-    zero = tirx.const(0, dtype)
-    result = te.compute((batch, m, n), lambda *i: tirx.max(added(*i), zero), name="relu")
-    return te.create_prim_func([a, b, bias, result])
+from tests.helpers.gemm import Sizes, matmul, normal_form
 
 
 def operands(sizes: Sizes, transposed: tuple[bool, bool] = (False, False), dtype: str = "float32") -> Any:
@@ -46,11 +22,6 @@ def operands(sizes: Sizes, transposed: tuple[bool, bool] = (False, False), dtype
     bias = rng.standard_normal(n).astype(dtype)
     expected = np.maximum(a.astype(np.float64) @ b.astype(np.float64) + bias, 0)
     return (a.swapaxes(1, 2) if transposed[0] else a, b.swapaxes(1, 2) if transposed[1] else b, bias), expected
-
-
-def normal_form(function: Any) -> product.Product:
-    sch = s_tir.Schedule(function)
-    return product.read(sch, next(block for block in blocks_of(sch) if block.rule == product.NAME))
 
 
 @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])

@@ -15,8 +15,8 @@ from graphopt.targets.gpu.kernels.gemm import product, wgmma
 from graphopt.targets.gpu.kernels.gemm.axes import Axes
 from graphopt.targets.gpu.kernels.gemm.warpgroups import WarpGroups
 from graphopt.targets.gpu.kernels.window import Window
-from tests.targets.gpu.matrix_units import PRELUDE, MatrixGroups
-from tests.targets.gpu.test_mma import matmul, normal_form, operands
+from tests.helpers.gemm import matmul, normal_form, operands
+from tests.helpers.matrix_units import PRELUDE, MatrixGroups
 
 Sizes = tuple[int, int, int, int]
 ALONG = (False, True)

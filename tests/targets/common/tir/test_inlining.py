@@ -11,7 +11,7 @@ from graphopt.targets.common import fusion_limits, lowering
 from graphopt.targets.common.tir import blocks, ieee
 from graphopt.targets.common.tir.expressions import parts
 from graphopt.targets.gpu.target import OpenClTarget
-from tests.targets.conftest import make_model
+from tests.helpers.lab import make_model
 
 
 def numbers(*shape: int) -> Any:

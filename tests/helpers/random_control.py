@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from onnx import helper, numpy_helper
 
-from tests.random_bytes import BYTES
-from tests.random_families import ELEMENTS, LINEAR, ROWS, SPATIAL, Family, whatever
-from tests.random_graphs import MOODS, Array, Dropped, Graph, Known, info
-from tests.random_moves import FOREIGN, MOVES, einsum
+from tests.helpers.random_bytes import BYTES
+from tests.helpers.random_families import ELEMENTS, LINEAR, ROWS, SPATIAL, Family, whatever
+from tests.helpers.random_graphs import MOODS, Array, Dropped, Graph, Known, info
+from tests.helpers.random_moves import FOREIGN, MOVES, einsum
 
 
 def inside(g: Graph, steps: int) -> None:

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 
 from graphopt.errors import VerificationError
 from graphopt.verify.oracle import run_onnxruntime
-from tests.random_programs import proto
+from tests.helpers.random_programs import proto
 
 Array = NDArray[Any]
 

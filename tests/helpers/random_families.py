@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tests.random_graphs import Dropped, Graph
-from tests.random_programs import proto
+from tests.helpers.random_graphs import Dropped, Graph
+from tests.helpers.random_programs import proto
 
 Family = Callable[[Graph], object]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.random_families import ANY, FLOATS, Family, axes_form, images, whatever
-from tests.random_graphs import Dropped, Graph
+from tests.helpers.random_families import ANY, FLOATS, Family, axes_form, images, whatever
+from tests.helpers.random_graphs import Dropped, Graph
 
 MICROSOFT = "com.microsoft"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.random_families import Family, images, whatever, window
-from tests.random_graphs import Dropped, Graph
-from tests.random_moves import MICROSOFT
+from tests.helpers.random_families import Family, images, whatever, window
+from tests.helpers.random_graphs import Dropped, Graph
+from tests.helpers.random_moves import MICROSOFT
 
 
 def quantize(g: Graph) -> None:
