@@ -20,6 +20,7 @@ from graphopt.bench.alone import Load, load, run
 from graphopt.bench.reference import Doubles, evaluate, relative_error
 from graphopt.cost.work import TILE
 from graphopt.graph.analysis import static_type
+from graphopt.graph.constness import constant_array, is_constant, numbers_of, stored
 from graphopt.lowering.target import Lowered, Target
 from graphopt.runtime.devices import library
 
@@ -45,7 +46,7 @@ class Subject:
     def key(self) -> tuple[Any, ...]:
         """Equal for nodes that compute the same: operator, attributes, shapes, tile, and the very same weights."""
         attributes = tuple((name, str(each.value)) for name, each in sorted(self.node.attributes.items()))
-        constants = tuple(None if value is None else id(value.const_value) for value in self.definition.inputs)
+        constants = tuple(None if value is None else id(stored(value)) for value in self.definition.inputs)
         tile = self.node.metadata_props.get(TILE, "")
         return self.node.op_type, attributes, static_type(self.x), constants, tile
 
@@ -124,7 +125,7 @@ def _origin(name: str, convolutions: Mapping[str, ir.Node]) -> ir.Node | None:
 
 def _variable(node: ir.Node) -> int | None:
     """Position of the one input that is no constant; None where there are others, or where it is no operand."""
-    found = [index for index, value in enumerate(node.inputs) if value is not None and value.const_value is None]
+    found = [index for index, value in enumerate(node.inputs) if value is not None and not is_constant(value)]
     operands = 2 if node.op_type in ("MatMul", "Gemm") else 1
     return found[0] if len(found) == 1 and found[0] < operands else None
 
@@ -150,14 +151,14 @@ def _exact(subject: Subject, x: Array) -> Doubles | None:
     definition = subject.definition
     wanted = definition.inputs[subject.place]
     others = [value for index, value in enumerate(definition.inputs) if value is not None and index != subject.place]
-    constants = [value.const_value.numpy() for value in others if value.const_value is not None]
+    constants = [constant_array(value) for value in others if is_constant(value)]
     if definition.op_type == "Conv" or (definition.op_type == "MatMul" and x.ndim > 2 >= constants[0].ndim):
         x = x[:1]
     if wanted is not None and wanted.shape is not None and x.ndim > len(wanted.shape):
         x = planar(x, int(wanted.shape.numpy()[1]))
     operands: list[Doubles | None] = []
     for index, value in enumerate(definition.inputs):
-        array = None if value is None or value.const_value is None else value.const_value.numpy()
+        array = numbers_of(value)
         operands.append(x.astype(np.float64) if index == subject.place else _double(array))
     attributes = {name: each.value for name, each in definition.attributes.items()}
     return evaluate(definition.op_type, attributes, operands)

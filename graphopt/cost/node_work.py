@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from graphopt.cost.work import PRECISION, AttributeValue, Operand, Work
 from graphopt.graph.analysis import static_type
+from graphopt.graph.constness import is_constant
 
 _KINDS = {
     ir.AttributeType.INT: "as_int",
@@ -22,7 +23,7 @@ def work_of(node: ir.Node) -> Work | None:
         found = static_type(value) if value is not None else None
         if value is None or found is None:
             return None
-        operands.append(Operand(found[1], found[0], value.const_value is not None))
+        operands.append(Operand(found[1], found[0], is_constant(value)))
     result = static_type(node.outputs[0]) if len(node.outputs) == 1 else None
     if result is None or not operands or result[0] != operands[0].dtype:
         return None

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graphopt.cost.roofline import Machine
 from graphopt.errors import GraphoptError
 from graphopt.graph import analysis
+from graphopt.graph.constness import is_constant
 from graphopt.graph.guards import in_order
 from graphopt.graph.segments import Guard, read_by
 from graphopt.program import schedule
@@ -60,7 +61,7 @@ def partition(
         makes.append(tuple(made))
         needs.append(tuple(name for name in needed if name not in made))
     fed = [str(value.name) for value in graph.inputs]
-    wanted = [str(value.name) for value in graph.outputs if value.const_value is None]
+    wanted = [str(value.name) for value in graph.outputs if not is_constant(value)]
     boundaries = schedule.boundaries(makes, needs, fed, wanted)
     parts = []
     for index, (piece, boundary) in enumerate(zip(pieces, boundaries, strict=True)):
@@ -70,7 +71,7 @@ def partition(
                 raise GraphoptError(
                     f"--ranks {ranks} would send {value.name}, whose size only the run tells; ask for fewer ranks."
                 )
-        constants = [v for v in graph.outputs if v.const_value is not None and index == ranks - 1]
+        constants = [v for v in graph.outputs if is_constant(v) and index == ranks - 1]
         outputs = (*(by_name[name] for name in boundary.outputs), *constants)
         parts.append(Part(tuple(nodes[i] for i in piece), inputs, outputs, guarded))
     return parts
@@ -79,7 +80,7 @@ def partition(
 def _read(node: ir.Node, guard: Guard) -> tuple[ir.Value, ...]:
     """The values that `node` needs, those that tell whether it runs among them, but no constants."""
     needed = (*read_by(node), *(condition for condition, _ in guard))
-    return tuple(dict.fromkeys(value for value in needed if value.const_value is None))
+    return tuple(dict.fromkeys(value for value in needed if not is_constant(value)))
 
 
 def _problem(

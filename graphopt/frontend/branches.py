@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from graphopt.frontend.names import unique_names
+from graphopt.graph.constness import tensor_of
 
 
 def choose_branches(model: ir.Model) -> bool:
@@ -37,7 +38,7 @@ def _scalar_ranges(graph: ir.Graph) -> None:
 
 
 def _choose(node: ir.Node, graph: ir.Graph) -> bool:
-    condition = node.inputs[0].const_value if node.inputs and node.inputs[0] is not None else None
+    condition = tensor_of(node.inputs[0]) if node.inputs else None
     if condition is None or condition.size != 1:
         return False
     branch = node.attributes["then_branch" if bool(condition.numpy().reshape(-1)[0]) else "else_branch"].as_graph()

@@ -17,6 +17,7 @@ import onnx_ir.passes.common as common
 
 from graphopt.errors import GraphoptError
 from graphopt.frontend.load import IR_VERSION, load
+from graphopt.graph.constness import tensor_of
 
 Supports = Callable[[ir.Node, Mapping[str, int]], str | None]
 
@@ -91,10 +92,10 @@ def _as_model(node: ir.Node, opsets: Mapping[str, int]) -> onnx.ModelProto | Non
         if value is None or value.name is None or value.name in seen:
             continue
         seen.add(value.name)
-        if value.const_value is not None and value.const_value.size <= MAX_CONSTANT:
-            tensor = ir.serde.serialize_tensor(value.const_value)
-            tensor.name = value.name
-            graph.initializer.append(tensor)
+        if (tensor := tensor_of(value)) is not None and tensor.size <= MAX_CONSTANT:
+            initializer = ir.serde.serialize_tensor(tensor)
+            initializer.name = value.name
+            graph.initializer.append(initializer)
         else:
             graph.input.append(onnx.helper.make_value_info(value.name, kind))
     graph.output.extend(ir.serde.serialize_value(value) for value in node.outputs if value.name and _wanted(value))
@@ -110,8 +111,8 @@ def _type(value: ir.Value | None) -> onnx.TypeProto | None:
     """The static type of an operand, an empty one where it is absent; None where it is not static."""
     if value is None:
         return onnx.TypeProto()
-    shape = value.shape if value.const_value is None else value.const_value.shape
-    dtype = value.dtype if value.const_value is None else value.const_value.dtype
+    tensor = tensor_of(value)
+    shape, dtype = (value.shape, value.dtype) if tensor is None else (tensor.shape, tensor.dtype)
     if not isinstance(value.type, ir.TensorType | type(None)) or shape is None or dtype is None:
         return None
     if not all(isinstance(dim, int) for dim in shape):

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from graphopt.errors import ModelError
+from graphopt.graph.constness import stored
 
 MAX_FILE_BYTES = 2**31 - 1
 """Protobuf's own limit for one message; larger models keep their weights in external data."""
@@ -200,8 +201,8 @@ def each_tensor(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
     for graph in graphs:
         if isinstance(graph, ir.Graph):
             for value in graph.initializers.values():
-                if value.const_value is not None:
-                    yield f"initializer {value.name}", value.const_value
+                if (tensor := stored(value)) is not None:
+                    yield f"initializer {value.name}", tensor
         for node in graph:
             for attribute in node.attributes.values():
                 if attribute.is_ref():

@@ -21,6 +21,7 @@ import onnx_ir.passes.common as common
 
 from graphopt.frontend.evaluate import run_node
 from graphopt.frontend.shapes import merged
+from graphopt.graph.constness import constant_array, is_constant, tensor_of
 from graphopt.graph.shapes.foreign import foreign_shapes
 from graphopt.graph.shapes.settle import foreign_node, infer_node
 
@@ -109,7 +110,7 @@ def _bypass(node: ir.Node, graph: ir.Graph) -> bool:
         return False
     if node.op_type == "Dropout":
         training = node.inputs[2] if len(node.inputs) > 2 else None
-        if training is not None and (training.const_value is None or bool(np.any(training.const_value.numpy()))):
+        if training is not None and (not is_constant(training) or bool(np.any(constant_array(training)))):
             return False
         if any(mask.uses() or mask.is_graph_output() for mask in node.outputs[1:]):
             return False
@@ -141,7 +142,7 @@ def _evaluate(node: ir.Node, version: int, ir_version: int) -> list[ir.TensorPro
         if foreign_shapes(node) is None:
             infer_node(node, version, ir_version)
         return None
-    operands = [None if value is None else value.const_value for value in node.inputs]
+    operands = [tensor_of(value) for value in node.inputs]
     if any(value is not None and tensor is None for value, tensor in zip(node.inputs, operands, strict=True)):
         infer_node(node, version, ir_version)
         return None

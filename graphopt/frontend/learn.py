@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.graph.analysis import nbytes
+from graphopt.graph.constness import is_constant
 from graphopt.graph.fallback_models import extract
 from graphopt.graph.segments import NodeRun, read_by
 from graphopt.graph.shapes.settle import LEARNED
@@ -66,7 +67,7 @@ class Learner:
         """Types and shapes of the outputs, if several inputs give the same."""
         from graphopt.runtime.onnx_session import open_session, run_bounded
 
-        inputs = tuple(dict.fromkeys(v for v in read_by(node) if v.const_value is None))
+        inputs = tuple(dict.fromkeys(v for v in read_by(node) if not is_constant(v)))
         run = NodeRun((node,), inputs, tuple(_named(node)), ((str(node.name), ""),))
         agreed: list[tuple[ir.DataType, tuple[int, ...]]] | None = None
         successes = 0
@@ -118,11 +119,11 @@ def _can_run(node: ir.Node) -> bool:
     An If whose condition is constant is no case for it: its branch takes its place, and ONNX Runtime, which inlines the
     branch when it opens the model, has died of doing so.
     """
-    if node.op_type == "If" and node.inputs[0] is not None and node.inputs[0].const_value is not None:
+    if node.op_type == "If" and is_constant(node.inputs[0]):
         return False
     total = 0
     for value in set(read_by(node)):
-        if value.const_value is None:
+        if not is_constant(value):
             known = isinstance(value.type, ir.TensorType) and value.shape is not None and value.shape.is_static()
             if not known or value.dtype in (None, ir.DataType.UNDEFINED, ir.DataType.STRING):
                 return False

@@ -43,6 +43,7 @@ from graphopt.frontend.shapes import (
 )
 from graphopt.frontend.sparse import densify
 from graphopt.frontend.valid import check
+from graphopt.graph.constness import stored
 from graphopt.graph.opsets import OPSET
 
 if TYPE_CHECKING:
@@ -169,8 +170,8 @@ def _detach(model: ir.Model) -> None:
     """Give `model` tensor objects of its own over shared bytes: renaming a value renames its tensor."""
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if value.const_value is not None:
-                value.const_value = own_tensor(value.const_value)
+            if (tensor := stored(value)) is not None:
+                value.const_value = own_tensor(tensor)
     for part in (*model.graphs(), *model.functions.values()):
         for node in part:
             for name, attribute in list(node.attributes.items()):
@@ -215,8 +216,8 @@ def _export(module: torch.nn.Module, example_inputs: Any) -> ir.Model:
     assert program is not None
     for graph in program.model.graphs():
         for value in graph.initializers.values():  # a snapshot: training the module goes on with its own memory
-            if value.const_value is not None:
-                value.const_value = ir.Tensor(np.array(value.const_value.numpy()), dtype=value.const_value.dtype)
+            if (tensor := stored(value)) is not None:
+                value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype)
     return program.model
 
 
@@ -317,9 +318,9 @@ def _constant_initializers(model: ir.Model, notes: list[str]) -> tuple[str, ...]
     common.RemoveInitializersFromInputsPass()(model)
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if value.const_value is not None:
-                value.type = ir.TensorType(value.const_value.dtype)
-                value.shape = ir.Shape(value.const_value.shape.numpy())
+            if (tensor := stored(value)) is not None:
+                value.type = ir.TensorType(tensor.dtype)
+                value.shape = ir.Shape(tensor.shape.numpy())
     return defaults
 
 

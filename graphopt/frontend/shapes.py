@@ -13,6 +13,7 @@ import onnx_ir as ir
 from graphopt.errors import ModelError
 from graphopt.frontend.files import SMALL_BYTES, checked_size
 from graphopt.frontend.maps import from_inferred
+from graphopt.graph.constness import stored
 from graphopt.graph.shapes.settle import CLAIMED, is_learned, settle
 
 _LARGEST_DIM = 2**31 - 1
@@ -330,8 +331,8 @@ def with_skeleton(model: ir.Model, function: Callable[[onnx.ModelProto], _Result
 def _without_weights(model: ir.Model) -> Iterator[None]:
     graph = model.graph
     real_inputs = len(graph.inputs)
-    weights = [value for value in graph.initializers.values() if _is_large(value.const_value)]
-    tensors = [value.const_value for value in weights]
+    weights = [value for value in graph.initializers.values() if _is_large(stored(value))]
+    tensors = [stored(value) for value in weights]
     for value in weights:
         assert value.name is not None
         graph.initializers.pop(value.name)

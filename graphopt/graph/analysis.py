@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from graphopt.graph.constness import stored
 from graphopt.program.program import ITEM_BYTES
 
 _FREE = frozenset({
@@ -56,13 +57,13 @@ def static_type(value: ir.Value) -> tuple[str, tuple[int, ...]] | None:
 
 def parameters(model: ir.Model) -> int:
     """Elements of all floating point initializers, in all graphs; integer constants are shapes and indices."""
-    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    tensors = (stored(value) for graph in model.graphs() for value in graph.initializers.values())
     return sum(tensor.size for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())
 
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all initializers of all graphs."""
-    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    tensors = (stored(value) for graph in model.graphs() for value in graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 

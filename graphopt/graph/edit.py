@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt import ops
+from graphopt.graph.constness import numbers_of, tensor_of
 
 ORIGIN_KEY = "graphopt.origin"
 """Node metadata: names of the nodes of the loaded model that this node stands for, separated by spaces."""
@@ -183,14 +184,12 @@ def dims(value: ir.Value | None) -> tuple[int, ...] | None:
 
 def array_of(value: ir.Value | None) -> NDArray[Any] | None:
     """The numbers of an initializer, or None for anything else."""
-    if value is None or not value.is_initializer() or value.const_value is None:
-        return None
-    return value.const_value.numpy()
+    return numbers_of(value) if value is not None and value.is_initializer() else None
 
 
 def scalar_of(value: ir.Value | None) -> float | None:
     """The one number of an initializer of one element, or None."""
-    if value is None or value.const_value is None or value.const_value.size != 1:
+    if (tensor := tensor_of(value)) is None or tensor.size != 1:
         return None
     array = array_of(value)
     return None if array is None or array.dtype.kind not in "fiu" else float(array.reshape(()))

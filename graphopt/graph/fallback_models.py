@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.errors import UnsupportedError
+from graphopt.graph.constness import constant_tensor, is_constant
 from graphopt.graph.segments import NodeRun, one_by_one, read_by
 from graphopt.program.program import ITEM_BYTES
 
@@ -168,8 +169,7 @@ def extract(
     for value in _constants_of(run):
         array = _shareable(value, stored)
         if array is None:
-            assert value.const_value is not None
-            graph.initializer.append(ir.serde.serialize_tensor(value.const_value))
+            graph.initializer.append(ir.serde.serialize_tensor(constant_tensor(value)))
         else:
             outside[str(value.name)] = array
             graph.initializer.append(_external(value))
@@ -228,17 +228,15 @@ def _called(model: ir.Model, nodes: Sequence[ir.Node]) -> list[ir.Function]:
 def _constants_of(run: NodeRun) -> Iterator[ir.Value]:
     inside = {value for node in run.nodes for value in node.outputs}
     read = (value for node in run.nodes for value in read_by(node))
-    for value in dict.fromkeys(v for v in read if v.const_value is not None and v not in inside):
-        assert value.const_value is not None
-        if value.const_value.name != value.name:
-            value.const_value.name = value.name
+    for value in dict.fromkeys(v for v in read if is_constant(v) and v not in inside):
+        if (tensor := constant_tensor(value)).name != value.name:
+            tensor.name = value.name
         yield value
 
 
 def _shareable(value: ir.Value, stored: Mapping[str, Array]) -> Array | None:
     """The numbers of a constant that may stand in a weights file, where its name does not mean others already."""
-    tensor = value.const_value
-    assert tensor is not None
+    tensor = constant_tensor(value)
     if tensor.nbytes < SHARED_BYTES or str(value.name).startswith("__"):
         return None
     if tensor.dtype.name not in _STORED:
@@ -265,8 +263,7 @@ _STORED = frozenset({
 def _external(value: ir.Value) -> onnx.TensorProto:
     import onnx
 
-    tensor = value.const_value
-    assert tensor is not None
+    tensor = constant_tensor(value)
     proto = onnx.TensorProto(name=value.name, data_type=tensor.dtype, dims=tensor.shape.numpy())
     proto.data_location = onnx.TensorProto.EXTERNAL
     proto.external_data.add(key="location", value="weights")

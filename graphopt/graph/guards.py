@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graphopt.graph.analysis import static_type
+from graphopt.graph.constness import is_constant
 from graphopt.graph.segments import Guard, captured, read_by
 from graphopt.graph.shapes.settle import CLAIMED
 from graphopt.graph.value_dependence import computes_by_values
@@ -47,7 +48,7 @@ def select_of(node: ir.Node) -> Select | None:
         return None
     condition = node.inputs[0]
     flag = static_type(condition)
-    if flag is None or flag[0] != "bool" or math.prod(flag[1]) != 1 or condition.const_value is not None:
+    if flag is None or flag[0] != "bool" or math.prod(flag[1]) != 1 or is_constant(condition):
         return None
     sides = []
     for name in ("then_branch", "else_branch"):

@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
+from graphopt.graph.constness import is_constant
+
 Guard = tuple[tuple[ir.Value, bool], ...]
 """Conditions, tensors of one bool, and what each must be."""
 
@@ -128,7 +130,7 @@ def _run(
 ) -> NodeRun:
     members = set(group)
     inside = {value for node in group for value in node.outputs}
-    inputs = dict.fromkeys(v for node in group for v in reads[node] if v not in inside and v.const_value is None)
+    inputs = dict.fromkeys(v for node in group for v in reads[node] if v not in inside and not is_constant(v))
     outputs = [
         value for node in group for value in node.outputs if value in wanted or not readers.get(value, set()) <= members
     ]

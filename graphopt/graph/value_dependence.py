@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
+from graphopt.graph.constness import is_constant
+
 DATA_DEPENDENT = frozenset({
     "Compress", "ImageDecoder", "NonMaxSuppression", "NonZero", "Optional", "OptionalGetElement", "SequenceAt",
     "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence", "StringSplit", "Unique",
@@ -107,7 +109,7 @@ def _all_known(values: Iterable[ir.Value | None], known: set[ir.Value]) -> bool:
 
 def _is_known(value: ir.Value | None, known: set[ir.Value]) -> bool:
     """Absent operands and constants are known."""
-    if value is None or value in known or value.const_value is not None:
+    if value is None or value in known or is_constant(value):
         return True
     producer = value.producer()
     return producer is not None and producer.op_type == "Constant"

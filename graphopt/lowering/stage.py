@@ -17,6 +17,7 @@ from graphopt.cost.work import Plan
 from graphopt.distributed.partition import Part
 from graphopt.errors import GraphoptError
 from graphopt.graph.analysis import static_type
+from graphopt.graph.constness import constant_array, is_constant
 from graphopt.graph.fallback_models import FallbackModel, fallback_models, observed
 from graphopt.graph.guards import Select
 from graphopt.graph.segments import Guard, NodeRun, node_runs
@@ -110,8 +111,8 @@ def build_stage(
     draft.segments = _spinning([segment for group in segments for segment in group])
     place_sides(draft.segments, draft.values, {str(value.name) for value in (*part.inputs, *part.outputs)})
     for value in part.outputs:
-        if value.const_value is not None:
-            draft.constants[str(value.name)] = array = value.const_value.numpy()
+        if is_constant(value):
+            draft.constants[str(value.name)] = array = constant_array(value)
             draft.values[str(value.name)] = Value(str(value.name), str(array.dtype), array.shape, Place.WEIGHT)
     inputs = tuple(str(value.name) for value in part.inputs)
     outputs = tuple(str(value.name) for value in part.outputs)
@@ -198,10 +199,10 @@ def _select(draft: _Draft, node: ir.Node, select: Select, guard: Guard) -> Selec
     """The choice between two values for each output; a side that ONNX Runtime computes is the output itself."""
     sides = [select.outputs if side is None else side for side in (select.when_true, select.when_false)]
     for value in (*select.outputs, *sides[0], *sides[1]):
-        if value.const_value is None:
+        if not is_constant(value):
             _declare(draft, value)
         elif str(value.name) not in draft.values:  # among the constants it may be: a fallback model reads it too
-            array = value.const_value.numpy()
+            array = constant_array(value)
             draft.constants.setdefault(str(value.name), array)
             draft.values[str(value.name)] = Value(str(value.name), str(array.dtype), array.shape, Place.WEIGHT)
     outputs, when_true, when_false = (tuple(str(value.name) for value in side) for side in (select.outputs, *sides))

@@ -19,6 +19,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from graphopt.graph.constness import numbers_of
+
 _MAX_USES = 10_000
 _MAX_CHOICES = 16
 
@@ -76,7 +78,7 @@ class _Use:
     def constant(self, position: int) -> NDArray[Any] | None:
         """The numbers of another operand."""
         value = self.operand(position)
-        return None if value is None or value.const_value is None else value.const_value.numpy()
+        return numbers_of(value)
 
     def count(self) -> int:
         """How many numbers the value has."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.constness import constant_array, is_constant
 from graphopt.verify.oracle import TOLERANCES, Mismatch, Tolerance, compare, own_copy, run_onnxruntime
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def _move(graph: ir.Graph, node: ir.Node, shift: float) -> None:
     """Let a quantizing node see its operand `shift` times `TIE` steps higher, or its sums as much larger."""
     position = _MOVES[node.op_type]
     scale = node.inputs[position]
-    if scale is None or scale.const_value is None:
+    if not is_constant(scale):
         return
-    numbers = scale.const_value.numpy()
+    numbers = constant_array(scale)
     if numbers.dtype.kind != "f":
         return
     if node.op_type != "QuantizeLinear":

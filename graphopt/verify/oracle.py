@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.errors import VerificationError
+from graphopt.graph.constness import stored
 from graphopt.verify.draws import random_inputs as random_inputs
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def needs_external_data(model: ir.Model) -> bool:
     """Whether the weights must be written beside the model: they are large, or mapped from another file."""
     import onnx_ir as ir
 
-    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    tensors = [stored(value) for graph in model.graphs() for value in graph.initializers.values()]
     external = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
     return external or sum(tensor.nbytes for tensor in tensors if tensor is not None) > IN_MEMORY_BYTES
 

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.errors import VerificationError
+from graphopt.graph.constness import stored
 from graphopt.verify.oracle import own_copy, run_onnxruntime
 
 if TYPE_CHECKING:
@@ -114,8 +115,8 @@ def _nudged(model: Reference, generator: np.random.Generator) -> ir.Model:
 
     for graph in copy.graphs():
         for value in graph.initializers.values():
-            if value.const_value is not None:
-                value.const_value = nudged(value.const_value)
+            if (tensor := stored(value)) is not None:
+                value.const_value = nudged(tensor)
         for node in graph:
             held = node.attributes.get("value") if node.op_type == "Constant" else None
             if held is not None and held.type == ir.AttributeType.TENSOR and not held.is_ref():

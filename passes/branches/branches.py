@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graphopt.frontend.branches import empty
+from graphopt.graph.constness import is_constant
 from graphopt.graph.segments import captured
 
 BRANCHES = ("then_branch", "else_branch")
@@ -50,7 +51,7 @@ def trial(model: ir.Model, node: ir.Node, name: str) -> Branch:
     for value in dict.fromkeys([node.inputs[0], *captured(branch)]):
         stand_in = ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=value.const_value)
         inner[value] = stand_in
-        if value.const_value is not None:
+        if is_constant(value):
             graph.register_initializer(stand_in)
         else:
             graph.inputs.append(stand_in)

@@ -12,6 +12,7 @@ from graphopt.errors import ModelError
 from graphopt.frontend.complete import complete
 from graphopt.frontend.names import unique_names
 from graphopt.graph.analysis import static_type
+from graphopt.graph.constness import is_constant
 from graphopt.graph.guards import select_of
 from graphopt.graph.segments import read_by
 from graphopt.graph.shapes.settle import LEARNED
@@ -63,7 +64,7 @@ def _sweep(model: ir.Model, refusals: dict[str, Refusal], tried: dict[ir.Node, o
     for node in list(model.graph):
         if node.op_type != "If" or node.domain != "" or node.inputs[0] is None or is_selection(node):
             continue
-        entering = [(static_type(value), value.const_value is None) for value in read_by(node)]
+        entering = [(static_type(value), not is_constant(value)) for value in read_by(node)]
         if tried.get(node) == entering:
             continue
         tried[node] = entering

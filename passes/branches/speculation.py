@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt import ops
+from graphopt.graph.constness import is_constant, numbers_of
 from graphopt.graph.value_dependence import RANDOM, depends_on_values
 
 _INDICES = frozenset({"Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"})
@@ -35,7 +36,7 @@ def unsafe(node: ir.Node) -> str:
         return "has a body of its own"
     lengths = node.inputs[4] if node.op_type in _RECURRENT and len(node.inputs) > 4 else None
     lengths = node.inputs[6] if node.op_type == "Attention" and len(node.inputs) > 6 else lengths
-    if node.op_type in _DEMANDING or depends_on_values(node) or (lengths is not None and lengths.const_value is None):
+    if node.op_type in _DEMANDING or depends_on_values(node) or (lengths is not None and not is_constant(lengths)):
         return "may fail on numbers that are not meant for it"
     if node.op_type in _INDICES and 0 in _extents(node.inputs[0]):
         return "takes from an empty tensor"
@@ -74,7 +75,7 @@ def _needs_help(node: ir.Node) -> bool:
     operand = node.inputs[1] if len(node.inputs) > 1 else None
     if operand is None or operand.dtype is None or node.domain != "":
         return False
-    known = None if operand.const_value is None else operand.const_value.numpy()
+    known = numbers_of(operand)
     if node.op_type in _DIVISIONS:
         whole = not operand.dtype.is_floating_point()
         return whole and (known is None or bool(np.isin(known, (0, -1)).any()))

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from graphopt.graph.constness import tensor_of
 from graphopt.graph.edit import Editor, Rule
 from graphopt.passes.normalize.arithmetic import ARITHMETIC
 from graphopt.passes.normalize.microsoft.attention import ATTENTION
@@ -92,7 +93,7 @@ def _share_constants(editor: Editor) -> None:
     """Let equal small initializers be one."""
     first: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
     for value in tuple(editor.graph.initializers.values()):
-        tensor = value.const_value
+        tensor = tensor_of(value)
         if tensor is None or tensor.nbytes > SMALL or tensor.dtype == ir.DataType.STRING:
             continue
         key = tensor.dtype.name, tuple(tensor.shape.numpy()), tensor.tobytes()

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from graphopt.graph.constness import tensor_of
 from graphopt.graph.edit import Editor, is_op
 from graphopt.pipeline.pass_base import Pass, PassResult, Refusal
 
@@ -56,7 +57,7 @@ class FlushDenormals(Pass):
 
 def _denormal(value: ir.Value) -> tuple[NDArray[Any], NDArray[np.bool_]] | None:
     """The constant and where it is denormal; None where it nowhere is."""
-    tensor = value.const_value
+    tensor = tensor_of(value)
     if tensor is None or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE) or not tensor.size:
         return None
     array = tensor.numpy()

@@ -9,6 +9,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.cost.work import PRECISION
+from graphopt.graph.constness import constant_tensor, is_constant
 from graphopt.graph.edit import Editor, is_op
 from graphopt.graph.opsets import BFLOAT16_OPSET
 from graphopt.modes import Precision as Numbers
@@ -121,7 +122,7 @@ def _note(graph: ir.Graph, half: ir.DataType) -> str:
         if is_op(node, "Cast") and node.inputs[0] is not None and {node.inputs[0].dtype, node.outputs[0].dtype} == kinds
     ]
     moved = CAST_BYTES * sum(map(elements, casts)) / 1e6
-    weights = [v.const_value for v in graph.initializers.values() if v.const_value is not None and v.dtype in kinds]
+    weights = [constant_tensor(v) for v in graph.initializers.values() if is_constant(v) and v.dtype in kinds]
     return (
         f"{halves} nodes compute in {half.name.lower()}, {floats} in float32; {len(casts)} casts move {moved:.3g} MB, "
         f"placed by a minimum cut; {sum(w.nbytes for w in weights) / 1e6:.4g} MB of weights"

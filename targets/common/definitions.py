@@ -16,6 +16,7 @@ from tvm.relax.utils import gen_call_tir_inputs
 
 from graphopt.cost.work import PRECISION, TILE
 from graphopt.graph.analysis import static_type
+from graphopt.graph.constness import constant_tensor, is_constant, tensor_of
 
 SMALL_FLOATS = 16
 SMALL_INTEGERS = 4096
@@ -31,7 +32,7 @@ def signature(node: ir.Node) -> str:
     """Equal for nodes that are supported alike."""
     inputs: list[Any] = []
     for value in node.inputs:
-        constant = None if value is None else value.const_value
+        constant = tensor_of(value)
         if value is None:
             inputs.append(None)
         elif constant is not None and is_small(constant):
@@ -52,7 +53,7 @@ def _complete(node: ir.Node) -> bool:
     """
     if any(not isinstance(a, ir.Attr) or a.type is ir.AttributeType.TENSOR for a in node.attributes.values()):
         return False
-    constants = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+    constants = [constant_tensor(value) for value in node.inputs if is_constant(value)]
     return all(is_small(each) or each.dtype.is_floating_point() or _is_weights(each) for each in constants)
 
 

@@ -11,6 +11,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from graphopt.errors import GraphoptError
+from graphopt.graph.constness import constant_array, is_constant
 from graphopt.lowering.target import Lowered
 from graphopt.program.program import KernelCall, Place, Value
 from graphopt.targets.common import concat_views, fusion_limits, origins
@@ -91,8 +92,8 @@ def lower(imported: Imported, builder: Scheduler, prefix: str, separate: bool = 
     for parameter in parameters[len(imported.inputs) :]:
         value = imported.weights[str(parameter.name)]
         name = names[parameter] = str(value.name)
-        assert value.const_value is not None
-        _constant(lowered, name, value.const_value.numpy())
+        assert is_constant(value)
+        _constant(lowered, name, constant_array(value))
     reader = _Reader(module, lowered, names, builder, prefix)
     for variable, value in origins.bindings(main):
         reader.bind(variable, value, traced.get(variable, ()))

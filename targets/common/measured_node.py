@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.cost.work import PRECISION, TILE, Timing, Work
+from graphopt.graph.constness import is_constant
 from graphopt.graph.opsets import BFLOAT16_OPSET, OPSET
 from graphopt.lowering.target import Lowered, Target
 from graphopt.ops import DOMAIN, VERSION
@@ -46,7 +47,7 @@ def opsets_of(work: Work) -> dict[str, int]:
 def lowered_alone(target: Target, work: Work, tile: str, prefix: str) -> Lowered | None:
     """The kernels of a work with a tile; None where it has none."""
     node = node_of(work, tile)
-    inputs = [value for value in node.inputs if value is not None and value.const_value is None]
+    inputs = [value for value in node.inputs if value is not None and not is_constant(value)]
     try:
         return target.lower([node], inputs, list(node.outputs), opsets_of(work), prefix)
     except Exception:  # noqa: BLE001  TVM raises anything; a candidate that cannot be lowered is no candidate

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from graphopt.graph.constness import is_constant
 from graphopt.graph.value_dependence import SIZES
 from graphopt.targets.common import lowering, relax_import
 from graphopt.targets.common.converters.table import Table
@@ -40,7 +41,7 @@ def _why(node: ir.Node, error: Exception) -> str:
     """What stands before kernels: an operand that is no constant, else what TVM says if a user can read it."""
     for position in SIZES.get(node.op_type, ()):
         operand = node.inputs[position] if position < len(node.inputs) else None
-        if operand is not None and operand.const_value is None:
+        if operand is not None and not is_constant(operand):
             return f"operand {position} of {node.op_type} is known at run time only"
     return f"TVM cannot convert {node.op_type}: {readable(error)}"
 
@@ -76,7 +77,7 @@ def _values(node: ir.Node) -> list[tuple[str, ir.Value]]:
 
 def ends(node: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:
     """The variable inputs of `node`, and its outputs that somebody reads."""
-    inputs = list(dict.fromkeys(v for v in node.inputs if v is not None and v.const_value is None))
+    inputs = list(dict.fromkeys(v for v in node.inputs if v is not None and not is_constant(v)))
     return inputs, [v for v in node.outputs if v.uses() or v.is_graph_output()] or list(node.outputs[:1])
 
 

@@ -20,6 +20,7 @@ from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
 from graphopt.graph.analysis import static_type
+from graphopt.graph.constness import constant_tensor, is_constant, tensor_of
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common import origins
 from graphopt.targets.common.converters import halves
@@ -115,14 +116,13 @@ def _constants(nodes: Iterable[ir.Node], outputs: Iterable[ir.Value]) -> Iterato
     seen: set[ir.Value] = set()
     for group in (*(node.inputs for node in nodes), tuple(outputs)):
         for value in group:
-            if value is not None and value.const_value is not None and value not in seen:
+            if is_constant(value) and value not in seen:
                 seen.add(value)
                 yield value
 
 
 def _bind_constant(scope: _Scope, value: ir.Value) -> None:
-    tensor = value.const_value
-    assert tensor is not None
+    tensor = constant_tensor(value)
     if is_small(tensor):
         if str(tensor.dtype.numpy()) not in ITEM_BYTES:
             raise NotSupported(f"constant {value.name} has dtype {tensor.dtype.name}, which kernels cannot hold")
@@ -137,8 +137,7 @@ def _bind_constant(scope: _Scope, value: ir.Value) -> None:
 
 def _variable(name: str, value: ir.Value) -> Any:
     described = static_type(value)
-    if described is None and value.const_value is not None:
-        tensor = value.const_value
+    if described is None and (tensor := tensor_of(value)) is not None:
         dtype = str(tensor.dtype.numpy())
         if dtype in ITEM_BYTES:
             described = dtype, tuple(tensor.shape.numpy())

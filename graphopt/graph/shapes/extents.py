@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.constness import constant_array, constant_tensor, is_constant
 from graphopt.graph.shapes.operands import Extents, Rule, Typed, Unknown, extents, integer, kind_of, operand
 
 
@@ -77,9 +78,9 @@ def _resized(node: ir.Node) -> Sequence[Typed]:
     """Resize by scales: products in float32, where onnx's are in float64."""
     x = extents(node, 0)
     given = operand(node, 1 if len(node.inputs) == 2 else 2)
-    if given is None or given.const_value is None or not given.const_value.size:
+    if not is_constant(given) or not constant_tensor(given).size:
         raise Unknown
-    scales = given.const_value.numpy().astype(np.float32)
+    scales = constant_array(given).astype(np.float32)
     axes = [axis % len(x) for axis in node.attributes.get_ints("axes") or range(len(x))]
     out = list(x)
     for axis, scale in zip(axes, scales, strict=True):
@@ -116,17 +117,17 @@ def _spectra(node: ir.Node) -> Sequence[Typed]:
     """STFT[B, frames, bins, 2]: half of the bins if one-sided, where onnx counts all of a length that is a constant."""
     signal, step = extents(node, 0), operand(node, 1)
     window, length = operand(node, 2), operand(node, 3)
-    if step is None or step.const_value is None:
+    if not is_constant(step):
         raise Unknown
     if length is not None:
-        if length.const_value is None:
+        if not is_constant(length):
             raise Unknown
-        size = int(length.const_value.numpy().reshape(-1)[0])
+        size = int(constant_array(length).reshape(-1)[0])
     elif window is not None:
         size = extents(node, 2)[0]
     else:
         raise Unknown
-    frames = (signal[1] - size) // int(step.const_value.numpy().reshape(-1)[0]) + 1
+    frames = (signal[1] - size) // int(constant_array(step).reshape(-1)[0]) + 1
     bins = size // 2 + 1 if integer(node, "onesided", 1) else size
     return [(kind_of(node, 0), (signal[0], frames, bins, 2))]
 
@@ -136,9 +137,9 @@ def _counted(node: ir.Node) -> Sequence[Typed]:
     ends = [operand(node, index) for index in range(3)]
     if kind_of(node, 0) not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         raise Unknown
-    if any(value is None or value.const_value is None for value in ends):
+    if any(not is_constant(value) for value in ends):
         raise Unknown
-    start, limit, step = (float(v.const_value.numpy().reshape(())) for v in ends if v is not None and v.const_value)
+    start, limit, step = (float(constant_array(v).reshape(())) for v in ends if is_constant(v))
     if not step or not all(map(math.isfinite, (start, limit, step))):
         raise Unknown
     return [(kind_of(node, 0), (max(math.ceil((limit - start) / step), 0),))]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.constness import constant_array, is_constant
 from graphopt.graph.shapes.extents import OTHERWISE, convolved, pooled
 from graphopt.graph.shapes.operands import Extents, Rule, Typed, Unknown, extents, integer, kind_of, operand
 
@@ -175,8 +176,8 @@ def _group_query(node: ir.Node) -> Sequence[Typed]:
     width = hidden // (heads + 2 * groups) if packed else hidden // heads
     total = operand(node, 6)
     past = extents(node, 3)[2] if operand(node, 3) is not None else 0
-    if total is not None and total.const_value is not None:
-        room = max(past, int(total.const_value.numpy().reshape(())))
+    if is_constant(total):
+        room = max(past, int(constant_array(total).reshape(())))
     elif past:
         raise Unknown
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
+from graphopt.graph.constness import tensor_of
 from graphopt.graph.shapes.foreign import foreign_shapes
 
 LEARNED = "graphopt.learned"
@@ -77,8 +78,8 @@ def infer_node(node: ir.Node, version: int, ir_version: int) -> None:
         if value.type is None or value.shape is None:
             return
         types[value.name] = ir.serde.serialize_value(value).type
-        if value.const_value is not None and value.const_value.size <= 64:
-            data[value.name] = ir.serde.serialize_tensor(value.const_value)
+        if (tensor := tensor_of(value)) is not None and tensor.size <= 64:
+            data[value.name] = ir.serde.serialize_tensor(tensor)
     try:
         schema = onnx.defs.get_schema(node.op_type, version, "")
         found = onnx.shape_inference.infer_node_outputs(

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.constness import tensor_of
 from graphopt.graph.edit import Editor, Rule, dims
 from graphopt.passes.normalize.microsoft.shared import Writer, operand, unknown, used
 
@@ -249,7 +250,7 @@ def _group_query(editor: Editor, node: ir.Node) -> str | None:
         node.attributes[name].value not in (0, 0.0) for name in strange
     ):
         return "GroupQueryAttention has a window, a cap or another softmax, which are not understood here"
-    ends = [value.const_value if value is not None else None for value in (lengths, total)]
+    ends = [tensor_of(value) for value in (lengths, total)]
     full = [
         end is not None and bool((end.numpy() == before + steps - less).all())
         for end, less in zip(ends, (1, 0), strict=True)

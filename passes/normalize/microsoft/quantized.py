@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.constness import constant_array, is_constant, tensor_of
 from graphopt.graph.edit import Editor, Rule, dims
 from graphopt.passes.normalize.microsoft.shared import Writer, operand, unknown
 
@@ -67,13 +68,13 @@ def _add(editor: Editor, node: ir.Node) -> str | None:
         value = operand(node, position)
         if value is None:
             return write.constant(0, np.float32)
-        if value.const_value is not None:
-            return write.constant(value.const_value.numpy().reshape(()), np.float32)
+        if is_constant(value):
+            return write.constant(constant_array(value).reshape(()), np.float32)
         scalar = value if dims(value) == () else write.reshape(value, ())
         return scalar if scalar.dtype == ir.DataType.FLOAT else write("Cast", scalar, to=ir.DataType.FLOAT.value)
 
     def compute(op_type: str, *operands: ir.Value) -> ir.Value:
-        known = [value.const_value for value in operands]
+        known = [tensor_of(value) for value in operands]
         if any(tensor is None for tensor in known):
             return write(op_type, *operands)
         function = {"Add": np.add, "Div": np.divide, "Mul": np.multiply, "Sub": np.subtract}[op_type]
@@ -118,7 +119,7 @@ def _softmax(editor: Editor, node: ir.Node) -> str | None:
     else:
         rows = write.reshape(x, (math.prod(shape[:at]), math.prod(shape[at:])))
         y = write.reshape(write("Softmax", rows, axis=-1), shape)
-    known = None if scale is None else scale.const_value
+    known = tensor_of(scale)
     if known is None:
         steps = write("Floor", write("Div", write.constant(1, np.float32), scale))
     else:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, te, tirx, topi
 
+from graphopt.graph.constness import numbers_of
 from graphopt.targets.common.converters.base import HALVES, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
 
 MAX_RANKED = 4096
@@ -21,8 +22,7 @@ MAX_RANKED = 4096
 
 def constant(c: Context, index: int) -> NDArray[Any] | None:
     """An operand that is known now; None for one that is not, or is absent."""
-    value = c.node.inputs[index] if index < len(c.node.inputs) else None
-    return None if value is None or value.const_value is None else value.const_value.numpy()
+    return numbers_of(c.node.inputs[index]) if index < len(c.node.inputs) else None
 
 
 def known(array: NDArray[Any]) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, tirx
 
+from graphopt.graph.constness import numbers_of
 from graphopt.targets.common.converters.base import Context, Converter, dtype_of, shape_of
 from graphopt.targets.common.converters.linear import saturated
 from graphopt.targets.common.kernels.blocks import dims
@@ -136,8 +137,7 @@ def _factors(c: Context, inputs: list[Any], *positions: tuple[int, int]) -> list
 
 def _known(c: Context, position: int) -> Any:
     """The numbers of an input that is constant."""
-    value = c.node.inputs[position]
-    return None if value is None or value.const_value is None else value.const_value.numpy()
+    return numbers_of(c.node.inputs[position])
 
 
 def _shaped(c: Context, total: Any, shape: tuple[int, ...]) -> Any:

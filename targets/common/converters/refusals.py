@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from graphopt.graph.constness import tensor_of
+
 
 class NotSupported(Exception):
     """A node cannot become native code; the message is the reason in a sentence."""
@@ -43,7 +45,7 @@ def _dropout(node: ir.Node) -> str | None:
         return "TVM computes no mask of Dropout"
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return None
-    training = node.inputs[2].const_value
+    training = tensor_of(node.inputs[2])
     dropping = training is None or bool(training.numpy().any())
     return "TVM drops nothing in training mode" if dropping else None
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import onnx_ir as ir
 from tvm import relax, te, tirx
 
+from graphopt.graph.constness import is_constant
 from graphopt.targets.common.converters.base import FLOATS, HALVES, Context, dtype_of, shape_of
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.converters.blocked import accumulator, on_cores
@@ -35,7 +35,7 @@ def _matmul(
         return NotImplemented
     k, m = (sa[-2], sa[-1]) if left_transposed else (sa[-1], sa[-2])
     n = sb[-2] if right_transposed else sb[-1]
-    if not right_transposed and on_cores(c, dtype) and c.node.inputs[1] is not None and _constant(c.node.inputs[1]):
+    if not right_transposed and on_cores(c, dtype) and is_constant(c.node.inputs[1]):
         order = [*range(len(sb) - 2), len(sb) - 1, len(sb) - 2]  # done while compiling
         b, sb, right_transposed = c.builder.emit(relax.op.permute_dims(b, order)), (*sb[:-2], n, k), True
     lead = out[:-2]
@@ -72,10 +72,6 @@ def _matmul(
         return te.compute(out, lambda *i: (made(*i).astype(accumulator(dtype)) * factor).astype(dtype), name="scaled")
 
     return c.te("matmul", define, a, b, pattern=epilogue(c))
-
-
-def _constant(value: ir.Value) -> bool:
-    return value.const_value is not None
 
 
 def fully_connected(c: Context, inputs: list[Any]) -> Any:
