@@ -28,7 +28,7 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
     if not plans:
         return []
     from graphopt.graph.analysis import node_flops
-    from graphopt.targets.gpu import devices
+    from graphopt.targets.gpu import devices, waves
 
     device = devices.DEVICES.get(artifact.manifest["target"].get("device"), devices.OPENCL)
     nodes = {str(node.name): node for node in model.graph.all_nodes()}
@@ -44,7 +44,7 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
             work, size = sum(map(node_flops, own)), _bytes(call, values, own)
             arithmetic = work / device.rates.get(_units(plan.get("precision", ""), stored), device.rates["float32"])
             memory = size / device.bandwidth
-            estimate = plan.get("seconds") or max(memory / devices.REACHED, arithmetic)
+            estimate = plan.get("seconds") or max(memory / waves.REACHED_BANDWIDTH, arithmetic)
             found.append({
                 "kernel": call.symbol,
                 "nodes": list(call.origin),
@@ -53,7 +53,7 @@ def rows(artifact: Artifact, model: ir.Model) -> list[dict[str, Any]]:
                 "layout": str(plan.get("layout", "plain")),
                 "precision": str(plan.get("precision") or stored),
                 "launches": len(call.launches),
-                "seconds": estimate + devices.LAUNCH * (1 if plan.get("seconds") else len(call.launches)),
+                "seconds": estimate + waves.LAUNCH * (1 if plan.get("seconds") else len(call.launches)),
                 "bound": "arithmetic" if arithmetic > memory else "memory",
                 "flops": work,
                 "bytes": size,

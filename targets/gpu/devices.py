@@ -15,15 +15,6 @@ OLDEST = 80
 LARGEST_GRID = 65535
 """Blocks along the second and third axis of CUDA's grid."""
 
-CLOCK = 1.5e9
-"""Cycles a second, about: what estimates count in."""
-
-LAUNCH = 2e-6
-"""Seconds of a kernel that has nothing to do, about."""
-
-REACHED = 0.8
-"""Share of a GPU's bandwidth that kernels bound by memory reach, about."""
-
 
 @dataclass(frozen=True, slots=True)
 class Device:

@@ -17,15 +17,13 @@ from tvm import tirx
 from graphopt.cost.work import Work
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.converters.base import HALVES
-from graphopt.targets.gpu.devices import CLOCK, LAUNCH, REACHED, Device
+from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.gemm import simt, templates
 from graphopt.targets.gpu.kernels.gemm.product import Product
+from graphopt.targets.gpu.waves import CLOCK, INSTRUCTIONS, LAUNCH, REACHED_BANDWIDTH
 
 ADDRESS = 24
 """Instructions that find a patch's element: its tap, its pixel, and whether that is inside the image."""
-
-ISSUED = 128
-"""Instructions that the threads of a multiprocessor begin in a cycle."""
 
 VECTOR = 16
 """Bytes of the widest load."""
@@ -102,11 +100,11 @@ class Estimates:
         """Seconds to read the operands and write the result once."""
         size = ITEM_BYTES[work.operands[0].dtype]
         elements = math.prod(work.shape) + sum(math.prod(operand.shape) for operand in work.operands)
-        return elements * size / (REACHED * self.device.bandwidth)
+        return elements * size / (REACHED_BANDWIDTH * self.device.bandwidth)
 
     def _threads(self, elements: float) -> float:
         """Seconds to find so many elements."""
-        return elements * ADDRESS / (self.device.multiprocessors * ISSUED * CLOCK)
+        return elements * ADDRESS / (self.device.multiprocessors * INSTRUCTIONS * CLOCK)
 
     def _planar(self, work: Work, units: str) -> float:
         attributes = dict(work.attributes)
@@ -140,7 +138,7 @@ class Estimates:
         tiles = images * -(-height // m) * -(-width // m)
         size = ITEM_BYTES[x.dtype]
         read, written = taps * tiles * deep * lanes, taps * tiles * blocks * b
-        speed = REACHED * self.device.bandwidth
+        speed = REACHED_BANDWIDTH * self.device.bandwidth
         transforms = (math.prod(x.shape) + read + written + math.prod(work.shape)) * size / speed
         transforms = max(transforms, self._threads((read + written) / 8))  # some instructions for each of its values
         shape = Shape(taps, tiles, blocks * b, deep * lanes, x.dtype, (True, True))

@@ -30,16 +30,16 @@ class Scheduled:
 def _product(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
     layout = product.layout(sch, anchor)
     chosen = templates.best(product.read(sch, anchor), device)
-    return Scheduled(chosen.write(), Plan("product", chosen.tile, chosen.seconds, layout, chosen.units))
+    return Scheduled(chosen.emit(), Plan("product", chosen.tile, chosen.seconds, layout, chosen.units))
 
 
 def _window(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
-    return Scheduled(window.write(sch, anchor, device), Plan("window", layout=blocked(anchor.spatial[-1])))
+    return Scheduled(window.emit(sch, anchor, device), Plan("window", layout=blocked(anchor.spatial[-1])))
 
 
 def _winograd(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
     layout = blocked(winograd.lanes(sch))
-    return Scheduled(winograd.write(sch, anchor, device), Plan("winograd transform", layout=layout))
+    return Scheduled(winograd.emit(sch, anchor, device), Plan("winograd transform", layout=layout))
 
 
 RULES = {product.NAME: _product, window.NAME: _window, winograd.NAME: _winograd}
@@ -66,7 +66,7 @@ def apply(function: Any, device: Device) -> Scheduled:
         sch = s_tir.Schedule(function)
         reductions = [block for block in blocks_of(sch) if block.reduce]
         if len(reductions) == 1:
-            made, cut, seconds = sums.write(sch, reductions[0], device)
+            made, cut, seconds = sums.emit(sch, reductions[0], device)
             return Scheduled(made, Plan("sums", str(cut), seconds), note)
     except (s_tir.ScheduleError, ValueError):
         pass

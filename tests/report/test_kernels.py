@@ -13,7 +13,7 @@ import pytest
 
 from graphopt.compiler import Compilation, compile_model
 from graphopt.report import kernels
-from graphopt.targets.gpu import devices
+from graphopt.targets.gpu import devices, waves
 
 LOOK_UP = """
     <ir_version: 10, opset_import: ["": 20]>
@@ -45,7 +45,7 @@ def test_a_table_is_read_where_it_is_looked_up() -> None:
     assert [row["seconds"] for row in small] == pytest.approx([row["seconds"] for row in large])
     moved = 2 * 2 * 7 * 64 * 4 + 2 * 7 * 8  # what is taken, what is written, and the indices
     assert sum(row["seconds"] for row in large) == pytest.approx(
-        moved / bandwidth / devices.REACHED + devices.LAUNCH, rel=1e-3
+        moved / bandwidth / waves.REACHED_BANDWIDTH + waves.LAUNCH, rel=1e-3
     )
 
 

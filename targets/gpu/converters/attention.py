@@ -40,7 +40,7 @@ def attention(c: Context, inputs: list[Any]) -> Any:
     device: Any = c.machine
     assert isinstance(device, Device)
     kept = "float32" if dtype in HALVES else dtype
-    shape = launch.Shape(math.prod(sq[:2]), sq[2], sk[2], sq[3], sv[3], kept, _reach(c, sq[2], sk[2]))
+    shape = launch.Shape(math.prod(sq[:2]), sq[2], sk[2], sq[3], sv[3], kept, _causal_offset(c, sq[2], sk[2]))
     fitting = launch.tiles(shape, device)
     if not fitting:
         raise NotSupported(
@@ -78,7 +78,7 @@ def attention(c: Context, inputs: list[Any]) -> Any:
     return y if order is None else c.builder.emit(relax.op.permute_dims(y, [order.index(axis) for axis in range(4)]))
 
 
-def _reach(c: Context, queries: int, keys: int) -> int | None:
+def _causal_offset(c: Context, queries: int, keys: int) -> int | None:
     """How many keys beyond its own place a query sees, where a constant mask says so for all; None where it does not.
 
     What is masked has a weight of zero: it is -inf, or so low that no score makes up for it. A query that sees nothing
@@ -92,8 +92,8 @@ def _reach(c: Context, queries: int, keys: int) -> int | None:
     if not np.all(np.max(seen, axis=2)):
         return None
     last = keys - 1 - np.argmax(np.flip(np.max(seen, axis=0), axis=1), axis=1)
-    reach = int((last - np.arange(queries)).max())
-    return reach if reach < keys - 1 else None
+    causal_offset = int((last - np.arange(queries)).max())
+    return causal_offset if causal_offset < keys - 1 else None
 
 
 def _seen(c: Context, operands: list[Any]) -> tuple[list[Any], Views]:

@@ -51,7 +51,7 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
     )
     device: Any = c.machine
     assert isinstance(device, Device)
-    made = recurrence_launch.cut(layer, device)
+    made = recurrence_launch.launch_config(layer, device)
     plan = Plan("recurrence", f"{made.units}x{made.rows}x{made.lanes}", recurrence_launch.seconds(layer, made, device))
     projected = _projected(c, layer, x, given[W], given[B])
     extra: dict[str, Any] = {}

@@ -107,11 +107,11 @@ def channel_norm(c: Context, inputs: list[Any]) -> Any:
 
 def _cut(
     c: Context, count: int, n: int, dtype: str, passes: int = 2
-) -> tuple[rows_launch.Rows, rows_launch.Cut, dict[str, Any]]:
+) -> tuple[rows_launch.Rows, rows_launch.LaunchConfig, dict[str, Any]]:
     """What is to be done, how, and what the function is marked with."""
     device: Any = c.machine
     assert isinstance(device, Device)
     work = rows_launch.Rows(count, n, dtype, "float32" if dtype in HALVES else dtype, passes)
-    made = rows_launch.cut(work, device)
+    made = rows_launch.launch_config(work, device)
     plan = Plan("rows", str(made), rows_launch.seconds(work, made, device))
     return work, made, {"op_pattern": OPAQUE, **rows.ATTRIBUTES, **plans.attribute(plan)}

@@ -25,7 +25,7 @@ from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.attention.launch import stride
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.recurrence_launch import VECTOR, Cut, Layer
+from graphopt.targets.gpu.kernels.recurrence_launch import VECTOR, LaunchConfig, Layer
 
 MOST_STEPS = 4096
 """Kernels that are launched one after the other for a layer, or twice as many for a GRU that resets first."""
@@ -44,7 +44,7 @@ def _relu(x: Any) -> Any:
 ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {"Sigmoid": _sigmoid, "Tanh": tirx.tanh, "Relu": _relu}
 
 
-def attributes(layer: Layer, made: Cut, device: Device) -> dict[str, int]:
+def attributes(layer: Layer, made: LaunchConfig, device: Device) -> dict[str, int]:
     """What the function that holds `compute` must be marked with: its barriers are complete, its threads are few."""
     fitting = min(device.registers // (made.threads * 128), device.blocks_per_multiprocessor)
     return {SYNCHRONIZED: 1, RESIDENT: max(1, fitting)}
@@ -52,7 +52,7 @@ def attributes(layer: Layer, made: Cut, device: Device) -> dict[str, int]:
 
 def compute(
     layer: Layer,
-    made: Cut,
+    made: LaunchConfig,
     projected: Any,
     recurrent: Any,
     initial: Sequence[Any],
@@ -85,17 +85,17 @@ def compute(
         buffers["lengths"] = next(given, None)
         buffers["y"], buffers["last"], *others = outs
         buffers["c"] = others[0] if others else None
-        return _Writer(layer, made, buffers).whole()
+        return _Template(layer, made, buffers).whole()
 
     found = te.extern(shapes, inputs, body, dtype=[layer.dtype] * len(shapes), name="recurrence")
     return list(found)
 
 
-class _Writer:
+class _Template:
     """Writes the kernels of one layer; their differences are plain attributes while one is written."""
 
-    def __init__(self, layer: Layer, made: Cut, buffers: dict[str, Any]) -> None:
-        self.layer, self.cut, self.buffers = layer, made, buffers
+    def __init__(self, layer: Layer, made: LaunchConfig, buffers: dict[str, Any]) -> None:
+        self.layer, self.config, self.buffers = layer, made, buffers
         self.per_direction = len(layer.activations) // layer.directions
         self.f, *self.gh = [self._activation(i) for i in range(self.per_direction)]
         self.vector = VECTOR if layer.hidden % VECTOR == 0 else 1
@@ -141,7 +141,7 @@ class _Writer:
 
     def _step(self, parity: int, first: bool = False) -> None:
         """The kernels of one step."""
-        layer, made = self.layer, self.cut
+        layer, made = self.layer, self.config
         self.parity, self.first = parity, first
         for phase, (gate, count) in enumerate(layer.phases):
             self.phase, self.gate, self.count = phase, gate, count
@@ -156,7 +156,7 @@ class _Writer:
                 self._kernel(tirx.all(block == 0, tile == 0, direction == 0, thread == 0))
 
     def _kernel(self, leader: Any) -> None:
-        layer, made = self.layer, self.cut
+        layer, made = self.layer, self.config
         self.step: Any = 0
         if not self.first:
             step = T.alloc_buffer((1,), "int32", scope="local")
@@ -204,7 +204,7 @@ class _Writer:
     @contextmanager
     def _items(self, count: int) -> Iterator[tuple[Any, Any]]:
         """What the threads of a block share: each one's turns, and its item in them."""
-        threads = self.cut.threads
+        threads = self.config.threads
         with T.unroll(0, math.ceil(count / threads)) as turn:
             item = self.thread + turn * threads
             with when(inside((item, count, threads))):
@@ -212,18 +212,18 @@ class _Writer:
 
     def _part(self, item: Any) -> tuple[Any, Any, Any]:
         """Gate, row and unit of a sum; neighbours are units."""
-        made = self.cut
+        made = self.config
         return item // (made.units * made.rows), item // made.units % made.rows, item % made.units
 
     def _unit(self, unit: Any) -> Any:
         """A hidden unit that exists: the last block computes some that nobody keeps."""
         layer, at = self.layer, self.first_unit + unit
-        return at if layer.hidden % self.cut.units == 0 else tirx.min(at, layer.hidden - 1)
+        return at if layer.hidden % self.config.units == 0 else tirx.min(at, layer.hidden - 1)
 
     def _row(self, row: Any) -> Any:
         """A row of the batch that exists."""
         layer, at = self.layer, self.first_row + row
-        return at if layer.batch % self.cut.rows == 0 else tirx.min(at, layer.batch - 1)
+        return at if layer.batch % self.config.rows == 0 else tirx.min(at, layer.batch - 1)
 
     def _state(self, row: Any, unit: Any) -> tuple[Any, Any, Any]:
         return (row, self.d, unit) if self.layer.batch_first else (self.d, row, unit)
@@ -260,7 +260,7 @@ class _Writer:
 
     def _products(self) -> None:
         """This thread's part of the rows of R of one unit, times that of h of all rows of the batch."""
-        layer, made, vector = self.layer, self.cut, self.vector
+        layer, made, vector = self.layer, self.config, self.vector
         source = self.buffers["reset"] if self.phase else self._source()
         sums = self._local(self.count * made.rows)
         with T.unroll(0, self.count * made.rows) as i:
@@ -295,7 +295,7 @@ class _Writer:
 
     def _add_up(self, item: Any, start: Any) -> None:
         """One sum from what all lanes have."""
-        lanes = self.cut.lanes
+        lanes = self.config.lanes
         parts, total = self._local(VECTOR), self._local(1)
         with T.vectorized(0, VECTOR) as lane:
             T.buffer_store(parts, self.shared[item * stride(lanes) + lane], [lane])
@@ -310,34 +310,34 @@ class _Writer:
 class _Cell:
     """The update of one hidden unit in one row of the batch, from the sums of its gates."""
 
-    writer: _Writer
+    template: _Template
     turn: Any
     unit: Any
     row: Any
 
     def _gate(self, gate: int) -> Any:
-        w = self.writer
-        return w.shared[w.totals + (gate * w.cut.rows + self.row) * w.cut.units + self.unit]
+        w = self.template
+        return w.shared[w.totals + (gate * w.config.rows + self.row) * w.launch_config.units + self.unit]
 
     @property
     def _index(self) -> tuple[Any, Any, Any]:
-        w = self.writer
+        w = self.template
         return w._state(w.first_row + self.row, w.first_unit + self.unit)
 
     def _keep(self, value: Any) -> Any:
         """A name for a value that is used twice."""
-        kept = self.writer._local(1)
+        kept = self.template._local(1)
         T.buffer_store(kept, value, [0])
         return kept[0]
 
     def _alive(self) -> Any:
         """Whether the step is one of the row's; None where all are."""
-        lengths = self.writer.buffers["lengths"]
-        return None if lengths is None else self.writer.step < lengths[self.writer.first_row + self.row]
+        lengths = self.template.buffers["lengths"]
+        return None if lengths is None else self.template.step < lengths[self.template.first_row + self.row]
 
     def _new(self, value: Any) -> None:
         """The new h, and Y; a row that has ended keeps its h, and its Y is zero."""
-        w, value, alive = self.writer, self._keep(value), self._alive()
+        w, value, alive = self.template, self._keep(value), self._alive()
         at, row, unit = w.place(w.first_row + self.row), w.first_row + self.row, w.first_unit + self.unit
         place = (row, at, w.d, unit) if w.layer.batch_first else (at, w.d, row, unit)
         shown = value
@@ -349,7 +349,7 @@ class _Cell:
 
     def lstm0(self) -> None:
         """c = f c + i tanh(g), h = o tanh(c); a peephole adds p c to a gate, the new c for the output gate."""
-        w = self.writer
+        w = self.template
         f, (g, h) = w.f, w.gh
         before, peepholes, alive = w.c_before[self.turn], w.buffers["extra"], self._alive()
 
@@ -366,7 +366,7 @@ class _Cell:
 
     def gru0(self) -> None:
         """The update gate z, and r h for the second product, or, where the reset comes after it, all of the step."""
-        w = self.writer
+        w = self.template
         f, (g,) = w.f, w.gh
         if not w.layer.reset_after:
             T.buffer_store(w.buffers["update"], f(self._gate(0)), self._index)
@@ -377,14 +377,14 @@ class _Cell:
 
     def gru1(self) -> None:
         """The rest of the step."""
-        (g,) = self.writer.gh
-        self._mix(self.writer.buffers["update"][self._index], g(self._gate(0)))
+        (g,) = self.template.gh
+        self._mix(self.template.buffers["update"][self._index], g(self._gate(0)))
 
     def _mix(self, update: Any, new: Any) -> None:
         """h = (1 - z) n + z h."""
         z = self._keep(update)
-        self._new((const(1, self.writer.layer.dtype) - z) * new + z * self.writer.h_before[self.turn])
+        self._new((const(1, self.template.layer.dtype) - z) * new + z * self.template.h_before[self.turn])
 
     def rnn0(self) -> None:
         """h = f(sum)."""
-        self._new(self.writer.f(self._gate(0)))
+        self._new(self.template.f(self._gate(0)))

@@ -63,7 +63,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class LaunchConfig:
     """A block takes `units` hidden units and `rows` of the batch; `lanes` threads share each row of R."""
 
     units: int
@@ -84,7 +84,7 @@ STEP = 4e-6
 """Seconds from the begin of a kernel to that of the next one that waits for it, about."""
 
 
-def seconds(layer: Layer, made: Cut, device: Device) -> float:
+def seconds(layer: Layer, made: LaunchConfig, device: Device) -> float:
     """An estimate: every step waits for the one before, and reads R from the second-level cache, or else from memory.
 
     The cache is taken to give three times what memory does.
@@ -95,7 +95,7 @@ def seconds(layer: Layer, made: Cut, device: Device) -> float:
     return layer.steps * (len(layer.phases) * STEP + again * weights / bandwidth)
 
 
-def cut(layer: Layer, device: Device) -> Cut:
+def launch_config(layer: Layer, device: Device) -> LaunchConfig:
     """Blocks as large as leaves none of the multiprocessors idle."""
     gates = max(count for _, count in layer.phases)
     rows = min(layer.batch, 8, SUMS // gates)
@@ -107,7 +107,7 @@ def cut(layer: Layer, device: Device) -> Cut:
     fitting = [
         made
         for units in (8, 4, 2, 1)
-        for made in [Cut(units, rows, lanes)]
+        for made in [LaunchConfig(units, rows, lanes)]
         if made.threads <= min(256, device.threads_per_block)
         and made.shared(gates, layer.dtype) <= min(device.shared_per_block, 48 << 10)
     ]

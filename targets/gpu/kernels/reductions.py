@@ -19,11 +19,12 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import Block, const
 from graphopt.targets.common.tir.expressions import rewritten, substituted
-from graphopt.targets.gpu.devices import CLOCK, REACHED, Device
+from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import anchored
 from graphopt.targets.gpu.kernels.anchored import Anchored
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.window import unflattened
+from graphopt.targets.gpu.waves import CLOCK, REACHED_BANDWIDTH, fitting_by_threads, waves
 
 BYTES = 16
 """Of the widest load."""
@@ -36,7 +37,7 @@ BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class LaunchConfig:
     """A block has `results` results and `lanes` threads for each, which take `vector` neighbouring steps at a time.
 
     With `down`, neighbouring threads have neighbouring results. `parts` blocks share a result. Written "8x32x4*2".
@@ -69,12 +70,12 @@ class Sums:
     along: bool  # steps that follow each other are neighbours in memory
 
 
-def cut(work: Sums, device: Device) -> Cut:
+def launch_config(work: Sums, device: Device) -> LaunchConfig:
     """The best cut by estimate."""
-    return min(_cuts(work, device), key=lambda made: (seconds(work, made, device), abs(made.threads - BLOCK)))
+    return min(_launch_configs(work, device), key=lambda made: (seconds(work, made, device), abs(made.threads - BLOCK)))
 
 
-def _cuts(work: Sums, device: Device) -> Iterator[Cut]:
+def _launch_configs(work: Sums, device: Device) -> Iterator[LaunchConfig]:
     most = min(1024, device.threads_per_block)
     for lanes in (1 << power for power in range(11)):
         for results in (1 << power for power in range(11)):
@@ -89,31 +90,29 @@ def _cuts(work: Sums, device: Device) -> Iterator[Cut]:
                 continue
             part, blocks = 1, math.ceil(work.results / results)
             while True:
-                yield Cut(results, lanes, work.vector, part, not work.along)
+                yield LaunchConfig(results, lanes, work.vector, part, not work.along)
                 part *= 2
                 if blocks * part > 8 * device.multiprocessors or work.steps < FLIGHT * work.vector * lanes * part:
                     break
 
 
-def seconds(work: Sums, made: Cut, device: Device) -> float:
-    """An estimate: rounds of blocks, each bound by its loads or by waiting; or memory at what can be reached."""
+def seconds(work: Sums, made: LaunchConfig, device: Device) -> float:
+    """An estimate: waves of blocks, each bound by its loads or by waiting; or memory at what can be reached."""
     blocks = math.ceil(work.results / made.results) * made.parts
     warps = math.ceil(made.threads / device.warp)
-    fitting = min(device.threads_per_multiprocessor // (warps * device.warp), device.blocks_per_multiprocessor)
-    together = max(1, min(fitting, math.ceil(blocks / device.multiprocessors)))
-    rounds = math.ceil(blocks / (device.multiprocessors * together))
+    grid = waves(blocks, fitting_by_threads(made.threads, device), device)
     loads = math.ceil(work.steps / (made.parts * made.lanes * made.vector))
     # A load of a warp touches as many lines as it has results that are apart, four of them at a time.
     lines = 1 if made.down else max(1, device.warp // made.lanes) * min(1.0, work.steps * work.nbytes / 128)
-    # 32 bytes a cycle from the second-level cache, for all warps of a multiprocessor.
-    working = together * warps * loads * max(made.vector * work.nbytes * 1.0, 2 * lines)
+    # A warp's bytes are 32 times a thread's, and the second-level cache gives as many a cycle (L2_LOAD_BYTES).
+    working = grid.resident_blocks * warps * loads * max(made.vector * work.nbytes * 1.0, 2 * lines)
     waiting = 600 * math.ceil(loads / FLIGHT) + 25 * math.log2(made.lanes) + (100 if made.lanes > device.warp else 0)
     again = 0.0 if made.parts == 1 else 3e-6 + made.parts * work.results * 8 / device.bandwidth
     size = work.results * work.steps * work.nbytes
-    return max(rounds * max(working, waiting) / CLOCK, size / (REACHED * device.bandwidth)) + again
+    return max(grid.count * max(working, waiting) / CLOCK, size / (REACHED_BANDWIDTH * device.bandwidth)) + again
 
 
-def write(sch: s_tir.Schedule, anchor: Block, device: Device) -> tuple[Any, Cut, float]:
+def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> tuple[Any, LaunchConfig, float]:
     """The function with that body, how it is cut, and an estimate.
 
     Raises:
@@ -125,8 +124,12 @@ def write(sch: s_tir.Schedule, anchor: Block, device: Device) -> tuple[Any, Cut,
     start = block.init.value
     found = anchored.read(sch, anchor)
     _check(found, anchor)
-    writer = _Writer(found, anchor, start, device)
-    return found.replaced(writer.whole(), 1), writer.cut, seconds(writer.work, writer.cut, device)
+    template = _Template(found, anchor, start, device)
+    return (
+        found.replaced(template.whole(), 1),
+        template.config,
+        seconds(template.work, template.config, device),
+    )
 
 
 def _check(found: Anchored, anchor: Block) -> None:
@@ -151,7 +154,7 @@ def _check(found: Anchored, anchor: Block) -> None:
             raise ValueError("its results move")
 
 
-class _Writer:
+class _Template:
     def __init__(self, found: Anchored, anchor: Block, start: Any, device: Device) -> None:
         self.found, self.anchor, self.device = found, anchor, device
         self.kept = "float32" if found.dtype in ("float16", "bfloat16") else found.dtype
@@ -160,7 +163,7 @@ class _Writer:
         along, vector = self._access()
         sizes = [ITEM_BYTES[str(each.dtype)] for each in found.sources]
         self.work = Sums(self.results, self.steps, max(sizes, default=4), vector, along)
-        self.cut = cut(self.work, device)
+        self.config = launch_config(self.work, device)
 
     def _access(self) -> tuple[bool, int]:
         """Whether steps that follow each other are neighbours in memory, and how many of them a load may take."""
@@ -209,21 +212,25 @@ class _Writer:
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
                 T.func_name("main")
-                if self.cut.parts == 1:
-                    self._kernel(self.cut, self.steps, self._value, self._store)
+                if self.config.parts == 1:
+                    self._kernel(self.config, self.steps, self._value, self._store)
                 else:
-                    size = self.cut.parts * self.results
+                    size = self.config.parts * self.results
                     parts = T.alloc_buffer((size,), self.kept, scope="global")
 
                     def keep(result: Any, part: Any, total: Any) -> None:
                         T.buffer_store(parts, total, [part * self.results + result])
 
-                    self._kernel(self.cut, self.steps, self._value, keep)
-                    lanes = min(256, self.device.threads_per_block, self.cut.parts)
-                    together = Cut(max(1, 32 // lanes), lanes)
+                    self._kernel(self.config, self.steps, self._value, keep)
+                    lanes = min(256, self.device.threads_per_block, self.config.parts)
+                    adding = LaunchConfig(max(1, 32 // lanes), lanes)
                     if self.results >= 32:
-                        together = Cut(32, min(8, lanes, self.device.threads_per_block // 32), down=True)
-                    self._kernel(together, self.cut.parts, lambda r, k: parts[k * self.results + r], self._store)
+                        adding = LaunchConfig(
+                            32, min(8, lanes, self.device.threads_per_block // 32), down=True
+                        )
+                    self._kernel(
+                        resident_blocks, self.config.parts, lambda r, k: parts[k * self.results + r], self._store
+                    )
             return builder.get().body
 
     def _value(self, result: Any, step: Any) -> Any:
@@ -240,7 +247,7 @@ class _Writer:
         T.buffer_store(*self.found.store(places, total.astype(self.found.dtype)))
 
     def _kernel(
-        self, made: Cut, steps: int, value: Callable[[Any, Any], Any], store: Callable[[Any, Any, Any], None]
+        self, made: LaunchConfig, steps: int, value: Callable[[Any, Any], Any], store: Callable[[Any, Any, Any], None]
     ) -> None:
         across, below = (made.results, made.lanes) if made.down else (made.lanes, made.results)
         groups = math.ceil(self.results / made.results)
@@ -258,12 +265,12 @@ class _Writer:
             total, found = (T.alloc_buffer((1,), self.kept, scope="local") for _ in range(2))
             T.buffer_store(total, self.start, [0])
             flight = min(FLIGHT, turns)
-            rounds = math.ceil(turns / flight)
+            waves = math.ceil(turns / flight)
             waiting = T.alloc_buffer((flight * made.vector,), self.kept, scope="local")
-            with T.serial(0, rounds) as turn:
+            with T.serial(0, waves) as turn:
                 for number in range(flight):
-                    at = (((part * rounds + turn) * flight + number) * made.lanes + lane) * made.vector
-                    exists = inside((at, steps, chunk * flight * rounds * made.parts))
+                    at = (((part * waves + turn) * flight + number) * made.lanes + lane) * made.vector
+                    exists = inside((at, steps, chunk * flight * waves * made.parts))
                     with T.vectorized(0, made.vector) as i:
                         element = value(some, at + i)
                         if exists is not None:

@@ -19,13 +19,13 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.common.kernels.blocks import const, dims
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.kernels.guards import inside, when
-from graphopt.targets.gpu.kernels.rows_launch import Cut, Rows
+from graphopt.targets.gpu.kernels.rows_launch import LaunchConfig, Rows
 
 ATTRIBUTES = {SYNCHRONIZED: 1}
 """What the functions must be marked with: a reduction across threads brings its own barriers."""
 
 
-def softmax(x: Any, work: Rows, made: Cut, logarithm: bool) -> Any:
+def softmax(x: Any, work: Rows, made: LaunchConfig, logarithm: bool) -> Any:
     """Softmax (or its logarithm) along the last axis of x[rows, n]."""
     return _extern("softmax", [x], lambda row: row.softmax(logarithm), work, made)
 
@@ -36,7 +36,7 @@ def layer_norm(
     bias: Any,
     epsilon: float,
     work: Rows,
-    made: Cut,
+    made: LaunchConfig,
     place: Callable[[Any, Any], Any] = lambda row, column: column,
 ) -> Any:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias along the last axis of x[rows, n]; bias may be None.
@@ -50,12 +50,12 @@ def layer_norm(
     return _extern("layer_norm", given, lambda row: row.layer_norm(epsilon, place), work, made)
 
 
-def rms_norm(x: Any, weight: Any, epsilon: float, work: Rows, made: Cut) -> Any:
+def rms_norm(x: Any, weight: Any, epsilon: float, work: Rows, made: LaunchConfig) -> Any:
     """x / sqrt(mean(x^2) + epsilon) * weight along the last axis of x[rows, n]."""
     return _extern("rms_norm", [x, weight], lambda row: row.rms_norm(epsilon), work, made)
 
 
-def _extern(name: str, inputs: Sequence[Any], write: Callable[[_Row], None], work: Rows, made: Cut) -> Any:
+def _extern(name: str, inputs: Sequence[Any], write: Callable[[_Row], None], work: Rows, made: LaunchConfig) -> Any:
     def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
@@ -85,7 +85,7 @@ class _Row:
     """What one thread does for its row."""
 
     work: Rows
-    cut: Cut
+    config: LaunchConfig
     inputs: Sequence[Any]
     output: Any
     row: Any
@@ -98,7 +98,7 @@ class _Row:
         """Exponentials relative to the largest element, over their sum."""
         self._read(-math.inf)
         top = self._reduce(0, tirx.max, -math.inf, lambda x, _: x, lambda found: found)
-        stored = self.cut.kept and not logarithm
+        stored = self.config.kept and not logarithm
         if stored:
             self._change(lambda x, _: tirx.exp(x - top))
 
@@ -126,7 +126,7 @@ class _Row:
         def square(x: Any, column: Any) -> Any:
             return centred(x, column) * centred(x, column)
 
-        if self.cut.kept:  # what rounding left of a row of equal elements is found again, exactly
+        if self.config.kept:  # what rounding left of a row of equal elements is found again, exactly
             mean = self._reduce(2, _add, 0, centred, _added(mean, inverse))
         factor = self._reduce(1, _add, 0, square, lambda found: tirx.rsqrt(found * inverse + self._const(epsilon)))
 
@@ -154,18 +154,18 @@ class _Row:
 
     def _column(self, turn: Any) -> Any:
         """The first element of a turn; those of neighbouring threads are neighbours."""
-        return (turn * self.cut.lanes + self.lane) * self.cut.vector
+        return (turn * self.config.lanes + self.lane) * self.config.vector
 
     def _exists(self, column: Any) -> Any:
         """Whether elements from `column` on are in the row, as all of a vector are; None where they always are."""
-        return inside((column, self.work.n, self.cut.lanes * self.cut.vector))
+        return inside((column, self.work.n, self.config.lanes * self.config.vector))
 
     def _load(self, buffer: Any, start: Any, column: Any) -> None:
         """A vector from memory; the rows that the last block has too many read the last one."""
         rows = self.work.rows
-        row = self.row if rows % self.cut.rows == 0 else tirx.min(self.row, rows - 1)
+        row = self.row if rows % self.config.rows == 0 else tirx.min(self.row, rows - 1)
         exists = self._exists(column)
-        with T.vectorized(0, self.cut.vector) as i:
+        with T.vectorized(0, self.config.vector) as i:
             value = self.inputs[0][row, column + i].astype(self.work.accumulate)
             if exists is not None:
                 value = tirx.if_then_else(exists, value, self._const(self.neutral))
@@ -179,25 +179,25 @@ class _Row:
         self.facts = self._local(3)
         with T.unroll(0, 3) as i:
             T.buffer_store(self.facts, self._const(0), [i])
-        if self.cut.kept:
-            self.kept = self._local(self.cut.turns * self.cut.vector)
-            with T.unroll(0, self.cut.turns) as turn:
-                self._load(self.kept, turn * self.cut.vector, self._column(turn))
+        if self.config.kept:
+            self.kept = self._local(self.config.turns * self.config.vector)
+            with T.unroll(0, self.config.turns) as turn:
+                self._load(self.kept, turn * self.config.vector, self._column(turn))
 
     def _each(self, use: Callable[[Any, Any, Any], None]) -> None:
         """`use` of a buffer, where in it the vector of a turn begins, and its first column."""
-        if self.cut.kept:
-            with T.unroll(0, self.cut.turns) as turn:
-                use(self.kept, turn * self.cut.vector, self._column(turn))
+        if self.config.kept:
+            with T.unroll(0, self.config.turns) as turn:
+                use(self.kept, turn * self.config.vector, self._column(turn))
             return
-        with T.serial(0, self.cut.turns) as turn:
-            found = self._local(self.cut.vector)
+        with T.serial(0, self.config.turns) as turn:
+            found = self._local(self.config.vector)
             self._load(found, 0, self._column(turn))
             use(found, 0, self._column(turn))
 
     def _change(self, value: Callable[[Any, Any], Any]) -> None:
         def use(buffer: Any, start: Any, column: Any) -> None:
-            with T.unroll(0, self.cut.vector) as i:
+            with T.unroll(0, self.config.vector) as i:
                 T.buffer_store(buffer, value(buffer[start + i], column + i), [start + i])
 
         self._each(use)
@@ -215,11 +215,11 @@ class _Row:
         T.buffer_store(own, self._const(neutral), [0])
 
         def use(buffer: Any, start: Any, column: Any) -> None:
-            with T.unroll(0, self.cut.vector) as i:
+            with T.unroll(0, self.config.vector) as i:
                 T.buffer_store(own, combine(own[0], value(buffer[start + i], column)), [0])
 
         self._each(use)
-        if self.cut.lanes == 1:
+        if self.config.lanes == 1:
             T.buffer_store(self.facts, finish(own[0]), [number])
             return self.facts[number]
         reducer = T.comm_reducer(lambda a, b: combine(a, b), [self._const(neutral)])
@@ -230,8 +230,11 @@ class _Row:
 
     def _write(self, value: Callable[[Any, Any], Any]) -> None:
         def use(buffer: Any, start: Any, column: Any) -> None:
-            places = (self.row, self.work.rows, self.cut.rows), (column, self.work.n, self.cut.lanes * self.cut.vector)
-            with when(inside(*places)), T.vectorized(0, self.cut.vector) as i:
+            places = (
+                (self.row, self.work.rows, self.config.rows),
+                (column, self.work.n, self.config.lanes * self.config.vector),
+            )
+            with when(inside(*places)), T.vectorized(0, self.config.vector) as i:
                 result = value(buffer[start + i], column + i).astype(str(self.output.dtype))
                 T.buffer_store(self.output, result, [self.row, column + i])
 

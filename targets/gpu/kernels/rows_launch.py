@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from graphopt.program.program import ITEM_BYTES
-from graphopt.targets.gpu.devices import CLOCK, REACHED, Device
+from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.waves import CLOCK, REACHED_BANDWIDTH, fitting_by_threads, waves
 
 BYTES = 16
 """Of the widest load."""
@@ -20,7 +21,7 @@ BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class LaunchConfig:
     """A block takes `rows` rows; `lanes` threads share a row, each `turns` times `vector` neighbours.
 
     With `kept`, a thread keeps them in registers; else the row is read again for every pass. Written "8x32x4".
@@ -52,12 +53,12 @@ class Rows:
     passes: int = 2
 
 
-def cut(work: Rows, device: Device) -> Cut:
+def launch_config(work: Rows, device: Device) -> LaunchConfig:
     """The best cut by estimate."""
-    return min(_cuts(work, device), key=lambda made: (seconds(work, made, device), abs(made.threads - BLOCK)))
+    return min(_launch_configs(work, device), key=lambda made: (seconds(work, made, device), abs(made.threads - BLOCK)))
 
 
-def _cuts(work: Rows, device: Device) -> Iterator[Cut]:
+def _launch_configs(work: Rows, device: Device) -> Iterator[LaunchConfig]:
     widest = BYTES // max(ITEM_BYTES[work.dtype], ITEM_BYTES[work.accumulate])
     vector = math.gcd(work.n, widest)
     vectors = work.n // vector
@@ -67,27 +68,25 @@ def _cuts(work: Rows, device: Device) -> Iterator[Cut]:
     for each in kept or lanes[-1:]:
         rows = max(1, device.warp // each)  # whole warps
         while True:
-            yield Cut(each, rows, vector, math.ceil(vectors / each), bool(kept))
+            yield LaunchConfig(each, rows, vector, math.ceil(vectors / each), bool(kept))
             rows *= 2
             # Rows that share warps share a block; and not so many that multiprocessors are left without one.
             if rows * each > min(BLOCK, most) or each > device.warp or work.rows < 2 * device.multiprocessors * rows:
                 break
 
 
-def seconds(work: Rows, made: Cut, device: Device) -> float:
-    """An estimate: rounds of blocks, each bound by its instructions or by waiting; or memory at what can be reached."""
+def seconds(work: Rows, made: LaunchConfig, device: Device) -> float:
+    """An estimate: waves of blocks, each bound by its instructions or by waiting; or memory at what can be reached."""
     blocks = math.ceil(work.rows / made.rows)
     warps = math.ceil(made.threads / device.warp)
-    fitting = min(device.threads_per_multiprocessor // (warps * device.warp), device.blocks_per_multiprocessor)
-    together = max(1, min(fitting, math.ceil(blocks / device.multiprocessors)))
-    rounds = math.ceil(blocks / (device.multiprocessors * together))
+    grid = waves(blocks, fitting_by_threads(made.threads, device), device)
     elements = made.turns * made.vector
     again = 1 if made.kept else 1 + work.passes
     # Some ten instructions an element and pass, four warps at once; loads that do not neighbour those of the next
     # thread take as many turns; 25 cycles a shuffle, 100 for other warps.
     steps = math.log2(made.lanes) * 25 + (100 if made.lanes > device.warp else 0)
     spread = min(8, max(1, elements * ITEM_BYTES[work.dtype] // 32)) if made.lanes < 8 else 1
-    working = together * warps * elements * (10 * (work.passes + 1) + 4 * spread * again) / 4
+    working = grid.resident_blocks * warps * elements * (10 * (work.passes + 1) + 4 * spread * again) / 4
     waiting = again * 600 + elements * 4 * (work.passes + 1) + work.passes * steps
     size = (again + 1) * work.rows * work.n * ITEM_BYTES[work.dtype]
-    return max(rounds * max(working, waiting) / CLOCK, size / (REACHED * device.bandwidth))
+    return max(grid.count * max(working, waiting) / CLOCK, size / (REACHED_BANDWIDTH * device.bandwidth))

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm import tirx
 
-from graphopt.targets.gpu.kernels.gemm.access import Reach
+from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
 
 Index = Callable[[Sequence[Any]], list[Any]]
 
@@ -38,7 +38,7 @@ class View:
                 outer = tirx.floordiv(outer, extent)
             return buffer[tuple(self.index([*lead, place, depth]))]
 
-        return Reach(element, self.shape[-2], inner, "int32").contiguous(True, width)
+        return AccessPattern(element, self.shape[-2], inner, "int32").contiguous(True, width)
 
     def permuted(self, axes: Sequence[int]) -> View:
         """Its axis i is axis axes[i] of this one."""

@@ -96,7 +96,7 @@ def reduced(
     return te.compute(out, element, name="window", attrs={RULE: NAME})
 
 
-def write(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:
+def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:
     """The function in which neighbouring threads take neighbouring vectors of channels.
 
     Raises:

@@ -130,7 +130,7 @@ def _input(x: Any, v: Any, tiles: Tiles, pads: Sequence[int], threads: int) -> A
 
 
 def transform_output(mm: Any, tiles: Tiles, out: tuple[int, ...]) -> Any:
-    """y[N, CB, OH, OW, b] of M[(m+2)^2, P, CB * b], as a definition that `write` makes a kernel of."""
+    """y[N, CB, OH, OW, b] of M[(m+2)^2, P, CB * b], as a definition that `emit` makes a kernel of."""
     m, size, lanes = tiles.m, tiles.m + 2, out[4]
     dtype = str(mm.dtype)
     rt = te.reduce_axis((0, size * size), "t")
@@ -163,7 +163,7 @@ def lanes(sch: s_tir.Schedule) -> int:
     return blocks_of(sch)[-1].spatial[-1]
 
 
-def write(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:
+def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:
     """The function of `transform_output` and an epilogue, a thread for each tile and channel.
 
     Raises:

@@ -28,9 +28,9 @@ def _function(
     given: list[Array],
     scale: float,
     tile: attention_tiles.Tile | None = None,
-    reach: int | None = None,
+    causal_offset: int | None = None,
 ) -> Any:
-    shape = dataclasses.replace(_shape(given), reach=reach)
+    shape = dataclasses.replace(_shape(given), causal_offset=causal_offset)
     placeholders = [te.placeholder(array.shape, str(array.dtype), name=f"x{i}") for i, array in enumerate(given)]
     chosen = tile or attention_tiles.tiles(shape, device)[0]
     mask = placeholders[3] if len(given) > 3 else None
@@ -66,10 +66,15 @@ def _expected(given: list[Array], scale: float) -> Array:
 
 
 def _check(
-    run: Any, device: devices.Device, given: list[Array], scale: float, tile: Any = None, reach: int | None = None
+    run: Any,
+    device: devices.Device,
+    given: list[Array],
+    scale: float,
+    tile: Any = None,
+    causal_offset: int | None = None,
 ) -> None:
     expected = _expected(given, scale)
-    function = _function(device, given, scale, tile, reach)
+    function = _function(device, given, scale, tile, causal_offset)
     (y,) = run(function, given, [np.empty(expected.shape, given[0].dtype)])
     np.testing.assert_allclose(y, expected, rtol=2e-4, atol=2e-5)
 
@@ -161,7 +166,7 @@ def test_tiles_fit_the_device(device: devices.Device, depth: int) -> None:
         assert tile.shared(shape) <= device.shared_per_block
         assert tile.threads <= device.threads_per_block
         assert tile.across % 4 == 0
-        assert tile.keys % tile.some == 0
+        assert tile.keys % tile.v_slice == 0
 
 
 @pytest.mark.parametrize("name", ["a100", "h100"])
@@ -207,26 +212,30 @@ def test_machine_code_of_other_types(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(("deep", "some"), [(4, 32), (8, 16), (12, 8), (20, 4)])
-def test_slices(run: Any, device: devices.Device, deep: int, some: int) -> None:
+def test_slices(run: Any, device: devices.Device, k_slice: int, v_slice: int) -> None:
     """Their number decides which half of the shared memory a tile of keys begins with."""
-    tile = attention_tiles.Tile(4, 32, 1, 2, deep, some)
+    tile = attention_tiles.Tile(4, 32, 1, 2, k_slice, v_slice)
     _check(run, device, _inputs(1, 2, 6, 100, 18, 24), 0.3, tile)
 
 
-def _causal(queries: int, keys: int, reach: int, low: float = -np.inf) -> Array:
-    """A mask that lets query s see keys up to s + reach."""
-    return np.where(np.arange(keys) <= np.arange(queries)[:, None] + reach, 0, low).astype(np.float32)[None, None]
+def _causal(queries: int, keys: int, causal_offset: int, low: float = -np.inf) -> Array:
+    """A mask that lets query s see keys up to s + causal_offset."""
+    return np.where(np.arange(keys) <= np.arange(queries)[:, None] + causal_offset, 0, low).astype(np.float32)[
+        None, None
+    ]
 
 
 @pytest.mark.parametrize("split", [1, 2])
-@pytest.mark.parametrize(("queries", "keys", "reach"), [(70, 70, 0), (40, 130, 90), (9, 200, 3), (130, 100, 1)])
-def test_causal_masks(run: Any, device: devices.Device, queries: int, keys: int, reach: int, split: int) -> None:
+@pytest.mark.parametrize(("queries", "keys", "causal_offset"), [(70, 70, 0), (40, 130, 90), (9, 200, 3), (130, 100, 1)])
+def test_causal_masks(
+    run: Any, device: devices.Device, queries: int, keys: int, causal_offset: int, split: int
+) -> None:
     """Tiles that no query of a block sees are not looked at."""
-    given = [*_inputs(1, 2, queries, keys, 16, 24), _causal(queries, keys, reach)]
+    given = [*_inputs(1, 2, queries, keys, 16, 24), _causal(queries, keys, causal_offset)]
     tile = attention_tiles.Tile(16, 32, 2, 2, 16, 32, split)
     if tile.threads > device.threads_per_block:
         pytest.skip("more threads than the device has")
-    _check(run, device, given, 0.3, tile, reach)
+    _check(run, device, given, 0.3, tile, causal_offset)
 
 
 def test_what_is_skipped_is_not_read(run: Any, device: devices.Device) -> None:
@@ -240,7 +249,7 @@ def test_what_is_skipped_is_not_read(run: Any, device: devices.Device) -> None:
 
 def test_half_of_a_causal_square_is_half_the_work() -> None:
     shape = attention_tiles.Shape(12, 1024, 1024, 64, 64, "float32")
-    causal = dataclasses.replace(shape, reach=0)
+    causal = dataclasses.replace(shape, causal_offset=0)
     assert shape.visible(64, 64) == 1
     assert 0.5 < causal.visible(64, 64) < 0.6
     tile = attention_tiles.tiles(shape, devices.DEVICES["h100"])[0]
@@ -249,7 +258,7 @@ def test_half_of_a_causal_square_is_half_the_work() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mask", "dtype", "reach"),
+    ("mask", "dtype", "causal_offset"),
     [
         (_causal(20, 33, 0), np.float32, 0),
         (_causal(20, 33, 5, -3.4e38), np.float32, 5),
@@ -261,11 +270,11 @@ def test_half_of_a_causal_square_is_half_the_work() -> None:
     ],
     ids=["causal", "lowest numbers", "lowest halves", "low numbers", "a blind query", "nothing masked", "broadcast"],
 )
-def test_what_a_constant_mask_says(lab: Any, mask: Array, dtype: Any, reach: int | None) -> None:
+def test_what_a_constant_mask_says(lab: Any, mask: Array, dtype: Any, causal_offset: int | None) -> None:
     feeds = dict(zip(("q", "k", "v"), _inputs(2, 3, 20, 33, 16, 8), strict=True))
     node = lab.model("y = graphopt.AttentionMasked <scale = 0.25> (q, k, v, m)", feeds, {"m": mask}).graph[0]
     node.inputs[3].const_value = ir.tensor(mask.astype(dtype))
-    assert converters_attention._reach(Context(None, None, node, None), 20, 33) == reach  # type: ignore[arg-type]
+    assert converters_attention._causal_offset(Context(None, None, node, None), 20, 33) == causal_offset  # type: ignore[arg-type]
 
 
 def test_a_causal_node(lab: Any, opencl: Any) -> None:

@@ -27,13 +27,13 @@ def build(
     tile: mma_launch.Tile,
     units: Units,
     scale: float = 0.3,
-    reach: int | None = None,
+    causal_offset: int | None = None,
 ) -> Any:
     batch, heads, queries, keys, depth, width = sizes
     shapes = [(batch, heads, queries, depth), (batch, heads, keys, depth), (batch, heads, keys, width)]
     given = [te.placeholder(shape, units.dtype, name=f"x{i}") for i, shape in enumerate(shapes)]
     masks = [] if mask is None else [te.placeholder(mask, units.dtype, name="mask")]
-    shape = attention_tiles.Shape(batch * heads, queries, keys, depth, width, "float32", reach)
+    shape = attention_tiles.Shape(batch * heads, queries, keys, depth, width, "float32", causal_offset)
     y = mma.compute(*given, masks[0] if masks else None, scale, shape, tile, units)
     function = te.create_prim_func([*given, *masks, y])
     for key, value in mma.attributes(shape, tile, devices.DEVICES["a100"]).items():
@@ -135,6 +135,6 @@ def test_causal_masks(execute: Any) -> None:
     weights = np.exp(0.3 * q.astype(np.float64) @ k.swapaxes(2, 3) + mask)
     expected = weights / weights.sum(-1, keepdims=True) @ v
     k[:, :, 128:] = v[:, :, 128:] = np.nan
-    function = build(sizes, mask.shape, TILES[1], MatrixUnits("float16"), reach=3)
+    function = build(sizes, mask.shape, TILES[1], MatrixUnits("float16"), causal_offset=3)
     (y,) = execute(function, [q, k, v, mask], [np.empty(expected.shape, np.float32)], prelude=PRELUDE)
     np.testing.assert_allclose(y, expected, rtol=2e-4, atol=2e-5)

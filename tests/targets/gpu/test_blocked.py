@@ -267,10 +267,10 @@ def test_convolutions_on_emulated_tensor_cores(execute: Any, kind: str, groups: 
     found = product.read(sch, next(block for block in blocks_of(sch) if block.rule == product.NAME))
     tile = mma_tile.Tile(32, 32, 32 if kind == "float16" else 16, 16, 16, 3, 1)
     units = MatrixUnits(kind)
-    writer = mma.Writer(found, tile, units)
+    template = mma.Template(found, tile, units)
     copied = units.chunk if lanes > 1 else 1  # the first layer's sums are of 18 numbers, which are no whole chunks
-    assert [side.vector for side in writer.sides] == [copied, copied if along else units.chunk]
-    (computed,) = execute(mma.write(found, tile, units), given, [np.empty(out, np.float32)], prelude=PRELUDE)
+    assert [side.vector for side in template.sides] == [copied, copied if along else units.chunk]
+    (computed,) = execute(mma.emit(found, tile, units), given, [np.empty(out, np.float32)], prelude=PRELUDE)
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (2, 2), (0, 0)))
     expected = np.zeros(out, np.float32) + bias[None, :, None, None]
     for g in range(groups):

@@ -12,7 +12,7 @@ from graphopt import models
 from graphopt.compiler import rewrite
 from graphopt.cost.work import Operand, Work
 from graphopt.frontend.load import load
-from graphopt.targets.gpu import devices, estimates
+from graphopt.targets.gpu import devices, estimates, waves
 from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
 
 H100 = devices.DEVICES["h100"]
@@ -95,7 +95,7 @@ def test_layouts_cost_a_launch_and_the_memory() -> None:
     x = (8, 64, 56, 56)
     work = Work("ToBlocked", (Operand(x),), (8, 4, 56, 56, 16), (("block", 16),))
     assert seconds(work) > 2 * 4 * math.prod(x) / H100.bandwidth
-    assert seconds(Work("ToBlocked", (Operand((1, 1, 1, 1)),), (1, 1, 1, 1, 1))) >= devices.LAUNCH
+    assert seconds(Work("ToBlocked", (Operand((1, 1, 1, 1)),), (1, 1, 1, 1, 1))) >= waves.LAUNCH
 
 
 def test_what_has_no_kernel() -> None:

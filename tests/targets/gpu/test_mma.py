@@ -37,7 +37,7 @@ def check(
     execute: Any, tile: mma_tile.Tile, kind: str, sizes: Sizes, transposed: tuple[bool, bool], units: Any
 ) -> None:
     given, expected = operands(sizes, transposed)
-    function = mma.write(normal_form(matmul(sizes, transposed)), scaled(tile, kind), units)
+    function = mma.emit(normal_form(matmul(sizes, transposed)), scaled(tile, kind), units)
     (y,) = execute(function, given, [np.empty(expected.shape, np.float32)], prelude=PRELUDE)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
@@ -100,7 +100,7 @@ def cuda(tile: mma_tile.Tile, kind: str, device: devices.Device, transposed: tup
     function = matmul((1, 512, 512, 512), transposed, KINDS[kind], tf32=kind == "tf32")
     found = normal_form(function)
     assert found.kind == kind
-    return code.generate("kernel", mma.write(found, scaled(tile, kind), TensorCores(kind)), device)
+    return code.generate("kernel", mma.emit(found, scaled(tile, kind), TensorCores(kind)), device)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,14 +175,14 @@ def test_conditions_are_copied_along(execute: Any) -> None:
         "float32",
     )
     found = normal_form(te.create_prim_func([a, b, y]))
-    writer = mma.Writer(found, SMALL[0], MatrixUnits("float16"))
-    assert [side.asynchronous for side in writer.sides] == [True, True]
+    template = mma.Template(found, SMALL[0], MatrixUnits("float16"))
+    assert [side.asynchronous for side in template.sides] == [True, True]
     rng = np.random.default_rng(1)
     given = [rng.standard_normal(shape).astype(np.float32) for shape in ((m, k), (n, k))]
     masked = given[0].copy()
     masked[:, 16:32] = 0
     masked[:4] = 0
-    function = mma.write(found, SMALL[0], MatrixUnits("float16"))
+    function = mma.emit(found, SMALL[0], MatrixUnits("float16"))
     (out,) = execute(function, given, [np.empty((m, n), np.float32)], prelude=PRELUDE)
     np.testing.assert_allclose(out, masked @ given[1].T, rtol=1e-4, atol=1e-4)
 
@@ -191,7 +191,7 @@ def test_numbers_of_stored_neighbours() -> None:
     """Results are stored four at a time where they are neighbours in memory; columns here are rows there."""
     found = normal_form(matmul((1, 64, 64, 64), dtype="float16"))
     source = code.generate(
-        "kernel", mma.write(found, mma_tile.TILES[6], TensorCores("float16")), devices.DEVICES["a100"]
+        "kernel", mma.emit(found, mma_tile.TILES[6], TensorCores("float16")), devices.DEVICES["a100"]
     ).source
     assert re.search(r"\*\(half4\*\)\(relu_ptr", source)
 
@@ -216,10 +216,10 @@ def test_functions_in_the_epilogue(execute: Any) -> None:
 
     rng = np.random.default_rng(2)
     given = [rng.standard_normal(shape).astype(np.float32) for shape in ((40, 64), (48, 64))]
-    function = mma.write(normal_form(gelu("float32")), SMALL[0], MatrixUnits("float16"))
+    function = mma.emit(normal_form(gelu("float32")), SMALL[0], MatrixUnits("float16"))
     (out,) = execute(function, given, [np.empty((40, 48), np.float32)], prelude=PRELUDE)
     sums = given[0].astype(np.float64) @ given[1].T
     np.testing.assert_allclose(out, 0.5 * sums * (1 + np.vectorize(math.erf)(sums * 0.5**0.5)), rtol=1e-4, atol=1e-4)
-    written = mma.write(normal_form(gelu("float16")), mma_tile.TILES[6], TensorCores("float16"))
-    source = code.generate("kernel", written, devices.DEVICES["a100"]).source
+    emitted = mma.emit(normal_form(gelu("float16")), mma_tile.TILES[6], TensorCores("float16"))
+    source = code.generate("kernel", emitted, devices.DEVICES["a100"]).source
     assert re.search(r"\*\(half4\*\)\(gelu_ptr", source)

@@ -40,7 +40,7 @@ def test_every_tile(execute: Any, tile: simt.Tile, split: int) -> None:
     """Neither m, n nor k is a multiple of any tile; with a split, the last part of k is shorter or empty."""
     sizes = (2, 2 * tile.m - 3, tile.n + 5, 4 * tile.k + 3)
     given, expected = operands(sizes)
-    function = simt.write(normal_form(matmul(sizes)), dataclasses.replace(tile, split=split))
+    function = simt.emit(normal_form(matmul(sizes)), dataclasses.replace(tile, split=split))
     (y,) = execute(function, given, [np.empty(expected.shape, np.float32)])
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
@@ -71,7 +71,7 @@ def test_tiles_fit_the_device() -> None:
 @pytest.mark.parametrize("device", [devices.DEVICES["a100"], devices.DEVICES["h100"]], ids=str)
 @pytest.mark.parametrize("tile", simt.TILES, ids=str)
 def test_cuda_code_spills_no_registers(tile: simt.Tile, device: devices.Device, dtype: str) -> None:
-    made = code.generate("kernel", simt.write(normal_form(matmul((1, 256, 256, 256), dtype=dtype)), tile), device)
+    made = code.generate("kernel", simt.emit(normal_form(matmul((1, 256, 256, 256), dtype=dtype)), tile), device)
     (launch,) = made.launches
     (found,) = nvrtc.compile_cuda(made.bounded(1), device.arch).resources.values()
     assert (found.spilled, found.stack) == (0, 0)
@@ -82,7 +82,7 @@ def test_cuda_code_spills_no_registers(tile: simt.Tile, device: devices.Device, 
 def test_loads_are_vectors_where_memory_is_aligned() -> None:
     def source(sizes: Sizes) -> str:
         found = normal_form(matmul(sizes))
-        return code.generate("kernel", simt.write(found, simt.TILES[3]), devices.DEVICES["h100"]).source
+        return code.generate("kernel", simt.emit(found, simt.TILES[3]), devices.DEVICES["h100"]).source
 
     assert "*(float4*)(operand" in source((1, 64, 64, 64)).replace("a_ptr", "operand").replace("b_ptr", "operand")
     assert "*(float4*)(b_ptr" not in source((1, 64, 65, 64))  # rows of 65 elements start anywhere

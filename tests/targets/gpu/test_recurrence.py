@@ -229,9 +229,9 @@ def test_refusals(lab: Any, monkeypatch: pytest.MonkeyPatch, steps: int, attribu
     assert reason in str(target.OpenClTarget().supports(model.graph[0], model.opset_imports))
 
 
-def function(layer: recurrence_launch.Layer, device: devices.Device) -> tuple[Any, recurrence_launch.Cut]:
+def function(layer: recurrence_launch.Layer, device: devices.Device) -> tuple[Any, recurrence_launch.LaunchConfig]:
     """The PrimFunc of a layer, as the converter marks it."""
-    made = recurrence_launch.cut(layer, device)
+    made = recurrence_launch.launch_config(layer, device)
     columns = layer.directions * layer.gates * layer.hidden
     shapes = [(layer.steps * layer.batch, columns), (layer.directions, layer.gates * layer.hidden, layer.hidden)]
     shapes += [layer.state] * (2 if layer.cell == "LSTM" else 1)  # type: ignore[list-item]
@@ -268,7 +268,7 @@ def test_what_takes_longer() -> None:
 
     def seconds(cell: str, steps: int, hidden: int) -> float:
         layer = recurrence_launch.Layer(cell, steps, 1, hidden, 1, "float32", DEFAULTS[cell])
-        return recurrence_launch.seconds(layer, recurrence_launch.cut(layer, device), device)
+        return recurrence_launch.seconds(layer, recurrence_launch.launch_config(layer, device), device)
 
     assert seconds("LSTM", 200, 512) == pytest.approx(2 * seconds("LSTM", 100, 512))
     assert seconds("GRU", 100, 512) > 1.3 * seconds("LSTM", 100, 512)
@@ -281,6 +281,6 @@ def test_what_takes_longer() -> None:
 def test_cuts_fit_the_device(device: devices.Device, hidden: int, dtype: str) -> None:
     for cell, batch in (("LSTM", 1), ("GRU", 40), ("RNN", 7)):
         layer = recurrence_launch.Layer(cell, 2, batch, hidden, 2, dtype, DEFAULTS[cell])
-        made = recurrence_launch.cut(layer, device)
+        made = recurrence_launch.launch_config(layer, device)
         assert made.threads <= device.threads_per_block
         assert made.shared(layer.gates, dtype) <= device.shared_per_block

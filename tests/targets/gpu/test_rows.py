@@ -26,10 +26,10 @@ def numbers(*shape: int) -> Array:
 
 def written(
     kind: str, count: int, n: int, device: devices.Device, dtype: str = "float32"
-) -> tuple[Any, rows_launch.Cut]:
+) -> tuple[Any, rows_launch.LaunchConfig]:
     """The function of `kind`, as the converter marks it."""
     work = rows_launch.Rows(count, n, dtype, "float32" if dtype in ("float16", "bfloat16") else dtype)
-    made = rows_launch.cut(work, device)
+    made = rows_launch.launch_config(work, device)
     x = te.placeholder((count, n), dtype, name="x")
     names = {"layer_norm": ("weight", "bias"), "rms_norm": ("weight",)}.get(kind, ())
     others = [te.placeholder((n,), dtype, name=name) for name in names]
@@ -96,7 +96,7 @@ def test_infinities_are_what_they_are_in_numpy(execute: Any) -> None:
 @pytest.mark.parametrize(("count", "n"), [*SIZES, (16384, 1024), (4, 50257), (100_000, 3)])
 def test_cuts_fit_the_device(device: devices.Device, dtype: str, count: int, n: int) -> None:
     work = rows_launch.Rows(count, n, dtype, "float64" if dtype == "float64" else "float32")
-    made = rows_launch.cut(work, device)
+    made = rows_launch.launch_config(work, device)
     assert n % made.vector == 0
     assert made.lanes * made.vector * made.turns >= n
     assert made.lanes * made.vector * (made.turns - 1) < n
@@ -110,7 +110,7 @@ def test_rows_are_dealt_out_before_they_share_blocks() -> None:
     device = devices.DEVICES["h100"]
 
     def blocks(count: int, n: int) -> int:
-        return -(-count // rows_launch.cut(rows_launch.Rows(count, n, "float32", "float32"), device).rows)
+        return -(-count // rows_launch.launch_config(rows_launch.Rows(count, n, "float32", "float32"), device).rows)
 
     assert blocks(128, 768) == 128
     assert device.multiprocessors < blocks(12 * 512, 64) < 12 * 512
@@ -120,7 +120,7 @@ def test_rows_are_dealt_out_before_they_share_blocks() -> None:
 def test_longer_rows_take_longer() -> None:
     device = devices.DEVICES["h100"]
     made = [rows_launch.Rows(4096, n, "float32", "float32") for n in (64, 1024, 16384)]
-    found = [rows_launch.seconds(work, rows_launch.cut(work, device), device) for work in made]
+    found = [rows_launch.seconds(work, rows_launch.launch_config(work, device), device) for work in made]
     assert found == sorted(found)
     assert found[-1] >= 2 * 4096 * 16384 * 4 / device.bandwidth
 

@@ -94,7 +94,7 @@ def test_results_that_move_are_no_such_reduction() -> None:
     sch = s_tir.Schedule(function)
     anchor = next(block for block in rules.blocks_of(sch) if block.reduce)
     with pytest.raises(ValueError, match="its results move"):
-        reductions.write(sch, anchor, devices.OPENCL)
+        reductions.emit(sch, anchor, devices.OPENCL)
 
 
 WORKS = [
@@ -110,7 +110,7 @@ WORKS = [
 @pytest.mark.parametrize("device", [devices.OPENCL, *devices.DEVICES.values()], ids=lambda device: device.name)
 @pytest.mark.parametrize("work", WORKS, ids=str)
 def test_cuts_fit_the_device(device: devices.Device, work: reductions.Sums) -> None:
-    made = reductions.cut(work, device)
+    made = reductions.launch_config(work, device)
     assert made.threads % device.warp == 0, "shuffles take whole warps"
     assert made.threads <= device.threads_per_block
     assert made.down != work.along
@@ -122,12 +122,12 @@ def test_few_results_fill_the_device() -> None:
     device = devices.DEVICES["h100"]
 
     def threads(work: reductions.Sums) -> int:
-        made = reductions.cut(work, device)
+        made = reductions.launch_config(work, device)
         return math.ceil(work.results / made.results) * made.parts * made.threads
 
     assert threads(WORKS[0]) >= device.multiprocessors * 128
     assert threads(WORKS[1]) > 2048 * 4
-    assert reductions.cut(WORKS[2], device).down
+    assert reductions.launch_config(WORKS[2], device).down
 
 
 @pytest.mark.parametrize("name", ["a100", "h100"])

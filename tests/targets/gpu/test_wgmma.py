@@ -27,7 +27,7 @@ HOPPER = replace(devices.DEVICES["h100"], arch="sm_90a")
 
 def check(execute: Any, sizes: Sizes, tile: wgmma.Tile, units: Any) -> None:
     given, expected = operands(sizes, ALONG)
-    function = wgmma.write(normal_form(matmul(sizes, ALONG)), tile, units, HOPPER)
+    function = wgmma.emit(normal_form(matmul(sizes, ALONG)), tile, units, HOPPER)
     (y,) = execute(function, given, [np.empty(expected.shape, np.float32)], prelude=PRELUDE)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
@@ -75,7 +75,7 @@ def test_a_stage_that_is_still_read_is_noticed(execute: Any) -> None:
 def test_machine_code(tile: wgmma.Tile, dtype: str) -> None:
     """Nothing spills with as many blocks as the estimate counts on, and shared memory begins where swizzles count."""
     found = normal_form(matmul((1, 512, 512, 512), ALONG, dtype))
-    made = code.generate("kernel", wgmma.write(found, tile, WarpGroups(dtype), HOPPER), HOPPER)
+    made = code.generate("kernel", wgmma.emit(found, tile, WarpGroups(dtype), HOPPER), HOPPER)
     (launch,) = made.launches
     (resources,) = nvrtc.compile_cuda(made.bounded(made.resident), HOPPER.arch).resources.values()
     assert resources.spilled == 0
@@ -90,7 +90,7 @@ def test_kernels_of_one_function() -> None:
     """Whole rounds, streamed tiles, and what adds them up become machine code together; none spills."""
     found = normal_form(matmul((1, 1000, 1000, 512), ALONG, "float16"))
     tile = replace(wgmma.TILES[3], stream=40)
-    made = code.generate("kernel", wgmma.write(found, tile, WarpGroups("float16"), HOPPER), HOPPER)
+    made = code.generate("kernel", wgmma.emit(found, tile, WarpGroups("float16"), HOPPER), HOPPER)
     compiled = nvrtc.compile_cuda(made.bounded(made.resident), HOPPER.arch)
     assert set(compiled.resources) == {launch.entry for launch in made.launches}
     assert len(made.launches) == 3
@@ -100,7 +100,7 @@ def test_kernels_of_one_function() -> None:
 def test_order_in_a_slice() -> None:
     """Copies are there, the cores may see them, all warps are past the stage that is filled next; then products."""
     found = normal_form(matmul((1, 512, 512, 1024), ALONG, "float16"))
-    source = code.generate("kernel", wgmma.write(found, wgmma.TILES[3], WarpGroups("float16"), HOPPER), HOPPER).source
+    source = code.generate("kernel", wgmma.emit(found, wgmma.TILES[3], WarpGroups("float16"), HOPPER), HOPPER).source
     loop = source[source.index("#pragma unroll 1") :]
     places = [
         loop.index(text)
@@ -159,7 +159,7 @@ def test_convolutions(execute: Any, groups: int) -> None:
     a, u, s = (te.placeholder(each.shape, "float32", name=name) for each, name in zip(given, "awb", strict=True))
     y = conv_blocked.compute(a, u, s, seen, groups, out, "float32")
     found = normal_form(te.create_prim_func([a, u, s, y]))
-    function = wgmma.write(found, wgmma.Tile(64, 32, 4), MatrixGroups("float16"), HOPPER)
+    function = wgmma.emit(found, wgmma.Tile(64, 32, 4), MatrixGroups("float16"), HOPPER)
     (computed,) = execute(function, given, [np.empty(out, np.float32)], prelude=PRELUDE)
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
     kernel = w.reshape(2 * groups, 16, 2, 3, 3, 16)  # [block, lane, input block, row, column, input lane]

@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import round_up
-from graphopt.targets.gpu.devices import CLOCK, Device
+from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.waves import (
+    CLOCK,
+    INSTRUCTIONS,
+    L2_LOAD_BYTES,
+    adding_seconds,
+    fitting_blocks,
+    overlapped,
+    waves,
+)
 
 VECTOR = 4
 """Elements of a load."""
@@ -23,7 +32,7 @@ WAITING = 32
 class Shape:
     """q[heads, queries, depth], k[heads, keys, depth], v[heads, keys, width]; sums are of `kept`, a float type.
 
-    Query s sees no keys beyond s + `reach`, but some before: a causal mask. None where that is not known.
+    Query s sees no keys beyond s + `causal_offset`, but some before: a causal mask. None where that is not known.
     """
 
     heads: int
@@ -32,7 +41,7 @@ class Shape:
     depth: int
     width: int
     kept: str
-    reach: int | None = None
+    causal_offset: int | None = None
 
     def visible(self, rows: int, keys: int) -> float:
         """The share of all tiles of `keys` that tiles of `rows` queries go through."""
@@ -43,24 +52,24 @@ class Shape:
     def tiles_of(self, first_row: int, rows: int, keys: int) -> int:
         """How many tiles of `keys`, from the first on, `rows` queries from `first_row` on see something of."""
         tiles = math.ceil(self.keys / keys)
-        if self.reach is None:
+        if self.causal_offset is None:
             return tiles
-        return min(tiles, (min(first_row + rows, self.queries) - 1 + self.reach) // keys + 1)
+        return min(tiles, (min(first_row + rows, self.queries) - 1 + self.causal_offset) // keys + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     """A block takes `rows` queries and goes through `keys` at a time; a thread has a x b of these scores.
 
-    Keys arrive in slices of `deep` of their elements, values in slices of `some` of them. `split` blocks share a row.
+    Keys arrive in slices of `k_slice` of their elements, values in slices of `v_slice`. `split` blocks share a row.
     """
 
     rows: int
     keys: int
     a: int
     b: int
-    deep: int = 0
-    some: int = 0
+    k_slice: int = 0
+    v_slice: int = 0
     split: int = 1
 
     @property
@@ -84,19 +93,19 @@ class Tile:
         return each if each <= 2 else round_up(each, VECTOR)
 
     def elements(self, shape: Shape) -> tuple[int, int, int, int]:
-        """Elements of shared memory: queries, half of the slices, weights, and what threads tell each other."""
-        half = max(self.keys * stride(self.deep), self.some * self.columns(shape) * self.across)
-        depth = round_up(shape.depth, self.deep)
+        """Elements of shared memory: queries, half of the slices, weights, and the partials of threads."""
+        half = max(self.keys * stride(self.k_slice), self.v_slice * self.columns(shape) * self.across)
+        depth = round_up(shape.depth, self.k_slice)
         return self.rows * stride(depth), half, self.rows * stride(self.keys), self.rows * stride(self.across)
 
     def shared(self, shape: Shape) -> int:
         """Bytes of shared memory."""
-        q, half, weights, told = self.elements(shape)
-        return ITEM_BYTES[shape.kept] * (q + 2 * half + weights + told)
+        q, half, weights, partials = self.elements(shape)
+        return ITEM_BYTES[shape.kept] * (q + 2 * half + weights + partials)
 
     def waiting(self, shape: Shape) -> int:
         """Elements of a slice that a thread holds on their way."""
-        return max(self.keys * self.deep, self.some * self.columns(shape) * self.across) // self.threads
+        return max(self.keys * self.k_slice, self.v_slice * self.columns(shape) * self.across) // self.threads
 
     def registers(self, shape: Shape) -> int:
         """Of a thread, about: scores and operands, results, a slice on its way, addresses."""
@@ -106,9 +115,7 @@ class Tile:
 
     def resident(self, shape: Shape, device: Device) -> int:
         """Blocks that share a multiprocessor, by registers and by shared memory."""
-        of_registers = device.registers // (self.threads * round_up(self.registers(shape), 8))
-        of_shared = device.shared_per_multiprocessor // (self.shared(shape) + 1024)
-        return max(1, min(of_registers, of_shared, device.blocks_per_multiprocessor))
+        return fitting_blocks(self.threads, round_up(self.registers(shape), 8), self.shared(shape), device)
 
 
 TILES = (
@@ -157,41 +164,38 @@ def sliced(tile: Tile, shape: Shape, limit: int) -> Tile | None:
     """The tile with the fewest slices that fit `limit` bytes and leave registers for the sums."""
     sizes = (128, 64, 32, 16, 8, 4)
     depth = round_up(shape.depth, VECTOR)
-    # `deep` that does not divide the depth would pad it: the last slices of little use
-    deeps = dict.fromkeys([*([depth] if depth <= 64 else []), *(s for s in sizes if s < round_up(depth, 16))])
+    # `k_slice` that does not divide the depth would pad it: the last slices of little use
+    k_slices = dict.fromkeys([*([depth] if depth <= 64 else []), *(s for s in sizes if s < round_up(depth, 16))])
     fitting = [
         made
-        for deep in deeps
-        for some in sizes
-        if some <= tile.keys
-        for made in [replace(tile, deep=deep, some=some)]
-        if made.shared(shape) <= limit and (made.waiting(shape) <= WAITING or (deep == some == VECTOR))
+        for k_slice in k_slices
+        for v_slice in sizes
+        if v_slice <= tile.keys
+        for made in [replace(tile, k_slice=k_slice, v_slice=v_slice)]
+        if made.shared(shape) <= limit and (made.waiting(shape) <= WAITING or (k_slice == v_slice == VECTOR))
     ]
 
     def slices(made: Tile) -> tuple[int, int]:
-        return math.ceil(shape.depth / made.deep) + tile.keys // made.some, made.shared(shape)
+        return math.ceil(shape.depth / made.k_slice) + tile.keys // made.v_slice, made.shared(shape)
 
     return min(fitting, key=slices, default=None)
 
 
 def seconds(shape: Shape, tile: Tile, device: Device) -> float:
-    """An estimate: rounds of blocks, each bound by arithmetic, by shared memory, or by waiting for its slices."""
+    """An estimate: waves of blocks, each bound by arithmetic, by shared memory, or by waiting for its slices."""
     blocks = shape.heads * math.ceil(shape.queries / tile.rows) * tile.split
-    together = min(math.ceil(blocks / device.multiprocessors), tile.resident(shape, device))
-    rounds = math.ceil(blocks / (device.multiprocessors * together))
+    made = waves(blocks, tile.resident(shape, device), device)
     columns = tile.columns(shape)
-    depth, keys = round_up(shape.depth, tile.deep), math.ceil(shape.keys / tile.keys / tile.split)
-    # 128 multiply-adds a cycle, 32 words from shared memory, 32 bytes from the second-level cache, 400 cycles away.
-    threads = together * tile.threads
-    products = tile.a * (tile.b * depth + columns * tile.keys + 24 * tile.b) * (max(threads, 128) + 64)
+    depth, keys = round_up(shape.depth, tile.k_slice), math.ceil(shape.keys / tile.keys / tile.split)
+    threads = made.resident_blocks * tile.threads
+    products = tile.a * (tile.b * depth + columns * tile.keys + 24 * tile.b) * (max(threads, INSTRUCTIONS) + 64)
     # A vector of q or of weights goes to all threads of a row at once; one of k or v to all rows of a warp.
     rows, shared = 32 / tile.across, min(1.0, tile.across / 32)
     once = tile.a * max(rows, 1.0) / 8
     loads = threads * (depth * (once + tile.b * shared) + tile.keys * (once + columns * shared))
-    fetched = together * tile.keys * (shape.depth + shape.width) * ITEM_BYTES[shape.kept]
-    slices = depth // tile.deep + tile.keys // tile.some
-    terms = (products / 128, loads / 32, fetched / 32, 300.0 + 400 * slices)
-    cycles = rounds * (keys * shape.visible(tile.rows, tile.keys) + 1) * (max(terms) + sum(terms) / 8)
-    results = shape.heads * shape.queries * shape.width
-    again = 0.0 if tile.split == 1 else 4e-6 + (tile.split + 1) * results * 4 / device.bandwidth
-    return cycles / CLOCK + again
+    fetched = made.resident_blocks * tile.keys * (shape.depth + shape.width) * ITEM_BYTES[shape.kept]
+    slices = depth // tile.k_slice + tile.keys // tile.v_slice
+    waiting = 300.0 + 400 * slices  # the second-level cache is 400 cycles away
+    step = overlapped(products / INSTRUCTIONS, loads / 32, fetched / L2_LOAD_BYTES, waiting)
+    cycles = made.count * (keys * shape.visible(tile.rows, tile.keys) + 1) * step
+    return cycles / CLOCK + adding_seconds(tile.split, shape.heads * shape.queries * shape.width, device)

@@ -52,13 +52,13 @@ def compute(
 
     def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
         given = ins[3] if mask is not None else None
-        return _Writer(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, units, seen).whole()
+        return _Template(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, units, seen).whole()
 
     inputs = [q, k, v] if mask is None else [q, k, v, mask]
     return te.extern([seen.result], inputs, body, dtype=[str(q.dtype)], name="attention")
 
 
-class _Writer:
+class _Template:
     """Writes the kernel. A thread's values of its two rows, 8 apart, are [row] of `top`, `sums`, `shrink`."""
 
     def __init__(
@@ -136,8 +136,8 @@ class _Writer:
         self._copy(self.v, self.views.v, t.keys, s.width, s.keys, 0, self._value_base(0))
         units.commit()
         count: Any = math.ceil(s.keys / t.keys)
-        if s.reach is not None:
-            count = tirx.min(tirx.floordiv(self.first_row + (t.rows - 1 + s.reach), t.keys) + 1, count)
+        if s.causal_offset is not None:
+            count = tirx.min(tirx.floordiv(self.first_row + (t.rows - 1 + s.causal_offset), t.keys) + 1, count)
         with T.serial(0, count) as turn:
             start, more = turn * t.keys, turn + 1 < count
             masks = self._masks(start)

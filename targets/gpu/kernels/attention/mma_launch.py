@@ -6,10 +6,21 @@ import math
 from dataclasses import dataclass
 
 from graphopt.targets.common.kernels.blocks import round_up
-from graphopt.targets.gpu.devices import CLOCK, Device
+from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.attention.launch import Shape
 from graphopt.targets.gpu.kernels.gemm.epilogue_store import ROWS
 from graphopt.targets.gpu.kernels.gemm.mma import HOPPER_MMA
+from graphopt.targets.gpu.waves import (
+    CLOCK,
+    EXPONENTIALS,
+    INSTRUCTIONS,
+    L2_COPY_BYTES,
+    SHARED_BYTES,
+    fitting_blocks,
+    overlapped,
+    tensor_core_rate,
+    waves,
+)
 
 WIDEST = 128
 """Elements of a row of q, or of the result, that a warp's registers hold."""
@@ -52,9 +63,7 @@ class Tile:
 
     def resident(self, shape: Shape, device: Device) -> int:
         """Blocks that share a multiprocessor."""
-        of_registers = device.registers // (self.threads * round_up(self.registers(shape), 8))
-        of_shared = device.shared_per_multiprocessor // (self.shared(shape) + 1024)
-        return max(1, min(of_registers, of_shared, device.blocks_per_multiprocessor))
+        return fitting_blocks(self.threads, round_up(self.registers(shape), 8), self.shared(shape), device)
 
     def __str__(self) -> str:
         return f"{self.rows}x{self.keys}"
@@ -87,20 +96,17 @@ def tiles(shape: Shape, device: Device, kind: str) -> list[Tile]:
 
 
 def seconds(shape: Shape, tile: Tile, device: Device, kind: str) -> float:
-    """An estimate: rounds of blocks, each bound by the cores, by exponentials, by shared memory, or by waiting."""
+    """An estimate: waves of blocks, each bound by the cores, by exponentials, by shared memory, or by waiting."""
     blocks = shape.heads * math.ceil(shape.queries / tile.rows)
-    together = min(math.ceil(blocks / device.multiprocessors), tile.resident(shape, device))
-    rounds = math.ceil(blocks / (device.multiprocessors * together))
+    made = waves(blocks, tile.resident(shape, device), device)
     deep, wide = padded(shape.depth), padded(shape.width)
     reached = HOPPER_MMA if device.capability >= 90 else 1.0
-    flops = together * 2 * tile.rows * tile.keys * (deep + wide)
-    cores = flops / (device.rates[kind] / device.multiprocessors / CLOCK * reached)
-    # 16 exponentials and 128 other operations a cycle, some 10 for a score
-    scores = together * tile.rows * tile.keys * (1 / 16 + 10 / 128)
-    shared = together * 2 * tile.keys * (deep + wide) * (tile.warps + 1) / 128
-    # 40 bytes a cycle from the second-level cache; what a warp does is a chain, which others must hide
-    fetched = together * 2 * tile.keys * (deep + wide) / 40
-    chain = 600.0 + (cores + scores) / together
-    terms = (cores + scores, shared, fetched, chain)
+    flops = made.resident_blocks * 2 * tile.rows * tile.keys * (deep + wide)
+    cores = flops / (tensor_core_rate(kind, device) * reached)
+    # an exponential and some 10 other instructions for a score
+    scores = made.resident_blocks * tile.rows * tile.keys * (1 / EXPONENTIALS + 10 / INSTRUCTIONS)
+    shared = made.resident_blocks * 2 * tile.keys * (deep + wide) * (tile.warps + 1) / SHARED_BYTES
+    fetched = made.resident_blocks * 2 * tile.keys * (deep + wide) / L2_COPY_BYTES
+    chain = 600.0 + (cores + scores) / made.resident_blocks  # what a warp does is a chain, which others must hide
     slices = math.ceil(shape.keys / tile.keys) * shape.visible(tile.rows, tile.keys)
-    return rounds * ((slices + 1) * (max(terms) + sum(terms) / 8) + 1500) / CLOCK
+    return made.count * ((slices + 1) * overlapped(cores + scores, shared, fetched, chain) + 1500) / CLOCK

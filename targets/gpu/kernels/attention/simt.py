@@ -54,13 +54,13 @@ def compute(
 
     def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
         given = ins[3] if mask is not None else None
-        return _Writer(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, seen).whole()
+        return _Template(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, seen).whole()
 
     inputs = [q, k, v] if mask is None else [q, k, v, mask]
     return te.extern([seen.result], inputs, body, dtype=[str(q.dtype)], name="attention")
 
 
-class _Writer:
+class _Template:
     """Writes the kernels; buffers hold elements of `kept`, flat, because TVM drops the padding of rows."""
 
     def __init__(
@@ -71,8 +71,8 @@ class _Writer:
         self.per_batch = views.q.shape[1]
         self.columns = tile.columns(shape)
         self.width = self.columns * tile.across  # with padding
-        self.depth = round_up(shape.depth, tile.deep)
-        self.deep_slices, self.key_slices = self.depth // tile.deep, tile.keys // tile.some
+        self.depth = round_up(shape.depth, tile.k_slice)
+        self.deep_slices, self.key_slices = self.depth // tile.k_slice, tile.keys // tile.v_slice
         self.key_tiles = math.ceil(shape.keys / tile.keys)
         self.own_tiles = math.ceil(self.key_tiles / tile.split)
         self.parts = math.ceil(self.key_tiles / self.own_tiles)  # none of them without keys
@@ -111,11 +111,11 @@ class _Writer:
     def _allocate(self) -> None:
         t, s = self.tile, self.shape
         # One buffer: TVM would let those share memory that seem not to be needed at once, without a barrier between.
-        queries, self.half, weights, told = t.elements(s)
+        queries, self.half, weights, partials = t.elements(s)
         self.slices, self.weights = queries, queries + 2 * self.half
-        self.told = self.weights + weights
+        self.partials = self.weights + weights
         scope = "shared" if t.shared(s) <= STATIC else "shared.dyn"
-        self.shared = T.alloc_buffer((self.told + told,), self.kept, scope=scope)
+        self.shared = T.alloc_buffer((self.partials + partials,), self.kept, scope=scope)
         self.scores = self._local(t.a * t.b)
         self.results = self._local(t.a * self.columns)
         self.top, self.sums = self._local(t.a), self._local(t.a)
@@ -129,21 +129,21 @@ class _Writer:
         self._fill(self.results, 0)
         self._fill(self.top, -math.inf)
         self._fill(self.sums, 0)
-        rows = Slice(self, self.q, self.views.q, (t.rows, t.deep), t.rows, stride(self.depth))
+        rows = Slice(self, self.q, self.views.q, (t.rows, t.k_slice), t.rows, stride(self.depth))
         rows.allocate()
         for part in range(self.deep_slices):
-            rows.fetch(self.first_row, part * t.deep)
-            rows.put(part * t.deep)
-        self.of_keys = Slice(self, self.k, self.views.k, (t.keys, t.deep), t.keys, stride(t.deep))
-        self.of_values = Slice(self, self.v, self.views.v, (t.some, self.width), t.keys, self.width)
+            rows.fetch(self.first_row, part * t.k_slice)
+            rows.put(part * t.k_slice)
+        self.of_keys = Slice(self, self.k, self.views.k, (t.keys, t.k_slice), t.keys, stride(t.k_slice))
+        self.of_values = Slice(self, self.v, self.views.v, (t.v_slice, self.width), t.keys, self.width)
         for side in (self.of_keys, self.of_values):
             side.allocate()
         first = self.part * self.own_tiles
         count: Any = self.own_tiles
         if self.key_tiles % self.own_tiles:
             count = tirx.min(self.own_tiles, self.key_tiles - first)
-        if self.shape.reach is not None:  # none at all for some parts, which then have nothing to say
-            seen = self.first_row + (t.rows - 1 + self.shape.reach)
+        if self.shape.causal_offset is not None:  # none at all for some parts, which then have nothing to say
+            seen = self.first_row + (t.rows - 1 + self.shape.causal_offset)
             count = tirx.max(tirx.min(count, tirx.floordiv(seen, t.keys) + 1 - first), 0)
         self.of_keys.fetch(first * t.keys, 0)
         self.of_keys.put(self.slices)
@@ -164,27 +164,27 @@ class _Writer:
         self._fill(self.scores, 0)
         if self.deep_slices > 1:
             with T.serial(0, self.deep_slices - 1) as part:
-                self.of_keys.fetch(start, (part + 1) * t.deep)
-                self._score(part * t.deep, half(part))
+                self.of_keys.fetch(start, (part + 1) * t.k_slice)
+                self._score(part * t.k_slice, half(part))
                 self.of_keys.put(half(part + 1))
                 self._wait()
         self.of_values.fetch(start, 0)
-        self._score((self.deep_slices - 1) * t.deep, half(self.deep_slices - 1))
+        self._score((self.deep_slices - 1) * t.k_slice, half(self.deep_slices - 1))
         self._scale(start, masks)
-        self._tell(self.scores, t.b, tirx.max)
+        self._publish_partial(self.scores, t.b, tirx.max)
         self.of_values.put(half(self.deep_slices))
         self._wait()
         self._weigh()
         self._wait()
         if self.key_slices > 1:
             with T.serial(0, self.key_slices - 1) as part:
-                self.of_values.fetch(start + (part + 1) * t.some, 0)
-                self._average(part * t.some, half(self.deep_slices + part))
+                self.of_values.fetch(start + (part + 1) * t.v_slice, 0)
+                self._average(part * t.v_slice, half(self.deep_slices + part))
                 self.of_values.put(half(self.deep_slices + part + 1))
                 self._wait()
         if self.own_tiles > 1:
             self.of_keys.fetch(following * t.keys, 0)
-        self._average((self.key_slices - 1) * t.some, half(slices - 1))
+        self._average((self.key_slices - 1) * t.v_slice, half(slices - 1))
         if self.own_tiles > 1:
             self.of_keys.put(half(slices))
         self._wait()
@@ -196,13 +196,13 @@ class _Writer:
     def _score(self, depth: Any, half: Any) -> None:
         """Products of the queries with a slice of the keys."""
         t = self.tile
-        with T.serial(0, t.deep // VECTOR) as quad:
+        with T.serial(0, t.k_slice // VECTOR) as quad:
             q, k = self._local(t.a * VECTOR), self._local(t.b * VECTOR)
             with T.unroll(0, t.a) as i, T.vectorized(0, VECTOR) as lane:
                 at = self._row(i) * stride(self.depth) + depth + quad * VECTOR + lane
                 T.buffer_store(q, self.shared[at], [i * VECTOR + lane])
             with T.unroll(0, t.b) as j, T.vectorized(0, VECTOR) as lane:
-                at = half + (self.across + j * t.across) * stride(t.deep) + quad * VECTOR + lane
+                at = half + (self.across + j * t.across) * stride(t.k_slice) + quad * VECTOR + lane
                 T.buffer_store(k, self.shared[at], [j * VECTOR + lane])
             with T.unroll(0, VECTOR) as lane, T.unroll(0, t.a) as i, T.unroll(0, t.b) as j:
                 product = q[i * VECTOR + lane] * k[j * VECTOR + lane]
@@ -237,28 +237,28 @@ class _Writer:
                 value = tirx.Select(exists, value, const(-math.inf, self.kept))
             T.buffer_store(self.scores, value, [i * t.b + j])
 
-    def _told(self, i: Any) -> Any:
+    def _partials_at(self, i: Any) -> Any:
         """Where the threads tell each other about row `i`."""
-        return self.told + self._row(i) * stride(self.tile.across)
+        return self.partials + self._row(i) * stride(self.tile.across)
 
-    def _tell(self, values: Any, count: int, combine: Callable[[Any, Any], Any]) -> None:
+    def _publish_partial(self, values: Any, count: int, combine: Callable[[Any, Any], Any]) -> None:
         """`combine` of the thread's `count` values of every row, for the threads that share the row."""
         t = self.tile
         with T.unroll(0, t.a) as i:
             value = values[i * count]
             for j in range(1, count):
                 value = combine(value, values[i * count + j])
-            T.buffer_store(self.shared, value, [self._told(i) + self.across])
+            T.buffer_store(self.shared, value, [self._partials_at(i) + self.across])
 
-    def _hear(self, i: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    def _reduce_partials(self, i: Any, combine: Callable[[Any, Any], Any]) -> Any:
         """`combine` of what the threads told about row `i`."""
         t = self.tile
         heard = self._local(VECTOR)
         with T.vectorized(0, VECTOR) as lane:
-            T.buffer_store(heard, self.shared[self._told(i) + lane], [lane])
+            T.buffer_store(heard, self.shared[self._partials_at(i) + lane], [lane])
         with T.unroll(0, t.across // VECTOR - 1) as quad, T.vectorized(0, VECTOR) as lane:
-            told = self.shared[self._told(i) + (quad + 1) * VECTOR + lane]
-            T.buffer_store(heard, combine(heard[lane], told), [lane])
+            partials = self.shared[self._partials_at(i) + (quad + 1) * VECTOR + lane]
+            T.buffer_store(heard, combine(heard[lane], partials), [lane])
         return combine(combine(heard[0], heard[1]), combine(heard[2], heard[3]))
 
     def _weigh(self) -> None:
@@ -266,7 +266,7 @@ class _Writer:
         t = self.tile
         with T.unroll(0, t.a) as i:
             top, relative, shrink = (self._local(1) for _ in range(3))
-            T.buffer_store(top, tirx.max(self.top[i], self._hear(i, tirx.max)), [0])
+            T.buffer_store(top, tirx.max(self.top[i], self._reduce_partials(i, tirx.max)), [0])
             T.buffer_store(relative, self._finite(top[0]), [0])
             T.buffer_store(shrink, tirx.exp(self.top[i] - relative[0]), [0])
             T.buffer_store(self.top, top[0], [i])
@@ -283,7 +283,7 @@ class _Writer:
     def _average(self, key: Any, half: Any) -> None:
         """Products of the weights with a slice of the values."""
         t, columns = self.tile, self.columns
-        with T.serial(0, t.some // VECTOR) as quad:
+        with T.serial(0, t.v_slice // VECTOR) as quad:
             weights = self._local(t.a * VECTOR)
             with T.unroll(0, t.a) as i, T.vectorized(0, VECTOR) as lane:
                 at = self.weights + self._row(i) * stride(t.keys) + key + quad * VECTOR + lane
@@ -310,12 +310,12 @@ class _Writer:
     def _finish(self, results: Any, facts: Any) -> None:
         """Results over their sums; or both as they are, where other blocks have the other keys."""
         t, s = self.tile, self.shape
-        self._tell(self.sums, 1, tirx.max)
+        self._publish_partial(self.sums, 1, tirx.max)
         self._wait()
         with T.unroll(0, t.a) as i:
             row = self.first_row + self._row(i)
             factor = self._local(1)
-            T.buffer_store(factor, self._hear(i, lambda x, y: x + y), [0])
+            T.buffer_store(factor, self._reduce_partials(i, lambda x, y: x + y), [0])
             if results is None:
                 T.buffer_store(factor, const(1, self.kept) / factor[0], [0])
             with when(inside((row, s.queries, t.rows))):

@@ -22,13 +22,13 @@ class Slice:
     The writer has `thread`, `tile`, `head`, `per_batch`, and the buffer `shared` of `kept`.
     """
 
-    def __init__(self, writer: Any, tensor: Any, view: View, extents: tuple[int, int], step: int, to: int) -> None:
+    def __init__(self, template: Any, tensor: Any, view: View, extents: tuple[int, int], step: int, to: int) -> None:
         """Args: extents: of the slice. step: what the rows advance by in all. to: elements between rows there."""
-        self.writer, self.tensor, self.view, self.to = writer, tensor, view, to
+        self.template, self.tensor, self.view, self.to = template, tensor, view, to
         self.rows, self.columns = view.shape[2:]
         self.vector = VECTOR if self.columns % VECTOR == 0 else 1
         self.across = extents[1] // self.vector
-        self.total, self.threads = extents[0] * self.across, writer.tile.threads
+        self.total, self.threads = extents[0] * self.across, template.tile.threads
         self.turns = math.ceil(self.total / self.threads)
         self.steps = step, extents[1]
 
@@ -40,13 +40,13 @@ class Slice:
     def _each(self) -> Iterator[tuple[Any, Any, Any]]:
         """A turn of the thread: its number, and the first element that it takes."""
         with T.unroll(0, self.turns) as turn:
-            item = self.writer.thread + turn * self.threads
+            item = self.template.thread + turn * self.threads
             with when(inside((item, self.total, self.threads))):
                 yield turn, item // self.across, item % self.across * self.vector
 
     def fetch(self, first_row: Any, first_column: Any) -> None:
         """This thread's elements into registers; zeros for those that do not exist."""
-        w = self.writer
+        w = self.template
         with self._each() as (turn, row, column), T.vectorized(0, self.vector) as lane:
             at, start = first_row + row, first_column + column
             exists = inside((at, self.rows, self.steps[0]), (start, self.columns, self.steps[1]))
@@ -59,5 +59,5 @@ class Slice:
     def put(self, start: Any) -> None:
         """What was fetched into shared memory, from `start` on."""
         with self._each() as (turn, row, column), T.vectorized(0, self.vector) as lane:
-            value = self.waiting[turn * self.vector + lane].astype(self.writer.kept)
-            T.buffer_store(self.writer.shared, value, [start + row * self.to + column + lane])
+            value = self.waiting[turn * self.vector + lane].astype(self.template.kept)
+            T.buffer_store(self.template.shared, value, [start + row * self.to + column + lane])

@@ -35,7 +35,7 @@ class Chunk:
         return found
 
 
-class Reach:
+class AccessPattern:
     """One operand: `size` places of `depth` elements."""
 
     def __init__(self, element: Element, size: int, depth: int, index: str) -> None:

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.common.tir.expressions import rewritten
-from graphopt.targets.gpu.kernels.gemm.access import Reach
+from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
 from graphopt.targets.gpu.kernels.gemm.product import Product
 from graphopt.targets.gpu.kernels.gemm.split_k import Store
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import Units
@@ -30,7 +30,7 @@ ROWS, COLUMNS = 16, 8
 """Of the sums of one instruction of a warp."""
 
 
-class Strips:
+class EpilogueStore:
     """Stores sums of a product; `tile` is the extent of a block's part of it, along m and n."""
 
     def __init__(self, product: Product, units: Units, store: Store, tile: tuple[int, int], split: bool) -> None:
@@ -105,5 +105,5 @@ def _vector(product: Product, store: Store, split: bool) -> int:
         buffer, _, indices = store(batch, depth, place, const(0, product.dtype))
         return buffer[tuple(indices)]
 
-    target = Reach(element, product.n, product.m, product.index)
+    target = AccessPattern(element, product.n, product.m, product.index)
     return VECTOR if target.contiguous(False, VECTOR) else 1

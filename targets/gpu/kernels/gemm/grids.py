@@ -61,7 +61,7 @@ class Blocks(Protocol):
         """Store the sums, in rows of parts of k where they are `split`."""
 
 
-def function(writer: Blocks, split: int, stream: int, resident: int) -> Any:
+def function(template: Blocks, split: int, stream: int, resident: int) -> Any:
     """The product's function, whose blocks have tiles, `split` parts of them, or shares as `stream` blocks have them.
 
     Args:
@@ -71,10 +71,10 @@ def function(writer: Blocks, split: int, stream: int, resident: int) -> Any:
         with T.prim_func(s_tir=True):
             T.func_name("main")
             if stream:
-                streamed(writer, stream)
+                streamed(template, stream)
             else:
-                parts_of.split(writer.product, split, writer.threads, partial(parts, writer, split))
-        return writer.product.replaced(builder.get().body, resident)
+                parts_of.split(template.product, split, template.threads, partial(parts, template, split))
+        return template.product.replaced(builder.get().body, resident)
 
 
 def raster(block: Any, rows: int, columns: int) -> tuple[Any, Any]:
@@ -88,46 +88,46 @@ def counts(product: Product, extents: tuple[int, int]) -> tuple[int, int]:
     return math.ceil(product.m / extents[0]), math.ceil(product.n / extents[1])
 
 
-def parts(writer: Blocks, split: int, store: Store) -> None:
+def parts(template: Blocks, split: int, store: Store) -> None:
     """A kernel in which every block has a tile, or one of `split` parts of one."""
-    rows, columns = counts(writer.product, writer.extents)
-    own = math.ceil(writer.slices / split)
+    rows, columns = counts(template.product, template.extents)
+    own = math.ceil(template.slices / split)
     with (
         T.launch_thread("blockIdx.x", rows * columns) as block,
-        T.launch_thread("blockIdx.z", writer.product.batch * split) as bz,
-        T.launch_thread("threadIdx.x", writer.threads) as thread,
+        T.launch_thread("blockIdx.z", template.product.batch * split) as bz,
+        T.launch_thread("threadIdx.x", template.threads) as thread,
     ):
-        sums = writer.begin(thread)
+        sums = template.begin(thread)
         row, column = raster(block, rows, columns)
         batch, part = (bz, 0) if split == 1 else (bz // split, bz % split)
-        writer.place(bz, batch, row * writer.extents[0], column * writer.extents[1])
-        writer.multiply(sums, part * own, own)
-        writer.store(sums, thread, store, split > 1)
+        template.place(bz, batch, row * template.extents[0], column * template.extents[1])
+        template.multiply(sums, part * own, own)
+        template.store(sums, thread, store, split > 1)
 
 
-def streamed(writer: Blocks, blocks: int) -> None:
+def streamed(template: Blocks, blocks: int) -> None:
     """Whole rounds of `blocks` tiles, a kernel that streams the others, and one that adds them up."""
-    product, slices = writer.product, writer.slices
-    rows, columns = counts(product, writer.extents)
+    product, slices = template.product, template.slices
+    rows, columns = counts(product, template.extents)
     tiles = product.batch * rows * columns
     whole = tiles // blocks * blocks
     if whole:
         with (
             T.launch_thread("blockIdx.x", whole) as block,
-            T.launch_thread("threadIdx.x", writer.threads) as thread,
+            T.launch_thread("threadIdx.x", template.threads) as thread,
         ):
-            sums = writer.begin(thread)
-            _place(writer, block, rows, columns)
-            writer.multiply(sums, 0, slices)
-            writer.store(sums, thread, product.store, False)
+            sums = template.begin(thread)
+            _place(template, block, rows, columns)
+            template.multiply(sums, 0, slices)
+            template.store(sums, thread, product.store, False)
     total = (tiles - whole) * slices
     if not total:
         return
     share = math.ceil(total / blocks)  # of less than a tile: so that a block meets two at most
-    size = writer.registers * writer.threads
+    size = template.registers * template.threads
     kept = T.alloc_buffer((2 * blocks * size,), product.dtype, scope="global")
-    with T.launch_thread("blockIdx.x", blocks) as block, T.launch_thread("threadIdx.x", writer.threads) as thread:
-        sums = writer.begin(thread)
+    with T.launch_thread("blockIdx.x", blocks) as block, T.launch_thread("threadIdx.x", template.threads) as thread:
+        sums = template.begin(thread)
         start, end = block * share, tirx.min((block + 1) * share, total)
         with T.serial(0, 2) as turn:
             following = (start // slices + 1) * slices
@@ -135,55 +135,55 @@ def streamed(writer: Blocks, blocks: int) -> None:
             stop = tirx.min(end, (begin // slices + 1) * slices)
             with when(begin < stop):
                 T.evaluate(T.tvm_storage_sync("shared"))  # what the turn before has in shared memory is used
-                _place(writer, begin // slices + whole, rows, columns)
-                writer.multiply(sums, begin % slices, stop - begin)
-                with T.unroll(0, writer.registers) as i:
-                    at = (block * 2 + turn) * size + i * writer.threads + thread
+                _place(template, begin // slices + whole, rows, columns)
+                template.multiply(sums, begin % slices, stop - begin)
+                with T.unroll(0, template.registers) as i:
+                    at = (block * 2 + turn) * size + i * template.threads + thread
                     T.buffer_store(kept, sums[i], [at])
-    _together(writer, kept, (whole, tiles - whole), share, (rows, columns))
+    _together(template, kept, (whole, tiles - whole), share, (rows, columns))
 
 
-def _together(writer: Blocks, kept: Any, tiles: tuple[int, int], share: int, across: tuple[int, int]) -> None:
+def _together(template: Blocks, kept: Any, tiles: tuple[int, int], share: int, across: tuple[int, int]) -> None:
     """The kernel that adds up the parts of every tile: from `tiles[0]` on, `tiles[1]` of them."""
-    size, slices, dtype = writer.registers * writer.threads, writer.slices, writer.product.dtype
+    size, slices, dtype = template.registers * template.threads, template.slices, template.product.dtype
     with (
         T.launch_thread("blockIdx.x", tiles[1]) as tile,
-        T.launch_thread("threadIdx.x", writer.threads) as thread,
+        T.launch_thread("threadIdx.x", template.threads) as thread,
     ):
-        sums = T.alloc_buffer((writer.registers,), dtype, scope="local")
-        with T.unroll(0, writer.registers) as i:
+        sums = T.alloc_buffer((template.registers,), dtype, scope="local")
+        with T.unroll(0, template.registers) as i:
             T.buffer_store(sums, const(0, dtype), [i])
         first, last = tile * slices // share, ((tile + 1) * slices - 1) // share
         with T.serial(0, last - first + 1) as each:
             block = first + each
             turn = tirx.Select(block * share // slices == tile, 0, 1)
-            with T.unroll(0, writer.registers) as i:
-                at = (block * 2 + turn) * size + i * writer.threads + thread
+            with T.unroll(0, template.registers) as i:
+                at = (block * 2 + turn) * size + i * template.threads + thread
                 T.buffer_store(sums, sums[i] + kept[at], [i])
-        _place(writer, tile + tiles[0], *across)
-        writer.store(sums, thread, writer.product.store, False)
+        _place(template, tile + tiles[0], *across)
+        template.store(sums, thread, template.product.store, False)
 
 
-def _place(writer: Blocks, tile: Any, rows: int, columns: int) -> None:
+def _place(template: Blocks, tile: Any, rows: int, columns: int) -> None:
     batch = tile // (rows * columns)
     row, column = raster(tile % (rows * columns), rows, columns)
-    writer.place(batch, batch, row * writer.extents[0], column * writer.extents[1])
+    template.place(batch, batch, row * template.extents[0], column * template.extents[1])
 
 
-Cut = TypeVar("Cut")
-"""The tile of a writer."""
+AnyTile = TypeVar("AnyTile")
+"""The tile of a template."""
 
 
 @dataclass(frozen=True, slots=True)
-class Timed(Generic[Cut]):
+class Timed(Generic[AnyTile]):
     """A tile, and an estimate of what a product takes with it."""
 
     seconds: float
-    tile: Cut
+    tile: AnyTile
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StreamK:
     """What estimates look at: tiles of so many slices, a block's sums in bytes, blocks that a device runs at a time."""
 
     tiles: int

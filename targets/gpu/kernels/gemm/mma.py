@@ -14,11 +14,10 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.gpu.devices import CLOCK, LARGEST_GRID, Device
+from graphopt.targets.gpu.devices import LARGEST_GRID, Device
 from graphopt.targets.gpu.kernels.gemm import grids
-from graphopt.targets.gpu.kernels.gemm import split_k as parts_of
-from graphopt.targets.gpu.kernels.gemm.access import Reach
-from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS, Strips
+from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
+from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS, EpilogueStore
 from graphopt.targets.gpu.kernels.gemm.grids import Timed
 from graphopt.targets.gpu.kernels.gemm.mma_operand import Side
 from graphopt.targets.gpu.kernels.gemm.mma_tile import TILES, Tile
@@ -26,26 +25,37 @@ from graphopt.targets.gpu.kernels.gemm.product import Product
 from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import CHUNK_BYTES, Units
 from graphopt.targets.gpu.kernels.guards import when
+from graphopt.targets.gpu.waves import (
+    CLOCK,
+    INSTRUCTIONS,
+    L2_COPY_BYTES,
+    RESERVED_SHARED_BYTES,
+    SHARED_BYTES,
+    adding_seconds,
+    overlapped,
+    tensor_core_rate,
+    waves,
+)
 
 
-def write(product: Product, tile: Tile, units: Units) -> Any:
+def emit(product: Product, tile: Tile, units: Units) -> Any:
     """The function of `product` with that body."""
-    return Writer(product, tile, units).whole()
+    return Template(product, tile, units).whole()
 
 
-def reaches(product: Product) -> tuple[Reach, Reach]:
+def access_patterns(product: Product) -> tuple[AccessPattern, AccessPattern]:
     """How both operands lie in memory."""
-    left = Reach(product.left, product.m, product.k, product.index)
-    right = Reach(lambda b, n, k: product.right(b, k, n), product.n, product.k, product.index)
+    left = AccessPattern(product.left, product.m, product.k, product.index)
+    right = AccessPattern(lambda b, n, k: product.right(b, k, n), product.n, product.k, product.index)
     return left, right
 
 
-class Writer:
+class Template:
     """Writes one function."""
 
     def __init__(self, product: Product, tile: Tile, units: Units) -> None:
         self.product, self.tile, self.units = product, tile, units
-        left, right = reaches(product)
+        left, right = access_patterns(product)
         self.left, self.right = Side(self, left, True), Side(self, right, False)
         self.sides = self.left, self.right
         self.across, self.down = tile.columns // COLUMNS, tile.rows // ROWS
@@ -158,11 +168,11 @@ class Writer:
         t = self.tile
         self._lanes(thread)
         T.evaluate(T.tvm_storage_sync("shared"))  # strips lie where stages did
-        strips = Strips(self.product, self.units, store, (t.m, t.n), split)
-        strips.allocate(t.warps, t.columns)
+        epilogue = EpilogueStore(self.product, self.units, store, (t.m, t.n), split)
+        epilogue.allocate(t.warps, t.columns)
         with self.units.unrolled(self.down) as i:
             place = self.row + self.own_row + i * ROWS, self.column + self.own_column
-            strips.put(sums, i * self.across * 4, thread, self.at, *place)
+            epilogue.put(sums, i * self.across * 4, thread, self.at, *place)
 
 
 def resident(tile: Tile) -> int:
@@ -174,65 +184,67 @@ def tiles(product: Product, device: Device, units: Units) -> list[Timed[Tile]]:
     """The tiles that fit the device, the best by estimate first; none where the grid would be too large."""
     found = []
     for tile in (replace(tile, k=tile.k * units.chunk // 8) for tile in TILES):
-        writer = Writer(product, tile, units)
-        if tile.threads > device.threads_per_block or writer.shared_bytes > device.shared_per_block:
+        template = Template(product, tile, units)
+        if tile.threads > device.threads_per_block or template.shared_bytes > device.shared_per_block:
             continue
         for split in SPLITS:
             if (split == 1 or split * tile.k * 4 <= product.k) and product.batch * split <= LARGEST_GRID:
-                found.append(Timed(seconds(writer, split, device), replace(tile, split=split)))
-        if stream := work(writer, device).streams():
-            found.append(Timed(streamed_seconds(writer, device), replace(tile, stream=stream)))
+                found.append(Timed(seconds(template, split, device), replace(tile, split=split)))
+        if stream := stream_k(template, device).streams():
+            found.append(Timed(streamed_seconds(template, device), replace(tile, stream=stream)))
     return sorted(found, key=lambda timed: timed.seconds)
 
 
-def work(writer: Writer, device: Device) -> grids.Work:
+def stream_k(template: Template, device: Device) -> grids.StreamK:
     """What streaming would share out."""
-    rows, columns = grids.counts(writer.product, writer.extents)
-    kept = 4 * writer.registers * writer.threads
-    return grids.Work(
-        writer.product.batch * rows * columns, writer.slices, kept, device.multiprocessors * _fitting(writer, device)
+    rows, columns = grids.counts(template.product, template.extents)
+    kept = 4 * template.registers * template.threads
+    return grids.StreamK(
+        template.product.batch * rows * columns,
+        template.slices,
+        kept,
+        device.multiprocessors * _fitting(template, device),
     )
 
 
-def streamed_seconds(writer: Writer, device: Device) -> float:
+def streamed_seconds(template: Template, device: Device) -> float:
     """An estimate for the tiles of whole rounds, and the others streamed."""
-    shared_out = work(writer, device)
-    return shared_out.streamed(_step(writer, _fitting(writer, device), device)) / CLOCK + shared_out.added(
+    shared_out = stream_k(template, device)
+    return shared_out.streamed(_step(template, _fitting(template, device), device)) / CLOCK + shared_out.added(
         device.bandwidth
     )
 
 
-def seconds(writer: Writer, split: int, device: Device) -> float:
-    """An estimate: rounds of blocks that are together on a multiprocessor."""
-    p, t = writer.product, writer.tile
+def seconds(template: Template, split: int, device: Device) -> float:
+    """An estimate: waves of blocks that are resident on a multiprocessor."""
+    p, t = template.product, template.tile
     blocks = p.batch * math.ceil(p.m / t.m) * math.ceil(p.n / t.n) * split
-    together = max(1, min(math.ceil(blocks / device.multiprocessors), _fitting(writer, device)))
-    rounds = math.ceil(blocks / (device.multiprocessors * together))
-    slices = math.ceil(writer.slices / split)
-    cycles = rounds * ((slices + 1) * _step(writer, together, device) + grids.STARTED)
-    return cycles / CLOCK + parts_of.seconds(p, split, device.bandwidth)
+    made = waves(blocks, _fitting(template, device), device)
+    slices = math.ceil(template.slices / split)
+    cycles = made.count * ((slices + 1) * _step(template, made.resident_blocks, device) + grids.STARTED)
+    return cycles / CLOCK + adding_seconds(split, p.batch * p.m * p.n, device)
 
 
-def _fitting(writer: Writer, device: Device) -> int:
-    of_shared = device.shared_per_multiprocessor // (writer.shared_bytes + 1024)
-    return max(1, min(resident(writer.tile), of_shared))
+def _fitting(template: Template, device: Device) -> int:
+    of_shared = device.shared_per_multiprocessor // (template.shared_bytes + RESERVED_SHARED_BYTES)
+    return max(1, min(resident(template.tile), of_shared))
 
 
-def _step(writer: Writer, together: int, device: Device) -> float:
+def _step(template: Template, resident_blocks: int, device: Device) -> float:
     """Cycles of a slice: bound by the cores, by shared memory, by the cache, or by waiting for it."""
-    t, units = writer.tile, writer.units
+    t, units = template.tile, template.units
     size = CHUNK_BYTES // units.chunk
     reached = HOPPER_MMA if device.capability >= 90 else 1.0
-    cores = together * 2 * t.m * t.n * t.k / (device.rates[units.kind] / device.multiprocessors / CLOCK * reached)
-    # 128 bytes a cycle of shared memory, 40 of the second-level cache, which is 700 cycles away
-    shared = together * size * t.k * (t.warps * (t.rows + t.columns) + t.m + t.n) / 128
-    fetched = together * size * t.k * (t.m + t.n) / 40
-    # 128 instructions a cycle, some 20 for an element that is fetched by itself, fewer for one of a vector
+    cores = resident_blocks * 2 * t.m * t.n * t.k / (tensor_core_rate(units.kind, device) * reached)
+    shared = resident_blocks * size * t.k * (t.warps * (t.rows + t.columns) + t.m + t.n) / SHARED_BYTES
+    fetched = resident_blocks * size * t.k * (t.m + t.n) / L2_COPY_BYTES
+    # some 20 instructions for an element that is fetched by itself, fewer for one of a vector
     computed = sum(
-        together * 20 * side.extent * t.k / side.vector / 128 for side in writer.sides if not side.asynchronous
+        resident_blocks * 20 * side.extent * t.k / side.vector / INSTRUCTIONS
+        for side in template.sides
+        if not side.asynchronous
     )
-    terms = (cores, shared, fetched + computed, 700.0 / (t.stages - 1))
-    return max(terms) + sum(terms) / 8
+    return overlapped(cores, shared, fetched + computed, 700.0 / (t.stages - 1))  # the cache is 700 cycles away
 
 
 HOPPER_MMA = 0.62

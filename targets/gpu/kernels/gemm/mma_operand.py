@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.gpu.kernels.gemm.access import Reach
+from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
 from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS
 from graphopt.targets.gpu.kernels.gemm.mma_tile import Tile
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import Units
@@ -37,13 +37,13 @@ class Block(Protocol):
 class Side:
     """The left or the right operand. `size` elements of shared memory hold a slice of it."""
 
-    def __init__(self, block: Block, reach: Reach, left: bool) -> None:
+    def __init__(self, block: Block, access: AccessPattern, left: bool) -> None:
         t, units = block.tile, block.units
-        self.block, self.units, self.reach, self.is_left = block, units, reach, left
+        self.block, self.units, self.access, self.is_left = block, units, access, left
         self.extent = t.m if left else t.n
         self.threads = t.threads
         self.along_depth, self.vector = self._access()
-        self.asynchronous = self.vector > 1 and reach.plain(units.dtype)
+        self.asynchronous = self.vector > 1 and access.plain(units.dtype)
         self.inner = t.k if self.along_depth else self.extent
         self.outer = self.extent if self.along_depth else t.k
         # 16 bytes more make an odd number of chunks; words picked one by one want 8 of them more instead
@@ -56,9 +56,9 @@ class Side:
         """Whether rows of shared memory go along k, and how many elements a thread fetches at a time."""
         for along_depth in (True, False):
             extent = self.block.tile.k if along_depth else self.extent
-            if extent % self.units.chunk == 0 and self.reach.contiguous(along_depth, self.units.chunk):
+            if extent % self.units.chunk == 0 and self.access.contiguous(along_depth, self.units.chunk):
                 return along_depth, self.units.chunk
-        return not self.reach.neighbours(False) and self.reach.neighbours(True), 1
+        return not self.access.neighbours(False) and self.access.neighbours(True), 1
 
     def allocate(self) -> None:
         """Registers on the way to shared memory, where elements are computed."""
@@ -81,7 +81,7 @@ class Side:
 
     def _inside(self, place: Any, depth: Any) -> Any:
         t = self.block.tile
-        return inside((place, self.reach.size, self.extent), (depth, self.reach.depth, t.k * t.split))
+        return inside((place, self.access.size, self.extent), (depth, self.access.depth, t.k * t.split))
 
     def copy(self, part: Any, base: Any) -> None:
         """Begin to copy slice `part` to the shared memory from `base` on."""
@@ -89,7 +89,7 @@ class Side:
         start = w.row if self.is_left else w.column
         for turn, place, depth, at in self._each():
             place, depth = start + place, part * w.tile.k + depth
-            chunk = self.reach.chunk(w.batch, place, depth)
+            chunk = self.access.chunk(w.batch, place, depth)
             assert chunk is not None
             conditions = [each for each in (self._inside(place, depth), chunk.condition) if each is not None]
             with when(self._idle(turn)):
@@ -110,7 +110,7 @@ class Side:
                 T.buffer_store(self.waiting, value, [turn * self.vector + lane])
 
     def _value(self, batch: Any, place: Any, depth: Any) -> Any:
-        value = self.reach.element(batch, place, depth)
+        value = self.access.element(batch, place, depth)
         if isinstance(value, tirx.Cast) and str(value.value.ty.dtype) == self.units.dtype:
             return value.value
         return value.astype(self.units.dtype)

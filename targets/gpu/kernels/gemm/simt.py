@@ -17,12 +17,13 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.gpu.devices import CLOCK, LARGEST_GRID, Device
+from graphopt.targets.gpu.devices import LARGEST_GRID, Device
 from graphopt.targets.gpu.kernels.gemm import split_k as parts_of
-from graphopt.targets.gpu.kernels.gemm.access import Element, Reach
+from graphopt.targets.gpu.kernels.gemm.access import AccessPattern, Element
 from graphopt.targets.gpu.kernels.gemm.product import Product
 from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
 from graphopt.targets.gpu.kernels.guards import inside, when
+from graphopt.targets.gpu.waves import CLOCK, INSTRUCTIONS, L2_LOAD_BYTES, adding_seconds, overlapped, waves
 
 VECTOR = 4
 """Elements of a load from shared memory."""
@@ -88,26 +89,24 @@ def tiles(product: Product, device: Device) -> list[Tile]:
 
 
 def seconds(product: Product, tile: Tile, device: Device) -> float:
-    """An estimate: rounds of blocks, each bound by arithmetic, by the second-level cache, or by waiting for it."""
+    """An estimate: waves of blocks, each bound by arithmetic, by the second-level cache, or by waiting for it."""
     blocks = product.batch * math.ceil(product.m / tile.m) * math.ceil(product.n / tile.n) * tile.split
-    together = min(math.ceil(blocks / device.multiprocessors), tile.resident)  # blocks that hide each other's waiting
-    rounds = math.ceil(blocks / (device.multiprocessors * together))
-    # 128 multiply-adds a cycle, 32 words from shared memory, 32 bytes from the second-level cache, 600 cycles away.
-    arithmetic = together * tile.k * tile.threads * tile.rows * tile.columns / 128
-    shared = together * tile.k * tile.threads * (tile.rows + tile.columns) / (32 * VECTOR) * 2
-    fetched = together * tile.k * (tile.m + tile.n) * 4 / 32
-    terms = (max(arithmetic, shared), fetched, 600.0)
+    made = waves(blocks, tile.resident, device)
+    arithmetic = made.resident_blocks * tile.k * tile.threads * tile.rows * tile.columns / INSTRUCTIONS
+    # a warp's vector of 32 words takes two cycles
+    shared = made.resident_blocks * tile.k * tile.threads * (tile.rows + tile.columns) / (32 * VECTOR) * 2
+    fetched = made.resident_blocks * tile.k * (tile.m + tile.n) * 4 / L2_LOAD_BYTES
     slices = math.ceil(math.ceil(product.k / tile.k) / tile.split)
-    cycles = rounds * (slices + 2) * (max(terms) + sum(terms) / 8)
-    return cycles / CLOCK + parts_of.seconds(product, tile.split, device.bandwidth)
+    cycles = made.count * (slices + 2) * overlapped(max(arithmetic, shared), fetched, 600.0)
+    return cycles / CLOCK + adding_seconds(tile.split, product.batch * product.m * product.n, device)
 
 
-def write(product: Product, tile: Tile) -> Any:
+def emit(product: Product, tile: Tile) -> Any:
     """The function of `product` with that body."""
-    return _Writer(product, tile).whole()
+    return _Template(product, tile).whole()
 
 
-class _Writer:
+class _Template:
     def __init__(self, product: Product, tile: Tile) -> None:
         self.product, self.tile = product, tile
         self.left = _Side(self, product.left, True)
@@ -184,10 +183,10 @@ class _Writer:
 class _Side:
     """One operand: its slice in shared memory [2, k, extent], and how threads fetch it."""
 
-    def __init__(self, writer: _Writer, element: Element, left: bool) -> None:
-        p, t = writer.product, writer.tile
-        self.writer, self.is_left = writer, left
-        self.reach = Reach(element, p.m if left else p.n, p.k, p.index)
+    def __init__(self, template: _Template, element: Element, left: bool) -> None:
+        p, t = template.product, template.tile
+        self.template, self.is_left = template, left
+        self.access = AccessPattern(element, p.m if left else p.n, p.k, p.index)
         self.extent, self.size, self.threads = (t.m, p.m, t.threads) if left else (t.n, p.n, t.threads)
         self.along_depth, self.vector = self._access()
         self.inner = t.k if self.along_depth else self.extent
@@ -198,28 +197,28 @@ class _Side:
     def _access(self) -> tuple[bool, int]:
         """Whether neighbours along k lie together in memory, and how many elements one load may take."""
         for along_depth in (False, True):
-            extent = self.writer.tile.k if along_depth else self.extent
-            if extent % VECTOR == 0 and self.reach.contiguous(along_depth, VECTOR):
+            extent = self.template.tile.k if along_depth else self.extent
+            if extent % VECTOR == 0 and self.access.contiguous(along_depth, VECTOR):
                 return along_depth, VECTOR
-        return not self.reach.neighbours(False) and self.reach.neighbours(True), 1
+        return not self.access.neighbours(False) and self.access.neighbours(True), 1
 
     def allocate(self) -> None:
         """Shared memory, and the registers on the way there."""
-        t, dtype = self.writer.tile, self.writer.product.dtype
+        t, dtype = self.template.tile, self.template.product.dtype
         self.shared = T.alloc_buffer((2 * t.k * self.stride,), dtype, scope="shared")  # flat: TVM drops padding of rows
         self.waiting = T.alloc_buffer((self.turns * self.vector,), dtype, scope="local")
 
     def _each(self) -> Iterator[tuple[Any, Any, Any]]:
         """For each turn of a thread: its number, and the first place and depth that the thread fetches."""
         for turn in range(self.turns):
-            item = self.writer.thread + turn * self.threads
+            item = self.template.thread + turn * self.threads
             inner = item % (self.inner // self.vector) * self.vector
             outer = item // (self.inner // self.vector)
             yield turn, *((outer, inner) if self.along_depth else (inner, outer))
 
     def fetch(self, part: Any) -> None:
         """This thread's elements of slice `part` into registers."""
-        w = self.writer
+        w = self.template
         start = w.row if self.is_left else w.column
         for turn, place, depth in self._each():
             at, k = start + place, part * w.tile.k + depth
@@ -233,10 +232,10 @@ class _Side:
 
     def _loaded(self, place: Any, depth: Any, lane: Any) -> tuple[Any, Any]:
         """The element `lane` behind the one at that place and depth, and the condition of all of a vector."""
-        w = self.writer
+        w = self.template
         if self.vector == 1:
-            return self.reach.element(w.batch, place, depth), None
-        chunk = self.reach.chunk(w.batch, place, depth)
+            return self.access.element(w.batch, place, depth), None
+        chunk = self.access.chunk(w.batch, place, depth)
         assert chunk is not None
         *outer, last = chunk.indices
         return chunk.source[(*outer, last + lane)].astype(w.product.dtype), chunk.condition
@@ -255,17 +254,17 @@ class _Side:
                         T.buffer_store(self.shared, value, [self._at(half, depth, place + lane)])
 
     def _at(self, half: Any, depth: Any, place: Any) -> Any:
-        return (half * self.writer.tile.k + depth) * self.stride + place
+        return (half * self.template.tile.k + depth) * self.stride + place
 
     def _idle(self, turn: int) -> Any:
         """The condition of a turn that not all threads have work in; None if all have."""
         if (turn + 1) * self.threads <= self.total:
             return None
-        return self.writer.thread + turn * self.threads < self.total
+        return self.template.thread + turn * self.threads < self.total
 
     def registers(self, half: Any, depth: Any, own: Any, count: int) -> Any:
         """A thread's `count` elements of one depth."""
-        found = T.alloc_buffer((count,), self.writer.product.dtype, scope="local")
+        found = T.alloc_buffer((count,), self.template.product.dtype, scope="local")
         width = math.gcd(count, VECTOR)
         groups = self.extent // count
         for start in range(0, count, width):

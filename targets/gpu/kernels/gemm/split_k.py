@@ -19,7 +19,7 @@ SPLITS = (1, 2, 4, 8, 16, 32)
 """Into how many parts k may be cut."""
 
 
-def split(product: Product, parts: int, threads: int, write: Callable[[Store], None]) -> None:
+def split(product: Product, parts: int, threads: int, emit: Callable[[Store], None]) -> None:
     """Write both kernels, or the one where there is one part.
 
     Args:
@@ -27,7 +27,7 @@ def split(product: Product, parts: int, threads: int, write: Callable[[Store], N
         write: writes the kernel that sums, and stores with what it is given; its batch index counts parts fastest.
     """
     if parts == 1:
-        write(product.store)
+        emit(product.store)
         return
     results = product.batch * product.m * product.n
     sums = T.alloc_buffer((parts, results), product.dtype, scope="global")
@@ -35,7 +35,7 @@ def split(product: Product, parts: int, threads: int, write: Callable[[Store], N
     def keep(b: Any, m: Any, n: Any, total: Any) -> tuple[Any, Any, list[Any]]:
         return sums, total, [b % parts, (b // parts * product.m + m) * product.n + n]
 
-    write(keep)
+    emit(keep)
     _add_up(product, sums, parts, results, threads)
 
 
@@ -52,9 +52,3 @@ def _add_up(product: Product, sums: Any, parts: int, results: int, threads: int)
                 T.buffer_store(total, total[0] + sums[part, at], [0])
             row = at // product.n
             T.buffer_store(*product.store(row // product.m, row % product.m, at % product.n, total[0]))
-
-
-def seconds(product: Product, parts: int, bandwidth: float) -> float:
-    """What the second kernel takes, about: a launch, and the parts through memory."""
-    results = product.batch * product.m * product.n
-    return 0.0 if parts == 1 else 4e-6 + (parts + 1) * results * 4 / bandwidth

@@ -24,7 +24,7 @@ class Choice:
     seconds: float
     tile: str
     units: str
-    write: Callable[[], Any]
+    emit: Callable[[], Any]
 
 
 def best(product: Product, device: Device) -> Choice:
@@ -50,15 +50,15 @@ def choices(product: Product, device: Device, count: int | None = None) -> list[
 
 def _choices(product: Product, device: Device, count: int | None) -> Iterator[Choice]:
     for tile in simt.tiles(product, device)[:count]:
-        yield Choice(simt.seconds(product, tile, device), str(tile), "", partial(simt.write, product, tile))
+        yield Choice(simt.seconds(product, tile, device), str(tile), "", partial(simt.emit, product, tile))
     if product.kind is None or not device.cuda:
         return
     units, label = TensorCores(product.kind), LABELS[product.kind]
     for choice in mma.tiles(product, device, units)[:count]:
-        write: Callable[[], Any] = partial(mma.write, product, choice.tile, units)
-        yield Choice(choice.seconds, str(choice.tile), f"{label} mma", write)
+        emit: Callable[[], Any] = partial(mma.emit, product, choice.tile, units)
+        yield Choice(choice.seconds, str(choice.tile), f"{label} mma", emit)
     if device.warpgroups and wgmma.possible(product):
         groups = WarpGroups(product.kind)
         for wide in wgmma.tiles(product, device)[:count]:
-            write = partial(wgmma.write, product, wide.tile, groups, device)
-            yield Choice(wide.seconds, str(wide.tile), f"{label} wgmma", write)
+            emit = partial(wgmma.emit, product, wide.tile, groups, device)
+            yield Choice(wide.seconds, str(wide.tile), f"{label} wgmma", emit)

@@ -17,17 +17,25 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.gpu.devices import CLOCK, LARGEST_GRID, Device
+from graphopt.targets.gpu.devices import LARGEST_GRID, Device
 from graphopt.targets.gpu.kernels.gemm import grids
-from graphopt.targets.gpu.kernels.gemm import split_k as parts_of
-from graphopt.targets.gpu.kernels.gemm.access import Reach
-from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS, Strips
+from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
+from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS, EpilogueStore
 from graphopt.targets.gpu.kernels.gemm.grids import Timed
-from graphopt.targets.gpu.kernels.gemm.mma import reaches
+from graphopt.targets.gpu.kernels.gemm.mma import access_patterns
 from graphopt.targets.gpu.kernels.gemm.product import Product
 from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
 from graphopt.targets.gpu.kernels.gemm.warpgroups import CHUNK, DEPTH, GROUP_ROWS, Units
 from graphopt.targets.gpu.kernels.guards import inside, when
+from graphopt.targets.gpu.waves import (
+    CLOCK,
+    L2_COPY_BYTES,
+    RESERVED_SHARED_BYTES,
+    adding_seconds,
+    overlapped,
+    tensor_core_rate,
+    waves,
+)
 
 ROW = 64
 """Halves of a row in shared memory, and the depth of a slice."""
@@ -71,7 +79,7 @@ class Tile:
 
     def resident(self, device: Device) -> int:
         """Blocks that share a multiprocessor."""
-        of_shared = device.shared_per_multiprocessor // (self.shared_bytes + 1024)
+        of_shared = device.shared_per_multiprocessor // (self.shared_bytes + RESERVED_SHARED_BYTES)
         return max(1, min(device.registers // (self.threads * self.registers), of_shared))
 
     def __str__(self) -> str:
@@ -97,18 +105,18 @@ def possible(product: Product) -> bool:
     """Whether both operands are halves in memory, 16 bytes of them together along k."""
     if product.kind not in ("float16", "bfloat16"):
         return False
-    return all(reach.contiguous(True, CHUNK) and reach.plain(product.kind) for reach in reaches(product))
+    return all(access.contiguous(True, CHUNK) and access.plain(product.kind) for access in access_patterns(product))
 
 
-def write(product: Product, tile: Tile, units: Units, device: Device) -> Any:
+def emit(product: Product, tile: Tile, units: Units, device: Device) -> Any:
     """The function of `product` with that body."""
-    return _Writer(product, tile, units).whole(device)
+    return _Template(product, tile, units).whole(device)
 
 
-class _Writer:
+class _Template:
     def __init__(self, product: Product, tile: Tile, units: Units) -> None:
         self.product, self.tile, self.units = product, tile, units
-        self.left, self.right = reaches(product)
+        self.left, self.right = access_patterns(product)
 
     @property
     def extents(self) -> tuple[int, int]:
@@ -174,15 +182,15 @@ class _Writer:
                 self._side(self.right, self.column, t.n, part, stage * t.size + t.m * ROW)
         self.units.commit()
 
-    def _side(self, reach: Reach, start: Any, extent: int, part: Any, base: Any) -> None:
+    def _side(self, access: AccessPattern, start: Any, extent: int, part: Any, base: Any) -> None:
         total, threads = extent * (ROW // CHUNK), self.tile.threads
         for turn in range(math.ceil(total / threads)):
             item = self.thread + turn * threads
             row, piece = item // (ROW // CHUNK), item % (ROW // CHUNK)
             place, depth = start + row, part * ROW + piece * CHUNK
-            chunk = reach.chunk(self.batch, place, depth)
+            chunk = access.chunk(self.batch, place, depth)
             assert chunk is not None
-            exists = inside((place, reach.size, extent), (depth, reach.depth, ROW * self.tile.split))
+            exists = inside((place, access.size, extent), (depth, access.depth, ROW * self.tile.split))
             conditions = [each for each in (exists, chunk.condition) if each is not None]
             swizzled = tirx.bitwise_xor(piece, row % 8)
             with when(None if (turn + 1) * threads <= total else item < total):
@@ -203,13 +211,13 @@ class _Writer:
         """As `Blocks` says."""
         t = self.tile
         T.evaluate(T.tvm_storage_sync("shared"))  # strips lie where stages did
-        strips = Strips(self.product, self.units, store, (t.m, t.n), split)
+        epilogue = EpilogueStore(self.product, self.units, store, (t.m, t.n), split)
         columns = math.gcd(t.n, STRIP)
-        strips.allocate(t.threads // 32, columns)
+        epilogue.allocate(t.threads // 32, columns)
         row = self.row + thread // 32 * ROWS
         with self.units.unrolled(t.n // columns) as i:
             place = row, self.column + i * columns
-            strips.put(sums, i * (columns // COLUMNS * 4), thread, self.at, *place)
+            epilogue.put(sums, i * (columns // COLUMNS * 4), thread, self.at, *place)
 
 
 def tiles(product: Product, device: Device) -> list[Timed[Tile]]:
@@ -220,37 +228,35 @@ def tiles(product: Product, device: Device) -> list[Timed[Tile]]:
             if (split == 1 or split * ROW * 4 <= product.k) and product.batch * split <= LARGEST_GRID:
                 made = replace(tile, split=split)
                 found.append(Timed(seconds(product, made, device), made))
-        shared_out = _work(product, tile, device)
+        shared_out = _stream_k(product, tile, device)
         if stream := shared_out.streams():
             cycles = shared_out.streamed(_step(product, tile, tile.resident(device), device))
             found.append(Timed(cycles / CLOCK + shared_out.added(device.bandwidth), replace(tile, stream=stream)))
     return sorted(found, key=lambda timed: timed.seconds)
 
 
-def _work(product: Product, tile: Tile, device: Device) -> grids.Work:
+def _stream_k(product: Product, tile: Tile, device: Device) -> grids.StreamK:
     """What streaming would share out."""
     rows, columns = grids.counts(product, (tile.m, tile.n))
     slices, at_once = math.ceil(product.k / ROW), device.multiprocessors * tile.resident(device)
-    return grids.Work(product.batch * rows * columns, slices, 4 * tile.m * tile.n, at_once)
+    return grids.StreamK(product.batch * rows * columns, slices, 4 * tile.m * tile.n, at_once)
 
 
 def seconds(product: Product, tile: Tile, device: Device) -> float:
-    """An estimate: rounds of blocks that are together on a multiprocessor."""
+    """An estimate: waves of blocks that are resident on a multiprocessor."""
     blocks = product.batch * math.ceil(product.m / tile.m) * math.ceil(product.n / tile.n) * tile.split
-    together = max(1, min(math.ceil(blocks / device.multiprocessors), tile.resident(device)))
-    rounds = math.ceil(blocks / (device.multiprocessors * together))
+    made = waves(blocks, tile.resident(device), device)
     slices = math.ceil(math.ceil(product.k / ROW) / tile.split)
-    cycles = rounds * ((slices + 1) * _step(product, tile, together, device) + grids.STARTED)
-    return cycles / CLOCK + parts_of.seconds(product, tile.split, device.bandwidth)
+    cycles = made.count * ((slices + 1) * _step(product, tile, made.resident_blocks, device) + grids.STARTED)
+    return cycles / CLOCK + adding_seconds(tile.split, product.batch * product.m * product.n, device)
 
 
-def _step(product: Product, tile: Tile, together: int, device: Device) -> float:
+def _step(product: Product, tile: Tile, resident_blocks: int, device: Device) -> float:
     """Cycles of a slice: bound by the cores, by the second-level cache, by its instructions, or by waiting for it."""
     assert product.kind is not None
-    rate = device.rates[product.kind] / device.multiprocessors / CLOCK
-    cores = together * 2 * tile.m * tile.n * ROW / (rate * math.sqrt(min(1.0, tile.n / 128)))  # narrow ones read more
-    fetched = together * 2 * tile.size / 40
+    rate = tensor_core_rate(product.kind, device) * math.sqrt(min(1.0, tile.n / 128))  # narrow tiles read more
+    cores = resident_blocks * 2 * tile.m * tile.n * ROW / rate
+    fetched = resident_blocks * 2 * tile.size / L2_COPY_BYTES
     # every chunk is an instruction of 32 threads with some 12 for its address
-    issued = together * tile.size / CHUNK / 32 * 12 / 4
-    terms = (cores, fetched, issued, 800.0 / (tile.stages - 2))
-    return max(terms) + sum(terms) / 8
+    issued = resident_blocks * tile.size / CHUNK / 32 * 12 / 4
+    return overlapped(cores, fetched, issued, 800.0 / (tile.stages - 2))
