@@ -15,9 +15,9 @@ from typing import Any
 
 from graphopt.compiler import rewrite
 from graphopt.cost.model import MeasuredCosts
-from graphopt.cost.node_work import work_of
+from graphopt.cost.node_workload import workload_of
 from graphopt.cost.source import MEASURED
-from graphopt.cost.work import Timing, Work
+from graphopt.cost.workload import Timing, Workload
 from graphopt.errors import GraphoptError
 from graphopt.options import Options
 from graphopt.solve.evolve import evolve
@@ -27,7 +27,7 @@ from graphopt.solve.evolve import evolve
 class Tuned:
     """One kernel: how many nodes of the model are like it, its timing before and after, tiles tried so far and all."""
 
-    work: Work
+    workload: Workload
     nodes: int
     before: Timing
     after: Timing
@@ -62,33 +62,33 @@ def tune(
     costs, backend = rewritten.costs, rewritten.backend
     if not isinstance(costs, MeasuredCosts):
         raise GraphoptError(f"nothing can be tuned here: {backend.cannot_measure()}")
-    counts = Counter(work for node in rewritten.model.graph if (work := work_of(node)) is not None)
-    spaces = {work: tuple(space) for work in counts if len(space := backend.wide_tiles(work)) > 1}
-    now = {work: timing for work in spaces if (timing := costs.timings([[work]])[0][0]) is not None}
-    hottest = sorted(now, key=lambda work: -now[work].seconds * counts[work])[:top]
-    for number, work in enumerate(hottest, 1):
-        say(f"kernel {number} of {len(hottest)}: {work.op_type}")
-        search = _Search(costs, work, now[work])
-        evolve(spaces[work], search.known(), search, trials, seed=asked.seed)
+    counts = Counter(workload for node in rewritten.model.graph if (workload := workload_of(node)) is not None)
+    spaces = {workload: tuple(space) for workload in counts if len(space := backend.wide_tiles(workload)) > 1}
+    now = {workload: timing for workload in spaces if (timing := costs.timings([[workload]])[0][0]) is not None}
+    hottest = sorted(now, key=lambda workload: -now[workload].seconds * counts[workload])[:top]
+    for number, workload in enumerate(hottest, 1):
+        say(f"kernel {number} of {len(hottest)}: {workload.op_type}")
+        search = _Search(costs, workload, now[workload])
+        evolve(spaces[workload], search.known(), search, trials, seed=asked.seed)
         found = search.known()
-        after = costs.timings([[work]])[0][0]
+        after = costs.timings([[workload]])[0][0]
         assert after is not None
-        yield Tuned(work, counts[work], now[work], after, len(found), len(spaces[work]))
+        yield Tuned(workload, counts[workload], now[workload], after, len(found), len(spaces[workload]))
 
 
 class _Search:
     """Measures tiles of one work, always beside the best known one, and keeps what it finds in the table."""
 
-    def __init__(self, costs: MeasuredCosts, work: Work, best: Timing) -> None:
-        self._costs, self._work, self._best = costs, work, best
+    def __init__(self, costs: MeasuredCosts, workload: Workload, best: Timing) -> None:
+        self._costs, self._workload, self._best = costs, workload, best
 
     def known(self) -> dict[str, float]:
         """Seconds by tile, all that the table has."""
-        return {tile: timing.seconds for tile, timing in self._costs.table.get(self._work.key).items()}
+        return {tile: timing.seconds for tile, timing in self._costs.table.get(self._workload.key).items()}
 
     def __call__(self, tiles: Sequence[str]) -> dict[str, float]:
         """Seconds as they would have been when the best one was measured: machines drift."""
-        pairs = [(self._work, tile) for tile in (self._best.tile, *tiles)]
+        pairs = [(self._workload, tile) for tile in (self._best.tile, *tiles)]
         ((now, *found),) = self._costs.measure([pairs])
         scale = self._best.seconds / now.seconds if now is not None else 1.0
         timings = [
@@ -96,7 +96,7 @@ class _Search:
             for t in found
             if t is not None
         ]
-        self._costs.table.put((self._work.key, timing) for timing in timings)
+        self._costs.table.put((self._workload.key, timing) for timing in timings)
         fastest = min(timings, key=lambda t: t.seconds, default=self._best)
         if fastest.high < self._best.seconds:
             self._best = fastest

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from graphopt.compiler import rewrite
-from graphopt.cost.work import TILE, Timing, Work
+from graphopt.cost.workload import TILE, Timing, Workload
 from graphopt.errors import GraphoptError
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.tune import tune
@@ -43,9 +43,9 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tupl
     drift = [1.0]
 
     def measure(
-        self: CpuTarget, groups: Sequence[Sequence[tuple[Work, str]]], progress: object = None
+        self: CpuTarget, groups: Sequence[Sequence[tuple[Workload, str]]], progress: object = None
     ) -> list[list[Timing | None]]:
-        asked.extend((work.shape, tile) for group in groups for work, tile in group)
+        asked.extend((workload.shape, tile) for group in groups for workload, tile in group)
         drift[0] *= 1.1  # the machine gets slower and slower
         return [
             [Timing(s, s * 0.99, s * 1.01, tile) for _, tile in group for s in [seconds(tile) * drift[0]]]
@@ -53,8 +53,10 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tupl
         ]
 
     monkeypatch.setattr(CpuTarget, "measure", measure)
-    monkeypatch.setattr(CpuTarget, "tiles", lambda self, work: ("", "4x16") if work.op_type == "MatMul" else ("",))
-    monkeypatch.setattr(CpuTarget, "wide_tiles", lambda self, work: SPACE if work.op_type == "MatMul" else ())
+    monkeypatch.setattr(
+        CpuTarget, "tiles", lambda self, workload: ("", "4x16") if workload.op_type == "MatMul" else ("",)
+    )
+    monkeypatch.setattr(CpuTarget, "wide_tiles", lambda self, workload: SPACE if workload.op_type == "MatMul" else ())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return asked
 
@@ -64,7 +66,7 @@ def test_compiling_finds_what_tuning_found(measured: list[tuple[tuple[int, ...],
     assert [each.nodes for each in found] == [1]
     assert found[0].after.seconds < found[0].before.seconds
     assert found[0].after.tile in SPACE
-    tuned = found[0].work.shape
+    tuned = found[0].workload.shape
     measured.clear()
     (marked,) = [node for node in rewrite(model(), costs="measured").model.graph if node.outputs[0].shape == tuned]
     assert marked.metadata_props[TILE] == found[0].after.tile

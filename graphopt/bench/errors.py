@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from graphopt import ops
 from graphopt.bench.alone import Load, load, run
 from graphopt.bench.reference import Doubles, evaluate, relative_error
-from graphopt.cost.work import TILE
+from graphopt.cost.workload import TILE
 from graphopt.graph.analysis import static_type
 from graphopt.graph.constness import constant_array, is_constant, numbers_of, stored
 from graphopt.lowering.target import Lowered, Target

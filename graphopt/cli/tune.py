@@ -52,10 +52,10 @@ def command(
     rows, document = [], []
     for each in found:
         ratio = each.after.seconds / each.before.seconds
-        shape = "x".join(map(str, each.work.shape))
+        shape = "x".join(map(str, each.workload.shape))
         rows.append(
             (
-                each.work.op_type,
+                each.workload.op_type,
                 shape,
                 str(each.nodes),
                 f"{each.tried} of {each.space}",
@@ -79,7 +79,7 @@ def _document(each: Any) -> dict[str, Any]:
         return {"tile": found.tile, "seconds": found.seconds, "low": found.low, "high": found.high}
 
     return {
-        "work": each.work.key,
+        "work": each.workload.key,
         "nodes": each.nodes,
         "tried": each.tried,
         "space": each.space,

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from graphopt.cost.roofline import Machine
 from graphopt.cost.table import CostTable
-from graphopt.cost.work import Timing, Work
+from graphopt.cost.workload import Timing, Workload
 from graphopt.errors import GraphoptError
 
-Measure = Callable[[Sequence[Sequence[tuple[Work, str]]]], Sequence[Sequence[Timing | None]]]
+Measure = Callable[[Sequence[Sequence[tuple[Workload, str]]]], Sequence[Sequence[Timing | None]]]
 """Times groups of (work, tile) pairs, those of a group interleaved; None where no code can be generated."""
 
-Tiles = Callable[[Work], Sequence[str]]
+Tiles = Callable[[Workload], Sequence[str]]
 """The tiles that a work may use, the best by estimate first; a single "" where there is nothing to choose."""
 
 
-Estimate = Callable[[Work, str], float | None]
+Estimate = Callable[[Workload, str], float | None]
 """A target's estimate of the seconds of a work whose products may use those units ("tf32"; "" for the ordinary ones).
 
 Infinity where it has no kernel for the work; None where the roofline of `graphopt.cost.roofline` is to be asked."""
@@ -41,12 +41,12 @@ class CostModel:
         self.used: dict[str, Timing | None] = {}
         self._estimate = estimate
 
-    def estimated(self, work: Work, roofline: float, units: str = "") -> float:
-        """Seconds of `work` by the target's own estimate, or else by the `roofline`."""
-        found = None if self._estimate is None else self._estimate(work, units)
+    def estimated(self, workload: Workload, roofline: float, units: str = "") -> float:
+        """Seconds of `workload` by the target's own estimate, or else by the `roofline`."""
+        found = None if self._estimate is None else self._estimate(workload, units)
         return roofline if found is None else found
 
-    def timings(self, groups: Sequence[Sequence[Work]]) -> list[list[Timing | None]]:
+    def timings(self, groups: Sequence[Sequence[Workload]]) -> list[list[Timing | None]]:
         """Seconds and best tile of every work; the works of one group compete and are measured interleaved."""
         return [[None] * len(group) for group in groups]
 
@@ -65,30 +65,30 @@ class MeasuredCosts(CostModel):
         self.table, self.measure, self._tiles = table, measure, tiles
         self.measured = 0
 
-    def timings(self, groups: Sequence[Sequence[Work]]) -> list[list[Timing | None]]:
+    def timings(self, groups: Sequence[Sequence[Workload]]) -> list[list[Timing | None]]:
         """Per work the tile that is faster than the default by more than the noise, or the default.
 
         First every work with its default tile; then the other tiles of those that are within reach of the best.
         """
-        distinct = {work.key: work for group in groups for work in group}
+        distinct = {workload.key: workload for group in groups for workload in group}
         known = {key: self.table.get(key) for key in distinct}
-        tiles = {key: tuple(dict.fromkeys((*self._tiles(work), *known[key]))) for key, work in distinct.items()}
+        tiles = {key: tuple(dict.fromkeys((*self._tiles(workload), *known[key]))) for key, workload in distinct.items()}
         self._complete(groups, {key: each[:1] for key, each in tiles.items()}, known)
         near = {
-            work.key
+            workload.key
             for group in groups
-            for seconds in [[_least(known[work.key]) for work in group]]
-            for work, least in zip(group, seconds, strict=True)
+            for seconds in [[_least(known[workload.key]) for workload in group]]
+            for workload, least in zip(group, seconds, strict=True)
             if least <= WITHIN_REACH * min(seconds)
         }
         self._complete(groups, {key: each if key in near else () for key, each in tiles.items()}, known)
         best = {key: _best([known[key][tile] for tile in tiles[key] if tile in known[key]]) for key in distinct}
         self.used.update(best)
-        return [[best[work.key] for work in group] for group in groups]
+        return [[best[workload.key] for workload in group] for group in groups]
 
     def _complete(
         self,
-        groups: Sequence[Sequence[Work]],
+        groups: Sequence[Sequence[Workload]],
         tiles: Mapping[str, Sequence[str]],
         known: Mapping[str, dict[str, Timing]],
     ) -> None:
@@ -100,19 +100,21 @@ class MeasuredCosts(CostModel):
         missing: list[_Missing] = []
         asked: set[str] = set()
         for group in groups:
-            fresh = {work.key: work for work in group if work.key not in asked}
+            fresh = {workload.key: workload for workload in group if workload.key not in asked}
             asked |= set(fresh)
-            wanted = [(work, tile) for key, work in fresh.items() for tile in tiles[key] if tile not in known[key]]
+            wanted = [
+                (workload, tile) for key, workload in fresh.items() for tile in tiles[key] if tile not in known[key]
+            ]
             if wanted:
-                before = [(work, timing) for work in fresh.values() for timing in known[work.key].values()]
+                before = [(workload, timing) for workload in fresh.values() for timing in known[workload.key].values()]
                 reference = min(before, key=lambda pair: pair[1].seconds, default=None)
                 missing.append(_Missing(wanted, reference, set(fresh)))
         found = self.measure([asking.pairs for asking in missing]) if missing else ()
         for asking, timings in zip(missing, found, strict=True):
             slower = asking.slower(timings)
             rows = [
-                (work.key, timing.scaled(1 / max(slower, 1.0)))
-                for (work, _), timing in zip(asking.wanted, timings, strict=False)
+                (workload.key, timing.scaled(1 / max(slower, 1.0)))
+                for (workload, _), timing in zip(asking.wanted, timings, strict=False)
                 if timing is not None
             ]
             self.measured += len(rows)
@@ -127,12 +129,12 @@ class MeasuredCosts(CostModel):
 class _Missing:
     """What is to be measured of a group, beside the fastest of what is known of it."""
 
-    wanted: list[tuple[Work, str]]
-    reference: tuple[Work, Timing] | None
+    wanted: list[tuple[Workload, str]]
+    reference: tuple[Workload, Timing] | None
     keys: set[str]
 
     @property
-    def pairs(self) -> list[tuple[Work, str]]:
+    def pairs(self) -> list[tuple[Workload, str]]:
         """Works and tiles, the reference last."""
         return self.wanted if self.reference is None else [*self.wanted, (self.reference[0], self.reference[1].tile)]
 
@@ -151,7 +153,7 @@ class RecordedCosts(CostModel):
         super().__init__(machine, estimate)
         self._record, self._source = record, source
 
-    def timings(self, groups: Sequence[Sequence[Work]]) -> list[list[Timing | None]]:
+    def timings(self, groups: Sequence[Sequence[Workload]]) -> list[list[Timing | None]]:
         """As recorded.
 
         Raises:
@@ -159,14 +161,14 @@ class RecordedCosts(CostModel):
         """
         found: list[list[Timing | None]] = []
         for group in groups:
-            for work in group:
-                if work.key not in self._record:
+            for workload in group:
+                if workload.key not in self._record:
                     raise GraphoptError(
-                        f"{self._source} holds no cost of a {work.op_type} on {list(work.operands[0].shape)}: it was "
-                        "built from another model or by another version; leave --costs out"
+                        f"{self._source} holds no cost of a {workload.op_type} on {list(workload.operands[0].shape)}: "
+                        "it was built from another model or by another version; leave --costs out"
                     )
-                self.used[work.key] = self._record[work.key]
-            found.append([self._record[work.key] for work in group])
+                self.used[workload.key] = self._record[workload.key]
+            found.append([self._record[workload.key] for workload in group])
         return found
 
 

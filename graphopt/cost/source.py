@@ -10,7 +10,7 @@ from graphopt.artifact import open_artifact
 from graphopt.cost.model import CostModel, MeasuredCosts, RecordedCosts
 from graphopt.cost.roofline import Machine
 from graphopt.cost.table import Context, CostTable, default_path
-from graphopt.cost.work import Timing, Work
+from graphopt.cost.workload import Timing, Workload
 from graphopt.errors import ArtifactError, GraphoptError
 
 MEASURED, ROOFLINE = "measured", "roofline"
@@ -28,14 +28,14 @@ class Costed(Protocol):
     def describe(self) -> dict[str, Any]:
         """The manifest's `target`: name, architecture and the features a processor must have."""
 
-    def estimate(self, work: Work, units: str) -> float | None:
-        """Seconds of `work`, as `graphopt.cost.model.Estimate` describes."""
+    def estimate(self, workload: Workload, units: str) -> float | None:
+        """Seconds of `workload`, as `graphopt.cost.model.Estimate` describes."""
 
-    def tiles(self, work: Work) -> Sequence[str]:
-        """The tiles that the kernel of `work` may use, the best by estimate first."""
+    def tiles(self, workload: Workload) -> Sequence[str]:
+        """The tiles that the kernel of `workload` may use, the best by estimate first."""
 
     def measure(
-        self, groups: Sequence[Sequence[tuple[Work, str]]], progress: Callable[[str], None] | None = None
+        self, groups: Sequence[Sequence[tuple[Workload, str]]], progress: Callable[[str], None] | None = None
     ) -> Sequence[Sequence[Timing | None]]:
         """Seconds of every (work, tile) here, those of a group interleaved; None where it cannot be built."""
 
@@ -71,7 +71,7 @@ def open_costs(
             note(f"costs are measured on {facts['gpu']}")
         table = CostTable(default_path(), Context.of(facts))
 
-        def measure(groups: Sequence[Sequence[tuple[Work, str]]]) -> Sequence[Sequence[Timing | None]]:
+        def measure(groups: Sequence[Sequence[tuple[Workload, str]]]) -> Sequence[Sequence[Timing | None]]:
             found = backend.measure(groups, progress)
             if note is not None and found and not any(timing is not None for group in found for timing in group):
                 note(f"none of {sum(map(len, found))} kernels could be measured: their costs are estimates")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graphopt.cost.work import Timing
+from graphopt.cost.workload import Timing
 from graphopt.errors import GraphoptError
 
 _SCHEMA = """

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.cost.work import Plan
+from graphopt.cost.workload import Plan
 from graphopt.distributed.partition import Part
 from graphopt.errors import GraphoptError
 from graphopt.graph.analysis import static_type

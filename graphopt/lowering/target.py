@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.cost.source import Costed
-from graphopt.cost.work import Plan, Work
+from graphopt.cost.workload import Plan, Workload
 from graphopt.program.program import KernelCall, Value
 
 
@@ -66,5 +66,5 @@ class Target(Costed, Protocol):
     def library(self, functions: Mapping[str, Any]) -> bytes:
         """All functions in one file, each under its symbol: a shared library, or kernels for a device."""
 
-    def wide_tiles(self, work: Work) -> Sequence[str]:
-        """All tiles that the kernel of `work` could use, for tuning; none where there is nothing to tune."""
+    def wide_tiles(self, workload: Workload) -> Sequence[str]:
+        """All tiles that the kernel of `workload` could use, for tuning; none where there is nothing to tune."""

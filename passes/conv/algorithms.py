@@ -10,7 +10,7 @@ from enum import StrEnum
 from graphopt.cost import roofline as costs
 from graphopt.cost.model import CostModel
 from graphopt.cost.roofline import ConvShape, Machine
-from graphopt.cost.work import AttributeValue, Operand, Work
+from graphopt.cost.workload import AttributeValue, Operand, Workload
 from graphopt.passes.conv.forms import ConvNode, winograd_form
 
 
@@ -80,7 +80,7 @@ class Candidate:
     reads: int
     writes: int
     seconds: float
-    work: Work
+    workload: Workload
     error: float
     """Relative, of rounding."""
     reason: str = ""
@@ -101,11 +101,11 @@ def candidates(conv: ConvNode, model: CostModel, limits: Limits, allowed: tuple[
         if algorithm is Algorithm.PLANAR and not any(candidate.possible for candidate in found):
             reason = ""
         error = relative_error(algorithm, conv.shape.c // conv.shape.group, (conv.shape.kh, conv.shape.kw))
-        for reads, writes, roofline, work in _forms(algorithm, conv, model.machine, limits.block):
-            seconds = math.inf if reason else model.estimated(work, roofline, conv.units)
-            work = replace(work, units=conv.units)
+        for reads, writes, roofline, workload in _forms(algorithm, conv, model.machine, limits.block):
+            seconds = math.inf if reason else model.estimated(workload, roofline, conv.units)
+            workload = replace(workload, units=conv.units)
             why = reason or ("" if seconds < math.inf else "the target has no kernel for it")
-            found.append(Candidate(algorithm, reads, writes, seconds, work, error, why))
+            found.append(Candidate(algorithm, reads, writes, seconds, workload, error, why))
     return found
 
 
@@ -188,7 +188,7 @@ def _against_workspace(nbytes: int, limits: Limits) -> str:
 
 def _forms(
     algorithm: Algorithm, conv: ConvNode, machine: Machine, block: int
-) -> Iterator[tuple[int, int, float, Work]]:
+) -> Iterator[tuple[int, int, float, Workload]]:
     """(layout read, layout written, estimated seconds, work) of the ways to compute `algorithm`."""
     s = conv.shape
     if algorithm is Algorithm.BLOCKED:
@@ -230,44 +230,44 @@ def _blocked_ends(conv: ConvNode, in_block: int, block: int) -> tuple[tuple[int,
     return x, Operand((blocks, block), dtype, True), (s.n, blocks, s.oh, s.ow, block)
 
 
-def blocked_work(conv: ConvNode, in_block: int, block: int) -> Work:
+def blocked_work(conv: ConvNode, in_block: int, block: int) -> Workload:
     """`Conv2dBlocked` of this shape."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, in_block, block)
     w = Operand((_blocks(s.o, block), _blocks(s.c // s.group, in_block), s.kh, s.kw, in_block, block), dtype, True)
     attributes = (*_window(conv), ("group", s.group))
-    return Work("Conv2dBlocked", (Operand(x, dtype), w, bias), y, attributes)
+    return Workload("Conv2dBlocked", (Operand(x, dtype), w, bias), y, attributes)
 
 
-def depthwise_work(conv: ConvNode, block: int) -> Work:
+def depthwise_work(conv: ConvNode, block: int) -> Workload:
     """`DepthwiseConv2dBlocked` of this shape."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, block, block)
     w = Operand((_blocks(s.c, block), s.kh, s.kw, block), dtype, True)
-    return Work("DepthwiseConv2dBlocked", (Operand(x, dtype), w, bias), y, _window(conv))
+    return Workload("DepthwiseConv2dBlocked", (Operand(x, dtype), w, bias), y, _window(conv))
 
 
-def winograd_work(conv: ConvNode, m: int, block: int) -> Work:
+def winograd_work(conv: ConvNode, m: int, block: int) -> Workload:
     """`Conv2dWinograd` or `Conv2dWinogradAxis` of this shape."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, block, block)
     taps = costs.winograd_taps(s, m)
     u = Operand((taps[0] * taps[1], _blocks(s.o, block), _blocks(s.c, block), block, block), dtype, True)
     op_type, attributes = winograd_form(conv, m)
-    return Work(op_type, (Operand(x, dtype), u, bias), y, tuple(attributes.items()))
+    return Workload(op_type, (Operand(x, dtype), u, bias), y, tuple(attributes.items()))
 
 
-def fft_work(conv: ConvNode, n: int, block: int) -> Work:
+def fft_work(conv: ConvNode, n: int, block: int) -> Workload:
     """`Conv2dFft` of this shape with n x n transforms."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, block, block)
     blocks = (_blocks(s.o // s.group, block), _blocks(s.c // s.group, block))
     u = Operand((costs.fft_taps(n) * s.group, *blocks, block, block), dtype, True)
     attributes = (("tile", n), ("kernel_shape", (s.kh, s.kw)), ("pads", conv.pads), ("group", s.group))
-    return Work("Conv2dFft", (Operand(x, dtype), u, bias), y, attributes)
+    return Workload("Conv2dFft", (Operand(x, dtype), u, bias), y, attributes)
 
 
-def im2col_work(conv: ConvNode) -> Work:
+def im2col_work(conv: ConvNode) -> Workload:
     """`Conv2dIm2col` of this shape."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     operands = (
@@ -276,10 +276,10 @@ def im2col_work(conv: ConvNode) -> Work:
         Operand((s.o,), dtype, True),
     )
     attributes = (*_window(conv), ("kernel_shape", (s.kh, s.kw)))
-    return Work("Conv2dIm2col", operands, (s.n, s.o, s.oh, s.ow), attributes)
+    return Workload("Conv2dIm2col", operands, (s.n, s.o, s.oh, s.ow), attributes)
 
 
-def planar_work(conv: ConvNode) -> Work:
+def planar_work(conv: ConvNode) -> Workload:
     """The standard `Conv` of this shape."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     operands = (
@@ -287,4 +287,4 @@ def planar_work(conv: ConvNode) -> Work:
         Operand((s.o, s.c // s.group, s.kh, s.kw), dtype, True),
         Operand((s.o,), dtype, True),
     )
-    return Work("Conv", operands, (s.n, s.o, s.oh, s.ow), (*_window(conv), ("group", s.group)), domain="")
+    return Workload("Conv", operands, (s.n, s.o, s.oh, s.ow), (*_window(conv), ("group", s.group)), domain="")

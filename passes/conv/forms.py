@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.cost.roofline import ConvShape
-from graphopt.cost.work import PRECISION, TILE
+from graphopt.cost.workload import PRECISION, TILE
 from graphopt.graph.edit import AttributeValue, Editor
 from graphopt.ops import DOMAIN
 from graphopt.ops.conv import pack_bias, pack_conv_weight, pack_depthwise_weight

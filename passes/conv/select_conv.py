@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from graphopt.cost.model import CostModel
 from graphopt.cost.roofline import ConvShape
-from graphopt.cost.work import TILE as TILE_KEY
+from graphopt.cost.workload import TILE as TILE_KEY
 from graphopt.graph.edit import Editor, array_of, dims, ints, is_op
 from graphopt.ops import MINIMUM_OPSET
 from graphopt.passes.conv.algorithms import PLANAR_LAYOUT, PLANES, TILE, Algorithm, Candidate, Limits, candidates
@@ -120,7 +120,7 @@ class SelectConv(Pass):
         limits = Limits(self.lanes, self.max_workspace, self.max_error)
         found = {node: candidates(conv, self.costs, limits, self.algorithms) for node, conv in convolutions.items()}
         groups = {node: _worth_measuring(each, self.prune) for node, each in found.items()}
-        timings = self.costs.timings([[c.work for c in group] for group in groups.values()])
+        timings = self.costs.timings([[c.workload for c in group] for group in groups.values()])
         for (node, group), timed in zip(groups.items(), timings, strict=True):
             measured = {c: t for c, t in zip(group, timed, strict=True) if t is not None}
             if not measured:
@@ -168,7 +168,7 @@ def _emit(editor: Editor, conv: ConvNode, chosen: Candidate, lanes: int) -> None
     elif chosen.algorithm in TILE:
         emit_winograd(editor, conv, TILE[chosen.algorithm], lanes, chosen.tile)
     elif chosen.algorithm is Algorithm.FFT:
-        size = dict(chosen.work.attributes)["tile"]
+        size = dict(chosen.workload.attributes)["tile"]
         assert isinstance(size, int)
         emit_fft(editor, conv, size, lanes, chosen.tile)
     elif chosen.algorithm is Algorithm.IM2COL:

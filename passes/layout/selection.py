@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt.cost import roofline as costs
 from graphopt.cost.model import CostModel
-from graphopt.cost.work import Operand, Work
+from graphopt.cost.workload import Operand, Workload
 from graphopt.graph.edit import dims
 from graphopt.ops.layout import blocks
 from graphopt.passes.layout.blockable import BINARY, POOLS, SINGLE, Form, border, form_of, is_among, padded_bytes
@@ -117,14 +117,14 @@ def _conversions(
     for value, timings in zip(values, model.timings(groups), strict=True):
         roofline = costs.transform(model.machine, padded_bytes(value, block))
         to_blocked, to_planar = (
-            model.estimated(work, roofline) if t is None else t.seconds
-            for work, t in zip(_conversion_works(value, block), timings or (None, None), strict=True)
+            model.estimated(workload, roofline) if t is None else t.seconds
+            for workload, t in zip(_conversion_works(value, block), timings or (None, None), strict=True)
         )
         found.append((to_blocked, to_planar))
     return found
 
 
-def _conversion_works(value: ir.Value, block: int) -> tuple[Work, Work]:
+def _conversion_works(value: ir.Value, block: int) -> tuple[Workload, Workload]:
     shape = dims(value)
     assert shape is not None
     assert value.dtype is not None
@@ -132,8 +132,8 @@ def _conversion_works(value: ir.Value, block: int) -> tuple[Work, Work]:
     dtype = str(value.dtype.numpy())
     blocked = (n, blocks(c, block), h, w, block)
     return (
-        Work("ToBlocked", (Operand(shape, dtype),), blocked, (("block", block),)),
-        Work("FromBlocked", (Operand(blocked, dtype),), shape, (("channels", c),)),
+        Workload("ToBlocked", (Operand(shape, dtype),), blocked, (("block", block),)),
+        Workload("FromBlocked", (Operand(blocked, dtype),), shape, (("channels", c),)),
     )
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.cost.work import PRECISION
+from graphopt.cost.workload import PRECISION
 from graphopt.graph.constness import constant_tensor, is_constant
 from graphopt.graph.edit import Editor, is_op
 from graphopt.graph.opsets import BFLOAT16_OPSET

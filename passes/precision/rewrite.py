@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.cost.work import PRECISION
+from graphopt.cost.workload import PRECISION
 from graphopt.graph.edit import Editor, array_of
 from graphopt.passes.precision.nodes import is_mask, lowest_mask, only_masks, rounded
 from graphopt.passes.precision.view import View

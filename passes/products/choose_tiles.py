@@ -8,8 +8,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.cost.model import CostModel
-from graphopt.cost.node_work import work_of
-from graphopt.cost.work import TILE
+from graphopt.cost.node_workload import workload_of
+from graphopt.cost.workload import TILE
 from graphopt.graph.edit import is_op
 from graphopt.pipeline.pass_base import Choice, Pass, PassResult
 
@@ -36,14 +36,16 @@ class ChooseTiles(Pass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Mark the main graph; every product that was measured gets a Choice."""
-        works = {
-            node: work
+        workloads = {
+            node: workload
             for node in model.graph
-            if is_op(node, *PRODUCTS) and TILE not in node.metadata_props and (work := work_of(node)) is not None
+            if is_op(node, *PRODUCTS)
+            and TILE not in node.metadata_props
+            and (workload := workload_of(node)) is not None
         }
-        timings = self.costs.timings([[work] for work in works.values()])
+        timings = self.costs.timings([[workload] for workload in workloads.values()])
         choices, modified = [], False
-        for node, (timing,) in zip(works, timings, strict=True):
+        for node, (timing,) in zip(workloads, timings, strict=True):
             if timing is None:
                 continue
             choices.append(Choice(str(node.name), "gemm", timing.seconds, (), timing.tile, True))

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from tvm import relax
 from tvm.relax.utils import gen_call_tir_inputs
 
-from graphopt.cost.work import PRECISION, TILE
+from graphopt.cost.workload import PRECISION, TILE
 from graphopt.graph.analysis import static_type
 from graphopt.graph.constness import constant_tensor, is_constant, tensor_of
 

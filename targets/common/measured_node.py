@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.cost.work import PRECISION, TILE, Timing, Work
+from graphopt.cost.workload import PRECISION, TILE, Timing, Workload
 from graphopt.graph.constness import is_constant
 from graphopt.graph.opsets import BFLOAT16_OPSET, OPSET
 from graphopt.lowering.target import Lowered, Target
@@ -16,40 +16,40 @@ from graphopt.ops import DOMAIN, VERSION
 Progress = Callable[[str], None]
 
 
-def node_of(work: Work, tile: str = "", seed: int = 0) -> ir.Node:
+def node_of(workload: Workload, tile: str = "", seed: int = 0) -> ir.Node:
     """The ONNX node that a work describes; its constants hold random numbers."""
     generator = np.random.default_rng(seed)
     inputs = []
-    for index, operand in enumerate(work.operands):
+    for index, operand in enumerate(workload.operands):
         dtype = ir.DataType.from_numpy(np.dtype(operand.dtype))
         value = ir.Value(name=f"x{index}", shape=ir.Shape(operand.shape), type=ir.TensorType(dtype))
         if operand.constant:
             array = (generator.standard_normal(operand.shape, dtype=np.float32) * 0.1).astype(operand.dtype)
             value.const_value = ir.tensor(array, name=value.name)
         inputs.append(value)
-    attributes = {name: list(v) if isinstance(v, tuple) else v for name, v in work.attributes}
-    node = ir.node(work.op_type, inputs, attributes, domain=work.domain, name="work")
+    attributes = {name: list(v) if isinstance(v, tuple) else v for name, v in workload.attributes}
+    node = ir.node(workload.op_type, inputs, attributes, domain=workload.domain, name="work")
     node.outputs[0].name = "y"
-    node.outputs[0].shape = ir.Shape(work.shape)
-    node.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(np.dtype(work.operands[0].dtype)))
-    for key, mark in ((TILE, tile), (PRECISION, work.units)):
+    node.outputs[0].shape = ir.Shape(workload.shape)
+    node.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(np.dtype(workload.operands[0].dtype)))
+    for key, mark in ((TILE, tile), (PRECISION, workload.units)):
         if mark:
             node.metadata_props[key] = mark
     return node
 
 
-def opsets_of(work: Work) -> dict[str, int]:
+def opsets_of(workload: Workload) -> dict[str, int]:
     """The opsets of a model that such a node stands in."""
-    narrow = any(operand.dtype == "bfloat16" for operand in work.operands)
+    narrow = any(operand.dtype == "bfloat16" for operand in workload.operands)
     return {"": BFLOAT16_OPSET if narrow else OPSET, DOMAIN: VERSION}
 
 
-def lowered_alone(target: Target, work: Work, tile: str, prefix: str) -> Lowered | None:
+def lowered_alone(target: Target, workload: Workload, tile: str, prefix: str) -> Lowered | None:
     """The kernels of a work with a tile; None where it has none."""
-    node = node_of(work, tile)
+    node = node_of(workload, tile)
     inputs = [value for value in node.inputs if value is not None and not is_constant(value)]
     try:
-        return target.lower([node], inputs, list(node.outputs), opsets_of(work), prefix)
+        return target.lower([node], inputs, list(node.outputs), opsets_of(workload), prefix)
     except Exception:  # noqa: BLE001  TVM raises anything; a candidate that cannot be lowered is no candidate
         return None
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.cost.work import Timing, Work
+from graphopt.cost.workload import Timing, Workload
 from graphopt.lowering.target import Lowered, Target
 from graphopt.program.program import Place
 from graphopt.runtime.devices import library
@@ -35,13 +35,13 @@ SMALL_CONSTANT = 4096
 
 
 def measure(
-    groups: Sequence[Sequence[tuple[Work, str]]], target: Target, threads: int, progress: Progress | None = None
+    groups: Sequence[Sequence[tuple[Workload, str]]], target: Target, threads: int, progress: Progress | None = None
 ) -> list[list[Timing | None]]:
     """Time every (work, tile); those of one group are interleaved. None where a kernel cannot be built."""
     if progress is not None:
         progress(f"building {sum(map(len, groups))} kernels to measure")
     lowered = [
-        [lowered_alone(target, work, tile, f"g{i}_{j}_") for j, (work, tile) in enumerate(g)]
+        [lowered_alone(target, workload, tile, f"g{i}_{j}_") for j, (workload, tile) in enumerate(g)]
         for i, g in enumerate(groups)
     ]
     built = [item for group in lowered for item in group if item is not None]
@@ -55,7 +55,7 @@ def measure(
 
 
 def _measure_all(
-    groups: Sequence[Sequence[tuple[Work, str]]],
+    groups: Sequence[Sequence[tuple[Workload, str]]],
     lowered: Sequence[Sequence[Lowered | None]],
     load: Callable[[str], Callable[..., Any]],
     threads: int,

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graphopt import disk_cache
 from graphopt.cost.roofline import Machine
-from graphopt.cost.work import Timing, Work
+from graphopt.cost.workload import Timing, Workload
 from graphopt.lowering.target import Lowered
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices import library
@@ -56,7 +56,7 @@ class CpuTarget:
         lanes = self.cpu.lanes()
         return Machine(vector_lanes=lanes, cores=self.cpu.cores)
 
-    def estimate(self, work: Work, units: str) -> float | None:
+    def estimate(self, workload: Workload, units: str) -> float | None:
         """None: the roofline's rates are those of CPUs."""
         return None
 
@@ -103,16 +103,16 @@ class CpuTarget:
         """Compile and link."""
         return self._builder.library(functions)
 
-    def tiles(self, work: Work) -> tuple[str, ...]:
+    def tiles(self, workload: Workload) -> tuple[str, ...]:
         """As `targets.tiles` lists them."""
-        return tiles.tiles(work, self.cpu)
+        return tiles.tiles(workload, self.cpu)
 
-    def wide_tiles(self, work: Work) -> tuple[str, ...]:
+    def wide_tiles(self, workload: Workload) -> tuple[str, ...]:
         """As `targets.tiles` lists them."""
-        return tiles.wide(work, self.cpu)
+        return tiles.wide(workload, self.cpu)
 
     def measure(
-        self, groups: Sequence[Sequence[tuple[Work, str]]], progress: Callable[[str], None] | None = None
+        self, groups: Sequence[Sequence[tuple[Workload, str]]], progress: Callable[[str], None] | None = None
     ) -> list[list[Timing | None]]:
         """Time on as many threads as the code is generated for."""
         return measure.measure(groups, self, self.cpu.cores, progress)

@@ -5,97 +5,97 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from graphopt.cost.work import Work
+from graphopt.cost.workload import Workload
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.cpu.kernels import gemm
 from graphopt.targets.cpu.kernels.conv import direct, winograd_fused
 from graphopt.targets.cpu.machine import CpuMachine
 
-Space = Callable[[Work, CpuMachine], tuple[str, ...]]
+Space = Callable[[Workload, CpuMachine], tuple[str, ...]]
 
 DEFAULT = ("",)
 
 
-def _direct(work: Work, machine: CpuMachine) -> tuple[str, ...]:
+def _direct(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:
     """Of `Conv2dBlocked`."""
-    attributes = dict(work.attributes)
+    attributes = dict(workload.attributes)
     group = attributes.get("group", 1)
-    co, _, kh, kw, _, _ = work.operands[1].shape
+    co, _, kh, kw, _, _ = workload.operands[1].shape
     assert isinstance(group, int)
-    n, _, rows, columns, _ = work.shape
+    n, _, rows, columns, _ = workload.shape
     flat = (kh, kw) == (1, 1) and attributes.get("strides", (1, 1)) == (1, 1)
-    weight_bytes = math.prod(work.operands[1].shape) * ITEM_BYTES[work.operands[1].dtype]
+    weight_bytes = math.prod(workload.operands[1].shape) * ITEM_BYTES[workload.operands[1].dtype]
     width = rows * columns if flat else columns
     return tuple(map(str, direct.tiles(width, co // group, machine, weight_bytes, flat, n)))
 
 
-def _winograd(work: Work, machine: CpuMachine) -> tuple[str, ...]:
+def _winograd(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:
     """Of `Conv2dWinograd` and `Conv2dWinogradAxis`."""
-    m, out = _winograd_plane(work)
-    taps, co, ci, _, _ = work.operands[1].shape
-    itemsize = ITEM_BYTES[work.operands[0].dtype]
-    return tuple(map(str, winograd_fused.tiles(out, m, taps, ci, co, work.shape[0], machine, itemsize)))
+    m, out = _winograd_plane(workload)
+    taps, co, ci, _, _ = workload.operands[1].shape
+    itemsize = ITEM_BYTES[workload.operands[0].dtype]
+    return tuple(map(str, winograd_fused.tiles(out, m, taps, ci, co, workload.shape[0], machine, itemsize)))
 
 
-def _every_winograd(work: Work, machine: CpuMachine) -> tuple[str, ...]:
-    m, out = _winograd_plane(work)
-    return tuple(map(str, winograd_fused.every_tile(out, m, work.operands[1].shape[1], machine)))
+def _every_winograd(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:
+    m, out = _winograd_plane(workload)
+    return tuple(map(str, winograd_fused.every_tile(out, m, workload.operands[1].shape[1], machine)))
 
 
-def _winograd_plane(work: Work) -> tuple[tuple[int, int], tuple[int, int]]:
+def _winograd_plane(workload: Workload) -> tuple[tuple[int, int], tuple[int, int]]:
     """Rows and columns of an output tile, and of the output."""
-    attributes = dict(work.attributes)
+    attributes = dict(workload.attributes)
     m, axis = attributes["m"], attributes.get("axis")
     assert isinstance(m, int)
-    return (1 if axis == 3 else m, 1 if axis == 2 else m), (work.shape[2], work.shape[3])
+    return (1 if axis == 3 else m, 1 if axis == 2 else m), (workload.shape[2], workload.shape[3])
 
 
-def _extents(work: Work) -> tuple[int, int, int] | None:
-    """(M, N, K) of the product that the kernel of `work` computes (per group, per batch); None where it is no product.
+def _extents(workload: Workload) -> tuple[int, int, int] | None:
+    """(M, N, K) of the product that the kernel of `workload` computes, per group and batch; None where it is none.
 
     They rank the tiles; the kernel computes the same with any.
     """
-    if work.operands[0].dtype not in ("float16", "bfloat16", "float32", "float64"):
+    if workload.operands[0].dtype not in ("float16", "bfloat16", "float32", "float64"):
         return None
-    attributes = dict(work.attributes)
-    x, w = work.operands[0].shape, work.operands[1].shape
-    if 0 in (*x, *w, *work.shape):
+    attributes = dict(workload.attributes)
+    x, w = workload.operands[0].shape, workload.operands[1].shape
+    if 0 in (*x, *w, *workload.shape):
         return None
-    if work.op_type == "MatMul":
+    if workload.op_type == "MatMul":
         if len(x) < 2 or len(w) < 2:
             return None
         if math.prod(w[:-2]) == 1:
             return math.prod(x[:-1]), w[-1], x[-1]
         return (x[-2], w[-1], x[-1]) if x[:-2] == w[:-2] else None
-    if work.op_type == "Gemm":
+    if workload.op_type == "Gemm":
         m, k = reversed(x) if attributes.get("transA") else x
         return m, w[0] if attributes.get("transB") else w[1], k
     group = attributes.get("group", 1)
     assert isinstance(group, int)
-    depth, positions, kernel = math.prod(w[1:]), math.prod(work.shape[2:]), w[2:] or attributes.get("kernel_shape")
+    depth, positions, kernel = math.prod(w[1:]), math.prod(workload.shape[2:]), w[2:] or attributes.get("kernel_shape")
     if group == 1 and positions == 1 and kernel == x[2:]:
-        return x[0], work.shape[1], depth
-    return work.shape[1] // group, positions, depth
+        return x[0], workload.shape[1], depth
+    return workload.shape[1] // group, positions, depth
 
 
-def _product(work: Work, machine: CpuMachine) -> tuple[str, ...]:
+def _product(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:
     """Of what becomes a matrix product; the kernel's own choice, the best estimate, is spelled by nothing."""
-    extents = _extents(work)
+    extents = _extents(workload)
     if extents is None:
         return DEFAULT
-    return ("", *map(str, gemm.tiles(*extents, machine, _computed(work))[1:]))
+    return ("", *map(str, gemm.tiles(*extents, machine, _computed(workload))[1:]))
 
 
-def _every_product(work: Work, machine: CpuMachine) -> tuple[str, ...]:
-    extents = _extents(work)
+def _every_product(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:
+    extents = _extents(workload)
     if extents is None:
         return ()
-    return ("", *map(str, gemm.every_tile(*extents[:2], machine, _computed(work))))
+    return ("", *map(str, gemm.every_tile(*extents[:2], machine, _computed(workload))))
 
 
-def _computed(work: Work) -> str:
+def _computed(workload: Workload) -> str:
     """The dtype that the sums have: halves are computed in single precision."""
-    dtype = work.operands[0].dtype
+    dtype = workload.operands[0].dtype
     return "float32" if dtype in ("float16", "bfloat16") else dtype
 
 
@@ -121,13 +121,13 @@ WIDE: dict[tuple[str, str], Space] = {
 """The same, every tile that the kernel can be built with."""
 
 
-def tiles(work: Work, machine: CpuMachine) -> tuple[str, ...]:
+def tiles(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:
     """Spellings of the tiles; a single empty one, the kernel's own choice, where there is nothing to choose."""
-    space = SPACES.get((work.domain, work.op_type))
-    return DEFAULT if space is None else space(work, machine) or DEFAULT
+    space = SPACES.get((workload.domain, workload.op_type))
+    return DEFAULT if space is None else space(workload, machine) or DEFAULT
 
 
-def wide(work: Work, machine: CpuMachine) -> tuple[str, ...]:
+def wide(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:
     """Spellings of all tiles; none where there is nothing to choose."""
-    space = WIDE.get((work.domain, work.op_type))
-    return () if space is None else space(work, machine)
+    space = WIDE.get((workload.domain, workload.op_type))
+    return () if space is None else space(workload, machine)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm import tirx
 
-from graphopt.cost.work import Work
+from graphopt.cost.workload import Workload
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.converters.base import HALVES
 from graphopt.targets.gpu.devices import Device
@@ -79,76 +79,76 @@ class Estimates:
         self.device = device
         self._known: dict[tuple[Shape, str | None], float] = {}
 
-    def seconds(self, work: Work, units: str = "") -> float | None:
-        """Seconds of `work`, whose products may use `units`; infinity where there is no kernel, None if not known."""
+    def seconds(self, workload: Workload, units: str = "") -> float | None:
+        """Seconds of `workload`, whose products may use `units`; infinity without a kernel, None if not known."""
         known = {
             "Conv": self._planar,
             "Conv2dBlocked": self._blocked,
             "Conv2dWinograd": self._winograd,
             "DepthwiseConv2dBlocked": self._depthwise,
         }
-        if 0 in work.shape or any(0 in operand.shape for operand in work.operands):
+        if 0 in workload.shape or any(0 in operand.shape for operand in workload.operands):
             return LAUNCH
-        if work.op_type in ("ToBlocked", "FromBlocked"):
-            return LAUNCH + self._moved(work)
-        if work.op_type in ("Conv2dIm2col", "Conv2dFft", "Conv2dWinogradAxis"):
+        if workload.op_type in ("ToBlocked", "FromBlocked"):
+            return LAUNCH + self._moved(workload)
+        if workload.op_type in ("Conv2dIm2col", "Conv2dFft", "Conv2dWinogradAxis"):
             return math.inf
-        found = known.get(work.op_type)
-        return None if found is None else found(work, units)
+        found = known.get(workload.op_type)
+        return None if found is None else found(workload, units)
 
-    def _moved(self, work: Work) -> float:
+    def _moved(self, workload: Workload) -> float:
         """Seconds to read the operands and write the result once."""
-        size = ITEM_BYTES[work.operands[0].dtype]
-        elements = math.prod(work.shape) + sum(math.prod(operand.shape) for operand in work.operands)
+        size = ITEM_BYTES[workload.operands[0].dtype]
+        elements = math.prod(workload.shape) + sum(math.prod(operand.shape) for operand in workload.operands)
         return elements * size / (REACHED_BANDWIDTH * self.device.bandwidth)
 
     def _threads(self, elements: float) -> float:
         """Seconds to find so many elements."""
         return elements * ADDRESS / (self.device.multiprocessors * INSTRUCTIONS * CLOCK)
 
-    def _planar(self, work: Work, units: str) -> float:
-        attributes = dict(work.attributes)
-        groups, dtype = int(str(attributes["group"])), work.operands[0].dtype
-        deep, kernel = work.operands[1].shape[1], work.operands[1].shape[2:]
-        images, channels, *out = work.shape
+    def _planar(self, workload: Workload, units: str) -> float:
+        attributes = dict(workload.attributes)
+        groups, dtype = int(str(attributes["group"])), workload.operands[0].dtype
+        deep, kernel = workload.operands[1].shape[1], workload.operands[1].shape[2:]
+        images, channels, *out = workload.shape
         depth, positions, rows = deep * math.prod(kernel), math.prod(out), channels // groups
         if depth <= 64 and rows == 1:
-            return LAUNCH + max(self._moved(work), self._threads(math.prod(work.shape) * depth))
+            return LAUNCH + max(self._moved(workload), self._threads(math.prod(workload.shape) * depth))
         wide = VECTOR // ITEM_BYTES[dtype]
-        flat = math.prod(kernel) == 1 and attributes["strides"] == (1,) * len(kernel) and not any(_pads(work))
+        flat = math.prod(kernel) == 1 and attributes["strides"] == (1,) * len(kernel) and not any(_pads(workload))
         loads = rows % wide == 0, flat and positions % wide == 0
         shape = Shape(images * groups, rows, positions, depth, dtype, loads)
-        return LAUNCH + max(self._moved(work), self._product(shape, units))
+        return LAUNCH + max(self._moved(workload), self._product(shape, units))
 
-    def _blocked(self, work: Work, units: str) -> float:
-        groups, dtype = int(str(dict(work.attributes)["group"])), work.operands[0].dtype
-        blocks, deep, *kernel, lanes, b = work.operands[1].shape
-        images, _, height, width, _ = work.shape
+    def _blocked(self, workload: Workload, units: str) -> float:
+        groups, dtype = int(str(dict(workload.attributes)["group"])), workload.operands[0].dtype
+        blocks, deep, *kernel, lanes, b = workload.operands[1].shape
+        images, _, height, width, _ = workload.shape
         pixels, depth = images * height * width, deep * math.prod(kernel) * lanes
         wide = lanes % (VECTOR // ITEM_BYTES[dtype]) == 0
         shape = Shape(groups, pixels, blocks // groups * b, depth, dtype, (wide, True))
-        return LAUNCH + max(self._moved(work), self._product(shape, units))
+        return LAUNCH + max(self._moved(workload), self._product(shape, units))
 
-    def _winograd(self, work: Work, units: str) -> float:
+    def _winograd(self, workload: Workload, units: str) -> float:
         """Two transforms, which read and write, and a product that is plain on both sides."""
-        x, u = work.operands[:2]
+        x, u = workload.operands[:2]
         taps, blocks, deep, lanes, b = u.shape
-        images, _, height, width, _ = work.shape
+        images, _, height, width, _ = workload.shape
         m = math.isqrt(taps) - 2
         tiles = images * -(-height // m) * -(-width // m)
         size = ITEM_BYTES[x.dtype]
         read, written = taps * tiles * deep * lanes, taps * tiles * blocks * b
         speed = REACHED_BANDWIDTH * self.device.bandwidth
-        transforms = (math.prod(x.shape) + read + written + math.prod(work.shape)) * size / speed
+        transforms = (math.prod(x.shape) + read + written + math.prod(workload.shape)) * size / speed
         transforms = max(transforms, self._threads((read + written) / 8))  # some instructions for each of its values
         shape = Shape(taps, tiles, blocks * b, deep * lanes, x.dtype, (True, True))
         memory = (read + written + math.prod(u.shape)) * size / speed
         return 3 * LAUNCH + transforms + max(memory, self._product(shape, ""))
 
-    def _depthwise(self, work: Work, units: str) -> float:
-        taps = math.prod(work.operands[1].shape[1:3])
-        wide = VECTOR // ITEM_BYTES[work.operands[0].dtype]
-        return LAUNCH + max(self._moved(work), self._threads(math.prod(work.shape) * taps / wide))
+    def _depthwise(self, workload: Workload, units: str) -> float:
+        taps = math.prod(workload.operands[1].shape[1:3])
+        wide = VECTOR // ITEM_BYTES[workload.operands[0].dtype]
+        return LAUNCH + max(self._moved(workload), self._threads(math.prod(workload.shape) * taps / wide))
 
     def _product(self, shape: Shape, units: str) -> float:
         """Of the writer that the schedule will choose."""
@@ -173,6 +173,6 @@ class Estimates:
         return self._threads(blocks * shape.k * loads)
 
 
-def _pads(work: Work) -> tuple[int, ...]:
-    pads = dict(work.attributes)["pads"]
+def _pads(workload: Workload) -> tuple[int, ...]:
+    pads = dict(workload.attributes)["pads"]
     return pads if isinstance(pads, tuple) else ()

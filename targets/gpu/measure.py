@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt.cost.work import Timing, Work
+from graphopt.cost.workload import Timing, Workload
 from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.lowering.target import Lowered, Target
 from graphopt.program.check import located
@@ -60,7 +60,7 @@ class Compiles(Target, Protocol):
 
 
 def measure(
-    groups: Sequence[Sequence[tuple[Work, str]]], target: Compiles, device: Device, progress: Progress | None = None
+    groups: Sequence[Sequence[tuple[Workload, str]]], target: Compiles, device: Device, progress: Progress | None = None
 ) -> list[list[Timing | None]]:
     """Time every (work, tile); those of one group are interleaved. None where a kernel cannot be built or loaded.
 
@@ -70,7 +70,7 @@ def measure(
     say = progress or (lambda _: None)
     say(f"building {sum(map(len, groups))} kernels to measure")
     lowered = [
-        [lowered_alone(target, work, tile, f"g{i}_{j}_") for j, (work, tile) in enumerate(g)]
+        [lowered_alone(target, workload, tile, f"g{i}_{j}_") for j, (workload, tile) in enumerate(g)]
         for i, g in enumerate(groups)
     ]
     built = [item for group in lowered for item in group if item is not None]
@@ -84,7 +84,7 @@ def measure(
     warm = False
     for done, (group, items) in enumerate(zip(groups, lowered, strict=True)):
         runners = [None if item is None else _runner(device, item, layouts[id(item)], memory, images) for item in items]
-        ready = [(work, runner) for (work, _), runner in zip(group, runners, strict=True) if runner is not None]
+        ready = [(workload, runner) for (workload, _), runner in zip(group, runners, strict=True) if runner is not None]
         try:
             if ready and not warm:
                 ready[0][1].warm(WARM_SECONDS)
@@ -93,7 +93,7 @@ def measure(
                 runner.prepare()
             found = iter(_interleave(device, [runner for _, runner in ready]))
         except GraphoptError as error:
-            kinds = ", ".join(sorted({work.op_type for work, _ in ready}))
+            kinds = ", ".join(sorted({workload.op_type for workload, _ in ready}))
             raise GraphoptError(f"{error}, while {kinds} was measured; compile with --costs roofline") from error
         results.append(
             [

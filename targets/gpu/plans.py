@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from graphopt.cost.work import Plan
+from graphopt.cost.workload import Plan
 
 _KEY = "graphopt.plan"
 

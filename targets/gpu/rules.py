@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
-from graphopt.cost.work import Plan
+from graphopt.cost.workload import Plan
 from graphopt.targets.common.kernels.blocks import Block, blocks_of
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED

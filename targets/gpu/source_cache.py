@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from graphopt.cost.work import Plan
+from graphopt.cost.workload import Plan
 from graphopt.disk_cache import DiskCache
 from graphopt.program.program import Launch
 from graphopt.targets.common import sources

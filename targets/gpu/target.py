@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graphopt import disk_cache
 from graphopt.cost.roofline import Machine
-from graphopt.cost.work import Timing, Work
+from graphopt.cost.workload import Timing, Workload
 from graphopt.errors import GraphoptError
 from graphopt.graph.opsets import OPSET
 from graphopt.lowering.target import Lowered
@@ -72,9 +72,9 @@ class GpuTarget:
         floats = ("float32", "float64", "float16", "bfloat16") if self.device.cuda else ("float32", "float64")
         return Machine(BLOCK, self.device.multiprocessors, self.device.rates["float32"], self.device.bandwidth, floats)
 
-    def estimate(self, work: Work, units: str) -> float | None:
+    def estimate(self, workload: Workload, units: str) -> float | None:
         """Seconds of convolutions, and of changes between layouts."""
-        return self._estimates.seconds(work, units)
+        return self._estimates.seconds(workload, units)
 
     def describe(self) -> dict[str, Any]:
         """The manifest's `target`."""
@@ -181,15 +181,15 @@ class GpuTarget:
                 break
         return found
 
-    def tiles(self, work: Work) -> tuple[str, ...]:
+    def tiles(self, workload: Workload) -> tuple[str, ...]:
         """As `gpu.tiles` lists them."""
-        if work.key not in self._tiles:
-            self._tiles[work.key] = tiles.tiles(work, self.device, self._unscheduled)
-        return self._tiles[work.key]
+        if workload.key not in self._tiles:
+            self._tiles[workload.key] = tiles.tiles(workload, self.device, self._unscheduled)
+        return self._tiles[workload.key]
 
-    def wide_tiles(self, work: Work) -> tuple[str, ...]:
+    def wide_tiles(self, workload: Workload) -> tuple[str, ...]:
         """As `gpu.tiles` lists them."""
-        return tiles.wide(work, self.device, self._unscheduled)
+        return tiles.wide(workload, self.device, self._unscheduled)
 
     def _unscheduled(self, node: ir.Node) -> Mapping[str, Identity]:
         """The kernels of a node, also those that only constants depend on."""
@@ -198,7 +198,7 @@ class GpuTarget:
         return lowering.lower(imported, _Unscheduled(), "tiles_").functions
 
     def measure(
-        self, groups: Sequence[Sequence[tuple[Work, str]]], progress: Callable[[str], None] | None = None
+        self, groups: Sequence[Sequence[tuple[Workload, str]]], progress: Callable[[str], None] | None = None
     ) -> list[list[Timing | None]]:
         """Time on the device that is here, opened for this alone.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
-from graphopt.cost.work import Work
+from graphopt.cost.workload import Workload
 from graphopt.targets.common.identity import Identity
 from graphopt.targets.common.measured_node import node_of
 from graphopt.targets.gpu import rules
@@ -30,21 +30,21 @@ Kernels = Callable[[ir.Node], Mapping[str, Identity]]
 """The kernels that a target makes of a node, unscheduled."""
 
 
-def tiles(work: Work, device: Device, kernels: Kernels) -> tuple[str, ...]:
+def tiles(workload: Workload, device: Device, kernels: Kernels) -> tuple[str, ...]:
     """Spellings of tiles, the best by estimate first: the empty one, which the schedule takes by itself."""
-    return _spelled(work, device, kernels, FEW, WORTH) or DEFAULT
+    return _spelled(workload, device, kernels, FEW, WORTH) or DEFAULT
 
 
-def wide(work: Work, device: Device, kernels: Kernels) -> tuple[str, ...]:
+def wide(workload: Workload, device: Device, kernels: Kernels) -> tuple[str, ...]:
     """Spellings of all tiles; none where there is nothing to choose."""
-    return _spelled(work, device, kernels, None, float("inf"))
+    return _spelled(workload, device, kernels, None, float("inf"))
 
 
-def _spelled(work: Work, device: Device, kernels: Kernels, count: int | None, worth: float) -> tuple[str, ...]:
-    if (work.domain, work.op_type) not in PRODUCTS:
+def _spelled(workload: Workload, device: Device, kernels: Kernels, count: int | None, worth: float) -> tuple[str, ...]:
+    if (workload.domain, workload.op_type) not in PRODUCTS:
         return ()
     try:
-        found = kernels(node_of(work))
+        found = kernels(node_of(workload))
     except Exception:  # noqa: BLE001  TVM raises anything; measuring will say that there is no such kernel
         return ()
     for identity in found.values():

@@ -7,12 +7,12 @@ from graphopt.cost.model import CostModel, MeasuredCosts, RecordedCosts
 from graphopt.cost.roofline import Machine
 from graphopt.cost.source import parse, record
 from graphopt.cost.table import Context, CostTable
-from graphopt.cost.work import Operand, Timing, Work
+from graphopt.cost.workload import Operand, Timing, Workload
 from graphopt.errors import ArtifactError, GraphoptError
 
-FAST = Work("Fast", (Operand((1, 8)),), (1, 8))
-SLOW = Work("Slow", (Operand((1, 8)),), (1, 8))
-BROKEN = Work("Broken", (Operand((1, 8)),), (1, 8))
+FAST = Workload("Fast", (Operand((1, 8)),), (1, 8))
+SLOW = Workload("Slow", (Operand((1, 8)),), (1, 8))
+BROKEN = Workload("Broken", (Operand((1, 8)),), (1, 8))
 
 
 class Stopwatch:
@@ -22,12 +22,14 @@ class Stopwatch:
         self.seconds = seconds
         self.asked: list[list[tuple[str, str]]] = []
 
-    def __call__(self, groups: Sequence[Sequence[tuple[Work, str]]]) -> list[list[Timing | None]]:
-        self.asked += [[(work.op_type, tile) for work, tile in group] for group in groups]
+    def __call__(self, groups: Sequence[Sequence[tuple[Workload, str]]]) -> list[list[Timing | None]]:
+        self.asked += [[(workload.op_type, tile) for workload, tile in group] for group in groups]
         return [
             [
-                Timing(*self.seconds[work.op_type, tile], tile) if (work.op_type, tile) in self.seconds else None
-                for work, tile in group
+                Timing(*self.seconds[workload.op_type, tile], tile)
+                if (workload.op_type, tile) in self.seconds
+                else None
+                for workload, tile in group
             ]
             for group in groups
         ]
@@ -43,7 +45,7 @@ SECONDS = {
 
 def model(tmp_path: Path, stopwatch: Stopwatch) -> MeasuredCosts:
     table = CostTable(tmp_path / "costs.sqlite", Context.of({"processor": "P"}))
-    return MeasuredCosts(Machine(), table, lambda work: ("a", "b"), stopwatch)
+    return MeasuredCosts(Machine(), table, lambda workload: ("a", "b"), stopwatch)
 
 
 def test_the_best_tile_wins_unless_the_difference_is_noise(tmp_path: Path) -> None:
@@ -71,7 +73,7 @@ class Disturbed(Stopwatch):
         super().__init__(seconds)
         self.factors = list(factors)
 
-    def __call__(self, groups: Sequence[Sequence[tuple[Work, str]]]) -> list[list[Timing | None]]:
+    def __call__(self, groups: Sequence[Sequence[tuple[Workload, str]]]) -> list[list[Timing | None]]:
         factor = self.factors.pop(0)
         return [[each and each.scaled(factor) for each in group] for group in super().__call__(groups)]
 

@@ -12,7 +12,7 @@ import pytest
 
 from graphopt.artifact import open_artifact
 from graphopt.compiler import compile_model
-from graphopt.cost.work import Timing, Work
+from graphopt.cost.workload import Timing, Workload
 from graphopt.errors import GraphoptError
 from graphopt.targets.cpu.target import CpuTarget
 
@@ -35,12 +35,12 @@ def slow_winograd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     def measure(
-        self: CpuTarget, groups: Sequence[Sequence[tuple[Work, str]]], progress: object = None
+        self: CpuTarget, groups: Sequence[Sequence[tuple[Workload, str]]], progress: object = None
     ) -> list[list[Timing | None]]:
-        asked.extend(work.op_type for group in groups for work, _ in group)
+        asked.extend(workload.op_type for group in groups for workload, _ in group)
         seconds = {"Conv2dWinograd": 1.0, "Conv2dBlocked": 1e-6, "ToBlocked": 1e-7, "FromBlocked": 1e-7}
         return [
-            [Timing(s, s, s, tile) for work, tile in group for s in [seconds.get(work.op_type, 1e-5)]]
+            [Timing(s, s, s, tile) for workload, tile in group for s in [seconds.get(workload.op_type, 1e-5)]]
             for group in groups
         ]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from graphopt.cost.table import Context, CostTable
-from graphopt.cost.work import Operand, Timing, Work
+from graphopt.cost.workload import Operand, Timing, Workload
 from graphopt.errors import GraphoptError
 
 CONTEXT = Context.of({"processor": "P", "threads": "2"})
@@ -73,7 +73,7 @@ def test_no_half_written_rows(tmp_path: Path) -> None:
 
 
 def test_equal_works_have_equal_keys() -> None:
-    a = Work("Conv", (Operand((1, 2)),), (1, 3), (("pads", (0, 1)), ("m", 2)))
-    b = Work("Conv", (Operand((1, 2)),), (1, 3), (("m", 2), ("pads", (0, 1))))
-    c = Work("Conv", (Operand((1, 2), constant=True),), (1, 3), (("m", 2), ("pads", (0, 1))))
+    a = Workload("Conv", (Operand((1, 2)),), (1, 3), (("pads", (0, 1)), ("m", 2)))
+    b = Workload("Conv", (Operand((1, 2)),), (1, 3), (("m", 2), ("pads", (0, 1))))
+    c = Workload("Conv", (Operand((1, 2), constant=True),), (1, 3), (("m", 2), ("pads", (0, 1))))
     assert a.key == b.key != c.key

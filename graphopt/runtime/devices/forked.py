@@ -28,14 +28,14 @@ def watch() -> None:
         os.register_at_fork(after_in_child=lambda: _survivors.add(threading.get_ident()))
 
 
-def living(work: Callable[[], _Result]) -> _Result:
-    """What `work` gives, done by a thread whose pool has its workers."""
+def living(workload: Callable[[], _Result]) -> _Result:
+    """What `workload` gives, done by a thread whose pool has its workers."""
     if threading.get_ident() not in _survivors:
-        return work()
+        return workload()
     executor = _executors.get(os.getpid())
     if executor is None:
         executor = _executors[os.getpid()] = ThreadPoolExecutor(1, thread_name_prefix="graphopt-forked")
-    return executor.submit(work).result()
+    return executor.submit(workload).result()
 
 
 def on_living_thread(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from tvm import relax, te
 
-from graphopt.cost.work import PRECISION, TILE
+from graphopt.cost.workload import PRECISION, TILE
 from graphopt.targets.common.definitions import NodeDefinitions
 
 ELEMENTWISE, BROADCAST, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 1, 2, 3, 4, 8

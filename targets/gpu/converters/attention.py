@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from graphopt.cost.work import Plan
+from graphopt.cost.workload import Plan
 from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.common.converters.index import constant
 from graphopt.targets.common.converters.refusals import NotSupported

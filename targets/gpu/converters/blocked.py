@@ -18,7 +18,7 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from graphopt.cost.work import Plan
+from graphopt.cost.workload import Plan
 from graphopt.targets.common.converters.base import (
     FLOATS,
     HALVES,

@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from graphopt.cost.work import Plan
+from graphopt.cost.workload import Plan
 from graphopt.targets.common.converters import recurrent_node
 from graphopt.targets.common.converters.base import EPILOGUE, FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
 from graphopt.targets.common.converters.recurrent_node import LENGTHS, B, C, H, P, R, W, X, operands, zeros

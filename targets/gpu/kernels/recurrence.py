@@ -317,7 +317,7 @@ class _Cell:
 
     def _gate(self, gate: int) -> Any:
         w = self.template
-        return w.shared[w.totals + (gate * w.config.rows + self.row) * w.launch_config.units + self.unit]
+        return w.shared[w.totals + (gate * w.config.rows + self.row) * w.config.units + self.unit]
 
     @property
     def _index(self) -> tuple[Any, Any, Any]:

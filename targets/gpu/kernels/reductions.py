@@ -225,12 +225,8 @@ class _Template:
                     lanes = min(256, self.device.threads_per_block, self.config.parts)
                     adding = LaunchConfig(max(1, 32 // lanes), lanes)
                     if self.results >= 32:
-                        adding = LaunchConfig(
-                            32, min(8, lanes, self.device.threads_per_block // 32), down=True
-                        )
-                    self._kernel(
-                        resident_blocks, self.config.parts, lambda r, k: parts[k * self.results + r], self._store
-                    )
+                        adding = LaunchConfig(32, min(8, lanes, self.device.threads_per_block // 32), down=True)
+                    self._kernel(adding, self.config.parts, lambda r, k: parts[k * self.results + r], self._store)
             return builder.get().body
 
     def _value(self, result: Any, step: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from graphopt.cost.model import CostModel
 from graphopt.cost.roofline import Machine
-from graphopt.cost.work import PRECISION, Work
+from graphopt.cost.workload import PRECISION, Workload
 from graphopt.passes import SelectConv
 from graphopt.passes.conv.algorithms import Algorithm
 from graphopt.pipeline.pass_base import ByteSize, Pass, PassResult
@@ -209,10 +209,10 @@ def test_halves_where_the_machine_has_them(rewrite) -> None:
 def test_the_estimates_of_a_target(rewrite) -> None:
     asked = []
 
-    def estimate(work: Work, units: str) -> float | None:
-        asked.append((work.op_type, units))
+    def estimate(workload: Workload, units: str) -> float | None:
+        asked.append((workload.op_type, units))
         return {"Conv2dWinograd": 1e-6, "ToBlocked": 1e-9, "FromBlocked": 1e-9, "Conv2dBlocked": math.inf}.get(
-            work.op_type, 1.0
+            workload.op_type, 1.0
         )
 
     after, result = rewrite(SelectConv(costs=CostModel(Machine(), estimate)), CONV3X3, WEIGHTS)
@@ -243,7 +243,7 @@ class Permitted(Pass):
 def test_permission_to_round_goes_with_the_product(rewrite, algorithm: Algorithm, mark: str | None) -> None:
     asked = set()
 
-    def estimate(work: Work, units: str) -> float | None:
+    def estimate(workload: Workload, units: str) -> float | None:
         asked.add(units)
         return None
 

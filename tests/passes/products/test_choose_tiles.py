@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
 from graphopt.cost.model import CostModel
-from graphopt.cost.work import TILE, Timing, Work
+from graphopt.cost.workload import TILE, Timing, Workload
 from graphopt.passes import ChooseTiles
 
 TEXT = """
@@ -17,10 +17,10 @@ class Fixed(CostModel):
     def __init__(self, tile: str) -> None:
         super().__init__()
         self.tile = tile
-        self.works: list[str] = []
+        self.workloads: list[str] = []
 
-    def timings(self, groups: Sequence[Sequence[Work]]) -> list[list[Timing | None]]:
-        self.works += [work.key for group in groups for work in group]
+    def timings(self, groups: Sequence[Sequence[Workload]]) -> list[list[Timing | None]]:
+        self.workloads += [workload.key for group in groups for workload in group]
         return [[Timing(1e-6, 1e-6, 1e-6, self.tile) for _ in group] for group in groups]
 
 
@@ -32,7 +32,7 @@ def test_products_get_their_tile(rewrite) -> None:
     assert [(choice.algorithm, choice.tile, choice.measured) for choice in result.choices] == [
         ("gemm", "4x16", True)
     ] * 2
-    assert len(set(costs.works)) == 1
+    assert len(set(costs.workloads)) == 1
 
 
 def test_the_kernels_own_choice_needs_no_mark(rewrite) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.cost.work import TILE
+from graphopt.cost.workload import TILE
 from graphopt.targets.common import definitions
 from graphopt.targets.common.definitions import Definitions, signature
 from graphopt.targets.cpu.target import CpuTarget

@@ -4,27 +4,27 @@ import math
 
 import pytest
 
-from graphopt.cost.work import TILE, Operand, Work
+from graphopt.cost.workload import TILE, Operand, Workload
 from graphopt.targets.common.measured_node import node_of
 from graphopt.targets.cpu.target import CpuTarget
 
 X, W, BIAS = Operand((1, 2, 9, 9, 16)), Operand((2, 2, 3, 3, 16, 16), constant=True), Operand((2, 16), constant=True)
 WINDOW = (("strides", (1, 1)), ("pads", (1, 1, 1, 1)), ("dilations", (1, 1)), ("group", 1))
-DIRECT = Work("Conv2dBlocked", (X, W, BIAS), (1, 2, 9, 9, 16), WINDOW)
-WINOGRAD = Work(
+DIRECT = Workload("Conv2dBlocked", (X, W, BIAS), (1, 2, 9, 9, 16), WINDOW)
+WINOGRAD = Workload(
     "Conv2dWinograd",
     (X, Operand((16, 2, 2, 16, 16), constant=True), BIAS),
     (1, 2, 9, 9, 16),
     (("m", 2), ("pads", (1, 1, 1, 1))),
 )
-TO_BLOCKED = Work("ToBlocked", (Operand((1, 20, 5, 5)),), (1, 2, 5, 5, 16), (("block", 16),))
-PLANAR = Work(
+TO_BLOCKED = Workload("ToBlocked", (Operand((1, 20, 5, 5)),), (1, 2, 5, 5, 16), (("block", 16),))
+PLANAR = Workload(
     "Conv",
     (Operand((1, 4, 8, 8)), Operand((6, 4, 3, 3), constant=True), Operand((6,), constant=True)),
     (1, 6, 6, 6),
     domain="",
 )
-UNKNOWN = Work("NoSuchOperator", (X,), (1, 2, 9, 9, 16))
+UNKNOWN = Workload("NoSuchOperator", (X,), (1, 2, 9, 9, 16))
 
 
 @pytest.fixture(scope="module")

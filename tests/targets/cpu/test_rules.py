@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.cost.work import TILE
+from graphopt.cost.workload import TILE
 from graphopt.targets.cpu import rules
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.verify.oracle import require_equal, run_onnxruntime

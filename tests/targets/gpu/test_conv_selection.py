@@ -10,7 +10,7 @@ import pytest
 
 from graphopt import models
 from graphopt.compiler import rewrite
-from graphopt.cost.work import Operand, Work
+from graphopt.cost.workload import Operand, Workload
 from graphopt.frontend.load import load
 from graphopt.targets.gpu import devices, estimates, waves
 from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
@@ -18,10 +18,10 @@ from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_
 H100 = devices.DEVICES["h100"]
 
 
-def planar(x: tuple[int, ...], w: tuple[int, ...], dtype: str = "float32", group: int = 1, pads: int = 1) -> Work:
+def planar(x: tuple[int, ...], w: tuple[int, ...], dtype: str = "float32", group: int = 1, pads: int = 1) -> Workload:
     """A Conv of stride 1 that keeps the size of its image, or shrinks it without pads."""
     less = w[2] - 1 - 2 * pads
-    return Work(
+    return Workload(
         "Conv",
         (Operand(x, dtype), Operand(w, dtype, True), Operand(w[:1], dtype, True)),
         (x[0], w[0], x[2] - less, x[3] - less),
@@ -30,10 +30,10 @@ def planar(x: tuple[int, ...], w: tuple[int, ...], dtype: str = "float32", group
     )
 
 
-def blocked(x: tuple[int, ...], w: tuple[int, ...], dtype: str = "float32", group: int = 1) -> Work:
+def blocked(x: tuple[int, ...], w: tuple[int, ...], dtype: str = "float32", group: int = 1) -> Workload:
     n, c, height, width = x
     out = -(-w[0] // 16)
-    return Work(
+    return Workload(
         "Conv2dBlocked",
         (
             Operand((n, -(-c // 16), height, width, 16), dtype),
@@ -45,10 +45,10 @@ def blocked(x: tuple[int, ...], w: tuple[int, ...], dtype: str = "float32", grou
     )
 
 
-def winograd(x: tuple[int, ...], w: tuple[int, ...], m: int) -> Work:
+def winograd(x: tuple[int, ...], w: tuple[int, ...], m: int) -> Workload:
     n, c, height, width = x
     out, deep = -(-w[0] // 16), -(-c // 16)
-    return Work(
+    return Workload(
         "Conv2dWinograd",
         (
             Operand((n, deep, height, width, 16)),
@@ -60,8 +60,8 @@ def winograd(x: tuple[int, ...], w: tuple[int, ...], m: int) -> Work:
     )
 
 
-def seconds(work: Work, units: str = "") -> float:
-    found = estimates.Estimates(H100).seconds(work, units)
+def seconds(workload: Workload, units: str = "") -> float:
+    found = estimates.Estimates(H100).seconds(workload, units)
     assert found is not None
     return found
 
@@ -84,23 +84,23 @@ def test_halves_want_blocks() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_no_estimate_is_below_what_memory_and_arithmetic_take(dtype: str) -> None:
     for x, w in ((X, W), ((1, 64, 56, 56), (64, 64, 3, 3)), ((8, 512, 7, 7), (512, 512, 3, 3))):
-        work = blocked(x, w, dtype)
+        workload = blocked(x, w, dtype)
         size = 2 if dtype == "float16" else 4
-        moved = size * (math.prod(work.shape) + sum(math.prod(operand.shape) for operand in work.operands))
-        flops = 2 * math.prod(work.shape) * w[1] * w[2] * w[3]
-        assert seconds(work) > max(moved / H100.bandwidth, flops / H100.rates[dtype])
+        moved = size * (math.prod(workload.shape) + sum(math.prod(operand.shape) for operand in workload.operands))
+        flops = 2 * math.prod(workload.shape) * w[1] * w[2] * w[3]
+        assert seconds(workload) > max(moved / H100.bandwidth, flops / H100.rates[dtype])
 
 
 def test_layouts_cost_a_launch_and_the_memory() -> None:
     x = (8, 64, 56, 56)
-    work = Work("ToBlocked", (Operand(x),), (8, 4, 56, 56, 16), (("block", 16),))
-    assert seconds(work) > 2 * 4 * math.prod(x) / H100.bandwidth
-    assert seconds(Work("ToBlocked", (Operand((1, 1, 1, 1)),), (1, 1, 1, 1, 1))) >= waves.LAUNCH
+    workload = Workload("ToBlocked", (Operand(x),), (8, 4, 56, 56, 16), (("block", 16),))
+    assert seconds(workload) > 2 * 4 * math.prod(x) / H100.bandwidth
+    assert seconds(Workload("ToBlocked", (Operand((1, 1, 1, 1)),), (1, 1, 1, 1, 1))) >= waves.LAUNCH
 
 
 def test_what_has_no_kernel() -> None:
-    assert seconds(Work("Conv2dIm2col", (Operand((1, 1, 1, 1)),), (1, 1, 1, 1))) == math.inf
-    assert estimates.Estimates(H100).seconds(Work("MatMul", (Operand((1, 1)),), (1, 1))) is None
+    assert seconds(Workload("Conv2dIm2col", (Operand((1, 1, 1, 1)),), (1, 1, 1, 1))) == math.inf
+    assert estimates.Estimates(H100).seconds(Workload("MatMul", (Operand((1, 1)),), (1, 1))) is None
 
 
 def chosen(name: str, precision: str, **options: Any) -> tuple[Any, Counter[str]]:

@@ -15,7 +15,7 @@ import pytest
 
 from graphopt.compiler import compile_model, rewrite
 from graphopt.cost.model import MeasuredCosts
-from graphopt.cost.work import Operand, Work
+from graphopt.cost.workload import Operand, Workload
 from graphopt.errors import GraphoptError
 from graphopt.program.program import ITEM_BYTES
 from graphopt.runtime.devices.opencl import OpenClDevice
@@ -27,16 +27,16 @@ from graphopt.tune import tune
 
 X, W, BIAS = Operand((1, 2, 9, 9, 16)), Operand((2, 2, 3, 3, 16, 16), constant=True), Operand((2, 16), constant=True)
 WINDOW = (("strides", (1, 1)), ("pads", (1, 1, 1, 1)), ("dilations", (1, 1)), ("group", 1))
-DIRECT = Work("Conv2dBlocked", (X, W, BIAS), (1, 2, 9, 9, 16), WINDOW)
-WINOGRAD = Work(
+DIRECT = Workload("Conv2dBlocked", (X, W, BIAS), (1, 2, 9, 9, 16), WINDOW)
+WINOGRAD = Workload(
     "Conv2dWinograd",
     (X, Operand((16, 2, 2, 16, 16), constant=True), BIAS),
     (1, 2, 9, 9, 16),
     (("m", 2), ("pads", (1, 1, 1, 1))),
 )
-TO_BLOCKED = Work("ToBlocked", (Operand((1, 20, 8, 8)),), (1, 2, 8, 8, 16), (("block", 16),))
-PRODUCT = Work("MatMul", (Operand((24, 64)), Operand((64, 96), constant=True)), (24, 96), domain="")
-UNKNOWN = Work("NoSuchOperator", (X,), (1, 2, 9, 9, 16))
+TO_BLOCKED = Workload("ToBlocked", (Operand((1, 20, 8, 8)),), (1, 2, 8, 8, 16), (("block", 16),))
+PRODUCT = Workload("MatMul", (Operand((24, 64)), Operand((64, 96), constant=True)), (24, 96), domain="")
+UNKNOWN = Workload("NoSuchOperator", (X,), (1, 2, 9, 9, 16))
 
 
 @pytest.fixture

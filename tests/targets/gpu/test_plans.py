@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import te
 
-from graphopt.cost.work import Plan
+from graphopt.cost.workload import Plan
 from graphopt.targets.gpu import plans
 
 

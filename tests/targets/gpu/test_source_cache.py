@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from graphopt.cost.work import Plan
+from graphopt.cost.workload import Plan
 from graphopt.disk_cache import DiskCache
 from graphopt.program.program import Launch
 from graphopt.targets.common import sources

@@ -6,31 +6,31 @@ from typing import Any
 
 import pytest
 
-from graphopt.cost.work import Operand, Work
+from graphopt.cost.workload import Operand, Workload
 from graphopt.targets.common.measured_node import node_of
 from graphopt.targets.gpu import tiles
 from graphopt.targets.gpu.target import CudaTarget, GpuTarget, OpenClTarget
 
 
-def product(dtype: str = "float32", units: str = "") -> Work:
+def product(dtype: str = "float32", units: str = "") -> Workload:
     operands = (Operand((300, 512), dtype), Operand((512, 256), dtype, constant=True))
-    return Work("MatMul", operands, (300, 256), domain="", units=units)
+    return Workload("MatMul", operands, (300, 256), domain="", units=units)
 
 
-def blocked(dtype: str = "float32", units: str = "") -> Work:
+def blocked(dtype: str = "float32", units: str = "") -> Workload:
     w = Operand((4, 4, 3, 3, 16, 16), dtype, constant=True)
     operands = (Operand((2, 4, 14, 14, 16), dtype), w, Operand((4, 16), dtype, constant=True))
     window = (("strides", (1, 1)), ("pads", (1, 1, 1, 1)), ("dilations", (1, 1)), ("group", 1))
-    return Work("Conv2dBlocked", operands, (2, 4, 14, 14, 16), window, units=units)
+    return Workload("Conv2dBlocked", operands, (2, 4, 14, 14, 16), window, units=units)
 
 
-PLANAR = Work(
+PLANAR = Workload(
     "Conv",
     (Operand((1, 32, 14, 14)), Operand((64, 32, 3, 3), constant=True)),
     (1, 64, 12, 12),
     domain="",
 )
-WINOGRAD = Work(
+WINOGRAD = Workload(
     "Conv2dWinograd",
     (Operand((1, 2, 9, 9, 16)), Operand((16, 2, 2, 16, 16), constant=True), Operand((2, 16), constant=True)),
     (1, 2, 9, 9, 16),
@@ -38,40 +38,40 @@ WINOGRAD = Work(
 )
 
 
-def plan(target: GpuTarget, work: Work, tile: str) -> tuple[str, Any]:
-    """Symbol and plan of the product of `work`."""
-    node = node_of(work, tile)
+def plan(target: GpuTarget, workload: Workload, tile: str) -> tuple[str, Any]:
+    """Symbol and plan of the product of `workload`."""
+    node = node_of(workload, tile)
     inputs = [value for value in node.inputs if value is not None and value.const_value is None]
     lowered = target.lower([node], inputs, list(node.outputs), {"": 20, "graphopt": 1}, "t_")
     ((symbol, found),) = [(s, each) for s, each in lowered.plans.items() if each.algorithm == "product"]
     return symbol, found
 
 
-@pytest.mark.parametrize("work", [product(), blocked(), PLANAR, WINOGRAD], ids=lambda work: work.op_type)
-def test_every_tile_that_is_offered_is_written(work: Work) -> None:
+@pytest.mark.parametrize("work", [product(), blocked(), PLANAR, WINOGRAD], ids=lambda workload: workload.op_type)
+def test_every_tile_that_is_offered_is_written(workload: Workload) -> None:
     target = OpenClTarget()
-    offered = target.tiles(work)
+    offered = target.tiles(workload)
     assert offered[0] == ""
     assert 1 < len(offered) <= tiles.FEW
-    plans = [plan(target, work, tile) for tile in offered]
+    plans = [plan(target, workload, tile) for tile in offered]
     assert [found.tile for _, found in plans[1:]] == list(offered[1:])
     assert len({symbol for symbol, _ in plans}) == len({found.tile for _, found in plans}) == len(offered)
     seconds = [found.seconds for _, found in plans]
     assert seconds == sorted(seconds)
     assert seconds[-1] <= tiles.WORTH * seconds[0]
-    assert set(offered) < set(target.wide_tiles(work))
+    assert set(offered) < set(target.wide_tiles(workload))
 
 
 @pytest.mark.parametrize("work", [product("float16"), product(units="tf32"), blocked("float16"), blocked("bfloat16")])
-def test_tensor_cores_and_ordinary_units_compete(work: Work) -> None:
+def test_tensor_cores_and_ordinary_units_compete(workload: Workload) -> None:
     target = CudaTarget("h100")
-    every = target.wide_tiles(work)
+    every = target.wide_tiles(workload)
     assert len(set(every)) == len(every)
-    written = {plan(target, work, tile)[1].precision for tile in (every[0], every[1], every[-1])}
+    written = {plan(target, workload, tile)[1].precision for tile in (every[0], every[1], every[-1])}
     assert any("mma" in units for units in written)
     assert "" in written  # the slowest by estimate
-    for tile in target.tiles(work)[1:]:
-        assert plan(target, work, tile)[1].tile == tile
+    for tile in target.tiles(workload)[1:]:
+        assert plan(target, workload, tile)[1].tile == tile
 
 
 def test_tf32_is_other_work() -> None:
@@ -88,9 +88,9 @@ def test_a_tile_that_the_device_does_not_have_leaves_the_default() -> None:
 
 def test_nothing_to_choose() -> None:
     target = OpenClTarget()
-    to_blocked = Work("ToBlocked", (Operand((1, 20, 8, 8)),), (1, 2, 8, 8, 16), (("block", 16),))
-    integers = Work("MatMul", (Operand((4, 4), "int64"), Operand((4, 4), "int64")), (4, 4), domain="")
-    broken = Work("Conv2dBlocked", (Operand((1,)),), (1,))
-    for work in (to_blocked, integers, broken):
-        assert target.tiles(work) == ("",)
-        assert target.wide_tiles(work) == ()
+    to_blocked = Workload("ToBlocked", (Operand((1, 20, 8, 8)),), (1, 2, 8, 8, 16), (("block", 16),))
+    integers = Workload("MatMul", (Operand((4, 4), "int64"), Operand((4, 4), "int64")), (4, 4), domain="")
+    broken = Workload("Conv2dBlocked", (Operand((1,)),), (1,))
+    for workload in (to_blocked, integers, broken):
+        assert target.tiles(workload) == ("",)
+        assert target.wide_tiles(workload) == ()

@@ -8,7 +8,7 @@ import pytest
 
 from graphopt import models
 from graphopt.compiler import compile_model, rewrite
-from graphopt.cost.work import Plan
+from graphopt.cost.workload import Plan
 from graphopt.frontend.expand import expand_functions
 from graphopt.frontend.load import load
 from graphopt.program.program import KernelCall

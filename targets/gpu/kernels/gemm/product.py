@@ -15,7 +15,7 @@ from typing import Any
 
 from tvm import ir, s_tir, te, tirx
 
-from graphopt.cost.work import TILE
+from graphopt.cost.workload import TILE
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, inline_after
 from graphopt.targets.common.tir.expressions import rewritten, substituted
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from graphopt.cost.work import TILE, Operand, Work
+from graphopt.cost.workload import TILE, Operand, Workload
 from graphopt.targets.cpu import tiles
 from graphopt.targets.cpu.kernels import gemm
 from graphopt.targets.cpu.machine import LEVELS, CpuMachine
@@ -106,9 +106,9 @@ def operands(*arrays: Any, constant: bool = True) -> tuple[Operand, ...]:
 def test_matmul_with_every_tile(any_lab: Any, shape: tuple[int, int, int]) -> None:
     m, n, k = shape
     a, b = numbers(m, k), numbers(k, n)
-    work = Work("MatMul", operands(a, b), (m, n), domain="")
-    space = tiles.wide(work, any_lab.target.cpu)
-    assert set(tiles.tiles(work, any_lab.target.cpu)) <= set(space)
+    workload = Workload("MatMul", operands(a, b), (m, n), domain="")
+    space = tiles.wide(workload, any_lab.target.cpu)
+    assert set(tiles.tiles(workload, any_lab.target.cpu)) <= set(space)
     assert len(space) > 5
     assert space[0] == ""
     for tile in space[:: max(1, len(space) // 12)]:
@@ -140,21 +140,23 @@ def test_no_tile(text: str) -> None:
 def test_tiles_of_products_and_convolutions(lab: Any) -> None:
     machine = lab.target.cpu
     x, w, b = numbers(1, 6, 9, 9), numbers(8, 3, 3, 3), numbers(8)
-    works = {
-        "conv": Work("Conv", operands(x, w, b), (1, 8, 7, 7), (("group", 2), ("kernel_shape", (3, 3))), ""),
-        "whole": Work("Conv", operands(numbers(2, 8, 6, 6), numbers(20, 8, 6, 6)), (2, 20, 1, 1), (), ""),
-        "gemm": Work("Gemm", operands(numbers(6, 10), numbers(21, 6)), (10, 21), (("transA", 1), ("transB", 1)), ""),
-        "im2col": Work("Conv2dIm2col", operands(x, numbers(8, 54), b), (1, 8, 7, 7), (("kernel_shape", (3, 3)),)),
+    workloads = {
+        "conv": Workload("Conv", operands(x, w, b), (1, 8, 7, 7), (("group", 2), ("kernel_shape", (3, 3))), ""),
+        "whole": Workload("Conv", operands(numbers(2, 8, 6, 6), numbers(20, 8, 6, 6)), (2, 20, 1, 1), (), ""),
+        "gemm": Workload(
+            "Gemm", operands(numbers(6, 10), numbers(21, 6)), (10, 21), (("transA", 1), ("transB", 1)), ""
+        ),
+        "im2col": Workload("Conv2dIm2col", operands(x, numbers(8, 54), b), (1, 8, 7, 7), (("kernel_shape", (3, 3)),)),
     }
-    for name, work in works.items():
-        assert tiles.tiles(work, machine)[0] == "", name
-        assert len(tiles.tiles(work, machine)) > 1, name
-        assert len(tiles.wide(work, machine)) >= len(tiles.tiles(work, machine)), name
-    vector = Work("MatMul", operands(numbers(7), numbers(7, 5)), (5,), (), "")
-    whole_numbers = Work("MatMul", operands(*[np.ones((5, 5), np.int32)] * 2), (5, 5), (), "")
-    for work in (vector, whole_numbers):
-        assert tiles.tiles(work, machine) == ("",)
-        assert tiles.wide(work, machine) == ()
+    for name, workload in workloads.items():
+        assert tiles.tiles(workload, machine)[0] == "", name
+        assert len(tiles.tiles(workload, machine)) > 1, name
+        assert len(tiles.wide(workload, machine)) >= len(tiles.tiles(workload, machine)), name
+    vector = Workload("MatMul", operands(numbers(7), numbers(7, 5)), (5,), (), "")
+    whole_numbers = Workload("MatMul", operands(*[np.ones((5, 5), np.int32)] * 2), (5, 5), (), "")
+    for workload in (vector, whole_numbers):
+        assert tiles.tiles(workload, machine) == ("",)
+        assert tiles.wide(workload, machine) == ()
 
 
 @pytest.mark.parametrize("tile", ["1x16", "5x32", "9x48", "14x16"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from graphopt.cost.work import TILE
+from graphopt.cost.workload import TILE
 from graphopt.ops.conv import pack_bias, pack_conv_weight, pack_depthwise_weight
 from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.winograd import winograd_weight

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from graphopt.cost.work import TILE
+from graphopt.cost.workload import TILE
 from graphopt.ops.conv import pack_bias
 from graphopt.ops.winograd import winograd_weight
 from graphopt.targets.cpu.kernels.conv.winograd import Blocks, Tile

@@ -24,7 +24,7 @@ class Operand:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Workload:
     """One node to compute: operator, inputs, attributes, and the shape of its result (in the first input's dtype).
 
     `units` are what its products may use instead of the ordinary ones ("tf32").

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.cost.work import PRECISION, AttributeValue, Operand, Work
+from graphopt.cost.workload import PRECISION, AttributeValue, Operand, Workload
 from graphopt.graph.analysis import static_type
 from graphopt.graph.constness import is_constant
 
@@ -16,7 +16,7 @@ _KINDS = {
 }
 
 
-def work_of(node: ir.Node) -> Work | None:
+def workload_of(node: ir.Node) -> Workload | None:
     """The work of a node with one output; None where a shape, a dtype or an attribute cannot be written down."""
     operands = []
     for value in node.inputs:
@@ -34,4 +34,4 @@ def work_of(node: ir.Node) -> Work | None:
         value = getattr(attribute, _KINDS[attribute.type])()
         attributes.append((name, tuple(value) if isinstance(value, list | tuple) else value))
     units = node.metadata_props.get(PRECISION, "")
-    return Work(node.op_type, tuple(operands), result[1], tuple(attributes), node.domain, units)
+    return Workload(node.op_type, tuple(operands), result[1], tuple(attributes), node.domain, units)
