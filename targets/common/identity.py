@@ -36,6 +36,11 @@ class Identity:
     symbol: str
     text: str
 
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The texts that a cache finds a kernel by."""
+        return self.symbol, self.text
+
     def function(self) -> Any:
         """The PrimFunc, without a global symbol."""
         ieee.register()  # a function from a cache may hold its operators

@@ -71,7 +71,7 @@ class Builder:
         return self._kernels[symbol].identity
 
     def _new(self, identity: Identity) -> _Kernel:
-        if self._cache is not None and (built := self._cache.get(identity)) is not None:
+        if self._cache is not None and (built := self._cache.get(*identity.parts)) is not None:
             return _Kernel(identity, built, built.note)
         scheduled, note = rules.apply(identity.function(), self._machine)
         kernel = _Kernel(identity, scheduled.with_attr("global_symbol", identity.symbol), note)
@@ -95,7 +95,7 @@ class Builder:
     def _compile(self, kernel: _Kernel) -> bytes:
         code = generate(kernel.identity.symbol, kernel.code, self._machine)
         if self._cache is not None:
-            self._cache.put(kernel.identity, Built(code, kernel.note))
+            self._cache.put(Built(code, kernel.note), *kernel.identity.parts)
         return code
 
     def library(self, functions: Mapping[str, Any]) -> bytes:

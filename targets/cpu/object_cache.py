@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +10,7 @@ import tvm
 
 from graphopt.disk_cache import DiskCache
 from graphopt.targets.common import sources
-from graphopt.targets.common.identity import Identity
+from graphopt.targets.common.kernel_cache import KernelCache
 from graphopt.targets.cpu.machine import CpuMachine
 
 FORMAT = 1
@@ -27,37 +25,21 @@ class Built:
     note: str
 
 
-class ObjectCache:
-    """Object files for one machine, in a folder that other machines and versions may share."""
+class ObjectCache(KernelCache[Built]):
+    """Object files for one machine, by the symbol and the text of the kernel."""
 
     def __init__(self, files: DiskCache, machine: CpuMachine) -> None:
-        """Nothing is read before the first `get`."""
-        self._files = files
-        self._context = json.dumps(facts(machine), sort_keys=True)
-        self._grown = False
+        """Args: machine: that the code is for."""
+        super().__init__(files, facts(machine))
 
-    def key(self, identity: Identity) -> str:
-        """The name of the entry."""
-        return hashlib.sha256("\n".join((self._context, identity.symbol, identity.text)).encode()).hexdigest()
-
-    def get(self, identity: Identity) -> Built | None:
-        """What was stored for it; None if nothing was, or if it is not what was written."""
-        content = self._files.get(self.key(identity))
-        if content is None:
-            return None
+    def read(self, content: bytes) -> Built:
+        """The note, a zero byte, and the code."""
         note, _, code = content.partition(b"\0")
         return Built(code, note.decode())
 
-    def put(self, identity: Identity, built: Built) -> None:
-        """Keep it."""
-        self._files.put(self.key(identity), built.note.replace("\0", " ").encode() + b"\0" + built.object)
-        self._grown = True
-
-    def trim(self) -> None:
-        """Make room if something was added."""
-        if self._grown:
-            self._files.trim()
-            self._grown = False
+    def write(self, entry: Built) -> bytes:
+        """The bytes that `read` takes."""
+        return entry.note.replace("\0", " ").encode() + b"\0" + entry.object
 
 
 def facts(machine: CpuMachine) -> dict[str, Any]:

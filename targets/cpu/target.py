@@ -14,16 +14,16 @@ from graphopt.cost.workload import Timing, Workload
 from graphopt.lowering.target import Lowered
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices import library
-from graphopt.targets.common import constants, lowering, native, relax_import, sources
-from graphopt.targets.common.definitions import Definitions, signature
+from graphopt.targets.common import constants, lowering, relax_import, sources
 from graphopt.targets.common.quiet import quiet
+from graphopt.targets.common.tvm_target import TvmTarget
 from graphopt.targets.cpu import build, measure, tiles
 from graphopt.targets.cpu.converters.table import TABLE
 from graphopt.targets.cpu.machine import detect
 from graphopt.targets.cpu.object_cache import ObjectCache
 
 
-class CpuTarget:
+class CpuTarget(TvmTarget):
     """Code for this host, or for a named level ("avx512", "avx2", "x86-64") that other hosts share."""
 
     extension = "so"
@@ -37,13 +37,11 @@ class CpuTarget:
             cache: keep compiled kernels in the user's cache, and take them from there.
             ahead: compile in the background from the first `lower` on; `library` then waits for what is missing.
         """
-        self.separate = False
         self.cpu = detect(level, threads)
+        super().__init__(self.cpu, TABLE)
         kept = ObjectCache(disk_cache.objects(), self.cpu) if cache and sources.unchanged() else None
         self._builder = build.Builder(self.cpu, kept, ahead)
         self._host = self._builder if self.cannot_measure() is None else _OnHost(self._builder)
-        self._answers: dict[str, str | None] = {}
-        self._definitions = Definitions()
 
     @property
     def skips(self) -> bool:
@@ -65,25 +63,6 @@ class CpuTarget:
         level = self.cpu.level
         return {"name": "llvm", "arch": platform.machine(), "level": level.name, "features": list(level.features)}
 
-    def supports(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
-        """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
-        key = signature(node)
-        if key not in self._answers:
-            self._answers[key] = native.template(
-                native.obstacle(node, opsets, self.cpu, TABLE, self._definitions), node
-            )
-        return native.spelled(self._answers[key], node)
-
-    def defect(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
-        """Lower the node alone and generate its code."""
-        try:
-            lowered = self.lower([node], *native.ends(node), opsets, "probe_")
-            if lowered.functions:
-                self.library(lowered.functions)
-        except RuntimeError as error:
-            return f"TVM cannot generate code for {node.op_type}: {native.readable(error)}"
-        return None
-
     def lower(
         self,
         nodes: Sequence[ir.Node],
@@ -94,7 +73,7 @@ class CpuTarget:
     ) -> Lowered:
         """Import, fuse, schedule; then run what depends on constants only."""
         with quiet():
-            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, TABLE, self._definitions)
+            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, TABLE, self.definitions)
             lowered = lowering.lower(imported, self._builder, prefix, self.separate)
         constants.evaluate_constants(lowered, self._host)
         return lowered

@@ -2,56 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 
 from graphopt.disk_cache import DiskCache
+from graphopt.targets.common.kernel_cache import KernelCache
 from graphopt.targets.gpu import nvrtc
 
 FORMAT = 1
 """Version of the entries' layout, and of how the assembler's report is read."""
 
 
-class CodeCache:
-    """Machine code in a folder that other architectures and versions may share; used from several threads."""
+class CodeCache(KernelCache[nvrtc.Compiled]):
+    """Machine code for one architecture, by the source; used from several threads."""
 
-    def __init__(self, files: DiskCache) -> None:
-        """Nothing is read before the first `compile`."""
-        self._files = files
-        self._grown = False
+    def __init__(self, files: DiskCache, arch: str) -> None:
+        """Args: arch: that the code is for."""
+        super().__init__(files, {"format": FORMAT, "options": nvrtc.options(arch), "packages": nvrtc.packages()})
+        self._arch = arch
 
-    def compile(self, source: str, arch: str) -> nvrtc.Compiled:
-        """As `nvrtc.compile_cuda`, which is asked only for what is not there."""
-        name = key(source, arch)
-        content = self._files.get(name)
-        if content is not None:
-            return _read(content)
-        compiled = nvrtc.compile_cuda(source, arch)
-        self._files.put(name, _written(compiled))
-        self._grown = True
+    def compile(self, source: str) -> nvrtc.Compiled:
+        """Machine code; the compiler is asked only for what is not kept."""
+        kept = self.get(source)
+        if kept is not None:
+            return kept
+        compiled = nvrtc.compile_cuda(source, self._arch)
+        self.put(compiled, source)
         return compiled
 
-    def trim(self) -> None:
-        """Make room if something was added."""
-        if self._grown:
-            self._files.trim()
-            self._grown = False
+    def read(self, content: bytes) -> nvrtc.Compiled:
+        """The report as JSON, a zero byte, and the code."""
+        report, _, image = content.partition(b"\0")
+        resources = {entry: nvrtc.Resources(**fields) for entry, fields in json.loads(report).items()}
+        return nvrtc.Compiled(image, resources)
 
-
-def key(source: str, arch: str) -> str:
-    """The name of the entry."""
-    context = {"format": FORMAT, "options": nvrtc.options(arch), "packages": nvrtc.packages()}
-    return hashlib.sha256("\n".join((json.dumps(context, sort_keys=True), source)).encode()).hexdigest()
-
-
-def _written(compiled: nvrtc.Compiled) -> bytes:
-    """The report as JSON, a zero byte, and the code."""
-    report = {entry: asdict(used) for entry, used in compiled.resources.items()}
-    return json.dumps(report).encode() + b"\0" + compiled.image
-
-
-def _read(content: bytes) -> nvrtc.Compiled:
-    report, _, image = content.partition(b"\0")
-    used = {entry: nvrtc.Resources(**found) for entry, found in json.loads(report).items()}
-    return nvrtc.Compiled(image, used)
+    def write(self, entry: nvrtc.Compiled) -> bytes:
+        """The bytes that `read` takes."""
+        report = {name: asdict(resources) for name, resources in entry.resources.items()}
+        return json.dumps(report).encode() + b"\0" + entry.image

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from graphopt.cost.workload import Plan
 from graphopt.disk_cache import DiskCache
 from graphopt.program.program import Launch
 from graphopt.targets.common import sources
-from graphopt.targets.common.identity import Identity
+from graphopt.targets.common.kernel_cache import KernelCache
 from graphopt.targets.gpu.code import DeviceCode
 from graphopt.targets.gpu.devices import Device
 
@@ -29,34 +28,20 @@ class Generated:
     note: str = ""
 
 
-class SourceCache:
-    """Kernels for one device, in a folder that others may share."""
+class SourceCache(KernelCache[Generated]):
+    """Sources for one device, by the symbol and the text of the kernel."""
 
     def __init__(self, files: DiskCache, device: Device) -> None:
-        """Nothing is read before the first `get`."""
-        self._files = files
-        self._context = json.dumps(facts(device), sort_keys=True)
-        self._grown = False
+        """Args: device: that the code is for."""
+        super().__init__(files, facts(device))
 
-    def key(self, identity: Identity) -> str:
-        """The name of the entry."""
-        return hashlib.sha256("\n".join((self._context, identity.symbol, identity.text)).encode()).hexdigest()
+    def read(self, content: bytes) -> Generated:
+        """The entry from JSON."""
+        return _read(json.loads(content))
 
-    def get(self, identity: Identity) -> Generated | None:
-        """What was stored for it; None if nothing was, or if it is not what was written."""
-        content = self._files.get(self.key(identity))
-        return None if content is None else _read(json.loads(content))
-
-    def put(self, identity: Identity, generated: Generated) -> None:
-        """Keep it."""
-        self._files.put(self.key(identity), json.dumps(asdict(generated)).encode())
-        self._grown = True
-
-    def trim(self) -> None:
-        """Make room if something was added."""
-        if self._grown:
-            self._files.trim()
-            self._grown = False
+    def write(self, entry: Generated) -> bytes:
+        """The bytes that `read` takes."""
+        return json.dumps(asdict(entry)).encode()
 
 
 def facts(device: Device) -> dict[str, Any]:

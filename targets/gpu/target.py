@@ -24,9 +24,9 @@ from graphopt.runtime.devices import library
 from graphopt.runtime.devices.device import Device
 from graphopt.runtime.devices.opening import open_any
 from graphopt.targets.common import constants, lowering, native, relax_import, sources
-from graphopt.targets.common.definitions import Definitions, signature
 from graphopt.targets.common.identity import Identity
 from graphopt.targets.common.quiet import quiet
+from graphopt.targets.common.tvm_target import TvmTarget
 from graphopt.targets.cpu import build, machine
 from graphopt.targets.cpu.object_cache import ObjectCache
 from graphopt.targets.gpu import code, devices, measure, nvrtc, rules, tiles
@@ -37,7 +37,7 @@ from graphopt.targets.gpu.estimates import Estimates
 from graphopt.targets.gpu.source_cache import Generated, SourceCache
 
 
-class GpuTarget:
+class GpuTarget(TvmTarget):
     """Code for one device, or for the architecture that it stands for."""
 
     extension = "kernels"
@@ -49,13 +49,12 @@ class GpuTarget:
             name: of the target, "cuda" or "opencl".
             cache: keep compiled kernels in the user's cache, and take them from there.
         """
-        self.name, self.device, self.separate = name, device, False
+        super().__init__(device, TABLE)
+        self.name, self.device = name, device
         host, kept = machine.detect(), cache and sources.unchanged()
         self._host = build.Builder(host, ObjectCache(disk_cache.objects(), host) if kept else None)
         self._sources = SourceCache(disk_cache.objects(), device) if kept else None
-        self._cache = CodeCache(disk_cache.objects()) if cache and device.cuda else None
-        self._answers: dict[str, str | None] = {}
-        self._definitions = Definitions()
+        self._cache = CodeCache(disk_cache.objects(), device.arch) if cache and device.cuda else None
         self._estimates = Estimates(device)
         self._tiles: dict[str, tuple[str, ...]] = {}
         self._facts: Mapping[str, Any] | str | None = None
@@ -82,31 +81,13 @@ class GpuTarget:
             return {"name": self.name}
         return {"name": self.name, "gpu": self.device.arch, "device": self.device.name}
 
-    def supports(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
-        """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
-        key = signature(node)
-        if key not in self._answers:
-            found = self._lacking(node) or native.obstacle(node, opsets, self.device, TABLE, self._definitions)
-            self._answers[key] = native.template(found, node)
-        return native.spelled(self._answers[key], node)
-
-    def _lacking(self, node: ir.Node) -> str | None:
+    def lacking(self, node: ir.Node) -> str | None:
         """Why the device cannot hold what `node` reads or writes."""
         if self.device.cuda:
             return None
         kinds = {str(value.dtype) for value in (*node.inputs, *node.outputs) if value is not None}
         half = next((kind.lower() for kind in ("FLOAT16", "BFLOAT16") if kind in kinds), None)
         return None if half is None else f"OpenCL devices need not know {half}"
-
-    def defect(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
-        """Lower the node alone and generate its code."""
-        try:
-            lowered = self.lower([node], *native.ends(node), opsets, "probe_")
-            if lowered.functions:
-                self.library(lowered.functions)
-        except RuntimeError as error:
-            return f"TVM cannot generate code for {node.op_type}: {native.readable(error)}"
-        return None
 
     def lower(
         self,
@@ -118,7 +99,7 @@ class GpuTarget:
     ) -> Lowered:
         """Import, fuse, run on the host what depends on constants only, and generate code for the rest."""
         with quiet():
-            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.device, TABLE, self._definitions)
+            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.device, TABLE, self.definitions)
             lowered = lowering.lower(imported, _Unscheduled(), prefix, self.separate)
         constants.evaluate_constants(lowered, _OnHost(self._host))
         for symbol, identity in lowered.functions.items():
@@ -131,7 +112,7 @@ class GpuTarget:
 
     def _kernel(self, identity: Identity) -> Generated:
         if identity.symbol not in self._kernels:
-            found = None if self._sources is None else self._sources.get(identity)
+            found = None if self._sources is None else self._sources.get(*identity.parts)
             self._kernels[identity.symbol] = found or self._generated(identity)
         return self._kernels[identity.symbol]
 
@@ -140,7 +121,7 @@ class GpuTarget:
         made = code.generate(identity.symbol, scheduled.function, self.device)
         generated = Generated(made, scheduled.plan, scheduled.note)
         if self._sources is not None:
-            self._sources.put(identity, generated)
+            self._sources.put(generated, *identity.parts)
         return generated
 
     def _launch(self, lowered: Lowered, prefix: str) -> None:
@@ -174,12 +155,16 @@ class GpuTarget:
 
     def compiled(self, made: code.DeviceCode) -> nvrtc.Compiled:
         """Machine code with as many blocks on a multiprocessor as can be had without spilling registers."""
-        compiler = nvrtc.compile_cuda if self._cache is None else self._cache.compile
         for resident in range(made.resident, 0, -1):
-            found = compiler(made.bounded(resident), self.device.arch)
+            found = self._machine_code(made.bounded(resident))
             if not any(each.spilled for each in found.resources.values()):
                 break
         return found
+
+    def _machine_code(self, source: str) -> nvrtc.Compiled:
+        if self._cache is None:
+            return nvrtc.compile_cuda(source, self.device.arch)
+        return self._cache.compile(source)
 
     def tiles(self, workload: Workload) -> tuple[str, ...]:
         """As `gpu.tiles` lists them."""
@@ -194,7 +179,7 @@ class GpuTarget:
     def _unscheduled(self, node: ir.Node) -> Mapping[str, Identity]:
         """The kernels of a node, also those that only constants depend on."""
         opsets = {"": OPSET, DOMAIN: VERSION}
-        imported = relax_import.import_nodes([node], *native.ends(node), opsets, self.device, TABLE, self._definitions)
+        imported = relax_import.import_nodes([node], *native.ends(node), opsets, self.device, TABLE, self.definitions)
         return lowering.lower(imported, _Unscheduled(), "tiles_").functions
 
     def measure(

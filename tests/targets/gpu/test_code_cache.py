@@ -21,6 +21,10 @@ g (float[8,64] x) => (float[8,64] y) { a = Softmax(x)  b = Relu(a)  y = Softmax(
 """
 
 
+def key(source: str, arch: str) -> str:
+    return CodeCache(disk_cache.DiskCache(Path("nowhere"), 0), arch).key(source)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path))
@@ -90,7 +94,7 @@ def test_without_the_cache_nothing_is_kept(folder: Path, compiled: list[str]) ->
 
 
 def test_the_report_comes_back_with_the_code(folder: Path, compiled: list[str]) -> None:
-    first, again = (CodeCache(disk_cache.objects()).compile(SCALE, "sm_80") for _ in range(2))
+    first, again = (CodeCache(disk_cache.objects(), "sm_80").compile(SCALE) for _ in range(2))
     assert compiled == ["sm_80"]
     assert again == first
     assert again.resources["scale"].registers > 0
@@ -98,19 +102,19 @@ def test_the_report_comes_back_with_the_code(folder: Path, compiled: list[str]) 
 
 def test_code_of_another_name_or_damaged_is_compiled_again(folder: Path, compiled: list[str]) -> None:
     for arch in ("sm_80", "sm_90"):
-        CodeCache(disk_cache.objects()).compile(SCALE, arch)
-    one, other = (folder / code_cache.key(SCALE, arch) for arch in ("sm_80", "sm_90"))
+        CodeCache(disk_cache.objects(), arch).compile(SCALE)
+    one, other = (folder / key(SCALE, arch) for arch in ("sm_80", "sm_90"))
     other.write_bytes(one.read_bytes())
     one.write_bytes(one.read_bytes()[:-1] + b"?")
     for arch in ("sm_80", "sm_90"):
-        CodeCache(disk_cache.objects()).compile(SCALE, arch)
+        CodeCache(disk_cache.objects(), arch).compile(SCALE)
     assert compiled == ["sm_80", "sm_90", "sm_80", "sm_90"]
 
 
 def test_an_error_is_not_kept(folder: Path, compiled: list[str]) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="missing"):
-            CodeCache(disk_cache.objects()).compile('extern "C" __global__ void f() { missing; }', "sm_80")
+            CodeCache(disk_cache.objects(), "sm_80").compile('extern "C" __global__ void f() { missing; }')
     assert len(compiled) == 2
     assert not folder.exists()
 
@@ -122,17 +126,17 @@ def test_what_was_not_used_for_longest_makes_room(folder: Path, monkeypatch: pyt
 
 
 def test_another_compiler_source_option_or_format_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = [code_cache.key(SCALE, "sm_80"), code_cache.key(SCALE + " ", "sm_80"), code_cache.key(SCALE, "sm_90a")]
+    keys = [key(SCALE, "sm_80"), key(SCALE + " ", "sm_80"), key(SCALE, "sm_90a")]
     real, options = nvrtc.packages(), nvrtc.options
     for name in real:
         monkeypatch.setattr(nvrtc, "packages", lambda name=name: {**real, name: "99"})
-        keys.append(code_cache.key(SCALE, "sm_80"))
+        keys.append(key(SCALE, "sm_80"))
     monkeypatch.setattr(nvrtc, "packages", lambda: real)
     monkeypatch.setattr(nvrtc, "options", lambda arch: (*options(arch), "--use_fast_math"))
-    keys.append(code_cache.key(SCALE, "sm_80"))
+    keys.append(key(SCALE, "sm_80"))
     monkeypatch.setattr(nvrtc, "options", options)
     monkeypatch.setattr(code_cache, "FORMAT", code_cache.FORMAT + 1)
-    keys.append(code_cache.key(SCALE, "sm_80"))
+    keys.append(key(SCALE, "sm_80"))
     assert len(set(keys)) == len(keys) == 3 + len(real) + 2
 
 

@@ -31,30 +31,30 @@ def identity(symbol: str = "kernel_0", text: str = "text") -> Identity:
 
 
 def key(device: devices.Device = H100) -> str:
-    return SourceCache(DiskCache(Path("nowhere"), 0), device).key(identity())
+    return SourceCache(DiskCache(Path("nowhere"), 0), device).key(*identity().parts)
 
 
 @pytest.mark.parametrize("made", [MADE, Generated(DeviceCode("", ()), Plan("elements"))])
 def test_what_was_put_comes_back(tmp_path: Path, made: Generated) -> None:
     cache = SourceCache(DiskCache(tmp_path, 10_000), H100)
-    assert cache.get(identity()) is None
-    cache.put(identity(), made)
-    assert cache.get(identity()) == made
-    assert cache.get(identity("kernel_1")) is None
-    assert cache.get(identity(text="other")) is None
+    assert cache.get(*identity().parts) is None
+    cache.put(made, *identity().parts)
+    assert cache.get(*identity().parts) == made
+    assert cache.get(*identity("kernel_1").parts) is None
+    assert cache.get(*identity(text="other").parts) is None
 
 
 def test_a_damaged_entry_is_absent(tmp_path: Path) -> None:
     cache = SourceCache(DiskCache(tmp_path, 10_000), H100)
-    cache.put(identity(), MADE)
+    cache.put(MADE, *identity().parts)
     (entry,) = tmp_path.iterdir()
     entry.write_bytes(entry.read_bytes().replace(b"4096", b"8192"))
-    assert cache.get(identity()) is None
+    assert cache.get(*identity().parts) is None
 
 
 def test_room_is_made(tmp_path: Path) -> None:
     cache = SourceCache(DiskCache(tmp_path, 1), H100)
-    cache.put(identity(), MADE)
+    cache.put(MADE, *identity().parts)
     cache.trim()
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,68 @@
+"""What targets whose code TVM generates say of nodes: whether they become kernels, whether code can be generated."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from graphopt.lowering.target import Lowered
+from graphopt.targets.common import native
+from graphopt.targets.common.converters.table import Table
+from graphopt.targets.common.definitions import Definitions, signature
+
+
+class TvmTarget(ABC):
+    """Base of the targets. `separate` makes every operator a kernel of its own; `definitions` are those of all nodes."""
+
+    def __init__(self, machine: Any, table: Table) -> None:
+        """Nothing is tried yet.
+
+        Args:
+            machine: what converters choose tiles for.
+            table: the converters.
+        """
+        self.separate = False
+        self.definitions = Definitions()
+        self._machine, self._table = machine, table
+        self._answers: dict[str, str | None] = {}
+
+    def supports(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
+        """Try the node alone, once per kind of node: operator, attributes, types, and small constants."""
+        key = signature(node)
+        if key not in self._answers:
+            reason = self.lacking(node) or native.obstacle(node, opsets, self._machine, self._table, self.definitions)
+            self._answers[key] = native.template(reason, node)
+        return native.spelled(self._answers[key], node)
+
+    def lacking(self, node: ir.Node) -> str | None:
+        """Why the hardware cannot hold what `node` reads or writes, in a sentence; None if it can."""
+        del node
+        return None
+
+    def defect(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
+        """Lower the node alone and generate its code."""
+        try:
+            lowered = self.lower([node], *native.ends(node), opsets, "probe_")
+            if lowered.functions:
+                self.library(lowered.functions)
+        except RuntimeError as error:
+            return f"TVM cannot generate code for {node.op_type}: {native.readable(error)}"
+        return None
+
+    @abstractmethod
+    def lower(
+        self,
+        nodes: Sequence[ir.Node],
+        inputs: Sequence[ir.Value],
+        outputs: Sequence[ir.Value],
+        opsets: Mapping[str, int],
+        prefix: str,
+    ) -> Lowered:
+        """Kernel calls for nodes in topological order that are all supported."""
+
+    @abstractmethod
+    def library(self, functions: Mapping[str, Any]) -> bytes:
+        """All functions in one file, each under its symbol."""
