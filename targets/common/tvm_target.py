@@ -15,7 +15,7 @@ from graphopt.targets.common.definitions import Definitions, signature
 
 
 class TvmTarget(ABC):
-    """Base of the targets. `separate` makes every operator a kernel of its own; `definitions` are those of all nodes."""
+    """`separate` makes every operator a kernel of its own; nodes that are alike share their `definitions`."""
 
     def __init__(self, machine: Any, table: Table) -> None:
         """Nothing is tried yet.
