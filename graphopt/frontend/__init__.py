@@ -1,0 +1,1 @@
+"""Frontend: reads models, checks them, converts opsets, infers shapes and folds constants."""

@@ -1,4 +1,4 @@
-"""An If whose condition is constant becomes the nodes of the branch that is taken.
+"""Replace an If with a constant condition by the nodes of the branch that is taken.
 
 y = If<then: {a = Neg(x)} => a, else: {...}>(True)   ->   y = Neg(x)
 """
@@ -14,7 +14,7 @@ from graphopt.graph.constness import tensor_of
 
 
 def choose_branches(model: ir.Model) -> bool:
-    """Replace such nodes of the main graph, in place; True when anything changed."""
+    """Replace every If with a constant condition in the main graph, in place; True when anything changed."""
     changed = False
     for node in list(model.graph):
         if node.op_type == "If" and node.domain == "":
@@ -26,7 +26,7 @@ def choose_branches(model: ir.Model) -> bool:
 
 
 def _scalar_ranges(graph: ir.Graph) -> None:
-    """Make the operands of Range scalars: behind an If nobody saw that they are vectors of one element."""
+    """Make the operands of Range scalars: inside an If, vectors of one element go unnoticed."""
     for node in list(graph):
         if node.op_type != "Range" or node.domain != "":
             continue
@@ -66,7 +66,7 @@ def _choose(node: ir.Node, graph: ir.Graph) -> bool:
 
 
 def empty(graph: ir.Graph) -> None:
-    """Remove all nodes of a subgraph that goes, or they would still count as readers of outer values."""
+    """Remove all nodes of a discarded subgraph, which would still count as consumers of outer values."""
     graph.outputs.clear()
     for node in reversed(list(graph)):
         for attribute in node.attributes.values():

@@ -1,4 +1,4 @@
-"""Structural checks of a protobuf before any library walks it: what follows may assume a finite, acyclic, named graph.
+"""Structural checks of a protobuf before any library walks it: later steps may assume a finite, acyclic, named graph.
 
 Each refusal is one sentence that names the node or value. The checks are linear in the size of the model.
 """
@@ -32,7 +32,7 @@ _RUNTIME_DOMAINS = frozenset({"com.microsoft"})  # no schemas here, but ONNX Run
 
 @dataclass
 class _Scope:
-    """What a walk carries down: the opsets in force, the functions, and the model's folder."""
+    """Context of a walk: the opsets in force, the functions, and the model's folder."""
 
     opsets: Mapping[str, int]
     functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
@@ -295,7 +295,7 @@ def _has_graphs(node: onnx.NodeProto) -> bool:
 
 
 def _captured(attribute: onnx.AttributeProto) -> set[str]:
-    """Names that the graphs of `attribute` take from outside."""
+    """Names that the graphs of `attribute` capture from outside."""
     names: set[str] = set()
     for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
         free = {info.name for info in graph.output}
@@ -359,10 +359,10 @@ def _check_operator(node: onnx.NodeProto, scope: _Scope) -> None:
         wanted = schema.attributes.get(attribute.name)
         if wanted is None:
             raise ModelError(f"node {_label(node)} has no attribute {attribute.name} at opset {version}; remove it")
-        found, takes = onnx.AttributeProto.AttributeType.Name(attribute.type), str(wanted.type).rpartition(".")[2]
-        if found != takes:
+        kind, takes = onnx.AttributeProto.AttributeType.Name(attribute.type), str(wanted.type).rpartition(".")[2]
+        if kind != takes:
             raise ModelError(
-                f"the attribute {attribute.name} of node {_label(node)} is {found}, and its operator takes "
+                f"the attribute {attribute.name} of node {_label(node)} is {kind}, and its operator takes "
                 f"{takes}; correct the node"
             )
     for attribute in schema.attributes.values():

@@ -1,6 +1,6 @@
-"""Whole models become static and folded: shapes are inferred, constants folded and branches chosen until none is left.
+"""Make a model static and folded: infer shapes, fold constants and choose branches until none is left.
 
-Loading does it, and so does a rewrite after which more is known than before.
+Loading does it, and so does a rewrite that makes more shapes or values known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_ROUNDS = 16
 
 
 def complete(model: ir.Model) -> None:
-    """Infer, fold and choose, in place.
+    """Infer shapes, fold constants and choose branches, in place.
 
     Raises:
         ModelError: the operands of a node, which it names, do not fit each other.
@@ -41,7 +41,7 @@ def complete(model: ir.Model) -> None:
 
 
 def _remove_unused(model: ir.Model, holders: Sequence[ir.Node]) -> None:
-    """Remove what nobody reads. What is inside a node that was removed reads nothing any more: of `holders`, those."""
+    """Remove nodes without consumers. Subgraphs of those of `holders` that were removed no longer consume values."""
     modified = True
     while modified:
         for inner in [inner for node in holders if node.graph is None for inner in _inner_nodes(node)]:

@@ -1,4 +1,4 @@
-"""One node on constants, as ONNX Runtime computes it: what is folded gives what the node would have given."""
+"""Evaluate one node on constants in ONNX Runtime, so that a folded node gives the same numbers."""
 
 from __future__ import annotations
 

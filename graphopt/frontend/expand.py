@@ -1,4 +1,4 @@
-"""Operators that ONNX defines by a function become its nodes, where a target knows these and not the operator.
+"""Replace operators that ONNX defines by a function by its nodes, where a target supports these but not the operator.
 
     loss = NegativeLogLikelihoodLoss(x, t)   ->   u = Unsqueeze(t); g = GatherElements(x, u); n = Neg(g); ...
 
@@ -28,7 +28,7 @@ _DOMAIN = "expanded"
 
 
 def expand_functions(model: ir.Model, supports: Supports) -> int:
-    """Replace, in place, refused nodes of the main graph by their functions' bodies; the number of replaced nodes."""
+    """Replace refused nodes of the main graph by their functions' bodies, in place; returns how many were replaced."""
     count = 0
     for node in list(model.graph):
         if supports(node, model.opset_imports) is None or _computed_otherwise(node):
@@ -43,7 +43,7 @@ def expand_functions(model: ir.Model, supports: Supports) -> int:
 
 
 def _computed_otherwise(node: ir.Node) -> bool:
-    """Whether ONNX Runtime's own kernel gives something else: of integers it cuts every exponential to one."""
+    """Whether ONNX Runtime's own kernel differs from the function: on integers it truncates every exponential."""
     x = node.inputs[0] if node.inputs else None
     return node.op_type == "ReduceLogSumExp" and x is not None and x.dtype is not None and x.dtype.is_integer()
 
@@ -150,7 +150,7 @@ def _function(node: onnx.NodeProto, version: int, types: list[onnx.TypeProto]) -
 
 
 def _splice(model: ir.Model, node: ir.Node, body: ir.Model) -> bool:
-    """Put the nodes of `body` in the place of `node`; False where an output is no node's."""
+    """Replace `node` by the nodes of `body`; False where no node computes an output."""
     graph, inner = model.graph, body.graph
     results = list(inner.outputs)
     if any(value.producer() is None for value in results):

@@ -28,7 +28,7 @@ MAX_TENSOR_BYTES = 2**40
 SMALL_BYTES = 1024
 """Constants up to this size are seen by shape inference; larger ones take part with their shapes only."""
 
-_NAN_CHUNK = 1 << 22  # elements looked at together, so that a mapped weight is never copied as a whole
+_NAN_CHUNK = 1 << 22  # elements checked at once, so that a mapped weight is never copied as a whole
 _FLOATS = frozenset({"FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16"})
 # The typed field of TensorProto that holds each dtype when `raw_data` is absent, and elements per entry.
 _FIELD_OF = {
@@ -97,26 +97,26 @@ def check_tensor(tensor: onnx.TensorProto, where: str, base_dir: Path | None) ->
     if tensor.HasField("raw_data"):
         if dtype == ir.DataType.STRING:
             raise ModelError(f"{where} holds strings as raw bytes, which ONNX forbids; save the model again")
-        found, wanted, unit = len(tensor.raw_data), nbytes, "bytes"
+        count, wanted, unit = len(tensor.raw_data), nbytes, "bytes"
     else:
         field = _FIELD_OF.get(dtype.name, "int32_data")
-        found, unit = len(getattr(tensor, field)), f"entries of {field}"
+        count, unit = len(getattr(tensor, field)), f"entries of {field}"
         if dtype.name.startswith("COMPLEX"):
             wanted = 2 * elements
         elif dtype != ir.DataType.STRING and dtype.bitwidth in (2, 4):
             wanted = nbytes  # one packed byte per entry
         else:
             wanted = elements
-    if found != wanted:
+    if count != wanted:
         shape = "x".join(map(str, tensor.dims)) or "scalar"
         raise ModelError(
-            f"{where} ({dtype.name} {shape}) needs {wanted} {unit} and has {found}; "
+            f"{where} ({dtype.name} {shape}) needs {wanted} {unit} and has {count}; "
             "the file is damaged, export it again"
         )
 
 
 def checked_size(dims: tuple[int, ...], dtype: ir.DataType, where: str) -> tuple[int, int]:
-    """Elements and bytes of a tensor of `dims`; ModelError when a dim is negative or the size is beyond sense."""
+    """Elements and bytes of a tensor of `dims`; ModelError when a dim is negative or the size is unreasonable."""
     if any(dim < 0 for dim in dims):
         raise ModelError(f"{where} has a negative dimension in {list(dims)[:8]}; correct the model's shapes")
     if len(dims) > 64:
@@ -196,7 +196,7 @@ def check_external(
 
 
 def each_tensor(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
-    """All constant tensors of `model` with a phrase that names each: initializers, then tensor attributes."""
+    """All constant tensors of `model`, each with a phrase that names it: initializers, then tensor attributes."""
     graphs: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
     for graph in graphs:
         if isinstance(graph, ir.Graph):
@@ -237,10 +237,10 @@ def has_nan(tensor: ir.TensorProtocol) -> bool:
         if chunk.dtype.name in ("float32", "float64"):
             with np.errstate(all="ignore"):
                 # Squares overflow to inf, and only NaN gives NaN.
-                found = bool(np.isnan(np.dot(chunk, chunk)))
+                contains_nan = bool(np.isnan(np.dot(chunk, chunk)))
         else:
-            found = bool(np.isnan(chunk.astype(np.float32)).any())
-        if found:
+            contains_nan = bool(np.isnan(chunk.astype(np.float32)).any())
+        if contains_nan:
             return True
     return False
 
@@ -248,8 +248,8 @@ def has_nan(tensor: ir.TensorProtocol) -> bool:
 def own_tensor(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """A tensor object of our own over the bytes of `tensor`: renaming a value renames its tensor.
 
-    A tensor inside a protobuf leaves it, since every access to those copies, and one of them keeps the whole message
-    alive. External data stays mapped, unless it is small enough to be a shape that inference wants to see.
+    A tensor inside a protobuf is copied out of it, since every access to it copies, and one tensor keeps the whole
+    message alive. External data stays mapped, unless it is small enough to be a shape that inference needs.
     """
     name, doc = tensor.name, tensor.doc_string
     if isinstance(tensor, ir.ExternalTensor):

@@ -1,4 +1,4 @@
-"""Constant folding: what does not depend on the inputs is computed once, here, within fixed bounds.
+"""Constant folding: nodes that do not depend on the inputs are computed once, here, within fixed bounds.
 
     s = Shape(x); b = Gather(s, 0); t = Concat(b, [-1]); y = Reshape(x, t)   ->   y = Reshape(x, [1, -1])
     w = ConstantOfShape(d)                                                   ->   w: initializer (broadcast)
@@ -26,7 +26,7 @@ from graphopt.graph.shapes.foreign import foreign_shapes
 from graphopt.graph.shapes.settle import foreign_node, infer_node
 
 MAX_FILL_BYTES = 2**31
-"""A ConstantOfShape becomes an initializer up to this size; it occupies one element until somebody writes it out."""
+"""A ConstantOfShape becomes an initializer up to this size; it occupies one element until it is materialized."""
 
 _MAX_RESULT_BYTES = 2**24  # a result larger than this must not be larger than its operands
 _MAX_SLOW_ELEMENTS = 2**12  # operators without a vectorised evaluation
@@ -133,7 +133,7 @@ def _bypass(node: ir.Node, graph: ir.Graph) -> bool:
 
 
 def _evaluate(node: ir.Node, version: int, ir_version: int) -> list[ir.TensorProtocol] | None:
-    """The values of all outputs of `node`, or None when they depend on an input or are not worth it."""
+    """The values of all outputs of `node`, or None when they depend on an input or folding does not pay."""
     if node.op_type == "Constant":
         return _constant(node)
     if node.op_type in ("Shape", "Size"):
@@ -168,8 +168,8 @@ def _evaluate(node: ir.Node, version: int, ir_version: int) -> list[ir.TensorPro
     if node.op_type not in _MOVES and operand_bytes > _MAX_RESULT_BYTES:
         return None
     arrays = [None if tensor is None else tensor.numpy() for tensor in operands]
-    if node.op_type in _AS_ONNX_RUNTIME and (found := run_node(node, version, ir_version, arrays)) is not None:
-        return _tensors(node, found)
+    if node.op_type in _AS_ONNX_RUNTIME and (results := run_node(node, version, ir_version, arrays)) is not None:
+        return _tensors(node, results)
     return _run_reference(node, version, arrays)
 
 
@@ -189,10 +189,10 @@ def _run_reference(
         operator = load_op("", node.op_type, version)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            found = operator.eval(*operands, n_outputs=len(node.outputs), **attributes)
+            results = operator.eval(*operands, n_outputs=len(node.outputs), **attributes)
     except Exception:  # whatever the evaluator cannot do stays a node, and runs where the model runs
         return None
-    return _tensors(node, list(found) if isinstance(found, (tuple, list)) else [found])
+    return _tensors(node, list(results) if isinstance(results, (tuple, list)) else [results])
 
 
 def _tensors(node: ir.Node, arrays: list[Any]) -> list[ir.TensorProtocol] | None:

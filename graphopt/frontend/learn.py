@@ -2,7 +2,7 @@
 
 A node is run if its operands' shapes are static and its results' shapes follow from them (`value_dependence`), on
 several inputs, which must give the same shapes. What it learns is kept with the value and inferred from ever after.
-The shapes that a model declares for computed values are claims: they are not believed, they are tried.
+The shapes that a model declares for computed values are claims: they are checked by a run, not believed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_BYTES = 1 << 30
 
 NODE_SECONDS = 3.0
 TOTAL_SECONDS = 30.0
-"""How long one run, and all of them, may take."""
+"""Time limits of one run and of all runs."""
 
 
 class Learner:
@@ -54,11 +54,11 @@ class Learner:
         if depends_on_values(node):
             return False
         started = time.perf_counter()
-        found = self._observe(node)
+        types = self._observe(node)
         self._left -= time.perf_counter() - started
-        if found is None:
+        if types is None:
             return False
-        for value, (dtype, shape) in zip(_named(node), found, strict=True):
+        for value, (dtype, shape) in zip(_named(node), types, strict=True):
             value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
             value.meta[LEARNED] = True
         return True
@@ -74,23 +74,23 @@ class Learner:
         try:
             proto, weights = extract(self._model, run)
             session = open_session(proto.SerializeToString(), weights, 1)
-        except Exception:  # ONNX Runtime does not know the node: compiling says so, with the reason
+        except Exception:  # ONNX Runtime rejects the node: compilation reports it, with the reason
             return None
         for draw in self._draws(inputs):
             try:
                 results = run_bounded(session, {str(v.name): draw(v) for v in inputs}, NODE_SECONDS)
-            except Exception:  # not a number that it takes
+            except Exception:  # the node does not accept these numbers
                 continue
             if not all(isinstance(array, np.ndarray) and array.dtype != object for array in results.values()):
                 return None
-            found = [(ir.DataType.from_numpy(a.dtype), a.shape) for a in results.values()]
-            if agreed is not None and found != agreed:
+            types = [(ir.DataType.from_numpy(a.dtype), a.shape) for a in results.values()]
+            if agreed is not None and types != agreed:
                 return None
-            agreed, successes = found, successes + 1
+            agreed, successes = types, successes + 1
         return agreed if successes > 1 or (successes and not inputs) else None
 
     def _draws(self, inputs: tuple[ir.Value, ...]) -> Iterator[Callable[[ir.Value], Array]]:
-        """Ways to fill the inputs: two of random numbers that the model takes, ones, zeros."""
+        """Ways to fill the inputs: two draws of random numbers that the model accepts, ones, zeros."""
         for seed in range(2):
             generator = np.random.default_rng(seed)
             yield lambda value, g=generator: random_array(value, self._demands.demand(value), g)  # type: ignore[misc]
@@ -114,10 +114,10 @@ def _is_open(node: ir.Node) -> bool:
 
 
 def _can_run(node: ir.Node) -> bool:
-    """Whether everything that enters is a tensor of known type and shape, and all of it fits into memory.
+    """Whether all operands are tensors of known type and shape, and together fit into memory.
 
-    An If whose condition is constant is no case for it: its branch takes its place, and ONNX Runtime, which inlines the
-    branch when it opens the model, has died of doing so.
+    An If with a constant condition is excluded: its branch replaces it anyway, and ONNX Runtime, which inlines the
+    branch when it opens the model, has crashed doing so.
     """
     if node.op_type == "If" and is_constant(node.inputs[0]):
         return False

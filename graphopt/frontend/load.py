@@ -1,4 +1,4 @@
-"""`load`: whatever a user calls a model becomes one checked, static, folded `onnx_ir.Model`.
+"""`load`: turn every kind of model source into one checked, static, folded `onnx_ir.Model`.
 
 read        path, ModelProto, onnx_ir.Model, torch.nn.Module or zoo:NAME; nothing of the source is modified
 check       structure, payloads and external paths, before any library walks the graph
@@ -59,12 +59,11 @@ Source = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | torch.nn.Module"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready for the pipeline, and what loading assumed or changed, a sentence each.
+    """A model ready for the pipeline, and `notes` on what loading assumed or changed, a sentence each.
 
     `original` is the model as the user gave it, the reference of every verification: the path of its file, or the
-    user's own object (for a torch.nn.Module what the exporter made of it), neither copied nor modified. Inputs and
-    outputs of `model` have the names that they have there. `constants` are its inputs that have a default value, which
-    took their place.
+    user's own object (for a torch.nn.Module the exported model), neither copied nor modified. Inputs and outputs of
+    `model` have the names that they have there. `constants` are its inputs with a default value, which replaced them.
     """
 
     model: ir.Model
@@ -112,7 +111,7 @@ def _origin(source: Any) -> str:
 
 
 def _resolve(source: Any, example_inputs: Any) -> Path | onnx.ModelProto | ir.Model:
-    """What stands for `source` as the user gave it: a file, or an object that nothing here modifies."""
+    """The original model of `source`: the path of a file, or an object that nothing here modifies."""
     if isinstance(source, str) and source.startswith("zoo:"):
         from graphopt import models
 
@@ -186,7 +185,7 @@ def _sort(model: ir.Model, in_order: bool, notes: list[str]) -> None:
 
 
 def _export(module: torch.nn.Module, example_inputs: Any) -> ir.Model:
-    """Export a PyTorch module in inference mode; its training flag is left as found."""
+    """Export a PyTorch module in inference mode; its training flag is restored."""
     import torch
 
     if example_inputs is None:
@@ -241,9 +240,9 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
 
 
 def _distinct_outputs(model: ir.Model, notes: list[str]) -> None:
-    """An output of the model that is listed several times becomes one: they have one name, and so one result.
+    """Merge outputs of the model that are listed several times: they have one name, and so one result.
 
-    Those of inner graphs count by their place, and become copies.
+    Outputs of inner graphs count by their position, so repeated ones become copies.
     """
     for graph in model.graph.subgraphs():
         for index, value in enumerate(list(graph.outputs)):
@@ -282,9 +281,9 @@ def _check_calls(model: ir.Model) -> None:
 
 
 def _inline(model: ir.Model) -> None:
-    """Put the bodies of functions that are not ours where they are called; their nodes keep their opset.
+    """Inline the functions that are not ours; their nodes keep their opset.
 
-    A function that is called as an operator of ONNX is never called: ONNX Runtime has a kernel for those.
+    A function with the name of an ONNX operator is never called: ONNX Runtime has a kernel for the operator.
     """
     for key, function in list(model.functions.items()):
         if function.domain == "" and _is_operator(function.name, model.opset_imports.get("", 1)):
@@ -306,7 +305,7 @@ def _inline(model: ir.Model) -> None:
 
 
 def _constant_initializers(model: ir.Model, notes: list[str]) -> tuple[str, ...]:
-    """Initializers are constants: before IR version 4 all of them were inputs too, later ones have a default value.
+    """Make initializers constants: before IR version 4 all were inputs too; later, inputs can have a default value.
 
     Returns the names of inputs that had a default value, which a caller might want to feed.
     """

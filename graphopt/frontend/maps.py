@@ -1,6 +1,6 @@
-"""Maps, which scikit-learn's classifiers give: onnx_ir has no such type, so what is one has none in the model.
+"""Maps, which scikit-learn's classifiers return: onnx_ir has no such type, so maps are untyped values in the model.
 
-ONNX Runtime infers it again where it runs the node.
+ONNX Runtime infers the type again where it runs the node.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def untyped_maps(model: onnx.ModelProto, *, ours: bool) -> onnx.ModelProto:
 
 
 def from_inferred(model: onnx.ModelProto) -> ir.Model:
-    """What shape inference found, in IR form. `model` is the caller's own, and is modified."""
+    """The result of shape inference in IR form. `model` is the caller's own, and is modified."""
     return ir.from_proto(untyped_maps(model, ours=True))
 
 

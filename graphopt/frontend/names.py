@@ -1,7 +1,7 @@
-"""Names: every node and every value of a model has one that nothing else has, in whatever graph it is.
+"""Unique names: no two nodes and no two values of a model share a name, across all of its graphs.
 
 Branches of an If may use each other's names, and converters from other frameworks write such models. Rewrites move
-nodes between graphs and speak of nodes by name, so names are made unique once, here and wherever graphs are merged.
+nodes between graphs and refer to nodes by name, so names become unique here, once, and wherever graphs are merged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def canonical_domain(model: ir.Model) -> None:
 
 
 def unique_names(model: ir.Model) -> None:
-    """Give names where they lack and new ones where they repeat, in place; inputs and outputs of the model keep theirs.
+    """Add missing names and replace repeated ones, in place; inputs and outputs of the model keep theirs.
 
     An unnamed node is called after its first output, an unnamed value after the node that computes it. Of two equal
     names the outer one stays.

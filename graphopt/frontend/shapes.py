@@ -51,7 +51,7 @@ def print_shape(dims: Iterator[object] | tuple[object, ...] | ir.Shape) -> str:
 
 
 def open_dims(model: ir.Model) -> None:
-    """Make every dimension that is -1, or has no name worth the word, an unnamed one, in place.
+    """Make every dimension that is -1, or has a placeholder for a name, an unnamed one, in place.
 
     Exporters write "?" for each dimension that they do not know: two of them need not be equal.
     """
@@ -172,22 +172,24 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Infer type and shape of every value, in place; large weights take no part but their shapes.
+    """Infer type and shape of every value, in place; large weights take part with their shapes only.
 
-    Declared shapes of computed values are claims of whoever wrote the model, or were inferred for another size: in the
-    main graph they are left out, in subgraphs they fill what inference leaves open. What onnx does not know, or
-    computes otherwise than ONNX Runtime, is settled between them (`frontend_settle`), or was learned.
+    Declared shapes of computed values are unverified claims, or were inferred for another size: in the main graph they
+    are left out, in subgraphs they fill what inference leaves open. Shapes that onnx does not infer, or infers
+    otherwise than ONNX Runtime computes them, are settled between the inferences (`graph.shapes.settle`), or were
+    learned.
     Raises ModelError, naming the node, for operands that do not fit each other.
     """
     settled = {str(node.outputs[0].name) for node in model.graph if is_learned(node)}
     for again in range(_MAX_SETTLED):
         error = _infer_once(model, settled)
-        found, corrected = settle(model)
-        if not found and error is not None:
+        newly_settled, corrected = settle(model)
+        if not newly_settled and error is not None:
             raise error
-        if not found or (again and not corrected and error is None):  # constant folding goes on behind what was open
+        # Constant folding continues after shapes that were open before.
+        if not newly_settled or (again and not corrected and error is None):
             break
-        settled |= found
+        settled |= newly_settled
     for graph in model.graphs():
         for node in graph:
             for value in node.outputs:
@@ -197,7 +199,7 @@ def infer_shapes(model: ir.Model) -> None:
 
 
 def _infer_once(model: ir.Model, settled: Set[str]) -> ModelError | None:
-    """onnx's inference, for which the nodes of `settled`, by their first outputs, have the types that they have."""
+    """Run onnx's inference once; nodes of `settled`, which lists their first outputs, keep their types."""
     declared: dict[ir.Value, tuple[ir.TypeProtocol | None, ir.Shape | None]] = {}
     for graph in model.graphs():
         for node in graph:
@@ -212,9 +214,9 @@ def _infer_once(model: ir.Model, settled: Set[str]) -> ModelError | None:
     proto, error = with_skeleton(model, lambda proto: _infer(proto, settled))
     inferred = from_inferred(proto)
     for graph, other in zip(model.graphs(), inferred.graphs(), strict=True):
-        found = {value.name: value for value in _values(other)}
+        inferred_values = {value.name: value for value in _values(other)}
         for value in _values(graph):
-            source = found.get(value.name)
+            source = inferred_values.get(value.name)
             if source is None or value.is_graph_input() or value.is_initializer():
                 continue
             value.type = source.type if source.type is not None else value.type
@@ -224,11 +226,11 @@ def _infer_once(model: ir.Model, settled: Set[str]) -> ModelError | None:
         if value.type is None:
             value.type = kind
         if value.graph is not model.graph:
-            found_shape, value.shape = value.shape, merged(value.shape, shape)
-            if found_shape is not None and found_shape.is_static():
+            inferred_shape, value.shape = value.shape, merged(value.shape, shape)
+            if inferred_shape is not None and inferred_shape.is_static():
                 value.meta[_CONFIRMED] = True
                 value.meta.pop(CLAIMED, None)
-            elif value.shape != found_shape and _CONFIRMED not in value.meta:  # an inference before may have known more
+            elif value.shape != inferred_shape and _CONFIRMED not in value.meta:  # an earlier inference may know more
                 value.meta[CLAIMED] = True
     return error
 
@@ -246,19 +248,19 @@ def _possible(shape: ir.Shape) -> ir.Shape:
     return ir.Shape([None if isinstance(dim, int) and dim < 0 else dim for dim in shape])
 
 
-def merged(found: ir.Shape | None, declared: ir.Shape | None) -> ir.Shape | None:
-    """`found`, with its open dimensions taken from `declared` where both have the same rank."""
-    if found is None or declared is None:
-        return declared if found is None else found  # the shape of a scalar is false
-    if found.is_static() or len(found) != len(declared):
-        return found
+def merged(inferred: ir.Shape | None, declared: ir.Shape | None) -> ir.Shape | None:
+    """`inferred`, with its open dimensions taken from `declared` where both have the same rank."""
+    if inferred is None or declared is None:
+        return declared if inferred is None else inferred  # the shape of a scalar is false
+    if inferred.is_static() or len(inferred) != len(declared):
+        return inferred
     return ir.Shape(
-        [a if isinstance(a, int) or not isinstance(b, int) else b for a, b in zip(found, declared, strict=True)]
+        [a if isinstance(a, int) or not isinstance(b, int) else b for a, b in zip(inferred, declared, strict=True)]
     )
 
 
 def _infer(proto: onnx.ModelProto, settled: Set[str]) -> tuple[onnx.ModelProto, ModelError | None]:
-    """What onnx infers, and what it complains about."""
+    """The model with the shapes that onnx infers, and its error if there is one."""
     if settled:
         proto.opset_import.append(onnx.helper.make_opsetid(_SETTLED, 1))
         for graph in _graphs(proto.graph):
@@ -280,7 +282,7 @@ def _infer(proto: onnx.ModelProto, settled: Set[str]) -> tuple[onnx.ModelProto, 
 
 
 _UNTYPED = ("expected to have type but instead is null", "or optionals, but output", "declared=0", "inferred=0")
-"""Of complaints about values that have no type, as behind operators that onnx does not know."""
+"""Parts of onnx's errors about values without a type, such as results of operators that onnx does not know."""
 
 
 def _is_foreign(proto: onnx.ModelProto) -> bool:
@@ -288,7 +290,7 @@ def _is_foreign(proto: onnx.ModelProto) -> bool:
 
 
 def _inferred(proto: onnx.ModelProto, *, strict: bool) -> onnx.ModelProto:
-    """What onnx infers; values are not propagated where their sums overflow, which is no fault of a model."""
+    """Infer shapes with onnx; without data propagation where its sums overflow, which is no fault of a model."""
     for propagated in (True, False):
         try:
             return onnx.shape_inference.infer_shapes(proto, check_type=strict, strict_mode=strict, data_prop=propagated)
@@ -308,10 +310,10 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def _naming_node(text: str) -> str:
     """onnx's message as a sentence that begins with the node."""
-    found = re.search(r"\(op_type:([^,)]+)(?:, node name: (.*?))?\): (?:\[\w+\] )?(.*)", text)
-    if found is None:
+    match = re.search(r"\(op_type:([^,)]+)(?:, node name: (.*?))?\): (?:\[\w+\] )?(.*)", text)
+    if match is None:
         return f"the shapes do not fit: {text}"
-    return f"node {found[2] or '(unnamed)'} ({found[1]}) does not fit its operands: {found[3]}"
+    return f"node {match[2] or '(unnamed)'} ({match[1]}) does not fit its operands: {match[3]}"
 
 
 def one_line(text: str) -> str:

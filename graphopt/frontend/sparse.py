@@ -1,4 +1,4 @@
-"""Sparse constants and initializers become dense ones before anything else reads the model.
+"""Make sparse constants and initializers dense before anything else reads the model.
 
 onnx_ir reads no sparse tensor and ONNX Runtime makes them dense itself, so nothing is lost.
 """
@@ -75,9 +75,9 @@ def _dense(tensor: onnx.SparseTensorProto) -> onnx.TensorProto:
         places = np.ravel_multi_index(tuple(places.T), tuple(tensor.dims))
     dense = np.zeros(math.prod(tensor.dims), values.dtype)
     dense[places] = values
-    made = numpy_helper.from_array(dense.reshape(tuple(tensor.dims)), tensor.values.name)
-    made.data_type = tensor.values.data_type
-    return made
+    proto = numpy_helper.from_array(dense.reshape(tuple(tensor.dims)), tensor.values.name)
+    proto.data_type = tensor.values.data_type
+    return proto
 
 
 def _array(tensor: onnx.TensorProto) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether a model is valid ONNX, as onnx's checker says, where it is not stricter than ONNX Runtime."""
+"""Validate a model with onnx's checker, except where the checker is stricter than ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from graphopt.frontend.shapes import one_line
 
 
 def check(proto: onnx.ModelProto) -> None:
-    """What onnx's own checker finds, as a ModelError; a model may leave open what its outputs are.
+    """Raise a ModelError for what onnx's own checker rejects; a model may leave the types of its outputs open.
 
     `proto` is the caller's copy, and is modified.
     """

@@ -1,4 +1,4 @@
-"""What a model costs in numbers: parameters, bytes and floating point operations, from its static shapes.
+"""Statistics of a model from its static shapes: parameters, bytes and floating-point operations.
 
 A multiply-add counts as two operations, an elementwise operation as one per element of its result, data movement as
 none. A node of a model-local function costs what its dense counterpart costs (a Winograd convolution does fewer), so
@@ -167,7 +167,7 @@ def _im2col(node: ir.Node, result: int) -> int:
 
 
 def _attention(node: ir.Node, _: int) -> int:
-    """q[B, H, S, D], k[B, H, T, D], v[B, H, T, E]: two products, and a softmax of S x T scores per head."""
+    """q[B, H, S, D], k[B, H, T, D], v[B, H, T, E]: two GEMMs, and a softmax of S x T scores per head."""
     query, key, value = (_dims(operand) for operand in node.inputs[:3])
     if len(query) == 3:  # the standard operator also takes [B, S, H * D]
         heads = node.attributes.get_int("q_num_heads", 1), node.attributes.get_int("kv_num_heads", 1)
@@ -194,7 +194,7 @@ def _einsum(node: ir.Node, _: int) -> int:
 
 
 def _recurrent(node: ir.Node) -> int:
-    """x[T, B, I], w[directions, gates * H, I], r[directions, gates * H, H]: two products per step and gate."""
+    """x[T, B, I], w[directions, gates * H, I], r[directions, gates * H, H]: two GEMMs per step and gate."""
     sequence, weight, recurrence = (_dims(operand) for operand in node.inputs[:3])
     if not len(sequence) == len(weight) == len(recurrence) == 3:
         return 0
@@ -215,8 +215,8 @@ _PRODUCTS = {
 
 def producers(node: ir.Node) -> Iterator[ir.Node]:
     """The nodes whose results `node` reads, once each, in the order of its inputs."""
-    found = (value.producer() for value in node.inputs if value is not None)
-    return iter(dict.fromkeys(producer for producer in found if producer is not None))
+    nodes = (value.producer() for value in node.inputs if value is not None)
+    return iter(dict.fromkeys(producer for producer in nodes if producer is not None))
 
 
 def consumers(node: ir.Node) -> Iterator[ir.Node]:

@@ -1,7 +1,7 @@
-"""What the numbers of a value are: fixed while compiling, changed by training, or given to a run.
+"""Values are constants, parameters that training changes, or inputs of a run.
 
-A constant is a value whose numbers are known now and stay. A parameter has numbers now too, but training changes them,
-so that nothing may be computed of it ahead of time. An input has none before a run.
+The numbers of a constant are known at compile time and never change. Those of a parameter are known too, but training
+changes them, so nothing may be computed from it ahead of time. An input has no numbers before a run.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 PARAMETER = "graphopt.parameter"
-"""Metadata of a value: it is a weight that training changes."""
+"""Metadata key of a value that is a weight which training changes."""
 
 
 def is_constant(value: ir.Value | None) -> TypeGuard[ir.Value]:
-    """Whether the numbers of `value` are known while compiling, and stay; an absent value has none."""
+    """Whether the numbers of `value` are known at compile time and never change; False for an absent value."""
     return value is not None and stored(value) is not None and not is_parameter(value)
 
 
@@ -31,7 +31,7 @@ def is_input(value: ir.Value) -> bool:
 
 
 def stored(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor that a model holds for `value`: of a constant, or what a parameter is before training."""
+    """The tensor that a model holds for `value`: of a constant, or of a parameter before training."""
     return value.const_value
 
 

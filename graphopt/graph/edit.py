@@ -16,7 +16,7 @@ from graphopt.graph.constness import numbers_of, tensor_of
 ORIGIN_KEY = "graphopt.origin"
 """Node metadata: names of the nodes of the loaded model that this node stands for, separated by spaces."""
 RULE_KEY = "graphopt.rule"
-"""Node metadata: the pass (and rule) that made this node."""
+"""Node metadata: the pass (and rule) that created this node."""
 
 AttributeValue = int | float | str | Sequence[int] | Sequence[float]
 
@@ -25,6 +25,7 @@ class Editor:
     """Rewrites the main graph of `model` and remembers whether it did. `rule` is written into every new node."""
 
     def __init__(self, model: ir.Model, rule: str) -> None:
+        """Edit the main graph of `model` for the pass or rule `rule`."""
         self.model = model
         self.graph = model.graph
         self.rule = rule
@@ -58,7 +59,7 @@ class Editor:
         origin: Iterable[ir.Node] = (),
         domain: str = "",
     ) -> ir.Value:
-        """Insert a node with one output before `before`, and return that output. The names are made free."""
+        """Insert a node with one output before `before`, and return that output. Its names become unique."""
         value = ir.Value(
             name=self.fresh(output),
             shape=ir.Shape(shape) if shape is not None else None,
@@ -105,7 +106,7 @@ class Editor:
         self.modified = True
 
     def rename(self, new: ir.Value, old: ir.Value) -> None:
-        """Give the name of `old`, which is about to go, to `new`."""
+        """Give the name of `old`, which is about to be erased, to `new`."""
         name = old.name
         old.name = self.fresh(f"{name}.gone")
         new.name = name
@@ -136,7 +137,7 @@ class Editor:
 
 
 Rule = Callable[[Editor, ir.Node], str | None]
-"""Rewrites a node through the editor if it can; a sentence back is a refusal worth reporting."""
+"""Rewrites a node through the editor if it can; a returned sentence is a refusal to report."""
 
 
 class _FreeNames:

@@ -61,14 +61,14 @@ def fallback_models(
 
     Args:
         needed: values that must survive besides those that nodes outside `run` read.
-        stored: what stands in the weights file already.
+        stored: constants that are in the weights file already.
 
     Raises:
         UnsupportedError: ONNX Runtime does not take a node, which is not native either.
     """
-    found, refusal = _opened(model, run, stored, threads)
-    if found is not None:
-        yield found
+    opened, refusal = _opened(model, run, stored, threads)
+    if opened is not None:
+        yield opened
     elif len(run.nodes) > 1:
         for single in one_by_one(run, needed):
             yield from fallback_models(model, single, needed, stored, threads)
@@ -80,16 +80,16 @@ def fallback_models(
         )
 
 
-def observed(found: FallbackModel, draw: Callable[[ir.Value], Array]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def observed(fallback: FallbackModel, draw: Callable[[ir.Value], Array]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """(dtype, shape) of the outputs of one run on random inputs; {} where it did not run, or not within seconds.
 
-    What it does not run on proves nothing: the numbers may be such as the model never meets.
+    A failed run proves nothing: the model may never meet such numbers.
     """
     from graphopt.runtime.onnx_session import run_bounded
 
     try:
-        feeds = {str(value.name): draw(value) for value in found.run.inputs}
-        results = run_bounded(found.session, feeds, _RUN_SECONDS)
+        feeds = {str(value.name): draw(value) for value in fallback.run.inputs}
+        results = run_bounded(fallback.session, feeds, _RUN_SECONDS)
     except Exception:  # ONNX Runtime's exceptions share no base class
         return {}
     return {name: (str(array.dtype), array.shape) for name, array in results.items() if isinstance(array, np.ndarray)}
@@ -98,7 +98,7 @@ def observed(found: FallbackModel, draw: Callable[[ir.Value], Array]) -> dict[st
 def _opened(
     model: ir.Model, run: NodeRun, stored: Mapping[str, Array], threads: int
 ) -> tuple[FallbackModel | None, str]:
-    """The model with as many shapes as ONNX Runtime takes, else its first complaint."""
+    """The model with as many shapes as ONNX Runtime accepts, else its first error."""
     from graphopt.runtime.onnx_session import open_session, short
 
     complaint = ""
@@ -107,25 +107,25 @@ def _opened(
         try:
             data = (_written_out(proto) if write_out else proto).SerializeToString()
             return FallbackModel(run, data, weights, open_session(data, weights, threads)), ""
-        except Exception as error:  # its exceptions share no base class
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
             complaint = complaint or short(error)
     return None, complaint
 
 
 def _written_out(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Activations as the nodes that ONNX defines them by.
+    """Replace activations by the nodes of their ONNX function definitions.
 
-    Of float64 and of integers ONNX Runtime has no kernels of them. It writes them out itself where a model has the
-    opset of the definition, which is 18, but not in the opset that models have here.
+    ONNX Runtime has no kernels of them for float64 and integers. It expands them itself where a model has the opset of
+    the definition, which is 18, but not in the opset that models have here.
     """
     from onnx import inliner
 
-    _with_defaults(proto.graph, {each.domain: each.version for each in proto.opset_import})
+    _with_defaults(proto.graph, {opset.domain: opset.version for opset in proto.opset_import})
     return inliner.inline_selected_functions(proto, [("", name) for name in _ACTIVATIONS], inline_schema_functions=True)
 
 
 def _with_defaults(graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
-    """Write the default attributes of activations at the nodes: the bodies that define them name them."""
+    """Write default attributes into activation nodes: the bodies of their functions refer to them."""
     import onnx
 
     for node in graph.node:
@@ -151,7 +151,7 @@ def extract(
     """The nodes of `run` as an ONNX model of their own, and the constants that stay outside, by name.
 
     Inferred shapes are left out, within subgraphs too: they hold for the sizes of this program, and a branch that they
-    do not fit may be one that is never taken. Of a loop, in no branch, the shapes of what it collects stay.
+    do not fit may be one that is never taken. What a loop outside of all branches collects keeps its shapes.
     """
     import onnx
 
@@ -189,15 +189,15 @@ def _open_dims(kind: onnx.TypeProto, dims: Dims) -> None:
 
 
 def _open_subgraphs(node: onnx.NodeProto, dims: Dims = Dims.NONE) -> None:
-    """Clear the shapes inside `node`. What a loop collects keeps its own: it has that shape after no iteration too.
+    """Clear the shapes inside `node`. What a loop collects keeps its own, which also holds after zero iterations.
 
-    Of what a Scan computes in each step ONNX Runtime wants to know the rank.
+    ONNX Runtime needs the rank of what a Scan computes in each step.
     """
     collected = max(1, len(node.input) - 1) if node.op_type == "Loop" else None
     for attribute in node.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
             del graph.value_info[:]
-            counters = 2 if node.op_type == "Loop" else 0  # ONNX Runtime wants to know that they are scalars
+            counters = 2 if node.op_type == "Loop" else 0  # ONNX Runtime must know that they are scalars
             for info in (*graph.input[counters:], *graph.output[:collected]):
                 _open_dims(info.type, Dims.RANK if node.op_type == "Scan" else Dims.NONE)
             for info in () if collected is None else graph.output[collected:]:
@@ -235,7 +235,10 @@ def _constants_of(run: NodeRun) -> Iterator[ir.Value]:
 
 
 def _shareable(value: ir.Value, stored: Mapping[str, Array]) -> Array | None:
-    """The numbers of a constant that may stand in a weights file, where its name does not mean others already."""
+    """The numbers of a constant that can move to the weights file; None where it must stay in the model.
+
+    It stays if it is small, or if its name has other numbers in the weights file already.
+    """
     tensor = constant_tensor(value)
     if tensor.nbytes < SHARED_BYTES or str(value.name).startswith("__"):
         return None

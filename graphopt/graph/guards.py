@@ -2,11 +2,11 @@
 
     a = Conv(x)  b = Neg(x)  y = If(c)<then: Identity(a), else: Identity(b)>     a: if c, b: if not c
 
-An If whose branch is nothing but captured values selects among what was computed before (`Select`); a branch that is
-more stays an If in ONNX Runtime, which then runs for that side only. The guard of a node is the intersection, over all
-paths from it to an output, of the sides of selections on the path. It may say less than is true, so that a node runs in
-vain, never more. The guard of a condition is part of the guard of every node that it guards: conditions are looked at
-in order, and each is computed by then.
+An If with a branch that only returns captured values selects among values computed before (`Select`); a branch with
+more nodes stays an If in ONNX Runtime, which runs for that side only. The guard of a node is the intersection, over all
+paths from it to an output, of the sides of selections on the path. It is conservative: a node may run in vain, but is
+never skipped where it is needed. The guard of a condition is part of the guard of every node that it guards: conditions
+are evaluated in order, and each is computed by then.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Select:
 
     @property
     def guard(self) -> Guard:
-        """What the side in ONNX Runtime needs besides the guard of the node; () where there is none."""
+        """Guard, besides that of the node, of the side that ONNX Runtime computes; () where there is none."""
         if self.when_true is None:
             return ((self.condition, True),)
         return ((self.condition, False),) if self.when_false is None else ()
 
 
 def select_of(node: ir.Node) -> Select | None:
-    """`node` as a selection among values of the main graph; None if it is none."""
+    """`node` as a selection among values of the main graph; None if it is not one."""
     if node.op_type != "If" or node.domain != "" or node.inputs[0] is None:
         return None
     condition = node.inputs[0]
@@ -80,7 +80,7 @@ def _passed_on(branch: ir.Graph) -> tuple[ir.Value, ...] | None:
 
 def selects(nodes: Iterable[ir.Node]) -> dict[ir.Node, Select]:
     """Those of `nodes` that are selections."""
-    return {node: found for node in nodes if (found := select_of(node)) is not None}
+    return {node: select for node in nodes if (select := select_of(node)) is not None}
 
 
 def guards(graph: ir.Graph) -> dict[ir.Node, Guard]:
@@ -96,10 +96,10 @@ def guards(graph: ir.Graph) -> dict[ir.Node, Guard]:
 
     read(graph.outputs, frozenset())
     nodes = list(graph)
-    found: dict[ir.Node, frozenset[tuple[ir.Value, bool]]] = {}
+    conditions: dict[ir.Node, frozenset[tuple[ir.Value, bool]]] = {}
     for node in reversed(nodes):
         reached = [needs[value] for value in node.outputs if value in needs]
-        literals = found[node] = frozenset.intersection(*reached) if reached else frozenset()
+        literals = conditions[node] = frozenset.intersection(*reached) if reached else frozenset()
         select = chosen.get(node)
         if select is None:
             read(read_by(node), literals)
@@ -111,17 +111,17 @@ def guards(graph: ir.Graph) -> dict[ir.Node, Guard]:
         ):
             inner = captured(node.attributes[name].as_graph()) if values is None else values
             read(inner, literals | {(select.condition, wanted)})
-    made = [*graph.inputs, *(value for node in nodes for value in node.outputs)]
-    place = {value: index for index, value in enumerate(made)}
+    ordered = [*graph.inputs, *(value for node in nodes for value in node.outputs)]
+    place = {value: index for index, value in enumerate(ordered)}
     return {
         node: tuple(sorted(literals, key=lambda literal: (place[literal[0]], literal[1])))
-        for node, literals in found.items()
+        for node, literals in conditions.items()
         if literals
     }
 
 
 def remove_dead(graph: ir.Graph) -> None:
-    """Remove the nodes that no output of `graph` needs, in place: nothing says when they would have to run."""
+    """Remove the nodes that no output of `graph` needs, in place: they have no guard."""
     needed = set(graph.outputs)
     for node in reversed(list(graph)):
         if needed.isdisjoint(node.outputs):
@@ -131,7 +131,7 @@ def remove_dead(graph: ir.Graph) -> None:
 
 
 def in_order(nodes: Sequence[ir.Node], guarded: Mapping[ir.Node, Guard]) -> list[ir.Node]:
-    """`nodes`, which are in topological order, so that conditions come before what they guard, else as they are."""
+    """`nodes`, given in topological order, reordered only so that conditions come before the nodes that they guard."""
     if not guarded:
         return list(nodes)
     makers = {value: node for node in nodes for value in node.outputs}

@@ -11,16 +11,16 @@ import onnx_ir as ir
 from graphopt.graph.constness import is_constant
 
 Guard = tuple[tuple[ir.Value, bool], ...]
-"""Conditions, tensors of one bool, and what each must be."""
+"""Conditions (tensors of one bool), each with the value that it must have."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRun:
     """Nodes in topological order that one segment computes, with the values it reads and the values others need.
 
-    `reasons` says for each node of a fallback run why it is not native: (node name, sentence). `guard` are the
-    conditions that a run of the program skips it by. The nodes of a run that is `select` choose among values that are
-    there (`graphopt.graph.guards`).
+    `reasons` says for each node of a fallback run why it is not native: (node name, sentence). The program skips the
+    run where a condition of `guard` does not hold. The nodes of a `select` run choose among values that are computed
+    already (`graphopt.graph.guards`).
     """
 
     nodes: tuple[ir.Node, ...]
@@ -74,7 +74,7 @@ def node_runs(
     Args:
         nodes: in topological order.
         refusals: why a node is not native; nodes not in it are native.
-        needed: values that must survive besides those another run reads (graph outputs, values of later stages).
+        needed: values that must survive besides those that another run reads (graph outputs, inputs of later stages).
         guarded: the conditions under which a node runs; a node waits for them too.
         apart: nodes that are neither native nor refused, in runs of their own.
     """
@@ -108,7 +108,7 @@ def node_runs(
 
 
 def one_by_one(run: NodeRun, needed: Iterable[ir.Value]) -> list[NodeRun]:
-    """`run` as runs of one node each, where ONNX Runtime refuses them together."""
+    """Split `run` into runs of one node each, where ONNX Runtime refuses them as one model."""
     reads = {node: tuple(read_by(node)) for node in run.nodes}
     readers: dict[ir.Value, set[ir.Node]] = {}
     for node in run.nodes:

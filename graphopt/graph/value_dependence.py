@@ -20,7 +20,7 @@ DATA_DEPENDENT = frozenset({
     "BeamSearch", "BifurcationDetector", "DecoderMaskedSelfAttention", "DynamicTimeWarping", "EPContext",
     "GreedySearch", "RemovePadding", "Sampling", "Tokenizer", "WhisperBeamSearch",
 })  # fmt: skip
-"""Operators whose results have as many elements as their operands' values ask for."""
+"""Operators whose numbers of result elements depend on the values of their operands."""
 
 SIZES: Mapping[str, tuple[int, ...]] = {
     "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,), "Col2Im": (1, 2), "ConstantOfShape": (0,),
@@ -37,11 +37,11 @@ SIZES: Mapping[str, tuple[int, ...]] = {
 RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
-"""Operators whose results nobody knows beforehand."""
+"""Operators with random results."""
 
 
 def depends_on_values(node: ir.Node) -> bool:
-    """Whether a result's shape may differ between two feeds of the same shapes. In doubt it may.
+    """Whether a result's shape may differ between two feeds of the same shapes; True in doubt.
 
     Initializers and Constant nodes are known; everything else that enters the node is data.
     """
@@ -54,7 +54,7 @@ def computes_by_values(graph: ir.Graph) -> bool:
 
 
 def _depends(node: ir.Node, known: set[ir.Value]) -> bool:
-    """As `depends_on_values`, where the values `known` are the same for all data."""
+    """Whether a result's shape may differ between two feeds in which the values `known` are the same."""
     if node.op_type in DATA_DEPENDENT:
         return True
     if node.op_type == "If":
@@ -116,10 +116,10 @@ def _is_known(value: ir.Value | None, known: set[ir.Value]) -> bool:
 
 
 def _graphs(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
+    graphs: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.as_graph())
+            graphs.append(attribute.as_graph())
         elif attribute.type == ir.AttributeType.GRAPHS:
-            found.extend(attribute.as_graphs())
-    return found
+            graphs.extend(attribute.as_graphs())
+    return graphs

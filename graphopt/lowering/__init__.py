@@ -1,0 +1,1 @@
+"""Lowering of rewritten models to stages of kernel calls and fallback models."""

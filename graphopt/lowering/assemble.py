@@ -1,4 +1,4 @@
-"""From a rewritten model to stages, and from built stages to the artifact."""
+"""Lower a rewritten model to stages, and assemble built stages into the artifact."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.artifact import Artifact
+from graphopt.cost.model import CostModel
 from graphopt.distributed.partition import partition
 from graphopt.errors import GraphoptError, UnsupportedError
 from graphopt.graph import analysis, guards
 from graphopt.lowering.islands import islands
 from graphopt.lowering.stage import BuiltStage, build_stage
 from graphopt.lowering.target import Target
+from graphopt.options import Options
 from graphopt.program import schedule
 from graphopt.program.program import Place, Port, Program, Stage
 
@@ -34,23 +36,23 @@ def ports_of(model: ir.Model) -> Ports:
 
 
 def _port(value: ir.Value) -> Port:
-    found = analysis.static_type(value)
-    if found is not None:
-        return Port(str(value.name), *found)
+    tensor_type = analysis.static_type(value)
+    if tensor_type is not None:
+        return Port(str(value.name), *tensor_type)
     dtype = str(value.dtype.name).lower() if value.dtype is not None else "object"
     return Port(str(value.name), dtype, None)
 
 
 def build_stages(
-    model: ir.Model, backend: Target, ranks: int, fallback: bool, defects: Mapping[ir.Node, str]
+    model: ir.Model, backend: Target, costs: CostModel, options: Options, defects: Mapping[ir.Node, str]
 ) -> tuple[list[BuiltStage], tuple[tuple[str, str], ...]]:
-    """The stages of a rewritten model, and for each fallback node its name with the reason.
+    """Build the stages of a rewritten model; returns them, and the name and reason of each fallback node.
 
     Args:
         defects: nodes for which no code can be generated, with the reason.
 
     Raises:
-        UnsupportedError: a node has no native form, and there is to be no fallback.
+        UnsupportedError: a node has no native form, and the options forbid a fallback.
     """
     chosen = guards.selects(model.graph) if backend.skips else {}
     if chosen:
@@ -58,10 +60,10 @@ def build_stages(
     nodes = list(model.graph)
     opsets = model.opset_imports
     reasons = {node: defects.get(node) or backend.supports(node, opsets) for node in nodes}
-    whole = {node for node, select in chosen.items() if not select.guard}
-    refusals = {node: reason for node, reason in reasons.items() if reason is not None and node not in whole}
+    native_selects = {node for node, select in chosen.items() if not select.guard}
+    refusals = {node: reason for node, reason in reasons.items() if reason is not None and node not in native_selects}
     fallbacks = tuple((f"{node.name} ({node.op_type})", reason) for node, reason in refusals.items())
-    if refusals and not fallback:
+    if refusals and not options.fallback:
         listed = "; ".join(f"{name}: {reason}" for name, reason in fallbacks)
         raise UnsupportedError(
             f"{len(refusals)} of {len(nodes)} nodes have no native form, and --no-fallback forbids ONNX Runtime: "
@@ -71,7 +73,7 @@ def build_stages(
     refusals |= left
     fallbacks += tuple((f"{node.name} ({node.op_type})", reason) for node, reason in left.items())
     guarded = guards.guards(model.graph) if chosen else {}
-    parts = partition(model, ranks, backend.machine, guarded)
+    parts = partition(model, options.ranks, costs, guarded)
     stages = [build_stage(index, model, part, refusals, backend, chosen) for index, part in enumerate(parts)]
     return stages, fallbacks
 
@@ -84,11 +86,11 @@ def make_artifact(
     record: Mapping[str, Any],
     folder: Path,
 ) -> Artifact:
-    """The artifact of built stages.
+    """Assemble the artifact from built stages.
 
     Args:
-        record: what the manifest keeps of how the program came about.
-        folder: for large files meanwhile.
+        record: what the manifest records about the compilation.
+        folder: temporary folder for large files.
     """
     stages: tuple[Stage, ...] = tuple(stage.stage for stage in built)
     files: dict[str, bytes | Path] = {}
@@ -107,7 +109,7 @@ def make_artifact(
 
 
 def _outputs(ports: Sequence[Port], stages: Sequence[Stage]) -> tuple[Port, ...]:
-    """The outputs of the program; of one on the host only the run tells the shape."""
+    """Output ports of the program; the shape of an output on the host is known only at run time."""
     host = {value.name for stage in stages for value in stage.values if value.place is Place.HOST}
     return tuple(Port(port.name, port.dtype, None) if port.name in host else port for port in ports)
 

@@ -1,4 +1,4 @@
-"""What the code generator cannot do, learned from its failures: some nodes, or kernels of several nodes."""
+"""Nodes and fused kernels for which code generation fails, learned from its errors."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ if TYPE_CHECKING:
 
 
 class Defects:
-    """Of the nodes of one model. Those in `nodes`, with the reason, are ONNX Runtime's; `notes` are for the user."""
+    """Code generation defects of one model.
+
+    ONNX Runtime runs the nodes in `nodes`, each with its reason; `notes` are for the user.
+    """
 
     def __init__(self, model: ir.Model, backend: Target) -> None:
-        """Nothing is known yet."""
+        """Start without known defects."""
         self._model, self._backend = model, backend
         self.nodes: dict[ir.Node, str] = {}
         self.notes: list[str] = []
 
     def learn(self, error: Exception) -> None:
-        """Find out what `error` is about, by building nodes alone: after it another try differs from the last one.
+        """Find the nodes that cause `error` by building each alone; if there are none, turn off fusion.
+
+        After it the next try differs from the last one.
 
         Raises:
-            KeyboardInterrupt: it did not fail: Ctrl-C came while TVM called Python, which gives an error without text.
-            GraphoptError: nothing helps.
+            KeyboardInterrupt: `error` has no text, so Ctrl-C came while TVM called Python.
+            GraphoptError: code generation fails without fusion too.
         """
         if not str(error):
             raise KeyboardInterrupt from error
         opsets, backend = self._model.opset_imports, self._backend
         suspects = (n for n in self._model.graph if n not in self.nodes and backend.supports(n, opsets) is None)
-        found = {node: reason for node in suspects if (reason := backend.defect(node, opsets)) is not None}
-        self.nodes |= found
-        if found:
+        defects = {node: reason for node in suspects if (reason := backend.defect(node, opsets)) is not None}
+        self.nodes |= defects
+        if defects:
             return
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         text = f"code generation failed ({last[:200]})"

@@ -1,9 +1,9 @@
-"""Native nodes that are better left to ONNX Runtime, because they stand between nodes that it runs.
+"""Native nodes that are better left to ONNX Runtime, because they lie between nodes that it runs.
 
     q, s = DynamicQuantizeLinear(x: any length); t = Mul(s, w); y = ConvInteger(q, ...); z = Mul(Cast(y), t)
 
 Where only `t` has a static shape, a kernel for it would cut one model of ONNX Runtime in two: a second session to
-enter, and no fusion across. A group of such nodes pays only if computing it takes longer than that.
+enter, and no fusion across. A native group of such nodes pays off only if computing it takes longer than that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from graphopt.graph.segments import read_by
 from graphopt.ops import DOMAIN
 
 CHANGE_SECONDS = 100e-6
-"""Into ONNX Runtime and out again: entering a session takes tens of microseconds, its threads wake up for it."""
+"""Cost of one more ONNX Runtime session: entering it takes tens of microseconds, its threads wake up for it."""
 
 REASON = "it is small, and stands between nodes that run in ONNX Runtime"
 
@@ -27,11 +27,11 @@ REASON = "it is small, and stands between nodes that run in ONNX Runtime"
 def islands(
     nodes: Sequence[ir.Node], refusals: Collection[ir.Node], machine: Machine, kept: Collection[ir.Node] = ()
 ) -> Mapping[ir.Node, str]:
-    """The nodes of `nodes`, in topological order, that are native and should not be, each with the reason.
+    """The native nodes of `nodes` that ONNX Runtime should run, each with the reason.
 
-    A node stands between if it depends on one that is refused, and one that is refused depends on it. Those that are
-    connected count as one: together they are computed in estimated seconds, by a roofline. One with a node of `kept`
-    stays.
+    A native node lies between if it depends on a refused node, and a refused node depends on it. Connected ones form
+    an island, whose seconds are estimated by a roofline. An island with a node of `kept` stays native. `nodes` are in
+    topological order.
     """
     behind: set[ir.Node] = set()
     before: set[ir.Node] = set()
@@ -48,15 +48,15 @@ def islands(
     graph.add_edges_from(
         (maker, node) for node in between for maker in producers[node] if maker is not None and maker in graph
     )
-    found: dict[ir.Node, str] = {}
+    reasons: dict[ir.Node, str] = {}
     for group in nx.connected_components(graph):
         # ONNX Runtime would run the body of an operator of ours node by node.
         if (
             all(node.domain != DOMAIN and node not in kept for node in group)
             and _seconds(group, machine) < CHANGE_SECONDS
         ):
-            found |= dict.fromkeys(group, REASON)
-    return {node: found[node] for node in between if node in found}
+            reasons |= dict.fromkeys(group, REASON)
+    return {node: reasons[node] for node in between if node in reasons}
 
 
 def _seconds(group: Collection[ir.Node], machine: Machine) -> float:

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 
 SPINNING = 4
-"""Nodes of a fallback segment for each kernel call behind it, from which on its idle threads spin."""
+"""Idle threads of a fallback segment spin if it has this many nodes per kernel call of the segment that follows it."""
 
 
 @dataclass(slots=True)
 class BuiltStage:
-    """A stage with everything that goes into its files."""
+    """A stage with the contents of its files."""
 
     stage: Stage
     functions: dict[str, Any]
@@ -50,7 +50,7 @@ class BuiltStage:
     plans: dict[str, Plan]
 
     def write(self, folder: Path, target: Target) -> dict[str, bytes | Path]:
-        """Generate code and write weights below `folder`; the files of the artifact by name."""
+        """Generate code and write weights below `folder`; returns the files of the artifact by name."""
         files: dict[str, bytes | Path] = dict(self.fallbacks)
         if self.stage.weights:  # first: meanwhile the target may compile
             path = folder / self.stage.weights
@@ -97,12 +97,13 @@ def build_stage(
     for number, run in enumerate(runs):
         if run.native:
             segments[number] = [_native(draft, model, run, target, f"s{index}_{number}_")]
-    # Afterwards: constants that kernels read too are stored once, and what kernels read has a shape.
+    # Fallback runs come after native ones: constants that kernels also read are stored once, and kernel operands have
+    # shapes.
     for number, run in enumerate(runs):
         if not run.native and not run.select:
             models = fallback_models(model, run, kept, draft.constants, host.default_threads())
             segments[number] = [
-                _fallback(draft, found, known, _file(index, number, place)) for place, found in enumerate(models)
+                _fallback(draft, fallback, known, _file(index, number, place)) for place, fallback in enumerate(models)
             ]
     for number, run in enumerate(runs):
         for node in run.nodes:
@@ -135,11 +136,11 @@ def _declare(draft: _Draft, value: ir.Value) -> None:
     name = str(value.name)
     if name in draft.values:
         return
-    found = static_type(value)
-    if found is None:
+    tensor_type = static_type(value)
+    if tensor_type is None:
         draft.values[name] = Value(name, "object", None, Place.HOST)
     else:
-        draft.values[name] = Value(name, *found, Place.ARENA)
+        draft.values[name] = Value(name, *tensor_type, Place.ARENA)
 
 
 def _spinning(segments: Sequence[Segment]) -> list[Segment]:
@@ -147,25 +148,25 @@ def _spinning(segments: Sequence[Segment]) -> list[Segment]:
 
     A thread that sleeps between the nodes of a segment takes longer to wake than a small node takes.
     """
-    found = []
+    adjusted = []
     for segment, following in itertools.zip_longest(segments, segments[1:]):
         if isinstance(segment, FallbackSegment):
             calls = len(following.calls) if isinstance(following, NativeSegment) else 0
             segment = replace(segment, spin=len(segment.reasons) >= SPINNING * max(calls, 1))
-        found.append(segment)
-    return found
+        adjusted.append(segment)
+    return adjusted
 
 
 def _both_empty(seen: tuple[str, tuple[int, ...]], inferred: tuple[str, tuple[int, ...]]) -> bool:
-    """Whether two types are of no elements: what a loop collects in no iteration has any extents in ONNX Runtime."""
+    """Whether both have no elements: ONNX Runtime gives what a loop collects in zero iterations arbitrary extents."""
     return seen[0] == inferred[0] and 0 in seen[1] and 0 in inferred[1]
 
 
 def _declare_result(draft: _Draft, value: ir.Value, seen: tuple[str, tuple[int, ...]] | None, run: NodeRun) -> None:
-    """As `_declare`, but what ONNX Runtime gives in another type or shape than was inferred has no place in the arena.
+    """Declare an output of a fallback run: on the host if ONNX Runtime gives another type or shape than was inferred.
 
     Raises:
-        GraphoptError: a kernel reads it.
+        GraphoptError: a kernel reads such a value.
     """
     name, inferred = str(value.name), static_type(value)
     if seen is None or inferred is None or seen == inferred or _both_empty(seen, inferred):
@@ -196,12 +197,12 @@ def _native(draft: _Draft, model: ir.Model, run: NodeRun, target: Target, prefix
 
 
 def _select(draft: _Draft, node: ir.Node, select: Select, guard: Guard) -> SelectSegment:
-    """The choice between two values for each output; a side that ONNX Runtime computes is the output itself."""
+    """The segment that selects one of two values for each output; a side that ONNX Runtime computes is the output."""
     sides = [select.outputs if side is None else side for side in (select.when_true, select.when_false)]
     for value in (*select.outputs, *sides[0], *sides[1]):
         if not is_constant(value):
             _declare(draft, value)
-        elif str(value.name) not in draft.values:  # among the constants it may be: a fallback model reads it too
+        elif str(value.name) not in draft.values:  # it may be a constant already: a fallback model reads it too
             array = constant_array(value)
             draft.constants.setdefault(str(value.name), array)
             draft.values[str(value.name)] = Value(str(value.name), str(array.dtype), array.shape, Place.WEIGHT)
@@ -214,23 +215,26 @@ def _named(guard: Guard) -> tuple[tuple[str, bool], ...]:
     return tuple((str(condition.name), wanted) for condition, wanted in guard)
 
 
-def _fallback(draft: _Draft, found: FallbackModel, known: draw_demands.Model, file: str) -> FallbackSegment:
-    for value in found.run.inputs:
+def _fallback(draft: _Draft, fallback: FallbackModel, known: draw_demands.Model, file: str) -> FallbackSegment:
+    for value in fallback.run.inputs:
         _declare(draft, value)
     generator = np.random.default_rng(0)
-    seen = observed(found, lambda value: random_array(value, known.demand(value), generator))
-    for value in found.run.outputs:
-        _declare_result(draft, value, seen.get(str(value.name)), found.run)
-    draft.fallbacks[file] = found.data
-    draft.constants.update(found.weights)
-    inputs = tuple(str(value.name) for value in found.run.inputs)
-    outputs = tuple(str(value.name) for value in found.run.outputs)
-    guard = _named(found.run.guard)
-    return FallbackSegment(file, inputs, outputs, found.run.reasons, tuple(found.weights), guard=guard)
+    seen = observed(fallback, lambda value: random_array(value, known.demand(value), generator))
+    for value in fallback.run.outputs:
+        _declare_result(draft, value, seen.get(str(value.name)), fallback.run)
+    draft.fallbacks[file] = fallback.data
+    draft.constants.update(fallback.weights)
+    inputs = tuple(str(value.name) for value in fallback.run.inputs)
+    outputs = tuple(str(value.name) for value in fallback.run.outputs)
+    guard = _named(fallback.run.guard)
+    return FallbackSegment(file, inputs, outputs, fallback.run.reasons, tuple(fallback.weights), guard=guard)
 
 
 def _plan(draft: _Draft, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[tuple[Value, ...], int, int]:
-    """Offsets for every ARENA value, from when it is first written to when it is last read."""
+    """Plan the arena; every ARENA value is live from its first write to its last read.
+
+    Returns the values with their offsets, the bytes of the arena, and a lower bound on them.
+    """
     steps: list[tuple[str, ...]] = [tuple(inputs)]
     for segment in draft.segments:
         steps.extend(touched(segment))

@@ -1,4 +1,4 @@
-"""What the compiler asks of a target."""
+"""The interface between the compiler and a target."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from graphopt.program.program import KernelCall, Value
 
 @dataclass(slots=True)
 class Lowered:
-    """Kernel calls over named values; nothing has an offset yet.
+    """Kernel calls over named values, before memory planning.
 
     `functions` maps a symbol to code the target can build; `constants` maps a WEIGHT value to its array.
-    `notes` are sentences about kernels that got less than their best schedule; `plans` tell, for some targets, by
-    symbol how a kernel computes.
+    `notes` are sentences about kernels that got less than their best schedule; `plans` describe, by symbol and for
+    some targets only, how a kernel computes.
     """
 
     calls: list[KernelCall] = field(default_factory=list)
@@ -34,18 +34,18 @@ class Lowered:
 
 
 class Target(Costed, Protocol):
-    """One kind of hardware. `extension` is that of the files that `library` gives."""
+    """One kind of hardware: which nodes it supports, and how they are lowered and built."""
 
     separate: bool
-    """Whether every operator is a kernel of its own: the way out where code generation fails on fused ones."""
+    """Whether every operator gets a kernel of its own, because code generation failed on fused kernels."""
 
     @property
     def extension(self) -> str:
-        """Of file names, without the dot."""
+        """File extension of what `library` returns, without the dot."""
 
     @property
     def skips(self) -> bool:
-        """Whether a run can leave out kernels, by a condition that others compute."""
+        """Whether kernels can be skipped at run time by a condition that another segment computes."""
 
     def supports(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
         """Why `node` cannot become native code, in a sentence; None if it can."""
@@ -61,10 +61,10 @@ class Target(Costed, Protocol):
         opsets: Mapping[str, int],
         prefix: str,
     ) -> Lowered:
-        """Kernel calls for nodes in topological order that are all supported."""
+        """Lower supported nodes, in topological order, to kernel calls."""
 
     def library(self, functions: Mapping[str, Any]) -> bytes:
-        """All functions in one file, each under its symbol: a shared library, or kernels for a device."""
+        """Build all functions into one file, each under its symbol: a shared library, or kernels for a device."""
 
     def wide_tiles(self, workload: Workload) -> Sequence[str]:
         """All tiles that the kernel of `workload` could use, for tuning; none where there is nothing to tune."""

@@ -1,4 +1,4 @@
-"""Passes and pipelines. What a pass of one's own needs is here; the parts are in the files beside this one."""
+"""Passes and pipelines: exports everything that a user-defined pass needs."""
 
 from graphopt.pipeline.pass_base import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
 from graphopt.pipeline.pipeline import Event, Pipeline, PipelineResult, Step

@@ -1,4 +1,4 @@
-"""Which pass, and which node, first made a model compute something else: every dump runs, so every dump is asked.
+"""Find the pass and the node that first changed what a model computes, by running all of its dumps.
 
 verdict = bisect(Path("dumps"))        # the folder that observe.Dump wrote
 verdict.ok, verdict.sentence
@@ -27,11 +27,11 @@ ORIGIN_KEY = "graphopt.origin"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What `bisect` found. When `ok`, only `sentence` means something.
+    """The result of `bisect`. When `ok`, only `sentence` is set.
 
-    `dump` is the first file that differs from the one before, `spelling` the pass that wrote it, `node` the first node
-    in it whose value differs, `value` that value, `origin` the loaded model's nodes it stands for, and `suspects` the
-    nodes between the last values that agree and `value`, `node` included.
+    `dump` is the first file that differs from the previous one, `spelling` the pass that wrote it, `node` the first
+    node in it whose value differs, `value` that value, `origin` the nodes of the loaded model that `node` stands for,
+    and `suspects` the nodes between the last values that agree and `value`, `node` included.
     """
 
     ok: bool
@@ -45,7 +45,7 @@ class Verdict:
 
 
 def bisect(directory: Path, seed: int = 0, tolerances: Mapping[str, Tolerance] = TOLERANCES) -> Verdict:
-    """Run all dumps of `directory` on the same random inputs, each against the one before.
+    """Run all dumps of `directory` on the same random inputs, and compare each with the previous one.
 
     Raises:
         ModelError: the folder holds no two dumps.
@@ -82,17 +82,24 @@ def _verdict(
     tolerances: Mapping[str, Tolerance],
 ) -> Verdict:
     first = f"pass {spelling} wrote {after.name}, the first dump that differs"
-    found = first_difference(ir.load(before), ir.load(after), feeds, tolerances)
-    if found is None:
+    difference = first_difference(ir.load(before), ir.load(after), feeds, tolerances)
+    if difference is None:
         return Verdict(False, f"{first}: {output.message}", after.name, spelling, value=output.output)
     return Verdict(
-        False, f"{first}; {found.sentence}", after.name, spelling, found.node, found.value, found.origin, found.suspects
+        False,
+        f"{first}; {difference.sentence}",
+        after.name,
+        spelling,
+        difference.node,
+        difference.value,
+        difference.origin,
+        difference.suspects,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first node of a model whose value differs, as in `Verdict`."""
+    """The first node of a model whose value differs; the fields are those of `Verdict`."""
 
     node: str
     value: str
@@ -102,14 +109,14 @@ class Difference:
 
     @property
     def sentence(self) -> str:
-        """Without a final stop."""
+        """The difference as a sentence, without a final stop."""
         return f"node {self.node} (from {self.origin}) is the first that computes something else: {self.message}"
 
 
 def first_difference(
     before: ir.Model, after: ir.Model, feeds: Mapping[str, Any], tolerances: Mapping[str, Tolerance] = TOLERANCES
 ) -> Difference | None:
-    """The first value of `after`, in the order of computation, that differs from the one that it stands for.
+    """The first value of `after`, in the order of computation, that differs from its counterpart in `before`.
 
     Both models get every value as an output. None where all values that both have agree.
     """
@@ -121,13 +128,13 @@ def first_difference(
             pair = _pair(str(value.name), old_values, new_values)
             if pair is None:
                 continue
-            found = compare({str(value.name): pair[0]}, {str(value.name): pair[1]}, tolerances)
-            if not found:
+            mismatches = compare({str(value.name): pair[0]}, {str(value.name): pair[1]}, tolerances)
+            if not mismatches:
                 agreeing.add(str(value.name))
                 continue
             suspects = tuple(str(n.name) for n in _between(value, agreeing))
             origin = node.metadata_props.get(ORIGIN_KEY, str(node.name))
-            return Difference(str(node.name), str(value.name), origin, suspects, found[0].message)
+            return Difference(str(node.name), str(value.name), origin, suspects, mismatches[0].message)
     return None
 
 

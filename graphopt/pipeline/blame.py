@@ -1,7 +1,7 @@
-"""Where a compilation went wrong: in loading, in a pass, or in a kernel, and in which node first.
+"""Locate the fault of a compilation: in loading, in a pass or in a kernel, and the first wrong node.
 
-The way is gone again and every model on it runs in ONNX Runtime with all its values as outputs; then the program runs
-call by call beside the last of them.
+The model is loaded and rewritten again, and ONNX Runtime runs it after every pass with all values as outputs; then the
+program runs call by call, compared with the last of these models.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Trail:
-    """An observer that stops at the first pass after which the outputs differ, and says where."""
+    """An observer that records in `fault` the first pass after which the outputs differ, and the first wrong node."""
 
     feeds: Mapping[str, Any]
     expected: Mapping[str, Any]
     original: Reference
     tolerances: Mapping[str, Tolerance] = field(default_factory=lambda: TOLERANCES)
     allowed: Mapping[str, float] = field(default_factory=dict)
-    found: str = ""
+    fault: str = ""
     _before: ir.Model | None = None
 
     def __call__(self, event: Event) -> None:
-        """Compare this model with the one before."""
-        if self.found or (event.step is not None and not event.step.modified):
+        """Compare the outputs of this model with the expected ones."""
+        if self.fault or (event.step is not None and not event.step.modified):
             return
         actual = run_onnxruntime(event.model, self.feeds)
         if not compare(self.expected, actual, self.tolerances, self.allowed):
@@ -45,34 +45,34 @@ class Trail:
             return
         before = self._before if self._before is not None else own_copy(self.original)
         what = "loading the model" if event.step is None else f"pass {event.step.spelling}"
-        self.found = f"{what} changed the numbers"
+        self.fault = f"{what} changed the numbers"
         try:
             difference = first_difference(before, event.model.clone(), self.feeds, self.tolerances)
         except VerificationError:  # a value that ONNX Runtime does not hand out
             difference = None
         if difference is not None:
-            self.found += f", and {difference.sentence}"
+            self.fault += f", and {difference.sentence}"
 
 
 def wrong_kernel(
     artifact: Artifact, model: ir.Model, feeds: Mapping[str, Any], tolerances: Mapping[str, Tolerance] = TOLERANCES
 ) -> str:
-    """The first call of the program that writes something else than `model`, the last of the passes; "" if none does.
+    """The first kernel call whose result differs from that of `model`, the output of the last pass; "" if none does.
 
-    A kernel computes several nodes, and writes what one of them gives.
+    A fused kernel computes several nodes, and writes the value of one of them.
     """
     try:
         values = run_onnxruntime(with_all_outputs(model.clone()), feeds)
     except VerificationError:
         return ""
-    made = {str(node.name): [str(v.name) for v in node.outputs] for node in model.graph}
+    outputs_of = {str(node.name): [str(v.name) for v in node.outputs] for node in model.graph}
     for origin, written in artifact.session().trace(feeds):
-        candidates = [name for node in origin for name in made.get(node, []) if name in values]
+        candidates = [name for node in origin for name in outputs_of.get(node, []) if name in values]
         for name, array in written.items():
             if not isinstance(array, np.ndarray):
                 continue
             names = [name] if name in values else candidates
-            same = [values[each] for each in names if np.shape(values[each]) == array.shape]
+            same = [values[key] for key in names if np.shape(values[key]) == array.shape]
             same = [value for value in same if value.dtype == array.dtype]
             if same and all(compare({name: value}, {name: array}, tolerances) for value in same):
                 return f"the kernel of {', '.join(origin)} is the first that computes something else"

@@ -1,4 +1,4 @@
-"""What a pipeline decided, as plain rows; whoever prints them chooses the look.
+"""The decisions of a pipeline as plain rows, without formatting.
 
 for row in explain(result): print(row.step, row.node, row.decision, row.seconds, row.other, row.other_seconds)
 """
@@ -13,11 +13,11 @@ from graphopt.pipeline.pipeline import PipelineResult
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One decision about one node, beside the best alternative that was possible.
+    """One decision about one node, and the best alternative that was possible.
 
-    `seconds` are measured or estimates, and None where nothing was weighed (a refusal, whose `decision` is "left
-    alone"). `reason` says why the alternative was not taken, or why the node was left alone. `impossible` lists the
-    algorithms that the node cannot use, each with its reason; `tile` is what its kernel was told, if anything.
+    `seconds` are measured or estimated, and None for a refusal, whose `decision` is "left alone". `reason` says why the
+    alternative was not taken, or why the node was left alone. `impossible` lists the algorithms that the node cannot
+    use, each with its reason; `tile` is the tile that its kernel was given, if any.
     """
 
     step: str
@@ -53,7 +53,7 @@ def explain(result: PipelineResult) -> list[Row]:
 
 
 def summarize(result: PipelineResult) -> list[Summary]:
-    """A line per pass: time, refusals, and how often each algorithm was chosen."""
+    """A summary per pass: time, refusals, and how often each algorithm was chosen."""
     lines = []
     for step in result.steps:
         counts: dict[str, int] = {}

@@ -36,11 +36,11 @@ class Check:
     """Fails when the model is not valid ONNX, or a custom operator lacks its function or an attribute."""
 
     def __call__(self, event: Event) -> None:
-        """Raises PipelineError."""
+        """Check the model; raises PipelineError."""
         where = f"after pass {event.step.spelling}" if event.step else "before the first pass"
         try:
             with_skeleton(event.model, check)
-        except Exception as error:  # of serializing what a pass made, too
+        except Exception as error:  # serialization of a pass's result may fail too
             sentence = " ".join(str(error.__cause__ or error).split())
             raise PipelineError(f"{where} the model is not valid ONNX: {sentence}") from error
         names: set[str] = set()
@@ -102,7 +102,7 @@ class Dump:
 
 @dataclass(frozen=True)
 class Time:
-    """Tells `sink(spelling, seconds)` after every pass."""
+    """Calls `sink(spelling, seconds)` after every pass."""
 
     sink: Callable[[str, float], None]
 
@@ -114,11 +114,11 @@ class Time:
 
 @dataclass
 class Verify:
-    """Runs the model as the user gave it on one set of inputs, every modified model after it, and compares the outputs.
+    """Runs the user's model and every modified model on one set of inputs, and compares the outputs.
 
     After the first event `judge` holds inputs and expected outputs. With `each=False` it only prepares them, for a
-    caller that compares the end of the whole way. With `keep` the first failure is kept in `failure`, not raised.
-    `reference` is that model; None stands for the one of the first event.
+    caller that compares the final result. With `keep` the first failure is kept in `failure`, not raised. `reference`
+    is the user's model; None stands for the model of the first event.
     """
 
     seed: int = 0
@@ -132,11 +132,11 @@ class Verify:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the judge has to say."""
+        """The notes of the judge."""
         return () if self.judge is None else tuple(self.judge.notes)
 
     def __call__(self, event: Event) -> None:
-        """Raises VerificationError that names the pass and the worst place."""
+        """Verify the model; raises VerificationError that names the pass and the worst element."""
         where = f"after pass {event.step.spelling}" if event.step else "after loading"
         if event.step is None:
             original = event.model.clone() if self.reference is None else self.reference
@@ -147,7 +147,7 @@ class Verify:
         self.require(run_onnxruntime(event.model, self.judge.feeds), where)
 
     def require(self, actual: Mapping[str, Any], where: str) -> None:
-        """Judge outputs; raises as a call does."""
+        """Compare `actual` with the expected outputs; raises VerificationError unless `keep`."""
         assert self.judge is not None
         try:
             self.judge.require(actual, where)
@@ -155,7 +155,7 @@ class Verify:
             self.fail(str(error))
 
     def fail(self, sentence: str) -> None:
-        """Raise what was found, or keep it; "" is nothing."""
+        """Raise `sentence` as a VerificationError, or keep it with `keep`; "" is no failure."""
         if sentence and not self.keep:
             raise VerificationError(sentence)
         self.failure = self.failure or sentence

@@ -35,6 +35,7 @@ class ByteSize(int):
         return cls(int(match[1]) * cls.UNITS[match[2] or "B"])
 
     def __str__(self) -> str:
+        """The size in the largest unit that divides it."""
         unit, size = next((u, s) for u, s in self.UNITS.items() if int(self) % s == 0 and (int(self) or s == 1))
         return f"{int(self) // size}{unit}"
 
@@ -88,7 +89,7 @@ class Option:
 
 
 def option(default: Any, help: str) -> Any:
-    """A dataclass field that is an option of its pass; fields made otherwise are set from Python only."""
+    """A dataclass field that is an option of its pass; other fields are set from Python only."""
     return dataclasses.field(default=default, metadata={"help": help})
 
 
@@ -103,7 +104,7 @@ class Pass(ir.passes.InPlacePass):
     name: ClassVar[str]
 
     def on(self, costs: CostModel) -> Pass:
-        """The same pass with other costs; passes that weigh none are the same with all."""
+        """The same pass with other costs; a pass that weighs no costs returns itself."""
         del costs
         return self
 
@@ -136,6 +137,7 @@ class Pass(ir.passes.InPlacePass):
         return cls(**values)
 
     def __str__(self) -> str:
+        """The spelling of the pass, options at their defaults left out."""
         texts = [
             f"{_spelled(f.name)}={_print_value(getattr(self, f.name))}"
             for f in _option_fields(type(self))

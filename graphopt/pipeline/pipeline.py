@@ -61,6 +61,7 @@ class Pipeline:
     passes: tuple[Pass, ...]
 
     def __post_init__(self) -> None:
+        """Store any sequence of passes as a tuple."""
         object.__setattr__(self, "passes", tuple(self.passes))
 
     @classmethod
@@ -76,14 +77,15 @@ class Pipeline:
         return cls(tuple(passes))
 
     def __str__(self) -> str:
+        """The spelling of the pipeline, which `parse` reads."""
         return ",".join(map(str, self.passes))
 
     def on(self, costs: CostModel) -> Pipeline:
-        """The same passes, with these costs."""
-        return Pipeline(tuple(each.on(costs) for each in self.passes))
+        """The same passes with these costs."""
+        return Pipeline(tuple(pass_.on(costs) for pass_ in self.passes))
 
     def run(self, model: ir.Model, observers: Sequence[Observer] = ()) -> PipelineResult:
-        """Run every pass on `model`, in place, and call every observer before the first pass and after each.
+        """Run every pass on `model`, in place, and call every observer before the first pass and after pass_.
 
         Raises:
             PipelineError: a pass failed on this model; the message names it.
@@ -91,26 +93,26 @@ class Pipeline:
         """
         _notify(observers, Event(0, "input", model, None))
         steps: list[Step] = []
-        for index, each in enumerate(self.passes, 1):
+        for index, pass_ in enumerate(self.passes, 1):
             start = time.perf_counter()
-            result = _run_pass(each, model)
+            result = _run_pass(pass_, model)
             seconds = time.perf_counter() - start
             refusals = getattr(result, "refusals", ())
             choices = getattr(result, "choices", ())
             notes = getattr(result, "notes", ())
-            steps.append(Step(index, each.name, str(each), result.modified, refusals, choices, seconds, notes))
-            _notify(observers, Event(index, each.name, model, steps[-1]))
+            steps.append(Step(index, pass_.name, str(pass_), result.modified, refusals, choices, seconds, notes))
+            _notify(observers, Event(index, pass_.name, model, steps[-1]))
         return PipelineResult(model, tuple(steps))
 
 
-def _run_pass(each: Pass, model: ir.Model) -> ir.passes.PassResult:
+def _run_pass(pass_: Pass, model: ir.Model) -> ir.passes.PassResult:
     try:
-        return each(model)
+        return pass_(model)
     except GraphoptError:
         raise
     except Exception as error:
         raise PipelineError(
-            f"pass {each} failed on this model ({type(error).__name__}: {error}); leave it out of --passes"
+            f"pass {pass_} failed on this model ({type(error).__name__}: {error}); leave it out of --passes"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The verification of a compilation: the finished program beside ONNX Runtime, and where it went wrong if it did."""
+"""Verify a compiled program against ONNX Runtime, and locate the fault if they disagree."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def given_shapes(source: Any, given: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shapes of given arrays whose inputs leave dimensions open; loading says what is wrong with the rest."""
+    """Shapes of the given arrays whose inputs have open dimensions; loading reports what is wrong with the others."""
     import onnx
 
     if not given:
@@ -39,18 +39,18 @@ def given_shapes(source: Any, given: Mapping[str, Any]) -> dict[str, tuple[int, 
 
 
 def verify_program(artifact: Artifact, verifier: Verify, model: ir.Model) -> dict[str, float]:
-    """Run the program on the inputs of the judge; micro-batches all get the same piece, and each is judged.
+    """Run the program on the inputs of the judge; all micro-batches get the same inputs, and each is judged.
 
-    Where the model gives no stable outputs, every step of the passes and of the program is judged for itself.
+    Where an output has no stable value, every step of the passes and of the program is judged separately.
 
     Args:
         model: the graph that the program was lowered from.
 
     Returns:
-        The largest error of each output of floats over its largest value.
+        The largest error of each floating-point output, relative to its largest value.
 
     Raises:
-        VerificationError: it computes something else, unless the verifier keeps that.
+        VerificationError: the outputs of the program differ, unless the verifier keeps failures.
     """
     judge = verifier.judge
     assert judge is not None
@@ -87,31 +87,31 @@ def _every_step(artifact: Artifact, judge: Judge, model: ir.Model) -> str:
 
 
 def errors_of(model: ir.Model, verifier: Verify) -> dict[str, float]:
-    """As `verify_program`, of a rewritten graph in ONNX Runtime."""
+    """The relative errors (`errors`) of a rewritten graph that ONNX Runtime runs."""
     assert verifier.judge is not None
     return errors(run_onnxruntime(model, verifier.judge.feeds), verifier.judge.expected)
 
 
 def errors(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, float]:
-    """The largest error of each output of floats over its largest value."""
-    found = {}
+    """The largest error of each floating-point output, relative to its largest value."""
+    relative_errors = {}
     for name, expected in wanted.items():
         comparable = isinstance(expected, np.ndarray) and expected.dtype.kind == "f" and expected.size
         if comparable and actual[name].shape == expected.shape:
             scale = float(np.abs(expected).max()) or 1.0
-            found[name] = float(np.abs(np.subtract(actual[name], expected, dtype=np.float64)).max()) / scale
-    return found
+            relative_errors[name] = float(np.abs(np.subtract(actual[name], expected, dtype=np.float64)).max()) / scale
+    return relative_errors
 
 
 def whose_fault(
     verifier: Verify, again: Callable[[Trail], object], artifact: Artifact | None, model: ir.Model | None
 ) -> str:
-    """The pass, kernel and node that first computed something else, as the end of a sentence; "" if nobody shows.
+    """The first wrong pass, kernel and node, as the end of a sentence; "" if none is identified.
 
     Args:
         again: loads and rewrites the model once more, with an observer.
-        artifact: the program, where the passes came to their end.
-        model: the graph that it was lowered from.
+        artifact: the program, if the passes completed.
+        model: the graph that the program was lowered from.
     """
     from graphopt.pipeline.blame import Trail, wrong_kernel
 
@@ -121,9 +121,9 @@ def whose_fault(
     trail = Trail(judge.feeds, judge.expected, judge.reference, judge.tolerances, judge.allowed)
     try:
         again(trail)
-        if trail.found or artifact is None or model is None:
-            return f"; {trail.found}" if trail.found else ""
+        if trail.fault or artifact is None or model is None:
+            return f"; {trail.fault}" if trail.fault else ""
         kernel = wrong_kernel(artifact, model, judge.feeds, judge.tolerances)
         return f"; the passes agree with ONNX Runtime{', and ' if kernel else ''}{kernel}"
-    except GraphoptError:  # what failed once may fail in another way again: the sentence stands without this end
+    except GraphoptError:  # the second run may fail in another way: the sentence stands without this end
         return ""

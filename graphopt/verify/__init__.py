@@ -1,0 +1,1 @@
+"""Verification of programs and rewritten models against ONNX Runtime."""

@@ -1,4 +1,4 @@
-"""What the consumers of a value ask of its numbers, so that random ones can be drawn that a model takes.
+"""Constraints that the consumers of a value put on its numbers, so that valid random inputs can be drawn.
 
 y = Gather(d[5, 7], i, axis=1)     i in [0, 7)
 y = Reshape(x[2, 6], s)            s = [2, 6], or [-1, 1, ...] for another length
@@ -32,10 +32,10 @@ _COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrE
 
 @dataclass(slots=True)
 class Demand:
-    """What all consumers of a value accept: numbers in [low, high), those of `choices` where it matters.
+    """What all consumers of a value accept: numbers in [low, high), and `choices` that they compare it with.
 
     `exact` is the whole array, where only one makes sense. `mask`: zeros and ones. `positive`, `unit` (from -1 to 1)
-    and `above_one` are of floating point numbers.
+    and `above_one` constrain floating-point numbers.
     """
 
     low: int | None = None
@@ -56,43 +56,43 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """A value at operand `position` of `node`, `offset` more than the number that is drawn; `whole`: all of it."""
+    """A value as operand `position` of `node`: the drawn numbers plus `offset`, all of them if `complete`."""
 
     node: ir.Node
     position: int
     offset: int
-    whole: bool
+    complete: bool
     value: ir.Value
     demand: Demand
     arguments: Mapping[ir.Value, ir.Value]
 
     def operand(self, position: int) -> ir.Value | None:
-        """Another operand; for an input of a function, what it is called with."""
+        """The operand at `position`; for an input of a function, the argument of its call."""
         value = self.node.inputs[position] if position < len(self.node.inputs) else None
         return None if value is None else self.arguments.get(value, value)
 
     def shape(self, position: int = 0) -> tuple[int, ...]:
-        """Of another operand; () where it is not static."""
+        """Shape of the operand at `position`; () where it is not static."""
         return _shape(self.operand(position))
 
     def constant(self, position: int) -> NDArray[Any] | None:
-        """The numbers of another operand."""
+        """The numbers of the operand at `position`, None where it is no constant."""
         value = self.operand(position)
         return numbers_of(value)
 
     def count(self) -> int:
-        """How many numbers the value has."""
+        """Number of elements of the value; 0 where its rank is not known."""
         return int(np.prod(_shape(self.value), dtype=np.int64)) if self.value.shape is not None else 0
 
     def index(self, extents: tuple[int, ...], first: int = 0) -> None:
-        """An index below the smallest of `extents`."""
+        """Require indices from `first` up to, but not including, the smallest of `extents`."""
         if extents:
             self.demand.within(first - self.offset, max(min(extents), first + 1) - self.offset)
 
     def exactly(self, numbers: Any) -> None:
-        """These numbers, if there are as many as the value has."""
+        """Require exactly these numbers, if the value has as many elements."""
         array = np.asarray(numbers)
-        if self.whole and not self.offset and self.demand.exact is None and array.size == self.count():
+        if self.complete and not self.offset and self.demand.exact is None and array.size == self.count():
             self.demand.exact = array.reshape(_shape(self.value))
 
 
@@ -101,10 +101,10 @@ def _shape(value: ir.Value | None) -> tuple[int, ...]:
 
 
 class Model:
-    """The model whose values are followed: it knows functions, and the node that a subgraph belongs to."""
+    """The model whose values are followed, with its functions and the node that owns each subgraph."""
 
     def __init__(self, model: ir.Model) -> None:
-        """Look at all subgraphs once."""
+        """Index all subgraphs and function calls."""
         self.functions = model.functions
         self.owners: dict[ir.Graph, ir.Node] = {}
         self.arguments: dict[ir.Value, ir.Value] = {}
@@ -120,38 +120,38 @@ class Model:
                         self.arguments.setdefault(inner, outer)
 
     def demand(self, value: ir.Value) -> Demand:
-        """What all consumers of `value` ask of it together."""
-        found = Demand()
+        """The combined constraints of all consumers of `value`."""
+        demand = Demand()
         pending: list[tuple[ir.Value, int, bool]] = [(value, 0, True)]
         seen: set[tuple[ir.Value, int]] = set()
         while pending and len(seen) < _MAX_USES:
-            current, offset, whole = pending.pop()
+            current, offset, complete = pending.pop()
             if (current, offset) in seen:
                 continue
             seen.add((current, offset))
-            pending += ((outer, offset, whole) for outer in self._leaves(current))
+            pending += ((outer, offset, complete) for outer in self._leaves(current))
             for node, position in current.uses():
-                pending += self._follow(_Use(node, position, offset, whole, current, found, self.arguments))
-        return found
+                pending += self._follow(_Use(node, position, offset, complete, current, demand, self.arguments))
+        return demand
 
     def _follow(self, use: _Use) -> Iterator[tuple[ir.Value, int, bool]]:
-        """Note what this use asks; the values that hold the same numbers behind it."""
+        """Record the constraints of this use; yields the values downstream that hold the same numbers."""
         node, position = use.node, use.position
         function = self.functions.get(node.op_identifier())
         if function is not None:
             if position < len(function.inputs):
-                yield function.inputs[position], use.offset, use.whole
+                yield function.inputs[position], use.offset, use.complete
             return
         if (rule := _RULES.get(node.op_type)) is not None:
             rule(use)
         if node.op_type in _UNCHANGED and (position == 0 or node.op_type == "Concat"):
-            whole = use.whole and node.op_type in ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
-            yield from ((output, use.offset, whole) for output in node.outputs)
+            complete = use.complete and node.op_type in ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+            yield from ((output, use.offset, complete) for output in node.outputs)
         elif node.op_type == "Cast":
             integer = ir.DataType(node.attributes.get_int("to", 1) or 1).is_integer()  # a function may leave it open
             use.demand.mask |= not integer and use.value.dtype is not None and use.value.dtype.is_integer()
             if integer:
-                yield node.outputs[0], use.offset, use.whole
+                yield node.outputs[0], use.offset, use.complete
         elif node.op_type in ("Add", "Sub"):
             other = use.constant(1 - position)
             if (
@@ -161,14 +161,14 @@ class Model:
                 and (node.op_type, position) != ("Sub", 1)
             ):
                 step = int(other.reshape(-1)[0]) * (1 if node.op_type == "Add" else -1)
-                yield node.outputs[0], use.offset + step, use.whole
+                yield node.outputs[0], use.offset + step, use.complete
         elif node.op_type in ("Loop", "Scan"):
             body = node.attributes["body"].as_graph()
             if position < len(body.inputs) and (node.op_type == "Scan" or position >= 2):
                 yield body.inputs[position], use.offset, False
 
     def _leaves(self, value: ir.Value) -> Iterator[ir.Value]:
-        """The results of control flow that `value`, an output of a subgraph or function, becomes."""
+        """The outputs of a control flow node that `value`, an output of its subgraph, becomes."""
         if not value.is_graph_output() or value.graph not in self.owners:
             return
         graph = value.graph
@@ -211,7 +211,7 @@ def _one_hot(use: _Use) -> None:
 
 
 def _lengths(use: _Use) -> None:
-    """Of sequences along axis 0."""
+    """Sequence lengths of a recurrent operator, whose time axis is 0."""
     if use.position == 4:
         use.index(tuple(extent + 1 for extent in use.shape()[:1]), 1)
 
@@ -326,7 +326,7 @@ def _suppression(use: _Use) -> None:
 
 
 def _regions(use: _Use) -> None:
-    """Regions of half the image, whose corners are in order, and the image of each."""
+    """RoiAlign: regions of half the image with their corners in order, and the batch index of each."""
     shape, count = use.shape(), use.count()
     if use.position == 2:
         use.index(shape[:1])
@@ -337,7 +337,7 @@ def _regions(use: _Use) -> None:
 
 
 def _columns(use: _Use) -> None:
-    """Blocks of one element, and an image of one row with all of them."""
+    """Col2Im: blocks of one element, and an image of one row that holds all of them."""
     sizes = np.ones(use.count())
     if use.position == 1 and len(use.shape()) == 3:
         sizes[-1:] = use.shape()[2]
@@ -346,7 +346,7 @@ def _columns(use: _Use) -> None:
 
 
 def _grid(use: _Use) -> None:
-    """The size of a batch of small images."""
+    """AffineGrid: the size of a batch of small images."""
     if use.position == 1 and use.shape():
         use.exactly([use.shape()[0], *range(1, use.count())])
 

@@ -15,7 +15,7 @@ from graphopt.verify.draw_demands import Demand, Model
 Array = NDArray[Any]
 
 _SPRINKLED = 0.25
-"""Share of the numbers of a large tensor that become one that the model compares with."""
+"""Share of a tensor's elements that are replaced by numbers that the model compares with."""
 
 
 def random_inputs(model: ir.Model, seed: int, given: Collection[str] = ()) -> dict[str, Array]:
@@ -38,16 +38,16 @@ def random_inputs(model: ir.Model, seed: int, given: Collection[str] = ()) -> di
 
 
 def smaller(feeds: Mapping[str, Any], given: Collection[str] = ()) -> Iterator[dict[str, Any]]:
-    """The same with integers that more models take: 0 and 1, only 0, only 1; nothing where all are `given`."""
-    whole = {n: a for n, a in feeds.items() if n not in given and isinstance(a, np.ndarray) and a.dtype.kind in "iu"}
-    if whole:
-        yield {**feeds, **{name: array % 2 for name, array in whole.items()}}
-        yield {**feeds, **{name: np.zeros_like(array) for name, array in whole.items()}}
-        yield {**feeds, **{name: np.ones_like(array) for name, array in whole.items()}}
+    """`feeds` with integers that more models accept: 0 and 1, only 0, only 1; nothing where all are `given`."""
+    integers = {n: a for n, a in feeds.items() if n not in given and isinstance(a, np.ndarray) and a.dtype.kind in "iu"}
+    if integers:
+        yield {**feeds, **{name: array % 2 for name, array in integers.items()}}
+        yield {**feeds, **{name: np.zeros_like(array) for name, array in integers.items()}}
+        yield {**feeds, **{name: np.ones_like(array) for name, array in integers.items()}}
 
 
 def random_array(value: ir.Value, demand: Demand, generator: np.random.Generator) -> Array:
-    """Numbers for one value of static shape; raises as `random_inputs`."""
+    """Random numbers for one value of static shape; raises ModelError where there are none (`random_inputs`)."""
     shape = value.shape
     if isinstance(value.type, ir.SequenceType | ir.OptionalType):
         raise ModelError(f"input {value.name} is no tensor, so no random one can be made; give it with --input")

@@ -1,14 +1,15 @@
-"""Two computations of a model compared step by step, each step on the same operands.
+"""Compare two computations of a model step by step, each step on the same operands.
 
     y = f(x)  z = g(y)        y', z' of another computation:      f(x) beside y',  g(y') beside z'
 
-Where a model rounds to steps, a last bit early on is another result at the end, and the end proves nothing. But what is
-computed from the very same operands differs in its last bits only, unless it is wrong. So ONNX Runtime computes every
-value that both know from those that the other one has, all at once: each is an input and an output of one model.
+In a model that rounds to quantization steps, one early last bit changes the outputs, so comparing outputs proves
+nothing. But values computed from identical operands differ in their last bits only, unless one is wrong. So ONNX
+Runtime recomputes every value that both computations have from the operands of the other one, all at once: each such
+value is an input and an output of one model.
 
-Steps to 8 bits may lie between two values that both know. Then ONNX Runtime computes everything twice more, with what
-is quantized there a hundredth of a step higher and lower: what was close to a tie goes to the other side of it, and as
-far as that moves a value it may differ.
+Quantization to 8 bits may lie between two such values. Then ONNX Runtime computes everything twice more, with the
+quantized operand a hundredth of a step higher and lower: numbers close to a tie then round the other way, and a value
+may differ by as much as that moves it.
 """
 
 from __future__ import annotations
@@ -29,29 +30,29 @@ if TYPE_CHECKING:
 Values = Mapping[str, Any]
 
 STEP = {"int8": 1.0, "uint8": 1.0}
-"""Of a value of 8 bits: a half is rounded up or down."""
+"""Allowed difference of a value of 8 bits: a tie is rounded up or down."""
 
 TIE = 0.01
-"""How close to a tie, in steps, sums of floats are that one order of summing rounds up and another one down."""
+"""Distance to a tie, in steps, within which the order of a floating-point sum decides whether it rounds up or down."""
 
 FACTOR_TIE = 1e-4
-"""The same for exact sums of bytes, whose only rounding is that of one factor: relative to the result."""
+"""The same for exact sums of 8-bit integers, of which only one factor is rounded: relative to the result."""
 
 
 def recomputed(model: ir.Model, values: Values, feeds: Values, shift: float = 0.0) -> dict[str, Any]:
-    """Those of `values` that `model` computes, each from the others as they are given.
+    """Recompute those of `values` that `model` computes, each from the others as they are given.
 
-    Values of another dtype or rank than the model's are left alone. What is quantized and not among `values` is moved
-    by `shift` times what may turn a tie.
+    Values of another dtype or rank than the model's are left alone. Where a quantized result is not among `values`, its
+    operand is moved by `shift` times `TIE` or `FACTOR_TIE`.
 
     Raises:
-        VerificationError: ONNX Runtime does not take the model, or the values.
+        VerificationError: ONNX Runtime rejects the model or the values.
     """
     copy = own_copy(model)
     given = dict(feeds)
     names: dict[str, str] = {}
     outputs: list[ir.Value] = []
-    copy.graph.outputs.clear()  # so that what reads an output may read the given one
+    copy.graph.outputs.clear()  # so that consumers of an output can read the given value
     for node in copy.graph:
         for value in node.outputs:
             name = str(value.name)
@@ -72,18 +73,18 @@ def recomputed(model: ir.Model, values: Values, feeds: Values, shift: float = 0.
     copy.graph.outputs[:] = outputs
     ir.passes.common.RemoveUnusedNodesPass()(copy)
     left = {str(value.name) for value in copy.graph.inputs}
-    found = run_onnxruntime(copy, {name: array for name, array in given.items() if name in left})
-    return {names[name]: array for name, array in found.items()}
+    computed = run_onnxruntime(copy, {name: array for name, array in given.items() if name in left})
+    return {names[name]: array for name, array in computed.items()}
 
 
 def _hidden_steps(model: ir.Model, known: Collection[ir.Value]) -> list[ir.Node]:
-    """The nodes that round to 8 bits what is not `known`."""
+    """The nodes that round to 8 bits and whose results are not `known`."""
     steps = (node for node in model.graph if node.domain == "" and node.op_type in _MOVES)
     return [node for node in steps if node.outputs[0] not in known]
 
 
 def _move(graph: ir.Graph, node: ir.Node, shift: float) -> None:
-    """Let a quantizing node see its operand `shift` times `TIE` steps higher, or its sums as much larger."""
+    """Move the operand of a quantizing node `shift` times `TIE` steps up, or its sums `shift` times `FACTOR_TIE`."""
     position = _MOVES[node.op_type]
     scale = node.inputs[position]
     if not is_constant(scale):
@@ -108,7 +109,7 @@ def _move(graph: ir.Graph, node: ir.Node, shift: float) -> None:
 
 
 _MOVES = {"QuantizeLinear": 1, "QLinearConv": 6, "QLinearMatMul": 6}
-"""Operators that round to 8 bits, and where the scale of their result stands."""
+"""Operators that round to 8 bits, and the position of the operand that is the scale of their result."""
 
 
 def _constant(graph: ir.Graph, array: Any) -> ir.Value:
@@ -119,10 +120,10 @@ def _constant(graph: ir.Graph, array: Any) -> ir.Value:
     return value
 
 
-def _fits(value: ir.Value, found: Any) -> bool:
-    if not isinstance(found, np.ndarray) or value.dtype is None or found.dtype != value.dtype.numpy():
+def _fits(value: ir.Value, array: Any) -> bool:
+    if not isinstance(array, np.ndarray) or value.dtype is None or array.dtype != value.dtype.numpy():
         return False
-    return value.shape is None or len(value.shape) == found.ndim
+    return value.shape is None or len(value.shape) == array.ndim
 
 
 def _open(array: Any) -> ir.Shape:
@@ -132,7 +133,7 @@ def _open(array: Any) -> ir.Shape:
 def wrong_steps(
     model: ir.Model, values: Values, feeds: Values, tolerances: Mapping[str, Tolerance] = TOLERANCES
 ) -> tuple[list[Mismatch], int]:
-    """The values that differ from what `model` makes of the same operands, in its order, and how many were compared."""
+    """Mismatches with what `model` computes from the same operands, in its order, and the number of values compared."""
     again = recomputed(model, values, feeds)
     allowed = {name: STEP.get(array.dtype.name, 0.0) for name, array in again.items()}
     known = {value for node in model.graph for value in node.outputs if value.name in again}
@@ -153,19 +154,19 @@ def _distance(a: Any, b: Any) -> float:
 def values_of(model: Reference, feeds: Values) -> dict[str, Any]:
     """All values of the main graph of `model`, whether it declares their types or not."""
     copy = own_copy(model)
-    made = (value for node in copy.graph for value in node.outputs)
-    copy.graph.outputs.extend(value for value in made if value.name and not value.is_graph_output())
+    values = (value for node in copy.graph for value in node.outputs)
+    copy.graph.outputs.extend(value for value in values if value.name and not value.is_graph_output())
     return run_onnxruntime(copy, feeds)
 
 
 def traced(artifact: Artifact, model: ir.Model, feeds: Values) -> dict[str, Any]:
-    """What the calls of the program write, under the names that the values have in `model`, which it was lowered from.
+    """The values that kernel calls of the program write, by their names in `model`, which it was lowered from.
 
-    A call writes the value of that of its nodes which others read; where that is not clear, the value is left out.
+    A fused kernel writes the value that other nodes read; where that is ambiguous, the value is left out.
     """
     nodes = {str(node.name): node for node in model.graph}
     typed = {str(value.name) for node in model.graph for value in node.outputs}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for origin, written in artifact.session().trace(feeds):
         own = [nodes[name] for name in origin if name in nodes]
         ends = [value for node in own for value in node.outputs if value.name and _leaves(value, own)]
@@ -175,8 +176,8 @@ def traced(artifact: Artifact, model: ir.Model, feeds: Values) -> dict[str, Any]
             alike = [str(value.name) for value in ends if _is(value, array)]
             key = name if name in typed else alike[0] if len(alike) == 1 else None
             if key is not None:
-                found[key] = array
-    return found
+                values[key] = array
+    return values
 
 
 def _leaves(value: ir.Value, own: list[ir.Node]) -> bool:

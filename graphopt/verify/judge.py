@@ -1,4 +1,4 @@
-"""Whether a program, or a model on the way to it, computes what ONNX Runtime makes of the model as the user gave it."""
+"""Judge whether a program, or a model during compilation, computes what ONNX Runtime computes of the user's model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Judge:
-    """Inputs, what ONNX Runtime makes of them, and how far from that is still right.
+    """Inputs, the outputs that ONNX Runtime computes from them, and the differences that are allowed.
 
-    Of an output that rounding alone moves anywhere a mismatch is of the kind "unstable": it proves nothing.
+    A mismatch of an output that rounding alone moves arbitrarily far is of the kind "unstable": it proves nothing.
 
-    `notes` say, once something was judged, what was not as usual: a model that ONNX Runtime takes only as loaded, and
-    outputs that were above their tolerance but within what rounding alone does to the model.
+    After judging, `notes` report what was unusual: a model that ONNX Runtime takes only as loaded, and outputs that
+    were above their tolerance but within what rounding alone does to the model.
     """
 
     reference: Reference
@@ -40,22 +40,26 @@ class Judge:
     _unstable: set[str] = field(default_factory=set)
 
     def mismatches(self, actual: Mapping[str, Any]) -> list[Mismatch]:
-        """What is wrong with `actual`. The model's own sensitivity is asked for only where something is."""
-        found = compare(self.expected, actual, self.tolerances, self.allowed)
-        if found and not self._weighed:
-            found = self._weigh(actual, found)
-        self.lost = {each.output for each in found if self._excused(each.output, actual.get(each.output))}
-        return [replace(each, kind=UNSTABLE) if each.output in self.lost else each for each in found]
+        """The mismatches of `actual`. The model's sensitivity to rounding is measured only if there are any."""
+        mismatches = compare(self.expected, actual, self.tolerances, self.allowed)
+        if mismatches and not self._weighed:
+            mismatches = self._weigh(actual, mismatches)
+        self.lost = {
+            mismatch.output for mismatch in mismatches if self._excused(mismatch.output, actual.get(mismatch.output))
+        }
+        return [
+            replace(mismatch, kind=UNSTABLE) if mismatch.output in self.lost else mismatch for mismatch in mismatches
+        ]
 
     def _excused(self, name: str, array: Any) -> bool:
-        """Whether an output has no stable value; its type and rank it has."""
+        """Whether an output has no stable value, but the expected dtype and rank."""
         wanted = self.expected.get(name)
         if name not in self._unstable or not isinstance(array, np.ndarray) or not isinstance(wanted, np.ndarray):
             return False
         return bool(array.dtype == wanted.dtype and array.ndim == wanted.ndim)
 
-    def _weigh(self, actual: Mapping[str, Any], found: list[Mismatch]) -> list[Mismatch]:
-        """What is left of `found` once it is known how far the model moves by itself."""
+    def _weigh(self, actual: Mapping[str, Any], mismatches: list[Mismatch]) -> list[Mismatch]:
+        """Those of `mismatches` that remain when the model's sensitivity to rounding is allowed for."""
         from graphopt.verify.sensitivity import allowances, spread, unstable
 
         self._weighed = True
@@ -63,23 +67,23 @@ class Judge:
         self.allowed = allowances(spreads, self.expected)
         self._unstable = unstable(spreads, self.expected)
         left = compare(self.expected, actual, self.tolerances, self.allowed)
-        excused = {each.output for each in found} - {each.output for each in left}
+        excused = {mismatch.output for mismatch in mismatches} - {mismatch.output for mismatch in left}
         for name in sorted(excused):
             self.notes.append(
                 f"output {name} was judged by the model's own sensitivity: under rounding alone ONNX Runtime differs "
                 f"from itself by up to {spreads[name]:.3g}, so {self.allowed[name]:.3g} was allowed"
             )
-        for name in sorted(self._unstable & {each.output for each in left}):
+        for name in sorted(self._unstable & {mismatch.output for mismatch in left}):
             how = f"by {spreads[name]:.3g}" if np.isfinite(spreads[name]) else "in shape or in the places of NaN"
             self.notes.append(f"output {name} has no stable value: under rounding alone ONNX Runtime moves it {how}")
         return left
 
     def require(self, actual: Mapping[str, Any], where: str) -> None:
-        """Raise a VerificationError that begins with `where` unless `actual` is right."""
-        found = [each for each in self.mismatches(actual) if each.kind != UNSTABLE]
-        if found:
-            others = f"; {len(found) - 1} more outputs differ" if len(found) > 1 else ""
-            raise VerificationError(f"{where}: {found[0].message}{others}")
+        """Raise a VerificationError that begins with `where` unless `actual` agrees with the expected outputs."""
+        mismatches = [mismatch for mismatch in self.mismatches(actual) if mismatch.kind != UNSTABLE]
+        if mismatches:
+            others = f"; {len(mismatches) - 1} more outputs differ" if len(mismatches) > 1 else ""
+            raise VerificationError(f"{where}: {mismatches[0].message}{others}")
 
 
 def judge(
@@ -93,7 +97,7 @@ def judge(
 
     Args:
         original: the model as the user gave it, the reference.
-        loaded: the same in static shapes, which inputs are drawn for.
+        loaded: the same model with static shapes, for which inputs are drawn.
 
     Raises:
         FeedError: what is given does not fit the model's inputs.
@@ -127,9 +131,9 @@ def _feeds(loaded: ir.Model, seed: int, given: Mapping[str, Any]) -> dict[str, A
             raise FeedError(f"--input names {name!r}, which is no input; the inputs are {', '.join(inputs) or 'none'}")
         wanted = static_type(inputs[name])
         if wanted is not None and (str(np.asarray(array).dtype), np.shape(array)) != wanted:
-            found = np.asarray(array)
+            actual = np.asarray(array)
             raise FeedError(
-                f"--input {name} is {found.dtype} {found.shape}, and the model is compiled for "
+                f"--input {name} is {actual.dtype} {actual.shape}, and the model is compiled for "
                 f"{wanted[0]} {wanted[1]}; give such an array, or the sizes with --shapes"
             )
     return {**random_inputs(loaded, seed, given), **given}

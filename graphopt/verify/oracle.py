@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 _NEWEST_IR_VERSION = 13
-"""Of those that ONNX Runtime 1.31 reads; the version of a model in memory says little more than who wrote it."""
+"""Newest IR version that ONNX Runtime 1.31 reads; that of a model in memory says little more than who wrote it."""
 
 IN_MEMORY_BYTES = 1 << 28
 """Weights above this many bytes go to ONNX Runtime through a file with external data (protobuf ends at 2 GiB)."""
@@ -97,7 +97,7 @@ def run_onnxruntime(model: Reference, feeds: Mapping[str, Array], optimize: bool
 
 @contextlib.contextmanager
 def open_onnxruntime(model: Reference, optimize: bool = False) -> Iterator[onnxruntime.InferenceSession]:
-    """A session as `run_onnxruntime` uses; raises VerificationError where ONNX Runtime rejects the model."""
+    """The session that `run_onnxruntime` uses; raises VerificationError where ONNX Runtime rejects the model."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -108,7 +108,7 @@ def open_onnxruntime(model: Reference, optimize: bool = False) -> Iterator[onnxr
         try:
             source = _source(model, Path(directory))
             session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # as above
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise _cannot("open", model, error) from error
         yield session
 
@@ -141,7 +141,7 @@ def _source(model: Reference, directory: Path) -> str | bytes:
 
 
 def own_copy(model: Reference) -> ir.Model:
-    """The model in IR form, which may be changed."""
+    """A copy of the model in IR form, which the caller may modify."""
     import onnx_ir as ir
 
     if isinstance(model, Path):
@@ -166,7 +166,7 @@ def compare(
 ) -> list[Mismatch]:
     """Every output of `expected` that `actual` lacks or has with another shape, dtype or other numbers.
 
-    Outputs that only `actual` has are not looked at. A sequence is compared element by element as `name[0]`, ...
+    Outputs that only `actual` has are ignored. A sequence is compared element by element as `name[0]`, ...
     `allowed` are absolute differences that single outputs may have though they are above their tolerance.
     """
     mismatches: list[Mismatch] = []
@@ -177,8 +177,8 @@ def compare(
             mismatches += _compare_sequences(name, value, actual[name], tolerances)
         else:
             bound = allowed.get(name, 0.0)
-            found = _compare_arrays(name, np.asarray(value), np.asarray(actual[name]), tolerances, bound)
-            mismatches += [found] if found else []
+            mismatch = _compare_arrays(name, np.asarray(value), np.asarray(actual[name]), tolerances, bound)
+            mismatches += [mismatch] if mismatch else []
     return mismatches
 
 
@@ -193,7 +193,7 @@ def _compare_sequences(
 
 
 def _collected_nothing(a: object, b: object) -> bool:
-    """Whether two shapes are those of what a loop collected in no iteration: an extent that nobody knows is 0 then."""
+    """Whether both shapes may be of what a loop collects in zero iterations, where an unknown extent is 0."""
     if not isinstance(a, tuple) or not isinstance(b, tuple) or len(a) != len(b) or not len(a) > 1 or a[0] or b[0]:
         return False
     return all(x == y or 0 in (x, y) for x, y in zip(a, b, strict=True))

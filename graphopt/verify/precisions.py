@@ -1,4 +1,4 @@
-"""What products may compute in, and how far that may take the outputs from those in float32."""
+"""Precisions of matrix products, and how far each may move the outputs from those in float32."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from graphopt.modes import Precision
 from graphopt.verify.oracle import TOLERANCES, Tolerance
 
 TF32_TOLERANCE = Tolerance(2.0**-7, 1e-5)
-"""Of float32 outputs when products round their factors to TF32 and add up in float32.
+"""Tolerance of float32 outputs when matrix products round their factors to TF32 and accumulate in float32.
 
 TF32 keeps 10 bits after the leading one, so rounding a factor changes it by at most 2^-11 of itself, and a product of
 two by 2^-10. Errors of the terms of a sum are independent: relative to the length of its terms, which is about the size
@@ -24,11 +24,11 @@ PRECISIONS: Mapping[str, Tolerance] = {
     Precision.FP16: TOLERANCES["float16"],
     Precision.BF16: TOLERANCES["bfloat16"],
 }
-"""What products compute in, and what float32 outputs may then differ by from those in fp32."""
+"""Tolerance of float32 outputs against those in fp32, by the precision of matrix products."""
 
 
 def tolerances(precision: str) -> Mapping[str, Tolerance]:
-    """What outputs may differ by from those in fp32, by their dtype.
+    """Tolerances of outputs against those in fp32, by dtype.
 
     Raises:
         GraphoptError: there is no such precision.

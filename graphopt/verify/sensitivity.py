@@ -1,6 +1,6 @@
 """How far a model's outputs move under rounding alone: ONNX Runtime against itself.
 
-A quantized model rounds to steps: a last bit in front of one becomes a step behind it, and no fixed tolerance tells
+A quantized model rounds to steps: a last bit before one becomes a whole step after it, and no fixed tolerance tells
 that from a mistake. So ONNX Runtime runs the model as it is (optimizations on, which sums in another order) and with
 every floating point number that enters, inputs and weights, moved by one unit in its last place.
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 FACTOR = 4.0
-"""A few runs show only part of what rounding can do."""
+"""Multiple of the measured spread that is allowed: a few runs show only part of what rounding can do."""
 
 CAPS = {"float64": 1e-3, "float32": 0.05, "float16": 0.1, "bfloat16": 0.1}
 """Share of an output's largest value above which a difference is a mistake, whatever the model does under rounding."""
 
 STEPS = 2.0
-"""Of an output of 8 bits, at most."""
+"""Largest difference of an output of 8 bits, in steps."""
 
 SEEDS = 3
 
@@ -46,11 +46,11 @@ _MAX_WEIGHT_BYTES = 1 << 30
 def spread(model: Reference, feeds: Mapping[str, Array], expected: Mapping[str, Any]) -> dict[str, float]:
     """The largest difference between `expected` and what ONNX Runtime gives under rounding, by output.
 
-    It is infinite for outputs that move in shape or in the places of NaN and infinities. Those that are no numbers have
-    none.
+    It is infinite for outputs that move in shape or in the places of NaN and infinities. Outputs that are no numbers
+    have none.
     """
     largest: dict[str, float] = {}
-    for name, distance in ((name, d) for found in _runs(model, feeds) for name, d in _distances(expected, found)):
+    for name, distance in ((name, d) for outputs in _runs(model, feeds) for name, d in _distances(expected, outputs)):
         largest[name] = max(largest.get(name, 0.0), distance)
     return largest
 
@@ -62,7 +62,7 @@ def allowances(spreads: Mapping[str, float], expected: Mapping[str, Any]) -> dic
 
 
 def unstable(spreads: Mapping[str, float], expected: Mapping[str, Any]) -> set[str]:
-    """The outputs that rounding alone moves further than a difference may be at all: they cannot be compared."""
+    """The outputs that rounding alone moves further than any difference may be: they cannot be compared."""
     return {name for name, distance in spreads.items() if distance > _cap(expected[name])}
 
 
@@ -89,7 +89,7 @@ def _runs(model: Reference, feeds: Mapping[str, Array]) -> Iterator[dict[str, An
 def nudge(array: Array, generator: np.random.Generator) -> Array:
     """Floating point numbers with a relative error of one unit in the last place, up or down; others as they are.
 
-    Whole numbers stay: they may be sizes, and are as often exact as weights are not.
+    Whole numbers stay: they may be sizes, and are usually exact.
     """
     if array.dtype.name not in CAPS:
         return array
@@ -124,9 +124,9 @@ def _nudged(model: Reference, generator: np.random.Generator) -> ir.Model:
     return copy
 
 
-def _distances(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _distances(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in expected.items():
-        other = found.get(name)
+        other = actual.get(name)
         if not isinstance(value, np.ndarray) or not isinstance(other, np.ndarray):
             continue
         if value.dtype.name not in (*CAPS, "int8", "uint8") or value.dtype != other.dtype:

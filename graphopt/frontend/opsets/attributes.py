@@ -1,4 +1,4 @@
-"""What was an attribute became an input, or got another spelling or default."""
+"""Rules for attributes that became inputs, or got another spelling or default."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def removed(*names: str) -> Rule:
-    """The attributes said nothing about the result of inference."""
+    """Remove attributes that do not affect the result of inference."""
 
     def rule(site: Site) -> None:
         for name in names:
@@ -26,7 +26,7 @@ def removed(*names: str) -> Rule:
 
 
 def default(name: str, value: int | float | str) -> Rule:
-    """The attribute was absent, or had another default: write down what it was."""
+    """Write the old default of an attribute that was absent before, or had another default."""
 
     def rule(site: Site) -> None:
         if name not in site.node.attributes:
@@ -56,7 +56,7 @@ def top_k(site: Site) -> None:
 def clip(site: Site) -> None:
     """Clip 11: bounds became inputs. The old defaults are the largest floats, so that Clip made infinities finite.
 
-    But not halves, which ONNX Runtime computed in float32.
+    fp16 is the exception: ONNX Runtime computed it in float32.
     """
     for index, (name, usual) in enumerate((("min", -_LARGEST), ("max", _LARGEST)), start=1):
         attribute = site.take(name)
@@ -66,7 +66,7 @@ def clip(site: Site) -> None:
 
 
 def clip_halves(site: Site) -> None:
-    """Clip 12: an absent bound is the largest half; before, halves were computed in float32."""
+    """Clip 12: an absent bound is the largest fp16 number; before, fp16 was computed in float32."""
     if site.x().dtype == ir.DataType.FLOAT16:
         for index, bound in ((1, -math.inf), (2, math.inf)):
             if len(site.node.inputs) <= index or site.node.inputs[index] is None:
@@ -74,7 +74,7 @@ def clip_halves(site: Site) -> None:
 
 
 def clip_bounds(site: Site) -> None:
-    """Clip 6: bounds have a default, and before an absent one did not bound."""
+    """Clip 6: bounds have a default; before, an absent bound did not clip."""
     removed("consumed_inputs")(site)
     for name, usual in (("min", -np.inf), ("max", np.inf)):
         default(name, float(usual))(site)
@@ -109,7 +109,7 @@ def pad(site: Site) -> None:
 
 
 def split(site: Site) -> None:
-    """Split 18: the number of equal parts is said by an attribute where no sizes are given."""
+    """Split 18: without sizes, an attribute gives the number of equal parts."""
     if site.input(1) is None:
         site.node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(site.node.outputs))
 
@@ -139,9 +139,9 @@ def tile(site: Site) -> None:
     dims, tiles, axis = rank(site.x()), site.input(1), site.input(2)
     if dims is None or tiles is None or axis is None:
         raise NoRule("the rank of its operand is not known")
-    whole = [site.op("Cast", value, to=ir.DataType.INT64.value) for value in (tiles, axis)]
-    chosen = site.op("Equal", whole[1], site.constant(np.arange(dims)))
-    repeats = site.op("Where", chosen, whole[0], site.constant(np.ones(dims)))
+    wide = [site.op("Cast", value, to=ir.DataType.INT64.value) for value in (tiles, axis)]
+    chosen = site.op("Equal", wide[1], site.constant(np.arange(dims)))
+    repeats = site.op("Where", chosen, wide[0], site.constant(np.ones(dims)))
     site.replace(site.op("Tile", site.x(), repeats))
 
 

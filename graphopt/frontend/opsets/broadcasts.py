@@ -1,4 +1,4 @@
-"""Operands of unlike shapes, as opsets below 7 line them up."""
+"""Broadcasting of operands, as opsets below 7 do it."""
 
 from __future__ import annotations
 

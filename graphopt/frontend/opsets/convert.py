@@ -1,4 +1,4 @@
-"""The walk: every node of every graph from its opset to the model's new one, change by change."""
+"""Convert every node of every graph from its opset to the model's new one, one change of its operator at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graphopt.frontend.opsets.unchanged import UNCHANGED
 def convert(model: ir.Model, target: int) -> None:
     """Convert the standard operators of the main graph, and of all graphs inside it, to opset `target`, in place.
 
-    A node's own `version` counts before the model's. Functions stay as they are: inline them before.
+    A node's own `version` takes precedence over the model's. Functions stay as they are: inline them before.
 
     Raises NoRule, whose text names the node, with the model half converted.
     """
@@ -66,14 +66,14 @@ def _next(op_type: str, version: int, target: int) -> int | None:
 
 @cache
 def _changes(op_type: str) -> tuple[int, ...]:
-    """Opsets that changed the operator or first had it, in order."""
-    found = set(RULES.get(op_type, ()))
+    """Opsets that introduced or changed the operator, in order."""
+    versions = set(RULES.get(op_type, ()))
     limit = DONE
     while True:
         try:
             limit = onnx.defs.get_schema(op_type, limit, "").since_version - 1
         except onnx.defs.SchemaError:
-            return tuple(sorted(found))
-        found.add(limit + 1)
+            return tuple(sorted(versions))
+        versions.add(limit + 1)
         if limit < 1:
-            return tuple(sorted(found))
+            return tuple(sorted(versions))

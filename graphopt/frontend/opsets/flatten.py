@@ -1,4 +1,4 @@
-"""Softmax, LogSoftmax and Hardmax below 13 see a matrix: axes before `axis` are its rows, all others its columns."""
+"""Softmax, LogSoftmax and Hardmax below 13 take a matrix: axes before `axis` are its rows, all others its columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upsample, and Resize 10: what ONNX Runtime computes where no attribute says how coordinates are found.
+"""Upsample, and Resize 10: what ONNX Runtime computes where no attribute gives the coordinate transformation.
 
 Both map output i to input i / scale. Linear interpolates there; nearest takes the floor where an axis grows, and the
 ceiling where it shrinks.
@@ -29,7 +29,7 @@ def upsample_7(site: Site) -> None:
 
 
 def asymmetric(site: Site) -> None:
-    """Upsample 10 is Resize, and Resize 11 says how it finds coordinates.
+    """Upsample 10 is Resize, and Resize 11 has an attribute for its coordinate transformation.
 
     Resize<nearest>(x, scales)  ->  Resize<floor>(Resize<ceil>(x, Min(scales, 1)), Max(scales, 1))
     """

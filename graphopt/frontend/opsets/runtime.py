@@ -21,7 +21,7 @@ _FOREVER = 2**31
 
 @dataclass(frozen=True)
 class Signature:
-    """What a node of such an operator may look like: it exists in opsets up to `last`."""
+    """The valid form of a node of such an operator, which exists in opsets up to `last`."""
 
     last: int
     inputs: tuple[int, int]
@@ -108,7 +108,7 @@ def crop(site: Site) -> None:
     if "scale" in site.node.attributes:
         height, width = _ints(site, "scale", 2)
         ends = [top + height, left + width]
-    site.replace(site.op("Slice", site.x(), *(site.constant(each) for each in ([top, left], ends, [2, 3]))))
+    site.replace(site.op("Slice", site.x(), *(site.constant(bounds) for bounds in ([top, left], ends, [2, 3]))))
 
 
 def dynamic_slice(site: Site) -> None:
@@ -121,7 +121,7 @@ def _float(site: Site, name: str, usual: float) -> float:
 
 
 def _ints(site: Site, name: str, count: int) -> tuple[int, ...]:
-    found = tuple(site.node.attributes[name].as_ints())
-    if len(found) != count:
-        raise NoRule(f"its attribute {name} has {len(found)} numbers, not {count}")
-    return found
+    numbers = tuple(site.node.attributes[name].as_ints())
+    if len(numbers) != count:
+        raise NoRule(f"its attribute {name} has {len(numbers)} numbers, not {count}")
+    return numbers

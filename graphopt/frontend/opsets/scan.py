@@ -8,7 +8,7 @@ from graphopt.frontend.opsets.site import DONE, NoRule, Site
 
 
 def batched(site: Site) -> None:
-    """Scan 9 has none: one Scan over the batch runs another over the time of each of its elements.
+    """Scan 9 has no batch axis: one Scan over the batch runs another over the time axis of each element.
 
     Scan<body>("", states[B, ..], inputs[B, T, ..])  ->  Scan<{ Scan<body>(state[..], input[T, ..]) }>(states, inputs)
     """

@@ -1,4 +1,4 @@
-"""Where a rule works: one node in its graph, the nodes it puts in front of it, and what takes its place."""
+"""The site of a conversion rule: one node in its graph, the nodes inserted before it, and its replacement."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import numpy as np
 import onnx_ir as ir
 
 DONE = 2**31 - 1
-"""The version of nodes that rules make: operators that mean the same in all opsets since 18."""
+"""The version of nodes that rules create: operators that mean the same in all opsets since 18."""
 
 Attribute = int | float | str | Sequence[int] | Sequence[float] | ir.TensorProtocol
 
 
 class NoRule(Exception):  # noqa: N818
-    """The node has no equivalent in the newer opset; the text says what of it has none."""
+    """The node has no equivalent in the newer opset; the text says which part of it has none."""
 
 
 class Site:
     """A node of opset `version`, and the edits that replace it.
 
     Attributes:
-        node: what is converted; a rule may also edit it in place.
+        node: the node that is converted; a rule may also edit it in place.
         replaced: whether `replace` was called.
     """
 
     def __init__(self, node: ir.Node, version: int) -> None:
+        """Convert `node`, which is of opset `version`."""
         assert node.graph is not None
         self.node, self.version, self.replaced = node, version, False
         self._graph = node.graph
@@ -51,14 +52,14 @@ class Site:
         return self.node.attributes.pop(name, None)
 
     def op(self, op_type: str, *inputs: ir.Value | None, **attributes: Attribute) -> ir.Value:
-        """The output of a new node in front of this one."""
+        """Insert a node before this one; returns its output."""
         name = f"{self.node.name}/{op_type}" if self.node.name else None
-        made = ir.node(op_type, inputs, attributes, version=DONE, name=name)
-        self._graph.insert_before(self.node, made)
-        return made.outputs[0]
+        node = ir.node(op_type, inputs, attributes, version=DONE, name=name)
+        self._graph.insert_before(self.node, node)
+        return node.outputs[0]
 
     def constant(self, values: Any, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
-        """A constant in front of this node."""
+        """Insert a constant before this node."""
         tensor = ir.Tensor(np.asarray(values).astype(dtype.numpy()), dtype=dtype)
         value = self.op("Constant", value=tensor)
         value.type, value.shape = ir.TensorType(dtype), ir.Shape(tensor.shape.numpy())
@@ -77,12 +78,12 @@ class Site:
         return self.op("Reshape", value, self.op("Shape", model), allowzero=1)
 
     def append(self, index: int, value: ir.Value | None) -> None:
-        """Make `value` the input at `index`, with nothing between it and those that the node has."""
+        """Make `value` the input at `index`; inputs between it and those that the node has are absent."""
         self.node.resize_inputs(max(len(self.node.inputs), index + 1))
         self.node.replace_input_with(index, value)
 
     def replace(self, *values: ir.Value | None) -> None:
-        """Put `values` in the place of the node's outputs and remove it. None stands for an output that nobody reads.
+        """Replace the node's outputs by `values` and remove it. None stands for an output without consumers.
 
         A value must come from a new node (`op`), since it takes over the output's name.
         """

@@ -1,4 +1,4 @@
-"""The changes of operators of the domain ai.onnx that need a rule to carry a node over them."""
+"""The changes of operators of the domain ai.onnx that need a conversion rule."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ RULES: Mapping[str, Mapping[int, Rule]] = {
     "Upsample": {7: resize.upsample_1, 9: resize.upsample_7, 10: resize.asymmetric},
     "Xor": {7: broadcasts.binary},
 }  # fmt: skip
-"""Per operator: the opset that changed it, and the rule. One that replaces the node ends its conversion."""
+"""Per operator: the opset that changed it, and the rule. A rule that replaces the node ends its conversion."""
 
 ALWAYS = frozenset({"GroupNormalization", "SimplifiedLayerNormalization"})
 """Operators whose rule is for a later opset than the model's, or for none, and is needed now."""

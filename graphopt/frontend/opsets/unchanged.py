@@ -74,4 +74,4 @@ _TOGETHER: Mapping[str, tuple[int, ...]] = {
 UNCHANGED: Mapping[str, tuple[int, ...]] = {
     name: versions for names, versions in _TOGETHER.items() for name in names.split()
 }
-"""Per operator, the opsets that changed it without changing what a node of before means."""
+"""Per operator, the opsets that changed it without changing what an older node means."""

@@ -1,0 +1,1 @@
+"""Shape inference where onnx has none, or differs from ONNX Runtime."""

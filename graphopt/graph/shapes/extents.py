@@ -1,6 +1,6 @@
 """Extents of convolutions, pools and resized images as ONNX Runtime computes them, also where onnx's inference differs.
 
-A program is to give what ONNX Runtime gives, and what follows such a node is to fit that.
+A program must compute what ONNX Runtime computes, and the consumers of such a node must fit its extents.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ def windows(node: ir.Node, image: Extents, kernel: Extents, pool: bool = False) 
 
 
 def split_pads(mode: str, total: int) -> tuple[int, int]:
-    """What SAME_UPPER and SAME_LOWER put before and after an axis of `total` missing elements."""
+    """Padding before and after an axis that lacks `total` elements, for SAME_UPPER and SAME_LOWER."""
     small, large = max(0, total) // 2, max(0, total) - max(0, total) // 2
     return (small, large) if mode == "SAME_UPPER" else (large, small)
 
 
 def convolved(weight: int, last: bool = False) -> Rule:
+    """Rule of a convolution with its weights at operand `weight`; `last`: channels are the last axis."""
+
     def rule(node: ir.Node) -> Sequence[Typed]:
         x, w = extents(node, 0), extents(node, weight)
         if last:
@@ -61,6 +63,8 @@ def convolved(weight: int, last: bool = False) -> Rule:
 
 
 def pooled(last: bool) -> Rule:
+    """Rule of a pool; `last`: channels are the last axis."""
+
     def rule(node: ir.Node) -> Sequence[Typed]:
         x, kernel = extents(node, 0), tuple(node.attributes.get_ints("kernel_shape") or ())
         last_here = last or integer(node, "channels_last", 0) != 0
@@ -75,7 +79,7 @@ def pooled(last: bool) -> Rule:
 
 
 def _resized(node: ir.Node) -> Sequence[Typed]:
-    """Resize by scales: products in float32, where onnx's are in float64."""
+    """Resize by scales: extents are multiplied in float32, where onnx multiplies in float64."""
     x = extents(node, 0)
     given = operand(node, 1 if len(node.inputs) == 2 else 2)
     if not is_constant(given) or not constant_tensor(given).size:
@@ -133,7 +137,7 @@ def _spectra(node: ir.Node) -> Sequence[Typed]:
 
 
 def _counted(node: ir.Node) -> Sequence[Typed]:
-    """Range of halves, which onnx counts in other types only."""
+    """Range of fp16 and bf16, whose elements onnx does not count."""
     ends = [operand(node, index) for index in range(3)]
     if kind_of(node, 0) not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         raise Unknown
@@ -155,4 +159,4 @@ OTHERWISE: dict[str, Rule] = {
     "STFT": _spectra,
     "Upsample": _resized,
 }
-"""By operator of ONNX's own domain."""
+"""Shape rules by operator of ONNX's own domain."""

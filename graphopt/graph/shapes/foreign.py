@@ -21,7 +21,7 @@ MICROSOFT = "com.microsoft"
 
 
 def foreign_shapes(node: ir.Node) -> list[Typed] | None:
-    """(dtype, extents) of every output of `node`; None where they are onnx's business, or not known."""
+    """(dtype, extents) of every output of `node`; None where onnx infers them, or where they are not known."""
     if node.domain == MICROSOFT:
         rule = _MICROSOFT.get(node.op_type)
     elif node.op_type == "SimplifiedLayerNormalization":  # ONNX Runtime has it in ONNX's domain too
@@ -31,14 +31,14 @@ def foreign_shapes(node: ir.Node) -> list[Typed] | None:
     if rule is None:
         return None
     try:
-        found = list(rule(node))
+        types = list(rule(node))
     except (Unknown, IndexError, ValueError, ZeroDivisionError):
         return None
-    return found if len(found) >= len(node.outputs) else None
+    return types if len(types) >= len(node.outputs) else None
 
 
 def _same(count: int = 1) -> Rule:
-    """Every output is like the first operand."""
+    """Every output has the dtype and extents of the first operand."""
     return lambda node: [(kind_of(node, 0), extents(node, 0))] * count
 
 
@@ -50,14 +50,14 @@ def _broadcast(first: int, second: int) -> Rule:
 
 
 def _normalized(node: ir.Node) -> Sequence[Typed]:
-    """x, mean, inverse deviation, and the sum before it."""
+    """Skip normalizations: y, mean, inverse deviation, and the sum that is normalized."""
     x = kind_of(node, 0), extents(node, 0)
     statistics = ir.DataType.FLOAT, (*x[1][:-1], 1)
     return [x, statistics, statistics, x]
 
 
 def _simplified(node: ir.Node) -> Sequence[Typed]:
-    """SimplifiedLayerNormalization: x, inverse deviation over the axes from `axis` on."""
+    """SimplifiedLayerNormalization: y, inverse deviation over the axes from `axis` on."""
     x = extents(node, 0)
     axis = integer(node, "axis", -1) % len(x)
     kind = ir.DataType(node.attributes.get_int("stash_type", 1) or 1)
@@ -67,7 +67,7 @@ def _simplified(node: ir.Node) -> Sequence[Typed]:
 
 
 def _embedded(node: ir.Node) -> Sequence[Typed]:
-    """EmbedLayerNormalization: [B, S, H], the lengths, and the sum before it."""
+    """EmbedLayerNormalization: y[B, S, H], the lengths, and the sum that is normalized."""
     batch, steps = extents(node, 0)
     hidden = extents(node, 2)[1]
     y = kind_of(node, 2), (batch, steps, hidden)
@@ -104,7 +104,7 @@ def _matmul(a: int, b: int, dtype: int) -> Rule:
 
 
 def _columns(node: ir.Node) -> Sequence[Typed]:
-    """MatMulNBits and its kind: the weights are packed, N says how many columns they are."""
+    """MatMulNBits and MatMulBnb4: the weights are packed, and N is their number of columns."""
     return [(kind_of(node, 0), (*extents(node, 0)[:-1], integer(node, "N")))]
 
 
@@ -169,7 +169,7 @@ def _multi_head(node: ir.Node) -> Sequence[Typed]:
 
 
 def _group_query(node: ir.Node) -> Sequence[Typed]:
-    """GroupQueryAttention: the present has room for as many steps as the past, or for those that are there."""
+    """GroupQueryAttention: the present has room for the steps of the past or for all steps, whichever are more."""
     batch, steps, hidden = extents(node, 0)
     heads, groups, kind = integer(node, "num_heads"), integer(node, "kv_num_heads"), kind_of(node, 0)
     packed = operand(node, 1) is None
@@ -191,7 +191,7 @@ def _rotary(node: ir.Node) -> Sequence[Typed]:
 
 
 def _lstm(node: ir.Node) -> Sequence[Typed]:
-    """DynamicQuantizeLSTM: x[T, B, I]; its R is [D, H, 4 H], which ONNX's is the transposition of."""
+    """DynamicQuantizeLSTM: x[T, B, I]; its R is [D, H, 4 H], the transpose of ONNX's."""
     steps, batch, _ = extents(node, 0)
     directions, hidden = extents(node, 2)[0], integer(node, "hidden_size")
     kind, state = kind_of(node, 0), (directions, batch, hidden)

@@ -1,4 +1,4 @@
-"""What the rules of `frontend_foreign` read from a node: static extents, types and attributes of what is known."""
+"""What shape rules read from a node: static extents, dtypes and attributes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ class Unknown(Exception):
 
 
 def operand(node: ir.Node, index: int) -> ir.Value | None:
+    """The operand at `index`; None where the node has none there."""
     return node.inputs[index] if index < len(node.inputs) else None
 
 
 def extents(node: ir.Node, index: int) -> Extents:
+    """Static extents of the operand at `index`; raises Unknown."""
     value = operand(node, index)
     if value is None or value.shape is None or not value.shape.is_static():
         raise Unknown
@@ -28,6 +30,7 @@ def extents(node: ir.Node, index: int) -> Extents:
 
 
 def kind_of(node: ir.Node, index: int) -> ir.DataType:
+    """Dtype of the operand at `index`; raises Unknown."""
     value = operand(node, index)
     if value is None or value.dtype is None:
         raise Unknown
@@ -35,7 +38,8 @@ def kind_of(node: ir.Node, index: int) -> ir.DataType:
 
 
 def integer(node: ir.Node, name: str, default: int | None = None) -> int:
-    found = node.attributes.get_int(name, default)
-    if found is None:
+    """The integer attribute `name`; raises Unknown where it is absent and has no default."""
+    number = node.attributes.get_int(name, default)
+    if number is None:
         raise Unknown
-    return int(found)
+    return int(number)

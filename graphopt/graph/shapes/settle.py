@@ -1,4 +1,4 @@
-"""Shape inference of one node at a time: what follows a foreign operator, or constants folded just now."""
+"""Shape inference of one node at a time: after a foreign operator, or after constants that were folded just now."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ CLAIMED = "graphopt.claimed"
 
 
 def is_learned(node: ir.Node) -> bool:
+    """Whether ONNX Runtime gave the type and shape of an output of `node`."""
     return any(LEARNED in value.meta for value in node.outputs)
 
 
 def foreign_node(node: ir.Node) -> bool:
-    """Give the outputs of `node` the types that `foreign_shapes` knows; whether that changed any."""
-    found = foreign_shapes(node)
+    """Give the outputs of `node` the types that `foreign_shapes` knows; returns whether that changed any."""
+    types = foreign_shapes(node)
     changed = False
-    for value, typed in zip(node.outputs, found or (), strict=False):
+    for value, typed in zip(node.outputs, types or (), strict=False):
         kind, extents = typed
         known = value.shape is not None and value.shape.is_static() and value.shape.numpy() == extents
         if value.name and not (known and value.dtype == kind):
@@ -33,7 +34,7 @@ def foreign_node(node: ir.Node) -> bool:
 
 
 def _is_of_onnx(node: ir.Node) -> bool:
-    """Whether onnx's own inference is the one to believe."""
+    """Whether onnx's own inference decides the shapes of `node`."""
     return foreign_shapes(node) is None and not is_learned(node)
 
 
@@ -41,8 +42,8 @@ def settle(model: ir.Model) -> tuple[set[str], bool]:
     """Correct what onnx's inference left open or computed otherwise than ONNX Runtime, in place, in every graph.
 
     Returns the first output of each node that is settled here, so that inference of the whole model takes its type as
-    given, and whether one of them had another shape before. What follows a node that changed is inferred again, node by
-    node.
+    given, and whether one of them had another shape before. The consumers of a node that changed are inferred again,
+    node by node.
     """
     version = model.opset_imports.get("", 0)
     settled, corrected = set[str](), False
@@ -82,7 +83,7 @@ def infer_node(node: ir.Node, version: int, ir_version: int) -> None:
             data[value.name] = ir.serde.serialize_tensor(tensor)
     try:
         schema = onnx.defs.get_schema(node.op_type, version, "")
-        found = onnx.shape_inference.infer_node_outputs(
+        inferred = onnx.shape_inference.infer_node_outputs(
             schema,
             ir.to_proto(node),
             types,
@@ -93,9 +94,9 @@ def infer_node(node: ir.Node, version: int, ir_version: int) -> None:
     except Exception:  # the whole-model inference that follows names the node if this is the model's fault
         return
     for output in node.outputs:
-        if output.name in found:
+        if output.name in inferred:
             info = ir.serde.deserialize_value_info_proto(
-                onnx.helper.make_value_info(output.name, found[output.name]), None
+                onnx.helper.make_value_info(output.name, inferred[output.name]), None
             )
             output.type = info.type
             output.shape = info.shape if info.shape is not None else output.shape  # the shape of a scalar is false
