@@ -1,4 +1,4 @@
-"""The pages of docs/ are true: their commands and examples run, their links lead somewhere, their plots are drawn so."""
+"""The pages of docs/ are true: their commands and examples run, links lead somewhere, plots name their commands."""
 
 from __future__ import annotations
 

@@ -37,15 +37,15 @@ ORDER = (
     "verify",
     "models",
     "frontend",
+    "pipeline",
+    "passes",
+    "options",
     "distributed",
     "lowering",
     "targets.common",
     "targets.cpu",
     "targets.gpu",
     "targets",  # the table
-    "pipeline",
-    "passes",
-    "options",
     *("compiler", "backend", "tune"),
     *("report", "bench", "cli", "__main__"),
     "",  # the names that `import graphopt` shows

@@ -3,11 +3,14 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
+from graphopt.cost.model import CostModel
+from graphopt.cost.node_workload import workload_of
 from graphopt.cost.roofline import Machine
+from graphopt.cost.workload import PRECISION, Timing, Workload
 from graphopt.distributed.partition import Part, partition
 from graphopt.errors import GraphoptError
 
-MACHINE = Machine(vector_lanes=8, cores=2)
+COSTS = CostModel(Machine(vector_lanes=8, cores=2))
 
 
 def model_of(text: str) -> ir.Model:
@@ -47,23 +50,23 @@ def chain(*widths: int) -> ir.Model:
 
 def test_one_rank_gets_everything() -> None:
     model = chain(8, 8, 8)
-    assert spell(partition(model, 1, MACHINE)) == ["v0 > v1 v2 > v2"]
+    assert spell(partition(model, 1, COSTS)) == ["v0 > v1 v2 > v2"]
 
 
 def test_equal_nodes_are_split_equally() -> None:
-    parts = partition(chain(*[256] * 7), 3, MACHINE)
+    parts = partition(chain(*[256] * 7), 3, COSTS)
     assert spell(parts) == ["v0 > v1 v2 > v2", "v2 > v3 v4 > v4", "v4 > v5 v6 > v6"]
 
 
 def test_cost_counts_and_not_the_number_of_nodes() -> None:
     """The first product does as much as all the others together."""
-    parts = partition(chain(2048, 512, 512, 512, 512, 512), 2, MACHINE)
+    parts = partition(chain(2048, 512, 512, 512, 512, 512), 2, COSTS)
     assert spell(parts) == ["v0 > v1 > v1", "v1 > v2 v3 v4 v5 > v5"]
 
 
 def test_among_equal_cuts_the_one_with_fewer_bytes() -> None:
     """Both cuts leave the same slowest stage, one product of 512 x 512; the middle value is a quarter as wide."""
-    parts = partition(chain(512, 512, 128, 512, 512), 2, MACHINE)
+    parts = partition(chain(512, 512, 128, 512, 512), 2, COSTS)
     assert spell(parts) == ["v0 > v1 v2 > v2", "v2 > v3 v4 > v4"]
 
 
@@ -73,7 +76,7 @@ SKIP = """g (float[64, 64] x) => (float[64, 64] y, float[64, 64] early) {
 
 
 def test_skip_connections_are_carried() -> None:
-    parts = partition(model_of(SKIP), 3, MACHINE)
+    parts = partition(model_of(SKIP), 3, COSTS)
     made = [{str(v.name) for node in part.nodes for v in node.outputs} for part in parts]
     assert sum(map(len, made)) == 6
     for index, part in enumerate(parts):
@@ -88,14 +91,14 @@ def test_skip_connections_are_carried() -> None:
 
 def test_a_constant_output_belongs_to_the_last_part() -> None:
     model = model_of("g (float[2] x) => (float[2] w, float[2] y) <float[2] w = {1, 2}> { a = Neg(x) y = Exp(a) }")
-    assert spell(partition(model, 2, MACHINE)) == ["x > a > a", "a > y > y w"]
+    assert spell(partition(model, 2, COSTS)) == ["x > a > a", "a > y > y w"]
 
 
 def test_more_ranks_than_nodes() -> None:
     with pytest.raises(
         GraphoptError, match=r"^--ranks 3 asks for more stages than the model's 2 nodes; ask for fewer\.$"
     ):
-        partition(chain(8, 8, 8), 3, MACHINE)
+        partition(chain(8, 8, 8), 3, COSTS)
 
 
 def test_no_cut_through_a_value_of_unknown_size_where_another_is_possible() -> None:
@@ -103,11 +106,28 @@ def test_no_cut_through_a_value_of_unknown_size_where_another_is_possible() -> N
     model = model_of(
         "g (float[2] x) => (int64[1, n] u, float[2] y) { a = Neg(x) z = NonZero(a) u = Neg(z) y = Exp(a) }"
     )
-    for part in partition(model, 2, MACHINE):
+    for part in partition(model, 2, COSTS):
         assert "z" not in {str(value.name) for value in part.inputs}
 
 
 def test_a_value_of_unknown_size_between_all_nodes() -> None:
     model = model_of("g (float[2] x) => (int64[1, n] u) { z = NonZero(x) u = Neg(z) }")
     with pytest.raises(GraphoptError, match="--ranks 2 would send z, whose size only the run tells"):
-        partition(model, 2, MACHINE)
+        partition(model, 2, COSTS)
+
+
+def test_known_costs_decide_before_estimates() -> None:
+    """Of six equal products the first is known to take as long as the five others."""
+    model = chain(*[256] * 7)
+    first = workload_of(model.graph.node(0))
+    assert first is not None
+
+    class Known(CostModel):
+        def known(self, workload: Workload) -> Timing | None:
+            return Timing(1.0, 1.0, 1.0) if workload == first and not asked.append(workload) else None
+
+    asked: list[Workload] = []
+    for node in list(model.graph)[1:]:  # of other shapes than the first
+        node.metadata_props[PRECISION] = "tf32"
+    assert spell(partition(model, 2, Known(COSTS.machine)))[0] == "v0 > v1 > v1"
+    assert asked

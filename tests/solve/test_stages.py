@@ -18,7 +18,7 @@ def optimum(problem: StageProblem) -> tuple[float, int]:
     for cuts in itertools.combinations(range(1, blocks), problem.stages - 1):
         stages = list(itertools.pairwise((0, *cuts, blocks)))
         bottleneck = max(sum(problem.costs[first:last]) for first, last in stages)
-        crossing = sum(t.size for t in problem.tensors for cut in cuts if t.made < cut <= t.used)
+        crossing = sum(t.size for t in problem.tensors for cut in cuts if t.producer < cut <= t.last_consumer)
         best = min(best or (bottleneck, crossing), (bottleneck, crossing))
     assert best is not None
     return best
