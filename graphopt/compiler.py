@@ -114,7 +114,7 @@ def compile_model(
         while artifact is None:
             clock.start("lower")
             try:
-                built, fallbacks = assemble.build_stages(model, backend, asked.ranks, asked.fallback, defects.nodes)
+                built, fallbacks = assemble.build_stages(model, backend, rewritten.costs, asked, defects.nodes)
                 clock.start("build")
                 with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
                     assemble.require_space(Path(folder), built)

@@ -1,0 +1,1 @@
+"""Pipelines of several ranks: partition, launcher, worker processes, transport, and failure detection."""

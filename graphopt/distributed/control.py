@@ -1,8 +1,8 @@
-"""The line between the launcher and each worker: how far the worker is, that it lives, and that the launcher does.
+"""Control channel between the launcher and each worker: progress, heartbeats, and termination with the launcher.
 
-The ranks watch each other only once they are connected (see `watch`). Before that, and when no rank is left that could
-notice, only the launcher can. So each worker writes a letter into a pipe for every step of its start, and then one per
-beat. The other way the kernel does it: a worker is killed when its launcher ends, however that ends.
+The ranks watch each other only once they are connected (see `watch`). Before that, and when no rank is left to notice a
+failure, only the launcher can. So each worker writes one byte into a pipe for every step of its start, and then one per
+heartbeat. In the other direction the kernel helps: it kills a worker when its launcher ends, however that ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Step(enum.IntEnum):
-    """How far a worker is; it only goes forward."""
+    """Progress of a worker; it only increases."""
 
     LOADING = ord("a")
     MEETING = ord("b")
@@ -30,7 +30,7 @@ class Step(enum.IntEnum):
 
     @property
     def text(self) -> str:
-        """For messages: `rank 1 was killed while it was ...`."""
+        """Phrase for messages: `rank 1 was killed while it was ...`."""
         return {
             Step.LOADING: "starting and loading its libraries",
             Step.MEETING: "connecting to the other ranks",
@@ -40,76 +40,78 @@ class Step(enum.IntEnum):
 
 
 class Reporter:
-    """The worker's end of the line. Without a pipe (a worker that torchrun started) it does nothing."""
+    """The worker's end of the pipe. Without a pipe (a worker that torchrun started) it does nothing."""
 
     def __init__(self, pipe: int | None) -> None:
+        """Args: pipe: file descriptor of the writing end; None reports nothing."""
         self._pipe = pipe
         if pipe is not None:
             os.set_blocking(pipe, False)
 
     def report(self, step: Step) -> None:
-        """Tell the launcher; called again with the same step it is a beat."""
+        """Report a step to the launcher; repeating the same step is a heartbeat."""
         if self._pipe is None:
             return
         try:
             os.write(self._pipe, bytes([step]))
         except BlockingIOError:
-            pass  # full: the launcher is stopped, and has enough to read when it goes on
+            pass  # the pipe is full: the launcher is stopped, and has enough to read when it continues
         except BrokenPipeError:
-            os._exit(1)  # the launcher is gone, and nobody waits for the result
+            os._exit(1)  # the launcher is gone: no process waits for the result
 
 
 def end_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent, the process `parent`, ends."""
+    """Ask the kernel to kill this process when its parent, the process `parent`, ends."""
     library = ctypes.CDLL(None, use_errno=True)
     if hasattr(library, "prctl"):
         library.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:
-        os._exit(1)  # it ended before the request was made
+        os._exit(1)  # the parent ended before the request
 
 
 @dataclass
 class Child:
-    """The launcher's end: one worker process, its log, and what it said last."""
+    """The launcher's end: one worker process, its log, and its last reported step."""
 
     rank: int
     process: subprocess.Popen[bytes]
     log: BinaryIO
     pipe: int
     step: Step = Step.LOADING
-    heard: float = field(default_factory=time.monotonic)
+    last_heard: float = field(default_factory=time.monotonic)
 
     def listen(self) -> None:
-        """Take what the worker wrote since the last call."""
+        """Read what the worker wrote since the last call."""
         try:
             data = os.read(self.pipe, 4096)
         except BlockingIOError:
             return
         if data:
             self.step = max(self.step, Step(max(data)))
-            self.heard = time.monotonic()
+            self.last_heard = time.monotonic()
 
     @property
     def name(self) -> str:
+        """The rank and stage, for messages."""
         return f"rank {self.rank} (stage {self.rank})"
 
     @property
     def stopped(self) -> bool:
-        """Whether somebody sent it SIGSTOP or the like (proc(5): state T)."""
+        """Whether the process is stopped, by SIGSTOP for example (proc(5): state T)."""
         try:
             return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
         except (OSError, IndexError):
             return False
 
     def error(self) -> str:
-        """The sentence the worker ended with, or the last line of a traceback; empty if it said nothing."""
+        """The error that the worker ended with, or the last line of its traceback; empty if its log is."""
         self.log.seek(0)
         lines = [line.strip() for line in self.log.read().decode(errors="replace").splitlines() if line.strip()]
-        found = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return found[0] if found else (lines[-1] if lines else "")
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return errors[0] if errors else (lines[-1] if lines else "")
 
     def close(self) -> None:
-        """Reap the process, which was killed or has ended."""
+        """Reap the process, which was killed or has exited."""
         self.process.wait()
         os.close(self.pipe)
         self.log.close()

@@ -1,4 +1,4 @@
-"""Starting all ranks of an artifact on this machine, and saying which one failed if one does."""
+"""Starts all ranks of an artifact on this machine, and names the rank that failed if one does."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from graphopt.runtime.devices import host
 
 DEFAULT_LIMIT = 60.0
 START_LIMIT = 30.0
-"""Seconds that all ranks have, at least, to connect: loading torch takes several on a busy machine."""
+"""Least seconds that all ranks have to connect: loading torch takes several on a busy machine."""
 
 _KILLED_GRACE = 2.0
-"""Seconds that the others have to say what they saw when a rank was killed: connected ranks notice at once."""
+"""Seconds that the others have to report after a rank was killed: connected ranks notice at once."""
 
 _FAILED_GRACE = 5.0
-"""The same when a rank ended with an error: it tells the others first, and they may have to come out of a kernel."""
+"""The same after a rank ended with an error: it tells the others first, and they may be inside a kernel."""
 
 _SLACK = 2.0
-"""Seconds after the limit in which the other ranks may name a silent one, which they do better than the launcher."""
+"""Seconds after the limit in which the other ranks may name a silent one; they know better than the launcher."""
 
 
 def launch(
@@ -46,21 +46,21 @@ def launch(
     timeout: float = DEFAULT_LIMIT,
     threads: int | None = None,
 ) -> dict[str, Path]:
-    """Run an artifact of several stages, one process per stage, and give the file of every output.
+    """Run an artifact of several stages, one process per stage; returns the file of every output.
 
     Args:
         artifact: path of the artifact; it is opened and checked here first.
-        ranks: must be its number of stages.
+        ranks: number of stages of the artifact.
         inputs: input name -> array, or path of a .npy file.
         output: folder that gets NAME.npy per output.
-        timeout: seconds without a sign of life after which a rank counts as lost and all end. Until all ranks are
+        timeout: seconds without a sign of life after which a rank counts as lost and the run ends. Until all ranks are
             connected the limit is START_LIMIT if that is longer.
-        threads: of each rank; default the physical cores shared out among the ranks.
+        threads: threads per rank; the default divides the physical cores among the ranks.
 
     Raises:
         ArtifactError, FeedError: the artifact or an input cannot be used.
         RankError: a rank failed or was lost; names it.
-        SystemExit, KeyboardInterrupt: SIGTERM or SIGINT came (in the main thread); all ranks have ended.
+        SystemExit, KeyboardInterrupt: SIGTERM or SIGINT arrived (in the main thread); all ranks have ended.
     """
     opened = open_artifact(artifact)
     program = opened.program
@@ -103,10 +103,10 @@ def _run(ranks: int, arguments: list[str], scratch: Path, timeout: float) -> Non
                 raise RankError(problem)
         finally:
             for child in children:
-                child.process.kill()  # also ends a stopped process; does nothing to one that was reaped
+                child.process.kill()  # also ends a stopped process; no effect on one that was reaped
             for child in children:
                 child.close()
-        _obey(received)  # one that came at the very end
+        _obey(received)  # a signal that arrived at the very end
 
 
 def _start(rank: int, arguments: list[str], environment: dict[str, str], scratch: Path) -> Child:
@@ -134,9 +134,9 @@ def _start(rank: int, arguments: list[str], environment: dict[str, str], scratch
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are put into the list instead of interrupting anything, so that no child is forgotten.
+    """Append SIGINT and SIGTERM to the list instead of interrupting anything, so that no child is forgotten.
 
-    Only the main thread may do so; a signal that is ignored, or that something outside Python handles, stays so.
+    Only the main thread may do so; a signal that is ignored, or handled outside Python, keeps its handler.
     """
     received: list[int] = []
 
@@ -161,7 +161,7 @@ def _obey(received: list[int]) -> None:
 
 
 def _wait(children: list[Child], timeout: float, received: list[int]) -> str:
-    """Wait until all ended well, or the run failed: then one sentence that says why."""
+    """Wait until all ranks succeeded, or the run failed: then one sentence with the reason."""
     started = time.monotonic()
     start_limit = max(timeout, START_LIMIT)
     failed: list[Child] = []
@@ -179,7 +179,7 @@ def _wait(children: list[Child], timeout: float, received: list[int]) -> str:
                 deadline = min(deadline, time.monotonic() + (_KILLED_GRACE if code < 0 else _FAILED_GRACE))
         now = time.monotonic()
         if failed:
-            # Who is silent for longer than the limit has nothing more to say.
+            # A rank that is silent for longer than the limit will not report any more.
             if now > deadline or all(_silent(child, now, timeout) for child in running):
                 break
         elif late := _late(running, now, now - started > start_limit, timeout, start_limit):
@@ -189,11 +189,11 @@ def _wait(children: list[Child], timeout: float, received: list[int]) -> str:
 
 
 def _silent(child: Child, now: float, limit: float) -> bool:
-    return child.step is Step.RUNNING and now - child.heard > limit
+    return child.step is Step.RUNNING and now - child.last_heard > limit
 
 
 def _late(running: list[Child], now: float, start_over: bool, timeout: float, start_limit: float) -> str:
-    """A sentence about a rank that did not connect in time, or is silent and no other rank said so; else empty."""
+    """A sentence on a rank that did not connect in time, or is silent unnoticed by the other ranks; else empty."""
     starting = [child for child in running if child.step < Step.RUNNING]
     if starting and start_over:
         child = min(starting, key=lambda child: (not child.stopped, child.step))
@@ -203,16 +203,16 @@ def _late(running: list[Child], now: float, start_over: bool, timeout: float, st
             f"it was {child.step.text}{state}; start the run again, with a longer --timeout if the machine is busy"
         )
     silent = [child for child in running if _silent(child, now, timeout + _SLACK)]
-    silent += [child for child in running if child.step is Step.ENDING and now - child.heard > start_limit]
+    silent += [child for child in running if child.step is Step.ENDING and now - child.last_heard > start_limit]
     if not silent:
         return ""
-    child = min(silent, key=lambda child: child.heard)
-    seconds = now - child.heard
+    child = min(silent, key=lambda child: child.last_heard)
+    seconds = now - child.last_heard
     return f"{child.name} has not answered for {seconds:.0f} s while it was {child.step.text}: start the run again"
 
 
 def _explain(failed: list[Child]) -> str:
-    """One sentence: who was the first to go, and what the others were doing."""
+    """One sentence: which rank failed first, and what the others were doing."""
     errors = [child.error() for child in failed]
     for child in failed:
         code = child.process.returncode

@@ -1,4 +1,4 @@
-"""The nodes of a model in contiguous pieces, one for each pipeline stage."""
+"""Partition of a model's nodes into contiguous pieces, one for each pipeline stage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from graphopt.cost.roofline import Machine
+from graphopt.cost.model import CostModel
+from graphopt.cost.node_workload import workload_of
 from graphopt.errors import GraphoptError
 from graphopt.graph import analysis
 from graphopt.graph.constness import is_constant
@@ -18,12 +19,12 @@ from graphopt.program import schedule
 from graphopt.solve.stages import Crossing, StageProblem, solve
 
 _UNMOVABLE = 1 << 50
-"""Bytes charged for cutting through a value that cannot be sent: such cuts are taken only where there is no other."""
+"""Bytes charged for a cut through a value that cannot be sent: such cuts are a last resort."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The nodes of one stage, and the values that cross its boundaries or the program's.
+    """The nodes of one stage, and the values that cross its boundaries or are inputs and outputs of the program.
 
     `guarded` are the conditions under which nodes run (`graphopt.graph.guards`); the stage computes or receives them.
     """
@@ -35,11 +36,11 @@ class Part:
 
 
 def partition(
-    model: ir.Model, ranks: int, machine: Machine, guarded: Mapping[ir.Node, Guard] = MappingProxyType({})
+    model: ir.Model, ranks: int, costs: CostModel, guarded: Mapping[ir.Node, Guard] = MappingProxyType({})
 ) -> list[Part]:
     """Cut the main graph into `ranks` parts of equal estimated time that exchange few bytes.
 
-    Nodes that `guarded` has conditions for come after what computes those.
+    Nodes with conditions in `guarded` come after the nodes that compute the conditions.
 
     Raises:
         GraphoptError: fewer nodes than ranks, or every cut would go through a value of unknown size.
@@ -49,17 +50,17 @@ def partition(
     if ranks == 1:
         return [Part(tuple(nodes), tuple(graph.inputs), tuple(graph.outputs), guarded)]
     reads = [_read(node, guarded.get(node, ())) for node in nodes]
-    problem = _problem(nodes, reads, ranks, machine)
+    problem = _problem(nodes, reads, ranks, costs)
     if len(nodes) < ranks:
         raise GraphoptError(f"--ranks {ranks} asks for more stages than the model's {len(nodes)} nodes; ask for fewer.")
     pieces = solve(problem).ranges(len(nodes))
     by_name = {str(v.name): v for node in nodes for v in node.outputs} | {str(v.name): v for v in graph.inputs}
     makes, needs = [], []
     for piece in pieces:
-        made = dict.fromkeys(str(value.name) for i in piece for value in nodes[i].outputs)
+        computed = dict.fromkeys(str(value.name) for i in piece for value in nodes[i].outputs)
         needed = dict.fromkeys(str(value.name) for i in piece for value in reads[i])
-        makes.append(tuple(made))
-        needs.append(tuple(name for name in needed if name not in made))
+        makes.append(tuple(computed))
+        needs.append(tuple(name for name in needed if name not in computed))
     fed = [str(value.name) for value in graph.inputs]
     wanted = [str(value.name) for value in graph.outputs if not is_constant(value)]
     boundaries = schedule.boundaries(makes, needs, fed, wanted)
@@ -78,28 +79,32 @@ def partition(
 
 
 def _read(node: ir.Node, guard: Guard) -> tuple[ir.Value, ...]:
-    """The values that `node` needs, those that tell whether it runs among them, but no constants."""
+    """The values that `node` reads, those of its guard included, without constants."""
     needed = (*read_by(node), *(condition for condition, _ in guard))
     return tuple(dict.fromkeys(value for value in needed if not is_constant(value)))
 
 
 def _problem(
-    nodes: Sequence[ir.Node], reads: Sequence[Sequence[ir.Value]], ranks: int, machine: Machine
+    nodes: Sequence[ir.Node], reads: Sequence[Sequence[ir.Value]], ranks: int, costs: CostModel
 ) -> StageProblem:
-    made = {value: index for index, node in enumerate(nodes) for value in node.outputs}
+    producers = {value: index for index, node in enumerate(nodes) for value in node.outputs}
     last: dict[ir.Value, int] = {}
     for index, values in enumerate(reads):
         for value in values:
-            if value in made:
+            if value in producers:
                 last[value] = index
     tensors = []
     for value, used in last.items():
         size = analysis.nbytes(value) if analysis.static_type(value) is not None else _UNMOVABLE
-        tensors.append(Crossing(size, made[value], used))
-    return StageProblem(tuple(_seconds(node, machine) for node in nodes), tuple(tensors), ranks)
+        tensors.append(Crossing(size, producers[value], used))
+    return StageProblem(tuple(_seconds(node, costs) for node in nodes), tuple(tensors), ranks)
 
 
-def _seconds(node: ir.Node, machine: Machine) -> float:
-    """A roofline estimate: arithmetic at the peak, or all operands once through memory."""
+def _seconds(node: ir.Node, costs: CostModel) -> float:
+    """What the cost model knows of `node`, else a roofline: arithmetic at the peak, or all operands through memory."""
+    workload = workload_of(node)
+    if workload is not None and (timing := costs.known(workload)) is not None:
+        return timing.seconds
+    machine = costs.machine
     moved = sum(analysis.nbytes(value) for value in (*node.inputs, *node.outputs) if value is not None)
     return max(analysis.node_flops(node) / machine.peak_flops, moved / machine.bandwidth)

@@ -1,10 +1,10 @@
-"""Messages between neighbouring stages over torch.distributed with gloo, overlapped with computing.
+"""Messages between neighbouring stages over torch.distributed with gloo, overlapped with computation.
 
 A message packs all values of one boundary and one micro-batch. It is sent from, and received into, one of two buffers
-per boundary, not the arena: a buffer is copied in microseconds, while the arena's bytes are needed by the next
-micro-batch at once. So the next receive is already under way while a stage runs, and a send may still be under way when
-the next run starts; nothing in flight is ever overwritten. Sends and receives are posted in the order of the schedule
-(not in batches: batched point-to-point calls hang on gloo), and tagged with the micro-batch.
+per boundary, not the arena: copying a buffer takes microseconds, while the next micro-batch needs the arena's bytes at
+once. So the next receive is already in flight while a stage runs, and a send may still be in flight when the next run
+starts; nothing in flight is ever overwritten. Sends and receives are posted in the order of the schedule (not in
+batches: batched point-to-point calls hang on gloo), and tagged with the micro-batch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Link:
         self._posted = 0
 
     def send(self) -> None:
-        """Send the values as they are in the arena now; returns while the bytes are still on their way."""
+        """Send the values as they are in the arena now; returns while the bytes are still in flight."""
         slot = self._done % _DEPTH
         self._wait(slot)
         position = 0
@@ -62,7 +62,7 @@ class Link:
             self._posted += 1
 
     def receive(self) -> None:
-        """Wait for the next message and put its values into the arena."""
+        """Wait for the next message and copy its values into the arena."""
         self.prefetch()
         slot = self._done % _DEPTH
         self._wait(slot)
@@ -74,7 +74,7 @@ class Link:
         self.prefetch()
 
     def flush(self) -> None:
-        """Wait until everything sent has left."""
+        """Wait until everything posted has been sent."""
         for slot in range(_DEPTH):
             self._wait(slot)
 
@@ -91,13 +91,13 @@ class Link:
 
 
 def links(runner: Runner, actions: Sequence[Action]) -> dict[tuple[Verb, int], Link]:
-    """The links of a rank by (SEND or RECV, peer). Receives are posted at once, before anything runs."""
+    """The links of a rank by (SEND or RECV, peer). Posts the receives at once, before any run."""
     grouped: dict[tuple[Verb, int], list[Action]] = {}
     for action in actions:
         if action.verb is not Verb.RUN:
             grouped.setdefault((action.verb, action.peer), []).append(action)
-    made = {key: Link(runner, group) for key, group in grouped.items()}
-    for (verb, _), link in made.items():
+    created = {key: Link(runner, group) for key, group in grouped.items()}
+    for (verb, _), link in created.items():
         if verb is Verb.RECV:
             link.prefetch()
-    return made
+    return created

@@ -1,10 +1,10 @@
-"""Noticing that another rank is gone: a small mesh of TCP connections beside the transport.
+"""Failure detection between ranks: a small mesh of TCP connections beside the transport.
 
-The transport reports a dead peer only to ranks that talk to it at that moment, and not who died first. So every pair of
-ranks keeps one more connection. A thread of each rank writes a beat on all of them and reads what comes: the end of a
-stream means that the process is gone (the kernel closes the sockets of a process killed with -9 at once), silence for
-longer than the limit that it hangs. Whoever notices tells the others whom, so all name the same rank; then it ends its
-process, because the main thread may be waiting inside the transport or computing.
+The transport reports a dead peer only to ranks that talk to it at that moment, and not which rank died first. So every
+pair of ranks keeps one more connection. A thread of each rank writes a heartbeat on all of them and reads what arrives:
+the end of a stream means that the process is gone (the kernel closes the sockets of a process killed with -9 at once),
+silence for longer than the limit that it hangs. The rank that notices tells the others which one, so all name the same
+rank; then it ends its process, because the main thread may be blocked in the transport or computing.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ _TOKEN_BYTES = 32
 
 
 class LinkError(RankError):
-    """The transport lost a peer. Which rank went first, the watch knows better."""
+    """The transport lost a peer. The watch knows better which rank failed first."""
 
 
 class Store(Protocol):
-    """What is used of torch.distributed's key-value store: `get` waits for the key."""
+    """The part of torch.distributed's key-value store that is used; `get` waits for the key."""
 
-    def set(self, key: str, value: str) -> None: ...
+    def set(self, key: str, value: str) -> None:
+        """Store `value` under `key`."""
 
-    def get(self, key: str) -> bytes: ...
+    def get(self, key: str) -> bytes:
+        """The value of `key`, once it is there."""
 
 
 @dataclass
 class _Peer:
     rank: int
     connection: socket.socket
-    heard: float
+    last_heard: float
     pending: bytes = b""
     done: bool = False
 
@@ -53,7 +55,7 @@ class Watch:
     """Connects to all other ranks and watches them until `finish` or `fail`.
 
     Attributes:
-        doing: what this rank is doing now, for messages: an action such as `0SEND3>1`.
+        doing: current action of this rank, for messages, such as `0SEND3>1`.
     """
 
     def __init__(
@@ -65,14 +67,14 @@ class Watch:
         start_limit: float,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
-        """Connect, and start watching.
+        """Connect to all other ranks and start watching.
 
         Args:
-            store: the store all ranks share.
+            store: the key-value store that all ranks share.
             rank: this rank, of `ranks`.
             limit: seconds of silence after which a rank counts as lost.
             start_limit: seconds the others may take to connect.
-            alive: called with every beat, the first one when all are connected.
+            alive: called with every heartbeat, the first time when all are connected.
 
         Raises:
             RankError: some rank did not connect in time.
@@ -92,7 +94,7 @@ class Watch:
         self._thread.start()
 
     def finish(self) -> None:
-        """Say that this rank has done all its actions, and wait until all others say so."""
+        """Report that this rank has done all its actions, and wait until all others have."""
         self.doing = "waiting for the other ranks to finish"
         self._tell(_DONE)
         self._all_done.wait()
@@ -139,14 +141,16 @@ class Watch:
                     break
                 if not self._read(key.data):
                     selector.unregister(key.data.connection)
-                    key.data.heard = float("inf")
-            silent = [peer for peer in self._peers if not peer.done and time.monotonic() - peer.heard > self._limit]
+                    key.data.last_heard = float("inf")
+            silent = [
+                peer for peer in self._peers if not peer.done and time.monotonic() - peer.last_heard > self._limit
+            ]
             if silent:
                 self._lost(silent[0].rank, f"has not answered for {self._limit:g} s")
         selector.close()
 
     def _read(self, peer: _Peer) -> bool:
-        """Take what `peer` sent; False at the end of its stream."""
+        """Read what `peer` sent; False at the end of its stream."""
         try:
             data = peer.connection.recv(65536)
         except OSError:
@@ -155,7 +159,7 @@ class Watch:
             if not peer.done and not self._closing:
                 self._lost(peer.rank, "was lost")
             return False
-        peer.heard = time.monotonic()
+        peer.last_heard = time.monotonic()
         *lines, peer.pending = (peer.pending + data).split(b"\n")
         for line in lines:
             if line == _DONE:
@@ -169,21 +173,21 @@ class Watch:
         return True
 
     def _lost(self, rank: int, reason: str) -> None:
-        """Say so, tell the others, and end the process."""
+        """Report the lost rank, tell the others, and end the process."""
         doing = self.doing
         self._tell(_FAILED + json.dumps([rank, reason]).encode())
         end(f"rank {rank} (stage {rank}) {reason} while rank {self._rank} was in {doing}: start the run again")
 
 
 def end(message: str) -> None:
-    """Print the error and end the process from any thread, whatever the others are waiting for."""
+    """Print the error and end the process from any thread, even if others are blocked."""
     sys.stderr.write(f"error: {message}\n")
     sys.stderr.flush()
     os._exit(1)
 
 
 def _connect(store: Store, rank: int, ranks: int, limit: float) -> list[_Peer]:
-    """One connection to every other rank: this one calls those below it and is called by those above."""
+    """One connection to every other rank: this rank connects to those below it and accepts those above."""
     deadline = time.monotonic() + limit
     if rank == 0:
         store.set("watch/token", secrets.token_hex(_TOKEN_BYTES // 2))
@@ -211,7 +215,7 @@ def _connect(store: Store, rank: int, ranks: int, limit: float) -> list[_Peer]:
             if secrets.compare_digest(greeting[:_TOKEN_BYTES], token) and rank < caller < ranks:
                 connections[caller] = connection
             else:
-                connection.close()  # not one of ours
+                connection.close()  # not from one of our ranks
     now = time.monotonic()
     for connection in connections.values():
         connection.settimeout(5)
@@ -220,8 +224,8 @@ def _connect(store: Store, rank: int, ranks: int, limit: float) -> list[_Peer]:
 
 
 def _ask(store: Store, key: str, rank: int) -> bytes:
-    found: bytes = _in_time(lambda: store.get(key), rank)
-    return found
+    value: bytes = _in_time(lambda: store.get(key), rank)
+    return value
 
 
 def _in_time(action: Callable[[], Any], rank: int) -> Any:
@@ -232,7 +236,7 @@ def _in_time(action: Callable[[], Any], rank: int) -> Any:
 
 
 def _own_address() -> str:
-    """The address of this machine that the machine of rank 0 sees."""
+    """The address of this machine as the machine of rank 0 sees it."""
     master = os.environ.get("MASTER_ADDR", "127.0.0.1")
     if master in ("127.0.0.1", "localhost", "::1"):
         return "127.0.0.1"

@@ -1,8 +1,8 @@
 """One rank of a distributed program: `python -m graphopt.distributed.worker MODEL.gopt --input x=x.npy --output out`.
 
 torchrun or `graphopt.distributed.launch` starts one such process per stage, with RANK, WORLD_SIZE, MASTER_ADDR and
-MASTER_PORT in the environment. Every rank is given all inputs and takes those its stage reads; the rank that makes an
-output writes its file.
+MASTER_PORT in the environment. Every rank is given all inputs and takes those its stage reads; the rank that computes
+an output writes its file.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ DEFAULT_LIMIT = 60.0
 """Seconds without a sign of life after which a rank counts as lost."""
 
 _START_LIMIT = 120.0
-_OPERATION_LIMIT = timedelta(days=7)  # whether a peer lives is the watch's question, not the transport's
+_OPERATION_LIMIT = timedelta(days=7)  # the watch decides whether a peer lives, not the transport
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0 if this rank did all its actions and all others did theirs."""
+    """Run one rank; the exit code is 0 if this rank did all its actions and all others did theirs."""
     options = _parser().parse_args(arguments)
     if options.launcher is not None:
         end_with(options.launcher)
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, reporter: Reporter) -> None:
-    # torch goes first: it must be loaded before tvm_ffi in a process that uses both.
+    # Import torch first: it must be loaded before tvm_ffi in a process that uses both.
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace, reporter: Reporter) -> None:
         files.write(options.output, outputs)
     except Exception as error:
         if isinstance(error, LinkError):
-            # If the watch finds out which rank was the first to go, it ends this process here.
+            # If the watch finds out which rank failed first, it ends this process here.
             time.sleep(min(options.timeout, 5.0))
         reason = " ".join(str(error).split())
         watch.fail(reason)
@@ -104,10 +104,10 @@ def _run(options: argparse.Namespace, reporter: Reporter) -> None:
 
 
 def _agree(store: Store, artifact: Artifact, rank: int, ranks: int) -> None:
-    """Before the first action: every rank has the same plan, and the edges have the same types and shapes.
+    """Check before the first action that all ranks have the same plan, and the edges the same types and shapes.
 
     Raises:
-        RankError: another rank has another artifact, or the number of ranks is not that of the stages.
+        RankError: another rank has another artifact, or the number of ranks is not the number of stages.
     """
     if ranks != len(artifact.program.stages):
         stages = len(artifact.program.stages)
@@ -129,7 +129,7 @@ def _agree(store: Store, artifact: Artifact, rank: int, ranks: int) -> None:
 
 
 def edges(program: Program) -> str:
-    """A digest of what crosses each boundary: names, dtypes and shapes."""
+    """A digest of the values that cross each boundary: names, dtypes and shapes."""
     from graphopt.program import schedule
 
     described = []
@@ -140,7 +140,7 @@ def edges(program: Program) -> str:
 
 
 def _execute(artifact: Artifact, options: argparse.Namespace, rank: int, watch: Watch) -> dict[str, Any]:
-    """Do this rank's actions; its part of the outputs."""
+    """Run this rank's actions; returns its part of the outputs."""
     from graphopt.distributed import transport
     from graphopt.runtime.runner import runners
 
