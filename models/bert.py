@@ -20,6 +20,7 @@ class Attention(nn.Module):
     """Self-attention with three separate projections and an additive mask."""
 
     def __init__(self) -> None:
+        """Lay out the query, key, value and output projections."""
         super().__init__()
         self.query = scaled(nn.Linear(WIDTH, WIDTH), 1.5)
         self.key = scaled(nn.Linear(WIDTH, WIDTH), 1.5)
@@ -27,6 +28,7 @@ class Attention(nn.Module):
         self.output = scaled(nn.Linear(WIDTH, WIDTH), 1.0)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [N, S, 768], additive mask [N, 1, 1, S] -> [N, S, 768]."""
         batch, length, _ = x.shape
         q, k, v = (
             projection(x).view(batch, length, HEADS, WIDTH // HEADS).transpose(1, 2)
@@ -38,9 +40,10 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then two linear layers; LayerNorm after each sum."""
+    """Attention, then two linear layers; a residual connection and LayerNorm after each."""
 
     def __init__(self) -> None:
+        """Lay out attention, the feed-forward layers and both norms."""
         super().__init__()
         self.attention = Attention()
         self.attention_norm = nn.LayerNorm(WIDTH, eps=EPSILON)
@@ -49,6 +52,7 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(WIDTH, eps=EPSILON)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [N, S, 768], additive mask [N, 1, 1, S] -> [N, S, 768]."""
         x = self.attention_norm(x + self.attention(x, mask))
         normed: Tensor = self.output_norm(x + self.output(functional.gelu(self.intermediate(x))))
         return normed
@@ -58,6 +62,7 @@ class Bert(nn.Module):
     """Embeddings, twelve layers, and the pooler on the first token."""
 
     def __init__(self) -> None:
+        """Lay out embeddings, layers and pooler."""
         super().__init__()
         self.word_embeddings = nn.Embedding(VOCABULARY, WIDTH)
         self.position_embeddings = nn.Embedding(POSITIONS, WIDTH)
@@ -67,6 +72,7 @@ class Bert(nn.Module):
         self.pooler = scaled(nn.Linear(WIDTH, WIDTH), 1.0)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Three int64 tensors [N, S] -> hidden states [N, S, 768], pooled first token [N, 768]."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
         x = self.word_embeddings(input_ids) + self.position_embeddings(positions)
         x = self.norm(x + self.token_type_embeddings(token_type_ids))

@@ -14,6 +14,7 @@ class Dense(nn.Module):
     """BN, ReLU, 1 x 1, BN, ReLU, 3 x 3; the result is appended to the input."""
 
     def __init__(self, channels: int) -> None:
+        """Lay out a dense layer for `channels` input channels."""
         super().__init__()
         width = BOTTLENECK * GROWTH
         self.body = nn.Sequential(
@@ -26,6 +27,7 @@ class Dense(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C + 32, H, W]."""
         return torch.cat([x, self.body(x)], 1)
 
 

@@ -22,6 +22,7 @@ class Inception(nn.Module):
     """Four branches side by side: 1 x 1, 1 x 1 then 3 x 3, twice, and pooling then 1 x 1."""
 
     def __init__(self, channels: int, one: int, three: tuple[int, int], five: tuple[int, int], pool: int) -> None:
+        """Lay out the branches; `three` and `five` are (reduced channels, output channels)."""
         super().__init__()
         self.branch1 = convolution(channels, one, 1)
         self.branch2 = nn.Sequential(convolution(channels, three[0], 1), convolution(*three, 3))
@@ -30,6 +31,7 @@ class Inception(nn.Module):
         self.branch4 = nn.Sequential(pooling, convolution(channels, pool, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> the branches concatenated along the channels."""
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
 
 

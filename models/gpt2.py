@@ -21,27 +21,31 @@ class Conv1D(nn.Module):
     """A linear layer with its weight stored [in, out], as OpenAI's checkpoints have it; a Gemm on [N * S, in]."""
 
     def __init__(self, features: int, width: int, gain: float) -> None:
+        """Lay out a weight [features, width] and a bias [width], drawn with `gain`."""
         super().__init__()
         self.gain = gain
         self.weight = nn.Parameter(torch.empty(features, width))
         self.bias = nn.Parameter(torch.empty(width))
 
     def draw(self, generator: torch.Generator) -> None:
+        """Draw the weight with standard deviation gain / sqrt(fan-in), and a small bias."""
         uniform(self.weight, generator, self.gain / math.sqrt(self.weight.shape[0]))
         uniform(self.bias, generator, 0.05)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
         y = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class Block(nn.Module):
-    """LayerNorm, causal attention, LayerNorm, two linear layers; a skip around each half.
+    """LayerNorm, causal attention, LayerNorm, two linear layers; a residual connection around each half.
 
     Attention is spelled out ("eager"), which is what Hugging Face's exports to ONNX hold.
     """
 
     def __init__(self) -> None:
+        """Lay out norms, attention projections and the feed-forward layers."""
         super().__init__()
         self.ln_1 = nn.LayerNorm(WIDTH)
         self.c_attn = Conv1D(WIDTH, 3 * WIDTH, 1.2)
@@ -51,6 +55,7 @@ class Block(nn.Module):
         self.mlp_proj = Conv1D(4 * WIDTH, WIDTH, 0.7)
 
     def attend(self, x: Tensor) -> Tensor:
+        """Causal self-attention: [N, S, 768] -> [N, S, 768]."""
         batch, length, _ = x.shape
         parts = self.c_attn(x).split(WIDTH, dim=2)
         q, k, v = (part.view(batch, length, HEADS, WIDTH // HEADS).transpose(1, 2) for part in parts)
@@ -62,6 +67,7 @@ class Block(nn.Module):
         return merged
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, S, 768] -> [N, S, 768]."""
         x = x + self.attend(self.ln_1(x))
         hidden = functional.gelu(self.c_fc(self.ln_2(x)), approximate="tanh")
         projected: Tensor = self.mlp_proj(hidden)
@@ -72,6 +78,7 @@ class Gpt2(nn.Module):
     """Token and position embeddings, twelve blocks, LayerNorm, and scores against the token embedding."""
 
     def __init__(self) -> None:
+        """Lay out embeddings, blocks and the last norm."""
         super().__init__()
         self.wte = scaled(nn.Embedding(VOCABULARY, WIDTH), 0.05)
         self.wpe = scaled(nn.Embedding(POSITIONS, WIDTH), 0.05)
@@ -79,6 +86,7 @@ class Gpt2(nn.Module):
         self.ln_f = nn.LayerNorm(WIDTH)
 
     def forward(self, input_ids: Tensor) -> Tensor:
+        """input_ids [N, S] -> logits [N, S, 50257]."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
         x = self.wte(input_ids) + self.wpe(positions)
         for block in self.blocks:

@@ -56,7 +56,7 @@ def _model(
     if half:
         drawn = drawn.astype(np.float16)
     kind = ir.TensorType(ir.DataType.FLOAT16 if half else ir.DataType.FLOAT)
-    x, y = (ir.Value(name=each, shape=ir.Shape(shape), type=kind) for each in "xy")
+    x, y = (ir.Value(name=label, shape=ir.Shape(shape), type=kind) for label in "xy")
     w = ir.Value(name="w", shape=ir.Shape(weights), type=kind, const_value=ir.Tensor(drawn, name="w"))
     node = ir.node(op_type, [x, w], attributes, outputs=[y], name=op_type.lower())
     graph = ir.Graph([x], [y], nodes=[node], initializers=[w], opset_imports={"": 20}, name=name)

@@ -24,6 +24,7 @@ class InvertedResidual(nn.Module):
     """1 x 1 up, depthwise 3 x 3, linear 1 x 1 down, and a skip where the shapes agree."""
 
     def __init__(self, channels: int, width: int, stride: int, expansion: int) -> None:
+        """Lay out a block from `channels` to `width` channels."""
         super().__init__()
         hidden = channels * expansion
         self.skip = stride == 1 and channels == width
@@ -39,6 +40,7 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, channels, H, W] -> [N, width, H / stride, W / stride]."""
         y: Tensor = self.body(x)
         return x + y if self.skip else y
 

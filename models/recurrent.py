@@ -11,6 +11,7 @@ class Labeller(nn.Module):
     """An LSTM and a linear layer that scores every step."""
 
     def __init__(self, features: int, hidden: int, layers: int, labels: int, *, bidirectional: bool) -> None:
+        """Lay out `layers` LSTM layers of `hidden` units and the linear layer over `labels`."""
         super().__init__()
         self.lstm = nn.LSTM(features, hidden, layers, batch_first=True, bidirectional=bidirectional)
         # Gates halve the scale of what passes through; the gain gives it back.
@@ -18,6 +19,7 @@ class Labeller(nn.Module):
         self.head = scaled(nn.Linear(hidden * (2 if bidirectional else 1), labels), 2.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, S, features] -> scores [N, S, labels]."""
         steps, _ = self.lstm(x)
         scores: Tensor = self.head(steps)
         return scores

@@ -17,6 +17,7 @@ class Basic(nn.Module):
     expansion = 1
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
+        """Lay out a block from `channels` to `width` channels."""
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -25,6 +26,7 @@ class Basic(nn.Module):
         self.downsample = projection(channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, channels, H, W] -> [N, width, H / stride, W / stride]."""
         y = functional.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return functional.relu(y + self.downsample(x))
@@ -36,6 +38,7 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
+        """Lay out a block from `channels` to 4 `width` channels."""
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -46,6 +49,7 @@ class Bottleneck(nn.Module):
         self.downsample = projection(channels, 4 * width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, channels, H, W] -> [N, 4 width, H / stride, W / stride]."""
         y = functional.relu(self.bn1(self.conv1(x)))
         y = functional.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))

@@ -20,9 +20,9 @@ Floats = npt.NDArray[np.float32]
 
 RELU_GAIN = math.sqrt(2.0)
 BRANCH_GAIN = 0.3
-"""Of the last norm before a sum: the scale after sixteen residual blocks stays within a factor of two."""
+"""Gain of the last norm before a sum: the scale after sixteen residual blocks stays within a factor of two."""
 LOGIT_GAIN = 3.0
-"""Of a last Gemm: the pooling before it takes most of the variance, and softmax should prefer some class."""
+"""Gain of a last Gemm: the pooling before it takes most of the variance, and softmax should prefer some class."""
 
 _SHAPE_CHANGES = ("Unsqueeze", "Reshape")
 _KEEP_SIGN = (*_SHAPE_CHANGES, "Transpose", "MaxPool", "AveragePool", "Concat", "Sum", "Dropout", "LRN")
@@ -74,7 +74,7 @@ def _reader(value: ir.Value) -> tuple[ir.Node, int]:
 
 
 def _rectified(value: ir.Value | None) -> bool:
-    """Whether no element of `value` is negative, because a Relu made them."""
+    """Whether no element of `value` is negative, because a Relu produced them."""
     producer = value.producer() if value is not None else None
     while producer is not None and producer.op_type in _KEEP_SIGN and producer.inputs[0] is not None:
         producer = producer.inputs[0].producer()

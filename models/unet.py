@@ -23,9 +23,10 @@ def double(channels: int, width: int) -> nn.Module:
 
 
 class UNet(nn.Module):
-    """Four levels down, four up; each level up takes the same level's way down beside it."""
+    """Encoder and decoder of four levels each; a decoder level concatenates the features of its encoder level."""
 
     def __init__(self) -> None:
+        """Lay out encoders, bottleneck, decoders and the head."""
         super().__init__()
         self.encoders = nn.ModuleList(
             double(before, after) for before, after in zip((3, *WIDTHS), WIDTHS, strict=False)
@@ -38,6 +39,7 @@ class UNet(nn.Module):
         self.head = scaled(nn.Conv2d(WIDTHS[0], 1, 1), 1.0)
 
     def forward(self, image: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, 1, H, W], each element in 0..1; H and W are multiples of 16."""
         x = image
         skips = []
         for encoder in self.encoders:

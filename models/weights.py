@@ -20,7 +20,8 @@ RELU_GAIN = math.sqrt(2.0)
 class Drawable(Protocol):
     """A module with parameters of its own that draws them itself."""
 
-    def draw(self, generator: torch.Generator) -> None: ...
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw the module's own parameters from `generator`."""
 
 
 def scaled(layer: Layer, gain: float) -> Layer:

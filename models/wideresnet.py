@@ -15,6 +15,7 @@ class PreActivation(nn.Module):
     """BN, ReLU, 3 x 3, BN, ReLU, 3 x 3, and a skip; where the shape changes the skip starts after the first ReLU."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
+        """Lay out a block from `channels` to `width` channels."""
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
@@ -23,6 +24,7 @@ class PreActivation(nn.Module):
         self.shortcut = None if channels == width else nn.Conv2d(channels, width, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, channels, H, W] -> [N, width, H / stride, W / stride]."""
         y = functional.relu(self.bn1(x))
         skip = x if self.shortcut is None else self.shortcut(y)
         y = functional.relu(self.bn2(self.conv1(y)))

@@ -1,7 +1,7 @@
 """The models by name: one literal table, and the cache in which they are built once.
 
 A built model lies in the user's cache directory as `NAME-KEY.onnx`; the key covers torch's version, the sources that
-made the model and the seed, so that a file under that name is never out of date.
+build the model and the seed, so that a file under that name is never out of date.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model before it is built.
+    """Description of a model that is not built yet.
 
     `source` says where it comes from: `built` with torch and seeded weights, `trained` and committed, in `onnx`,
     `seeded`: the graph of the model in `onnx`, with seeded weights, or a single `layer` with seeded weights.
@@ -164,19 +164,19 @@ _BATCHED = re.compile(r"(?P<name>.+)-b(?P<batch>[1-9][0-9]{0,4})")
 
 
 def names() -> tuple[str, ...]:
-    """All names that `describe` and `build` accept; of those that are built, also as NAME-bN with batch N."""
+    """All names that `describe` and `build` accept; models of source `built` also as NAME-bN with batch N."""
     return tuple(_BY_NAME)
 
 
 def describe(name: str) -> ModelInfo:
-    """What is known of the model without building it.
+    """The description of a model, without building it.
 
     Raises ModelError for a name that the zoo lacks, and for a batch of a model that has one shape only.
     """
     if name in _BY_NAME:
         return _BY_NAME[name]
-    if (found := _BATCHED.fullmatch(name)) and found["name"] in _BY_NAME:
-        return _batched(_BY_NAME[found["name"]], int(found["batch"]))
+    if (match := _BATCHED.fullmatch(name)) and match["name"] in _BY_NAME:
+        return _batched(_BY_NAME[match["name"]], int(match["batch"]))
     wanted = name.lower().removeprefix("zoo:")
     close = difflib.get_close_matches(wanted, _BY_NAME, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}?" if close else "`graphopt models` lists all names."
@@ -203,15 +203,15 @@ def build(name: str) -> Path:
     path = _cache_directory() / f"{name.replace('/', '-')}-{_key(info)}.onnx"
     if path.is_file():
         return path
-    with _writing(name, path):  # before the work, not after it
+    with _writing(name, path):  # an unwritable cache fails before the build, not after it
         path.parent.mkdir(parents=True, exist_ok=True)
-    model = _made(info)
+    model = _create(info)
     with _writing(name, path):
         save(model, path)
     return path
 
 
-def _made(info: ModelInfo) -> ir.Model:
+def _create(info: ModelInfo) -> ir.Model:
     if info.source == "layer":
         from graphopt.models.layers import layer
 
@@ -245,7 +245,7 @@ def _writing(name: str, path: Path) -> Iterator[None]:
 
 
 def save(model: ir.Model, path: Path, external_bytes: int = EXTERNAL_BYTES) -> None:
-    """Write beside `path` and rename: a reader sees no file or a whole one, whoever else builds the same model.
+    """Write beside `path` and rename: concurrent processes see no file or a complete one.
 
     Models above `external_bytes` of weights get a second file `path.data`, in place before the first one names it.
     """

@@ -1,4 +1,4 @@
-"""The passes, one rewrite per file. `PASSES` maps a spelling to its module and class, which load when first used."""
+"""The passes, one rewrite per file. `PASSES` maps a name to its module and class, which load when first used."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _GPU = (
     "select-conv{max-workspace=1GiB},layout,choose-tiles"
 )
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
-"""Where a target has another one."""
+"""The pipelines of targets that do not use `DEFAULT`."""
 
 __all__ = [
     "DEFAULT",
@@ -70,6 +70,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    """Load the class of a pass when it is first used."""
     for module, attribute in PASSES.values():
         if name == attribute:
             return getattr(importlib.import_module(module), attribute)
@@ -77,4 +78,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """The public names, also of passes that are not loaded."""
     return sorted(__all__)

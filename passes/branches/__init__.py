@@ -1,0 +1,1 @@
+"""Move the branches of If into the main graph."""

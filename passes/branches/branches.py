@@ -1,4 +1,4 @@
-"""Branches of an If as models of their own, and their nodes as nodes of the graph that the If is in."""
+"""Copy the branches of an If to separate models, and move their nodes to the graph that holds the If."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ BRANCHES = ("then_branch", "else_branch")
 
 @dataclass(slots=True)
 class Branch:
-    """`model` computes what a branch computes; `outer` are the values that its inputs and some constants stand for.
+    """`model` is a copy of a branch; `outer` maps its inputs and some constants to the outer values they stand for.
 
-    `condition` stands for the condition of the If. `obstacle` says why the branch stays where it is; `impossible`: that
-    it cannot be computed at all on operands of these shapes. `types` of the outputs are known where static.
+    `condition` stands for the condition of the If. `obstacle` says why the branch cannot move; `impossible`: it cannot
+    be computed at all on operands of these shapes. `types` are those of the outputs, None unless all are static.
+    `passed_on`: the branch holds nothing but Identity nodes of outer values.
     """
 
     model: ir.Model
@@ -43,7 +44,7 @@ def _passes_on(branch: ir.Graph) -> bool:
 
 
 def trial(model: ir.Model, node: ir.Node, name: str) -> Branch:
-    """The branch `name` of `node`, copied; `model` is the one that `node` is in the main graph of."""
+    """A copy of the branch `name` of `node`, which is in the main graph of `model`."""
     branch = node.attributes[name].as_graph()
     graph = branch.clone(allow_outer_scope_values=True)
     inner: dict[ir.Value, ir.Value] = {}
@@ -65,7 +66,7 @@ def trial(model: ir.Model, node: ir.Node, name: str) -> Branch:
 
 
 def lift(graph: ir.Graph, node: ir.Node, name: str, side: Branch) -> None:
-    """Put the nodes of `side` before `node`, whose branch `name` becomes Identity nodes of the results.
+    """Move the nodes of `side` before `node`, whose branch `name` becomes Identity nodes of the results.
 
     The caller makes names unique.
     """
@@ -81,7 +82,7 @@ def lift(graph: ir.Graph, node: ir.Node, name: str, side: Branch) -> None:
             graph.register_initializer(value)
     nodes = list(inside)
     inside.remove(nodes)
-    for value in (value for each in nodes for value in each.outputs):
+    for value in (value for member in nodes for value in member.outputs):
         value.name = f"{node.name}/{name}/{value.name}" if value.name else value.name
     graph.insert_before(node, nodes)
     copies = [ir.node("Identity", [value], name=f"{node.name}/{name}/{index}") for index, value in enumerate(results)]

@@ -1,4 +1,4 @@
-"""Move what the branches of an If compute in front of it, so that it becomes kernels like everything else."""
+"""Move the nodes in branches of an If before it, so that they become kernels like all other nodes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class HoistBranches(Pass):
         y = If(c)<then: {a = Relu(x)} => a,     ->     a = Relu(x)   b = Neg(x)
                   else: {b = Neg(x)}  => b>            y = If(c)<then: Identity(a), else: Identity(b)>
 
-    It pays because nodes of the main graph become kernels, and a target that can leave kernels out computes the side
-    that is chosen only. A branch moves if all its shapes are static and its results are what the other one gives, or if
-    the other one cannot be computed on the given shapes at all. As the model stands, both sides are computed: what
-    would fail on operands that are not meant for it gets others then, such as Gather(x, Where(c, i, 0)).
+    It pays because nodes of the main graph become kernels, and a target that can skip kernels computes the chosen side
+    only. A branch moves if all its shapes are static and its results have the types and shapes of the other one's, or
+    if the other one cannot be computed on the given shapes at all. The rewritten model computes both sides: a node that
+    could fail on operands of the other case gets safe ones then, such as Gather(x, Where(c, i, 0)).
     """
 
     name: ClassVar[str] = "hoist-branches"
@@ -49,7 +49,7 @@ class HoistBranches(Pass):
 
 
 def _repeat(model: ir.Model, refusals: dict[str, Refusal]) -> int:
-    """Move branches until nothing more is learned by it; how many moved."""
+    """Move branches until no further one can move; how many moved."""
     tried: dict[ir.Node, object] = {}
     moved = 0
     while count := _sweep(model, refusals, tried):
@@ -59,7 +59,7 @@ def _repeat(model: ir.Model, refusals: dict[str, Refusal]) -> int:
 
 
 def _sweep(model: ir.Model, refusals: dict[str, Refusal], tried: dict[ir.Node, object]) -> int:
-    """Try every If of the main graph that was not `tried` with the types that enter it; how many branches moved."""
+    """Try every If of the main graph that was not `tried` with its current operand types; how many branches moved."""
     moved = 0
     for node in list(model.graph):
         if node.op_type != "If" or node.domain != "" or node.inputs[0] is None or is_selection(node):
@@ -105,12 +105,12 @@ def _hoist(model: ir.Model, node: ir.Node) -> tuple[int, str]:
             moved += 1
     for value, (dtype, shape) in zip(node.outputs, types, strict=True):
         value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
-        value.meta[LEARNED] = True  # of a branch that cannot be computed inference would know less
+        value.meta[LEARNED] = True  # inference would know less: one branch may be impossible
     return moved, reason
 
 
 def _tried(model: ir.Model, node: ir.Node, name: str) -> Branch:
-    """The branch as a model of its own, with what follows from the shapes of what it captures."""
+    """The branch as a separate model, with types and shapes inferred from the values it captures."""
     side = trial(model, node, name)
     try:
         complete(side.model)
@@ -132,7 +132,7 @@ def _tried(model: ir.Model, node: ir.Node, name: str) -> Branch:
 
 
 def _fits_nothing(node: ir.Node) -> bool:
-    """Whether the shapes that enter `node` would decide what comes out, and yet neither inference nor a run tells."""
+    """Whether operand shapes determine the result shapes of `node`, and yet neither inference nor a run yields them."""
     entering = [static_type(value) for value in read_by(node)]
     leaving = [static_type(value) for value in node.outputs if value.name]
     return None not in entering and None in leaving and not depends_on_values(node)
@@ -148,7 +148,7 @@ def _runs(model: ir.Model) -> bool:
 
 
 def _obstacle(node: ir.Node) -> str:
-    """Why `node` cannot be in the main graph, where it is computed on whatever is there."""
+    """Why `node` cannot be in the main graph, where it runs whatever the condition is; "" if it can."""
     if any(
         value.name and (value.uses() or value.is_graph_output()) and static_type(value) is None
         for value in node.outputs

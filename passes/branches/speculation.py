@@ -1,4 +1,4 @@
-"""What may be computed although its result is not wanted: nothing that fails on some operands, or differs each time."""
+"""Which nodes may be computed speculatively: none that fails on some operands, or is random."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from graphopt.graph.constness import is_constant, numbers_of
 from graphopt.graph.value_dependence import RANDOM, depends_on_values
 
 _INDICES = frozenset({"Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"})
-"""Operators whose second operand are indices, which must be in range: zeros are."""
+"""Operators whose second operand holds indices, which must be in range: zeros are."""
 
 _DIVISIONS = frozenset({"Div", "Mod"})
-"""Operators that integers may not be divided by zero in."""
+"""Operators that must not divide integers by zero."""
 
 _DEMANDING = frozenset({
     "MaxUnpool", "NegativeLogLikelihoodLoss", "ReverseSequence", "RoiAlign", "SoftmaxCrossEntropyLoss", "TensorScatter",
     "RotaryEmbedding",
 })  # fmt: skip
-"""Operators that fail on numbers that are no positions, lengths or labels."""
+"""Operators that fail on operands that are no valid positions, lengths or labels."""
 
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 
 def unsafe(node: ir.Node) -> str:
-    """Why `node` cannot be computed on any numbers whatever, even if `make_safe` helps, as the end of a sentence."""
+    """Why `node` cannot run on arbitrary numbers even after `make_safe`, as the end of a sentence; "" if it can."""
     if node.domain not in ("", ops.DOMAIN):
         return f"is an operator of {node.domain}, of which nobody knows whether it takes any numbers"
     if node.op_type in RANDOM or node.op_type == "Dropout":
@@ -44,7 +44,7 @@ def unsafe(node: ir.Node) -> str:
 
 
 def make_safe(graph: ir.Graph, condition: ir.Value, wanted: bool) -> None:
-    """Give operators that could fail operands that they take where `condition` is not `wanted`.
+    """Give operators that could fail safe operands where `condition` is not `wanted`.
 
     y = Gather(x, i)   ->   y = Gather(x, Where(c, i, 0))
     """
@@ -72,13 +72,14 @@ def make_safe(graph: ir.Graph, condition: ir.Value, wanted: bool) -> None:
 
 
 def _needs_help(node: ir.Node) -> bool:
+    """Whether the second operand may hold an index out of range or a divisor that fails (0 or -1)."""
     operand = node.inputs[1] if len(node.inputs) > 1 else None
     if operand is None or operand.dtype is None or node.domain != "":
         return False
     known = numbers_of(operand)
     if node.op_type in _DIVISIONS:
-        whole = not operand.dtype.is_floating_point()
-        return whole and (known is None or bool(np.isin(known, (0, -1)).any()))
+        integral = not operand.dtype.is_floating_point()
+        return integral and (known is None or bool(np.isin(known, (0, -1)).any()))
     if node.op_type not in _INDICES:
         return False
     extents = _extents(node.inputs[0])

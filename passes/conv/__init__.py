@@ -1,0 +1,1 @@
+"""Choose the algorithm, layout and tile of every convolution."""

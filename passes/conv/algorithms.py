@@ -1,4 +1,4 @@
-"""The algorithms that a convolution can become: what each reads, writes and costs, and when it is impossible."""
+"""The algorithms for a convolution: layouts, costs and workload of each, and the reasons against it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graphopt.passes.conv.forms import ConvNode, winograd_form
 
 
 class Algorithm(StrEnum):
-    """What a convolution can become. `planar` leaves the standard Conv."""
+    """How a convolution can be computed. `planar` keeps the standard Conv."""
 
     BLOCKED = "blocked"
     DEPTHWISE = "depthwise"
@@ -28,32 +28,32 @@ class Algorithm(StrEnum):
 
 
 PLANES = 1
-"""Input block of a convolution over few channels: blocks of one channel are the planes as they lie."""
+"""Input block size of a convolution over few channels: blocks of one channel are the planar layout itself."""
 
 PLANAR_LAYOUT, BLOCKED_LAYOUT = 0, 1
 TILE = {Algorithm.WINOGRAD2: 2, Algorithm.WINOGRAD4: 4, Algorithm.WINOGRAD6: 6}
 RELATIVE_ERROR = {Algorithm.WINOGRAD2: 7.7e-8, Algorithm.WINOGRAD4: 3.3e-7, Algorithm.WINOGRAD6: 8.8e-7}
-"""Of one 3x3 convolution of one channel in float32, mean |error| / mean |value|; see tests/ops/test_winograd.py."""
+"""mean |error| / mean |value| of one 3x3 convolution of one channel in float32; see tests/ops/test_winograd.py."""
 AXIS_ERROR = {
     (2, 3): 6e-8, (4, 3): 1.3e-7, (6, 3): 2.2e-7, (2, 5): 1.4e-7, (4, 5): 2.1e-7, (6, 5): 6.7e-7, (2, 7): 2.8e-7,
     (4, 7): 7.5e-7,
 }  # fmt: skip
-"""The same of F(m, r) along one axis, measured by tests/ops/test_winograd_axis.py; other m and r are not used."""
+"""The same for F(m, r) along one axis, measured by tests/ops/test_winograd_axis.py; other m and r are not used."""
 FFT_ERROR = 3.2e-7
-"""Of one channel by 16x16 transforms, measured by tests/ops/test_fft.py."""
+"""The same for 16x16 transforms, measured by tests/ops/test_fft.py."""
 FFT_TILES = (8, 12, 16, 18)
-"""Edges of the transforms; 18 divides the maps that 16 does not."""
+"""Tile edges of the FFTs; 18 divides feature maps that 16 does not."""
 FFT_KERNEL = 5
-"""Smaller kernels are Winograd's."""
+"""Smallest kernel edge for the FFT; smaller kernels are left to Winograd."""
 FULL = 4
-"""Bytes of a float32: halves are summed in float32, but what transforms give would be halves again."""
+"""Bytes of a float32. Half precision is summed in float32, but transformed tiles would be in half precision again."""
 DIRECT_ERROR = 4.6e-8
 CHANNELS = 7.0
-"""So many channels, summed one after the other, add as much error as there is in one (tests/ops/test_winograd.py)."""
+"""Number of channels whose sequential sum adds as much error as one channel has (tests/ops/test_winograd.py)."""
 
 
 def relative_error(algorithm: Algorithm, channels: int, kernel: tuple[int, int] = (3, 3)) -> float:
-    """Expected mean |error| / mean |value| in float32: of one channel, and of a random walk over `channels` terms."""
+    """Expected mean |error| / mean |value| in float32: that of one channel, and a random walk over `channels` terms."""
     if algorithm is Algorithm.FFT:
         one = FFT_ERROR
     elif algorithm in TILE and 1 in kernel:
@@ -82,7 +82,7 @@ class Candidate:
     seconds: float
     workload: Workload
     error: float
-    """Relative, of rounding."""
+    """Relative rounding error."""
     reason: str = ""
     tile: str = ""
     measured: bool = False
@@ -94,19 +94,19 @@ class Candidate:
 
 
 def candidates(conv: ConvNode, model: CostModel, limits: Limits, allowed: tuple[Algorithm, ...]) -> list[Candidate]:
-    """Every algorithm with its cost or the reason against it; planar only where allowed, or where nothing else is."""
-    found: list[Candidate] = []
+    """Every algorithm with its cost or the reason against it; planar only where allowed, or as the last resort."""
+    offered: list[Candidate] = []
     for algorithm in Algorithm:
         reason = _against(algorithm, conv, limits, allowed)
-        if algorithm is Algorithm.PLANAR and not any(candidate.possible for candidate in found):
+        if algorithm is Algorithm.PLANAR and not any(candidate.possible for candidate in offered):
             reason = ""
         error = relative_error(algorithm, conv.shape.c // conv.shape.group, (conv.shape.kh, conv.shape.kw))
         for reads, writes, roofline, workload in _forms(algorithm, conv, model.machine, limits.block):
             seconds = math.inf if reason else model.estimated(workload, roofline, conv.units)
             workload = replace(workload, units=conv.units)
             why = reason or ("" if seconds < math.inf else "the target has no kernel for it")
-            found.append(Candidate(algorithm, reads, writes, seconds, workload, error, why))
-    return found
+            offered.append(Candidate(algorithm, reads, writes, seconds, workload, error, why))
+    return offered
 
 
 def _against(algorithm: Algorithm, conv: ConvNode, limits: Limits, allowed: tuple[Algorithm, ...]) -> str:
@@ -175,7 +175,7 @@ def _against_error(algorithm: Algorithm, s: ConvShape, limits: Limits) -> str:
 
 
 def _fft_tiles(s: ConvShape) -> tuple[int, ...]:
-    """Edges of transforms that leave at least as many outputs as the kernel is wide, or the smallest that holds it."""
+    """Tile edges n with at least half as many outputs n - k + 1 as the kernel edge k, else all with n >= k."""
     largest = max(s.kh, s.kw)
     return tuple(n for n in FFT_TILES if n - largest + 1 >= largest // 2) or tuple(n for n in FFT_TILES if n >= largest)
 
@@ -189,7 +189,7 @@ def _against_workspace(nbytes: int, limits: Limits) -> str:
 def _forms(
     algorithm: Algorithm, conv: ConvNode, machine: Machine, block: int
 ) -> Iterator[tuple[int, int, float, Workload]]:
-    """(layout read, layout written, estimated seconds, work) of the ways to compute `algorithm`."""
+    """(layout read, layout written, estimated seconds, workload) of the ways to compute `algorithm`."""
     s = conv.shape
     if algorithm is Algorithm.BLOCKED:
         if s.c < block:
@@ -223,7 +223,7 @@ def _window(conv: ConvNode) -> tuple[tuple[str, AttributeValue], ...]:
 
 
 def _blocked_ends(conv: ConvNode, in_block: int, block: int) -> tuple[tuple[int, ...], Operand, tuple[int, ...]]:
-    """Shape of the blocked input, the bias, shape of the blocked output."""
+    """(shape of the blocked input, bias operand, shape of the blocked output)."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     blocks = _blocks(s.o, block)
     x = (s.n, _blocks(s.c, in_block), s.h, s.w, in_block)
@@ -231,7 +231,7 @@ def _blocked_ends(conv: ConvNode, in_block: int, block: int) -> tuple[tuple[int,
 
 
 def blocked_work(conv: ConvNode, in_block: int, block: int) -> Workload:
-    """`Conv2dBlocked` of this shape."""
+    """Workload of `Conv2dBlocked` for this convolution."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, in_block, block)
     w = Operand((_blocks(s.o, block), _blocks(s.c // s.group, in_block), s.kh, s.kw, in_block, block), dtype, True)
@@ -240,7 +240,7 @@ def blocked_work(conv: ConvNode, in_block: int, block: int) -> Workload:
 
 
 def depthwise_work(conv: ConvNode, block: int) -> Workload:
-    """`DepthwiseConv2dBlocked` of this shape."""
+    """Workload of `DepthwiseConv2dBlocked` for this convolution."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, block, block)
     w = Operand((_blocks(s.c, block), s.kh, s.kw, block), dtype, True)
@@ -248,7 +248,7 @@ def depthwise_work(conv: ConvNode, block: int) -> Workload:
 
 
 def winograd_work(conv: ConvNode, m: int, block: int) -> Workload:
-    """`Conv2dWinograd` or `Conv2dWinogradAxis` of this shape."""
+    """Workload of `Conv2dWinograd` or `Conv2dWinogradAxis` for this convolution."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, block, block)
     taps = costs.winograd_taps(s, m)
@@ -258,7 +258,7 @@ def winograd_work(conv: ConvNode, m: int, block: int) -> Workload:
 
 
 def fft_work(conv: ConvNode, n: int, block: int) -> Workload:
-    """`Conv2dFft` of this shape with n x n transforms."""
+    """Workload of `Conv2dFft` with n x n transforms for this convolution."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, block, block)
     blocks = (_blocks(s.o // s.group, block), _blocks(s.c // s.group, block))
@@ -268,7 +268,7 @@ def fft_work(conv: ConvNode, n: int, block: int) -> Workload:
 
 
 def im2col_work(conv: ConvNode) -> Workload:
-    """`Conv2dIm2col` of this shape."""
+    """Workload of `Conv2dIm2col` for this convolution."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     operands = (
         Operand((s.n, s.c, s.h, s.w), dtype),
@@ -280,7 +280,7 @@ def im2col_work(conv: ConvNode) -> Workload:
 
 
 def planar_work(conv: ConvNode) -> Workload:
-    """The standard `Conv` of this shape."""
+    """Workload of the standard `Conv` for this convolution."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     operands = (
         Operand((s.n, s.c, s.h, s.w), dtype),

@@ -22,7 +22,7 @@ from graphopt.ops.winograd import winograd_weight
 
 @dataclass(frozen=True, slots=True)
 class ConvNode:
-    """A Conv, attributes resolved: weight [O, C/group, kh, kw], bias [O], pads top, left, bottom, right."""
+    """A Conv with resolved attributes: weight [O, C/group, kh, kw], bias [O], pads top, left, bottom, right."""
 
     node: ir.Node
     weight: NDArray[Any]
@@ -34,12 +34,12 @@ class ConvNode:
 
     @property
     def units(self) -> str:
-        """What its products may use besides the ordinary units: "tf32", or nothing."""
+        """Reduced precision that its products may be computed in: "tf32", or "" for none."""
         return str(self.node.metadata_props.get(PRECISION, ""))
 
     @property
     def x(self) -> ir.Value:
-        """The input now: an earlier rewrite may have replaced the one that was read."""
+        """The current input of `node`: an earlier rewrite may have replaced the original one."""
         x = self.node.inputs[0]
         assert x is not None
         return x
@@ -66,7 +66,7 @@ def emit_winograd(editor: Editor, conv: ConvNode, m: int, block: int, tile: str)
 
 
 def winograd_form(conv: ConvNode, m: int) -> tuple[str, dict[str, int | tuple[int, ...]]]:
-    """The operator and its attributes."""
+    """(operator, attributes) of the Winograd convolution with output tiles of `m`."""
     if 1 in (conv.shape.kh, conv.shape.kw):
         return "Conv2dWinogradAxis", {"m": m, "axis": 2 if conv.shape.kw == 1 else 3, "pads": conv.pads}
     return "Conv2dWinograd", {"m": m, "pads": conv.pads}
@@ -106,7 +106,7 @@ def emit_im2col(editor: Editor, conv: ConvNode, tile: str) -> None:
 
 
 def _mark(y: ir.Value, tile: str, units: str = "") -> None:
-    """Write tile and units into the node that makes `y`, where its converter reads them."""
+    """Write tile and units into the metadata of the producer of `y`, where its converter reads them."""
     node = y.producer()
     for key, value in ((TILE, tile), (PRECISION, units)):
         if value and node is not None:

@@ -1,4 +1,4 @@
-"""A convolution along one axis, or over volumes of one plane, becomes one over planes, which has every algorithm."""
+"""Rewrite convolutions along one axis, or over volumes of one plane, to two dimensions, which have every algorithm."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class LiftRows(Pass):
         y = Conv(x, w)         x [N, C, 1, H, W]  ->  the same on planes [N, C, H, W], for a kernel of depth one
 
     The Reshapes are views and cost nothing; between two such convolutions, over elementwise operators, pools, Concat of
-    channels, Pad and the model's own Squeeze and Unsqueeze, there are none. `select-conv` then has one case, and is
-    spared columns, rows of one element, which fill no tile. A Conv without constant weights or static shapes is left
-    alone, with the reason.
+    channels, Pad and the model's own Squeeze and Unsqueeze, there are none. `select-conv` then has one case, and sees
+    no columns [N, C, L, 1], whose rows of one element fill no tile. A Conv without constant weights or static shapes
+    stays, with the reason.
     """
 
     name: ClassVar[str] = "lift-rows"
@@ -51,7 +51,7 @@ class LiftRows(Pass):
             return PassResult(model, False)
         for node in tuple(model.graph):
             if node.graph is None:
-                continue  # it went with what read it
+                continue  # it was erased with its consumer
             if is_op(node, "Conv"):
                 if reason := lift.convolution(node):
                     refusals.append(Refusal(str(node.name), reason))
@@ -69,8 +69,8 @@ def _read(value: ir.Value) -> bool:
 class _Lift:
     """One run of the pass.
 
-    `rows` are the tensors on planes of one row by what they stand for, `flat` those that the model has so itself, and
-    `views` other operands in a shape for them.
+    `rows` maps a tensor to its twin on planes of one row, `flat` holds tensors that have that shape in the model
+    already, and `views` maps (other operand, shape) to the operand in that shape.
     """
 
     def __init__(self, editor: Editor) -> None:
@@ -116,7 +116,7 @@ class _Lift:
             return
         if any(len(dims(value) or ()) != len(y) for value in data) or any(_read(value) for value in node.outputs[1:]):
             return
-        given: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
+        given: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
         inputs = list(node.inputs)
         if node.op_type == "Pad":
             pads = array_of(node.inputs[1])
@@ -145,7 +145,7 @@ class _Lift:
         self._emit(node, inputs, given)
 
     def view(self, node: ir.Node) -> None:
-        """A view of a lifted tensor stands for it too, and one that is its shape again is not needed."""
+        """Map a view of a lifted tensor to the same twin; drop one that restores the lifted shape."""
         x, y = node.inputs[0], node.outputs[0]
         source = self.rows.get(x, x if x in self.flat else None) if x is not None else None
         shape = dims(source)
@@ -158,7 +158,7 @@ class _Lift:
             self.rows[y] = source
 
     def _on_row(self, before: ir.Node, value: ir.Value | None, rank: int = 0) -> ir.Value | None:
-        """`value` on planes of one row: a constant of that shape, or a view of it."""
+        """`value` on planes of one row: its twin, a constant of that shape, or a view of it."""
         shape = None if value is None else dims(value)
         if value is None or shape is None:
             return None
@@ -187,7 +187,7 @@ class _Lift:
         )
 
     def _emit(self, node: ir.Node, inputs: Sequence[ir.Value | None], attributes: dict[str, Any]) -> None:
-        """Replace `node` by itself on planes of one row, and a view of its result."""
+        """Replace `node` by its twin on planes of one row, and a view of the twin's result."""
         y, shape = node.outputs[0], dims(node.outputs[0])
         assert shape is not None
         row = self.editor.insert(

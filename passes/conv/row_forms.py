@@ -1,4 +1,4 @@
-"""What operators and tensors of one-dimensional data, and of volumes of one plane, are on planes."""
+"""Shapes and attributes of one-dimensional operators, and of those over volumes of one plane, on planes."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ ELEMENTWISE = SINGLE | BINARY | {
 }  # fmt: skip
 WINDOWS = frozenset({"AveragePool", "MaxPool"})
 FOLLOWING = ELEMENTWISE | WINDOWS | {"Concat", "GlobalAveragePool", "GlobalMaxPool", "Pad"}
-"""What goes on planes of one row because what it reads does."""
+"""Operators that are lifted to planes of one row when an operand is."""
 
 VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 ROW, COLUMN, VOLUME = 3, 4, 5
-"""Extents of a tensor [N, C, L], of planes of one column [N, C, L, 1], and of volumes of one plane [N, C, 1, H, W]."""
+"""Ranks: of a tensor [N, C, L], of planes of one column [N, C, L, 1], and of volumes of one plane [N, C, 1, H, W]."""
 
 Shape = tuple[int, ...]
 
 
 def on_row(shape: Shape, rank: int) -> Shape:
-    """An operand of a node of this rank, as it broadcasts against planes; single elements stay."""
+    """Shape in which an operand of a node of this rank broadcasts against planes; single elements keep theirs."""
     if rank == VOLUME:
         return (*shape[:-3], *shape[-2:]) if len(shape) > 2 else shape
     if len(shape) < 2 and (not shape or shape == (1,)):
@@ -36,8 +36,8 @@ def on_row(shape: Shape, rank: int) -> Shape:
 
 
 def window_on_row(node: ir.Node) -> dict[str, Any]:
-    """The attributes of a Conv or a pool, for planes."""
-    given: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
+    """The attributes of a Conv or a pool, rewritten for planes."""
+    given: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
     for name in ("kernel_shape", "strides", "dilations"):
         if name in given:
             given[name] = _turned(given[name], 1)
@@ -48,13 +48,13 @@ def window_on_row(node: ir.Node) -> dict[str, Any]:
 
 
 def has_depth(node: ir.Node) -> bool:
-    """Whether a window of three axes reaches over more than one plane, or over what pads the first."""
+    """Whether a three-dimensional window covers more than one plane, or is padded along the depth."""
     kernel, pads = ints(node, "kernel_shape", []), ints(node, "pads", [0] * 6)
     return len(kernel) == 3 and (kernel[0] != 1 or pads[0] != 0 or pads[3] != 0)
 
 
 def _turned(values: Sequence[int], first: int) -> list[int]:
-    """An attribute with one number per axis; `first` is that of the axis that is new. The depth of a volume goes."""
+    """An attribute with one number per axis, on planes: `first` for a new axis; columns swap, volumes drop depth."""
     if len(values) > 2:
         return list(values[1:])
     return [first, values[0]] if len(values) == 1 else [values[1], values[0]]

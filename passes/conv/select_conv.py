@@ -26,7 +26,7 @@ from graphopt.solve import selection
 
 
 class Strategy(StrEnum):
-    """How the choice is made; all but `exact` are there to compare with."""
+    """How algorithms and layouts are chosen; all but `exact` are baselines to compare with."""
 
     EXACT = "exact"
     GREEDY = "greedy"
@@ -45,12 +45,12 @@ class SelectConv(Pass):
                                   y = Conv2dIm2col(x, w as a matrix, bias)
                                   y = Conv(x, w, bias)                                            as it was
 
-    Algorithms and layouts of all nodes are one problem (`graphopt.solve.selection`): what they cost, what the
-    conversions between them cost, each shared by all readers of a tensor, within a budget for the sum of rounding
-    errors. Costs are measured where the cost model measures; candidates whose estimate (the target's, or the roofline
-    of `cost.roofline`) is `prune` times the best one's are not. The conversions that turn out needless are removed by
-    `layout`. A Conv whose weights are not constant, that is not two-dimensional, of static shape and in a type that
-    the target blocks (float32 or float64, on GPUs also halves) is left alone, with the reason.
+    Algorithms and layouts of all nodes are one optimization problem (`graphopt.solve.selection`): the costs of the
+    nodes plus those of layout conversions, each shared by all consumers of a tensor, within a budget for the sum of
+    rounding errors. Costs are measured where the cost model measures, except for candidates whose estimate (the
+    target's, or the roofline of `cost.roofline`) is more than `prune` times the best one's. `layout` removes needless
+    conversions. A Conv whose weights are not constant, that is not two-dimensional, of static shape and in a type that
+    the target blocks (float32 or float64, on GPUs also half precision) stays, with the reason.
     """
 
     name: ClassVar[str] = "select-conv"
@@ -67,7 +67,7 @@ class SelectConv(Pass):
     costs: CostModel = field(default_factory=CostModel, compare=False, repr=False)
 
     def on(self, costs: CostModel) -> SelectConv:
-        """The same pass with other costs."""
+        """The same pass with the cost model `costs`."""
         return replace(self, costs=costs)
 
     @property
@@ -91,16 +91,20 @@ class SelectConv(Pass):
             return PassResult(model, False, tuple(refusals))
         start = time.perf_counter()
         offered = self._timed(convolutions)
-        possible = {node: [c for c in found if c.possible] for node, found in offered.items()}
+        possible = {node: [c for c in options if c.possible] for node, options in offered.items()}
         labelled = selection_problem(
             model.graph,
             self.lanes,
             self.costs,
             {
-                node: [selection.Alternative(c.reads, c.writes, c.seconds, c.error) for c in found]
-                for node, found in possible.items()
+                node: [selection.Alternative(c.reads, c.writes, c.seconds, c.error) for c in options]
+                for node, options in possible.items()
             },
-            [node for node, found in possible.items() if any(c.writes == PLANAR_LAYOUT and c.measured for c in found)],
+            [
+                node
+                for node, options in possible.items()
+                if any(c.writes == PLANAR_LAYOUT and c.measured for c in options)
+            ],
             self.error_budget,
         )
         gathered = time.perf_counter()
@@ -118,24 +122,24 @@ class SelectConv(Pass):
     def _timed(self, convolutions: dict[ir.Node, ConvNode]) -> dict[ir.Node, list[Candidate]]:
         """The candidates of every convolution: measured seconds, or estimates scaled to compare with them."""
         limits = Limits(self.lanes, self.max_workspace, self.max_error)
-        found = {node: candidates(conv, self.costs, limits, self.algorithms) for node, conv in convolutions.items()}
-        groups = {node: _worth_measuring(each, self.prune) for node, each in found.items()}
+        offered = {node: candidates(conv, self.costs, limits, self.algorithms) for node, conv in convolutions.items()}
+        groups = {node: _worth_measuring(options, self.prune) for node, options in offered.items()}
         timings = self.costs.timings([[c.workload for c in group] for group in groups.values()])
         for (node, group), timed in zip(groups.items(), timings, strict=True):
             measured = {c: t for c, t in zip(group, timed, strict=True) if t is not None}
             if not measured:
                 continue
             scale = min(t.seconds for t in measured.values()) / min(c.seconds for c in measured)
-            found[node] = [
+            offered[node] = [
                 replace(c, seconds=measured[c].seconds, tile=measured[c].tile, measured=True)
                 if c in measured
                 else replace(c, seconds=c.seconds * scale)
-                for c in found[node]
+                for c in offered[node]
             ]
-        return found
+        return offered
 
     def _solve(self, labelled: Labelled, deciding: Sequence[ir.Node]) -> tuple[selection.Solution, str]:
-        """The solution by the wanted strategy, and a sentence that compares it with the others."""
+        """The solution of the chosen strategy, and a sentence that compares exact, greedy and single-layout."""
         numbers = {node: number for number, node in enumerate(labelled.nodes)}
         nodes = [numbers[node] for node in deciding]
         exact = selection.solve(labelled.problem)
@@ -154,10 +158,10 @@ def _beside(other: selection.Solution, exact: selection.Solution) -> str:
     return f"{other.seconds * 1e3:.3f} ms ({other.seconds / exact.seconds:.2f}x)" if exact.seconds else "the same"
 
 
-def _worth_measuring(found: list[Candidate], prune: float) -> list[Candidate]:
-    """The possible candidates whose estimate is not hopeless."""
-    best = min((c.seconds for c in found if c.possible), default=math.inf)
-    return [c for c in found if c.possible and c.seconds <= prune * best]
+def _worth_measuring(options: list[Candidate], prune: float) -> list[Candidate]:
+    """The possible candidates whose estimate is at most `prune` times the best one's."""
+    best = min((c.seconds for c in options if c.possible), default=math.inf)
+    return [c for c in options if c.possible and c.seconds <= prune * best]
 
 
 def _emit(editor: Editor, conv: ConvNode, chosen: Candidate, lanes: int) -> None:
@@ -195,7 +199,7 @@ def _choice(node: ir.Node, chosen: Candidate, offered: list[Candidate]) -> Choic
 
 
 def read_conv(node: ir.Node, model: ir.Model, floats: Sequence[str]) -> ConvNode | str:
-    """The Conv with everything resolved, or why it is left alone."""
+    """The Conv with resolved attributes and constants, or the reason why it stays."""
     if model.opset_imports.get("", 1) < MINIMUM_OPSET:
         return f"the model's opset is older than {MINIMUM_OPSET}"
     x, w = node.inputs[0], node.inputs[1]

@@ -1,0 +1,1 @@
+"""Fold constants into weights; recognise attention, LayerNormalization and Gelu in elementary operators."""

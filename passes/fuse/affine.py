@@ -1,4 +1,4 @@
-"""Rules of fuse: constants per channel and padding go into the weights of the operator before or after them."""
+"""Rules of fuse: constants per channel go into the weights of their producer, padding into the Conv that reads it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def _fold(editor: Editor, node: ir.Node) -> str | None:
-    """Mul, Div or Add of a constant after Conv, ConvTranspose or Gemm -> the same with other weights."""
+    """Mul, Div or Add of a constant after Conv, ConvTranspose or Gemm -> that operator with the constant folded in."""
     x = node.inputs[0]
     constant = array_of(node.inputs[1])
     producer = x.producer() if x is not None else None

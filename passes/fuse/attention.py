@@ -13,17 +13,17 @@ from graphopt.graph.edit import Editor, array_of, dims, ints, is_op, only_use, s
 from graphopt.ops import DOMAIN, MINIMUM_OPSET
 
 Masks = dict[tuple[int, float, bool], ir.Value]
-"""Additive masks made from boolean ones, so that all layers share one: (id of the condition, fill, kept when true)."""
+"""Additive masks by (id of the boolean mask, fill, kept when true), so that all layers share one."""
 
 _MASKED_OUT = -1e4
-"""A fill below it removes a position: exp(-1e4) is zero in every float type."""
+"""A fill of at most this masks a position out: exp(-1e4) is zero in every float type."""
 
 
 def _attention(editor: Editor, softmax: ir.Node, masks: Masks) -> str | None:
     """MatMul(Softmax(scale * MatMul(q, k^T) [+ mask]), v) -> Attention(q, k, v) or AttentionMasked(q, k, v, mask).
 
-    The scale may stand at the scores, at q, at k^T, or at several; the mask may be added or chosen by a Where; k^T may
-    be a Transpose of any tensor, with the leading axes merged around it or not.
+    The scale may be applied to the scores, to q, to k^T, or to several of them; the mask may be added or applied by a
+    Where; k^T may be a Transpose of any tensor, also between Reshapes that merge and split the leading axes.
     """
     scores = softmax.inputs[0]
     product = only_use(softmax.outputs[0])
@@ -80,7 +80,7 @@ MakeMask = Callable[[Editor, ir.Node, Masks], ir.Value]
 
 
 def _unmask(scores: ir.Value) -> tuple[ir.Value, MakeMask | None]:
-    """(scores before masking, what makes the additive mask) of an Add or a Where; the value itself without one."""
+    """(scores before masking, function that builds the additive mask) of an Add or a Where; else (`scores`, None)."""
     node = scores.producer()
     if node is None or only_use(scores) is None:
         return scores, None
@@ -107,7 +107,7 @@ def _is_scores(value: ir.Value) -> bool:
 def _additive(
     editor: Editor, before: ir.Node, masks: Masks, condition: ir.Value, fill: float, kept_when_true: bool
 ) -> ir.Value:
-    """0 where the scores are kept, `fill` where not. Adding it is choosing it: a finite fill swallows any score."""
+    """The additive mask: 0 where scores are kept, else `fill`, which absorbs any score, so that Add equals Where."""
     key = id(condition), fill, kept_when_true
     if key in masks:
         return masks[key]
@@ -135,7 +135,7 @@ def _additive(
 
 
 def _unscale(value: ir.Value) -> tuple[ir.Value, float]:
-    """(the tensor before products with and quotients by scalars, the factor they make)."""
+    """(the tensor before Mul and Div by scalars, their combined factor)."""
     factor = 1.0
     while True:
         node = value.producer()
@@ -147,7 +147,7 @@ def _unscale(value: ir.Value) -> tuple[ir.Value, float]:
 
 
 def _untransposed(editor: Editor, before: ir.Node, transposed: ir.Value) -> ir.Value | None:
-    """k [B, H, S, D] for k^T [B, H, D, S], with a new Transpose in front when k^T came straight from another order."""
+    """k [B, H, S, D] for k^T [B, H, D, S], from a new Transpose or Reshape where no tensor of the graph is it."""
     node = transposed.producer()
     shape = dims(transposed)
     if node is None or shape is None or len(shape) != 4:

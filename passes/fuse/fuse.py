@@ -1,4 +1,4 @@
-"""Fold constants into weights and recognise what exporters took apart."""
+"""Fold constants into weights and recognise operators that exporters decompose."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Fuse(Pass):
         x / 2 (1 + erf(x / sqrt 2)), and by tanh     ->  Gelu(x)
         softmax(q k^T scale + mask) v                ->  graphopt.Attention(q, k, v) or AttentionMasked
 
-    Activations and residual sums stay nodes of their own: they join the kernel before them when it is lowered. A chain
-    is folded only when nothing else reads the values in it, for otherwise the work would be done twice.
+    Activations and residual sums stay separate nodes: lowering fuses them into the kernel of their producer. A chain is
+    folded only when its intermediate values have no other consumers, which would need them computed a second time.
     """
 
     name: ClassVar[str] = "fuse"

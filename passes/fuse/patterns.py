@@ -1,4 +1,4 @@
-"""Rules of fuse that recognise LayerNormalization and Gelu among the operators that exporters wrote for them."""
+"""Rules of fuse that recognise LayerNormalization and Gelu in the elementary operators that exporters emit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def _gelu_tanh(x: Vector) -> Vector:
 
 
 _GELUS = {"none": _gelu_erf, "tanh": _gelu_tanh}
-"""Hendrycks and Gimpel, arXiv:1606.08415; they differ by up to 5e-4, far above the tolerance of the comparison."""
+"""By the attribute `approximate`: Hendrycks and Gimpel, arXiv:1606.08415; they differ by up to 5e-4, far above the
+tolerance of the comparison.
+"""
 
 _CURVE_TOLERANCE = 2e-6  # constants in float32 move the curve by about 1e-7 times |x|
 
@@ -85,7 +87,7 @@ def _gelu(editor: Editor, node: ir.Node) -> str | None:
 def _cone(root: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
     """(the one tensor it depends on, its nodes) of an elementwise cone that holds an Erf or Tanh and ends in `root`.
 
-    Nodes are taken in while everything they feed is inside, so a value with a use outside becomes the leaf.
+    A node is added while all its consumers are inside; a value with a consumer outside becomes a leaf.
     """
     inside: dict[ir.Node, None] = {root: None}
     curve = False
@@ -104,12 +106,12 @@ def _cone(root: ir.Node) -> tuple[ir.Value, list[ir.Node]] | None:
                 inside[node] = None
                 curve = curve or is_op(node, "Erf", "Tanh")
                 grown = True
-                break  # with it the cone may have one leaf, whose producer is not of it
+                break  # the cone may now have a single leaf, whose producer stays outside
     return None
 
 
 def _evaluate(value: ir.Value, known: dict[ir.Value, Vector]) -> Vector:
-    """The value at the sample points."""
+    """`value` as a function of x at the sample points `_SAMPLES`; `known` caches values."""
     if value in known:
         return known[value]
     constant = scalar_of(value)
@@ -205,7 +207,7 @@ def _vector(node: ir.Node, extent: int) -> bool:
 def _flat(
     editor: Editor, node: ir.Node, value: ir.Value | None, extent: int, dtype: ir.DataType, default: float
 ) -> ir.Value:
-    """The constant as [extent]."""
+    """The constant `value` broadcast to [extent]; without one, `default` in every element."""
     array = array_of(value)
     if array is not None and array.shape == (extent,) and value is not None:
         return value

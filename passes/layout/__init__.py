@@ -1,0 +1,1 @@
+"""Keep tensors in blocked layouts where that costs least."""

@@ -1,4 +1,4 @@
-"""Which standard operators also work on blocked tensors, and how: shared by select-conv and layout."""
+"""Which standard operators have a blocked form, and how to emit it: shared by select-conv and layout."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from graphopt import ops
 from graphopt.graph.edit import Editor, array_of, dims, ints, is_custom, is_op
 from graphopt.ops.layout import blocks, pad_to_blocks
 
-# Whatever finite number a padded lane holds, these keep it finite, so zero weights still cancel it. Log, Sqrt, Pow and
+# These keep every finite number in a padded lane finite, so that zero weights still cancel it. Log, Sqrt, Pow and
 # Reciprocal do not, and a division by a padded lane divides by zero.
 UNARY = frozenset({
     "Abs", "Ceil", "Celu", "Clip", "Cos", "Elu", "Erf", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu",
     "Mish", "Neg", "Relu", "Round", "Selu", "Sigmoid", "Sin", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
 })  # fmt: skip
 SINGLE = UNARY | {"Cast"}
-"""Element by element, from one tensor."""
+"""Elementwise operators of one tensor."""
 BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu"})
 POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A node that can be blocked: the inputs that are tensors [N, C, H, W], and those that are constants to pack."""
+    """A node with a blocked form: indices of its inputs [N, C, H, W], and of its constants to pack."""
 
     data: tuple[int, ...]
     constants: tuple[int, ...] = ()
 
 
 def is_among(value: ir.Value, floats: Collection[str]) -> bool:
-    """Whether the dtype of `value` is one of these, by numpy's names."""
+    """Whether the dtype of `value` is one of `floats`, given by numpy's names."""
     return value.dtype is not None and value.dtype.is_floating_point() and str(value.dtype.numpy()) in floats
 
 
@@ -47,7 +47,7 @@ def listed(floats: Sequence[str]) -> str:
 
 
 def form_of(node: ir.Node, block: int, floats: Sequence[str]) -> Form | str:
-    """How `node` would work on blocked tensors of one of the dtypes `floats`, or why it cannot, in a sentence."""
+    """The blocked form of `node` for one of the dtypes `floats`, or the reason why it has none, in a sentence."""
     if node.domain != "":
         return f"{node.op_type} is not a standard operator"
     y = dims(node.outputs[0]) if node.outputs else None
@@ -200,7 +200,7 @@ def _twin(node: ir.Node, channels: int) -> tuple[str, str, dict[str, Any]]:
 
 
 def padded_bytes(value: ir.Value, block: int) -> int:
-    """Bytes of a tensor [N, C, H, W] when blocked."""
+    """Bytes of a tensor [N, C, H, W] in the blocked layout, padding included."""
     shape = dims(value)
     if shape is None or len(shape) != 4 or value.dtype is None:
         return 0
@@ -209,7 +209,7 @@ def padded_bytes(value: ir.Value, block: int) -> int:
 
 
 def border(node: ir.Node, block: int) -> bool:
-    """Whether `node` converts between planar and this blocked layout."""
+    """Whether `node` converts between the planar layout and the blocked one of this block size."""
     if is_custom(node, "ToBlocked"):
         return node.attributes.get_int("block", 0) == block
     if is_custom(node, "FromBlocked"):

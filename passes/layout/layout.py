@@ -1,4 +1,4 @@
-"""Keep tensors blocked between the convolutions that want them so."""
+"""Keep tensors in the blocked layout between the convolutions that use it."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Layout(Pass):
         w = FromBlocked(Conv2dBlocked(ToBlocked(z)))          w = FromBlocked(Conv2dBlocked(r))
 
     Elementwise operators, Concat of channels (multiples of b), pooling, LRN and Pad can work on blocked tensors. Which
-    of them do follows from the cost of their work and of the conversions (`graphopt.solve.selection`), so an operator
-    between planar neighbours stays planar. `ToBlocked(FromBlocked(x))` of one block size cancels, and all
-    consumers of a tensor share one conversion. Padded lanes may then hold anything finite: operators that could make
-    NaN or infinity of them are left planar. The block size is the one that the model's `FromBlocked` nodes have.
+    of them do follows from the costs of the nodes and of the conversions (`graphopt.solve.selection`), so an operator
+    between planar neighbours stays planar. `ToBlocked(FromBlocked(x))` of one block size cancels, and all consumers of
+    a tensor share one conversion. Padded lanes may then hold any finite number: operators that could turn it into NaN
+    or infinity stay planar. The block size is that of the model's `FromBlocked` nodes.
     """
 
     name: ClassVar[str] = "layout"
@@ -38,7 +38,7 @@ class Layout(Pass):
     costs: CostModel = field(default_factory=CostModel, compare=False, repr=False)
 
     def on(self, costs: CostModel) -> Layout:
-        """The same pass with other costs."""
+        """The same pass with the cost model `costs`."""
         return replace(self, costs=costs)
 
     def call(self, model: ir.Model) -> PassResult:
@@ -71,7 +71,7 @@ class Layout(Pass):
 
 
 class _Rewrite:
-    """One run of the pass. `conversions` are the ToBlocked outputs so far, by planar tensor and block size."""
+    """One run of the pass. `conversions` maps (planar tensor, block size) to its ToBlocked output, so far."""
 
     def __init__(self, editor: Editor, block: int) -> None:
         self.editor = editor
@@ -90,7 +90,7 @@ class _Rewrite:
             self.editor.erase(node)
 
     def convert(self, node: ir.Node, form: Form) -> None:
-        """Replace `node` by its blocked twin between conversions; the needless ones go later."""
+        """Replace `node` by its blocked twin between conversions; those without consumers are erased later."""
         inputs = []
         for index in form.data:
             planar = node.inputs[index]

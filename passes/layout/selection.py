@@ -1,4 +1,4 @@
-"""The selection problem of a graph: which nodes can work on which layout, and what converting tensors costs."""
+"""The selection problem of a graph: the layouts that each node can work on, and the costs of converting tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLANAR, BLOCKED = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """The problem of a graph: its node i is `nodes[i]`, and its last node the world outside, which is planar."""
+    """The problem of a graph: its node i is `nodes[i]`; its last node is the outside of the graph, which is planar."""
 
     problem: Problem
     nodes: tuple[ir.Node, ...]
@@ -40,7 +40,7 @@ def selection_problem(
     """The problem of `graphopt.solve.selection` for the main graph.
 
     `convolutions` gives the alternatives of nodes that may become graphopt operators, `contested` those of them whose
-    layout is open. `FromBlocked` and `ToBlocked` of this block size stand for the blocked world on their other side.
+    layout is open. `FromBlocked` and `ToBlocked` of this block size count as blocked nodes.
     """
     nodes = tuple(graph)
     numbers = {node: number for number, node in enumerate(nodes)}
@@ -60,7 +60,7 @@ def selection_problem(
                 root is not None
                 and root not in forms
                 and not border(root, block)
-                and all(each.writes == PLANAR for each in convolutions.get(root, ()))
+                and all(choice.writes == PLANAR for choice in convolutions.get(root, ()))
                 for root in roots
             ]
             alternatives.append(_on_either(node, form, block, model.machine, planar_only))
@@ -98,33 +98,35 @@ def _consumers(
     convolutions: Mapping[ir.Node, Sequence[Alternative]],
     outside: int,
 ) -> tuple[int, ...]:
-    found: dict[int, None] = {}
+    consumers: dict[int, None] = {}
     for node, index in value.uses():
         if node in convolutions and index > 0 or node in forms and index not in forms[node].data:
             continue  # weights and constants are packed, not converted
-        found[numbers.get(node, outside)] = None
+        consumers[numbers.get(node, outside)] = None
     if value.is_graph_output():
-        found[outside] = None
-    return tuple(found)
+        consumers[outside] = None
+    return tuple(consumers)
 
 
 def _conversions(
     values: Sequence[ir.Value], decisive: Sequence[bool], block: int, model: CostModel
 ) -> list[tuple[float, float]]:
-    """Seconds to block and to unblock each tensor: measured where it is likely to happen, else bytes over bandwidth."""
-    groups = [_conversion_works(value, block) if asked else () for value, asked in zip(values, decisive, strict=True)]
-    found = []
+    """Seconds of ToBlocked and of FromBlocked per tensor: measured where `decisive`, else bytes over bandwidth."""
+    groups = [
+        _conversion_workloads(value, block) if asked else () for value, asked in zip(values, decisive, strict=True)
+    ]
+    seconds = []
     for value, timings in zip(values, model.timings(groups), strict=True):
         roofline = costs.transform(model.machine, padded_bytes(value, block))
         to_blocked, to_planar = (
             model.estimated(workload, roofline) if t is None else t.seconds
-            for workload, t in zip(_conversion_works(value, block), timings or (None, None), strict=True)
+            for workload, t in zip(_conversion_workloads(value, block), timings or (None, None), strict=True)
         )
-        found.append((to_blocked, to_planar))
-    return found
+        seconds.append((to_blocked, to_planar))
+    return seconds
 
 
-def _conversion_works(value: ir.Value, block: int) -> tuple[Workload, Workload]:
+def _conversion_workloads(value: ir.Value, block: int) -> tuple[Workload, Workload]:
     shape = dims(value)
     assert shape is not None
     assert value.dtype is not None
@@ -138,7 +140,7 @@ def _conversion_works(value: ir.Value, block: int) -> tuple[Workload, Workload]:
 
 
 def _root(value: ir.Value | None, forms: Mapping[ir.Node, Form]) -> ir.Node | None:
-    """The node whose kernel elementwise work on `value` would join: its producer, behind more elementwise work."""
+    """The node whose kernel an elementwise consumer of `value` is fused into: its nearest non-elementwise producer."""
     producer = None if value is None else value.producer()
     while producer is not None and producer in forms and (producer.op_type in SINGLE or producer.op_type in BINARY):
         source = producer.inputs[forms[producer].data[0]]
@@ -149,9 +151,9 @@ def _root(value: ir.Value | None, forms: Mapping[ir.Node, Form]) -> ir.Node | No
 def _on_either(
     node: ir.Node, form: Form, block: int, machine: costs.Machine, planar_only: Sequence[bool]
 ) -> tuple[Alternative, Alternative]:
-    """Elementwise work joins the kernel before it for nothing; of the others, planar loops are plainer.
+    """Elementwise nodes are fused into the kernel of their producer at no cost; pools and LRN are slower when planar.
 
-    `planar_only` says of each input whether what computes it has no blocked form.
+    `planar_only` says of each input whether the node that computes it has no blocked form.
     """
     tensors = [value for index in form.data if (value := node.inputs[index]) is not None] + [node.outputs[0]]
     blocked = sum(padded_bytes(value, block) for value in tensors) / machine.bandwidth

@@ -1,0 +1,1 @@
+"""Rewrite each operation to one canonical form."""

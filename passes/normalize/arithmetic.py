@@ -67,7 +67,7 @@ def _constant_second(editor: Editor, node: ir.Node) -> None:
 def _neutral(editor: Editor, node: ir.Node) -> None:
     """Add(x, 0) and Mul(x, 1) -> x, when the constant does not broadcast x to a larger shape.
 
-    Of floats the zero must be negative: -0.0 + 0.0 is 0.0.
+    A float zero must be -0.0, because -0.0 + 0.0 is 0.0.
     """
     array = array_of(node.inputs[1])
     if array is None or not array.size or dims(node.outputs[0]) is None:
@@ -162,7 +162,7 @@ def _gemm(editor: Editor, node: ir.Node) -> str | None:
 
 
 def _scaled(editor: Editor, node: ir.Node, value: ir.Value | None, factor: float) -> ir.Value | None:
-    """The constant times `factor`; None when it is not constant and there is something to do."""
+    """The constant times `factor`; None when it is not constant and the factor is not 1."""
     if factor == 1.0 or value is None:
         return value
     array = array_of(value)
@@ -180,22 +180,22 @@ def _mean_variance(editor: Editor, node: ir.Node) -> str | None:
         return None
     if shape is None:
         return "its shape is not static"
-    kept = [1 if axis in {each % len(shape) for each in axes} else extent for axis, extent in enumerate(shape)]
+    kept = [1 if axis in {reduced % len(shape) for reduced in axes} else extent for axis, extent in enumerate(shape)]
     where = editor.constant(np.array(axes, np.int64), f"{node.name}.axes")
 
-    def made(op_type: str, inputs: list[ir.Value], extents: Sequence[int], name: str) -> ir.Value:
+    def emit(op_type: str, inputs: list[ir.Value], extents: Sequence[int], name: str) -> ir.Value:
         name = f"{node.name}.{name}"
         return editor.insert(node, op_type, inputs, shape=extents, dtype=x.dtype, name=name, output=name, origin=[node])
 
-    centred = made("Sub", [x, made("ReduceMean", [x, where], kept, "mean")], shape, "centred")
-    squares = made("Mul", [centred, centred], shape, "squares")
-    variance = made("ReduceMean", [squares, where], kept, "variance")
-    _replace(editor, node, "Div", [centred, made("Sqrt", [variance], kept, "deviation")])
+    centred = emit("Sub", [x, emit("ReduceMean", [x, where], kept, "mean")], shape, "centred")
+    squares = emit("Mul", [centred, centred], shape, "squares")
+    variance = emit("ReduceMean", [squares, where], kept, "variance")
+    _replace(editor, node, "Div", [centred, emit("Sqrt", [variance], kept, "deviation")])
     return None
 
 
 def _clip(editor: Editor, node: ir.Node) -> None:
-    """Clip(x, 0, infinity) -> Relu(x), Clip(x) -> Clip(x, -L, L): L is the largest number, to which infinities come."""
+    """Clip(x, 0, infinity) -> Relu(x), Clip(x) -> Clip(x, -L, L): L is the largest number, which infinities become."""
     dtype = node.outputs[0].dtype
     if dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16):
         return

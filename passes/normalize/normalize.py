@@ -1,4 +1,4 @@
-"""One spelling for each thing, so that the passes after it match one form."""
+"""Rewrite operators to canonical forms, so that later passes match one form of each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 FOREIGN: dict[str, tuple[Rule, ...]] = {**ATTENTION, **ELEMENTS, **FUSED, **QUANTIZED, **ROWS}
-"""By operator of com.microsoft."""
+"""Rules by operator of com.microsoft."""
 
 SMALL = 4096
 """Bytes: constants up to this size are compared and shared; hashing gigabytes of weights would find nothing."""
@@ -90,7 +90,7 @@ def _rules(node: ir.Node) -> tuple[Rule, ...]:
 
 
 def _share_constants(editor: Editor) -> None:
-    """Let equal small initializers be one."""
+    """Merge equal small initializers."""
     first: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
     for value in tuple(editor.graph.initializers.values()):
         tensor = tensor_of(value)

@@ -1,4 +1,4 @@
-"""Rule of normalize for products of matrices whose rows were counted through for them."""
+"""Rule of normalize for matrix products whose leading axes were flattened to rows for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphopt.graph.edit import Editor, Rule, dims, is_op, only_use
 def _rows_apart(editor: Editor, node: ir.Node) -> str | None:
     """Reshape(Gemm(x, w, b)) to more axes before the last -> Add(MatMul(Reshape(x), w), b).
 
-    So a residual sum or an activation behind the Reshape follows the product directly, and can join its kernel.
+    A residual sum or activation after the Reshape then follows the product directly, and can be fused into its kernel.
     """
     flat, shape = node.inputs[0], dims(node.outputs[0])
     gemm = flat.producer() if flat is not None else None

@@ -11,7 +11,7 @@ _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 def drop(editor: Editor, node: ir.Node) -> None:
-    """`node` gives its first input unchanged: use that instead, unless graph inputs and outputs forbid it."""
+    """Replace the output of `node` by its first input, unless graph inputs and outputs forbid it."""
     x, y = node.inputs[0], node.outputs[0]
     if x is not None and editor.can_replace(y, x):
         editor.swap(node, x)
@@ -39,7 +39,7 @@ def _cast(editor: Editor, node: ir.Node) -> None:
 
 
 def _same_shape(editor: Editor, node: ir.Node) -> None:
-    """Reshape, Expand, Slice, Tile: without effect when the shape stays (a Slice could still reverse)."""
+    """Drop a Reshape, Expand, Slice or Tile that keeps the shape, unless a Slice reverses an axis."""
     shape = dims(node.outputs[0])
     if shape is None or shape != dims(node.inputs[0]):
         return

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from graphopt.graph.edit import Editor, Rule, array_of, dims, ints
 
 _WEIGHTS = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
-"""Convolutions, and the operand that holds the kernel."""
+"""Index of the operand that holds the kernel, by convolution."""
 
 
 def _explicit_pads(editor: Editor, node: ir.Node) -> str | None:
@@ -44,22 +44,22 @@ def _explicit_pads(editor: Editor, node: ir.Node) -> str | None:
 
 
 def _skipped(op_type: str, mode: str, missing: int) -> int:
-    """Elements in front of the first window, where windows leave out more than they overlap.
+    """Elements before the first window, where the padding that SAME needs is negative.
 
-    ONNX Runtime divides what is missing by two even if it is negative, rounding to zero, for LpPool; for convolutions
-    it adds one before. It refuses the other pools.
+    ONNX Runtime divides that padding by two even if it is negative, rounding to zero, for LpPool; for convolutions it
+    adds one before. It refuses the other pools.
     """
     spare = -missing - (op_type in _WEIGHTS) - (mode == "SAME_LOWER")
     return max(0, spare // 2) if op_type == "LpPool" or op_type in _WEIGHTS else 0
 
 
 def _crop(editor: Editor, node: ir.Node, skipped: list[int], shape: tuple[int, ...]) -> None:
-    """Take the first elements of every axis of the image away."""
+    """Slice off the first `skipped` elements of every axis of the image."""
     x, name = node.inputs[0], f"{node.name}.cropped"
     axes = [axis for axis, count in enumerate(skipped) if count]
     starts, ends = [skipped[axis] for axis in axes], [shape[2 + axis] for axis in axes]
     numbers = (starts, ends, [2 + axis for axis in axes])
-    operands = [editor.constant(np.array(each, np.int64), f"{name}.at") for each in numbers]
+    operands = [editor.constant(np.array(bounds, np.int64), f"{name}.at") for bounds in numbers]
     left = [extent - (skipped[axis - 2] if axis >= 2 else 0) for axis, extent in enumerate(shape)]
     assert x is not None
     value = editor.insert(
@@ -69,7 +69,7 @@ def _crop(editor: Editor, node: ir.Node, skipped: list[int], shape: tuple[int, .
 
 
 def _global_pool(editor: Editor, node: ir.Node) -> None:
-    """AveragePool whose only window holds the whole plane, and counts just it -> GlobalAveragePool."""
+    """AveragePool whose only window covers the whole plane and counts no padding -> GlobalAveragePool."""
     x, y = dims(node.inputs[0]), dims(node.outputs[0])
     if x is None or y is None or len(x) < 3 or any(extent != 1 for extent in y[2:]):
         return

@@ -1,0 +1,1 @@
+"""Compute in half precision or TF32; flush denormal weights to zero."""

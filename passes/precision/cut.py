@@ -1,15 +1,15 @@
-"""Which nodes compute in half, so that casts move the fewest bytes: a minimum cut.
+"""Which nodes compute in half precision, so that casts move the fewest bytes: a minimum cut.
 
     min  sum over tensors: bytes of its cast, if the other side reads it        (first)
-       + sum over nodes in float32: bytes that they move more than in half      (among equals)
+       + sum over nodes in float32: bytes that they move more than in half      (ties)
 
-A constant costs no cast. It counts as made in half, and being kept in float32 as well costs what its caller says.
+A constant needs no cast. It counts as produced in half precision; its float32 copy costs what the caller says.
 
-Two sides, HALF and FLOAT, are the ends of the network; each open node falls on one of them. A tensor that is made in
-half and read in float32 is cast once, however many read it, and so the other way round: a helper node per direction
-stands between the producer and all consumers (as for shared costs in Picard, 1976, Management Science 22, 1268-1272,
-"Maximal closure of a graph"). The cut is exact in polynomial time. Of several least cuts the one with the most nodes
-in half is taken, so a second run finds nothing to move.
+HALF and FLOAT are source and sink of the flow network; each open node falls on one side. A tensor that is produced in
+half precision and consumed in float32 is cast once for all its consumers, and likewise in the other direction: a helper
+node per direction stands between the producer and all consumers (as for shared costs in Picard, 1976, Management
+Science 22, 1268-1272, "Maximal closure of a graph"). The cut is exact in polynomial time. Of several minimum cuts the
+one with the most nodes in half precision is taken, so that a second run moves nothing.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from dataclasses import dataclass
 import networkx as nx
 
 HALF, FLOAT = "half", "float32"
-"""The two sides; as the producer or consumer of a tensor they stand for nodes that are not open."""
+"""The two sides. As producer or consumer of a tensor they stand for nodes whose precision is fixed."""
 
 TIE = 1024
-"""Casts count so many times more than what nodes move, which joins other kernels and decides between equals only."""
+"""Weight of a byte moved by a cast, in bytes moved by nodes: nodes are fused, so their bytes only break ties."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Who makes a tensor and who reads it (open nodes or sides), and the bytes that its cast moves."""
+    """Producer and consumers of a tensor (open nodes or sides), and the bytes that its cast moves."""
 
     producer: Hashable
     consumers: frozenset[Hashable]
@@ -36,7 +36,7 @@ class Tensor:
 
 
 def choose(extra: Mapping[Hashable, int], tensors: Collection[Tensor]) -> frozenset[Hashable]:
-    """The open nodes that compute in half; `extra` are the bytes that each open node moves more in float32."""
+    """The open nodes that compute in half precision; `extra` are the bytes that each moves more in float32."""
     network = nx.DiGraph()
     network.add_nodes_from((HALF, FLOAT))
     for node, moved in extra.items():
@@ -54,11 +54,11 @@ def choose(extra: Mapping[Hashable, int], tensors: Collection[Tensor]) -> frozen
 
 
 def cost(extra: Mapping[Hashable, int], tensors: Collection[Tensor], in_half: Collection[Hashable]) -> int:
-    """What a choice costs, straight from the definition above."""
-    halves = {HALF, *in_half}
-    total = sum(moved for node, moved in extra.items() if node not in halves)
+    """Cost of a choice, by the definition at the top of this module."""
+    half_side = {HALF, *in_half}
+    total = sum(moved for node, moved in extra.items() if node not in half_side)
     for tensor in tensors:
-        made = tensor.producer in halves
-        if any((consumer in halves) != made for consumer in tensor.consumers):
+        produced_in_half = tensor.producer in half_side
+        if any((consumer in half_side) != produced_in_half for consumer in tensor.consumers):
             total += TIE * tensor.cast
     return total

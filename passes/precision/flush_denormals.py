@@ -1,4 +1,4 @@
-"""Take weights that are too small to matter as zero."""
+"""Flush denormal weights to zero where they are too small to matter."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from graphopt.graph.edit import Editor, is_op
 from graphopt.pipeline.pass_base import Pass, PassResult, Refusal
 
 SUMS = ("Add", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul", "Sub")
-"""Operators that multiply by a constant or add it, element by element or in sums."""
+"""Operators that multiply by a constant or add it, elementwise or in sums of products."""
 
 LEAST_RATIO = 2.0**-40
-"""What is this much smaller than the largest of its tensor is far below the rounding (2^-24) of a sum with that."""
+"""An element this much smaller than the largest of its tensor is far below the rounding (2^-24) of their sum."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,9 @@ class FlushDenormals(Pass):
         y = Conv(x, [0.7, 1e-40, -2e-39])   ->   y = Conv(x, [0.7, 0, 0])
 
     Weight decay leaves hundreds of thousands of them in some networks, and many processors take a hundred cycles for a
-    product with one. Only constants of float32 and float64 that products and sums alone read, and whose largest
-    element is so large that a denormal one is below its rounding: then the effect is below 2^-126 times an activation.
+    product with one. A float32 or float64 constant is changed only if all its consumers are products and sums, and if
+    its largest element is so large that a denormal is below its rounding: the effect is then below 2^-126 times an
+    activation.
     """
 
     name: ClassVar[str] = "flush-denormals"
@@ -39,10 +40,10 @@ class FlushDenormals(Pass):
         refusals: list[Refusal] = []
         flushed = tensors = 0
         for value in tuple(model.graph.initializers.values()):
-            found = _denormal(value)
-            if found is None or not value.uses():
+            denormal = _denormal(value)
+            if denormal is None or not value.uses():
                 continue
-            array, where = found
+            array, where = denormal
             if (reason := _obstacle(value, array)) is not None:
                 refusals.append(Refusal(str(value.name), reason))
                 continue
@@ -56,12 +57,12 @@ class FlushDenormals(Pass):
 
 
 def _denormal(value: ir.Value) -> tuple[NDArray[Any], NDArray[np.bool_]] | None:
-    """The constant and where it is denormal; None where it nowhere is."""
+    """(the constant, mask of its denormal elements); None if it has none."""
     tensor = tensor_of(value)
     if tensor is None or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE) or not tensor.size:
         return None
     array = tensor.numpy()
-    if not all(array.strides):  # one element in many places: it is written out by nobody
+    if not all(array.strides):  # a zero stride: a broadcast element, which is never materialized
         return None
     where = (np.abs(array) < np.finfo(array.dtype).tiny) & (array != 0)
     return (array, where) if where.any() else None

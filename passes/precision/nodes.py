@@ -1,4 +1,4 @@
-"""What a node may do in half precision, and the reasons why others may not; what rounding does to constants."""
+"""Which nodes may compute in half precision, the reasons against others, and how rounding changes constants."""
 
 from __future__ import annotations
 
@@ -23,17 +23,21 @@ _MOVES = (
     " SpaceToDepth Split Squeeze Tile Transpose Trilu Unsqueeze Where"
 )
 MOVES = frozenset(_MOVES.split())
-"""They copy numbers: half loses nothing that their input had."""
+"""Operators that copy elements: half precision loses nothing that their input had."""
 
 _COMPUTES = (
     "Abs Add AveragePool Clip Elu Erf Gelu GlobalMaxPool HardSigmoid HardSwish LeakyRelu Max MaxPool Min Mul Neg PRelu"
     " Relu Selu Sigmoid Sign Softsign Sub Sum Tanh ThresholdedRelu"
 )
 NORMALIZATIONS = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"})
-"""They find mean and deviation of half tensors in float32, by default (`stash_type`), and round what they give once."""
+"""Operators that compute mean and deviation of half-precision tensors in float32 by default (`stash_type`), and
+round their result once.
+"""
 
 OPEN = MOVES | NORMALIZATIONS | frozenset(_COMPUTES.split())
-"""One rounding each, and no number grows much: the slopes of the curves (Erf, Gelu, Sigmoid, Tanh) are about 1."""
+"""Operators that may compute in either precision: each rounds once and amplifies little, because the slopes of the
+curves (Erf, Gelu, Sigmoid, Tanh) are about 1.
+"""
 
 _FLOAT32 = {
     "adds up many numbers, which needs float32": (
@@ -54,14 +58,16 @@ _FLOAT32 = {
 REASONS = {name: reason for reason, names in _FLOAT32.items() for name in names.split()}
 
 WINDOW = 16
-"""Numbers that an AveragePool may add up in half."""
+"""Most elements that an AveragePool may sum in half precision."""
 LOSS = 2.0**-8
-"""Largest relative change, by norm, of a constant in half; rounding numbers in range changes bfloat16 by half of it."""
+"""Largest relative change, by norm, of a constant in half precision. Rounding in-range numbers to bfloat16 changes them
+by half of this.
+"""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules for one model and one half type. `captured` are values that the bodies of branches and loops read."""
+    """The rules for one model and one half-precision type. `captured` are values that branches and loops read."""
 
     half: ir.DataType
     opset: int
@@ -69,7 +75,7 @@ class Rules:
     _checked: dict[tuple[ir.Value, bool], str | None] = field(default_factory=dict)
 
     def refusal(self, node: ir.Node) -> str | None:
-        """Why a node with float32 numbers must keep them, or None when it may compute in half."""
+        """Why a node with float32 numbers must keep them, or None when it may compute in half precision."""
         if node.domain == "":
             if node.op_type not in PRODUCTS | OPEN:
                 return f"{node.op_type} {REASONS.get(node.op_type, 'is not known to be safe in half')}"
@@ -108,12 +114,12 @@ def concerned(node: ir.Node) -> bool:
 
 
 def is_product(node: ir.Node) -> bool:
-    """Whether a node multiplies and adds: what half precision is for."""
+    """Whether a node is a convolution, matrix product or attention, which half precision speeds up."""
     return is_op(node, *PRODUCTS) or is_custom(node, *CUSTOM_PRODUCTS)
 
 
 def _particular(node: ir.Node) -> str | None:
-    """Reasons that depend on more than the operator."""
+    """Reasons against half precision that depend on more than the operator."""
     if is_op(node, "AveragePool") and int(np.prod(ints(node, "kernel_shape", ()))) > WINDOW:
         return f"AveragePool adds up more than {WINDOW} numbers, which needs float32"
     if is_op(node, "Mul") and node.inputs[0] is node.inputs[1]:
@@ -128,7 +134,7 @@ def _particular(node: ir.Node) -> str | None:
 
 
 def _allows(node: ir.Node, wanted: str, opset: int) -> bool:
-    """Whether the operator takes `wanted` wherever the node has float32."""
+    """Whether the operator's schema allows the type `wanted` wherever the node has float32."""
     schema = onnx.defs.get_schema(node.op_type, opset, "")
     used: Iterable[tuple[Any, Any]] = (
         (formal[min(index, len(formal) - 1)], value)
@@ -141,7 +147,7 @@ def _allows(node: ir.Node, wanted: str, opset: int) -> bool:
 
 
 def only_masks(value: ir.Value) -> bool:
-    """Whether a value reaches nothing but masks of attention, moved but not computed with."""
+    """Whether a value is used as an attention mask only, directly or through operators that move elements."""
     if value.is_graph_output() or not value.uses():
         return False
     return all(
@@ -157,7 +163,7 @@ def is_mask(node: ir.Node, index: int) -> bool:
 
 @functools.cache
 def lowest_mask(half: ir.DataType) -> float:
-    """What stands for a mask beyond the range: its exponential is 0, and scores can be added to it without overflow."""
+    """Replacement of mask values below the range: its exponential is 0, and adding scores to it does not overflow."""
     return -float(_limits(half).max) / 2
 
 
@@ -167,7 +173,7 @@ def _limits(half: ir.DataType) -> Any:
 
 
 def rounded(array: NDArray[Any], half: ir.DataType, *, saturate: bool = False) -> NDArray[Any]:
-    """`array` in half; with `saturate`, finite numbers below `lowest_mask` become it."""
+    """`array` converted to `half`; `saturate` raises finite elements below `lowest_mask` to it."""
     if saturate:
         array = np.where(np.isfinite(array), np.maximum(array, np.float32(lowest_mask(half))), array)
     with np.errstate(over="ignore"):
@@ -175,7 +181,7 @@ def rounded(array: NDArray[Any], half: ir.DataType, *, saturate: bool = False) -
 
 
 def unfit(array: NDArray[Any], half: ir.DataType, name: str, *, saturate: bool = False) -> str | None:
-    """Why a float32 constant cannot be in half: numbers beyond the range, or most of it lost below the smallest one."""
+    """Why a float32 constant cannot be in half precision: elements beyond the range, or most of it lost below it."""
     limits = _limits(half)
     squares = errors = 0.0
     small = nonzero = 0

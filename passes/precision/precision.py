@@ -1,4 +1,4 @@
-"""Compute products in half precision (or TF32), and keep in float32 what needs it."""
+"""Compute products in half precision (or TF32), and the operators that need it in float32."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Precision(Pass):
 
         y = Softmax(MatMul(x, w))  ->  a = Cast{FLOAT16}(x)   p = MatMul(a, w')   b = Cast{FLOAT}(p)   y = Softmax(b)
 
-    Conv, ConvTranspose, MatMul, Gemm and Attention always compute in half, unless a constant does not fit. Elementwise
-    operators, poolings, normalizations and operators that only move numbers do where that costs fewest bytes of casts,
-    by a minimum cut (`cut.py`). Graph inputs and outputs keep their types. A tensor is cast once for all that
-    read it; constants are converted now. For bfloat16 a model with convolutions becomes one of opset 22, where they
-    have it. A Cast back to the type that a tensor was made in is dropped.
+    Conv, ConvTranspose, MatMul, Gemm and Attention always compute in half precision, unless a constant does not fit.
+    Elementwise operators, poolings, normalizations and operators that only move numbers do so where the casts then move
+    the fewest bytes, by a minimum cut (`cut.py`). Graph inputs and outputs keep their types. A tensor is cast once for
+    all its consumers; constants are converted at compile time. For bfloat16 a model with convolutions is raised to
+    opset 22, the first whose convolutions take it. A Cast back to the original type of a tensor is dropped.
 
-    Half tensors hold rounded results, they say nothing about sums: targets accumulate products in float32. Numbers
-    that leave the range of float16 (65504) while the model runs become infinite, which a comparison with float32
-    shows and this pass cannot. Masks of attention are the exception: finite ones beyond the range are raised to half
-    of the lowest number, whose exponential is 0 too. `tf32` changes no type; it marks the products (`PRECISION`).
+    Only stored tensors are in half precision: targets accumulate products in float32. Numbers that leave the range of
+    float16 (65504) at run time become infinite, which a comparison with float32 shows and this pass cannot. Attention
+    masks are the exception: finite ones beyond the range are raised to half of the lowest number, whose exponential is
+    0 too. `tf32` changes no type; it marks the products (`PRECISION`).
     """
 
     name: ClassVar[str] = "precision"
@@ -79,9 +79,9 @@ class Precision(Pass):
 
 
 def _raise_opset(model: ir.Model) -> bool:
-    """Let convolutions take bfloat16; whether that was needed, and could be done.
+    """Raise the opset so that convolutions take bfloat16; whether that was needed and possible.
 
-    From opset 18 on to that one operators get more types, and GroupNormalization alone gets another meaning.
+    From opset 18 up to that one operators only gain types, except GroupNormalization, whose meaning changes.
     """
     version = model.opset_imports.get("", 1)
     nodes = list(model.graph.all_nodes())
@@ -104,18 +104,18 @@ def _mark_products(model: ir.Model) -> PassResult:
 
 
 def _captured(model: ir.Model) -> set[ir.Value]:
-    """Values that the bodies of branches and loops read; they are left as they are."""
+    """Values that the bodies of branches and loops read; their types stay."""
     bodies = [graph for graph in model.graphs() if graph is not model.graph]
     read = (value for graph in bodies for node in graph for value in node.inputs)
     return {value for value in (*read, *(v for graph in bodies for v in graph.outputs)) if value is not None}
 
 
 def _note(graph: ir.Graph, half: ir.DataType) -> str:
-    """How many nodes compute in what, what the casts move, and what the weights take."""
+    """Summary: nodes per precision, bytes that the casts move, bytes of the weights."""
     kinds = {ir.DataType.FLOAT, half}
     nodes = [node for node in graph if not is_op(node, "Cast")]
-    halves = sum(any(value.dtype == half for value in node.outputs) for node in nodes)
-    floats = sum(any(value.dtype == ir.DataType.FLOAT for value in node.outputs) for node in nodes)
+    in_half = sum(any(value.dtype == half for value in node.outputs) for node in nodes)
+    in_float = sum(any(value.dtype == ir.DataType.FLOAT for value in node.outputs) for node in nodes)
     casts = [
         node.outputs[0]
         for node in graph
@@ -124,6 +124,6 @@ def _note(graph: ir.Graph, half: ir.DataType) -> str:
     moved = CAST_BYTES * sum(map(elements, casts)) / 1e6
     weights = [constant_tensor(v) for v in graph.initializers.values() if is_constant(v) and v.dtype in kinds]
     return (
-        f"{halves} nodes compute in {half.name.lower()}, {floats} in float32; {len(casts)} casts move {moved:.3g} MB, "
-        f"placed by a minimum cut; {sum(w.nbytes for w in weights) / 1e6:.4g} MB of weights"
+        f"{in_half} nodes compute in {half.name.lower()}, {in_float} in float32; {len(casts)} casts move "
+        f"{moved:.3g} MB, placed by a minimum cut; {sum(w.nbytes for w in weights) / 1e6:.4g} MB of weights"
     )

@@ -1,4 +1,4 @@
-"""Put nodes on half tensors: inputs through shared casts and converted constants, outputs in their new type."""
+"""Convert nodes to half precision: inputs through shared casts and converted constants, outputs in their new type."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from graphopt.passes.precision.view import View
 
 
 class Rewrite:
-    """One run of the pass. `_versions` are the casts and converted constants so far, by tensor and type."""
+    """One run of the pass. `_versions` holds the casts and converted constants so far, by tensor and type."""
 
     def __init__(self, editor: Editor, view: View, halved: Collection[ir.Node]) -> None:
+        """Prepare to convert the nodes `halved` of the graph of `view`."""
         self.editor = editor
         self.view = view
         self.half = view.half
@@ -28,7 +29,7 @@ class Rewrite:
         self._was_float: set[ir.Value] = set()
 
     def run(self) -> None:
-        """Walk the graph in its order, so that a cast stands before all that share it."""
+        """Convert the nodes in graph order, so that a cast precedes all its consumers."""
         casts = set(self.view.casts)
         for node in tuple(self.editor.graph):
             if node in casts:
@@ -45,7 +46,7 @@ class Rewrite:
                 self.editor.erase(cast)
 
     def _keep_cast(self, cast: ir.Node) -> None:
-        """Offer a Cast of the model to the nodes after it, straight from the tensor behind it."""
+        """Reuse a Cast of the model for later nodes, and let it read the tensor before all casts directly."""
         result = cast.outputs[0]
         root = self.view.root(result)
         if root.dtype != result.dtype:
@@ -55,7 +56,7 @@ class Rewrite:
                 self.editor.modified = True
 
     def _connect(self, node: ir.Node, index: int, value: ir.Value) -> None:
-        """Let an input of `node` be the version of the tensor in the type that the node wants."""
+        """Replace an input of `node` by the version of its tensor in the type that the node wants."""
         declared = ir.DataType.FLOAT if value in self._was_float else value.dtype
         wanted = self.half if node in self.halved else declared
         root = self.view.root(value)
@@ -99,7 +100,7 @@ class Rewrite:
         )
 
     def _raised(self, root: ir.Value, mask: ir.Value, before: ir.Node) -> ir.Value:
-        """A mask made in float32, cast: what became -infinity is raised, or a row of nothing else would be NaN."""
+        """`mask`, cast from float32, with -infinity raised: the softmax of a row of -infinity alone would be NaN."""
         if root not in self._masks:
             lowest = self.editor.constant(np.array(lowest_mask(self.half), self.half.numpy()), f"{root.name}.lowest")
             self._masks[root] = self.editor.insert(
@@ -125,7 +126,7 @@ class Rewrite:
                 self._widen_output(node, value)
 
     def _widen_output(self, node: ir.Node, value: ir.Value) -> None:
-        """The graph output keeps its name and type: it becomes a Cast of `value`, right after the node."""
+        """Keep name and type of a graph output: it becomes a Cast of `value`, right after the node."""
         result = self._cast(value, ir.DataType.FLOAT, node)
         cast = result.producer()
         assert cast is not None

@@ -1,4 +1,4 @@
-"""The graph as if casts between float32 and half were not there, and the tensors of the cut in it."""
+"""A view of the graph without its casts between float32 and half precision, and the tensors of the minimum cut."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from graphopt.graph.edit import dims, is_op
 from graphopt.passes.precision.cut import FLOAT, HALF, Tensor
 
 CAST_BYTES = 6
-"""Per number that a cast reads and writes: four on one side, two on the other."""
+"""Bytes per element that a cast reads and writes: four on one side, two on the other."""
 KEPT = 8
-"""So many numbers of a constant kept in float32 weigh as much as a byte that a cast moves in every run."""
+"""Elements of a constant kept in float32 that weigh as much as one byte that a cast moves in every run."""
 
 
 class View:
-    """`casts` are those nodes, in the order of the graph; `root(v)` is the tensor behind them."""
+    """`casts` are the casts between float32 and `half`, in graph order; `root(v)` is the tensor before them."""
 
     def __init__(self, graph: ir.Graph, half: ir.DataType) -> None:
+        """Collect the casts of `graph` between float32 and `half`."""
         self.graph = graph
         self.half = half
         self.casts: list[ir.Node] = []
@@ -32,21 +33,21 @@ class View:
                     self._roots[result] = self.root(source)
 
     def root(self, value: ir.Value) -> ir.Value:
-        """The tensor that `value` is, before casts between the two types."""
+        """The tensor that `value` was before casts between the two types."""
         return self._roots.get(value, value)
 
     def tensors(self) -> dict[ir.Value, list[ir.Value]]:
-        """Every tensor of the two types, with all the values that it is known as."""
+        """Every tensor of the two types, with all values that hold it, cast or not."""
         known: dict[ir.Value, list[ir.Value]] = {}
-        made = (output for node in self.graph for output in node.outputs)
-        for value in (*self.graph.inputs, *self.graph.initializers.values(), *made):
+        produced = (output for node in self.graph for output in node.outputs)
+        for value in (*self.graph.inputs, *self.graph.initializers.values(), *produced):
             if value.dtype in (ir.DataType.FLOAT, self.half):
                 known.setdefault(self.root(value), []).append(value)
         return known
 
 
 def tensors_of(view: View, products: Collection[ir.Node], open_: Collection[ir.Node]) -> list[Tensor]:
-    """The tensors of the cut: nodes that are not open stand as the side that they are on."""
+    """The tensors of the minimum cut; a node that is not open is represented by its side."""
 
     def side(node: ir.Node | None, value: ir.Value) -> Hashable:
         if node in open_:
@@ -54,18 +55,18 @@ def tensors_of(view: View, products: Collection[ir.Node], open_: Collection[ir.N
         return HALF if node in products or value.dtype == view.half else FLOAT
 
     transparent = set(view.casts)
-    found = []
+    tensors = []
     for root, known in view.tensors().items():
         consumers = {side(node, value) for value in known for node, _ in value.uses() if node not in transparent}
         consumers |= {side(None, value) for value in known if value.is_graph_output()}
         if root.is_initializer():
-            found.append(Tensor(HALF, frozenset(consumers), elements(root) // KEPT))
+            tensors.append(Tensor(HALF, frozenset(consumers), elements(root) // KEPT))
         else:
-            found.append(Tensor(side(root.producer(), root), frozenset(consumers), CAST_BYTES * elements(root)))
-    return found
+            tensors.append(Tensor(side(root.producer(), root), frozenset(consumers), CAST_BYTES * elements(root)))
+    return tensors
 
 
 def elements(value: ir.Value | None) -> int:
-    """Numbers in a tensor; 1 where its shape is not known, so that a cast of it costs something."""
+    """Number of elements of a tensor; 1 where its shape is not known, so that a cast of it costs something."""
     extents = dims(value)
     return 1 if extents is None else math.prod(extents)

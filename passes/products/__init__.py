@@ -1,0 +1,1 @@
+"""Batch, join and tile matrix products."""

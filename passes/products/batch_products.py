@@ -1,4 +1,4 @@
-"""Compute the products of a tensor's parts with one matrix as one product of the tensor."""
+"""Batch the matrix products of a tensor's parts with one matrix into one product of the tensor."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from graphopt.graph.edit import Editor, array_of, dims, is_op, scalar_of
 from graphopt.pipeline.pass_base import Pass, PassResult
 
 FEW = 16
-"""Rows of a product up to which all parts of a tensor are multiplied no slower at once, by matrices of 256 x 256 and
-1024 x 1024 on two threads: in a quarter of the time with 1 row, in 0.75 to 0.96 of it with 16, in up to 1.25 with 32.
+"""Most rows of a product for which one batched product is no slower than separate ones, for matrices of 256 x 256 and
+1024 x 1024 on two threads: it takes a quarter of the time with 1 row, 0.75 to 0.96 of it with 16, up to 1.25 with 32.
 """
 
 SHARE = 0.5
-"""Of the rows of a tensor, what its parts must have at least."""
+"""Smallest share of a tensor's rows that its parts must cover."""
 
 ALL = 11
-"""Rows of a product from which on they must have all of them: with 8, three quarters are multiplied as fast apart."""
+"""Rows of a product from which on the parts must cover all rows: with 8, separate products of three quarters of them
+are as fast.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class BatchProducts(Pass):
         b = Gather<axis = 0>(x, 1)         ->    y = Gather<axis = 0>(p, 0)
         y = Gemm(a, w, c)  z = Gemm(b, w, c)     z = Gather<axis = 0>(p, 1)
 
-    Exported recurrent layers are unrolled so: the matrix is read once for every step instead of once. The parts are
-    those of Gather, Slice and Split, with a Squeeze behind it, along other axes than the one that is multiplied.
+    Exported recurrent layers are unrolled in this way, and read the matrix once per step instead of once. The parts are
+    results of Gather, Slice and Split, also with a Squeeze after it, along other axes than the one that is multiplied.
     """
 
     name: ClassVar[str] = "batch-products"
@@ -57,7 +59,7 @@ class BatchProducts(Pass):
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    """`node` multiplies what `parts` take of `x`, one after the other, with `weight`, and adds `bias`."""
+    """`node` multiplies the part of `x` that the chain of nodes `parts` extracts by `weight`, and adds `bias`."""
 
     node: ir.Node
     parts: tuple[ir.Node, ...]
@@ -68,10 +70,12 @@ class _Product:
 
     @property
     def key(self) -> tuple[object, ...]:
+        """Products of equal keys can be batched."""
         return self.x, self.weight, self.bias, self.transposed
 
     @property
     def rows(self) -> int:
+        """Rows of the left operand."""
         return math.prod((dims(self.node.inputs[0]) or ())[:-1])
 
 
@@ -85,16 +89,16 @@ def _product(node: ir.Node) -> _Product | None:
         return None
     if gemm and not _plain(node, bias, result[-1]):
         return None
-    found = _parts(a)
-    if found is None:
+    extracted = _parts(a)
+    if extracted is None:
         return None
-    parts, x = found
+    parts, x = extracted
     transposed = gemm and bool(node.attributes.get_int("transB", 0))
     return _Product(node, parts, x, weight, bias, transposed)
 
 
 def _plain(node: ir.Node, bias: ir.Value | None, columns: int) -> bool:
-    """Whether a Gemm is the product of its operand as it is, and adds the same to every row."""
+    """Whether a Gemm scales and transposes no left operand, and adds the same constant to every row."""
     factors = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
     transposed = node.attributes.get_int("transA", 0)
     if factors != (1.0, 1.0) or transposed:
@@ -103,7 +107,7 @@ def _plain(node: ir.Node, bias: ir.Value | None, columns: int) -> bool:
 
 
 def _parts(value: ir.Value) -> tuple[tuple[ir.Node, ...], ir.Value] | None:
-    """The nodes that take `value` of a larger tensor of the same last axis, and that tensor."""
+    """(nodes that extract `value` from a tensor with the same last axis, that tensor); None if it is no part of one."""
     parts: list[ir.Node] = []
     node = value.producer()
     if node is not None and is_op(node, "Squeeze") and _keeps_last(node):
@@ -111,7 +115,7 @@ def _parts(value: ir.Value) -> tuple[tuple[ir.Node, ...], ir.Value] | None:
     if node is None or not is_op(node, "Gather", "Slice", "Split") or not _keeps_last(node):
         return None
     source = node.inputs[0]
-    if source is None or any(array_of(each) is None for each in node.inputs[1:] if each is not None):
+    if source is None or any(array_of(operand) is None for operand in node.inputs[1:] if operand is not None):
         return None
     return (node, *parts), source
 
@@ -131,14 +135,15 @@ def _keeps_last(node: ir.Node) -> bool:
 
 
 def _pays(group: list[_Product]) -> bool:
-    whole = math.prod((dims(group[0].x) or (0,))[:-1])
+    """Whether the products are several, small, and cover enough rows of their tensor."""
+    total = math.prod((dims(group[0].x) or (0,))[:-1])
     rows = [product.rows for product in group]
     share = min(1.0, max(SHARE, max(rows) / ALL))
-    return len(group) > 1 and max(rows) <= FEW and sum(rows) >= share * whole
+    return len(group) > 1 and max(rows) <= FEW and sum(rows) >= share * total
 
 
 def _batch(editor: Editor, group: list[_Product]) -> None:
-    """One product in front of the first part, and the parts of it in place of the products."""
+    """Insert one product before the first part, and replace each product by its part of the result."""
     first = group[0]
     x, before, name = first.x, first.parts[0], f"{first.node.name}.batched"
     shape, dtype = dims(x), first.node.outputs[0].dtype
@@ -146,10 +151,10 @@ def _batch(editor: Editor, group: list[_Product]) -> None:
     assert shape is not None
     assert matrix is not None
     weight = editor.constant(matrix.T, f"{name}.weight") if first.transposed else first.weight
-    whole = (*shape[:-1], matrix.shape[0 if first.transposed else 1])
+    product_shape = (*shape[:-1], matrix.shape[0 if first.transposed else 1])
     origin = [product.node for product in group]
     value = editor.insert(
-        before, "MatMul", [x, weight], shape=whole, dtype=dtype, name=name, output=name, origin=origin
+        before, "MatMul", [x, weight], shape=product_shape, dtype=dtype, name=name, output=name, origin=origin
     )
     if first.bias is not None:
         bias = first.bias
@@ -159,31 +164,31 @@ def _batch(editor: Editor, group: list[_Product]) -> None:
             bias = editor.constant(rows[0], f"{name}.bias")
         added = f"{name}.sum"
         value = editor.insert(
-            before, "Add", [value, bias], shape=whole, dtype=dtype, name=added, output=added, origin=origin
+            before, "Add", [value, bias], shape=product_shape, dtype=dtype, name=added, output=added, origin=origin
         )
     for product in group:
         part = value
         for node, read in zip(product.parts, _read(product), strict=True):
-            part = _again(editor, node, read, part, whole[-1])
+            part = _again(editor, node, read, part, product_shape[-1])
         editor.swap(product.node, part)
 
 
 def _read(product: _Product) -> Iterator[ir.Value]:
-    """Of each of its parts, the output that the next one or the product reads."""
+    """For each part, the output that the next part or the product reads."""
     for node in (*product.parts[1:], product.node):
         assert node.inputs[0] is not None
         yield node.inputs[0]
 
 
 def _again(editor: Editor, node: ir.Node, output: ir.Value, value: ir.Value, columns: int) -> ir.Value:
-    """What `node` does for its `output`, done to `value`."""
+    """Extract from `value` the part that `node` extracts as its `output`; `value` has `columns` columns."""
     shape = dims(output)
     assert shape is not None
     op_type, inputs = node.op_type, list(node.inputs[1:])
     attributes = {attribute.name: attribute.value for attribute in node.attributes.values()}
     if op_type == "Split":
         axis = attributes.get("axis", 0)
-        start = sum((dims(each) or ())[axis] for each in node.outputs[: list(node.outputs).index(output)])
+        start = sum((dims(part) or ())[axis] for part in node.outputs[: list(node.outputs).index(output)])
         numbers = (start, start + shape[axis], axis)
         inputs = [editor.constant(np.array([number], np.int64), f"{node.name}.at") for number in numbers]
         op_type, attributes = "Slice", {}

@@ -31,7 +31,7 @@ class ChooseTiles(Pass):
     costs: CostModel = field(default_factory=CostModel, compare=False, repr=False)
 
     def on(self, costs: CostModel) -> ChooseTiles:
-        """The same pass with other costs."""
+        """The same pass with the cost model `costs`."""
         return replace(self, costs=costs)
 
     def call(self, model: ir.Model) -> PassResult:

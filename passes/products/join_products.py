@@ -1,4 +1,4 @@
-"""Compute the products that attention takes from one tensor as one product."""
+"""Join the matrix products that compute q, k and v of attention from one tensor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class JoinProducts(Pass):
         k = Add(MatMul(x, wk), bk)      ->   q, k, v = Split(qkv)
         v = Add(MatMul(x, wv), bv)
 
-    A target that reads attention's operands where they lie pays nothing for the Split, reads x once, and has one large
+    A target that reads attention's operands in place pays nothing for the Split, reads x once, and has one large
     product instead of three small ones. Only products whose results reach attention through reshapes and transposes
     alone are joined: elsewhere the Split would be a copy.
     """
@@ -37,16 +37,16 @@ class JoinProducts(Pass):
             linear = _linear(node)
             if linear is not None and _reaches_attention(linear.result):
                 groups.setdefault((linear.x, linear.bias is not None, linear.weight.dtype), []).append(linear)
-        joined = [found for found in groups.values() if len(found) > 1]
-        for found in joined:
-            _join(editor, found)
+        joined = [group for group in groups.values() if len(group) > 1]
+        for group in joined:
+            _join(editor, group)
         notes = (f"{sum(map(len, joined))} products as {len(joined)}",) if joined else ()
         return PassResult(model, editor.modified, notes=notes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Linear:
-    """x times a constant matrix [k, n], and a constant [n] added, or none. `last` is the node that makes `result`."""
+    """x times a constant matrix [k, n], plus a constant [n] or none. `last` is the node that computes `result`."""
 
     product: ir.Node
     x: ir.Value
@@ -56,6 +56,7 @@ class _Linear:
 
     @property
     def result(self) -> ir.Value:
+        """The product, with the bias added."""
         return self.last.outputs[0]
 
 
@@ -74,31 +75,31 @@ def _linear(node: ir.Node) -> _Linear | None:
 
 
 def _reaches_attention(value: ir.Value) -> bool:
-    """Whether all that happens to it is to be moved and then to be q, k or v."""
+    """Whether `value` is used only as q, k or v of attention, after Reshape and Transpose at most."""
     while True:
         reader = only_use(value)
         if reader is None:
             return False
         if is_custom(reader, "Attention", "AttentionMasked"):
-            return any(each is value for each in reader.inputs[:3])
+            return any(operand is value for operand in reader.inputs[:3])
         if not is_op(reader, "Reshape", "Transpose") or reader.inputs[0] is not value:
             return False
         value = reader.outputs[0]
 
 
-def _join(editor: Editor, found: list[_Linear]) -> None:
-    """Put one product in place of the first one."""
-    first, origin = found[0], [each for linear in found for each in dict.fromkeys((linear.product, linear.last))]
+def _join(editor: Editor, group: list[_Linear]) -> None:
+    """Replace the products of `group` by slices of one product, inserted at the first."""
+    first, origin = group[0], [node for linear in group for node in dict.fromkeys((linear.product, linear.last))]
     shape, dtype = dims(first.product.outputs[0]), first.product.outputs[0].dtype
     assert shape is not None
-    widths = [linear.weight.shape[1] for linear in found]
+    widths = [linear.weight.shape[1] for linear in group]
     joined = (*shape[:-1], sum(widths))
     name = f"{first.product.name}.joined"
-    weight = editor.constant(np.concatenate([linear.weight for linear in found], axis=1), f"{name}.weight")
+    weight = editor.constant(np.concatenate([linear.weight for linear in group], axis=1), f"{name}.weight")
     value = editor.insert(
         first.product, "MatMul", [first.x, weight], shape=joined, dtype=dtype, name=name, output=name, origin=origin
     )
-    biases = [linear.bias for linear in found if linear.bias is not None]
+    biases = [linear.bias for linear in group if linear.bias is not None]
     if biases:
         bias = editor.constant(np.concatenate(biases), f"{name}.bias")
         value = editor.insert(
@@ -112,17 +113,18 @@ def _join(editor: Editor, found: list[_Linear]) -> None:
             origin=origin,
         )
     parts = list(_parts(editor, first.product, value, widths, name))
-    for linear, part in zip(found, parts, strict=True):
+    for linear, part in zip(group, parts, strict=True):
         editor.swap(linear.last, part)
 
 
 def _parts(editor: Editor, before: ir.Node, value: ir.Value, widths: list[int], name: str) -> Iterator[ir.Value]:
+    """Slices of `widths` columns of `value`, in order."""
     shape = dims(value)
     assert shape is not None
     start = 0
     axes = editor.constant(np.array([len(shape) - 1], np.int64), f"{name}.axis")
     for width in widths:
-        ends = [editor.constant(np.array([each], np.int64), f"{name}.at") for each in (start, start + width)]
+        ends = [editor.constant(np.array([bound], np.int64), f"{name}.at") for bound in (start, start + width)]
         yield editor.insert(
             before,
             "Slice",

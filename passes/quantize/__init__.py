@@ -1,0 +1,1 @@
+"""Compute on quantized bytes instead of dequantized floats."""

@@ -1,4 +1,4 @@
-"""What passes ask of quantized values."""
+"""Recognise dequantized tensors, for the passes over quantized models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
 
 @dataclass(frozen=True, slots=True)
 class Dequantized:
-    """A tensor in floats that DequantizeLinear makes of `value`; `axis` is that of the scales where there are more."""
+    """A float tensor that DequantizeLinear computes from `value`; `axis` is the axis of several scales."""
 
     node: ir.Node
     value: ir.Value
@@ -26,7 +26,7 @@ class Dequantized:
 
     @classmethod
     def behind(cls, value: ir.Value | None) -> Dequantized | None:
-        """How `value` is made; None where it is otherwise, or with scales that are no float32 constants."""
+        """The DequantizeLinear that produces `value`, with float32 constant scales; None without one."""
         node = None if value is None else value.producer()
         if node is None or not is_op(node, "DequantizeLinear") or node.attributes.get_int("block_size", 0) != 0:
             return None
@@ -45,9 +45,9 @@ class Dequantized:
 
     @property
     def single(self) -> bool:
-        """Whether there is one scale."""
+        """Whether one scale holds for the whole tensor."""
         return self.scales.size == 1
 
     def along(self, axis: int) -> bool:
-        """Whether there is one scale, or one for each entry of `axis`."""
+        """Whether one scale holds for the whole tensor, or one for each entry of `axis`."""
         return self.single or self.axis == axis

@@ -1,4 +1,4 @@
-"""What only moves numbers, or takes the largest of them, does so with bytes."""
+"""Operators that only move numbers, or take the largest of them, work on quantized bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphopt.passes.quantize.dequantized import BYTES, Dequantized
 from graphopt.pipeline.pass_base import Pass, PassResult
 
 MOVES = ("Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
-"""Operators that give numbers of their first operand, and of MaxPool no order but that of the numbers is asked."""
+"""Operators that output elements of their first operand. MaxPool only compares them, and positive scales keep order."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class QuantizedMoves(Pass):
         q = QuantizeLinear(Concat(DequantizeLinear(p, s, z), DequantizeLinear(r, t, u)), s, z)
                                            ->   q = Concat(p, QuantizeLinear(DequantizeLinear(r, t, u), s, z))
 
-    Quantizing tools write the two around every operator (QDQ). Bytes are a quarter of the memory, and products see what
-    is quantized in front of them. The results are the same to the bit.
+    Quantizing tools put the pair around every operator (QDQ). Bytes take a quarter of the memory, and matrix products
+    then find quantized operands. The results are the same to the bit.
     """
 
     name: ClassVar[str] = "quantized-moves"
@@ -45,33 +45,33 @@ class QuantizedMoves(Pass):
 
 
 def _sink(editor: Editor, node: ir.Node) -> None:
-    """Let the node move bytes."""
-    found = Dequantized.behind(node.inputs[0])
-    if found is None or found.value.dtype not in BYTES or not _usual(found.scales):
+    """Apply the node to the quantized bytes, and dequantize its result."""
+    source = Dequantized.behind(node.inputs[0])
+    if source is None or source.value.dtype not in BYTES or not _usual(source.scales):
         return
-    if len(node.outputs) > 1:  # a MaxPool that also says where
+    if len(node.outputs) > 1:  # a MaxPool with indices
         return
     after: dict[str, Any] = {}
-    if not found.single:
+    if not source.single:
         if node.op_type != "Transpose":
             return
         order = node.attributes.get_ints("perm", None) or list(reversed(range(len(node.inputs[0].shape or ()))))  # type: ignore[union-attr]
-        after["axis"] = list(order).index(found.axis)
-    attributes: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
+        after["axis"] = list(order).index(source.axis)
+    attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
     result = node.outputs[0]
     moved = editor.insert(
         node,
         node.op_type,
-        [found.value, *node.inputs[1:]],
+        [source.value, *node.inputs[1:]],
         attributes,
         shape=result.shape,
-        dtype=found.value.dtype,
+        dtype=source.value.dtype,
         name=str(node.name),
         output=f"{result.name}.bytes",
         origin=[node],
     )
-    operands = [moved, found.scale, *([] if found.zero is None else [found.zero])]
-    real = _dequantized(editor, node, operands, result, found.node, after)
+    operands = [moved, source.scale, *([] if source.zero is None else [source.zero])]
+    real = _dequantized(editor, node, operands, result, source.node, after)
     editor.swap(node, real)
 
 
@@ -92,20 +92,20 @@ def _dequantized(
 
 
 def _usual(scales: Any) -> bool:
-    """Whether quantizing undoes dequantizing, and the larger number has the larger byte."""
+    """Whether quantizing undoes dequantizing, and larger numbers have larger bytes."""
     return bool(np.isfinite(scales).all() and (scales > np.finfo(np.float32).tiny).all())
 
 
 def _meet(editor: Editor, node: ir.Node) -> None:
-    """Drop a pair that undoes itself; quantize in front of a Concat."""
+    """Drop a DequantizeLinear and QuantizeLinear that cancel; move a QuantizeLinear before a Concat."""
     scale, kind = array_of(node.inputs[1]), node.outputs[0].dtype
     if scale is None or scale.size != 1 or not _usual(scale) or kind not in BYTES:
         return
     x = node.inputs[0]
-    found = Dequantized.behind(x)
-    if found is not None:
-        if _same(found, node) and editor.can_replace(node.outputs[0], found.value):
-            editor.swap(node, found.value)
+    source = Dequantized.behind(x)
+    if source is not None:
+        if _same(source, node) and editor.can_replace(node.outputs[0], source.value):
+            editor.swap(node, source.value)
         return
     concat = None if x is None else x.producer()
     if concat is None or not is_op(concat, "Concat") or only_use(concat.outputs[0]) is not node:
@@ -142,9 +142,11 @@ def _same(part: Dequantized, quantize: ir.Node) -> bool:
 
 
 def _quantized(editor: Editor, quantize: ir.Node, value: ir.Value | None) -> ir.Value:
-    """`value` as `quantize` would have it."""
+    """`value` quantized with the scale and zero point of `quantize`."""
     assert value is not None
-    attributes: dict[str, Any] = {name: each.value for name, each in quantize.attributes.items() if name != "axis"}
+    attributes: dict[str, Any] = {
+        name: attribute.value for name, attribute in quantize.attributes.items() if name != "axis"
+    }
     return editor.insert(
         quantize,
         "QuantizeLinear",

@@ -1,4 +1,4 @@
-"""Products and convolutions that a model writes in floats between bytes become products of the bytes."""
+"""Matrix products and convolutions of dequantized operands become integer products of the quantized bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graphopt.passes.quantize.dequantized import BYTES, Dequantized
 from graphopt.pipeline.pass_base import Pass, PassResult, Refusal
 
 BIAS_SCALE = 1e-4
-"""How far the scale of a bias may be from the product of the others: exporters compute it in other precisions."""
+"""Relative tolerance of a bias scale against the product of the operand scales: exporters round it differently."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,18 @@ class QuantizedProducts(Pass):
         y = Gemm(a, b, DequantizeLinear(d))              ->   y = Cast(MatMulInteger(p, w, z, u) + d) * (s t)
         y = Gemm{alpha, beta}(a, b, e)                   ->   y = Cast(MatMulInteger(p, w, z, u)) * (alpha s t) + beta e
 
-    Quantized models are exported so (QDQ). Sums of bytes are exact, take a quarter of the memory, and processors
-    multiply two to four times as many of them at once. A Relu in front of QuantizeLinear is its lower bound where the
-    zero point is the smallest number. Types are those that ONNX Runtime has: two int8 or a uint8 on the left, and a
-    quantized result as the left operand. A convolution whose result is not quantized stays, as in ONNX Runtime; its
-    weights are dequantized here, so that they are constants.
+    Quantized models are exported in this form (QDQ). Integer sums are exact, bytes take a quarter of the memory, and
+    processors multiply two to four times as many of them at once. A Relu before QuantizeLinear is redundant where the
+    zero point is the smallest byte: quantizing saturates there. Types are those that ONNX Runtime supports: two int8
+    operands or a uint8 on the left, and a quantized result of the type of the left operand. A convolution whose result
+    is not quantized stays in floats, as in ONNX Runtime; its weights are dequantized at compile time, so that they are
+    constants.
     """
 
     name: ClassVar[str] = "quantized-products"
 
     def call(self, model: ir.Model) -> PassResult:
-        """Rewrite the main graph; refusals name what is dequantized for a product and stays float."""
+        """Rewrite the main graph; refusals name products of dequantized operands that stay in floats."""
         editor = Editor(model, self.name)
         refusals = []
         for node in tuple(model.graph):
@@ -57,7 +58,7 @@ class QuantizedProducts(Pass):
 
 
 def _rewrite(editor: Editor, node: ir.Node, left: Dequantized, right: Dequantized) -> str | None:
-    """Multiply bytes, or say why not."""
+    """Rewrite `node` to a product of bytes; else the reason against it."""
     kinds = left.value.dtype, right.value.dtype
     if kinds[0] not in BYTES or kinds[1] not in BYTES:
         return "its operands are no bytes"
@@ -93,14 +94,14 @@ def _rewrite(editor: Editor, node: ir.Node, left: Dequantized, right: Dequantize
 
 
 def _fits(node: ir.Node, left: Dequantized, right: Dequantized) -> bool:
-    """Whether no sum of products can leave int32, whatever the bytes are."""
+    """Whether the sums of products stay within int32 for all possible bytes."""
     shape = dims(left.value) or (1,)
     depth = shape[0 if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0 else -1]
     return depth * _farthest(left) * _farthest(right) < 2**31
 
 
 def _farthest(side: Dequantized) -> int:
-    """The largest distance of a byte from its zero point: of those that are known, or of all."""
+    """The largest distance of a byte from its zero point: over the bytes of a constant, else over all bytes."""
     numbers, zero = array_of(side.value), array_of(side.zero)
     points = np.zeros(1, np.int64) if zero is None else zero.astype(np.int64)
     low, high = (0, 255) if side.value.dtype == ir.DataType.UINT8 else (-128, 127)
@@ -118,7 +119,7 @@ def _to_bytes(
     op_type: str,
     bias: ir.Value | None = None,
 ) -> None:
-    """One node computes what `quantize` gives."""
+    """Replace `node` and `quantize` by one `op_type` with a quantized result."""
     scale, zero = (*quantize.inputs, None)[1:3]
     result = quantize.outputs[0]
     operands = [
@@ -127,7 +128,7 @@ def _to_bytes(
         *(scale, _point(editor, zero, scale, result)),
         *([] if bias is None else [bias]),
     ]
-    attributes: dict[str, Any] = {name: each.value for name, each in node.attributes.items()}
+    attributes: dict[str, Any] = {name: attribute.value for name, attribute in node.attributes.items()}
     value = editor.insert(
         quantize,
         op_type,
@@ -143,14 +144,14 @@ def _to_bytes(
 
 
 def _to_floats(editor: Editor, node: ir.Node, left: Dequantized, right: Dequantized) -> None:
-    """The sums of a MatMul or Gemm are integers, its result is float."""
+    """Replace a MatMul or Gemm by MatMulInteger, whose sums are scaled to a float result."""
     write, bias = Writer(editor, node), operand(node, 2)
     alpha, beta = (node.attributes.get_float(name, 1.0) or 0.0 for name in ("alpha", "beta"))
     a, b = (
-        write("Transpose", each.value, perm=[1, 0]) if node.attributes.get_int(name, 0) else each.value
-        for each, name in ((left, "transA"), (right, "transB"))
+        write("Transpose", side.value, perm=[1, 0]) if node.attributes.get_int(name, 0) else side.value
+        for side, name in ((left, "transA"), (right, "transB"))
     )
-    points = [_vector(write, each.zero) for each in (left, right)]
+    points = [_vector(write, side.zero) for side in (left, right)]
     while points and points[-1] is None:
         points.pop()
     total = write("MatMulInteger", a, b, *points)
@@ -164,7 +165,7 @@ def _to_floats(editor: Editor, node: ir.Node, left: Dequantized, right: Dequanti
 
 
 def _vector(write: Writer, zero: ir.Value | None) -> ir.Value | None:
-    """A zero point as MatMulInteger takes it: one number, or one per column; nothing where it is 0."""
+    """A zero point as MatMulInteger takes it: a scalar, or one per column; None where it is 0."""
     numbers = array_of(zero)
     if zero is None or numbers is None or not numbers.any():
         return None
@@ -172,7 +173,7 @@ def _vector(write: Writer, zero: ir.Value | None) -> ir.Value | None:
 
 
 def _point(editor: Editor, zero: ir.Value | None, scale: ir.Value | None, quantized: ir.Value) -> ir.Value:
-    """The zero point of what is `quantized`, written out."""
+    """The zero point of `quantized`; explicit zeros where the operand is omitted."""
     if zero is not None:
         return zero
     assert quantized.dtype is not None
@@ -180,7 +181,7 @@ def _point(editor: Editor, zero: ir.Value | None, scale: ir.Value | None, quanti
 
 
 def _quantize(node: ir.Node) -> ir.Node | None:
-    """The QuantizeLinear to one scale that alone reads what `node` computes, maybe behind a Relu that it makes void."""
+    """The QuantizeLinear to one scale that is the only consumer of `node`, or of a redundant Relu after it."""
     reader = only_use(node.outputs[0])
     clipped = is_op(reader, "Relu")
     if clipped and reader is not None:
@@ -199,28 +200,30 @@ def _quantize(node: ir.Node) -> ir.Node | None:
 
 
 def _bias(value: ir.Value, left: Dequantized, right: Dequantized) -> ir.Value | None:
-    """The bias in int32, if it is in units of a product of bytes."""
-    found = Dequantized.behind(value)
-    if found is None or found.value.dtype != ir.DataType.INT32 or array_of(found.value) is None:
+    """The int32 bias, if its scale is the product of the operand scales and its zero point 0."""
+    source = Dequantized.behind(value)
+    if source is None or source.value.dtype != ir.DataType.INT32 or array_of(source.value) is None:
         return None
-    if found.zero is not None and np.any(array_of(found.zero)):
+    if source.zero is not None and np.any(array_of(source.zero)):
         return None
-    if not found.single and len(dims(found.value) or ()) != 1:
+    if not source.single and len(dims(source.value) or ()) != 1:
         return None
     product = left.scales.reshape(-1).astype(np.float64) * right.scales.reshape(-1)
-    return found.value if np.allclose(found.scales.reshape(-1), product, rtol=BIAS_SCALE, atol=0) else None
+    return source.value if np.allclose(source.scales.reshape(-1), product, rtol=BIAS_SCALE, atol=0) else None
 
 
 def _dequantize(editor: Editor, value: ir.Value | None) -> None:
-    """Make a constant of a DequantizeLinear of one."""
-    found = Dequantized.behind(value)
-    numbers = None if found is None else array_of(found.value)
-    if value is None or found is None or numbers is None or value.dtype != ir.DataType.FLOAT or value.is_graph_output():
+    """Fold a DequantizeLinear of a constant into a float constant."""
+    source = Dequantized.behind(value)
+    numbers = None if source is None else array_of(source.value)
+    if value is None or source is None or numbers is None:
+        return
+    if value.dtype != ir.DataType.FLOAT or value.is_graph_output():
         return
     shape = [1] * numbers.ndim
-    if not found.single:
-        shape[found.axis] = -1
-    zero = array_of(found.zero)
-    whole = numbers.astype(np.int32) - (0 if zero is None else zero.astype(np.int32).reshape(shape))
-    constant = editor.constant(whole.astype(np.float32) * found.scales.reshape(shape), f"{value.name}.float")
-    editor.swap(found.node, constant)
+    if not source.single:
+        shape[source.axis] = -1
+    zero = array_of(source.zero)
+    shifted = numbers.astype(np.int32) - (0 if zero is None else zero.astype(np.int32).reshape(shape))
+    constant = editor.constant(shifted.astype(np.float32) * source.scales.reshape(shape), f"{value.name}.float")
+    editor.swap(source.node, constant)

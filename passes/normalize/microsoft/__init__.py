@@ -1,0 +1,1 @@
+"""Rules of normalize for operators of the domain com.microsoft."""

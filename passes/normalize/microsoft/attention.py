@@ -24,7 +24,7 @@ def _heads(write: Writer, x: ir.Value, heads: int) -> ir.Value:
 
 
 def _strange(node: ir.Node, mask: ir.Value | None, keys: int) -> str | None:
-    """A reason for a mask other than [B, L] or [B, S, L] of zeros and ones, ends [B], or ends and starts [2 B]."""
+    """A reason against a mask other than [B, L] or [B, S, L] of zeros and ones, ends [B], or ends and starts [2 B]."""
     shape = dims(mask) if mask is not None else None
     batch, steps = (dims(node.inputs[0]) or (0, 0))[:2]
     if shape is None or shape in ((batch,), (2 * batch,), (batch, keys), (batch, steps, keys)):
@@ -49,7 +49,7 @@ def _kept(write: Writer, mask: ir.Value, keys: int) -> ir.Value:
 
 
 def _masked(write: Writer, scores: ir.Value, mask: ir.Value | None, before: int | None) -> ir.Value | None:
-    """What is added to the scores; None for nothing. Causal with `before` keys of a past: see `_attend`."""
+    """The additive mask of the scores, or None. With `before` it is causal, as `_attend` defines it."""
     _, _, steps, keys = dims(scores) or (0, 0, 0, 0)
     kind = scores.dtype.numpy() if scores.dtype is not None else np.dtype(np.float32)
     added: ir.Value | None = None
@@ -76,7 +76,7 @@ def _attend(
     before: int | None,
     scale: float | None,
 ) -> ir.Value:
-    """q[B, N, S, H], k[B, N, L, H] and v[B, N, L, V] to [B, S, N V].
+    """Emit attention: q[B, N, S, H], k[B, N, L, H] and v[B, N, L, V] to [B, S, N V].
 
     Args:
         before: None lets every query see all keys; else query s sees the first `before` + s + 1.
@@ -95,7 +95,7 @@ def _attend(
 
 
 def _alone(node: ir.Node, past: int) -> str | None:
-    """Why an attention with operand `past` is not taken apart, as far as attributes and outputs say it."""
+    """Why an attention whose past is operand `past` is not rewritten, judged by its attributes and outputs."""
     if operand(node, past) is not None and not used(node, 1):
         return f"{node.op_type} has a past but no present, which ONNX Runtime leaves undefined"
     for name in ("do_rotary", "past_present_share_buffer"):
@@ -142,7 +142,7 @@ def _attention(editor: Editor, node: ir.Node) -> str | None:
 
 
 def _multi_head(editor: Editor, node: ir.Node) -> str | None:
-    """MultiHeadAttention(q, k, v, bias, mask, attention_bias, past k, past v): `_attend` of what is given."""
+    """MultiHeadAttention(q, k, v, bias, mask, attention_bias, past k, past v): split heads, then `_attend`."""
     reason = unknown(node) or _alone(node, 6)
     if reason is not None:
         return reason
@@ -150,7 +150,7 @@ def _multi_head(editor: Editor, node: ir.Node) -> str | None:
     heads = node.attributes.get_int("num_heads", 0) or 1
     if used(node, 3) or any(operand(node, index) is not None for index in (8, 9)):
         return "MultiHeadAttention has operands or outputs of a decoder, which are not understood here"
-    shapes = [dims(each) or () for each in (query, key, value)]
+    shapes = [dims(tensor) or () for tensor in (query, key, value)]
     if query is None or key is None or value is None or len(shapes[0]) != 3 or len(shapes[1]) != len(shapes[2]):
         return "q, k and v of MultiHeadAttention are packed"
     if len(shapes[1]) not in (3, 4) or (len(shapes[1]) == 4 and bias is not None):
@@ -220,7 +220,7 @@ def _rotary(editor: Editor, node: ir.Node) -> str | None:
         heads = shape[2] // (2 * table[1])
     write = Writer(editor, node)
     batch, steps = (shape[0], shape[1]) if len(shape) == 3 else (shape[0], shape[2])
-    if dims(positions) in ((1,), ()):  # where the first step is
+    if dims(positions) in ((1,), ()):  # the position of the first step
         offsets = write.constant(np.arange(steps).reshape(1, steps), np.int64)
         positions = write("Add", write.reshape(positions, (1, 1)), offsets)
     split = _heads(write, x, heads) if len(shape) == 3 else x
@@ -234,8 +234,8 @@ def _rotary(editor: Editor, node: ir.Node) -> str | None:
 def _group_query(editor: Editor, node: ir.Node) -> str | None:
     """GroupQueryAttention: heads share keys and values, and every token sees those before it.
 
-    `seqlens_k` says at run time where the new keys go in the past: it must be a constant that lets them follow it, or
-    there is no past and but one row.
+    `seqlens_k` gives at run time where the new keys go in the past: it must be a constant that appends them, or there
+    must be no past and a batch of one.
     """
     if (reason := unknown(node)) is not None:
         return reason
@@ -269,11 +269,11 @@ def _group_query(editor: Editor, node: ir.Node) -> str | None:
     if node.attributes.get_int("do_rotary", 0):
         interleaved = bool(node.attributes.get_int("rotary_interleaved", 0))
         positions = write.constant(np.arange(before, before + steps).reshape(1, steps), np.int64)
-        q, k = (_turn(write, each, cos, sin, positions, interleaved) for each in (q, k))
+        q, k = (_turn(write, x, cos, sin, positions, interleaved) for x in (q, k))
     if before:
         k, v = write("Concat", past_key, k, axis=2), write("Concat", past_value, v, axis=2)
     shared = write.constant(np.repeat(np.arange(groups), heads // groups), np.int64)
-    keys, values = (each if heads == groups else write("Gather", each, shared, axis=1) for each in (k, v))
+    keys, values = (x if heads == groups else write("Gather", x, shared, axis=1) for x in (k, v))
     write.finish(_attend(write, q, keys, values, None, None, before, _scale(node)), k, v)
     return None
 

@@ -1,4 +1,4 @@
-"""Rules of normalize for com.microsoft's products: transposed operands, factors and activations in one operator."""
+"""Rules of normalize for com.microsoft's products and convolutions with fused transposes, factors and activations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _activated(write: Writer, y: ir.Value, name: str, parameters: list[float]) -
 
 
 def _turned(write: Writer, value: ir.Value, last: bool, batch: bool) -> ir.Value:
-    """`batch` moves the first axis before the last; `last` then swaps the last two."""
+    """Transpose `value`: `batch` moves the first axis before the last; `last` then swaps the last two."""
     order = list(range(len(dims(value) or ())))
     if batch:
         order = [*order[1:-1], order[0], order[-1]]
@@ -97,7 +97,7 @@ _WINDOW = ("dilations", "kernel_shape", "pads", "strides")
 
 
 def _linear(editor: Editor, node: ir.Node) -> str | None:
-    """QuantizeLinear and DequantizeLinear of types that ONNX's own have too."""
+    """QuantizeLinear and DequantizeLinear of types that ONNX supports too -> the standard operators."""
     if (reason := unknown(node)) is not None:
         return reason
     zero = operand(node, 2)

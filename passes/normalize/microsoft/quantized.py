@@ -1,6 +1,6 @@
-"""Rules of normalize for com.microsoft's quantized operators: what they do to the numbers that the integers stand for.
+"""Rules of normalize for com.microsoft's quantized operators, as operators on the dequantized numbers.
 
-ONNX Runtime computes them so as well, or from a table of all 256 results.
+ONNX Runtime computes them in the same way, or from a table of all 256 results.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from graphopt.graph.edit import Editor, Rule, dims
 from graphopt.passes.normalize.microsoft.shared import Writer, operand, unknown
 
 Function = Callable[[Writer, Sequence[ir.Value]], ir.Value]
-"""The operator on floats."""
+"""Emits an operator on dequantized operands."""
 
 
 def _real(write: Writer, node: ir.Node, first: int) -> ir.Value:
-    """The floats that the tensor, scale and zero point at `first` and behind it stand for."""
+    """The dequantized operand whose tensor, scale and zero point are the inputs from `first` on."""
     return write("DequantizeLinear", node.inputs[first], node.inputs[first + 1], operand(node, first + 2))
 
 
 def _quantize(write: Writer, y: ir.Value, scale: ir.Value | None, zero: ir.Value | None) -> None:
-    """Let the node's output be `y`, quantized to its type."""
+    """Replace the node's output by `y`, quantized to the type of that output."""
     dtype = write.node.outputs[0].dtype
     assert dtype is not None
     write.finish(write("QuantizeLinear", y, scale, zero or write.constant(0, dtype.numpy())))
 
 
 def _scalars(node: ir.Node, *positions: int) -> str | None:
-    """A reason where a scale or zero point is not one number."""
+    """The reason against a scale or zero point that is not one number; None if all are."""
     given = [value for position in positions if (value := operand(node, position)) is not None]
     if all(np.prod(dims(value) or ()) == 1 for value in given):
         return None
@@ -40,7 +40,7 @@ def _scalars(node: ir.Node, *positions: int) -> str | None:
 
 
 def _on_floats(function: Function, operands: int) -> Rule:
-    """Of `operands` tensors, each with scale and zero point, before the scale and the zero point of the result."""
+    """The rule for `operands` tensors, each with scale and zero point, then scale and zero point of the result."""
 
     def rule(_editor: Editor, node: ir.Node) -> str | None:
         quantization = [at for first in range(0, 3 * operands, 3) for at in (first + 1, first + 2)]
@@ -56,7 +56,7 @@ def _on_floats(function: Function, operands: int) -> Rule:
 
 
 def _add(editor: Editor, node: ir.Node) -> str | None:
-    """QLinearAdd(a, a_scale, a_zero, b, b_scale, b_zero, scale, zero), in the one order that gives ONNX Runtime's ties.
+    """QLinearAdd(a, a_scale, a_zero, b, b_scale, b_zero, scale, zero), in the order that rounds ties as ONNX Runtime.
 
     y = saturate(round(r a + (s b + (zero - (r a_zero + s b_zero))))) with r = a_scale / scale, s = b_scale / scale
     """
@@ -98,13 +98,13 @@ def _leaky_relu(write: Writer, operands: Sequence[ir.Value]) -> ir.Value:
 
 
 SHORTEST = 4
-"""Numbers of which ONNX Runtime's sums of exponentials, times 1 / scale, are known to stay in their integers."""
+"""Fewest numbers for which ONNX Runtime's sums of exponentials, times 1 / scale, are known not to overflow."""
 
 
 def _softmax(editor: Editor, node: ir.Node) -> str | None:
     """QLinearSoftmax{axis, opset}(x, x_scale, x_zero, scale, zero) -> softmax(x) floor(1 / scale) + zero.
 
-    ONNX Runtime counts in whole steps of 1. Below opset 13 it is of a row of all that lies behind `axis`.
+    ONNX Runtime scales by the integer floor(1 / scale). Below opset 13 the softmax is over all axes from `axis` on.
     """
     if (reason := unknown(node) or _scalars(node, 1, 2, 3, 4)) is not None or node.outputs[0].dtype is None:
         return reason
@@ -131,7 +131,7 @@ def _softmax(editor: Editor, node: ir.Node) -> str | None:
 
 
 def _moved(write: Writer, x: ir.Value, first: bool) -> ir.Value:
-    """Channels from the end to the front of the image, or back, if that is where the node has them."""
+    """Transpose channels-last to channels-first (`first`) or back; nothing to do for a channels-first node."""
     rank = len(dims(write.node.inputs[0]) or ())
     if not write.node.attributes.get_int("channels_last", 0):
         return x
@@ -153,14 +153,14 @@ def _average_pool(write: Writer, operands: Sequence[ir.Value]) -> ir.Value:
 
 
 def _pool(editor: Editor, node: ir.Node) -> str | None:
-    """QLinearAveragePool, but for what it counts in windows that begin in the padding."""
+    """QLinearAveragePool, unless windows may begin in the padding, which it counts in its own way."""
     if node.attributes.get_int("ceil_mode", 0) != 0:
         return "QLinearAveragePool with ceil_mode has windows of its own"
     return _on_floats(_average_pool, 1)(editor, node)
 
 
 def _concat(editor: Editor, node: ir.Node) -> str | None:
-    """QLinearConcat(scale, zero, x, x_scale, x_zero, ...) -> the parts, quantized alike, side by side."""
+    """QLinearConcat(scale, zero, x, x_scale, x_zero, ...) -> Concat of the parts, quantized alike."""
     reason = unknown(node) or _scalars(node, *(at for at in range(len(node.inputs)) if at < 2 or at % 3 != 2))
     if reason is not None:
         return reason
@@ -182,7 +182,7 @@ def _where(editor: Editor, node: ir.Node) -> str | None:
 
 
 def _scaled(write: Writer, total: ir.Value, a_scale: ir.Value | None, b_scale: ir.Value | None) -> ir.Value:
-    """Sums of products as floats."""
+    """Integer sums of products, scaled to floats."""
     return write("Mul", write("Cast", total, to=ir.DataType.FLOAT.value), write("Mul", a_scale, b_scale))
 
 
@@ -198,7 +198,7 @@ def _integer_to_float(editor: Editor, node: ir.Node) -> str | None:
 
 
 def _further_outputs(editor: Editor, value: ir.Value, *dtypes: ir.DataType) -> Sequence[ir.Value]:
-    """Scalars that the node which gives `value` gives too."""
+    """Further outputs of the producer of `value`: scalars of these types."""
     producer = value.producer()
     assert producer is not None
     producer.resize_outputs(1 + len(dtypes))
@@ -208,7 +208,7 @@ def _further_outputs(editor: Editor, value: ir.Value, *dtypes: ir.DataType) -> S
 
 
 def _dynamic(editor: Editor, node: ir.Node) -> str | None:
-    """DynamicQuantizeMatMul(a, b, b_scale, b_zero, bias) -> the same of a quantized a."""
+    """DynamicQuantizeMatMul(a, b, b_scale, b_zero, bias) -> MatMulInteger of a, quantized dynamically, scaled."""
     if (reason := unknown(node)) is not None:
         return reason
     write = Writer(editor, node)

@@ -1,4 +1,4 @@
-"""Rules of normalize for com.microsoft's normalizations of rows, with the sums and look-ups before them."""
+"""Rules of normalize for com.microsoft's normalizations of rows, with the sums and embedding look-ups before them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from graphopt.passes.normalize.microsoft.shared import Writer, operand, unknown,
 def _simplified(
     write: Writer, x: ir.Value, scale: ir.Value, axes: list[int], epsilon: float
 ) -> tuple[ir.Value, ir.Value]:
-    """(x / sqrt(mean(x^2) + epsilon) * scale, the reciprocal of that root); halves are summed in float32."""
+    """(x / sqrt(mean(x^2) + epsilon) * scale, the reciprocal of that root); half precision is summed in float32."""
     kind, wide = x.dtype, x
     if kind in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         wide = write("Cast", x, to=int(ir.DataType.FLOAT))
@@ -70,7 +70,7 @@ def _skip(editor: Editor, node: ir.Node) -> str | None:
 
 
 def _embed(editor: Editor, node: ir.Node) -> str | None:
-    """EmbedLayerNormalization: the sum of up to three look-ups, normalized; and the number of tokens of each row."""
+    """EmbedLayerNormalization: the sum of up to three embeddings, normalized; and the number of tokens of each row."""
     if (reason := unknown(node)) is not None:
         return reason
     ids, segments, words, positions, segment, gamma, beta = node.inputs[:7]

@@ -1,6 +1,6 @@
-"""What the rules of normalize share that take operators of the domain com.microsoft apart.
+"""Helpers for the rules of normalize that rewrite operators of the domain com.microsoft.
 
-A rule reads the node, writes standard operators in front of it, and says what its outputs became. What a rule does not
+A rule reads the node, inserts standard operators before it, and replaces its outputs. A node that its rule does not
 understand stays as it is, runs in ONNX Runtime, and is reported with the reason.
 """
 
@@ -20,14 +20,15 @@ __all__ = ["MICROSOFT", "Writer", "operand", "unknown", "used"]
 
 
 class Writer:
-    """Inserts nodes before `node`, each with the type that onnx infers, named after what they stand for."""
+    """Inserts nodes before `node`, with types and shapes from ONNX inference and names derived from `node`."""
 
     def __init__(self, editor: Editor, node: ir.Node) -> None:
+        """Prepare to insert nodes before `node` through `editor`."""
         self.editor, self.node = editor, node
         self._version = editor.model.opset_imports.get("", 0)
 
     def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: AttributeValue) -> ir.Value:
-        """A new node's output."""
+        """Insert a node of the standard domain; its output."""
         name = f"{self.node.name}.{op_type.lower()}"
         value = self.editor.insert(
             self.node,
@@ -46,7 +47,7 @@ class Writer:
         return value
 
     def constant(self, array: Any, dtype: Any = None) -> ir.Value:
-        """An initializer."""
+        """An initializer that holds `array`."""
         return self.editor.constant(np.asarray(array, dtype), f"{self.node.name}.constant")
 
     def like(self, number: float, value: ir.Value) -> ir.Value:
@@ -55,15 +56,15 @@ class Writer:
         return self.constant(number, value.dtype.numpy())
 
     def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
-        """`value` with static extents."""
+        """`value` reshaped to static extents."""
         return self("Reshape", value, self.constant(shape, np.int64))
 
     def cut(self, value: ir.Value, axis: int, begin: int, end: int) -> ir.Value:
-        """Part of one axis."""
+        """Elements `begin` to `end` (exclusive) of one axis."""
         return self("Slice", value, *(self.constant([v], np.int64) for v in (begin, end, axis)))
 
     def finish(self, *results: ir.Value | None) -> None:
-        """Let each output of the node, as far as it is used, be the result at its place."""
+        """Replace each used output of the node by the result at its position, and erase the node."""
         for old, new in zip(self.node.outputs, results, strict=False):
             if new is not None and (old.uses() or old.is_graph_output()):
                 if not self.editor.can_replace(old, new):
@@ -73,17 +74,17 @@ class Writer:
 
 
 def operand(node: ir.Node, index: int) -> ir.Value | None:
-    """Input `index`; None where it is left out."""
+    """Input `index` of the node; None where it is omitted."""
     return node.inputs[index] if index < len(node.inputs) else None
 
 
 def used(node: ir.Node, index: int) -> bool:
-    """Whether anybody reads output `index`."""
+    """Whether output `index` has consumers or is a graph output."""
     return index < len(node.outputs) and bool(node.outputs[index].uses() or node.outputs[index].is_graph_output())
 
 
 def unknown(node: ir.Node) -> str | None:
-    """A reason where operands lack static shapes or types."""
+    """The reason against a node whose operands lack static shapes or types; None if all have them."""
     if any(value is not None and (dims(value) is None or value.dtype is None) for value in node.inputs):
         return f"the operands of {node.op_type} have no static shapes"
     return None
