@@ -43,6 +43,24 @@ def pytest_unconfigure() -> None:
         del os.environ[_MADE], os.environ["GRAPHOPT_CODE_CACHE"]
 
 
+_SECONDS: dict[str, float] = {}
+"""Of the tests of each folder; with workers, in the process that they report to."""
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up where the time goes."""
+    parts = Path(report.location[0]).parts[1:-1]
+    folder = "/".join(parts[:3]) or "."
+    _SECONDS[folder] = _SECONDS.get(folder, 0.0) + report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show it, so that a suite that grows is seen to."""
+    terminalreporter.section("seconds by folder")
+    for folder, seconds in sorted(_SECONDS.items(), key=lambda item: -item[1]):
+        terminalreporter.write_line(f"{seconds:8.1f}  tests/{folder}")
+
+
 @pytest.fixture(scope="session")
 def opencl() -> OpenClDevice:
     """PoCL: OpenCL on this CPU, on which schedules for GPUs run without one."""

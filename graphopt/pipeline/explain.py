@@ -32,17 +32,6 @@ class Row:
     measured: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """One pass of the run."""
-
-    step: str
-    modified: bool
-    seconds: float
-    refusals: int
-    choices: dict[str, int]
-
-
 def explain(result: PipelineResult) -> list[Row]:
     """A row per choice and per refusal, in the order of the passes and of the graph."""
     rows: list[Row] = []
@@ -50,17 +39,6 @@ def explain(result: PipelineResult) -> list[Row]:
         rows += [_chosen(step.name, choice) for choice in step.choices]
         rows += [Row(step.name, r.node, "left alone", None, "", None, r.reason) for r in step.refusals]
     return rows
-
-
-def summarize(result: PipelineResult) -> list[Summary]:
-    """A summary per pass: time, refusals, and how often each algorithm was chosen."""
-    lines = []
-    for step in result.steps:
-        counts: dict[str, int] = {}
-        for choice in step.choices:
-            counts[choice.algorithm] = counts.get(choice.algorithm, 0) + 1
-        lines.append(Summary(step.spelling, step.modified, step.seconds, len(step.refusals), counts))
-    return lines
 
 
 def _chosen(step: str, choice: Choice) -> Row:

@@ -1,13 +1,13 @@
 """Observers of a pipeline: callables that get an `Event` before the first pass and after every pass.
 
-pipeline.run(model, [Check(), Dump(Path("dumps")), Time(print), Verify(seed=0)])
+pipeline.run(model, [Check(), Dump(Path("dumps")), Verify(seed=0)])
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,18 +98,6 @@ class Dump:
         finally:
             del event.model.metadata_props[PASS_KEY]
             temporary.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Time:
-    """Calls `sink(spelling, seconds)` after every pass."""
-
-    sink: Callable[[str, float], None]
-
-    def __call__(self, event: Event) -> None:
-        """Report one step."""
-        if event.step:
-            self.sink(event.step.spelling, event.step.seconds)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.errors import ModelError
+from graphopt.graph.constness import is_input
 from graphopt.verify.draw_demands import Demand, Model
 
 Array = NDArray[Any]
@@ -33,7 +34,7 @@ def random_inputs(model: ir.Model, seed: int, given: Collection[str] = ()) -> di
     """
     generator = np.random.default_rng(seed)
     known = Model(model)
-    inputs = (v for v in model.graph.inputs if not v.is_initializer() and v.name not in given)
+    inputs = (v for v in model.graph.inputs if is_input(v) and v.name not in given)
     return {str(value.name): random_array(value, known.demand(value), generator) for value in inputs}
 
 

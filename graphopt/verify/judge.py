@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from graphopt.errors import FeedError, VerificationError
 from graphopt.graph.analysis import static_type
+from graphopt.graph.constness import is_input
 from graphopt.verify.draws import random_inputs, smaller
 from graphopt.verify.oracle import TOLERANCES, UNSTABLE, Mismatch, Tolerance, compare, open_onnxruntime, run_onnxruntime
 
@@ -125,7 +126,7 @@ def judge(
 
 
 def _feeds(loaded: ir.Model, seed: int, given: Mapping[str, Any]) -> dict[str, Any]:
-    inputs = {str(value.name): value for value in loaded.graph.inputs if not value.is_initializer()}
+    inputs = {str(value.name): value for value in loaded.graph.inputs if is_input(value)}
     for name, array in given.items():
         if name not in inputs:
             raise FeedError(f"--input names {name!r}, which is no input; the inputs are {', '.join(inputs) or 'none'}")

@@ -1,6 +1,6 @@
 import onnx_ir as ir
 
-from graphopt.pipeline.explain import Row, Summary, explain, summarize
+from graphopt.pipeline.explain import Row, explain
 from graphopt.pipeline.pass_base import Alternative, Choice, Refusal
 from graphopt.pipeline.pipeline import PipelineResult, Step
 
@@ -41,11 +41,4 @@ def test_rows_hold_both_costs() -> None:
             (("depthwise", "not one channel per group"),),
         ),
         Row("select-conv", "conv2", "planar", 5e-6, "", None, ""),
-    ]
-
-
-def test_summary() -> None:
-    assert summarize(result()) == [
-        Summary("fuse{attention=false}", False, 0.25, 1, {}),
-        Summary("select-conv", True, 0.5, 0, {"winograd4": 1, "planar": 1}),
     ]

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.errors import PipelineError, VerificationError
-from graphopt.pipeline.observe import PASS_KEY, Check, Dump, Time, Verify
+from graphopt.pipeline.observe import PASS_KEY, Check, Dump, Verify
 from graphopt.pipeline.pass_base import Pass, PassResult
 from graphopt.pipeline.pipeline import Event, Pipeline
 from graphopt.verify import oracle
@@ -98,12 +98,6 @@ def test_verify() -> None:
     keeping = Verify(keep=True)
     Pipeline((Apply(negate),)).run(model(), [keeping])
     assert keeping.failure.startswith("after pass apply: output y")
-
-
-def test_time() -> None:
-    lines: list[tuple[str, float]] = []
-    Pipeline((Apply(rename),)).run(model(), [Time(lambda spelling, seconds: lines.append((spelling, seconds)))])
-    assert [spelling for spelling, _ in lines] == ["apply"]
 
 
 def test_dump_replaces_earlier_dumps_only(tmp_path: Path) -> None:
