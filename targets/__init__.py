@@ -20,8 +20,11 @@ TARGETS = {
 def load_target(name: str, level: str | None = None, threads: int | None = None, cache: bool = False) -> Target:
     """The target called `name`, for this host or for the named level of its architecture.
 
-    `threads` is how many its kernels will run on; None means all processors that this process may use. With `cache`
-    compiled kernels are kept in the user's cache directory, and taken from there.
+    Args:
+        name: a key of `TARGETS`.
+        level: a level of the architecture; None for the host's.
+        threads: threads that kernels will run on; None for all processors that this process may use.
+        cache: keep compiled kernels in the user's cache directory, and reuse them.
 
     Raises:
         GraphoptError: no such target, or no such level.
@@ -30,7 +33,7 @@ def load_target(name: str, level: str | None = None, threads: int | None = None,
         raise GraphoptError(f"--target {name} is unknown; choose one of {', '.join(TARGETS)}.")
     module, attribute = TARGETS[name]
     from graphopt.runtime.devices import library
-    from graphopt.targets.common import sources as sources  # notes when, before the others are imported
+    from graphopt.targets.common import sources as sources  # records the time before the others are imported
 
     library.compiler()  # before a module of the target imports it in its own, slower way
     target: Target = getattr(importlib.import_module(module), attribute)(level, threads, cache, ahead=True)

@@ -1,4 +1,4 @@
-"""What depends on constants only is computed while compiling, once for all that need it.
+"""Constant folding: calls whose inputs are all constants run at compile time, once for all consumers.
 
     p0 = pack(w); y0 = product(x0, p0); p1 = pack(w); y1 = product(x1, p1)
     ->   p0: weight; y0 = product(x0, p0); y1 = product(x1, p0)
@@ -31,13 +31,13 @@ class Loader(Protocol):
 
 
 def evaluate_constants(lowered: Lowered, builder: Loader) -> None:
-    """Run now every call whose inputs are all constant (packing, say), and keep its result as a weight."""
+    """Run every call whose inputs are all constant (packing, for example), and keep its result as a weight."""
     same = _Same(lowered)
     constant = {name for name in lowered.values if _base(name, lowered.values) in lowered.constants}
     early, late = [], []
     for call in lowered.calls:
         call = replace(call, inputs=tuple(map(same.name, call.inputs)))
-        placed = any(lowered.values[name].place is Place.VIEW for name in call.outputs)  # in a tensor made at run time
+        placed = any(lowered.values[name].place is Place.VIEW for name in call.outputs)  # in a run-time tensor
         if call.inputs and not placed and constant.issuperset(call.inputs):
             constant.update(call.outputs)
             constant |= {v.name for v in lowered.values.values() if v.place is Place.VIEW and v.of in call.outputs}
@@ -55,7 +55,7 @@ def evaluate_constants(lowered: Lowered, builder: Loader) -> None:
 
 
 class _Same:
-    """Names of constants that hold the same bytes under the same shape, and the one that stands for all of them."""
+    """Maps names of constants with the same bytes and the same shape to one representative."""
 
     def __init__(self, lowered: Lowered) -> None:
         self._values, self._outputs = lowered.values, lowered.outputs
@@ -77,13 +77,13 @@ class _Same:
         return self._first.get(name, name)
 
     def is_new(self, call: KernelCall) -> bool:
-        """Whether no call before computed the same; if one did, its results stand for those of `call`."""
+        """Whether no earlier call computes the same; otherwise the results of that call represent those of `call`."""
         first = self._calls.setdefault((call.symbol, call.inputs), call.outputs)
         self._first |= {name: other for name, other in zip(call.outputs, first, strict=True) if name != other}
         return first == call.outputs
 
     def keep_outputs(self) -> None:
-        """Let every output of the segment that has a representative show its bytes."""
+        """Make every output of the segment that has a representative a view of it."""
         for name in self._outputs:
             if (other := self.name(name)) == name:
                 continue
@@ -137,7 +137,7 @@ def _tensor(lowered: Lowered, name: str) -> NDArray[Any]:
 
 
 def _prune(lowered: Lowered) -> None:
-    """Forget values that no call touches and that are neither inputs nor outputs."""
+    """Remove values that no call uses and that are neither inputs nor outputs."""
     live = {name for call in lowered.calls for name in (*call.inputs, *call.outputs)}
     live.update(lowered.inputs, lowered.outputs)
     live |= {lowered.values[name].of for name in live if lowered.values[name].place is Place.VIEW}

@@ -1,4 +1,4 @@
-"""Nodes that are alike get their TE definitions once: defining a kernel costs milliseconds, and models repeat layers.
+"""Equal nodes share their TE definitions: defining a kernel costs milliseconds, and models repeat layers.
 
 A node's definitions depend on its operator, attributes, tile, precision and types, and on the constants that are part
 of the code; all of that is its signature. The machine is that of the target that the definitions belong to.
@@ -29,7 +29,7 @@ def is_small(tensor: Any) -> bool:
 
 
 def signature(node: ir.Node) -> str:
-    """Equal for nodes that are supported alike."""
+    """A key that is equal for nodes with the same support: operator, attributes, types, and small constants."""
     inputs: list[Any] = []
     for value in node.inputs:
         constant = tensor_of(value)
@@ -47,9 +47,9 @@ def signature(node: ir.Node) -> str:
 
 
 def _complete(node: ir.Node) -> bool:
-    """Whether the signature holds all that a definition could look at: no long list of integers, no tensor.
+    """Whether the signature holds everything that a definition can read: no long list of integers, no tensor.
 
-    Matrices of bytes are weights; what depends on their numbers says so in the name that it is emitted under.
+    Matrices of bytes are weights; definitions that depend on their numbers are emitted under distinct names.
     """
     if any(not isinstance(a, ir.Attr) or a.type is ir.AttributeType.TENSOR for a in node.attributes.values()):
         return False
@@ -65,33 +65,33 @@ def _is_weights(tensor: Any) -> bool:
 class Definitions:
     """The PrimFuncs of TE definitions, unscheduled, by signature, and by order within a node."""
 
-    made: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
+    kernels: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
 
     def of(self, node: ir.Node) -> NodeDefinitions:
-        """Those of one node, which is about to be converted."""
+        """The definitions of one node, which is about to be converted."""
         marks = node.metadata_props.get(TILE), node.metadata_props.get(PRECISION)
         key = (signature(node), *marks) if _complete(node) else None
-        return NodeDefinitions(self.made, key)
+        return NodeDefinitions(self.kernels, key)
 
 
 @dataclass(slots=True)
 class NodeDefinitions:
     """Emits the definitions of one node in order."""
 
-    made: dict[tuple[Any, ...], tuple[Any, Any]]
+    kernels: dict[tuple[Any, ...], tuple[Any, Any]]
     key: tuple[Any, ...] | None
     count: int = 0
 
     def emit(
         self, builder: Any, name: str, function: Callable[..., Any], args: Sequence[Any], attributes: dict[str, Any]
     ) -> Any:
-        """As BlockBuilder.emit_te does."""
+        """Emit a TE definition as one call, as `BlockBuilder.emit_te` does, but define an equal kernel only once."""
         self.count += 1
         if self.key is None or not all(isinstance(getattr(arg, "ty", None), relax.TensorType) for arg in args):
             return builder.emit_te(function, *args, primfunc_name_hint=name, primfunc_attrs=attributes)
         key = (self.key, self.count, name, tuple(attributes.items()), tuple(str(arg.ty) for arg in args))
-        if key not in self.made:
-            made, _, types = gen_call_tir_inputs(function, *args, primfunc_attrs=attributes)
-            self.made[key] = made, types
-        made, types = self.made[key]
-        return builder.emit(relax.call_tir(builder.add_func(made, name), relax.Tuple(list(args)), types))
+        if key not in self.kernels:
+            kernel, _, types = gen_call_tir_inputs(function, *args, primfunc_attrs=attributes)
+            self.kernels[key] = kernel, types
+        kernel, types = self.kernels[key]
+        return builder.emit(relax.call_tir(builder.add_func(kernel, name), relax.Tuple(list(args)), types))

@@ -5,8 +5,8 @@
 
 What is read element by element has a name in the kernel (`inlining`). What is read otherwise, transposed or from a
 smaller tensor, is written out wherever it is read; so is everything in a kernel with bfloat16 in it, which has no
-names. A value with more than MOST parts is computed from results that lie in memory: TVM's fusion takes no value into a
-kernel that the function gives out, so those results become such values.
+names. A value with more than MOST parts is computed from results that lie in memory: TVM does not fuse a
+value that its dataflow block outputs, so those results become such values.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MOST = 2000
 """Parts of the expressions in one kernel. A sigmoid has 60; LLVM takes a tenth of a second for a thousand."""
 
 NAMED = 400
-"""Parts of a value that is written out at other places than its own: it has names by then, and stays in memory."""
+"""Most parts of a value that is read at other places than its own; a larger one has names, and stays in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Kernel:
-    """Of one operator: `parts` of its own expressions, and how often it reads each operand at other places."""
+    """One operator: `parts` of its own expressions, and how often it reads each operand at other places."""
 
     pattern: int
     parts: int
@@ -42,7 +42,7 @@ class _Kernel:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What a value that may be fused brings: parts of it and of what is inside it, each once, and all written out."""
+    """Size of a value that may be fused: parts of it and of the values inside it, each once, and all written out."""
 
     inside: dict[Any, int]
     written: int
@@ -54,7 +54,7 @@ class _Held:
 
 
 def cut(module: Any) -> Any:
-    """The module, legalized and with operator patterns, in whose `main` large values are in memory."""
+    """Return `module`, legalized and with operator patterns, with the large values of `main` kept in memory."""
     main = module["main"]
     known: dict[Any, _Kernel] = {}
     held: dict[Any, _Held] = {}
@@ -72,14 +72,14 @@ def cut(module: Any) -> Any:
                 for operand, count, reads in zip(value.args[1].fields, kernel.elsewhere, kernel.reads, strict=False)
                 if operand in held and operand not in cuts
             ]
-            for operand, found, count, reads in sorted(operands, key=lambda each: each[1].size):
-                within = found.inside if count == 0 else {(variable, operand): found.size * count}
+            for operand, producer, count, reads in sorted(operands, key=lambda each: each[1].size):
+                within = producer.inside if count == 0 else {(variable, operand): producer.size * count}
                 added = _Held(
                     {**so_far.inside, **within},
-                    so_far.written + reads * found.written,
-                    so_far.nameless or found.nameless,
+                    so_far.written + reads * producer.written,
+                    so_far.nameless or producer.nameless,
                 )
-                if added.size > MOST or (count and found.size > NAMED):
+                if added.size > MOST or (count and producer.size > NAMED):
                     cuts[operand] = relax.Var(str(operand.name), operand.ty)
                 else:
                     so_far = added
@@ -91,28 +91,28 @@ def cut(module: Any) -> Any:
 def _kernel(function: Any) -> _Kernel:
     attributes = function.attrs or {}
     pattern = int(attributes["op_pattern"]) if "op_pattern" in attributes else 8
-    found = blocks.stages(function)
+    stages = blocks.stages(function)
     unknown = _Kernel(pattern, MOST, (0,) * len(function.params), (1,) * len(function.params), False)
-    if found is None:
+    if stages is None:
         return unknown
     try:
-        size = sum(sum(1 for _ in parts(stage.value)) for stage in found)
-        read = [list(_loads(found, parameter)) for parameter in function.params]
+        size = sum(sum(1 for _ in parts(stage.value)) for stage in stages)
+        read = [list(_loads(stages, parameter)) for parameter in function.params]
     except ValueError:  # an expression that is not taken apart
         return unknown
-    own = {str(list(found[-1].variables))}
+    own = {str(list(stages[-1].variables))}
     elsewhere = tuple(len({str(list(load.indices)) for load in loads} - own) for loads in read)
-    nameless = any(map(blocks.holds_bfloat16, found))
+    nameless = any(map(blocks.holds_bfloat16, stages))
     return _Kernel(pattern, size, elsewhere, tuple(map(len, read)), nameless)
 
 
-def _loads(found: list[blocks.Stage], parameter: Any) -> Iterator[Any]:
-    for stage in found:
+def _loads(stages: list[blocks.Stage], parameter: Any) -> Iterator[Any]:
+    for stage in stages:
         yield from (load for load in blocks.loads(stage.value) if load.source.same_as(parameter))
 
 
 def _kept(module: Any, fresh: dict[Any, Any]) -> Any:
-    """The module in whose `main` these variables are others, which the block that they are bound in gives out."""
+    """The module with these variables of `main` replaced by outputs of the dataflow block that binds them."""
     main = module["main"]
     bodies = []
     for block in main.body.blocks:

@@ -1,4 +1,4 @@
-"""What a kernel is, whatever it is called: functions that compute the same in the same way get one symbol.
+"""The identity of a kernel, independent of its name: functions that compute the same in the same way get one symbol.
 
 TVM's JSON of a function is a list of nodes that refer to each other by position, in the order in which they are first
 met; only the names of variables tell where in a model the function came from. Without the numbers in those names equal

@@ -1,4 +1,4 @@
-"""The skeleton of every cache of kernels: entries by the digest of all that decides their content."""
+"""The base of every kernel cache: entries are keyed by the digest of everything that decides their content."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Entry = TypeVar("Entry")
 
 
 class KernelCache(ABC, Generic[Entry]):
-    """Entries in a folder that other machines, devices and versions may share, by what was compiled, and for what."""
+    """Entries in a folder that machines, devices and versions may share, keyed by the kernel and its context."""
 
     def __init__(self, files: DiskCache, context: Mapping[str, Any]) -> None:
-        """Read nothing yet.
+        """Set up the cache; nothing is read yet.
 
         Args:
             files: the folder.
-            context: JSON values that decide the content of entries, besides what is asked for.
+            context: JSON values that decide the content of entries, besides the texts that are compiled.
         """
         self._files = files
         self._context = json.dumps(context, sort_keys=True)
@@ -32,7 +32,7 @@ class KernelCache(ABC, Generic[Entry]):
         return hashlib.sha256("\n".join((self._context, *parts)).encode()).hexdigest()
 
     def get(self, *parts: str) -> Entry | None:
-        """The entry for `parts`; None if there is none, or if it is not what was written."""
+        """The entry for `parts`; None if it is missing or corrupt."""
         content = self._files.get(self.key(*parts))
         return None if content is None else self.read(content)
 
@@ -42,7 +42,7 @@ class KernelCache(ABC, Generic[Entry]):
         self._grown = True
 
     def trim(self) -> None:
-        """Make room if something was added."""
+        """Evict old entries if an entry was added."""
         if self._grown:
             self._files.trim()
             self._grown = False

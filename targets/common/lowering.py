@@ -21,23 +21,23 @@ from graphopt.targets.common.tir import ieee, inlining, literals
 
 
 class Scheduler(Protocol):
-    """Takes kernels as they are found; equal ones have one symbol."""
+    """Schedules kernels in the order of the calls; equal kernels have one symbol."""
 
     def code(self, identity: Identity) -> tuple[Any, str]:
-        """What to keep among the functions for a kernel, and a note about its schedule."""
+        """The entry of `Lowered.functions` for a kernel, and a note about its schedule."""
 
 
 VIEWS = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
-"""Operators that only rename the shape: they stay outside fusion, and cost nothing."""
+"""Operators that only change the shape: they are not fused, and cost nothing."""
 
 
 def legalize(module: Any) -> Any:
-    """Relax operators to PrimFuncs, one each; views stay, nothing is fused."""
+    """Legalize each Relax operator to a PrimFunc; views stay, nothing is fused."""
     return relax.transform.LegalizeOps(literals.LEGALIZED, list(VIEWS))(module)
 
 
 def obstacle(module: Any) -> str | None:
-    """Why a legalized module is not all kernels and views, in a sentence; None if it is."""
+    """Why a legalized module holds more than kernels and views, in a sentence; None if it does not."""
     for block in module["main"].body.blocks:
         for binding in block.bindings:
             value = binding.value
@@ -50,7 +50,7 @@ def obstacle(module: Any) -> str | None:
 
 
 def fuse(module: Any, owners: origins.Owners, separate: bool) -> tuple[Any, dict[Any, tuple[str, ...]]]:
-    """Elementwise neighbours into the kernels before them (TVM's FuseOps and FuseTIR).
+    """Fuse elementwise consumers into their producers (TVM's FuseOps and FuseTIR).
 
     Args:
         module: legalized.
@@ -60,14 +60,12 @@ def fuse(module: Any, owners: origins.Owners, separate: bool) -> tuple[Any, dict
     Returns:
         The module, and for each variable of its `main` the ONNX nodes that are computed for it.
     """
-    whole = relax.transform.DeadCodeElimination()(module)
+    live = relax.transform.DeadCodeElimination()(module)
     grouped = (
-        whole
-        if separate
-        else relax.transform.FuseOps()(fusion_limits.cut(relax.transform.AnnotateTIROpPattern()(whole)))
+        live if separate else relax.transform.FuseOps()(fusion_limits.cut(relax.transform.AnnotateTIROpPattern()(live)))
     )
-    traced = origins.trace(whole, grouped, owners)
-    # both keep the variables of main, or drop those that only rename another
+    traced = origins.trace(live, grouped, owners)
+    # both keep the variables of main, or drop aliases
     return relax.transform.RewriteDataflowReshape()(relax.transform.FuseTIR()(grouped)), traced
 
 
@@ -127,7 +125,7 @@ class _Reader:
         return f"{self.prefix}{stem}{self.count}"
 
     def bind(self, variable: Any, value: Any, nodes: tuple[str, ...]) -> None:
-        """One binding of `main`: a kernel, a view, or a name for something that has one."""
+        """Read one binding of `main`: a kernel, a view, or an alias."""
         if isinstance(value, relax.Tuple):
             self.tuples[variable] = [self.name_of(item) for item in value.fields]
         elif isinstance(value, relax.TupleGetItem):
@@ -142,7 +140,7 @@ class _Reader:
         elif str(value.op.name) == "relax.call_tir":
             self._call(variable, value, nodes)
         elif (parts := concat_views.parts_of(value)) is not None:
-            self._join(variable, parts, nodes)
+            self._concat_view(variable, parts, nodes)
         elif str(value.op.name) in VIEWS:
             name = self.names[variable] = self.fresh("view")
             _declare(self.lowered, name, variable.ty, Place.VIEW, self.name_of(value.args[0]))
@@ -172,7 +170,7 @@ class _Reader:
         self.lowered.calls.append(KernelCall(symbol, inputs, tuple(outputs), origin=nodes))
 
     def _kernel(self, function: Any, hint: str) -> str:
-        """The symbol of a PrimFunc, whose code is now among the functions."""
+        """Add a PrimFunc to the functions; return its symbol."""
         kernel = identify(ieee.hide(inlining.inline(function)), hint)
         if kernel.symbol not in self.lowered.functions:
             self.lowered.functions[kernel.symbol], note = self.builder.code(kernel)
@@ -180,8 +178,8 @@ class _Reader:
                 self.lowered.notes.append(f"kernel {kernel.symbol}: {note}")
         return kernel.symbol
 
-    def _join(self, variable: Any, parts: list[Any], nodes: tuple[str, ...]) -> None:
-        """Place the parts in the result: by planning if a kernel of this segment wrote them, else by a copy."""
+    def _concat_view(self, variable: Any, parts: list[Any], nodes: tuple[str, ...]) -> None:
+        """Make parts that kernels of this segment write views of the result; copy the others into their views."""
         name = self.names[variable] = self.fresh("t")
         _declare(self.lowered, name, variable.ty, Place.ARENA)
         values = self.lowered.values
@@ -209,13 +207,13 @@ class _Reader:
         """Give the results the names that the segment promises."""
         self.lowered.outputs = wanted
         rename: dict[str, str] = {}
-        for name, found in zip(wanted, self.tuples[result], strict=True):
-            value = self.lowered.values[found]
-            internal = found.startswith(self.prefix) and value.place is not Place.WEIGHT
-            if internal and found not in rename:
-                rename[found] = name
-            elif name != found:  # an input, a constant, or a second name for one result: the same bytes again
-                storage, offset = concat_views.root(found, self.lowered.values)
+        for name, source in zip(wanted, self.tuples[result], strict=True):
+            value = self.lowered.values[source]
+            internal = source.startswith(self.prefix) and value.place is not Place.WEIGHT
+            if internal and source not in rename:
+                rename[source] = name
+            elif name != source:  # an input, a constant, or a second name for one result: the same bytes again
+                storage, offset = concat_views.root(source, self.lowered.values)
                 alias = Value(name, value.dtype, value.shape, Place.VIEW, offset, rename.get(storage, storage))
                 self.lowered.values[name] = alias
         _rename(self.lowered, rename)

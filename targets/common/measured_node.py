@@ -1,4 +1,4 @@
-"""The node that a workload describes, lowered alone to be timed, and what the times of its runs come to."""
+"""The node that a workload describes, lowered alone for timing, and the summary of its measured times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Progress = Callable[[str], None]
 
 
 def node_of(workload: Workload, tile: str = "", seed: int = 0) -> ir.Node:
-    """The ONNX node that a work describes; its constants hold random numbers."""
+    """The ONNX node that a workload describes; its constants hold random numbers."""
     generator = np.random.default_rng(seed)
     inputs = []
     for index, operand in enumerate(workload.operands):
@@ -39,13 +39,13 @@ def node_of(workload: Workload, tile: str = "", seed: int = 0) -> ir.Node:
 
 
 def opsets_of(workload: Workload) -> dict[str, int]:
-    """The opsets of a model that such a node stands in."""
+    """The opset imports of a model that holds the node of `workload`."""
     narrow = any(operand.dtype == "bfloat16" for operand in workload.operands)
     return {"": BFLOAT16_OPSET if narrow else OPSET, DOMAIN: VERSION}
 
 
 def lowered_alone(target: Target, workload: Workload, tile: str, prefix: str) -> Lowered | None:
-    """The kernels of a work with a tile; None where it has none."""
+    """The kernels of a workload with a tile; None where the node cannot be lowered with it."""
     node = node_of(workload, tile)
     inputs = [value for value in node.inputs if value is not None and not is_constant(value)]
     try:
@@ -55,6 +55,6 @@ def lowered_alone(target: Target, workload: Workload, tile: str, prefix: str) ->
 
 
 def timing(seconds: Sequence[float], tile: str) -> Timing:
-    """The median, and the middle half of the rounds: other programs on the machine spoil some of them."""
+    """The median and the quartiles of the rounds: other programs on the machine disturb some of them."""
     low, middle, high = np.percentile(seconds, (25, 50, 75))
     return Timing(float(middle), float(low), float(high), tile)

@@ -1,4 +1,4 @@
-"""Whether a node can become kernels, found by trying it alone."""
+"""Whether a node can become kernels, decided by importing it alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from graphopt.targets.common.definitions import Definitions
 from graphopt.targets.common.quiet import quiet
 
 _CODE = re.compile(r"[<>{}\[\]|=]|\b(R|T|I|relax|tirx|tir|ir)\.|\w\(|Check failed|Error\b|None\b|Relax|TE\b")
-"""What stands in a dump of TVM, not in a sentence for its user."""
+"""Matches text of TVM's internal dumps, which no user can read."""
 
 
 def obstacle(
@@ -26,19 +26,19 @@ def obstacle(
     table: Table,
     definitions: Definitions,
 ) -> str | None:
-    """Why `node` cannot become kernels, in a sentence, found by importing it alone; None if it can."""
+    """Import `node` alone; return why it cannot become kernels, in a sentence, or None if it can."""
     try:
         with quiet():
             imported = relax_import.import_nodes([node], *ends(node), opsets, machine, table, definitions)
             return lowering.obstacle(lowering.legalize(imported.module))
     except relax_import.NotSupported as error:
         return str(error)
-    except Exception as error:  # noqa: BLE001  TVM's converters raise anything at what they do not know
+    except Exception as error:  # noqa: BLE001  TVM's converters raise anything for unsupported nodes
         return _why(node, error)
 
 
 def _why(node: ir.Node, error: Exception) -> str:
-    """What stands before kernels: an operand that is no constant, else what TVM says if a user can read it."""
+    """Why there are no kernels: an operand that must be constant, else TVM's message if a user can read it."""
     for position in SIZES.get(node.op_type, ()):
         operand = node.inputs[position] if position < len(node.inputs) else None
         if operand is not None and not is_constant(operand):
@@ -47,7 +47,7 @@ def _why(node: ir.Node, error: Exception) -> str:
 
 
 def readable(error: Exception) -> str:
-    """TVM's last line, if it is a sentence; its checks, types and expressions are none."""
+    """The last line of TVM's message if it is a sentence, not a check, type or expression; else a general reason."""
     line = first_line(error)
     if _CODE.search(line) or len(line.split()) < 2:
         return "these types, shapes or attributes have no kernel"
@@ -55,7 +55,7 @@ def readable(error: Exception) -> str:
 
 
 def template(reason: str | None, node: ir.Node) -> str | None:
-    """`reason` with places for the names of values, since nodes that are alike share it."""
+    """`reason` with placeholders for the names of values, since equal nodes share it."""
     for place, value in _values(node):
         if reason is not None and value.name:
             reason = reason.replace(f"value {value.name} ", f"value {place} ")
@@ -63,7 +63,7 @@ def template(reason: str | None, node: ir.Node) -> str | None:
 
 
 def spelled(reason: str | None, node: ir.Node) -> str | None:
-    """A template with the names of the values of `node`."""
+    """Fill the names of the values of `node` into a template."""
     for place, value in _values(node):
         if reason is not None:
             reason = reason.replace(f"value {place} ", f"value {value.name} ")
@@ -76,12 +76,12 @@ def _values(node: ir.Node) -> list[tuple[str, ir.Value]]:
 
 
 def ends(node: ir.Node) -> tuple[list[ir.Value], list[ir.Value]]:
-    """The variable inputs of `node`, and its outputs that somebody reads."""
+    """The variable inputs of `node`, and its outputs that have consumers."""
     inputs = list(dict.fromkeys(v for v in node.inputs if v is not None and not is_constant(v)))
     return inputs, [v for v in node.outputs if v.uses() or v.is_graph_output()] or list(node.outputs[:1])
 
 
 def first_line(error: Exception) -> str:
-    """What TVM has to say, which is the last line of its message."""
+    """The last line of TVM's message, which holds the error itself."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:160].rstrip(".")

@@ -1,8 +1,8 @@
-"""Which ONNX nodes a fused kernel computes, told by what reads what: no names, no order of emission, no equal values.
+"""Which ONNX nodes a fused kernel computes, traced by data dependences: not by names, emission order or equal values.
 
 A node owns the Relax variables that its outputs are computed from and that no node before it owns. Fusion regroups
-calls and renames variables, but both modules are the same graph of calls: walked together from their results back to
-their inputs, operand by operand, they meet the same call at the same time, also where calls are equal.
+calls and renames variables, but both modules are the same graph of calls: walked in parallel from their results back
+to their inputs, operand by operand, they meet the same call at the same time, also where calls are equal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Owners = Mapping[Any, str]
 
 
 def claim(owners: dict[Any, str], variable: Any, node: str, definition: Callable[[Any], Any]) -> None:
-    """Let `node` own `variable` and what that is computed from, as far as nothing there has an owner.
+    """Let `node` own `variable` and the variables that it is computed from, up to those that have an owner.
 
     Args:
         definition: the expression that a variable is bound to; None for a parameter.
@@ -43,7 +43,7 @@ def legalized(owners: Owners, module: Any) -> dict[Any, str]:
 
 
 def trace(before: Any, after: Any, owners: Owners) -> dict[Any, tuple[str, ...]]:
-    """For each variable of `after.main`, the nodes that its value takes, in order.
+    """For each variable of `after.main`, the nodes that compute its value, in order.
 
     Args:
         before: the legalized module, one kernel per call.
@@ -51,7 +51,7 @@ def trace(before: Any, after: Any, owners: Owners) -> dict[Any, tuple[str, ...]]
         owners: of the variables of `before`.
     """
     nodes = [owners.get(variable) for variable, _ in bindings(before["main"])]
-    found: dict[int, set[int]] = {}
+    matches: dict[int, set[int]] = {}
     seen: set[tuple[_Step, _Step]] = set()
     waiting = [(_result(before), _result(after))]
     while waiting:
@@ -61,11 +61,11 @@ def trace(before: Any, after: Any, owners: Owners) -> dict[Any, tuple[str, ...]]
         elif isinstance(old, _Step) and isinstance(new, _Step) and (old, new) not in seen:
             seen.add((old, new))
             if old.operator == new.operator:
-                found.setdefault(new.position, set()).add(old.position)
+                matches.setdefault(new.position, set()).add(old.position)
                 waiting.append((old.operands, new.operands))
     traced = {}
     for position, (variable, _) in enumerate(bindings(after["main"])):
-        named = (nodes[old] for old in sorted(found.get(position, ())))
+        named = (nodes[old] for old in sorted(matches.get(position, ())))
         traced[variable] = tuple(dict.fromkeys(node for node in named if node is not None))
     return traced
 
@@ -78,7 +78,7 @@ def bindings(function: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _variables(expression: Any) -> Iterator[Any]:
-    """What the expression reads."""
+    """The variables that the expression reads."""
     if isinstance(expression, relax.Var):
         yield expression
     elif isinstance(expression, relax.Call | relax.Tuple):
@@ -90,7 +90,7 @@ def _variables(expression: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
-    """One call that a module makes; `position` is the binding of `main` that it is made in, or for."""
+    """One call of a module; `position` is the binding of `main` with the call, or with the call of its function."""
 
     operator: str
     operands: tuple[Any, ...]
@@ -112,8 +112,8 @@ def _evaluate(module: Any, expression: Any, known: Mapping[Any, Any], position: 
     if isinstance(expression, relax.Tuple):
         return tuple(_evaluate(module, item, known, position) for item in expression.fields)
     if isinstance(expression, relax.TupleGetItem):
-        whole = _evaluate(module, expression.tuple_value, known, position)
-        return whole[int(expression.index)] if isinstance(whole, tuple) else whole
+        fields = _evaluate(module, expression.tuple_value, known, position)
+        return fields[int(expression.index)] if isinstance(fields, tuple) else fields
     if not isinstance(expression, relax.Call):
         return None
     operands = tuple(_evaluate(module, item, known, position) for item in expression.args)

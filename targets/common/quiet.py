@@ -1,4 +1,4 @@
-"""TVM's warnings do not reach the user: they speak of its own code, and it has no level below which it is silent."""
+"""Suppresses TVM's warnings, which concern its own code; TVM has no log level that silences them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _lock = threading.RLock()
 def quiet() -> Iterator[None]:
     """Within the block, lines that TVM's logger writes to stderr as warnings are dropped, and Python's are ignored.
 
-    The file descriptor itself is turned to memory, since the logger is C++. Everything else that was written there,
-    by whomever, comes out when the block ends. Blocks of several threads follow one another.
+    The file descriptor itself is redirected to memory, since the logger is C++. Everything else that was written to
+    it is replayed when the block ends. Blocks of several threads run one after another.
     """
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -39,7 +39,7 @@ def quiet() -> Iterator[None]:
 
 
 def _replay(held: int) -> None:
-    """Write what the block wrote, without TVM's warnings."""
+    """Write the captured lines to stderr, without TVM's warnings."""
     with open(held, "rb") as file:
         file.seek(0)
         lines = file.read().splitlines(keepends=True)

@@ -32,7 +32,7 @@ from graphopt.targets.common.converters.table import Table, of_node
 from graphopt.targets.common.definitions import Definitions, is_small
 
 _MAX_ELEMENTS = 2**31 - 1
-"""Of a tensor: Relax flattens shapes to 32 bits."""
+"""Most elements of a tensor: Relax flattens shapes to 32 bits."""
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ def import_nodes(
     Args:
         machine: what the target's converters and kernels choose tiles for.
         table: the converters of the target.
-        definitions: of kernels for this machine, those of earlier calls too.
+        definitions: kernels for this machine, shared with earlier calls.
 
     Raises:
         NotSupported: a node, named with the reason, has no native form.
@@ -172,12 +172,12 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
         list(result.fields) if isinstance(result, relax.Tuple) else result if isinstance(result, list) else [result]
     )
     if len(results) == 1 and isinstance(getattr(results[0], "ty", None), relax.TupleType):
-        whole = scope.builder.emit(results[0])
-        results = [relax.TupleGetItem(whole, i) for i in range(len(whole.ty.fields))]
+        packed = scope.builder.emit(results[0])
+        results = [relax.TupleGetItem(packed, i) for i in range(len(packed.ty.fields))]
     if len(results) < len(node.outputs):
         raise NotSupported(f"{node.op_type} has no native form with {len(node.outputs)} outputs")
     for value, expression in zip(node.outputs, results, strict=False):
-        if expression is None:  # an output that nobody reads
+        if expression is None:  # an output without consumers
             continue
         scope.expressions[value] = checked = _checked(scope, value, expression)
         if isinstance(checked, relax.Var):
@@ -192,7 +192,7 @@ def _converters(node: ir.Node, table: Table) -> Sequence[Converter]:
 
 
 def _unheld(value: ir.Value) -> str:
-    """Why no place in memory can be planned for `value`. Nodes behind one another share the reason."""
+    """Why no memory can be planned for `value`. Nodes in a chain share the reason."""
     if not isinstance(value.type, ir.TensorType):
         return f"value {value.name} is no tensor" if value.type is not None else "the type of a value is not known"
     if value.shape is None or not value.shape.is_static():
@@ -206,21 +206,21 @@ def _shape(value: ir.Value) -> tuple[int, ...]:
 
 
 def _checked(scope: _Scope, value: ir.Value, expression: Any) -> Any:
-    """Emit `expression` and hold its type against the one that ONNX shape inference gave."""
+    """Emit `expression` and check its type against the one that ONNX shape inference gave."""
     if isinstance(expression, relax.ShapeExpr):
         raise NotSupported(f"value {value.name} is a shape that is not known before run time")
     expression = scope.builder.normalize(expression)
     if not isinstance(expression, GenericConst | relax.Var):
         expression = scope.builder.emit(expression)
-    found = expression.ty
+    inferred = expression.ty
     expected = static_type(value)
-    if not isinstance(found, relax.TensorType) or found.shape is None or expected is None:
+    if not isinstance(inferred, relax.TensorType) or inferred.shape is None or expected is None:
         raise NotSupported(_unheld(value))
     try:
-        shape = tuple(int(d) for d in found.shape)
+        shape = tuple(int(d) for d in inferred.shape)
     except TypeError:
         raise NotSupported(f"value {value.name} has a shape that is not known before run time") from None
-    dtype = str(found.dtype)
+    dtype = str(inferred.dtype)
     if shape != expected[1] and all(d == 1 for d in (*shape, *expected[1])):  # TVM has few scalars: one element is one
         expression, shape = scope.builder.emit(relax.op.reshape(expression, expected[1])), expected[1]
     if (dtype, shape) != expected:
@@ -231,7 +231,7 @@ def _checked(scope: _Scope, value: ir.Value, expression: Any) -> Any:
 
 
 def refusal(node: ir.Node, table: Table) -> str | None:
-    """Why `node` is not even tried, in a sentence; None if it may be."""
+    """Why `node` is refused without a conversion, in a sentence; None if it may be converted."""
     domain = node.domain or ""
     if domain not in ("", "ai.onnx", "graphopt"):
         return f"operators of the domain {domain} have no native form"

@@ -1,4 +1,4 @@
-"""A digest of the files that decide what code is generated, so that what they made before is not taken for theirs."""
+"""A digest of the files that decide what code is generated, so that kernels of other sources are not reused."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _IMPORTED = time.time()  # `load_target` imports this file before the others
 
 @functools.cache
 def digest() -> str:
-    """Of every Python file of this package, in order of their names."""
+    """SHA-256 of every Python file of this package, in order of their names."""
     folder = Path(__file__).parents[1]
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for path in _files(folder):
-        found.update(str(path.relative_to(folder)).encode())
-        found.update(hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()
+        hasher.update(str(path.relative_to(folder)).encode())
+        hasher.update(hashlib.sha256(path.read_bytes()).digest())
+    return hasher.hexdigest()
 
 
 def unchanged(folder: Path = Path(__file__).parents[1], imported: float = _IMPORTED) -> bool:

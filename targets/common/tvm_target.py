@@ -1,4 +1,4 @@
-"""What targets whose code TVM generates say of nodes: whether they become kernels, whether code can be generated."""
+"""Base of the targets whose code TVM generates: whether nodes become kernels, whether code can be generated."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from graphopt.targets.common.definitions import Definitions, signature
 
 
 class TvmTarget(ABC):
-    """`separate` makes every operator a kernel of its own; nodes that are alike share their `definitions`."""
+    """`separate` makes every operator a kernel of its own; equal nodes share their `definitions`."""
 
     def __init__(self, machine: Any, table: Table) -> None:
-        """Nothing is tried yet.
+        """Set up the target; no node is tried yet.
 
         Args:
             machine: what converters choose tiles for.
@@ -38,12 +38,12 @@ class TvmTarget(ABC):
         return native.spelled(self._answers[key], node)
 
     def lacking(self, node: ir.Node) -> str | None:
-        """Why the hardware cannot hold what `node` reads or writes, in a sentence; None if it can."""
+        """Why the hardware cannot hold the inputs or outputs of `node`, in a sentence; None if it can."""
         del node
         return None
 
     def defect(self, node: ir.Node, opsets: Mapping[str, int]) -> str | None:
-        """Lower the node alone and generate its code."""
+        """Lower the node alone and generate its code; return why that fails, or None."""
         try:
             lowered = self.lower([node], *native.ends(node), opsets, "probe_")
             if lowered.functions:

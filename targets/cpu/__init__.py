@@ -1,0 +1,1 @@
+"""The CPU target: converters, kernels, schedules, code generation and measurement."""

@@ -23,7 +23,7 @@ from graphopt.targets.cpu.object_cache import Built, ObjectCache
 
 
 def compile_functions(functions: Mapping[str, Any], machine: CpuMachine) -> Any:
-    """Generate code for PrimFuncs by symbol, all together; the result is callable by `module[symbol]`."""
+    """Generate code for PrimFuncs by symbol, in one module; the result is callable by `module[symbol]`."""
     library_runtime.runtime()  # settles how TVM's thread pool starts, before the first kernel starts it
     module = tvm.IRModule({tvm.ir.GlobalVar(symbol): function for symbol, function in functions.items()})
     register_arrays.register()
@@ -45,7 +45,11 @@ class Builder:
     """
 
     def __init__(self, machine: CpuMachine, cache: ObjectCache | None = None, ahead: bool = False) -> None:
-        """Args: ahead: begin to compile as soon as a kernel is scheduled, because all of them will be needed."""
+        """Set up the builder; nothing is compiled yet.
+
+        Args:
+            ahead: begin to compile as soon as a kernel is scheduled, because all of them will be needed.
+        """
         self._machine, self._cache, self._ahead = machine, cache, ahead
         self._kernels: dict[str, _Kernel] = {}
         self._loaded: dict[str, Callable[..., Any]] = {}
@@ -55,9 +59,9 @@ class Builder:
         self._running: list[Future[bytes]] = []
 
     def code(self, identity: Identity) -> tuple[Any, str]:
-        """What `library` takes for a kernel, and the note of its schedule.
+        """The code of a kernel, as `library` takes it, and the note of its schedule.
 
-        A PrimFunc with its schedule applied, or, from the cache, the finished object.
+        The code is a PrimFunc with its schedule applied or, from the cache, an object file.
         """
         known = self._kernels.get(identity.symbol)
         if known is None:
@@ -67,7 +71,7 @@ class Builder:
         return known.code, known.note
 
     def identity(self, symbol: str) -> Identity:
-        """Of a kernel that `code` was given."""
+        """The identity of a kernel that was passed to `code`."""
         return self._kernels[symbol].identity
 
     def _new(self, identity: Identity) -> _Kernel:
@@ -81,13 +85,13 @@ class Builder:
         return kernel
 
     def _begin(self) -> None:
-        """Keep the threads busy; what has begun is little, so that a process that gives up ends soon."""
+        """Keep the threads busy with a short queue, so that a process that gives up ends soon."""
         self._running = [future for future in self._running if not future.done()]
         while self._waiting and len(self._running) < 2 * self._threads:
             self._running.append(self._submit(next(iter(self._waiting.values()))))
 
     def _submit(self, kernel: _Kernel) -> Future[bytes]:
-        if kernel.object is None or kernel.object.cancelled():  # with all others, when the code of one failed
+        if kernel.object is None or kernel.object.cancelled():  # cancelled with all others when the code of one failed
             self._waiting.pop(kernel.identity.symbol, None)
             kernel.object = self._pool.submit(self._compile, kernel)
         return kernel.object
@@ -116,7 +120,7 @@ class Builder:
         """Object files in the order of their symbols."""
         begun = [self._object(symbol, function) for symbol, function in functions.items()]
         try:
-            found = [item if isinstance(item, bytes) else item.result() for item in begun]
+            objects = [item if isinstance(item, bytes) else item.result() for item in begun]
         except BaseException:
             for item in begun:
                 if not isinstance(item, bytes):
@@ -124,7 +128,7 @@ class Builder:
             raise
         if self._cache is not None:
             self._cache.trim()
-        return found
+        return objects
 
     def _object(self, symbol: str, function: Any) -> bytes | Future[bytes]:
         if isinstance(function, Built):

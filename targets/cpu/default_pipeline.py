@@ -1,4 +1,4 @@
-"""TVM's own way from ONNX to code, to be compared with: nothing of graphopt's schedules or passes is in it.
+"""TVM's default path from ONNX to code, as a baseline: it has none of graphopt's schedules or passes.
 
 ONNX -> relax.frontend.onnx -> tvm.compile with the default Relax and TIR pipelines of the target -> virtual machine
 """

@@ -1,4 +1,4 @@
-"""What the generated code must know about the CPU it will run on: vector width, registers, caches, cores."""
+"""The CPU that code is generated for: vector width, registers, caches, cores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from graphopt.runtime.devices import host
 
 @dataclass(frozen=True, slots=True)
 class CpuLevel:
-    """An x86-64 micro-architecture level: LLVM's name for it, what a CPU must offer, and its register file."""
+    """An x86-64 micro-architecture level: LLVM's name for it, the features that it requires, and its registers."""
 
     name: str
     mcpu: str
@@ -29,7 +29,7 @@ class CpuLevel:
 
 _AVX512 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _AVX2 = ("avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm")
-# LLVM splits 512-bit vectors in two by default on its x86-64-v4, which halves the rate where the units are full width.
+# LLVM splits 512-bit vectors in two by default on its x86-64-v4, which halves the throughput of full-width units.
 LEVELS = {
     "avx512vnni": CpuLevel(
         "avx512vnni",

@@ -1,4 +1,4 @@
-"""Seconds of kernels on this machine: candidates interleaved, weights from memory as in a whole model, with the noise.
+"""Times kernels on this machine: candidates interleaved, weights from memory as in a model, with the noise.
 
 In a model every layer's weights are read once per run, and so much else in between that they come from memory again;
 a kernel repeated alone would find them in its caches. Each run therefore reads its constants at another place of a pool
@@ -37,7 +37,7 @@ SMALL_CONSTANT = 4096
 def measure(
     groups: Sequence[Sequence[tuple[Workload, str]]], target: Target, threads: int, progress: Progress | None = None
 ) -> list[list[Timing | None]]:
-    """Time every (work, tile); those of one group are interleaved. None where a kernel cannot be built."""
+    """Time every (workload, tile); those of one group are interleaved. None where a kernel cannot be built."""
     if progress is not None:
         progress(f"building {sum(map(len, groups))} kernels to measure")
     lowered = [
@@ -66,10 +66,10 @@ def _measure_all(
     results: list[list[Timing | None]] = []
     for done, (group, items) in enumerate(zip(groups, lowered, strict=True)):
         runners = [None if item is None else _Runner(item, load, pool) for item in items]
-        found = iter(_interleave([runner for runner in runners if runner is not None]))
+        times = iter(_interleave([runner for runner in runners if runner is not None]))
         results.append(
             [
-                None if runner is None else timing(next(found), tile)
+                None if runner is None else timing(next(times), tile)
                 for runner, (_, tile) in zip(runners, group, strict=True)
             ]
         )
@@ -97,7 +97,7 @@ class _Pool:
         numbers[:] = np.resize(block, numbers.shape)
 
     def places(self, array: NDArray[Any]) -> list[NDArray[Any]]:
-        """The array itself, or several others of its shape that together exceed the caches."""
+        """The array itself, or several arrays of its shape whose total size exceeds the caches."""
         step = -(-array.nbytes // 64) * 64
         if array.dtype != np.float32 or array.nbytes < SMALL_CONSTANT or 2 * step > POOL_BYTES:
             return [array]
@@ -109,7 +109,7 @@ class _Pool:
 
 @dataclass(slots=True)
 class _Runner:
-    """Runs the calls of one lowered work on memory of its own."""
+    """Runs the calls of one lowered workload on memory of its own."""
 
     calls: list[tuple[Callable[..., Any], list[tuple[Any, ...]]]]
     position: int = 0
@@ -151,7 +151,7 @@ class _Runner:
 
 
 def _interleave(runners: Sequence[_Runner]) -> list[list[float]]:
-    """Per runner the mean seconds of a run in each round."""
+    """For each runner, the mean seconds per run in each round."""
     lengths = []
     for runner in runners:
         runner.run(1)

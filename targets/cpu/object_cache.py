@@ -1,4 +1,4 @@
-"""Kernels that were compiled before: object files by the digest of everything that decides their bytes."""
+"""The cache of compiled kernels: object files by the digest of everything that decides their bytes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,16 @@ class ObjectCache(KernelCache[Built]):
     """Object files for one machine, by the symbol and the text of the kernel."""
 
     def __init__(self, files: DiskCache, machine: CpuMachine) -> None:
-        """Args: machine: that the code is for."""
+        """Set up the cache; nothing is read yet.
+
+        Args:
+            files: the folder.
+            machine: the machine that the code is generated for.
+        """
         super().__init__(files, facts(machine))
 
     def read(self, content: bytes) -> Built:
-        """The note, a zero byte, and the code."""
+        """Parse an entry: the note, a zero byte, and the code."""
         note, _, code = content.partition(b"\0")
         return Built(code, note.decode())
 

@@ -1,4 +1,4 @@
-"""What LLVM is told of memory: small arrays of a kernel are on the stack, operands are aligned as numpy aligns them.
+"""Memory in LLVM: small arrays of a kernel are on the stack, operands have the alignment of numpy's arrays.
 
     acc = TVMBackendAllocWorkspace(1792)    ->    acc = alloca(1792)
     storage_alignment(x) = 64               ->    storage_alignment(x) = 16
@@ -28,14 +28,14 @@ LARGEST = 8192
 
 OPERAND_ALIGNMENT = 16
 """Bytes that an operand's address is known to be a multiple of: numpy's arrays are, which kernels then read in place.
-Loads of whole vectors take no longer for it where the address is aligned."""
+Unaligned vector loads are as fast where the address is in fact aligned."""
 
 KEEP = "disable_lower_builtin"
 """Annotation by which TVM leaves an allocation to LLVM."""
 
 
 def register() -> None:
-    """Make PIPELINE known to TVM."""
+    """Register PIPELINE with TVM."""
     ieee.register()
     compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)
 

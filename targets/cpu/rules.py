@@ -15,7 +15,7 @@ from graphopt.targets.cpu.kernels.integer import gemm as integer_gemm
 from graphopt.targets.cpu.machine import CpuMachine
 
 Rule = Callable[[s_tir.Schedule, Block, CpuMachine], Any]
-"""Changes the schedule; what it returns, another schedule or a function, is what to take instead."""
+"""Changes the schedule in place; a schedule or function that it returns replaces it."""
 
 RULES: dict[str, Rule] = {
     direct.NAME: direct.schedule,
@@ -38,7 +38,7 @@ RULES: dict[str, Rule] = {
 def apply(function: Any, machine: CpuMachine) -> tuple[Any, str]:
     """The scheduled PrimFunc, its name and signature unchanged, and a sentence if its rule did not fit it.
 
-    Every schedule computes the same function, so a rule that a shape defeats costs speed and nothing else.
+    Every schedule computes the same function, so a rule that fails for a shape costs speed and nothing else.
     """
     if function.attrs is not None and SCHEDULED in function.attrs:
         return function, ""

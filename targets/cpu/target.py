@@ -45,17 +45,17 @@ class CpuTarget(TvmTarget):
 
     @property
     def skips(self) -> bool:
-        """The host makes every call."""
+        """True: the host issues every call, so it can skip any."""
         return True
 
     @property
     def machine(self) -> Machine:
-        """Vector lanes and cores of the host, with the cost model's own rates scaled to them."""
+        """The cost model's machine, scaled to the vector lanes and cores of the host."""
         lanes = self.cpu.lanes()
         return Machine(vector_lanes=lanes, cores=self.cpu.cores)
 
     def estimate(self, workload: Workload, units: str) -> float | None:
-        """None: the roofline's rates are those of CPUs."""
+        """None: the rates of the roofline model describe CPUs already."""
         return None
 
     def describe(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class CpuTarget(TvmTarget):
         opsets: Mapping[str, int],
         prefix: str,
     ) -> Lowered:
-        """Import, fuse, schedule; then run what depends on constants only."""
+        """Import, fuse and schedule the nodes, then evaluate the calls that depend on constants only."""
         with quiet():
             imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, TABLE, self.definitions)
             lowered = lowering.lower(imported, self._builder, prefix, self.separate)
@@ -79,31 +79,31 @@ class CpuTarget(TvmTarget):
         return lowered
 
     def library(self, functions: Mapping[str, Any]) -> bytes:
-        """Compile and link."""
+        """Compile and link all functions into one shared library."""
         return self._builder.library(functions)
 
     def tiles(self, workload: Workload) -> tuple[str, ...]:
-        """As `targets.tiles` lists them."""
+        """The tiles worth measuring for `workload`, the default first."""
         return tiles.tiles(workload, self.cpu)
 
     def wide_tiles(self, workload: Workload) -> tuple[str, ...]:
-        """As `targets.tiles` lists them."""
+        """All tiles that the kernel of `workload` can be built with; none where there is nothing to choose."""
         return tiles.wide(workload, self.cpu)
 
     def measure(
         self, groups: Sequence[Sequence[tuple[Workload, str]]], progress: Callable[[str], None] | None = None
     ) -> list[list[Timing | None]]:
-        """Time on as many threads as the code is generated for."""
+        """Time every (workload, tile) on as many threads as the code is generated for."""
         return measure.measure(groups, self, self.cpu.cores, progress)
 
     def cannot_measure(self) -> str | None:
-        """Code for a level that this processor lacks cannot run here."""
+        """Why the code cannot run here, in a sentence: the processor lacks features of its level. None if it can."""
         if host_cpu.features().issuperset(self.cpu.level.features):
             return None
         return f"this processor lacks features of {self.cpu.level.name}"
 
     def cost_facts(self) -> dict[str, str]:
-        """Processor, threads, code generator, and the sources of the kernels."""
+        """What measured times depend on: processor, threads, code generator, and the sources of the kernels."""
         return {
             "processor": host_cpu.model_name(),
             "threads": str(self.cpu.cores),
@@ -114,7 +114,7 @@ class CpuTarget(TvmTarget):
 
 
 class _OnHost:
-    """What `constants.evaluate_constants` asks of a builder, where this processor cannot run the code of the level."""
+    """Builds kernels for constant folding for this processor where it cannot run the code of the target's level."""
 
     def __init__(self, builder: build.Builder) -> None:
         self._builder = builder

@@ -1,4 +1,4 @@
-"""The tiles that the kernel of a work may use: a small generated space per kind of kernel, the best estimate first."""
+"""The tiles that a workload's kernel can use: a small generated space per kind of kernel, the best estimate first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT = ("",)
 
 
 def _direct(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:
-    """Of `Conv2dBlocked`."""
+    """Tiles of `Conv2dBlocked`."""
     attributes = dict(workload.attributes)
     group = attributes.get("group", 1)
     co, _, kh, kw, _, _ = workload.operands[1].shape
@@ -30,7 +30,7 @@ def _direct(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:
 
 
 def _winograd(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:
-    """Of `Conv2dWinograd` and `Conv2dWinogradAxis`."""
+    """Tiles of `Conv2dWinograd` and `Conv2dWinogradAxis`."""
     m, out = _winograd_plane(workload)
     taps, co, ci, _, _ = workload.operands[1].shape
     itemsize = ITEM_BYTES[workload.operands[0].dtype]
@@ -51,7 +51,7 @@ def _winograd_plane(workload: Workload) -> tuple[tuple[int, int], tuple[int, int
 
 
 def _extents(workload: Workload) -> tuple[int, int, int] | None:
-    """(M, N, K) of the product that the kernel of `workload` computes, per group and batch; None where it is none.
+    """(M, N, K) of the GEMM that the kernel of `workload` computes, per group and batch; None if it computes none.
 
     They rank the tiles; the kernel computes the same with any.
     """
@@ -79,7 +79,7 @@ def _extents(workload: Workload) -> tuple[int, int, int] | None:
 
 
 def _product(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:
-    """Of what becomes a matrix product; the kernel's own choice, the best estimate, is spelled by nothing."""
+    """Tiles of operators that become GEMMs; the empty string is the kernel's own choice, the best estimate."""
     extents = _extents(workload)
     if extents is None:
         return DEFAULT
@@ -94,7 +94,7 @@ def _every_product(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:
 
 
 def _computed(workload: Workload) -> str:
-    """The dtype that the sums have: halves are computed in single precision."""
+    """The dtype of the sums: fp16 and bf16 are computed in single precision."""
     dtype = workload.operands[0].dtype
     return "float32" if dtype in ("float16", "bfloat16") else dtype
 
@@ -108,7 +108,7 @@ SPACES: dict[tuple[str, str], Space] = {
     ("", "Gemm"): _product,
     ("", "MatMul"): _product,
 }
-"""By domain and operator."""
+"""Tile spaces by domain and operator."""
 
 WIDE: dict[tuple[str, str], Space] = {
     ("graphopt", "Conv2dWinograd"): _every_winograd,
@@ -118,7 +118,7 @@ WIDE: dict[tuple[str, str], Space] = {
     ("", "Gemm"): _every_product,
     ("", "MatMul"): _every_product,
 }
-"""The same, every tile that the kernel can be built with."""
+"""Spaces of every tile that the kernel can be built with, by domain and operator."""
 
 
 def tiles(workload: Workload, machine: CpuMachine) -> tuple[str, ...]:

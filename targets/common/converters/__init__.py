@@ -1,0 +1,1 @@
+"""Converters from ONNX nodes to Relax calls that every target shares."""

@@ -1,4 +1,4 @@
-"""Elementwise functions with a bend, and extremes of several tensors, whose infinities and NaN are ONNX Runtime's."""
+"""Activations and extremes of several tensors, with ONNX Runtime's results for infinities and NaN."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.common.tir import ieee
 
 Function = Callable[[Context, str], Callable[..., Any]]
-"""Of a node and the dtype that it is computed in: what to make of an element of each operand."""
+"""From a node and the dtype that it is computed in to the function of one element of each operand."""
 
 
 def function(define: Function) -> Converter:
-    """An operator on floats of one type; halves are computed in single precision, and rounded once."""
+    """An operator on floats of one type; fp16 and bf16 are computed in single precision, and rounded once."""
 
     def convert(c: Context, inputs: list[Any]) -> Any:
         dtype = dtype_of(inputs[0])
@@ -48,15 +48,18 @@ def _times(x: Any, factor: float, dtype: str) -> Any:
 
 
 def leaky_relu(c: Context, dtype: str) -> Callable[[Any], Any]:
+    """x above 0, alpha x below."""
     alpha = c.real("alpha", 0.01)
     return lambda x: tirx.Select(x >= const(0, dtype), x, _times(x, alpha, dtype))
 
 
 def prelu(_: Context, dtype: str) -> Callable[[Any, Any], Any]:
+    """x above 0, slope x below."""
     return lambda x, slope: tirx.Select(x >= const(0, dtype), x, x * slope)
 
 
 def thresholded_relu(c: Context, dtype: str) -> Callable[[Any], Any]:
+    """x above alpha, 0 below."""
     alpha = const(c.real("alpha", 1.0), dtype)
     return lambda x: tirx.Select(x > alpha, x, const(0, dtype))
 
@@ -78,6 +81,7 @@ def elu(c: Context, dtype: str) -> Callable[[Any], Any]:
 
 
 def hard_sigmoid(c: Context, dtype: str) -> Callable[[Any], Any]:
+    """alpha x + beta, clamped to [0, 1]."""
     alpha, beta = c.real("alpha", 0.2), const(c.real("beta", 0.5), dtype)
 
     def value(x: Any) -> Any:
@@ -102,7 +106,6 @@ def hard_swish(_: Context, dtype: str) -> Callable[[Any], Any]:
 
 def softplus(_: Context, dtype: str) -> Callable[[Any], Any]:
     """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), where log1p(u) = log(w) u / (w - 1) of w = 1 + u (Kahan)."""
-
     one, u = const(1, dtype), tirx.Var("u", dtype)
     w = one + u
     near = tirx.Select(w == one, u, tirx.log(w) * (u / ieee.difference(w, one)))
@@ -114,6 +117,7 @@ def softplus(_: Context, dtype: str) -> Callable[[Any], Any]:
 
 
 def sign(c: Context, dtype: str) -> Callable[[Any], Any]:
+    """-1, 0 or 1; NaN gives 0 in half precision, NaN in other types."""
     zero = const(0, dtype)
     of_nan = zero if c.node.outputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else None
 
@@ -140,7 +144,7 @@ def extreme(largest: bool) -> Converter:
         first, *rest = spread(c, inputs)
         if not rest:
             return elementwise_map(c, lambda x: x, first)
-        for each in rest:  # in one expression, each operand would be written out thrice in the next
+        for each in rest:  # one expression would repeat each operand three times in the next
             first = c.builder.emit(elementwise_map(c, further, first, each))
         return first
 

@@ -31,11 +31,11 @@ def is_inf(c: Context, inputs: list[Any]) -> Any:
     signs = [sign for sign, name in ((1, "detect_positive"), (-1, "detect_negative")) if c.integer(name, 1)]
     limits = [tirx.const(sign * math.inf, dtype) for sign in signs]
 
-    def found(value: Any) -> Any:
+    def matches(value: Any) -> Any:
         hits = [value == limit for limit in limits]
         return tirx.any(*hits) if hits else tirx.const(False, "bool")
 
-    return elementwise_map(c, found, x)
+    return elementwise_map(c, matches, x)
 
 
 _FAR = {"float32": 80.0, "float64": 700.0}
@@ -86,8 +86,8 @@ def mish(c: Context, inputs: list[Any]) -> Any:
         x = x.astype(dtype)
         w = tirx.exp(tirx.min(x, tirx.const(20, dtype)))
         top = w * (w + tirx.const(2, dtype))
-        found = tirx.Select(x > tirx.const(20, dtype), x, x * top / (top + tirx.const(2, dtype)))
-        return found.astype(source)
+        result = tirx.Select(x > tirx.const(20, dtype), x, x * top / (top + tirx.const(2, dtype)))
+        return result.astype(source)
 
     return elementwise_map(c, value, inputs[0])
 
@@ -121,12 +121,12 @@ def power(c: Context, inputs: list[Any]) -> Any:
 
 
 def divide(c: Context, inputs: list[Any]) -> Any:
-    """Div of integers, towards zero. Where the processor would trap: by zero 0, the least integer by -1 itself."""
+    """Div of integers, towards zero. Where the processor would trap: x / 0 is 0, and the least integer / -1 itself."""
     return _integer(c, inputs, tirx.truncdiv, lambda a: -a)
 
 
 def _integer(c: Context, inputs: list[Any], function: Callable[..., Any], by_minus_one: Callable[..., Any]) -> Any:
-    """`function` of integers with its divisors kept off 0 and -1, for which the processor has no quotient."""
+    """`function` of integers, with divisors 0 and -1 replaced, for which the processor has no quotient."""
     dtype = dtype_of(inputs[0])
     if not dtype.startswith(("int", "uint")):
         return NotImplemented
@@ -164,7 +164,7 @@ def modulo(c: Context, inputs: list[Any]) -> Any:
 
 
 def bit_shift(c: Context, inputs: list[Any]) -> Any:
-    """BitShift of integers; what is shifted by its width or more is gone, but for the sign of a negative number."""
+    """BitShift of integers; a shift by the width or more gives 0, or to the right the sign of a negative number."""
     dtype = dtype_of(inputs[0])
     right = c.text("direction") == "RIGHT"
     width, zero = tirx.const(int(math.log2(np.dtype(dtype).itemsize * 8)), dtype), tirx.const(0, dtype)
@@ -181,7 +181,7 @@ def bit_shift(c: Context, inputs: list[Any]) -> Any:
 
 
 def cast(c: Context, inputs: list[Any]) -> Any:
-    """Cast of floats to integers of 32 or 64 bits: the least one where the float is none of them, as x86-64 has it."""
+    """Cast of floats to int32 or int64: the least integer where the float is out of range or NaN, as on x86-64."""
     (x,) = inputs
     target = str(c.node.outputs[0].dtype.numpy()) if c.node.outputs[0].dtype is not None else ""
     source = dtype_of(x)
@@ -221,6 +221,6 @@ def lp_normalization(c: Context, inputs: list[Any]) -> Any:
         norm = emit(relax.op.sum(emit(relax.op.abs(x)), axis, keepdims=True))
     else:
         norm = emit(relax.op.sqrt(emit(relax.op.sum(emit(relax.op.multiply(x, x)), axis, keepdims=True))))
-    whole = emit(relax.op.broadcast_to(norm, shape_of(x)))
+    norms = emit(relax.op.broadcast_to(norm, shape_of(x)))
     zero = tirx.const(0, dtype)
-    return elementwise_map(c, lambda a, b: tirx.if_then_else(b == zero, zero, a / b), x, whole)
+    return elementwise_map(c, lambda a, b: tirx.if_then_else(b == zero, zero, a / b), x, norms)

@@ -1,4 +1,4 @@
-"""What every converter uses: the context of a node, and the types of Relax expressions."""
+"""Shared by all converters: the context of a node, and shapes and dtypes of Relax expressions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from graphopt.cost.workload import PRECISION, TILE
 from graphopt.targets.common.definitions import NodeDefinitions
 
 ELEMENTWISE, BROADCAST, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 1, 2, 3, 4, 8
-"""TVM's operator patterns: element by element; the same where operands repeat; index arithmetic; sums; consumers may
-fuse; nothing fuses."""
+"""TVM's fusion patterns: elementwise; elementwise with broadcasts; index arithmetic; reductions; consumers may fuse;
+nothing fuses."""
 
 Converter = Callable[["Context", list[Any]], Any]
 
@@ -99,7 +99,7 @@ HALVES = ("float16", "bfloat16")
 
 
 def spread(c: Context, inputs: list[Any]) -> list[Any]:
-    """The tensors at the shape of the node's output."""
+    """The tensors broadcast to the shape of the node's output."""
     return [c.broadcast(x, c.out_shape) for x in inputs]
 
 

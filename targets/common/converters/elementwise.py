@@ -24,7 +24,7 @@ from graphopt.targets.common.kernels.blocks import const
 
 
 def elementwise(function: Callable[[Any], Any]) -> Converter:
-    """A unary float function of one element; of halves it is computed in single precision."""
+    """A unary float function of one element; fp16 and bf16 are computed in single precision."""
 
     def convert(c: Context, inputs: list[Any]) -> Any:
         dtype = dtype_of(inputs[0])
@@ -52,7 +52,7 @@ def clamp(c: Context, inputs: list[Any]) -> Any:
 
 
 def _clamp_to_operands(c: Context, inputs: list[Any]) -> Any:
-    """Clip whose bounds, one element each, only the run knows; one that is NaN does not bound."""
+    """Clip whose bounds, one element each, are known at run time only; a bound that is NaN has no effect."""
     present = [each is not None for each in (*inputs, None, None)[1:3]]
     bounds = [c.reshape(each, ()) for each in inputs[1:3] if each is not None]
 
@@ -71,11 +71,11 @@ def _between(x: Any, low: Any, high: Any) -> Any:
 
 
 def _limit(c: Context, index: int) -> Any:
-    """The constant limit of a Clip; None where it has none, NotImplemented where only the run tells."""
+    """The constant limit of a Clip; None where it has none, NotImplemented where it is known at run time only."""
     if len(c.node.inputs) <= index or c.node.inputs[index] is None:
         return None
-    found = constant(c, index)
-    return NotImplemented if found is None or found.size != 1 or np.isnan(found).any() else found.reshape(())
+    limit = constant(c, index)
+    return NotImplemented if limit is None or limit.size != 1 or np.isnan(limit).any() else limit.reshape(())
 
 
 def _double_gelu(x: Any) -> Any:
@@ -87,6 +87,7 @@ def _double_gelu(x: Any) -> Any:
 
 
 def gelu(c: Context, inputs: list[Any]) -> Any:
+    """Gelu by erf, or by its approximation with tanh."""
     if dtype_of(inputs[0]) == "float64" and c.text("approximate", "none") == "tanh":
         return elementwise_map(c, _double_gelu, inputs[0])
     half, one = tirx.const(0.5, "float32"), tirx.const(1.0, "float32")

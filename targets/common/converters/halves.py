@@ -12,7 +12,7 @@ SINGLE = (
     *("AveragePool", "CumSum", "GlobalAveragePool", "GlobalLpPool", "GroupNormalization", "InstanceNormalization"),
     *("LRN", "LpPool", "Mean", "MeanVarianceNormalization", "RMSNormalization"),
 )
-"""Operators of TVM's importer that add elements up."""
+"""Operators of TVM's importer that sum elements."""
 
 
 def in_single(inner: Converter) -> Converter:
@@ -36,12 +36,12 @@ def in_single(inner: Converter) -> Converter:
 
 
 def widened(c: Context, inputs: list[Any]) -> list[Any]:
-    """The operands with halves in single precision."""
+    """The operands, with fp16 and bf16 cast to single precision."""
     return [_single(c, x) if x is not None and dtype_of(x) in HALVES else x for x in inputs]
 
 
 def rounded(c: Context, result: Any, dtype: str) -> Any:
-    """A result in half precision."""
+    """A result rounded to half precision."""
     return relax.op.astype(result if isinstance(result, relax.Var) else c.builder.emit(result), dtype)
 
 
@@ -49,18 +49,18 @@ _CARRIED = (
     *("relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.where"),
     *("relax.permute_dims", "relax.reshape", "relax.expand_dims", "relax.broadcast_to", "relax.concat"),
 )
-"""Operators that are cheaply done again in single precision."""
+"""Operators that are cheap to recompute in single precision."""
 
 
 def _single(c: Context, x: Any, depth: int = 6) -> Any:
-    """`x` in single precision: what it was rounded from, through elementwise operators, where that is at hand."""
-    made: Any = c.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
-    name = str(getattr(made.op, "name", "")) if isinstance(made, relax.Call) else ""
-    if name == "relax.astype" and dtype_of(made.args[0]) == "float32":
-        return made.args[0]
-    if name in _CARRIED and depth and all(isinstance(a.ty, relax.TensorType | relax.ShapeType) for a in made.args):
+    """`x` in single precision: the value that it was rounded from, traced through `_CARRIED`, where there is one."""
+    binding: Any = c.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
+    name = str(getattr(binding.op, "name", "")) if isinstance(binding, relax.Call) else ""
+    if name == "relax.astype" and dtype_of(binding.args[0]) == "float32":
+        return binding.args[0]
+    if name in _CARRIED and depth and all(isinstance(a.ty, relax.TensorType | relax.ShapeType) for a in binding.args):
         dtype = dtype_of(x)
-        tensors = [isinstance(a.ty, relax.TensorType) and dtype_of(a) == dtype for a in made.args]
-        wide = [_single(c, a, depth - 1) if half else a for a, half in zip(made.args, tensors, strict=True)]
-        return c.builder.emit(relax.Call(made.op, wide, made.attrs))
+        tensors = [isinstance(a.ty, relax.TensorType) and dtype_of(a) == dtype for a in binding.args]
+        wide = [_single(c, a, depth - 1) if half else a for a, half in zip(binding.args, tensors, strict=True)]
+        return c.builder.emit(relax.Call(binding.op, wide, binding.attrs))
     return c.builder.emit(relax.op.astype(x, "float32"))

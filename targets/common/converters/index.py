@@ -1,7 +1,7 @@
 """Operators that move elements by index: gathers, scatters, padding, running sums, the largest k.
 
 Indices count from the end where they are negative. An index out of bounds is an error in ONNX; a kernel has no way to
-report it, so that it reads the nearest element instead of foreign memory.
+report it, so it reads the nearest element instead of foreign memory.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from graphopt.graph.constness import numbers_of
 from graphopt.targets.common.converters.base import HALVES, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
 
 MAX_RANKED = 4096
-"""Elements along the axis of a TopK, whose work is quadratic in them."""
+"""Most elements along the axis of a TopK, whose cost is quadratic in them."""
 
 
 def constant(c: Context, index: int) -> NDArray[Any] | None:
-    """An operand that is known now; None for one that is not, or is absent."""
+    """The value of a constant operand; None if the operand is not constant, or absent."""
     return numbers_of(c.node.inputs[index]) if index < len(c.node.inputs) else None
 
 
@@ -100,16 +100,16 @@ def gather_nd(c: Context, inputs: list[Any]) -> Any:
 
 
 def scatter_nd(c: Context, inputs: list[Any]) -> Any:
-    """TVM's ScatterND, after indices were made positive."""
+    """TVM's ScatterND, with negative indices normalized first."""
     x, indices, updates = inputs
     shape, picks = shape_of(x), shape_of(indices)
 
     def compute(table: Any) -> Any:
         def element(*i: Any) -> Any:
-            found = table(*i)
-            result = _within(found, shape[0])
+            index = table(*i)
+            result = _within(index, shape[0])
             for j in range(1, picks[-1]):
-                result = tirx.Select(i[-1] == j, _within(found, shape[j]), result)
+                result = tirx.Select(i[-1] == j, _within(index, shape[j]), result)
             return result
 
         return te.compute(picks, element, name="positive")
@@ -120,7 +120,7 @@ def scatter_nd(c: Context, inputs: list[Any]) -> Any:
 
 
 def running(function: Any) -> Converter:
-    """CumSum and CumProd, whose axis is known."""
+    """CumSum and CumProd with a constant axis."""
 
     def convert(c: Context, inputs: list[Any]) -> Any:
         axis = constant(c, 1)
@@ -141,7 +141,7 @@ def running(function: Any) -> Converter:
 
 
 def pad(c: Context, inputs: list[Any]) -> Any:
-    """Pad in its four modes; the pads and axes are known, the value need not be."""
+    """Pad in its four modes; the pads and axes are constants, the value need not be."""
     x = inputs[0]
     shape, out, mode = shape_of(x), c.out_shape, c.text("mode", "constant")
     pads = constant(c, 1)
@@ -179,7 +179,7 @@ def pad(c: Context, inputs: list[Any]) -> Any:
 
 
 def _mirrored(x: Any, kept: Sequence[int], out: Sequence[int], begins: Sequence[int], mode: str) -> Any:
-    """`kept` is what negative pads, which cut first, leave of each axis: that is what is repeated."""
+    """Pad by repeating the input; `kept` are the extents that remain after negative pads, which cut first."""
 
     def place(index: Any, extent: int, begin: int) -> Any:
         first = max(-begin, 0)
@@ -196,7 +196,7 @@ def _mirrored(x: Any, kept: Sequence[int], out: Sequence[int], begins: Sequence[
 
 
 def top_k(c: Context, inputs: list[Any]) -> Any:
-    """Values and indices of the k first in order: each element's rank is the number of those before it."""
+    """Values and indices of the k first elements: the rank of each is the number of elements that precede it."""
     x = inputs[0]
     shape = shape_of(x)
     count = constant(c, 1)
@@ -217,12 +217,12 @@ def top_k(c: Context, inputs: list[Any]) -> Any:
 
         ranks = te.compute(shape, rank, name="rank")
 
-        def found(*i: Any) -> Any:
+        def position(*i: Any) -> Any:
             j = te.reduce_axis((0, length), name="p")
             hit = at(ranks, i, j) == i[axis].astype("int32")
             return te.max(tirx.Select(hit, j.astype("int64"), tirx.const(0, "int64")), axis=j)
 
-        indices = te.compute(c.out_shape, found, name="indices")
+        indices = te.compute(c.out_shape, position, name="indices")
         values = te.compute(c.out_shape, lambda *i: at(v, i, indices(*i)), name="values")
         return [values, indices]
 

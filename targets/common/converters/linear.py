@@ -2,7 +2,7 @@
 
     q = saturate(round(x / scale) + zero)          x = (q - zero) * scale
 
-As ONNX Runtime does it: halves are computed in float32, ties go to the even integer, not a number to the smallest one.
+As in ONNX Runtime, fp16 is computed in float32, ties round to even, and NaN gives the smallest integer.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def dequantize_linear(c: Context, inputs: list[Any]) -> Any:
 
 
 def saturated(value: Any, dtype: str) -> Any:
-    """An integer in float32 as `dtype`, the nearest limit where it lies outside, the lower one for not a number."""
+    """Cast an integer in float32 to `dtype`, clamped to its limits; NaN gives the lower limit."""
     limits = np.iinfo(dtype)
     low, high = const(float(limits.min), "float32"), const(float(limits.max), "float32")
     # Not as selections, which repeat the value and become scalars. The maximum of NaN and `low` is `low`.
@@ -85,7 +85,7 @@ def _target(c: Context) -> str:
 
 
 def _emit(c: Context, define: Callable[..., Any], x: Any, scale: Any, zero: Any) -> Any:
-    """One kernel, with the operands of `scale` and `zero` indexed as their shape says."""
+    """Emit one kernel, with `scale` and `zero` indexed per tensor, per axis or per block, as their shape says."""
     shape, scales = shape_of(x), shape_of(scale)
     axis = c.integer("axis", 1)
     axis += len(shape) if axis < 0 else 0

@@ -1,4 +1,4 @@
-"""Padding before each axis, as a node says it or as its `auto_pad` means."""
+"""Padding before each axis, from the attribute `pads` of a node or from its `auto_pad`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def conv_begin_pads(
     dilations: tuple[int, ...],
     out: tuple[int, ...],
 ) -> tuple[int, ...]:
-    """The padding before each axis: as the node says, or as its `auto_pad` means."""
+    """The padding before each axis, from the attribute `pads` or from `auto_pad`."""
     rank = len(kernel)
     mode = c.text("auto_pad", "NOTSET")
     if mode in ("NOTSET", ""):

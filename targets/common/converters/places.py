@@ -1,4 +1,4 @@
-"""Where the extreme along an axis is: ArgMax, ArgMin and Hardmax."""
+"""Positions of extremes along an axis: ArgMax, ArgMin and Hardmax."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def arg_extreme(largest: bool) -> Converter:
         def compute(v: Any) -> Any:
             places = _places(v, axis, largest, last)
 
-            def found(*i: Any) -> Any:
+            def position(*i: Any) -> Any:
                 return places(*(i[:axis] + i[axis + 1 :] if keep else i)).astype("int64")
 
-            return te.compute(c.out_shape, found, name="place")
+            return te.compute(c.out_shape, position, name="place")
 
         return c.te("arg_extreme", compute, inputs[0], pattern=OPAQUE)
 
@@ -53,7 +53,7 @@ def hardmax(c: Context, inputs: list[Any]) -> Any:
 
 
 def _places(v: Any, axis: int, largest: bool, last: bool) -> Any:
-    """Where the extreme along `axis` is, the first or last of equal ones: a NaN only where it comes first."""
+    """Position of the extreme along `axis`, the first or last of equal ones; NaN only where it comes first."""
     shape = tuple(int(extent) for extent in v.shape)
 
     def combine(a: Any, b: Any) -> tuple[Any, Any]:

@@ -1,10 +1,10 @@
 """Pools that TVM lacks.
 
-That is ceil_mode, dilations, integers, the largest doubles and halves, and powers (LpPool):
+These are ceil_mode, dilations, integers, MaxPool in double and half precision, and powers (LpPool):
 
     y[.., p, ..] = reduce over t of x[.., p stride + t dilation - pad, ..]
 
-The extents of the output are those that shape inference gave; a window that leaves the image takes what is inside.
+The extents of the output are those of shape inference; a window that leaves the image covers the part inside.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def pool(c: Context, inputs: list[Any]) -> Any:
         def element(n: Any, channel: Any, *place: Any) -> Any:
             at = [p * s + k * d - b for p, s, k, d, b in zip(place, strides, window, dilations, begins, strict=True)]
             inside = tirx.all(*(tirx.all(a >= 0, a < extent) for a, extent in zip(at, shape[2:], strict=True)))
-            found = tirx.if_then_else(inside, value(v(n, channel, *at)), start)
-            return (largest if kind == "MaxPool" else te.sum)(found, axis=window)
+            sample = tirx.if_then_else(inside, value(v(n, channel, *at)), start)
+            return (largest if kind == "MaxPool" else te.sum)(sample, axis=window)
 
         y = te.compute(out, element, name="pool")
         if kind == "MaxPool":
@@ -106,7 +106,7 @@ def pool(c: Context, inputs: list[Any]) -> Any:
 
 
 def counts(c: Context, image: tuple[int, ...], window: Pool, ends: tuple[int, ...], dtype: str) -> Any:
-    """How many elements along each axis an average at each position is over, [rank, longest axis]."""
+    """Number of averaged elements along each axis at each position, [rank, longest axis]."""
     counts = np.ones((len(image), max(window.out)), dtype)
     for axis in range(len(image)):
         numbers = _count(
@@ -120,7 +120,7 @@ def counts(c: Context, image: tuple[int, ...], window: Pool, ends: tuple[int, ..
 def _count(
     c: Context, image: int, out: int, kernel: int, stride: int, dilation: int, begin: int, end: int
 ) -> list[int]:
-    """Elements along one axis that an average is over: without the padding, or with it, but not beyond it."""
+    """Averaged elements along one axis: without the padding, or with the padding but none beyond it."""
     padded = bool(c.integer("count_include_pad"))
     first, last = (-begin, image + end) if padded else (0, image)
     return [max(1, sum(first <= p * stride - begin + t * dilation < last for t in range(kernel))) for p in range(out)]

@@ -29,7 +29,7 @@ BYTES = ("int8", "uint8")
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """A tensor of bytes, its zero point (None where that is known to be zero), and its numbers where they are known."""
+    """A tensor of bytes, its zero point (None where it is known to be zero), and its constant numbers, if any."""
 
     value: Any
     zero: Any
@@ -42,16 +42,15 @@ class Factor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
+        """Shape of the tensor."""
         return shape_of(self.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Rescaling:
-    """What becomes of a sum: saturate(round((sum + bias) * ratio) + zero) in the type of `zero`.
+    """Requantizes a sum: saturate(round((sum + bias) * ratio) + zero) in the type of `zero`.
 
-    `ratio` is [1] or has one entry for each column of a product or filter of a convolution, as `bias` has; `zero` is
-    [1].
+    `ratio` is [1] or has one entry for each column of a GEMM or filter of a convolution, as `bias` has; `zero` is [1].
     """
 
     ratio: Any
@@ -59,7 +58,7 @@ class Rescaling:
     bias: Any = None
 
     def operands(self) -> dict[str, Any]:
-        """Those that are there, by name."""
+        """The operands that are present, by name."""
         every = {"ratio": self.ratio, "y_zero": self.zero, "bias": self.bias}
         return {name: operand for name, operand in every.items() if operand is not None}
 
@@ -79,7 +78,7 @@ class Rescaling:
 
 
 Sums = Callable[..., Any]
-"""Of a context, two factors and perhaps a `Rescaling`: sums of a product or a convolution, or what they become."""
+"""From a context, two factors and perhaps a `Rescaling` to the sums of a GEMM or a convolution, rescaled if asked."""
 
 
 def matmul_integer(c: Context, inputs: list[Any], product: Sums) -> Any:
@@ -122,17 +121,17 @@ def qlinear_conv(c: Context, inputs: list[Any], convolution: Sums) -> Any:
 
 
 def _factors(c: Context, inputs: list[Any], *positions: tuple[int, int]) -> list[Factor] | None:
-    """The tensors and zero points at pairs of positions; None where they are no bytes."""
-    found = []
+    """The factors from pairs of positions, tensor and zero point; None unless all tensors are bytes."""
+    factors = []
     for value, zero in positions:
         if dtype_of(inputs[value]) not in BYTES:
             return None
         point = inputs[zero] if len(inputs) > zero else None
         known = None if point is None else _known(c, zero)
-        # Definitions are shared by nodes whose matrices of bytes differ, so in them zeros are not looked for.
+        # Definitions are shared by nodes whose matrices of bytes differ, so zeros are not searched in them.
         point = None if known is not None and known.ndim < 2 and not known.any() else point
-        found.append(Factor(inputs[value], point, _known(c, value)))
-    return found
+        factors.append(Factor(inputs[value], point, _known(c, value)))
+    return factors
 
 
 def _known(c: Context, position: int) -> Any:
@@ -145,7 +144,7 @@ def _shaped(c: Context, total: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _vector(c: Context, x: Any) -> Any:
-    """What is one number as [1], for a scalar would become part of the code."""
+    """A single number as [1], since a scalar would become part of the code."""
     return c.reshape(x, (1,)) if math.prod(shape_of(x)) == 1 else x
 
 
@@ -168,7 +167,7 @@ def _ratio(c: Context, positions: tuple[int, int, int], scales: tuple[Any, Any, 
 
 
 def _requantized(c: Context, total: Any, ratio: Any, zero: Any) -> Any:
-    """As `Rescaling`, for operands that broadcast to the shape of `total` in any way."""
+    """Rescale `total` as `Rescaling` does, with operands that broadcast to its shape in any way."""
     emit, limits = c.builder.emit, np.iinfo(dtype_of(zero))
     rounded = emit(relax.op.round(emit(relax.op.multiply(emit(relax.op.astype(total, "float32")), ratio))))
     shifted = emit(relax.op.add(rounded, emit(relax.op.astype(_vector(c, zero), "float32"))))
@@ -178,7 +177,7 @@ def _requantized(c: Context, total: Any, ratio: Any, zero: Any) -> Any:
 
 
 def converters(product: Sums, convolution: Sums) -> dict[str, Converter]:
-    """The operators, with a target's own sums."""
+    """The converters of the operators, with a target's own GEMM and convolution."""
     return {
         "ConvInteger": partial(conv_integer, convolution=convolution),
         "MatMulInteger": partial(matmul_integer, product=product),

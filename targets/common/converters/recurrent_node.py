@@ -1,4 +1,4 @@
-"""What an LSTM, GRU or RNN node asks for, whoever computes it: its operands, activations, and what no kernel does."""
+"""Attributes of LSTM, GRU and RNN nodes for every target: operands, activations, and what no kernel supports."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ X, W, R, B, LENGTHS, H, C, P = range(8)
 
 
 def operands(inputs: list[Any]) -> list[Any]:
-    """All eight, None for those that are left out."""
+    """All eight operands, None for those that are left out."""
     return [*inputs, *[None] * (8 - len(inputs))]
 
 
 def activations(c: Context, directions: int, known: Collection[str]) -> tuple[str, ...]:
-    """Of all directions, one after the other, as `known` spells them.
+    """The activations of all directions, one after the other, as `known` spells them.
 
     Raises:
         NotSupported: some are not known, or they are too few.
@@ -36,10 +36,10 @@ def activations(c: Context, directions: int, known: Collection[str]) -> tuple[st
     if not isinstance(attribute, ir.Attr):
         return defaults * directions
     spelled = {name.lower(): name for name in known}
-    found = tuple(spelled.get(name.lower(), "") for name in attribute.as_strings())
-    if "" in found or len(found) != len(defaults) * directions:
+    names = tuple(spelled.get(name.lower(), "") for name in attribute.as_strings())
+    if "" in names or len(names) != len(defaults) * directions:
         raise NotSupported(f"the kernels of {c.node.op_type} know the activations {', '.join(known)}")
-    return found
+    return names
 
 
 def refuse(c: Context, hidden: int) -> None:
@@ -52,7 +52,7 @@ def refuse(c: Context, hidden: int) -> None:
 
 
 def lengths(c: Context, given: list[Any], steps: int) -> Any:
-    """The lengths of the rows; None where all of them are known to have all steps."""
+    """The lengths of the rows; None where all rows are known to have all steps."""
     if given[LENGTHS] is None:
         return None
     known = constant(c, LENGTHS)
@@ -60,7 +60,7 @@ def lengths(c: Context, given: list[Any], steps: int) -> Any:
 
 
 def begun(c: Context, state: Any, lengths: Any, rows: int) -> Any:
-    """A given state before the first step, whose axis `rows` is the batch: 0 for a row of no steps, which ends with it.
+    """The initial state, whose axis `rows` is the batch: 0 for a row without steps, whose last state it also is.
 
     ONNX leaves the last state of such a row open; ONNX Runtime gives zeros.
     """
@@ -85,5 +85,5 @@ def reverse(c: Context) -> bool:
 
 
 def zeros(shape: tuple[int, ...], dtype: str) -> Any:
-    """A constant."""
+    """A constant of zeros."""
     return relax.const(np.zeros(shape, dtype), dtype)

@@ -1,4 +1,4 @@
-"""Reductions along axes, with what they give for no elements, and extremes that know infinities."""
+"""Reductions along axes, their results for no elements, and extremes that handle infinities."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _OF_ONE: dict[str, Callable[[Any], Any]] = {
     "ReduceLogSum": relax.op.log,
     "ReduceSumSquare": relax.op.square,
 }
-"""What reductions of one element do to it, where that is something."""
+"""Reductions that change a single element, as functions of that element."""
 
 
 def alone(c: Context, x: Any) -> Any:
-    """Each element reduced by itself, where the node has no axes and says that this means none; else NotImplemented."""
+    """Reduce each element by itself where the node has no axes and `noop_with_empty_axes`; else NotImplemented."""
     axes = _axes(c)
     if axes is None or len(axes) or not c.integer("noop_with_empty_axes"):
         return NotImplemented
@@ -119,7 +119,7 @@ def extreme(largest: bool) -> Converter:
 
 
 def chosen_axes(c: Context, rank: int) -> list[int] | None:
-    """The axes that a reduction is over, in order, counted from the front; None where only the run tells."""
+    """The axes that a reduction is over, in order, counted from the front; None where they are not constant."""
     axes = _axes(c)
     if axes is None:
         return None

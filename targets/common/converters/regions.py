@@ -58,11 +58,11 @@ def roi_align(c: Context, inputs: list[Any]) -> Any:
             y, x = point(r, h, i, rois, 1, rows), point(r, w, j, rois, 0, columns)
             image = tirx.max(tirx.min(images(r).astype("int32"), tirx.const(n - 1, "int32")), tirx.const(0, "int32"))
             inside = tirx.all(y >= -one, y <= tirx.const(height, dtype), x >= -one, x <= tirx.const(width, dtype))
-            found = [a * b * v(image, channel, p, q) for p, a in taps(y, height) for q, b in taps(x, width)]
+            weighted = [a * b * v(image, channel, p, q) for p, a in taps(y, height) for q, b in taps(x, width)]
             if mean:
-                total = found[0] + found[1] + found[2] + found[3]
+                total = weighted[0] + weighted[1] + weighted[2] + weighted[3]
                 return te.sum(tirx.if_then_else(inside, total, zero), axis=[i, j])
-            largest = tirx.max(tirx.max(found[0], found[1]), tirx.max(found[2], found[3]))
+            largest = tirx.max(tirx.max(weighted[0], weighted[1]), tirx.max(weighted[2], weighted[3]))
             return te.max(tirx.if_then_else(inside, largest, zero), axis=[i, j])
 
         y = te.compute(c.out_shape, element, name="samples")

@@ -25,7 +25,7 @@ Singles = NDArray[np.float32]
 ONE, HALF = np.float32(1), np.float32(0.5)
 
 TIE = np.float32(1e-6)
-"""What is this close to halfway between two pixels is halfway, as in ONNX Runtime."""
+"""Positions this close to halfway between two pixels count as halfway, as in ONNX Runtime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def resize(c: Context, inputs: list[Any]) -> Any:
 
 
 def _read(c: Context, shape: tuple[int, ...]) -> dict[int, _Axis] | None:
-    """What changes on which axis; None where scales and sizes are not known yet."""
+    """The axes to resample; None where scales and sizes are not constant."""
     values = [constant(c, i) for i in range(4)]
     given = [i < len(c.node.inputs) and c.node.inputs[i] is not None for i in range(4)]
     if any(present and value is None for present, value in list(zip(given, values, strict=True))[1:]):
@@ -87,7 +87,7 @@ def _read(c: Context, shape: tuple[int, ...]) -> dict[int, _Axis] | None:
     else:
         return None
     cropped = c.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
-    found = {}
+    resized = {}
     for position, axis in enumerate(places):
         scale, out = factors.get(axis, ONE), c.out_shape[axis]
         exact = scale * np.float32(shape[axis])
@@ -99,8 +99,8 @@ def _read(c: Context, shape: tuple[int, ...]) -> dict[int, _Axis] | None:
         # An axis that keeps its scale keeps its pixels, whatever the region of interest; so does an extent that stays
         # as it is where a filter is widened.
         if scale != ONE and not (c.integer("antialias") and out == shape[axis]):
-            found[axis] = _Axis(shape[axis], out, scale, *ends)
-    return found
+            resized[axis] = _Axis(shape[axis], out, scale, *ends)
+    return resized
 
 
 def _positions(mode: str, axis: _Axis) -> tuple[Singles, NDArray[np.bool_] | None]:
@@ -140,7 +140,7 @@ def _nearest(mode: str, x: Singles, axis: _Axis) -> NDArray[np.int64]:
 
 
 def _linear(c: Context, x: Singles, axis: _Axis) -> tuple[NDArray[np.int64], Singles]:
-    """[out, 2] indices and weights; where both are the last pixel, halves."""
+    """[out, 2] indices and weights; where both are the last pixel, each weighs 0.5."""
     inside = np.clip(x, np.float32(0), np.float32(axis.length - 1))
     first = inside.astype(np.int64)
     second = np.minimum(first + 1, axis.length - 1)
@@ -208,12 +208,12 @@ def _along(
 
     def compute(v: Any, places: Any, *rest: Any) -> Any:
         def value(i: Any) -> Any:
-            found = [v(*i[:axis], places(i[axis], tap), *i[axis + 1 :]) for tap in range(taps)]
+            pixels = [v(*i[:axis], places(i[axis], tap), *i[axis + 1 :]) for tap in range(taps)]
             if not weighted:
-                return found[0]
-            total = found[0] * rest[0](i[axis], 0)
+                return pixels[0]
+            total = pixels[0] * rest[0](i[axis], 0)
             for tap in range(1, taps):
-                total = total + found[tap] * rest[0](i[axis], tap)
+                total = total + pixels[tap] * rest[0](i[axis], tap)
             return total
 
         def element(*i: Any) -> Any:

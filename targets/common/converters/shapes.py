@@ -1,4 +1,4 @@
-"""Operators that move, cut, join or describe tensors, and constants that follow from static shapes."""
+"""Operators that move, split, concatenate or describe tensors, and constants that follow from static shapes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def space(to_depth: bool) -> Converter:
 
 
 def concat(c: Context, inputs: list[Any]) -> Any:
-    """Concat without its empty operands, and without a copy where the parts can be written in their places."""
+    """Concat without its empty operands, and without a copy where it can be a concatenation view."""
     filled = [x for x in inputs if 0 not in shape_of(x)]
     if len(filled) == 1:
         return filled[0]
@@ -79,7 +79,7 @@ def concat(c: Context, inputs: list[Any]) -> Any:
 
 
 def split(c: Context, inputs: list[Any]) -> Any:
-    """Split, of which a part may be empty."""
+    """Split; parts may be empty."""
     x = inputs[0]
     axis = c.integer("axis") % len(shape_of(x))
     begin = 0

@@ -1,4 +1,4 @@
-"""BatchNormalization by statistics that are given, of which some are known at run time only."""
+"""BatchNormalization by given statistics, of which some are known at run time only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphopt.targets.common.kernels.blocks import const
 def batch_norm(c: Context, inputs: list[Any]) -> Any:
     """x[N, C, ...] * f + (bias - mean * f), f = scale / sqrt(variance + epsilon): ONNX Runtime's order of operations.
 
-    Halves are computed in single precision, and statistics may have another type than x.
+    fp16 and bf16 are computed in single precision, and statistics may have another type than x.
     """
     if len([output for output in c.node.outputs if output.name]) > 1:
         return NotImplemented

@@ -1,8 +1,8 @@
-"""Sums along axes, and what is made of them: means, norms, and pools over whole planes.
+"""Sums along axes and operators on them: means, norms, and global pools.
 
-A sum of halves is one of single precision, rounded once, as in ONNX Runtime. A long sum of single precision is kept in
-double precision on CPUs, where that costs little beside reading the elements: however the lanes of vectors share it,
-its error is that of one rounding. GPUs share a sum among so many threads that single precision is enough.
+A sum of fp16 or bf16 is kept in single precision and rounded once, as in ONNX Runtime. On CPUs a long sum of single
+precision is kept in double precision, which costs little beside reading the elements: its error is that of one
+rounding, however lanes of vectors share it. GPUs share a sum among so many threads that single precision is enough.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Element = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What is summed, and what the sum becomes; `count` is that of the summed elements."""
+    """The term of each element, and the result from the sum and the number of summed elements."""
 
     term: Element = lambda x: x
     result: Callable[[Any, int], Any] = lambda total, _: total
@@ -60,7 +60,7 @@ Accumulator = Callable[[str, int], str]
 
 
 def total(accumulator: Accumulator = lambda dtype, _: dtype) -> Converter:
-    """A node of `_KINDS`, or ReduceLogSumExp, of floats along axes that are known."""
+    """A node of `_KINDS`, or ReduceLogSumExp, of floats along constant axes."""
     return partial(_total, accumulator)
 
 
@@ -79,7 +79,7 @@ def _total(accumulator: Accumulator, c: Context, inputs: list[Any]) -> Any:
     kept = accumulator(wide, count)
 
     def along(name: str, combine: Callable[..., Any], term: Callable[..., Any]) -> Any:
-        """A reduction of the terms; they are told the element and where its result is."""
+        """A reduction of the terms; `term` takes the index of the element and that of its result."""
         inner = {axis: te.reduce_axis((0, shape[axis]), f"r{axis}") for axis in axes}
 
         def element(*i: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The converters that every target shares, and how targets put their own before them.
+"""The converters that every target shares; targets put their own before them.
 
 A converter takes a `Context` and the inputs as Relax expressions (None where an optional input is absent) and returns
-one expression or a list, or NotImplemented where it hands the node on: to the next of its operator, then to TVM.
+one expression or a list, or NotImplemented to pass the node on to the next converter of its operator, then to TVM.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ FURTHER: dict[str, Converter] = {
     "ReduceSum": reduction(0),
     "ReduceSumSquare": reduction(0),
 }
-"""Tried where the one before hands on: integers, and nothing to reduce."""
+"""Tried where the converter before returns NotImplemented: integers, and nothing to reduce."""
 
 
 def in_order(*tables: Mapping[str, Converter]) -> dict[str, tuple[Converter, ...]]:
-    """What the tables have for each operator, those of the first table first."""
+    """The converters of each operator from all tables, those of the first table first."""
     names = dict.fromkeys(name for table in tables for name in table)
     return {name: tuple(table[name] for table in tables if name in table) for name in names}
 

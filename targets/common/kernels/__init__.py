@@ -1,0 +1,1 @@
+"""Helpers for the TE definitions and schedule rules of every target."""

@@ -1,4 +1,4 @@
-"""What definitions and schedule rules of every target share: annotations, the blocks of a function, typed constants."""
+"""Shared by definitions and schedule rules of every target: annotations, blocks of a function, typed constants."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ RULE = "graphopt.rule"
 """Block annotation by which a compute definition names the schedule rule it wants."""
 
 SCHEDULED = "graphopt.scheduled"
-"""Attribute of a function whose loops are written by hand, as they are to run: it is taken as it is."""
+"""Attribute of a function whose loops are written by hand: no schedule is applied to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of a PrimFunc with what the rules ask about it."""
+    """A block of a PrimFunc with the properties that schedule rules use."""
 
     rv: Any
     name: str
@@ -29,7 +29,7 @@ class Block:
 def blocks_of(schedule: s_tir.Schedule) -> list[Block]:
     """The blocks below the root of the function being scheduled, in program order."""
     root = schedule.get_sblock("root")
-    found = []
+    blocks = []
     for rv in schedule.get_child_blocks(root):
         block = schedule.get(rv)
         spatial: list[int] = []
@@ -38,8 +38,8 @@ def blocks_of(schedule: s_tir.Schedule) -> list[Block]:
             extent = int(iterator.dom.extent)
             (reduce if iterator.iter_type == tirx.IterVar.CommReduce else spatial).append(extent)
         rule = str(block.annotations[RULE]) if RULE in block.annotations else ""
-        found.append(Block(rv, str(block.name_hint), tuple(spatial), tuple(reduce), rule))
-    return found
+        blocks.append(Block(rv, str(block.name_hint), tuple(spatial), tuple(reduce), rule))
+    return blocks
 
 
 def inline_after(schedule: s_tir.Schedule, anchor: Block) -> Any:

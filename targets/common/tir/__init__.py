@@ -1,0 +1,1 @@
+"""Passes and tools on TensorIR functions: inlining, exact floating point, expressions and statements."""

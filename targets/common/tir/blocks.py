@@ -1,4 +1,4 @@
-"""The blocks of a PrimFunc as data: read in order, changed, and put back."""
+"""The blocks of a PrimFunc as data: parsed in order, changed, and put back."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Stage:
 
     @property
     def reduces(self) -> bool:
-        """Whether the block sums, or the like."""
+        """Whether the block is a reduction."""
         return self.block.init is not None
 
     @property
     def extents(self) -> tuple[int, ...]:
-        """Of the iterators."""
+        """Extents of the iterators."""
         return tuple(int(iterator.dom.extent) for iterator in self.block.iter_vars)
 
     def storing(self, value: Any) -> Any:
@@ -45,17 +45,17 @@ class Stage:
 
 
 def stages(function: Any) -> list[Stage] | None:
-    """The blocks of a function that TE definitions were made into; None where it is anything else."""
+    """The stages of a function that was created from TE definitions; None for any other function."""
     root = function.body
     if not isinstance(root, s_tir.SBlockRealize):
         return None
     body = root.block.body
-    found = [_stage(nest) for nest in (body if isinstance(body, tirx.SeqStmt) else [body])]
-    return None if any(each is None for each in found) else [each for each in found if each is not None]
+    parsed = [_stage(nest) for nest in (body if isinstance(body, tirx.SeqStmt) else [body])]
+    return None if any(each is None for each in parsed) else [each for each in parsed if each is not None]
 
 
 def replaced(function: Any, nests: Sequence[Any], keep: Callable[[Any], bool]) -> Any:
-    """The function with these nests for a body, and those of its own tensors that `keep` says."""
+    """The function with these nests as its body, and with those of its own tensors that `keep` accepts."""
     old = function.body.block
     tensors = [buffer for buffer in old.alloc_buffers if keep(buffer)]
     body = nests[0] if len(nests) == 1 else tirx.SeqStmt(list(nests))
@@ -69,7 +69,7 @@ def loads(expression: Any) -> list[Any]:
 
 
 def holds_bfloat16(stage: Stage) -> bool:
-    """Whether a bfloat16 is read, written or passed through."""
+    """Whether the stage reads, writes or computes a bfloat16."""
     types = (str(part.ty.dtype) for part in parts(stage.value) if isinstance(part, ir.TensorLoad | tirx.Cast))
     return "bfloat16" in (str(stage.buffer.dtype), *types)
 
@@ -95,10 +95,10 @@ def _inside(nest: Any, block: Any) -> Any:
 
 def _reads(value: Any, own: Any) -> list[Any]:
     """Regions of the tensors that a value reads, one for each place."""
-    found: dict[tuple[str, str], Any] = {}
+    regions: dict[tuple[str, str], Any] = {}
     for load in loads(value):
         if not load.source.same_as(own):
             key = str(load.source), str(list(load.indices))
             region = [ir.Range.from_min_extent(index, tirx.IntImm(str(index.ty.dtype), 1)) for index in load.indices]
-            found.setdefault(key, tirx.BufferRegion(load.source, region))
-    return list(found.values())
+            regions.setdefault(key, tirx.BufferRegion(load.source, region))
+    return list(regions.values())

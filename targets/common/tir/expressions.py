@@ -1,4 +1,4 @@
-"""Taking expressions apart and putting them together again with some of their parts replaced."""
+"""Takes expressions apart, and rebuilds them with some of their parts replaced."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def parts(expression: Any) -> Iterator[Any]:
     """`expression` and everything inside it.
 
     Raises:
-        ValueError: as `children`.
+        ValueError: a kind of expression that `children` does not take apart.
     """
     waiting = [expression]
     while waiting:
@@ -77,31 +77,31 @@ def parts(expression: Any) -> Iterator[Any]:
 
 
 def rewritten(expression: Any, swap: Callable[[Any], Any]) -> Any:
-    """`expression` in which every part that `swap` gives something for is that; `swap` sees the outermost first.
+    """`expression` with each part replaced for which `swap` returns a replacement; `swap` sees the outermost first.
 
     Raises:
-        ValueError: as `children`.
+        ValueError: a kind of expression that `children` does not take apart.
     """
     names = []  # a chain of these may be longer than Python's stack
-    while (found := swap(expression)) is None and isinstance(expression, tirx.Let):
+    while (result := swap(expression)) is None and isinstance(expression, tirx.Let):
         names.append((expression, rewritten(expression.value, swap)))
         expression = expression.body
-    if found is None:
+    if result is None:
         old = children(expression)
         new = [rewritten(part, swap) for part in old]
         same = all(a.same_as(b) for a, b in zip(old, new, strict=True))
-        found = expression if same else rebuilt(expression, new)
+        result = expression if same else rebuilt(expression, new)
     for let, value in reversed(names):
-        kept = value.same_as(let.value) and found.same_as(let.body)
-        found = let if kept else tirx.Let(let.var, value, found)
-    return found
+        kept = value.same_as(let.value) and result.same_as(let.body)
+        result = let if kept else tirx.Let(let.var, value, result)
+    return result
 
 
 def rebuilt(expression: Any, operands: list[Any]) -> Any:
     """`expression` with other operands, of the same types; nothing is simplified.
 
     Raises:
-        ValueError: as `children`.
+        ValueError: a kind of expression that `children` does not take apart.
     """
     if isinstance(expression, _LEAVES):
         return expression

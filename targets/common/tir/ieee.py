@@ -4,9 +4,9 @@
     hide, before a schedule               reveal, when all passes have run
 
 They turn x - x into 0, (x + c) - c into x, not (a < b) into b <= a, and x == x into true: wrong for NaN, infinities and
-roundings. Calls of operators that they do not know stay. Only differences and comparisons give them occasion: sums and
-products of floats stay as they are, for schedules look for them. Integers from tensors wrap around, which indices, for
-which the simplifiers are made, never do: their arithmetic is hidden too.
+roundings. Calls of operators that they do not know stay. Only differences and comparisons are simplified wrongly: sums
+and products of floats stay as they are, since schedules match them. Integers from tensors wrap around; indices, for
+which the simplifiers are designed, never do. So integer arithmetic of tensors is hidden too.
 
 Three more things are hidden. TVM computes bfloat16 in float32 and drops conversions between the two: what becomes a
 bfloat16 is rounded to one while it is a float32. A name (`let v = ... in`) of a pure value makes TVM write the value
@@ -47,7 +47,7 @@ _FENCE = "llvm.arithmetic.fence"
 
 
 def register() -> None:
-    """Make the operators known to TVM; once is enough."""
+    """Register the operators with TVM, unless they are registered already."""
     try:
         ir.Op.get(_NAMED)
         return
@@ -59,7 +59,7 @@ def register() -> None:
         ir.register_op_attr(name, "TCallEffectKind", effect.value)
         ir.register_op_attr(name, "TVectorizable", True)
         ir.register_op_attr(name, "TScriptPrinterName", name, level=20)
-    ir.register_op_attr("tirx.nearbyint", "TVectorizable", True)  # which TVM says of its other roundings only
+    ir.register_op_attr("tirx.nearbyint", "TVectorizable", True)  # TVM sets this for its other roundings only
 
 
 def _operator(name: str) -> Any:
@@ -68,12 +68,12 @@ def _operator(name: str) -> Any:
 
 
 def named(value: Any) -> Any:
-    """`value`, to be bound to a name, or to be rounded before it is read."""
+    """`value`, marked to be bound to a name, or to be rounded before it is read."""
     return ir.Call(_operator(_NAMED), [value], ret_ty=value.ty)
 
 
 def product_rounded(value: Any) -> Any:
-    """`value` as another node reads it: a product of floats is rounded before."""
+    """`value` as another node reads it: a product of floats is rounded first."""
     return named(value) if isinstance(value, tirx.Mul) and _floating(value) else value
 
 
@@ -85,14 +85,15 @@ def difference(a: Any, b: Any) -> Any:
 def hide(function: Any) -> Any:
     """The function with its differences and comparisons of floats hidden, and products rounded where nodes meet.
 
-    What reduces stays as schedules look for it, but for what it reads; so does all that a schedule rule is for.
+    A reduction keeps the form that schedules look for; only its operand is hidden. Blocks up to the last one with a
+    schedule rule stay as they are.
     """
     if function.attrs is not None and SCHEDULED in function.attrs:
         return function
     body = function.body
-    found = stages(function) or []
-    last = max((number for number, stage in enumerate(found, 1) if RULE in stage.block.annotations), default=0)
-    ruled = [stage.buffer for stage in found[:last]]
+    ordered = stages(function) or []
+    last = max((number for number, stage in enumerate(ordered, 1) if RULE in stage.block.annotations), default=0)
+    ruled = [stage.buffer for stage in ordered[:last]]
     own = list(body.block.alloc_buffers) if isinstance(body, s_tir.SBlockRealize) else []
 
     def stored(store: Any, reduces: bool) -> Any:
@@ -145,11 +146,11 @@ def reveal(fenced: Callable[[Any], Any], wide: Callable[[int], str]) -> Any:
         names = _Names()
         value = names.hoisted(store.value)
         new = plain(value)
-        if not names.found:
+        if not names.variables:
             return store if new.same_as(store.value) else _store(store.buffer, new, list(store.indices))
         body: list[Any] = []
-        for buffer, each in names.found:
-            body += [tirx.AllocBuffer(buffer), _store(buffer, plain(each), [_zero()])]
+        for buffer, held in names.variables:
+            body += [tirx.AllocBuffer(buffer), _store(buffer, plain(held), [_zero()])]
         return tirx.SeqStmt([*body, _store(store.buffer, new, list(store.indices))])
 
     def transform(function: Any, _module: Any, _context: Any) -> Any:
@@ -161,7 +162,7 @@ def reveal(fenced: Callable[[Any], Any], wide: Callable[[int], str]) -> Any:
 
 
 def _computed(kind: Any, a: Any, b: Any, wide: Callable[[int], str]) -> Any:
-    """`kind` of two operands; of signed integers in a type that does not overflow, or may, and back."""
+    """`kind` of two operands; signed integers are computed in a type that does not overflow or may, and cast back."""
     signed, other = str(a.ty.dtype), str(b.ty.dtype)
     if signed != other:  # of integers, some of which TVM narrowed
         signed = max(signed, other, key=lambda dtype: tvm.DataType(dtype).bits)
@@ -175,12 +176,12 @@ def _computed(kind: Any, a: Any, b: Any, wide: Callable[[int], str]) -> Any:
 
 
 def llvm_wide(bits: int) -> str:
-    """TVM tells LLVM that no sum overflows, signed or not; of twice as many bits none does, and LLVM narrows it."""
+    """Twice the bits: TVM declares to LLVM that no sum overflows, so none may; LLVM narrows the type again."""
     return f"int{2 * bits}"
 
 
 def c_wide(bits: int) -> str:
-    """In C unsigned integers wrap around."""
+    """The unsigned type, which wraps around in C."""
     return f"uint{bits}"
 
 
@@ -192,11 +193,11 @@ class _Names:
     """
 
     def __init__(self) -> None:
-        self.found: list[tuple[Any, Any]] = []  # a variable of one element, and what it holds
+        self.variables: list[tuple[Any, Any]] = []  # a variable of one element, and what it holds
         self.places: list[tuple[Any, Any]] = []
 
     def hoisted(self, expression: Any) -> Any:
-        """`expression` with loads of variables; what only a condition computes stays where it is."""
+        """`expression` with loads of variables; values that are computed under a condition stay where they are."""
         return rewritten(expression, self._swap)
 
     def _swap(self, part: Any) -> Any:
@@ -205,7 +206,7 @@ class _Names:
         if _name(part).endswith("if_then_else"):
             operands = [self.hoisted(part.args[0]), *(_renamed(each, self.places) for each in part.args[1:])]
             return rebuilt(part, operands)
-        if _name(part) == _ROUNDED:  # which looks at its operand more than once
+        if _name(part) == _ROUNDED:  # which reads its operand more than once
             return rebuilt(part, [self._variable("rounded", self.hoisted(part.args[0]))])
         if not isinstance(part, tirx.Let):
             return None
@@ -217,7 +218,7 @@ class _Names:
 
     def _variable(self, name: str, value: Any) -> Any:
         buffer = tirx.decl_buffer((1,), value.ty.dtype, name, scope="local")
-        self.found.append((buffer, value))
+        self.variables.append((buffer, value))
         return tirx.BufferLoad(buffer, [_zero()])
 
 
@@ -286,7 +287,7 @@ def _hidden(value: Any, integers: bool = True) -> Any:
 
 
 class _Walk:
-    """Hides what is found in an expression; of each part it knows whether tensors decide it, which no index is."""
+    """Hides the arithmetic in an expression; tracks of each part whether it depends on tensors, as no index does."""
 
     def __init__(self, integers: bool) -> None:
         self.integers = integers
@@ -306,15 +307,15 @@ class _Walk:
             new, data = part, any(name.same_as(part) for name in self.names)
         else:
             old = children(part)
-            found = [self.of(each) for each in old]
-            data = any(each for _, each in found)
-            same = all(a.same_as(b) for a, (b, _) in zip(old, found, strict=True))
-            new = self._made(part, part if same else rebuilt(part, [each for each, _ in found]), data)
+            operands = [self.of(each) for each in old]
+            data = any(each for _, each in operands)
+            same = all(a.same_as(b) for a, (b, _) in zip(old, operands, strict=True))
+            new = self._hide(part, part if same else rebuilt(part, [each for each, _ in operands]), data)
         for name, value in reversed(chain):
             new = tirx.Let(name, value, new)
         return new, data
 
-    def _made(self, old: Any, new: Any, data: bool) -> Any:
+    def _hide(self, old: Any, new: Any, data: bool) -> Any:
         if isinstance(old, _COMPUTES) and str(old.ty.dtype) == "bfloat16":
             wide = new.value if isinstance(new, tirx.Cast) and str(new.value.ty.dtype) == "float32" else None
             wide = tirx.Cast("float32", new) if wide is None else wide
@@ -332,7 +333,7 @@ class _Walk:
         if not hides:
             return new
         operands = [new.a, new.b]
-        if str(old.a.ty.dtype) == "bfloat16":  # TVM would compare the bits of those that a call takes
+        if str(old.a.ty.dtype) == "bfloat16":  # TVM would compare the bits of bfloat16 operands of a call
             operands = [tirx.Cast("float32", each) for each in operands]
         return ir.Call(_operator(name), operands, ret_ty=new.ty)
 

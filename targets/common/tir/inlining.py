@@ -19,31 +19,31 @@ from graphopt.targets.common.tir.blocks import Stage, holds_bfloat16, loads, rep
 from graphopt.targets.common.tir.expressions import parts, rewritten
 
 SHORT = 8
-"""Parts of an expression that is written out where it is read once: a name for it would hide it from patterns."""
+"""Largest expression, in parts, that is written out where it is read once: a name would hide it from patterns."""
 
 
 _KEPT = {"bool": "int8"}
-"""Types of names for values whose own have no vectors in memory."""
+"""Types of the names of values whose own type has no vectors in memory."""
 
 
 def inline(function: Any) -> Any:
     """The function with its elementwise blocks merged, as far as they go over the same elements.
 
-    Blocks before the one that a schedule rule looks for are its own, and stay. With bfloat16 TVM inlines: where it
-    makes float32 of that type, it looks into no name, and takes a name that is there twice, simplified in two ways, for
-    an error; such kernels are small (`cuts`).
+    Blocks up to the last one with a schedule rule belong to that rule, and stay. Kernels with bfloat16 are left to
+    TVM's inlining: its legalization to float32 does not look into names, and rejects a name that occurs twice,
+    simplified in two ways. `fusion_limits.cut` keeps such kernels small.
     """
     if function.attrs is not None and SCHEDULED in function.attrs:
         return function
-    found = stages(function)
-    if found is None or len(found) < 2:
+    ordered = stages(function)
+    if ordered is None or len(ordered) < 2:
         return function
-    if any(map(holds_bfloat16, found)):
+    if any(map(holds_bfloat16, ordered)):
         return function
-    anchors = [number for number, stage in enumerate(found) if RULE in stage.block.annotations]
+    anchors = [number for number, stage in enumerate(ordered) if RULE in stage.block.annotations]
     first = anchors[-1] + 1 if anchors else 0
     try:
-        return _Merge(function, found[:first], found[first:]).done()
+        return _Merge(function, ordered[:first], ordered[first:]).done()
     except ValueError:  # an expression that is not taken apart
         return function
 
@@ -63,7 +63,7 @@ class _Merge:
                 self.into[number] = target
 
     def _target(self, number: int) -> int | None:
-        """The one stage that all that reads this one becomes part of, element by element; None if there is none."""
+        """The one stage that all consumers of this one merge into, element by element; None if there is none."""
         stage = self.after[number]
         if stage.reduces or not _own_element(stage):
             return None
@@ -88,41 +88,41 @@ class _Merge:
         for number, stage in enumerate(self.after):
             if number not in self.into:
                 members = [member for member, target in self.into.items() if target == number]
-                nests.append(self._whole(number, sorted(members)) if members else stage.nest)
+                nests.append(self._merged(number, sorted(members)) if members else stage.nest)
         return replaced(self.function, nests, lambda buffer: not any(buffer.same_as(each) for each in gone))
 
     def _places(self, members: list[int], number: int) -> set[int]:
-        """The members that say where others are read: what a block reads is stated outside of it, where no name is."""
-        found: set[int] = set()
+        """The members that indices of loads read: a block declares its reads outside its body, where no name exists."""
+        indexing: set[int] = set()
         for member in reversed(members):
             buffer = self.after[member].buffer
             for reader in (*members, number):
-                inside = self.loads[reader] if reader in found else []
+                inside = self.loads[reader] if reader in indexing else []
                 inner = [part for load in self.loads[reader] for index in load.indices for part in loads(index)]
                 if any(load.source.same_as(buffer) for load in (*inside, *inner)):
-                    found.add(member)
-        return found
+                    indexing.add(member)
+        return indexing
 
-    def _whole(self, number: int, members: list[int]) -> Any:
-        """The loops of a stage, with the values of its members in front of its own."""
+    def _merged(self, number: int, members: list[int]) -> Any:
+        """The loops of a stage, with the values of its members bound before its own."""
         stage = self.after[number]
         values: list[tuple[Any, Any]] = []  # a tensor, and what is there in its place
         names: list[tuple[Any, Any]] = []
         read = [load.source for reader in (*members, number) for load in self.loads[reader]]
         places = self._places(members, number)
         for member in members:
-            made = self.after[member]
-            value = _moved(made.value, made.variables, stage.variables, values)
-            twice = sum(source.same_as(made.buffer) for source in read) > 1
+            producer = self.after[member]
+            value = _moved(producer.value, producer.variables, stage.variables, values)
+            twice = sum(source.same_as(producer.buffer) for source in read) > 1
             if member not in places and (twice or _longer(value, SHORT)):
-                kind = str(made.buffer.dtype)
+                kind = str(producer.buffer.dtype)
                 kept = _KEPT.get(kind, kind)
                 name = tirx.Var(f"v{len(names)}", kept)
                 names.append((name, ieee.named(value if kept == kind else tirx.Cast(kept, value))))
                 value = name if kept == kind else tirx.Cast(kind, name)
             else:
                 value = ieee.product_rounded(value)
-            values.append((made.buffer, value))
+            values.append((producer.buffer, value))
         body = _moved(stage.value, stage.variables, stage.variables, values)
         for name, value in reversed(names):
             body = tirx.Let(name, value, body)
@@ -135,8 +135,8 @@ def _own_element(stage: Stage) -> bool:
 
 
 def _same(indices: Any, variables: tuple[Any, ...]) -> bool:
-    found = tuple(indices)
-    return len(found) == len(variables) and all(a.same_as(b) for a, b in zip(found, variables, strict=True))
+    places = tuple(indices)
+    return len(places) == len(variables) and all(a.same_as(b) for a, b in zip(places, variables, strict=True))
 
 
 def _longer(expression: Any, limit: int) -> bool:
@@ -156,9 +156,9 @@ def _moved(value: Any, old: tuple[Any, ...], new: tuple[Any, ...], values: list[
             inner = rewritten(part.value, swap)
             name = tirx.Var(str(part.var.name), str(part.var.ty.dtype))
             variables.append((part.var, name))
-            whole = tirx.Let(name, inner, rewritten(part.body, swap))
+            let = tirx.Let(name, inner, rewritten(part.body, swap))
             variables.pop()
-            return whole
+            return let
         return None
 
     return rewritten(value, swap)

@@ -1,7 +1,7 @@
 """Keeps constants out of expressions that TVM misreads: they stay tensors of one element.
 
 TVM makes 0 of x * 0.0 and 0.0 / x, and x of x + 0.0, but NaN, infinities and -0.0 have other results. It takes integers
-at the ends of their range for infinities, and finds that nothing equals them.
+at the ends of their range for infinities, and folds comparisons with them to "not equal".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tvm.ir import GenericConst
 
 
 def _binary(name: str) -> Callable[[Any, Any], Any]:
-    """TVM's legalization but for such constants, which it would write into the function."""
+    """TVM's legalization, but operands that TVM misreads stay tensors instead of constants in the function."""
 
     def legalized(builder: Any, call: Any) -> Any:
         if any(map(_misread, call.args)):
@@ -41,4 +41,4 @@ _NAMES = (
     *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"),
 )
 LEGALIZED = {f"relax.{name}": _binary(name) for name in _NAMES}
-"""What to give `LegalizeOps`."""
+"""The custom legalizations for `LegalizeOps`."""

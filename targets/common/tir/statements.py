@@ -1,4 +1,4 @@
-"""Statements with their expressions changed, whatever loops and blocks are around them."""
+"""Changes the expressions of statements inside any loops and blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def changed(statement: Any, change: Callable[[Any], Any], stored: Callable[[Any,
     Bounds of loops and indices of stores stay, as do kinds of statements that hold no such value.
 
     Args:
-        stored: changes stores instead; it is told whether they are the steps of a reduction, whose names stay.
+        stored: changes stores instead; its flag says whether they are the steps of a reduction, whose names stay.
     """
     return _Changer(change, stored).statement(statement, False)
 
@@ -51,7 +51,7 @@ class _Changer:
         return self._around(old, reduces)
 
     def _around(self, old: Any, reduces: bool) -> Any:
-        """The changed statement, of a kind that holds others."""
+        """The changed statement, for kinds that hold other statements."""
         if isinstance(old, tirx.IfThenElse):
             condition, then = self.change(old.condition), self.statement(old.then_case, reduces)
             otherwise = None if old.else_case is None else self.statement(old.else_case, reduces)

@@ -1,0 +1,1 @@
+"""Converters from ONNX nodes to the kernels of CPUs."""

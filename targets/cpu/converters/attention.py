@@ -29,17 +29,17 @@ def attention(c: Context, inputs: list[Any]) -> Any:
     if 0 in (*sq, *sk, *sv) or not sq[:2] == sk[:2] == sv[:2]:
         raise NotSupported(f"the operands of {c.node.op_type} are empty or differ in batch or heads")
     heads, count, width = math.prod(sq[:2]), sk[2], sv[3]
-    made = kernel.plan(heads, sq[2], count, c.machine, dtype)
-    keys = c.te("pack", lambda t: gemm.pack(t, made.lanes, True), c.reshape(k, (heads, count, sk[3])), pattern=OPAQUE)
+    plan = kernel.plan(heads, sq[2], count, c.machine, dtype)
+    keys = c.te("pack", lambda t: gemm.pack(t, plan.lanes, True), c.reshape(k, (heads, count, sk[3])), pattern=OPAQUE)
     values = c.reshape(v, (heads, count, width))
-    padded = round_up(width, made.lanes)
+    padded = round_up(width, plan.lanes)
     if padded != width:
         values = c.te("pack", lambda t: gemm.pack(t, padded, False), values, pattern=OPAQUE)
         values = c.reshape(values, (heads, count, padded))
     scale, out = c.real("scale", 1.0), c.out_shape
     given = [q, keys, values] if mask is None else [q, keys, values, mask]
     return c.builder.emit_te(
-        lambda *t: kernel.compute(t[0], t[1], t[2], t[3] if len(t) > 3 else None, out, count, scale, made),
+        lambda *t: kernel.compute(t[0], t[1], t[2], t[3] if len(t) > 3 else None, out, count, scale, plan),
         *given,
         primfunc_name_hint="attention",
         primfunc_attrs={"op_pattern": OPAQUE, SCHEDULED: 1},

@@ -13,9 +13,9 @@ from graphopt.targets.cpu.kernels.conv import depthwise, direct
 
 
 def to_blocked(c: Context, inputs: list[Any]) -> Any:
-    """Squares transposed in registers, which also shuffle channels; element by element where there are none.
+    """ToBlocked by squares transposed in registers, with a preceding channel shuffle; else element by element.
 
-    Where the input is a transposition of a tensor whose channels lie last, whole vectors of that.
+    An input that is a transposition of a channels-last tensor is read from that tensor, in full vectors.
     """
     block = c.integer("block")
     if block == 1:
@@ -55,7 +55,7 @@ def _from_channels_last(x: Any, block: int) -> Any:
 
 
 def _channels_last(c: Context, x: Any) -> Any:
-    """[N, H, W, C], a view of the tensor that x[N, C, H, W] is a transposition of; None if it is none of such.
+    """[N, H, W, C], a view of the tensor that x[N, C, H, W] is a transposition of; None if it is not.
 
     Between the two may be Reshapes of the plane, and axes of one element anywhere.
     """
@@ -101,7 +101,7 @@ def _before_shuffle(c: Context, x: Any) -> tuple[Any, int]:
 
 
 def _argument(c: Context, x: Any, operator: str) -> Any:
-    """What `x` was computed from by `operator`; None if it was not."""
+    """The first operand of `x` if it is the result of `operator`; else None."""
     bound = c.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
     if isinstance(bound, relax.Call) and str(getattr(bound.op, "name", "")) == operator:
         return bound.args[0]
@@ -109,6 +109,7 @@ def _argument(c: Context, x: Any, operator: str) -> Any:
 
 
 def from_blocked(c: Context, inputs: list[Any]) -> Any:
+    """FromBlocked by squares transposed in registers where they fit, else element by element."""
     channels = c.integer("channels")
     if squares.possible(c.out_shape, shape_of(inputs[0])[4], dtype_of(inputs[0])):
         kernel = squares.from_blocked(c.out_shape, shape_of(inputs[0])[4], dtype_of(inputs[0]))
@@ -142,6 +143,7 @@ def _padded(c: Context, x: Any, pads: tuple[int, ...]) -> Any:
 
 
 def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
+    """Conv2dBlocked: the direct convolution of the padded input, with a bias."""
     x, w, bias = inputs
     tile = direct.Tile.parse(c.tile) if c.tile else None
     padded = _padded(c, x, c.integers("pads", (0, 0, 0, 0)))  # once: every tile of output channels reads all of it
@@ -157,6 +159,7 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
 
 
 def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
+    """DepthwiseConv2dBlocked, with a bias."""
     x, w, bias = inputs
     pads = _four(c.integers("pads", (0, 0, 0, 0)))
     strides, dilations = _two(c.integers("strides", (1, 1))), _two(c.integers("dilations", (1, 1)))
@@ -171,6 +174,8 @@ def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
 
 
 def pool_blocked(mode: str) -> Converter:
+    """MaxPoolBlocked (`mode` "max") and AveragePoolBlocked ("average")."""
+
     def convert(c: Context, inputs: list[Any]) -> Any:
         kernel = _two(c.integers("kernel_shape"))
         strides, pads = _two(c.integers("strides", (1, 1))), _four(c.integers("pads", (0, 0, 0, 0)))
@@ -187,6 +192,7 @@ def pool_blocked(mode: str) -> Converter:
 
 
 def global_average_pool_blocked(c: Context, inputs: list[Any]) -> Any:
+    """GlobalAveragePoolBlocked as one window over the plane."""
     kernel = _two(shape_of(inputs[0])[2:4])
     return c.te(
         "pool_global",
@@ -197,6 +203,7 @@ def global_average_pool_blocked(c: Context, inputs: list[Any]) -> Any:
 
 
 def lrn_blocked(c: Context, inputs: list[Any]) -> Any:
+    """LRNBlocked across `channels` channels."""
     channels, size = c.integer("channels"), c.integer("size")
     alpha, beta, bias = c.real("alpha", 1e-4), c.real("beta", 0.75), c.real("bias", 1.0)
 

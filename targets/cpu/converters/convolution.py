@@ -1,4 +1,4 @@
-"""Conv of any rank on the plain layout: patches of each group times its weights."""
+"""Conv of any rank on the plain layout (NCHW): a GEMM of the weights and the patches (im2col) per group."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graphopt.targets.cpu.kernels import gemm
 
 
 def conv(c: Context, inputs: list[Any]) -> Any:
-    """Conv of any rank and grouping on the plain layout: patches straight into panels, then one product per group."""
+    """Conv of any rank and grouping on the plain layout: patches packed straight into panels, one GEMM per group."""
     x, w = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
     if dtype_of(x) not in ("float32", "float64"):
@@ -30,7 +30,7 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     batch, channels = shape_of(x)[:2]
     per_group = out[1] // groups
     if groups == 1 and math.prod(out[2:]) == 1 and kernel == image and not any(begins):
-        # One output position that sees the whole image: a matrix product, with the weights on the streaming side.
+        # One output position that sees the full image: a GEMM with the weights on the streaming side.
         depth = channels * math.prod(kernel)
         y = product(c, c.reshape(x, (batch, depth)), c.reshape(w, (out[1], depth)), out, True, 1 + rank)
         if bias is None:

@@ -13,7 +13,7 @@ _DTYPES = ("float32", "float64", "int32", "int64", "int8", "uint8")
 
 
 def along_rows(largest: bool) -> Converter:
-    """ReduceMax or ReduceMin over the last axes; over others it is a reduction like every one."""
+    """ReduceMax or ReduceMin over the last axes; other axes take the converter that all targets share."""
     other = extreme(largest)
 
     def convert(c: Context, inputs: list[Any]) -> Any:
@@ -41,7 +41,7 @@ def ends(c: Context, x: Any) -> Any:
 
 
 def _rows(c: Context, x: Any, count: int, largest: bool) -> Any:
-    """Over the last `count` axes, which lie one behind the other in memory."""
+    """The extreme over the last `count` axes, which are contiguous in memory."""
     shape = shape_of(x)
     if count > 1:
         x = c.reshape(x, (*shape[:-count], math.prod(shape[-count:])))

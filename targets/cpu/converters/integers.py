@@ -1,4 +1,4 @@
-"""Products and convolutions of bytes, summed exactly, for the operators in `common/converters/quantized.py`."""
+"""GEMMs and convolutions of bytes, summed exactly, for the operators in `common/converters/quantized.py`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from graphopt.targets.cpu.kernels.integer.window import Window, choose_tile
 
 
 def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None, transposed: bool = False) -> Any:
-    """The sums [..., M, N] of a[..., M, K] and b[..., K, N], or of b[N, K] if it is `transposed`; or what they become.
+    """The sums [..., M, N] of a[..., M, K] and b[..., K, N], or of b[N, K] if it is `transposed`; rescaled if asked.
 
     One axis is a row on the left, a column on the right.
     """
@@ -58,10 +58,10 @@ def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None
     further |= {} if rescaling is None else rescaling.operands()
 
     def define(p: Any, q: Any, *more: Any) -> Any:
-        found = dict(zip(further, more, strict=True))
+        tensors = dict(zip(further, more, strict=True))
         shift = None
-        if "columns" in found:
-            points = found.get("rows")
+        if "columns" in tensors:
+            points = tensors.get("rows")
 
             def shift(i: Any, row: Any) -> Any:
                 at = [] if points is None else [0 if e == 1 else x for e, x in zip(dims(points), (i, row), strict=True)]
@@ -73,17 +73,17 @@ def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None
             out,
             parts,
             tile.rows,
-            zero=found.get("zero"),
+            zero=tensors.get("zero"),
             shift=shift,
-            columns=found.get("columns"),
-            requantize=Rescaling.element(found),
+            columns=tensors.get("columns"),
+            requantize=Rescaling.element(tensors),
         )
 
     return c.te("integer_gemm", define, left, panels, *further.values(), pattern=_pattern(rescaling))
 
 
 def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = None) -> Any:
-    """The sums [N, O, *out] of the node's convolution, or what they become; zero points are of one axis at most."""
+    """The sums [N, O, *out] of the node's convolution, rescaled if asked; zero points have at most one axis."""
     out = c.out_shape
     if len(x.shape) < 3 or 0 in (*x.shape, *w.shape):
         return NotImplemented
@@ -92,7 +92,7 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
     strides, dilations = c.integers("strides", ones), c.integers("dilations", ones)
     pads = conv_begin_pads(c, image, kernel, strides, dilations, out[2:])
     if groups == 1 and math.prod(out[2:]) == 1 and kernel == image and not any(pads):
-        # One output position that sees the whole image: a matrix product, with the weights on the streaming side.
+        # One output position that sees the full image: a GEMM with the weights on the streaming side.
         return c.reshape(product(c, _flat(c, x), _flat(c, w), rescaling, transposed=True), out)
     unit = dots.WORDS if w.zero is not None else dots.unit(c.machine, w.known, dtype_of(w.value))
     shape = (x.shape[0], groups, w.shape[1], out[1] // groups, image, kernel)
@@ -104,8 +104,8 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
     operands = {name: operand for name, operand in every.items() if operand is not None}
 
     def prepare(v: Any, *more: Any) -> list[Any]:
-        found = dict(zip(operands, more, strict=True))
-        return integer_lines.prepare(v, found.get("packed"), window, found.get("x_zero"), found.get("w_zero"))
+        tensors = dict(zip(operands, more, strict=True))
+        return integer_lines.prepare(v, tensors.get("packed"), window, tensors.get("x_zero"), tensors.get("w_zero"))
 
     attributes = {"op_pattern": OPAQUE, SCHEDULED: 1}
     lines = c.definitions.emit(c.builder, f"prepare_{kind}", prepare, (x.value, *operands.values()), attributes)
@@ -118,15 +118,15 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
     further |= {} if rescaling is None else rescaling.operands()
 
     def define(p: Any, q: Any, *more: Any) -> Any:
-        found = dict(zip(further, more, strict=True))
-        zero = found.get("x_zero")
+        tensors = dict(zip(further, more, strict=True))
+        zero = tensors.get("x_zero")
         return conv.compute(
             p,
             q,
             window,
-            shift=(lambda: _shift(None if zero is None else zero[0], x.signed)) if "sums" in found else None,
-            sums_of_filters=found.get("sums"),
-            requantize=Rescaling.element(found),
+            shift=(lambda: _shift(None if zero is None else zero[0], x.signed)) if "sums" in tensors else None,
+            sums_of_filters=tensors.get("sums"),
+            requantize=Rescaling.element(tensors),
         )
 
     y = c.te("integer_conv", define, packed, lines, *further.values(), pattern=_pattern(rescaling))
@@ -136,20 +136,20 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
 
 
 def _pattern(rescaling: Rescaling | None) -> int:
-    """Whether what follows joins the kernel: bytes are stored as such, for what reads them is faster on its own."""
+    """The fusion pattern: int32 sums fuse with consumers; consumers of bytes are faster as kernels of their own."""
     return EPILOGUE if rescaling is None else OPAQUE
 
 
 def _flat(c: Context, factor: Factor) -> Factor:
-    """All axes but the first as one."""
+    """The factor with all axes but the first flattened."""
     shape = factor.shape
     return Factor(c.reshape(factor.value, (shape[0], math.prod(shape[1:]))), factor.zero, factor.known)
 
 
 def _shift(zero: Any, signed: bool) -> Any:
-    """What bytes are too large by where they are unsigned: the zero point, 128 more for int8."""
-    found = const(0, "int32") if zero is None else zero.astype("int32")
-    return found + 128 if signed else found
+    """The offset of bytes stored as uint8: the zero point, plus 128 for int8."""
+    offset = const(0, "int32") if zero is None else zero.astype("int32")
+    return offset + 128 if signed else offset
 
 
 def _points(c: Context, zero: Any, axes: tuple[int, ...], shape: tuple[int, int], single: int) -> Any:
@@ -157,9 +157,9 @@ def _points(c: Context, zero: Any, axes: tuple[int, ...], shape: tuple[int, int]
 
     They have one axis, the last one, or the rank of the matrix that they belong to, whose axis `single` has one entry.
     """
-    found = list(shape_of(zero))
-    if math.prod(found) == 1:
+    extents = list(shape_of(zero))
+    if math.prod(extents) == 1:
         return c.reshape(zero, (1, 1))
-    if len(found) > 1:
-        del found[single]
-    return c.reshape(c.broadcast(c.reshape(zero, tuple(found)), axes), shape)
+    if len(extents) > 1:
+        del extents[single]
+    return c.reshape(c.broadcast(c.reshape(zero, tuple(extents)), axes), shape)

@@ -1,4 +1,4 @@
-"""MaxPool and AveragePool, a row of the output at a time."""
+"""MaxPool and AveragePool, one row of the output at a time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from graphopt.targets.cpu.kernels import pool_rows
 ROWS = ("float32", "int8", "uint8")
 
 LONGEST, LARGEST = 16, 256
-"""Elements of a window along the last axis, and in all, up to which rows are taken. Longer sums need blocks."""
+"""Largest windows that these kernels take, along the last axis and in all. Longer sums need blocked summation."""
 
 
 def pool_of_rows(c: Context, inputs: list[Any]) -> Any:
-    """MaxPool without indices and AveragePool of what vectors hold, with a window of which a row stands in the code."""
+    """MaxPool without indices and AveragePool of types that vectors hold, with window rows that can be unrolled."""
     (x,) = inputs
     shape, kernel, dtype, average = shape_of(x), c.integers("kernel_shape"), dtype_of(x), c.node.op_type != "MaxPool"
     if dtype not in (("float32",) if average else ROWS) or len(c.node.outputs) > 1 or 0 in (*shape, *c.out_shape):

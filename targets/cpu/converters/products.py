@@ -1,4 +1,4 @@
-"""Matrix products: MatMul and Gemm."""
+"""GEMMs: MatMul and Gemm."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def product(c: Context, a: Any, b: Any, out: tuple[int, ...], transposed: bool =
 
 
 def matmul(c: Context, inputs: list[Any]) -> Any:
+    """MatMul of float32 or float64 matrices with any batch axes."""
     a, b = inputs
     sa, sb = shape_of(a), shape_of(b)
     if dtype_of(a) not in ("float32", "float64") or len(sa) < 2 or len(sb) < 2 or 0 in (*sa, *sb):
@@ -42,6 +43,7 @@ def matmul(c: Context, inputs: list[Any]) -> Any:
 
 
 def fully_connected(c: Context, inputs: list[Any]) -> Any:
+    """Gemm of float32 or float64: alpha A B + beta C, with either matrix transposed."""
     a, b = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
     dtype = dtype_of(a)

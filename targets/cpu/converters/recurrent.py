@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN: one product of all inputs with W, then the recurrence as one kernel."""
+"""LSTM, GRU and RNN: one GEMM of all inputs with W, then the recurrence as one kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
     """An LSTM, GRU or RNN node.
 
     Raises:
-        NotSupported: with the reason, for what the kernel does not compute.
+        NotSupported: the kernel does not compute such a node; the message is the reason.
     """
     cell = c.node.op_type
     given = operands(inputs)
@@ -58,7 +58,7 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
     states = [given[H], given[C]] if cell == "LSTM" else [given[H]]
     shape = (directions, batch, hidden)
     initial = [_initial(c, state, shape, dtype, batch_first, extra.get("lengths")) for state in states]
-    whole = c.builder.emit_te(
+    layer_results = c.builder.emit_te(
         lambda p, ws, hs, more: recurrence.compute(layer, p, ws, hs, **more),
         projected,
         weights,
@@ -67,22 +67,22 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         primfunc_name_hint=cell.lower(),
         primfunc_attrs={"op_pattern": OPAQUE, SCHEDULED: 1},
     )
-    results = [relax.TupleGetItem(whole, i) for i in range(1 + len(states))]
+    results = [relax.TupleGetItem(layer_results, i) for i in range(1 + len(states))]
     return [_output(c, i, result, batch_first) for i, result in zip(range(len(c.node.outputs)), results, strict=False)]
 
 
 def _refuse(c: Context, hidden: int) -> None:
-    """Raise for attributes and inputs that the kernel does not know."""
+    """Raise NotSupported for attributes that the kernel does not support."""
     if "clip" in c.node.attributes:
         raise NotSupported(f"the kernel of {c.node.op_type} does not clip")
     recurrent_node.refuse(c, hidden)
 
 
 def _activations(c: Context, directions: int) -> tuple[str, ...]:
-    """Of a direction; the kernel takes the same ones in both."""
-    found = recurrent_node.activations(c, directions, rnn.ACTIVATIONS)
-    first = found[: len(found) // directions]
-    if found != first * directions:
+    """The activations of a direction; the kernel requires the same ones in both."""
+    names = recurrent_node.activations(c, directions, rnn.ACTIVATIONS)
+    first = names[: len(names) // directions]
+    if names != first * directions:
         raise NotSupported(f"the kernel of {c.node.op_type} has the same activations in both directions")
     return first
 
@@ -109,7 +109,7 @@ def _initial(c: Context, state: Any, shape: tuple[int, ...], dtype: str, batch_f
 
 
 def _output(c: Context, index: int, result: Any, batch_first: bool) -> Any:
-    """Output `index` in the layout of the node; None if nobody reads it."""
+    """Output `index` in the layout of the node; None if it has no consumers."""
     value = c.node.outputs[index]
     if not value.uses() and not value.is_graph_output():
         return None

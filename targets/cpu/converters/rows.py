@@ -18,6 +18,8 @@ from graphopt.targets.cpu.kernels import rowwise
 
 
 def softmax(logarithm: bool) -> Converter:
+    """Softmax, or LogSoftmax, along the last axis."""
+
     def convert(c: Context, inputs: list[Any]) -> Any:
         x = inputs[0]
         shape = shape_of(x)
@@ -33,6 +35,7 @@ def softmax(logarithm: bool) -> Converter:
 
 
 def layer_norm(c: Context, inputs: list[Any]) -> Any:
+    """LayerNormalization of float32 without its outputs for the mean and the deviation."""
     x, weight = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
     shape = shape_of(x)

@@ -94,10 +94,10 @@ HALVES: dict[str, Converter] = {
     "MatMul": in_single(matmul),
     "Softmax": in_single(softmax(logarithm=False)),
 }
-"""Tried where FIRST hands on."""
+"""Tried where FIRST returns NotImplemented."""
 
 _REPLACED = {"DynamicQuantizeLinear", *(name for name in FIRST if name.startswith("Reduce"))}
-"""Of what targets share, what FIRST computes otherwise."""
+"""Shared converters that those of FIRST replace entirely."""
 
 TABLE: Table = {
     **in_order(CUSTOM),

@@ -1,4 +1,4 @@
-"""ConvTranspose: a product of patches of the spread-out image, or one product and a shuffle where taps never overlap.
+"""ConvTranspose: a GEMM of patches of the dilated image, or a GEMM and a transposition where taps never overlap.
 
     y[o, p] = sum over c, t with p = q * s + t * d - pad of x[c, q] * w[c, o, t]
 
@@ -19,7 +19,7 @@ from graphopt.targets.cpu.kernels import gemm
 
 
 def conv_transpose(c: Context, inputs: list[Any]) -> Any:
-    """Any rank, grouping, dilation, and any way to say the output's size: the inferred shape decides."""
+    """ConvTranspose of any rank, grouping and dilation; the inferred output shape decides the padding."""
     x, w = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
     batch, channels, *image = shape_of(x)
@@ -59,7 +59,7 @@ def _flip(w: Any) -> Any:
 
 
 def _shuffled(c: Context, x: Any, w: Any, bias: Any, kernel: list[int]) -> Any:
-    """rows = (output channel, tap): one product, then each tap to its place."""
+    """One GEMM with rows (output channel, tap), then a transposition that moves each tap to its position."""
     batch, channels, *image = shape_of(x)
     _, depth, out, taps = shape_of(w)
     rank, positions = len(kernel), math.prod(image)

@@ -1,4 +1,4 @@
-"""The Winograd convolutions, `graphopt.Conv2dWinograd` and `Conv2dWinogradAxis`: three kernels, or one over blocks."""
+"""The Winograd convolutions Conv2dWinograd and Conv2dWinogradAxis: three kernels, or one fused over blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graphopt.targets.cpu.kernels.conv import winograd, winograd_fused
 
 
 def conv2d_winograd(c: Context, inputs: list[Any]) -> Any:
-    """Either node, with the tile that was chosen for it or the one with the best estimate."""
+    """Conv2dWinograd or Conv2dWinogradAxis, with the tile chosen for the node or the one with the best estimate."""
     x, u, bias = inputs
     kernel = _kernel(c, shape_of(u)[0])
     m = tile_of(c.integer("m"), kernel)

@@ -1,0 +1,1 @@
+"""TE definitions, hand-written loops and schedule rules of the CPU kernels."""

@@ -24,7 +24,7 @@ from graphopt.targets.common.kernels.blocks import const, dims, round_up
 from graphopt.targets.cpu.machine import CpuMachine
 
 UNROLL = 4
-"""Products of a sum that stand one after another in the code."""
+"""Unrolled steps of a sum of products."""
 
 MOST_ROWS = 96
 """Query rows of a task: enough to read each line of keys from the first-level cache many times."""
@@ -41,11 +41,11 @@ class Plan:
 
 
 def plan(heads: int, queries: int, keys: int, machine: CpuMachine, dtype: str) -> Plan:
-    """The register tile, and tasks that fit half of the second-level cache and leave no core idle at the end."""
+    """The register tile, and tasks that fit half of the second-level cache and leave no core idle in the last wave."""
     lanes = machine.lanes(dtype)
     vectors = 4 if machine.level.registers >= 32 else 2
     most_rows = (machine.level.registers - vectors - 1) // vectors
-    # Cycles of a step over all rows: two multiply-adds each, at least their latency, and the loads that nothing hides.
+    # Cycles of a step over all rows: two multiply-adds each, at least their latency, and the loads that are not hidden.
     rows = min(
         range(1, min(queries, most_rows) + 1),
         key=lambda r: (math.ceil(queries / r) * (max(r * vectors / 2, 4) + vectors / 4 + r / 10), -r),
@@ -60,7 +60,7 @@ def plan(heads: int, queries: int, keys: int, machine: CpuMachine, dtype: str) -
 
 
 def compute(
-    q: Any, keys: Any, values: Any, mask: Any, shape: Sequence[int], count: int, scale: float, made: Plan
+    q: Any, keys: Any, values: Any, mask: Any, shape: Sequence[int], count: int, scale: float, tiling: Plan
 ) -> Any:
     """The attention of q[B, H, S, D], written as `shape` [B, H, S, E].
 
@@ -73,47 +73,49 @@ def compute(
     """
 
     def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
-        return _Writer(ins[0], ins[1], ins[2], None if mask is None else ins[3], outs[0], count, scale, made).whole()
+        return _Template(ins[0], ins[1], ins[2], None if mask is None else ins[3], outs[0], count, scale, tiling).emit()
 
     inputs = [q, keys, values] if mask is None else [q, keys, values, mask]
     return te.extern([tuple(shape)], inputs, body, dtype=[q.dtype], name="attention")
 
 
-class _Writer:
-    """Writes the loops; `task`, `tile`, `row` and so on are loop variables and their functions."""
+class _Template:
+    """Emits the loops; `task`, `tile`, `row` and so on are loop variables and functions of them."""
 
-    def __init__(self, q: Any, keys: Any, values: Any, mask: Any, y: Any, count: int, scale: float, made: Plan) -> None:
+    def __init__(
+        self, q: Any, keys: Any, values: Any, mask: Any, y: Any, count: int, scale: float, tiling: Plan
+    ) -> None:
         self.q, self.keys, self.values, self.mask, self.y = q, keys, values, mask, y
-        self.count, self.scale, self.plan, self.dtype = count, scale, made, str(q.dtype)
+        self.count, self.scale, self.plan, self.dtype = count, scale, tiling, str(q.dtype)
         self.batch, self.heads, self.queries, self.depth = dims(q)
         self.width = dims(y)[-1]
-        self.padded = round_up(count, made.lanes)
-        self.tiles = math.ceil(self.queries / made.rows)
+        self.padded = round_up(count, tiling.lanes)
+        self.tiles = math.ceil(self.queries / tiling.rows)
 
-    def whole(self) -> Any:
-        """All tasks."""
-        made = self.plan
-        blocks = math.ceil(self.tiles / made.tiles)
+    def emit(self) -> Any:
+        """The loop over all tasks."""
+        tiling = self.plan
+        blocks = math.ceil(self.tiles / tiling.tiles)
         tasks = self.batch * self.heads * blocks
         with IRBuilder() as builder:
             loop = T.parallel if tasks > 1 else T.serial
             with loop(0, tasks) as task:
-                head, first = T.bind(task // blocks), T.bind(task % blocks * made.tiles)
-                tiles = made.tiles if self.tiles % made.tiles == 0 else tirx.min(made.tiles, self.tiles - first)
-                scores = T.alloc_buffer((made.tiles * made.rows, self.padded), self.dtype, scope="global")
-                sums = T.alloc_buffer((made.tiles * made.rows,), self.dtype, scope="global")
-                for start, groups, vectors in _groups(self.padded // made.lanes, made.vectors):
+                head, first = T.bind(task // blocks), T.bind(task % blocks * tiling.tiles)
+                tiles = tiling.tiles if self.tiles % tiling.tiles == 0 else tirx.min(tiling.tiles, self.tiles - first)
+                scores = T.alloc_buffer((tiling.tiles * tiling.rows, self.padded), self.dtype, scope="global")
+                sums = T.alloc_buffer((tiling.tiles * tiling.rows,), self.dtype, scope="global")
+                for start, groups, vectors in _groups(self.padded // tiling.lanes, tiling.vectors):
                     with T.serial(0, groups) as group, T.serial(0, tiles) as tile:
                         self._score(scores, head, first, tile, start + group * vectors, vectors)
-                with T.serial(0, tiles * made.rows) as row:
-                    self._softmax(scores, sums, head, first * made.rows + row, row)
-                for start, groups, vectors in _groups(math.ceil(self.width / made.lanes), made.vectors):
+                with T.serial(0, tiles * tiling.rows) as row:
+                    self._softmax(scores, sums, head, first * tiling.rows + row, row)
+                for start, groups, vectors in _groups(math.ceil(self.width / tiling.lanes), tiling.vectors):
                     with T.serial(0, groups) as group, T.serial(0, tiles) as tile:
                         self._average(scores, sums, head, first, tile, start + group * vectors, vectors)
             return builder.get()
 
     def _inside(self, row: Any) -> Any:
-        """A row of q that exists: the last tile computes rows that nobody keeps."""
+        """`row` clamped to the rows of q: the last tile computes rows that are not stored."""
         return row if self.queries % self.plan.rows == 0 else tirx.min(row, self.queries - 1)
 
     def _accumulate(
@@ -134,13 +136,13 @@ class _Writer:
                         place = (i * vectors + vector) * lanes + lane
                         T.buffer_store(sums, sums[place] + factor * right(k, vector, lane), [place])
 
-        whole = length // UNROLL * UNROLL
-        if whole:
+        unrolled = length // UNROLL * UNROLL
+        if unrolled:
             with T.serial(0, length // UNROLL) as outer, T.unroll(0, UNROLL) as inner:
                 multiply(outer * UNROLL + inner)
-        if whole < length:
-            with T.serial(0, length - whole) as k:
-                multiply(whole + k)
+        if unrolled < length:
+            with T.serial(0, length - unrolled) as k:
+                multiply(unrolled + k)
         return sums
 
     def _score(self, scores: Any, head: Any, first: Any, tile: Any, start: Any, vectors: int) -> None:
@@ -161,8 +163,8 @@ class _Writer:
                     T.buffer_store(scores, value, [tile * rows + i, (start + vector) * lanes + lane])
 
     def _softmax(self, scores: Any, sums: Any, head: Any, query: Any, row: Any) -> None:
-        """exp(scores - maximum) in place, and the sum; keys that do not exist become zero."""
-        lanes, whole = self.plan.lanes, self.count // self.plan.lanes
+        """exp(scores - maximum) in place, and the sum; padding keys become zero."""
+        lanes, full_vectors = self.plan.lanes, self.count // self.plan.lanes
         place = T.bind(self._inside(query))
         lowest = const(-math.inf, self.dtype)
         partial = T.alloc_buffer((lanes,), self.dtype, scope="local")
@@ -182,11 +184,11 @@ class _Writer:
             with T.vectorized(0, lanes) as lane:
                 T.buffer_store(partial, tirx.max(partial[lane], scores[row, start + lane]), [lane])
 
-        if whole:
-            with T.serial(0, whole) as vector:
+        if full_vectors:
+            with T.serial(0, full_vectors) as vector:
                 scaled(vector * lanes, ragged=False)
         if self.count % lanes:
-            scaled(whole * lanes, ragged=True)
+            scaled(full_vectors * lanes, ragged=True)
         self._fold(partial, tirx.max)
         top = T.bind(partial[0])
         with T.vectorized(0, lanes) as lane:
@@ -208,7 +210,7 @@ class _Writer:
         return self.mask[tuple(zero if extent == 1 else i for i, extent in zip(index, extents, strict=True))]
 
     def _fold(self, partial: Any, combine: Callable[[Any, Any], Any]) -> None:
-        """All lanes into the first one."""
+        """Reduce all lanes into the first one."""
         half = self.plan.lanes // 2
         while half:
             with T.vectorized(0, half) as lane:
@@ -218,7 +220,7 @@ class _Writer:
     def _average(self, scores: Any, sums: Any, head: Any, first: Any, tile: Any, start: Any, vectors: int) -> None:
         """`vectors` vectors of the result for one tile of query rows."""
         rows, lanes, h = self.plan.rows, self.plan.lanes, self.heads
-        found = self._accumulate(
+        averages = self._accumulate(
             vectors,
             self.count,
             lambda i, k: scores[tile * rows + i, k],
@@ -233,11 +235,11 @@ class _Writer:
                 if self.width % lanes == 0:
                     with T.vectorized(0, lanes) as lane:
                         index = (head // h, head % h, row + i, column + lane)
-                        T.buffer_store(self.y, found[place + lane] * factor, index)
+                        T.buffer_store(self.y, averages[place + lane] * factor, index)
                     continue
                 copy = T.alloc_buffer((lanes,), self.dtype, scope="local")
                 with T.vectorized(0, lanes) as lane:
-                    T.buffer_store(copy, found[place + lane] * factor, [lane])
+                    T.buffer_store(copy, averages[place + lane] * factor, [lane])
                 with T.serial(0, tirx.min(lanes, self.width - column)) as lane:
                     T.buffer_store(self.y, copy[lane], (head // h, head % h, row + i, column + lane))
 
@@ -253,5 +255,5 @@ def _groups(vectors: int, most: int) -> list[tuple[int, int, int]]:
     """`vectors` in groups of nearly equal size, at most `most`: (first vector, number of groups, size of each)."""
     count = math.ceil(vectors / most)
     size, larger = divmod(vectors, count)
-    found = [(0, larger, size + 1), (larger * (size + 1), count - larger, size)]
-    return [entry for entry in found if entry[1]]
+    groups = [(0, larger, size + 1), (larger * (size + 1), count - larger, size)]
+    return [entry for entry in groups if entry[1]]

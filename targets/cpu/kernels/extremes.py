@@ -1,12 +1,12 @@
 """The largest or smallest element along the last axis, of any length.
 
 A vector of partial results runs along the row. Where the row is no multiple of it, its last step overlaps the one
-before: to see an element twice changes no maximum. Few long rows are cut into parts, one for each task:
+before: reading an element twice changes no maximum. Few long rows are cut into parts, one for each task:
 
     partial[row, part, lane] = max over k of x[row, min((part * steps + k) * width, n - width) + lane]
     y[row]                   = max over part, lane of partial[row, part, lane]
 
-Both ends of all elements are found in one pass: the largest of x, and of -x.
+Both ends of all elements are computed in one pass: the largest of x, and of -x.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = "extreme"
 BOTH = "ends"
 
 VECTORS = 4
-"""Partial results per lane, so that one step need not wait for the step before."""
+"""Partial results per lane, so that a step does not wait for the step before it."""
 
 MIN_PARALLEL = 1 << 15
 """Elements below which waking another core costs more than it saves."""
@@ -107,7 +107,7 @@ def _start(n: int, width: int, parts: int, steps: int) -> Callable[[Any, Any], A
 
 
 def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
-    """What is computed before goes into the vectors; a task is a row, or a part of one."""
+    """Inline the producers into the vectors; a task is a row, or a part of one."""
     for block in blocks_of(sch):
         if block.name == anchor.name:
             break
@@ -130,7 +130,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
 
 
 def schedule_ends(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
-    """A task is a part; both ends are kept while it is read once."""
+    """A task is a part, which is read once for both ends."""
     for block in blocks_of(sch):
         if block.name == anchor.name:
             break
@@ -144,7 +144,7 @@ def schedule_ends(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> No
 
 
 def _vectors(sch: s_tir.Schedule, partial: Block, machine: CpuMachine, repeated: tuple[Any, ...]) -> None:
-    """In every step, for each of the `repeated` loops, vectors along the lanes."""
+    """Vectorize along the lanes in every step, for each of the `repeated` loops."""
     lane, step = sch.get_loops(partial.rv)[-2:]
     lanes = largest_divisor(partial.spatial[-1], machine.lanes(dtype_of(sch, partial.rv)))
     vector, lane = sch.split(lane, [None, lanes])

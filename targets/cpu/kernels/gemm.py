@@ -1,10 +1,10 @@
-"""Matrix products: constant weights packed into panels, and batched products of two activations.
+"""GEMMs: constant weights packed into panels, and batched GEMMs of two activations.
 
 Packed: B[K, N] becomes panels[N / width, K, width], so that each step of K reads one contiguous line of vectors.
 
     y[m, n] = sum over k of a[m, k] * panels[n / width, k, n % width]
 
-With few rows the product is bound by reading the weights: the panel is as wide as the registers allow, so that enough
+With few rows the GEMM is bound by reading the weights: the panel is as wide as the registers allow, so that enough
 independent sums hide the latency. With many rows the register tile is rows x vectors, as in a convolution.
 """
 
@@ -29,12 +29,13 @@ NAME = "gemm"
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """`rows` of the left matrix times `width` columns (whole vectors) held in registers; written "12x32"."""
+    """`rows` of the left matrix times `width` columns (full vectors) held in registers; written "12x32"."""
 
     rows: int
     width: int
 
     def __str__(self) -> str:
+        """The spelling that `parse` reads."""
         return f"{self.rows}x{self.width}"
 
     @staticmethod
@@ -44,10 +45,10 @@ class Tile:
         Raises:
             ValueError: `text` is no such spelling.
         """
-        found = re.fullmatch(r"([1-9][0-9]{0,2})x([1-9][0-9]{0,3})", text)
-        if found is None:
+        match = re.fullmatch(r"([1-9][0-9]{0,2})x([1-9][0-9]{0,3})", text)
+        if match is None:
             raise ValueError(f"{text!r} is no tile of a matrix product (such as 12x32)")
-        return Tile(int(found[1]), int(found[2]))
+        return Tile(int(match[1]), int(match[2]))
 
 
 SPACE = 8
@@ -62,13 +63,13 @@ def _most_rows(vectors: int, machine: CpuMachine) -> int:
 
 
 def fits(tile: Tile, machine: CpuMachine, dtype: str) -> bool:
-    """Whether the sums of `tile` are whole vectors and stay in the registers."""
+    """Whether the sums of `tile` are full vectors and stay in the registers."""
     vectors, rest = divmod(tile.width, machine.lanes(dtype))
     return rest == 0 and 1 <= vectors <= MOST_VECTORS and tile.rows <= _most_rows(vectors, machine)
 
 
 def estimates(m: int, n: int, k: int, machine: CpuMachine, dtype: str) -> Iterator[tuple[float, Tile]]:
-    """Estimated cycles per step of K over the whole (padded) output, for each width with one or two heights."""
+    """Estimated cycles per step of K over the full (padded) output, for each width with one or two heights."""
     lanes = machine.lanes(dtype)
     for vectors in range(1, MOST_VECTORS + 1):
         limit = _most_rows(vectors, machine)
@@ -104,7 +105,7 @@ def choose_tile(m: int, n: int, k: int, machine: CpuMachine, dtype: str, text: s
 
 
 def tiles(m: int, n: int, k: int, machine: CpuMachine, dtype: str) -> tuple[Tile, ...]:
-    """The few tiles worth measuring for an M x K times K x N product: the default, then by their estimate."""
+    """The few tiles worth measuring for an M x K times K x N GEMM: the default, then by their estimate."""
     ranked = sorted(estimates(m, n, k, machine, dtype), key=lambda entry: (entry[0], entry[1].width))
     every = [choose_tile(m, n, k, machine, dtype), *(tile for _, tile in ranked)]
     return tuple(dict.fromkeys(every))[:SPACE]
@@ -194,7 +195,7 @@ def compute(
     r = te.reduce_axis((0, k), "k")
 
     def product(i: Any, panel: Any, y: Any, lane: Any) -> Any:
-        row = y if computed == m else tirx.min(y, m - 1)  # the last tile computes rows that nobody keeps
+        row = y if computed == m else tirx.min(y, m - 1)  # the last tile computes rows that are not stored
         left = 0 if lefts == 1 else i if lefts == batch else tirx.floormod(i, lefts)
         return te.sum(a[left, row, r] * panels[0 if rights == 1 else i, panel, r, lane], axis=[r])
 

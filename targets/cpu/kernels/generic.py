@@ -1,4 +1,4 @@
-"""What every kernel without a rule of its own gets: inline what can be, parallel outer loops, vectors inside."""
+"""The schedule of kernels without a rule: inlined elementwise blocks, parallel outer loops, vectorized inner loops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIN_INNER = 64
 
 
 def schedule(sch: s_tir.Schedule, machine: CpuMachine) -> None:
-    """Inline elementwise blocks forward, then schedule each block that is left on its own."""
+    """Inline elementwise blocks into their consumers, then schedule each remaining block by itself."""
     for block in blocks_of(sch)[:-1]:
         if block.reduce or ieee.holds_names(sch.get(block.rv)):
             continue
@@ -42,7 +42,7 @@ def schedule(sch: s_tir.Schedule, machine: CpuMachine) -> None:
 
 
 def _vectors(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
-    """Vectors of the innermost elements, everything else in parallel."""
+    """Vectorize the innermost elements, and run all other loops in parallel."""
     lanes = machine.lanes(dtype_of(sch, block.rv))
     *outer, inner = sch.get_loops(block.rv)
     extent = block.spatial[-1]
@@ -60,7 +60,7 @@ def _vectors(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
 
 
 def _rows(sch: s_tir.Schedule, block: Block) -> None:
-    """Plain inner loops, which LLVM vectorises with masks where a condition or an odd extent would undo our vectors."""
+    """Plain inner loops, which LLVM vectorizes with masks where a condition or an odd extent defeats our vectors."""
     loops = list(sch.get_loops(block.rv))
     kept, inner = len(loops) - 1, block.spatial[-1]
     while kept > 1 and inner < MIN_INNER:
@@ -72,12 +72,12 @@ def _rows(sch: s_tir.Schedule, block: Block) -> None:
 
 
 def _reduction(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
-    """Vectors along the axis that lies contiguous in what is read, be it reduced or kept."""
+    """Vectorize along the axis that is contiguous in the operands, reduced or kept."""
     loops = list(sch.get_loops(block.rv))
     body = sch.get(block.rv)
     kinds = [int(iterator.iter_type) for iterator in body.iter_vars]
     work = math.prod(block.spatial) * math.prod(block.reduce)
-    if kinds != sorted(kinds) or not block.spatial:  # a reduction axis stands before one that is kept
+    if kinds != sorted(kinds) or not block.spatial:  # a reduction axis precedes a spatial axis
         return
     spatial, reduced = loops[: len(block.spatial)], loops[len(block.spatial) :]
     lanes = machine.lanes(dtype_of(sch, block.rv))
@@ -93,7 +93,7 @@ def _reduction(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
 def _partial_sums(
     sch: s_tir.Schedule, block: Block, spatial: list[Any], reduced: list[Any], lanes: int, work: int
 ) -> None:
-    """The contiguous axis is reduced: into one vector of partial results, and that vector at the end."""
+    """Reduce the contiguous axis into one vector of partial results, and reduce that vector at the end."""
     _, lane = sch.split(reduced[-1], [None, lanes])
     partial = sch.rfactor(lane, len(spatial))
     task = sch.fuse(*sch.get_loops(block.rv)[: len(spatial)])
@@ -111,7 +111,7 @@ def _partial_sums(
 
 
 def _columns(sch: s_tir.Schedule, block: Block, spatial: list[Any], reduced: list[Any], lanes: int, work: int) -> None:
-    """The contiguous axis is kept: a vector of results at a time, over all steps of the reduction."""
+    """Keep the contiguous axis: one vector of results at a time, over all steps of the reduction."""
     width = largest_divisor(block.spatial[-1], lanes)
     step, lane = sch.split(spatial[-1], [None, width])
     task = sch.fuse(*spatial[:-1], step)
@@ -126,7 +126,7 @@ def _columns(sch: s_tir.Schedule, block: Block, spatial: list[Any], reduced: lis
 
 
 def _contiguous(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> bool:
-    """Whether the innermost axes that make whole vectors are read as they are written, or not at all."""
+    """Whether the innermost axes that make full vectors are read in the order of the result, or not at all."""
     lanes = machine.lanes(dtype_of(sch, block.rv))
     axes, extent = 1, block.spatial[-1]
     while extent % lanes and axes < len(block.spatial):
@@ -142,7 +142,7 @@ def _contiguous(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> bool:
 def _runs(read: list[Any], written: list[Any], extents: tuple[int, ...]) -> bool:
     """Whether an operand is read in the order of the result, or is one element for all of these axes.
 
-    An operand that is repeated along some axes only is neither: where it begins again, a vector falls apart.
+    An operand that repeats along some axes only is neither: its repetition splits a vector.
     """
     count = min(len(read), len(written))
     pairs = list(
@@ -158,7 +158,7 @@ def _runs(read: list[Any], written: list[Any], extents: tuple[int, ...]) -> bool
 
 
 def _depends_on_lane(sch: s_tir.Schedule, block: Block) -> bool:
-    """Whether a condition in the block looks at its innermost iterator."""
+    """Whether a condition in the block reads its innermost iterator."""
     body = sch.get(block.rv)
     lane = body.iter_vars[-1].var
     value = getattr(body.body, "value", None)

@@ -1,4 +1,4 @@
-"""Long sums of products in parts, as ONNX Runtime adds them: a tile's sums start at zero again after some steps.
+"""Blocked summation of long sums of products, as in ONNX Runtime: a tile's sums restart at zero after some steps.
 
     for k < K:                    total = 0
         tile += a[k] * b[k]   ->  for part < K / steps:
@@ -7,7 +7,7 @@
                                       total += tile
                                   tile = total
 
-In one sum each of K additions rounds a number as large as the whole, and a constant operand rounds to the same side
+In one sum each of K additions rounds a number as large as the total, and a constant operand rounds to the same side
 each time. The parts cost one load, addition and store of the tile in some hundred steps.
 """
 
@@ -25,21 +25,21 @@ MARK = "graphopt.partial"
 """Loop annotation: how many iterations a part has."""
 
 STEPS = 256
-"""Additions that a part has, or some more."""
+"""Additions in a part, or a few more."""
 
 
 def mark(sch: s_tir.Schedule, loop: Any, terms: int) -> None:
-    """Cut the sums of `loop`, each of whose iterations adds `terms`, where they are long."""
+    """Mark `loop`, each of whose iterations adds `terms` products, to be cut into parts if its sums are long."""
     iterations = int(sch.get(loop).extent)
-    each = max(1, STEPS // terms)
-    if iterations >= 2 * each:
-        sch.annotate(loop, MARK, each)
+    length = max(1, STEPS // terms)
+    if iterations >= 2 * length:
+        sch.annotate(loop, MARK, length)
 
 
 def cut(statement: Any) -> Any:
-    """The statement, lowered, with its marked loop in parts; as it is where that stores what depends on its turn."""
+    """The lowered statement with its marked loop in parts; unchanged where an index of a store is not constant."""
     annotations = dict(statement.annotations)
-    each = int(annotations.pop(MARK))
+    length = int(annotations.pop(MARK))
     bounds = statement.loop_var, statement.min, statement.extent, statement.kind, statement.body
     plain = tirx.For(*bounds, statement.thread_binding, annotations, statement.step)
     places = _places(statement.body)
@@ -65,11 +65,11 @@ def cut(statement: Any) -> Any:
 
     kind, extent = statement.loop_var.ty.dtype, int(statement.extent)
     part, step = tirx.Var("part", kind), tirx.Var("step", kind)
-    count = math.ceil(extent / each)
-    inner: Any = tirx.IntImm(kind, each)
-    if extent % each:
-        inner = tirx.Min(inner, tirx.IntImm(kind, extent) - part * each)
-    at = tirx.Bind(statement.loop_var, statement.min + part * each + step)
+    count = math.ceil(extent / length)
+    inner: Any = tirx.IntImm(kind, length)
+    if extent % length:
+        inner = tirx.Min(inner, tirx.IntImm(kind, extent) - part * length)
+    at = tirx.Bind(statement.loop_var, statement.min + part * length + step)
     zero = [tirx.BufferStore(buffer, _zero(buffer, index), index) for buffer, index in places]
     steps = tirx.For(
         step, tirx.IntImm(kind, 0), inner, statement.kind, tirx.SeqStmt([at, statement.body]), None, annotations
@@ -86,8 +86,8 @@ def cut(statement: Any) -> Any:
 
 
 def _places(statement: Any) -> list[tuple[Any, list[Any]]]:
-    """Buffers and indices that are stored to, each once; none where an index is not known beforehand."""
-    found: dict[str, tuple[Any, list[Any]]] = {}
+    """Buffers and indices of all stores, each once; none where an index is not constant."""
+    stores: dict[str, tuple[Any, list[Any]]] = {}
     waiting = [statement]
     while waiting:
         inner = waiting.pop()
@@ -101,10 +101,10 @@ def _places(statement: Any) -> list[tuple[Any, list[Any]]]:
             index = list(inner.indices)
             if any(isinstance(part, tirx.Var) for each in index for part in parts(each)):
                 return []
-            found.setdefault(f"{inner.buffer}{index}", (inner.buffer, index))
+            stores.setdefault(f"{inner.buffer}{index}", (inner.buffer, index))
         elif not isinstance(inner, tirx.Evaluate | tirx.Bind):
             return []
-    return list(found.values())
+    return list(stores.values())
 
 
 def _zero(buffer: Any, index: list[Any]) -> Any:

@@ -4,7 +4,7 @@
     y[.., row, place] = reduce over t of column[place stride + t dilation]
 
 So a window of k x k takes 2k steps and not k * k, and both loops run along memory. An average divides by how many
-elements the window has, which is a product of numbers of each axis.
+elements the window has, which is the product of the counts along each axis.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIN_PARALLEL = 1 << 15
 """Steps below which waking another core costs more than it saves."""
 
 MANY_PLANES = 64
-"""From as many on each is a task; of fewer each row is."""
+"""With at least as many planes each plane is a task, with fewer each row."""
 
 MOST_ROWS = 16
 """Rows of a window that one loop combines; more are added one after another."""
@@ -61,7 +61,7 @@ def _defined(x: Any, pool: Pool, start: Any, combine: Any, counts: Any = None) -
 
 
 class _Rows:
-    """Writes the loops."""
+    """Emits the loops."""
 
     def __init__(self, x: Any, y: Any, pool: Pool, start: Any, combine: Any, counts: Any = None) -> None:
         self.x, self.y, self.pool, self.start, self.combine, self.counts = x, y, pool, start, combine, counts
@@ -85,7 +85,7 @@ class _Rows:
                 self._fill(column, 0, width)
                 self._across(column, plane, first, [])
             else:
-                with T.If(self._whole(first)):
+                with T.If(self._rows_inside(first)):
                     with T.Then():
                         self._fill(column, 0, pool.pads[-1])
                         self._fill(column, pool.pads[-1] + columns, width)
@@ -100,7 +100,7 @@ class _Rows:
             with T.serial(start, end) as at:
                 T.buffer_store(column, self.start, (at,))
 
-    def _whole(self, first: list[Any]) -> Any:
+    def _rows_inside(self, first: list[Any]) -> Any:
         """Whether all rows of the window lie in the image."""
         pool, conditions = self.pool, [tirx.const(True, "bool")]
         for at, taps, dilation, extent in zip(first, pool.kernel, pool.dilations, self.image, strict=False):
@@ -111,13 +111,13 @@ class _Rows:
         """Combine all rows of the window in one loop."""
         pool, left = self.pool, self.pool.pads[-1]
         with T.serial(0, self.image[-1]) as k:
-            found: Any = None
+            result: Any = None
             for taps in itertools.product(*map(range, pool.kernel[:-1])):
                 at = [start + tap * d for start, tap, d in zip(first, taps, pool.dilations, strict=False)]
                 value = self.x[(*plane, *at, k)]
                 # The start takes part as in `_across`: of nothing but -inf the result must not depend on the row.
-                found = self.combine(self.start if found is None else found, value)
-            T.buffer_store(column, found, (k + left,))
+                result = self.combine(self.start if result is None else result, value)
+            T.buffer_store(column, result, (k + left,))
 
     def _across(self, column: Any, plane: list[Any], first: list[Any], at: list[Any]) -> None:
         """Combine the rows of the window, from its `first` on, as far as they lie in the image."""
@@ -126,8 +126,8 @@ class _Rows:
             conditions = [c for a, extent in zip(at, self.image, strict=False) for c in (a >= 0, a < extent)]
             inside = tirx.all(*conditions) if conditions else tirx.const(True, "bool")
             with T.If(inside), T.Then(), T.serial(0, self.image[-1]) as k:
-                found = self.combine(column[k + left], self.x[(*plane, *at, k)])
-                T.buffer_store(column, found, (k + left,))
+                result = self.combine(column[k + left], self.x[(*plane, *at, k)])
+                T.buffer_store(column, result, (k + left,))
             return
         pool = self.pool
         with T.serial(0, pool.kernel[axis]) as tap:
@@ -138,20 +138,20 @@ class _Rows:
         pool = self.pool
         with T.serial(0, pool.out[-1]) as place:
             first = place * pool.strides[-1]
-            found: Any = column[first]
+            result: Any = column[first]
             for tap in range(1, pool.kernel[-1]):
-                found = self.combine(found, column[first + tap * pool.dilations[-1]])
+                result = self.combine(result, column[first + tap * pool.dilations[-1]])
             if self.counts is not None:
                 cells: Any = self.counts[len(row), place]
                 for axis, at in enumerate(row):
                     cells = cells * self.counts[axis, at]
-                found = found / cells
-            T.buffer_store(self.y, found, (*plane, *row, place))
+                result = result / cells
+            T.buffer_store(self.y, result, (*plane, *row, place))
 
 
 def _unravelled(place: Any, shape: Sequence[int]) -> list[Any]:
-    found: list[Any] = []
+    indices: list[Any] = []
     for extent in reversed(shape):
-        found.insert(0, tirx.floormod(place, extent) if len(found) + 1 < len(shape) else place)
+        indices.insert(0, tirx.floormod(place, extent) if len(indices) + 1 < len(shape) else place)
         place = tirx.floordiv(place, extent)
-    return found
+    return indices

@@ -1,14 +1,14 @@
-"""Fetches the weights that a kernel needs next while it computes with the last ones.
+"""Software prefetch of the next weights of a kernel while it computes with the current ones.
 
-A kernel goes through a panel of weights once for each of its register tiles. Only the first time are they read from
-memory, faster than memory gives them, and the core waits; then memory idles while the other tiles are computed. So each
-pass over a panel asks for a part of the next one:
+A kernel reads a panel of weights once for each of its register tiles. Only the first pass reads memory, faster than its
+bandwidth, and the core stalls; then memory idles while the other tiles are computed. So each pass over a panel
+prefetches a part of the next one:
 
     for step:                       for step:
         tile += a * panel    ->         prefetch line (pass * steps + step) * share of the next panel, and its next ones
                                         tile += a * panel
 
-A kernel of one pass is bound by memory anyway, and the processor itself fetches what stands ahead of it.
+A kernel of one pass is bound by memory anyway, and the hardware prefetcher fetches the lines ahead of it.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ SECOND_LEVEL = 2
 class Stream:
     """Weights that lie one panel after another, each gone through `passes` times in a row.
 
-    One pass is all that stands inside the `outer` outermost loops; from their variables `place` tells (panel, pass).
+    One pass is the body of the `outer` outermost loops; `place` computes (panel, pass) from their variables.
     """
 
     buffer: Any
     panel: int
-    """Elements."""
+    """Elements of a panel."""
     passes: int
     outer: int
     place: Callable[..., tuple[Any, Any]]
 
 
 def mark(sch: s_tir.Schedule, loop: Any) -> None:
-    """Let the iterations of `loop`, which holds the unrolled steps of a register tile, be those of a stream."""
+    """Mark `loop`, which holds the unrolled steps of a register tile, as the loop that prefetches."""
     sch.annotate(loop, MARK, 1)
 
 
@@ -57,7 +57,7 @@ def weights_of(sch: s_tir.Schedule, block: Any) -> Any:
 
 
 def insert(sch: s_tir.Schedule, stream: Stream) -> Any:
-    """The scheduled function with prefetches at the start of its marked loop, whose mark is gone; none for one pass."""
+    """The scheduled function with prefetches at the start of its marked loop, without the mark; none for one pass."""
     function = sch.mod["main"]
     fetches = _fetches if stream.passes > 1 else lambda _stream, _loops: []
     return function.with_body(_rewritten(function.body, [], lambda loops: fetches(stream, loops)))
@@ -75,7 +75,7 @@ def _fetches(stream: Stream, loops: Sequence[Any]) -> list[Any]:
     first = (turn * steps + step) * share
     start = (number + 1) * stream.panel + first * elements
     zeros = [tirx.const(0, "int64")] * (len(stream.buffer.shape) - 1)
-    found = [
+    prefetches = [
         tirx.Evaluate(
             tirx.call_llvm_intrin(
                 "void",
@@ -89,8 +89,8 @@ def _fetches(stream: Stream, loops: Sequence[Any]) -> list[Any]:
         for line in range(share)
     ]
     if steps * stream.passes * share == lines:
-        return found
-    return [tirx.IfThenElse(first < lines, tirx.SeqStmt(found) if share > 1 else found[0], None)]
+        return prefetches
+    return [tirx.IfThenElse(first < lines, tirx.SeqStmt(prefetches) if share > 1 else prefetches[0], None)]
 
 
 def _rewritten(statement: Any, loops: list[Any], fetches: Callable[[list[Any]], list[Any]]) -> Any:
@@ -102,14 +102,14 @@ def _rewritten(statement: Any, loops: list[Any], fetches: Callable[[list[Any]], 
         if body.same_as(block.body):
             return statement
         parts = (block.iter_vars, block.reads, block.writes, block.name_hint, body, block.init, block.alloc_buffers)
-        whole = s_tir.SBlock(*parts, block.match_buffers, block.annotations)
-        return s_tir.SBlockRealize(statement.iter_values, statement.predicate, whole)
+        replaced = s_tir.SBlock(*parts, block.match_buffers, block.annotations)
+        return s_tir.SBlockRealize(statement.iter_values, statement.predicate, replaced)
     if not isinstance(statement, tirx.For):
         return statement
     annotations, around = dict(statement.annotations), [*loops, statement]
     if annotations.pop(MARK, None) is not None:
-        found = fetches(around)
-        body = tirx.SeqStmt([*found, statement.body]) if found else statement.body
+        prefetches = fetches(around)
+        body = tirx.SeqStmt([*prefetches, statement.body]) if prefetches else statement.body
     else:
         body = _rewritten(statement.body, around, fetches)
         if body.same_as(statement.body):

@@ -1,8 +1,8 @@
-"""The whole recurrence of a layer over time as one kernel, its loops written by hand.
+"""The recurrence of a layer over all time steps as one kernel, with hand-written loops.
 
-A step at small batch is bound by reading R. R is dealt out by blocks to the threads, the same blocks to the same thread
-in every step, and every second step goes through them backwards: what the last step read last is read first, while it
-is still in the second-level cache. Steps are separated by a barrier inside one parallel launch, not by launches.
+A step at small batch is bound by reading R. Each thread reads the same blocks of R in every step, and in every second
+step backwards: the blocks that the last step read last are read first, while they are still in the second-level cache.
+Steps are separated by a barrier inside one parallel launch, not by launches.
 
 Stacked layers follow one another. Overlapped as a wavefront, a core would have a layer of its own and read all of its R
 in every step, where here it reads half of one layer's in half of the time: the same bytes, from the same caches.
@@ -23,7 +23,7 @@ from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.cpu.kernels.rnn import ACTIVATIONS, Layer
 
 UNROLL = 4
-"""Products of a sum that stand one after another in the code."""
+"""Unrolled steps of a sum of products."""
 
 
 def compute(
@@ -46,7 +46,7 @@ def compute(
         lengths: [B], int32, the steps of each row, at most T; None where all have T. After them Y is zero.
 
     Returns:
-        Y[T, D, B, H], the last h[D, B, H], for an LSTM the last c[D, B, H]; then memory that the kernel works in.
+        Y[T, D, B, H], the last h[D, B, H], for an LSTM the last c[D, B, H]; then workspace of the kernel.
     """
     d, b, h, padded = layer.directions, layer.batch, layer.hidden, layer.blocks * layer.units
     shapes = [(layer.steps, d, b, h), *[(d, b, h)] * len(initial), (2, d, b, padded)]
@@ -70,21 +70,25 @@ def compute(
         buffers["h"] = next(results)
         buffers["c"] = next(results) if layer.cell == "LSTM" else None
         buffers["update"], buffers["reset"] = next(results, None), next(results, None)
-        return _Writer(layer, buffers).whole()
+        return _Template(layer, buffers).emit()
 
-    made = te.extern(shapes, inputs, body, dtype=[layer.dtype] * len(shapes), name="recurrence")
-    return list(made) if isinstance(made, list | tuple) or hasattr(made, "__len__") else [made]
+    results_and_scratch = te.extern(shapes, inputs, body, dtype=[layer.dtype] * len(shapes), name="recurrence")
+    return (
+        list(results_and_scratch)
+        if isinstance(results_and_scratch, list | tuple) or hasattr(results_and_scratch, "__len__")
+        else [results_and_scratch]
+    )
 
 
-class _Writer:
-    """Writes the loops of one layer; `step`, `direction`, `block` and so on are loop variables and their functions."""
+class _Template:
+    """Emits the loops of one layer; `step`, `direction`, `block` and so on are loop variables and functions of them."""
 
     def __init__(self, layer: Layer, buffers: dict[str, Any]) -> None:
         self.layer, self.buffers = layer, buffers
         self.f, *self.gh = [ACTIVATIONS[name] for name in layer.activations]
 
-    def whole(self) -> Any:
-        """States in, all steps, states out."""
+    def emit(self) -> Any:
+        """The kernel: load the initial states, run all steps, store the last states."""
         layer, buffers = self.layer, self.buffers
         states = [buffers["h"]] if buffers["c"] is None else [buffers["h"], buffers["c"]]
         parts = [self._states_in(state, source) for state, source in zip(states, buffers["initial"], strict=True)]
@@ -93,7 +97,7 @@ class _Writer:
         return tirx.SeqStmt(parts)
 
     def _state(self, state: Any, turn: Any, *index: Any) -> tuple[Any, ...]:
-        """Index of a state: h has two turns, so that a step reads one and writes the other."""
+        """Index of a state: h is double-buffered, so that a step reads one buffer and writes the other."""
         return (turn, *index) if state is self.buffers["h"] else index
 
     def _states_in(self, state: Any, source: Any) -> Any:
@@ -113,7 +117,7 @@ class _Writer:
             return builder.get()
 
     def _separate_steps(self) -> Any:
-        """Every thread takes its directions and rows through all steps: nobody waits."""
+        """Every thread computes its directions and rows through all steps, without barriers."""
         layer = self.layer
         tiles, rest = divmod(layer.batch, layer.rows)
         total = layer.directions * tiles
@@ -129,13 +133,13 @@ class _Writer:
             loop = T.parallel if total > 1 else T.serial
             with loop(0, total) as task:
                 stream(task // tiles, task % tiles * layer.rows, layer.rows)
-            whole = builder.get()
+            full_tiles = builder.get()
         if not rest:
-            return whole
+            return full_tiles
         with IRBuilder() as builder:
             with T.serial(0, layer.directions) as d:
                 stream(d, tirx.IntImm("int32", tiles * layer.rows), rest)
-            return tirx.SeqStmt([whole, builder.get()])
+            return tirx.SeqStmt([full_tiles, builder.get()])
 
     def _shared_steps(self) -> Any:
         """The blocks of each step are divided among the threads, with a barrier after it."""
@@ -166,7 +170,7 @@ class _Writer:
             return tirx.SeqStmt([tirx.Bind(own, (tasks + threads - 1) // threads), builder.get()])
 
     def _tile(self, phase: int, step: Any, d: Any, block: Any, row: Any, rows: int) -> None:
-        """The gates of one block of units for `rows` rows from `row` on, and what the cell makes of them."""
+        """The gates of one block of units for `rows` rows from `row` on, and the update of the cell."""
         layer, buffers = self.layer, self.buffers
         first, count = layer.phases[phase]
         weights = buffers["recurrent"][phase]
@@ -198,13 +202,13 @@ class _Writer:
                     weight = weights[d, block, k, vector // layer.vectors, unit]
                     T.buffer_store(sums, sums[place] + h * weight, [place])
 
-        whole = layer.hidden // UNROLL * UNROLL
-        if whole:
+        unrolled = layer.hidden // UNROLL * UNROLL
+        if unrolled:
             with T.serial(0, layer.hidden // UNROLL) as outer, T.unroll(0, UNROLL) as inner:
                 multiply(outer * UNROLL + inner, inner % parts)
-        if whole < layer.hidden:
-            with T.serial(0, layer.hidden - whole) as k:
-                multiply(whole + k, 0)
+        if unrolled < layer.hidden:
+            with T.serial(0, layer.hidden - unrolled) as k:
+                multiply(unrolled + k, 0)
         for part in range(1, parts):
             for place in range(0, rows * width, layer.lanes):
                 with T.vectorized(0, layer.lanes) as lane:
@@ -218,12 +222,12 @@ class _Writer:
                 self._store(step, places[i], d, block, row + i)
 
     def alive(self, step: Any, row: Any) -> Any:
-        """Whether `step` is one of the row's; None where all are."""
+        """Whether `step` lies within the row's length; None where all rows have all steps."""
         lengths = self.buffers["lengths"]
         return None if lengths is None else step < lengths[row]
 
     def _place(self, step: Any, d: Any, row: Any) -> Any:
-        """Which of the inputs the row takes at `step`: in reverse its own last one first."""
+        """The input position that the row reads at `step`; in reverse, its own last one comes first."""
         layer, lengths = self.layer, self.buffers["lengths"]
         if layer.directions == 1 and not layer.reverse:
             return step
@@ -235,7 +239,7 @@ class _Writer:
         return T.bind(backward if layer.directions == 1 else tirx.Select(d == 0, step, backward))
 
     def _store(self, step: Any, at: Any, d: Any, block: Any, row: Any) -> None:
-        """The new h into Y, without the padding of the last block."""
+        """Store the new h to Y, without the padding of the last block."""
         layer, buffers = self.layer, self.buffers
         ragged = layer.hidden % layer.units
         extent = tirx.min(layer.hidden - block * layer.units, layer.units) if ragged else layer.units
@@ -251,7 +255,7 @@ class _Writer:
 class _Cell:
     """The update of one vector of hidden units, from the sums of its gates."""
 
-    writer: _Writer
+    template: _Template
     step: Any
     at: Any
     d: Any
@@ -263,7 +267,7 @@ class _Cell:
 
     @contextmanager
     def _lanes(self) -> Iterator[Any]:
-        with T.vectorized(0, self.writer.layer.lanes) as lane:
+        with T.vectorized(0, self.template.layer.lanes) as lane:
             yield lane
 
     def _set(self, buffer: Any, value: Callable[[Any], Any], index: Callable[[Any], Any]) -> None:
@@ -271,35 +275,35 @@ class _Cell:
             T.buffer_store(buffer, value(lane), index(lane))
 
     def _gate(self, gate: int) -> Callable[[Any], Any]:
-        place = self.base + gate * self.writer.layer.units + self.unit
+        place = self.base + gate * self.template.layer.units + self.unit
         return lambda lane: self.sums[place + lane]
 
     def _apply(self, gate: int, value: Callable[[Any], Any]) -> None:
-        place = self.base + gate * self.writer.layer.units + self.unit
+        place = self.base + gate * self.template.layer.units + self.unit
         self._set(self.sums, value, lambda lane: [place + lane])
 
     def _hidden(self, lane: Any) -> tuple[Any, ...]:
-        return self.d, self.row, self.block * self.writer.layer.units + self.unit + lane
+        return self.d, self.row, self.block * self.template.layer.units + self.unit + lane
 
     def _old(self, lane: Any) -> Any:
-        return self.writer.buffers["h"][(self.step % 2, *self._hidden(lane))]
+        return self.template.buffers["h"][(self.step % 2, *self._hidden(lane))]
 
     def _kept(self, new: Any, old: Any) -> Any:
         """A state after the step: the old one where the row has ended."""
-        alive = self.writer.alive(self.step, self.row)
+        alive = self.template.alive(self.step, self.row)
         return new if alive is None else tirx.Select(alive, new, old)
 
     def _new(self, value: Callable[[Any], Any]) -> None:
         self._set(
-            self.writer.buffers["h"],
+            self.template.buffers["h"],
             lambda lane: self._kept(value(lane), self._old(lane)),
             lambda lane: ((self.step + 1) % 2, *self._hidden(lane)),
         )
 
     def lstm0(self) -> None:
         """c = f c + i tanh(g), h = o tanh(c); a peephole adds p c to a gate, the new c for the output gate."""
-        f, (g, h) = self.writer.f, self.writer.gh
-        c, peepholes = self.writer.buffers["c"], self.writer.buffers["extra"]
+        f, (g, h) = self.template.f, self.template.gh
+        c, peepholes = self.template.buffers["c"], self.template.buffers["extra"]
 
         def looked(gate: int) -> Callable[[Any], Any]:
             def value(lane: Any) -> Any:
@@ -325,40 +329,40 @@ class _Cell:
 
     def gru0(self) -> None:
         """The update gate z, and r h for the second product, or, where the reset comes after it, all of the step."""
-        f, (g,) = self.writer.f, self.writer.gh
+        f, (g,) = self.template.f, self.template.gh
         update, reset = self._gate(0), self._gate(1)
-        if not self.writer.layer.reset_after:
-            self._set(self.writer.buffers["update"], lambda lane: f(update(lane)), self._hidden)
-            self._set(self.writer.buffers["reset"], lambda lane: f(reset(lane)) * self._old(lane), self._hidden)
+        if not self.template.layer.reset_after:
+            self._set(self.template.buffers["update"], lambda lane: f(update(lane)), self._hidden)
+            self._set(self.template.buffers["reset"], lambda lane: f(reset(lane)) * self._old(lane), self._hidden)
             return
         product = self._gate(2)
-        projected = self.writer.buffers["projected"]
+        projected = self.template.buffers["projected"]
         self._apply(0, lambda lane: f(update(lane)))
         self._apply(1, lambda lane: f(reset(lane)) * product(lane))
         self._apply(
             2,
             lambda lane: g(projected[self.at, self.row, self.d, self.block, 2, self.unit + lane] + reset(lane)),
         )
-        self._new(lambda lane: (const(1, self.writer.layer.dtype) - update(lane)) * product(lane)
+        self._new(lambda lane: (const(1, self.template.layer.dtype) - update(lane)) * product(lane)
                   + update(lane) * self._old(lane))  # fmt: skip
 
     def gru1(self) -> None:
         """h = (1 - z) n + z h."""
-        (g,) = self.writer.gh
+        (g,) = self.template.gh
         new = self._gate(0)
         self._apply(0, lambda lane: g(new(lane)))
 
         def mixed(lane: Any) -> Any:
-            z = self.writer.buffers["update"][self._hidden(lane)]
-            return (const(1, self.writer.layer.dtype) - z) * new(lane) + z * self._old(lane)
+            z = self.template.buffers["update"][self._hidden(lane)]
+            return (const(1, self.template.layer.dtype) - z) * new(lane) + z * self._old(lane)
 
         self._new(mixed)
 
     def rnn0(self) -> None:
         """h = f(sum)."""
-        self._new(lambda lane: self.writer.f(self._gate(0)(lane)))
+        self._new(lambda lane: self.template.f(self._gate(0)(lane)))
 
 
 def _pragma(key: str) -> Any:
-    """What tells TVM's code generator where its thread pool starts, and where the threads wait for each other."""
+    """A pragma for TVM's code generator: where its thread pool starts, or where the threads meet at a barrier."""
     return T.attr(tirx.const(0), f"pragma_{key}", 1)

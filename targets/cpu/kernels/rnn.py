@@ -1,6 +1,6 @@
-"""Recurrent layers: how their work is cut, and the packing of their weights.
+"""Recurrent layers: the partition of their work, and the packing of their weights.
 
-The products of the inputs with W do not depend on the recurrence: one matrix product computes them for all steps. Its
+The products of the inputs with W do not depend on the recurrence: one GEMM computes them for all steps. Its
 columns are ordered [D, UB, G, U]: D directions, UB blocks of U hidden units, and the G gates of a block side by side.
 R is packed the same way, R[D, UB, H, G, U], so that a block of units reads one contiguous stream and then has every
 gate of its units in registers, where the cell is updated (`recurrence.py`).
@@ -36,7 +36,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"Sigmoid": fast.sigmoid, "Tanh":
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A recurrent layer and how its work is cut.
+    """A recurrent layer and the partition of its work.
 
     `activations` are in ONNX's order (f, g, h), the same in both directions; `reset_after` is GRU's
     linear_before_reset. `vectors` times `lanes` hidden units make a block, `rows` of the batch are computed at once.
@@ -60,6 +60,7 @@ class Layer:
 
     @property
     def gates(self) -> int:
+        """Gates of the cell."""
         return GATES[self.cell]
 
     @property
@@ -89,7 +90,7 @@ def plan(
     reverse: bool = False,
     reset_after: bool = False,
 ) -> Layer:
-    """Cut a layer of `shape` (steps, batch, hidden units) for `machine`."""
+    """Partition the work of a layer of `shape` (steps, batch, hidden units) for `machine`."""
     steps, batch, hidden = shape
     lanes, registers, gates = machine.lanes(dtype), machine.level.registers, GATES[cell]
     weights = gates * hidden * hidden

@@ -1,4 +1,4 @@
-"""Row by row work: softmax, layer normalization, and every reduction over the last axes.
+"""Row-wise kernels: softmax, layer normalization, and their reductions over the last axis.
 
 All blocks of one row (maximum, exponentials, sum, scaling) run inside one parallel loop over rows, so that a row is
 read from memory once and stays in the first-level cache. A sum along the row is kept in one vector of partial sums.
@@ -21,7 +21,7 @@ NAME = "rowwise"
 Place = Callable[[Any, Any], Any]
 
 ONE_SIGN = 8
-"""A sum of terms of one sign may be so many times as long for the same relative error."""
+"""A sum of terms of one sign may be this many times as long for the same relative error."""
 
 MIN_PARALLEL = 1 << 13
 """Elements below which waking another core costs more than it saves."""
@@ -55,15 +55,15 @@ def _added(a: Any, b: Any) -> Any:
 
 
 def _reduced(rows: int, n: int, lanes: int, reduce: Any, join: Any, value: Place, name: str) -> Any:
-    """The reduction of value(row, j) along rows of n; what is left over behind the last whole vector is its own."""
+    """The reduction of value(row, j) along rows of n; elements after the last full vector are reduced separately."""
     left = n % lanes if n > lanes else 0
     q = te.reduce_axis((0, n - left), "q")
-    whole = te.compute((rows,), lambda i: reduce(value(i, q), axis=[q]), name=name, attrs={RULE: NAME})
+    main = te.compute((rows,), lambda i: reduce(value(i, q), axis=[q]), name=name, attrs={RULE: NAME})
     if not left:
-        return whole
+        return main
     t = te.reduce_axis((0, left), "t")
     tail = te.compute((rows,), lambda i: reduce(value(i, n - left + t), axis=[t]), name=f"{name}_tail")
-    return te.compute((rows,), lambda i: join(whole[i], tail[i]), name=f"{name}_joined")
+    return te.compute((rows,), lambda i: join(main[i], tail[i]), name=f"{name}_joined")
 
 
 def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float, place: Place = lambda _, j: j) -> Any:
@@ -104,7 +104,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
         sch.compute_at(block.rv, row, preserve_unit_loops=True)
         sch.set_scope(block.rv, 0, "local")
     if anchor.spatial[0] * max(anchor.reduce) >= MIN_PARALLEL:
-        sch.parallel(row)  # while every block is still whole: a reduction without its start no longer may be
+        sch.parallel(row)  # before a reduction is decomposed: after that TVM refuses it
     for block in (*before, last):
         if len(block.spatial) == 2:
             _vectorise(sch, block, machine)
@@ -133,6 +133,6 @@ def _vectorise(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
         return
     lanes = machine.lanes(dtype_of(sch, block.rv))
     width = largest_divisor(block.spatial[-1], lanes)
-    if width > 1 and (width == lanes or block.spatial[-1] <= 4 * lanes):  # LLVM makes whole vectors of other rows
+    if width > 1 and (width == lanes or block.spatial[-1] <= 4 * lanes):  # LLVM makes full vectors of other rows
         _, lane = sch.split(loops[-1], [None, width])
         sch.vectorize(lane)

@@ -1,7 +1,7 @@
-"""Between the planar and the channel-blocked layout: squares of b channels x b positions, transposed in registers.
+"""NCHW to and from the channel-blocked layout NCHWc: squares of b channels x b positions, transposed in registers.
 
 A square is b vectors. In log2(b) rounds, at distances d = b/2 ... 1, vectors i and i + d exchange the halves of their
-pairs of d lanes (Eklundh's transposition), so every load and store is a whole vector. The last square of a map overlaps
+pairs of d lanes (Eklundh's transposition), so every load and store is a full vector. The last square of a map overlaps
 the one before it where the positions are no multiple of b; it writes the same numbers again.
 """
 
@@ -18,7 +18,7 @@ from graphopt.targets.common.kernels.blocks import SCHEDULED, const, round_up
 Stores = Callable[[list[Any]], list[Any]]
 
 SQUARES_PER_TASK = 8
-"""Squares that one iteration of the parallel loop moves: enough work beside the loop's own, and tasks to share out."""
+"""Squares per iteration of the parallel loop: enough to hide its overhead, few enough to keep all cores busy."""
 
 
 def possible(shape: tuple[int, ...], block: int, dtype: str) -> bool:

@@ -1,4 +1,4 @@
-"""Moves of the schedule rules of CPUs: tiles that divide or waste little, iterators renumbered, local padding."""
+"""Helpers of the CPU schedule rules: tiles that divide or waste little, renumbered iterators, local padding."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def pad_input(x: Any, pads: tuple[int, int, int, int]) -> Any:
 
 
 def pad_locally(schedule: s_tir.Schedule, pad: Block, task: Any) -> None:
-    """Let each iteration of the loop `task` pad what it reads, into a buffer of its own."""
+    """Let each iteration of the loop `task` pad its own input, in a local buffer."""
     schedule.compute_at(pad.rv, task, preserve_unit_loops=True)
     schedule.set_scope(pad.rv, 0, "local")
     schedule.vectorize(schedule.get_loops(pad.rv)[-1])

@@ -1,0 +1,1 @@
+"""Convolutions on the channel-blocked layout: direct, depthwise, Winograd and FFT."""

@@ -67,8 +67,8 @@ def pool(
 ) -> Any:
     """Maximum or average over a window of x[N, CB, H, W, b]; `mode` is "max" or "average", `out` the output (OH, OW).
 
-    An average divides by the elements inside the image, or inside image and explicit padding. That of many elements is
-    summed in double precision: the mean of a large flat plane would lose three digits.
+    An average divides by the elements inside the image, or inside image and explicit padding. An average of many
+    elements is summed in double precision: the mean of a large flat plane would lose three digits.
     """
     n, cb, h, width, b = dims(x)
     rh, rw = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")

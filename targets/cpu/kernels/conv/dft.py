@@ -1,8 +1,8 @@
-"""Discrete Fourier transforms as straight-line arithmetic on whatever adds and multiplies: TIR expressions, numbers.
+"""Discrete Fourier transforms as straight-line arithmetic on any type that adds and multiplies, TIR or numbers.
 
 Split radix (Duhamel and Hollmann, "Split radix FFT algorithm", Electronics Letters 20(1), 1984) in decimation by
-frequency for complex sequences; for real ones two halves of half the length, of which only half the frequencies are
-computed. Inverses yield only the first values that are asked for, and nothing is scaled.
+frequency for complex sequences; for real ones two transforms of half the length, of which only half the frequencies are
+computed. Inverses compute only the requested first values, and nothing is scaled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EXACT = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Dft:
-    """Writes transforms; `bind` names each result, so that it is computed once."""
+    """Emits transforms; `bind` names each result, so that it is computed once."""
 
     bind: Callable[[Real], Real]
 

@@ -39,6 +39,7 @@ class Tile:
     inner: bool = False
 
     def __str__(self) -> str:
+        """The spelling that `parse` reads."""
         return f"{self.columns}x{self.vectors}{'i' if self.inner else ''}"
 
     @staticmethod
@@ -48,10 +49,10 @@ class Tile:
         Raises:
             ValueError: `text` is no such spelling.
         """
-        found = re.fullmatch(r"([1-9][0-9]{0,2})x([1-9])(i?)", text)
-        if found is None:
+        match = re.fullmatch(r"([1-9][0-9]{0,2})x([1-9])(i?)", text)
+        if match is None:
             raise ValueError(f"{text!r} is no tile of a convolution (such as 14x2 or 14x2i)")
-        return Tile(int(found[1]), int(found[2]), bool(found[3]))
+        return Tile(int(match[1]), int(match[2]), bool(match[3]))
 
 
 SPACE = 8
@@ -63,8 +64,8 @@ def tiles(
 ) -> tuple[Tile, ...]:
     """The tiles for rows of `row_width` outputs and `vectors` channel blocks per group, best estimate first.
 
-    `flat` says that the convolution is 1x1 with stride 1, whose one row is the whole map. There tasks keep their input,
-    where the weights, of which every task then reads all, stay in the second-level cache.
+    `flat` says that the convolution is 1x1 with stride 1, whose one row is the full map. There tasks keep their input
+    if the weights, which every task then reads in full, stay in the second-level cache.
     """
     inner = flat and weight_bytes <= machine.l2_bytes * 3 // 4
     ranked = []
@@ -138,7 +139,7 @@ def compute(
 
     def product(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
         row, column = y * strides[0] + rh * dilations[0], z * strides[1] + rw * dilations[1]
-        if computed != row_width:  # the last tile computes columns that nobody keeps
+        if computed != row_width:  # the last tile computes columns that are not stored
             column = tirx.min(column, (h * width if flat else width) - 1)
         if flat:
             row, column = tirx.floordiv(column, width), tirx.floormod(column, width)
@@ -205,7 +206,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
 
 
 def _weights(sch: s_tir.Schedule, anchor: Block, conv: Any, tile: Tile, flat: bool) -> prefetch.Stream:
-    """The weights of one channel tile after another, each gone through on every row or, of a 1x1, in every place."""
+    """The weights of one channel tile after another, each read for every row (1x1: every tile of positions)."""
     _, channels, rows, computed, lanes = anchor.spatial
     across, panels = computed // tile.columns, channels // tile.vectors
     places = across if flat else rows

@@ -4,9 +4,9 @@
     M[t, co, p, :]  = sum over ci, i of V[t, ci, p, i] * U[t, co, ci, i, :]
     y[co, tile p]   = the inverse transform of M, without what wraps around, + bias
 
-The second is the product of the Winograd convolution: `graphopt.ops.fft` explains the taps t. A group of channels has
-taps of its own, t * groups + group. The transforms are straight-line code over one vector of channels: first along
-rows, each row's n numbers and n results together, then along columns, whose code is written once and serves all.
+The second kernel is the GEMM of the Winograd convolution: `graphopt.ops.fft` explains the taps t. A group of channels
+has taps of its own, t * groups + group. The transforms are straight-line code over one vector of channels: first along
+rows, each row's n inputs and n results at once, then along columns, whose code is emitted once and serves all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OUTPUT, TILES = "fft_output", "fft_tiles"
 """The schedule rule of the inverse transform, and its block."""
 
 LONGEST = 32
-"""The longest transform whose straight-line code is worth its size."""
+"""The longest transform that is emitted as straight-line code."""
 
 CACHE_LINE, CACHE_SETS = 64, 64
 """Bytes of a line, and sets of the first-level cache; 32 or 48 KiB have as many, in 8 or 12 ways."""
@@ -54,8 +54,8 @@ def turns(n: int, tiles: int, blocks: tuple[int, int], itemsize: int, lanes: int
     """Whether each tap has its tiles at places of its own, the tile at (tile + tap) modulo tiles.
 
     The values of a tile are (channel blocks x tiles) vectors apart. A distance of a multiple of a power of two maps
-    them all to few sets of the first-level cache, which then holds none; the product does not care in which order a
-    tap has its tiles. Where the sets suffice, the arithmetic would cost more.
+    them all to few sets of the first-level cache, which then holds none; the GEMM does not depend on the order of
+    a tap's tiles. Where the sets suffice, the arithmetic would cost more.
 
     Args:
         n: the tile's length.
@@ -70,7 +70,7 @@ def turns(n: int, tiles: int, blocks: tuple[int, int], itemsize: int, lanes: int
 
 @dataclass(frozen=True, slots=True)
 class _Taps:
-    """Consecutive taps of one tile, the first of which is `start`; `at` is where it stands among the `count` tiles."""
+    """Consecutive taps of one tile, from `start` on; `at` is the tile's position among the `count` tiles."""
 
     start: Any
     at: Any
@@ -114,12 +114,12 @@ def transform_input(
 
         def along(r: Any, numbers: Callable[[int, Any], Any]) -> None:
             with T.vectorized(0, b) as lane:
-                found = Dft(T.bind).real([T.bind(numbers(s, lane)) for s in range(n)])
-                T.buffer_store(passed, found[0][0], [r, 0, lane])
-                T.buffer_store(passed, found[half][0], [r, 1, lane])
+                frequencies = Dft(T.bind).real([T.bind(numbers(s, lane)) for s in range(n)])
+                T.buffer_store(passed, frequencies[0][0], [r, 0, lane])
+                T.buffer_store(passed, frequencies[half][0], [r, 1, lane])
                 for k in range(1, half):
                     for part in range(2):
-                        T.buffer_store(passed, found[k][part], [r, 2 * k + part, lane])
+                        T.buffer_store(passed, frequencies[k][part], [r, 2 * k + part, lane])
 
         with T.serial(0, n) as r:
             row = T.bind(top + r)
@@ -155,11 +155,11 @@ def transform_input(
         with T.serial(0, 2) as k:
             first, real = (_Taps.of(tap, p, rows * columns, turned) for tap in _side(n, k))
             with T.vectorized(0, b) as lane:
-                found = Dft(T.bind).real([T.bind(passed[r, k, lane]) for r in range(n)])
-                write(real, 0, found[0][0], lane)
-                write(real, 1, found[half][0], lane)
+                spectrum = Dft(T.bind).real([T.bind(passed[r, k, lane]) for r in range(n)])
+                write(real, 0, spectrum[0][0], lane)
+                write(real, 1, spectrum[half][0], lane)
                 for f in range(1, half):
-                    write_complex(first, f - 1, found[f], lane)
+                    write_complex(first, f - 1, spectrum[f], lane)
 
     def tasks(ins: Any, outs: Any) -> Any:
         with IRBuilder() as builder:
@@ -181,7 +181,7 @@ def transform_output(
     _, tile_columns = tile_grid(out, n, kernel)
     dtype = str(mm.dtype)
 
-    def tile(source: Any, made: Any, image: Any, channel: Any, p: Any) -> None:
+    def tile(source: Any, result: Any, image: Any, channel: Any, p: Any) -> None:
         passed = T.sblock_alloc_buffer((rows, n, b), dtype, scope="local")
         group, own = tirx.floordiv(channel, group_co), tirx.floormod(channel, group_co)
 
@@ -208,10 +208,10 @@ def transform_output(
                 for r, value in enumerate(Dft(T.bind).real_inverse(column, n, rows)):
                     T.buffer_store(passed, value, [r, k, lane])
         with T.serial(0, rows) as r, T.vectorized(0, b) as lane:
-            found = [T.bind(passed[r, k, lane]) for k in range(n)]
-            line = [(found[0], None), *zip(found[2::2], found[3::2], strict=True), (found[1], None)]
+            values = [T.bind(passed[r, k, lane]) for k in range(n)]
+            line = [(values[0], None), *zip(values[2::2], values[3::2], strict=True), (values[1], None)]
             for s, value in enumerate(Dft(T.bind).real_inverse(line, n, columns)):
-                T.buffer_store(made, value, [image, channel, p, r, s, lane])
+                T.buffer_store(result, value, [image, channel, p, r, s, lane])
 
     shape = (batch, co, p_count, rows, columns, b)
 
@@ -239,7 +239,7 @@ def transform_output(
 
 
 def _unwrapped(sch: s_tir.Schedule, anchor: Block) -> s_tir.Schedule:
-    """A schedule of the same function without the block that TE puts around loops written by hand."""
+    """A schedule of the same function without the block that TE puts around hand-written loops."""
     function = sch.mod["main"]
     realize = function.body
     root = realize.block

@@ -36,9 +36,9 @@ TILE = "graphopt.tile"
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """`columns x vectors` accumulators of the product; written "14x2".
+    """`columns x vectors` accumulators of the GEMM; written "14x2".
 
-    With `rows`, all in one kernel over blocks of so many rows of tiles (`conv_winograd_fused`): "fused2:14x2".
+    With `rows`, one fused kernel runs over blocks of that many rows of tiles (`winograd_fused`): "fused2:14x2".
     """
 
     columns: int
@@ -46,6 +46,7 @@ class Tile:
     rows: int = 0
 
     def __str__(self) -> str:
+        """The spelling that `parse` reads."""
         return f"{f'fused{self.rows}:' if self.rows else ''}{self.columns}x{self.vectors}"
 
     @staticmethod
@@ -55,10 +56,10 @@ class Tile:
         Raises:
             ValueError: `text` is no such spelling.
         """
-        found = re.fullmatch(r"(?:fused([1-9][0-9]{0,2}):)?([1-9][0-9]{0,2})x([1-9])", text)
-        if found is None:
+        match = re.fullmatch(r"(?:fused([1-9][0-9]{0,2}):)?([1-9][0-9]{0,2})x([1-9])", text)
+        if match is None:
             raise ValueError(f"{text!r} is no tile of a Winograd convolution (such as 14x2 or fused2:14x2)")
-        return Tile(int(found[2]), int(found[3]), int(found[1] or 0))
+        return Tile(int(match[2]), int(match[3]), int(match[1] or 0))
 
 
 def _entry(matrix: Matrix, row: Any, column: Any, dtype: str) -> Any:
@@ -73,7 +74,7 @@ def _entry(matrix: Matrix, row: Any, column: Any, dtype: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The tiles of an output plane, cut into `count` blocks of whole rows of tiles, or of `images` planes in one."""
+    """The tiles of an output plane, cut into `count` blocks of full rows of tiles, or `images` planes in one block."""
 
     m: tuple[int, int]
     """Rows and columns of a tile."""
@@ -81,7 +82,7 @@ class Blocks:
     rows: int
     count: int
     places: int
-    """Of a block, with those past its last tile."""
+    """Places of a block, with those past its last tile."""
     images: int = 1
 
     @staticmethod
@@ -93,18 +94,18 @@ class Blocks:
 
     @property
     def tiles(self) -> int:
-        """Of a block."""
+        """Tiles of a block."""
         return self.images * self.rows * self.columns
 
     def apart(self, tap: int) -> Blocks:
-        """With one place more where a tile's taps, `tap` bytes apart per place, would all be of one cache set.
+        """Add one place where a tile's taps, `tap` bytes apart per place, would all map to one cache set.
 
         A transform writes all of them; the first-level cache holds 8 to 12 lines whose addresses differ by 4 KiB.
         """
         return replace(self, places=self.places + 1) if self.places * tap % 4096 == 0 else self
 
     def place(self, index: Any, p: Any) -> tuple[Any, Any, Any]:
-        """(image, row, column) of the first output of tile `p` of a block, all blocks of all images counted through."""
+        """(image, row, column) of the first output of tile `p` of block `index`, counted over all images."""
         image, block = index, 0
         if self.count > 1:
             image, block = tirx.floordiv(index, self.count), tirx.floormod(index, self.count)
@@ -124,7 +125,7 @@ class Blocks:
 
 
 Pair = tuple[Matrix, Matrix]
-"""What transforms rows and what transforms columns; the 1 x 1 identity along an axis that is not transformed."""
+"""The matrices that transform rows and columns; the 1 x 1 identity along an axis that is not transformed."""
 
 
 def transform_input(x: Any, blocks: Blocks, pads: tuple[int, int, int, int], bt: Pair, rule: str = INPUT) -> Any:
@@ -179,12 +180,12 @@ def schedule_input(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> N
 
 
 def has(sch: s_tir.Schedule, name: str) -> bool:
-    """Whether a block of this name is in the function; the transforms along one axis lack those of the other."""
+    """Whether the function has a block of this name; transforms along one axis lack the blocks of the other."""
     return any(block.name == name for block in blocks_of(sch))
 
 
 def before_transform(sch: s_tir.Schedule) -> tuple[str, ...]:
-    """The blocks that compute what the input transform reads, the last one first."""
+    """The producers of the input transform, the last one first."""
     return ("half_input", "tile") if has(sch, "half_input") else ("tile",)
 
 
@@ -267,7 +268,7 @@ def schedule_product(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) ->
 
 
 UNROLL = 4
-"""Channels whose products stand one after another in the code."""
+"""Unrolled channels of a sum of products."""
 
 
 def schedule_tile_product(sch: s_tir.Schedule, block: Any) -> Any:

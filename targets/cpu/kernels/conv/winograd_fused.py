@@ -1,4 +1,4 @@
-"""Winograd convolution in one pass over blocks of tiles: what the three separate kernels keep in memory stays in cache.
+"""Winograd convolution in one pass over blocks of tiles: V and M, which separate kernels keep in memory, stay in cache.
 
     for each block of tile rows, in parallel:
         V = B^T d B of its tiles, all input channels
@@ -50,7 +50,7 @@ def compute(
     tile: Tile,
 ) -> Any:
     """y[N, CO, OH, OW, b] of x[N, CI, H, W, b], u[taps, CO, CI, b, b], bias[CO, b]; A^T and B^T of both axes."""
-    blocks = Blocks.of(out, m, tile.rows, tile.columns)  # a product's last columns are not of the next task
+    blocks = Blocks.of(out, m, tile.rows, tile.columns)  # no tile of the GEMM reaches into the next task
     v = transform_input(x, blocks, pads, bt, "")
     attributes = {RULE: NAME, TILE: str(tile), "graphopt.rows": blocks.rows}
     return transform_output(product(v, u, machine, tile, ""), bias, blocks, out, at, attributes)
@@ -110,22 +110,22 @@ def tiles(
 ) -> tuple[Tile, ...]:
     """The tiles of a Winograd convolution with `ci` and `co` blocks of channels, the best estimate first.
 
-    In one pass where V and M of the whole map would not stay in the second-level caches and the weights, which every
+    In one pass where V and M of the full map would not stay in the second-level caches and the weights, which every
     task reads, nearly do; else in three, whose weights are read once.
     """
     rows, columns = -(-out[0] // m[0]), -(-out[1] // m[1])
     lanes = machine.level.vector_bytes // itemsize
     block_bytes = taps * lanes * itemsize
     scratch, weights = block_bytes * batch * rows * columns * (ci + co), block_bytes * lanes * ci * co
-    apart = [Tile(*shape) for shape in _shapes(batch * rows * columns, co, machine)][: SPACE // 2 - 1]
-    together = []
+    separate = [Tile(*shape) for shape in _shapes(batch * rows * columns, co, machine)][: SPACE // 2 - 1]
+    fused = []
     for wanted in (1, 2, 4, 7):
         shapes = _shapes(min(wanted, rows) * columns, co, machine)
         enough = batch * -(-rows // wanted) >= machine.cores
         if wanted <= rows and enough and wanted * columns * ci * block_bytes <= 2 * machine.l2_bytes:
-            together += [Tile(*shape, wanted) for shape in shapes[:2]]
+            fused += [Tile(*shape, wanted) for shape in shapes[:2]]
     one_pass = scratch > machine.cores * machine.l2_bytes and weights <= 3 * machine.l2_bytes
-    groups = (together, apart) if one_pass else (apart, together)
+    groups = (fused, separate) if one_pass else (separate, fused)
     return tuple((groups[0] + groups[1])[:SPACE])
 
 
@@ -143,6 +143,6 @@ def every_tile(out: tuple[int, int], m: tuple[int, int], co: int, machine: CpuMa
 
 
 def _shapes(places: int, vectors: int, machine: CpuMachine) -> list[tuple[int, int]]:
-    """(columns, vectors) of the product's register tile over `places` tiles, the fewest cycles first."""
+    """(columns, vectors) of the GEMM's register tile over `places` tiles, the fewest cycles first."""
     ranked = sorted((cycles, -columns, count) for cycles, columns, count in estimates(places, vectors, machine))
     return [(-columns, count) for _, columns, count in ranked]

@@ -1,8 +1,8 @@
 """Exact convolutions of quantized images on the plain layout, direct, with output positions in the lanes.
 
-A first kernel writes the image so that what stands side by side is what `dots.py` multiplies, a unit of channels of one
-position, padding included. Then each step of the sum is one line of the image, at whatever tap, times the weights of a
-few output channels (filters): no patches are copied.
+A first kernel rewrites the image, padding included, so that the operands of one instruction of `dots.py`, a unit of
+channels of one position, are adjacent. Then each step of the sum is one line of the image, at any tap, times the
+weights of a few output channels (filters): no patches are copied.
 
     lines[i, c / unit, row, column, unit] = x[i, c, row - top, column - left]
     y[i, o, row, column] = sum over taps, c of
@@ -10,7 +10,7 @@ few output channels (filters): no patches are copied.
 
 Strides along the last axis take the columns apart by their remainder, so that the columns of one tap are contiguous.
 Rows that would leave many lanes empty are joined where strides are 1: the next row of an image begins in the lines
-where the padding of one ends, and the positions in between are computed for nothing and cut out afterwards.
+where the padding of one ends, and the positions in between are computed, but cut out afterwards.
 Where a group has one channel only, taps of a row make the unit. A kernel of one element sees no rows: its positions are
 one long row.
 
@@ -37,7 +37,7 @@ from graphopt.targets.cpu.machine import CpuMachine
 NAME = "integer_conv"
 
 MOST_UNROLLED = 64
-"""Instructions that multiply in a sum whose steps stand one after another in the code."""
+"""Most multiply instructions in a fully unrolled sum."""
 
 
 def pack(w: Any, window: Window) -> Any:
@@ -81,8 +81,8 @@ def compute(
     """The sums in int32, [N, groups * filters, *window.kept].
 
     Args:
-        shift: what the lines are too large by, in int32; then `sums_of_filters` are from `filter_sums`.
-        requantize: what becomes of a sum of an output channel.
+        shift: the offset of the lines, in int32, to subtract; it requires `sums_of_filters` from `filter_sums`.
+        requantize: the function of a sum and its output channel that gives the result.
     """
     reduced = [te.reduce_axis((0, extent), "tap") for extent in window.taps]
     k, part = te.reduce_axis((0, window.units), "k"), te.reduce_axis((0, window.unit), "part")
@@ -103,10 +103,10 @@ def compute(
     sums = te.compute(shape, product, name=NAME, attrs=attributes)
 
     def total(i: Any, g: Any, o: Any, *place: Any) -> Any:
-        found, channel = sums[(i, g, o, *place)], g * window.filters + tirx.min(o, window.filters - 1)
+        result, channel = sums[(i, g, o, *place)], g * window.filters + tirx.min(o, window.filters - 1)
         if shift is not None:
-            found = found - shift() * sums_of_filters[channel]
-        return found if requantize is None else requantize(found, channel)
+            result = result - shift() * sums_of_filters[channel]
+        return result if requantize is None else requantize(result, channel)
 
     if requantize is not None:
         kept = te.compute(shape, total, name=REQUANTIZE)
@@ -119,7 +119,7 @@ def compute(
 
 
 def cut_out(y: Any, window: Window) -> Any:
-    """The positions of an image, from the rows of it that are joined: [N, O, *out] of [N, O, *kept]."""
+    """The valid positions of joined rows: [N, O, *out] of [N, O, *kept]."""
 
     def element(*index: Any) -> Any:
         *outer, row, column = index

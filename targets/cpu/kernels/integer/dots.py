@@ -1,4 +1,4 @@
-"""Dot products of a few integers at a time, the instructions of x86 that multiply them faster than floats.
+"""Dot products of two or four integers by x86 instructions that are faster than multiply-adds of floats.
 
     c[lane] += sum over i < unit of a[i] * b[lane, i]                   summed in int32
 
@@ -34,7 +34,7 @@ LARGEST_BYTE = 64
 _MULTIPLY_WORDS = {16: "llvm.x86.sse2.pmadd.wd", 32: "llvm.x86.avx2.pmadd.wd", 64: "llvm.x86.avx512.pmaddw.d.512"}
 _MULTIPLY_BYTES = {32: "llvm.x86.avx2.pmadd.ub.sw", 64: "llvm.x86.avx512.pmaddubs.w.512"}
 _SUM_BYTES = {32: "llvm.x86.avx512.vpdpbusd.256", 64: "llvm.x86.avx512.vpdpbusd.512"}
-"""By the bytes of a vector."""
+"""Intrinsics by the bytes of a vector."""
 
 
 def unit(machine: CpuMachine, weights: NDArray[Any] | None, dtype: str) -> int:
@@ -48,14 +48,14 @@ def unit(machine: CpuMachine, weights: NDArray[Any] | None, dtype: str) -> int:
 
 
 def product(a: Any, b: Any, z: Any = None) -> Any:
-    """The product of one pair of factors as a definition must write it; b less z in int16, if there is one."""
+    """The product of one pair of factors as `tensorize` matches it; z, if any, is subtracted from b in int16."""
     if z is not None:
         b = b.astype("int16") - z
     return a.astype("int32") * b.astype("int32")
 
 
 def tensorize(sch: s_tir.Schedule, lane: Any, machine: CpuMachine, dtypes: Sequence[str], zero: bool = False) -> None:
-    """Let the loop `lane` over a vector of sums, which holds the loop over the unit, be those instructions.
+    """Replace the loop `lane` over a vector of sums, which holds the loop over the unit, by those instructions.
 
     The block computes c[lane] + `product`(a[i], b[lane, i]), of these `dtypes`; `zero` says if there is a z.
     """
@@ -82,7 +82,7 @@ def _function(machine: CpuMachine, a: str, b: str, zero: bool, body: Callable[..
 
 
 def _loops(machine: CpuMachine, a: Any, b: Any, z: Any, c: Any) -> None:
-    """What the schedule has."""
+    """The loops that the intrinsic matches in a schedule."""
     lanes, size = (int(extent) for extent in b.shape)
     with T.grid(lanes, size) as (i, k), T.sblock("update"):
         lane, at = T.axis.spatial(lanes, i), T.axis.reduce(size, k)
@@ -90,7 +90,7 @@ def _loops(machine: CpuMachine, a: Any, b: Any, z: Any, c: Any) -> None:
 
 
 def _vector(machine: CpuMachine, a: Any, b: Any, z: Any, c: Any) -> None:
-    """What takes its place."""
+    """The vector code that replaces them."""
     lanes, size = (int(extent) for extent in b.shape)
     one = tirx.reinterpret("int32", a.vload([0], f"{a.dtype}x{size}"))
     left, right = tirx.Broadcast(one, lanes), b.vload([0, 0], f"{b.dtype}x{lanes * size}")

@@ -1,6 +1,6 @@
-"""Exact products of quantized matrices: constant weights as bytes in panels, sums in int32.
+"""Exact GEMMs of quantized matrices: constant weights as bytes in panels, sums in int32.
 
-B[K, N] becomes panels[N / width, K / unit, width, unit], whose rows stand side by side as `dots.py` multiplies them.
+B[K, N] becomes panels[N / width, K / unit, width, unit], whose units are adjacent as `dots.py` multiplies them.
 
     y[m, n] = sum over k of (a[m, k] - a_zero[m]) * (b[k, n] - b_zero[n])
 
@@ -27,16 +27,16 @@ from graphopt.targets.cpu.machine import CpuMachine
 NAME = "integer_gemm"
 
 REQUANTIZE = "requantize"
-"""Name of a block that turns whole tiles of sums, what pads them too, into the type of the result."""
+"""Name of the block that converts full tiles of sums, padding included, to the type of the result."""
 
 MOST_VECTORS = 8
 
 SMALLEST_SHARE = 8
-"""Tasks that each core should have, so that none waits long for another."""
+"""Least tasks per core for a balanced load."""
 
 
 def choose_tile(m: int, n: int, k: int, machine: CpuMachine, unit: int = dots.WORDS) -> gemm.Tile:
-    """The tile with the best estimate for an M x K times K x N product."""
+    """The tile with the best estimate for an M x K times K x N GEMM."""
     lanes, registers = machine.lanes("int32"), machine.level.registers
     best, best_cost = gemm.Tile(1, lanes), math.inf
     for vectors in range(1, MOST_VECTORS + 1):
@@ -144,8 +144,8 @@ def compute(
         shape: the output; its first `parts[0]` axes are the batch, the next `parts[1]` M, the last `parts[2]` N.
         rows: height of the register tile.
         zero: of the panels, from `pack_zero`; None where it is zero.
-        shift: what a row of a batch is too large by, in int32; `columns` are the sums of the panels' columns then.
-        requantize: what becomes of a sum in a column.
+        shift: the offset of a row of a batch, in int32, to subtract; it requires `columns` from `column_sums`.
+        requantize: the function of a sum and its column that gives the result.
     """
     lefts, m, depth, unit = dims(a)
     rights, count, _, width, _ = dims(panels)
@@ -154,7 +154,7 @@ def compute(
     r, part = te.reduce_axis((0, depth), "k"), te.reduce_axis((0, unit), "part")
 
     def product(i: Any, panel: Any, y: Any, lane: Any) -> Any:
-        row = y if computed == m else tirx.min(y, m - 1)  # the last tile computes rows that nobody keeps
+        row = y if computed == m else tirx.min(y, m - 1)  # the last tile computes rows that are not stored
         right = panels[0 if rights == 1 else i, panel, r, lane, part]
         centre = None if zero is None else zero[0 if dims(zero)[0] == 1 else i, panel, lane, part]
         return te.sum(dots.product(a[0 if lefts == 1 else i, row, r, part], right, centre), axis=[r, part])
@@ -163,12 +163,12 @@ def compute(
     sums = te.compute((batch, count, computed, width), product, name=NAME, attrs=attributes)
 
     def total(i: Any, panel: Any, y: Any, lane: Any) -> Any:
-        found = sums[i, panel, y, lane]
+        result = sums[i, panel, y, lane]
         if shift is not None:
-            found = found - shift(i, tirx.min(y, m - 1)) * columns[0 if rights == 1 else i, panel, lane]
+            result = result - shift(i, tirx.min(y, m - 1)) * columns[0 if rights == 1 else i, panel, lane]
         if requantize is not None:
-            found = requantize(found, tirx.min(panel * width + lane, n - 1))
-        return found
+            result = requantize(result, tirx.min(panel * width + lane, n - 1))
+        return result
 
     if requantize is not None:
         kept = te.compute((batch, count, computed, width), total, name=REQUANTIZE)
@@ -189,7 +189,7 @@ def compute(
 
 
 def epilogue(sch: s_tir.Schedule, anchor: Block) -> tuple[Any, str]:
-    """Inline what follows `anchor` into the last block; what stays between is called by its name, if something does."""
+    """Inline the consumers of `anchor` into the last block; return it and the name of the block between, or ""."""
     between = [block for block in blocks_of(sch) if block.name == REQUANTIZE]
     return inline_after(sch, between[0] if between else anchor), REQUANTIZE if between else ""
 
@@ -233,11 +233,11 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
 
 
 def tiles_out(sch: s_tir.Schedule, last: Any, name: str, between: str, ragged: bool) -> Any:
-    """The block that takes a tile out of the registers where the last one may not store it whole; None where it may.
+    """The block that copies a tile out of the registers if the last block cannot store full tiles; None if it can.
 
     A store under a condition on the lane would be taken apart into scalars, and indexing the sums in a rolled loop
-    would push them out of the registers. So they are copied, or requantized, all of them, and what is wanted of the
-    copy is stored in a plain loop, which LLVM vectorises.
+    would push them out of the registers. So all sums are copied, or requantized, and the valid part of the copy
+    is stored in a plain loop, which LLVM vectorizes.
     """
     if ragged:
         if between:

@@ -1,4 +1,4 @@
-"""The image as `integer_conv.py` reads it: lines of units, padding included, written by a kernel of its own."""
+"""The image as `conv.py` reads it: lines of units, padding included, written by a kernel of its own."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ def prepare(x: Any, packed: Any, window: Window, x_zero: Any = None, w_zero: Any
     shapes, kinds = [window.lines], [window.dtypes[1]]
     if packed is not None:
         shapes, kinds = [*shapes, window.tiles], [*kinds, window.dtypes[0]]
-    made = te.extern(shapes, given, body, dtype=kinds, name="prepare")
-    return [made] if packed is None else list(made)
+    results = te.extern(shapes, given, body, dtype=kinds, name="prepare")
+    return [results] if packed is None else list(results)
 
 
 class _Lines:
-    """Writes the loops that rewrite an image: a task for each unit of channels and row."""
+    """Emits the loops that rewrite an image: a task for each unit of channels and row."""
 
     def __init__(self, x: Any, zero: Any, lines: Any, window: Window) -> None:
         self.x, self.zero, self.lines, self.window = x, zero, lines, window
         self.dtype = window.dtypes[1]
-        self.whole = window.apart
+        self.extents = window.apart
 
     def write(self) -> None:
-        window, whole = self.window, self.whole
-        with T.parallel(0, math.prod(whole[:-3])) as task:
+        window, extents = self.window, self.extents
+        with T.parallel(0, math.prod(extents[:-3])) as task:
             place: list[Any] = []
             rest = task
-            for extent in reversed(whole[2:-3]):
+            for extent in reversed(extents[2:-3]):
                 place.insert(0, tirx.floormod(rest, extent))
                 rest = tirx.floordiv(rest, extent)
             step, i = tirx.floormod(rest, window.units), tirx.floordiv(rest, window.units)
@@ -69,7 +69,7 @@ class _Lines:
             self.outside = const(0, "int16") if window.unit == dots.WORDS else self.centre
             inside = [
                 condition
-                for row, extent, total, pad in zip(self.rows, window.image, whole[2:-3], window.pads, strict=False)
+                for row, extent, total, pad in zip(self.rows, window.image, extents[2:-3], window.pads, strict=False)
                 for condition in ([row >= 0] if pad else []) + ([row < extent] if total - pad > extent else [])
             ]
             if not inside:
@@ -78,12 +78,12 @@ class _Lines:
             with T.If(tirx.all(*inside)):
                 with T.Then():
                     self._all_channels(step)
-                with T.Else(), T.serial(0, whole[-3]) as remainder, T.serial(0, whole[-2]) as n:
+                with T.Else(), T.serial(0, extents[-3]) as remainder, T.serial(0, extents[-2]) as n:
                     for part in range(window.unit):
                         self._store(self.outside, remainder, n, part)
 
     def _centre(self) -> Any:
-        """The zero point as the lines have it."""
+        """The zero point in the type of the lines."""
         if self.window.unit == dots.WORDS:
             return const(0, "int16") if self.zero is None else self.zero[0].astype("int16")
         if self.zero is None:
@@ -91,7 +91,7 @@ class _Lines:
         return unsigned(self.zero[0])
 
     def _all_channels(self, step: Any) -> None:
-        """The last unit of channels may lack some."""
+        """Emit a row for all units of channels, of which the last may be partial."""
         window = self.window
         rest = window.channels % window.unit
         if window.of_taps or not rest:
@@ -108,7 +108,7 @@ class _Lines:
 
     def _columns(self, parts: int) -> None:
         """One row of an image of which a unit has `parts` channels: for each remainder padding, the image, padding."""
-        window, total = self.window, self.whole[-2]
+        window, total = self.window, self.extents[-2]
         distance = 0 if window.flat or not window.of_taps else window.dilations[-1]
         for remainder in range(window.remainders):
             offsets = [0 if window.flat else remainder - window.pads[-1] + p * distance for p in range(window.unit)]
@@ -137,8 +137,8 @@ class _Lines:
             T.buffer_store(self.lines, value, (*self.index, remainder, n, part))
 
     def _inside(self, offset: int) -> tuple[int, int]:
-        """Which columns of a remainder, that starts at `offset` of the image, lie in the image."""
-        window, total = self.window, self.whole[-2]
+        """The range of columns of a remainder, which starts at `offset` of the image, that lie in the image."""
+        window, total = self.window, self.extents[-2]
         if window.flat:
             return 0, window.kept[0]
         first = min(total, max(0, -(offset // window.step)))
@@ -172,9 +172,9 @@ def _write_weights(packed: Any, zero: Any, weights: Any, window: Window) -> None
             filter_ = tirx.min(tile * rows + row, window.filters - 1) + group * window.filters
             for part in range(unit):
                 index = (group, tile, *place, row, part)
-                found = packed[index].astype("int16")
+                value = packed[index].astype("int16")
                 if zero is not None:
-                    found = found - zero[0 if dims(zero) == [1] else filter_].astype("int16")
-                    if window.of_taps and part >= window.kernel[-1] % unit > 0:  # the lines have something there
-                        found = tirx.Select(place[-2] < outer[-2] - 1, found, const(0, "int16"))
-                T.buffer_store(weights, found, index)
+                    value = value - zero[0 if dims(zero) == [1] else filter_].astype("int16")
+                    if window.of_taps and part >= window.kernel[-1] % unit > 0:  # the lines hold data there
+                        value = tirx.Select(place[-2] < outer[-2] - 1, value, const(0, "int16"))
+                T.buffer_store(weights, value, index)

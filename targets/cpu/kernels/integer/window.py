@@ -1,4 +1,4 @@
-"""The shapes of an exact convolution of bytes (`integer_conv.py`), and the register tile that suits them."""
+"""The shapes of an exact convolution of bytes (`conv.py`), and the register tile that suits them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Window:
 
     @property
     def may_join(self) -> bool:
-        """Whether the rows of the last two axes can be one."""
+        """Whether the rows of the last two axes can be joined into one."""
         return len(self.out) > 1 and not self.flat and not self.of_taps and self.strides[-2:] == (1, 1)
 
     @property
@@ -74,14 +74,14 @@ class Window:
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """The output's positions along the same axes."""
+        """The output's positions along the axes of `taps`."""
         if self.joined:
             return (*self.out[:-2], (self.out[-2] - 1) * self.pitch + self.out[-1])
         return (math.prod(self.out),) if self.flat else self.out
 
     @property
     def places(self) -> tuple[int, ...]:
-        """The same, the last one rounded up to whole tiles."""
+        """`kept`, with the last axis rounded up to full tiles."""
         return (*self.kept[:-1], round_up(self.kept[-1], self.width))
 
     @property
@@ -90,7 +90,7 @@ class Window:
         return 1 if self.flat else self.strides[-1]
 
     def column(self, *taps: Any) -> tuple[Any, Any]:
-        """Which remainder of the columns a tap reads, and how far it starts into them; all its axes are given."""
+        """The remainder of the columns that a tap reads, and its first column; `taps` is the tap on all axes."""
         tap = taps[-1]
         if self.flat:
             return 0, 0
@@ -101,7 +101,7 @@ class Window:
 
     @property
     def remainders(self) -> int:
-        """Of the columns, as many as a tap reads: units of taps that are one each begin at the first."""
+        """Remainders of the columns that taps read: one where a single unit holds all taps of a row."""
         return 1 if self.of_taps and self.taps[-1] == 1 else self.step
 
     @property
@@ -120,7 +120,7 @@ class Window:
 
     @property
     def apart(self) -> tuple[int, ...]:
-        """The same with joined rows apart, as far as the image fills them."""
+        """Shape of `lines` with joined rows apart, up to the rows that the image fills."""
         if not self.joined:
             return self.lines
         rows = self.out[-2] + (self.kernel[-2] - 1) * self.dilations[-2]
@@ -133,7 +133,7 @@ class Window:
 
     @property
     def dtypes(self) -> tuple[str, str]:
-        """Of the weights, and of the lines, that are multiplied."""
+        """Dtypes of the weights and of the lines, as they are multiplied."""
         return ("int16", "int16") if self.unit == dots.WORDS else ("int8", "uint8")
 
 
