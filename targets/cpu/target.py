@@ -50,7 +50,7 @@ class CpuTarget(TvmTarget):
 
     @property
     def machine(self) -> Machine:
-        """The cost model's machine, scaled to the vector lanes and cores of the host."""
+        """Vector lanes and cores of the host; peak and bandwidth are the roofline's own, since estimates only rank."""
         lanes = self.cpu.lanes()
         return Machine(vector_lanes=lanes, cores=self.cpu.cores)
 
