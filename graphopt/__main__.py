@@ -1,4 +1,4 @@
-"""`python -m graphopt` is the command `graphopt`."""
+"""`python -m graphopt` runs the command `graphopt`."""
 
 from graphopt.cli import main
 

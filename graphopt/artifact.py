@@ -1,4 +1,4 @@
-"""The artifact: everything a compiled model needs to run, in one zip file (`model.gopt`) or one directory.
+"""The artifact: everything that a compiled model needs to run, in one zip file (`model.gopt`) or one directory.
 
     manifest.json         versions, target, pipeline, choices, and size and SHA-256 of every file, and of itself
     program.json          the Program
@@ -7,7 +7,7 @@
     fallback/...onnx      models that ONNX Runtime runs
 
 Nothing in an artifact is code except the shared objects, and all digests are checked before anything is used.
-Files are mapped into memory, so opening costs one pass over the bytes and running reads the weights where they stand.
+Files are mapped into memory, so opening costs one pass over the bytes, and weights are read in place.
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ _MAX_MANIFEST = 64 << 20
 
 @dataclass(frozen=True)
 class Artifact(Contents):
-    """A compiled model. Make one with `graphopt.compile`, or `open_artifact`; `session()` runs it."""
+    """A compiled model. Create one with `graphopt.compile` or `open_artifact`; `session()` runs it."""
 
     @staticmethod
     def create(program: Program, files: Mapping[str, bytes | Path], manifest: Mapping[str, Any]) -> Artifact:
-        """An artifact of a fresh program.
+        """Create an artifact from a new program.
 
         Args:
-            program: must satisfy `program_check.problems`; program.json is made from it.
-            files: every file the program names, as bytes or as the path of a file (which is mapped, and may be deleted
-                afterwards, but must not be changed).
-            manifest: JSON values to keep with it. `target.arch` and `target.features` (flags of /proc/cpuinfo) say
+            program: must satisfy `graphopt.program.check.problems`; program.json is written from it.
+            files: every file that the program names, as bytes or as the path of a file (which is mapped, and may be
+                deleted afterwards, but must not be changed).
+            manifest: JSON values to store with it. `target.arch` and `target.features` (flags of /proc/cpuinfo) say
                 which processors may open it.
 
         Raises:
-            ArtifactError: the program may not run, a file is missing, or a name is not allowed.
+            ArtifactError: the program is not valid, a file is missing, or a name is not allowed.
         """
         from graphopt.version import VERSION
 
-        found = problems(program)
-        if found:
-            raise ArtifactError(f"the program is not valid: {found[0]}")
+        reasons = problems(program)
+        if reasons:
+            raise ArtifactError(f"the program is not valid: {reasons[0]}")
         for key in _RESERVED:
             if key in manifest:
                 raise ArtifactError(f"the manifest key {key!r} is reserved: choose another name")
@@ -91,11 +91,11 @@ class Artifact(Contents):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the artifact to `path`: a directory if `path` ends in "/" or is one, else a single zip file.
 
-        It is written beside and renamed, so that whatever stood there before stays whole if anything fails. A link
-        stays one.
+        It is written under a temporary name and renamed, so that an existing artifact stays complete if anything fails.
+        A symbolic link stays a link.
 
         Raises:
-            ArtifactError: it cannot be written, or a directory that is no artifact, or a device, stands there.
+            ArtifactError: it cannot be written, or `path` is a directory that is no artifact, or a device.
         """
         target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
         as_directory = os.fspath(path).endswith(os.sep) or target.is_dir()
@@ -120,7 +120,7 @@ class Artifact(Contents):
         return {MANIFEST: memoryview(_manifest_bytes(self.manifest)), **self.files}
 
     def _check_references(self) -> None:
-        """Every file the program names is there, and its weights have the types and shapes the program says."""
+        """Check that every file that the program names exists, and that its weights match in dtype and shape."""
         for stage in self.program.stages:
             names = [stage.library, stage.weights]
             names += [segment.model for segment in stage.segments if isinstance(segment, FallbackSegment)]
@@ -144,7 +144,7 @@ class Artifact(Contents):
 
 
 def open_artifact(path: str | os.PathLike[str], *, check_cpu: bool = True) -> Artifact:
-    """Open an artifact and check all of it: the frame of the file, every digest, the program, and this processor.
+    """Open an artifact and check it completely: the file's layout, every digest, the program, and this processor.
 
     Args:
         path: a `.gopt` file or an artifact directory.
@@ -224,7 +224,7 @@ def _check_cpu(manifest: Mapping[str, Any], path: Path) -> None:
 
 
 def _check_runtime(manifest: Mapping[str, Any], path: Path) -> None:
-    """Kernels for CPUs call TVM's runtime by an interface that changes with its version; those for GPUs need none."""
+    """Check TVM's version: CPU kernels call its runtime, whose interface changes with it; GPU kernels need none."""
     versions = manifest.get("versions")
     built = versions.get("apache-tvm") if isinstance(versions, dict) else None
     if built is None or device.needs_device(manifest):
@@ -255,7 +255,7 @@ def _digests(contents: Mapping[str, memoryview]) -> dict[str, str]:
 
 
 def _read_directory(path: Path) -> dict[str, memoryview]:
-    """manifest.json and the files it lists. Files it does not list are not looked at."""
+    """manifest.json and the files it lists. Other files are ignored."""
     if not (path / MANIFEST).is_file():
         raise ArtifactError(f"{path} is not a graphopt artifact: it has no {MANIFEST}")
     contents = {MANIFEST: map_file(path / MANIFEST)}

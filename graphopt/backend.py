@@ -1,13 +1,13 @@
 """The compiler as an ONNX backend (`onnx.backend.base`), so that ONNX's own test suite runs on it.
 
-    rep = graphopt.backend.prepare(model)                       what is not native runs in ONNX Runtime
-    rep = graphopt.backend.prepare(model, fallback=False)       UnsupportedError lists what is not native
+        rep = graphopt.backend.prepare(model)                       nodes that are not native run in ONNX Runtime
+        rep = graphopt.backend.prepare(model, fallback=False)       UnsupportedError lists what is not native
     outputs = rep.run([x, y])
 
-A program is static: some operands decide shapes or the structure of loops and have to be known when it is compiled.
-In most models they are constants; in the node suite they are graph inputs. `shape_inputs` names them, and
-`prepare(..., constants={name: array})` turns inputs into constants; `run` still takes them and holds them against
-the values that were compiled in.
+A program is static: some operands decide shapes or the structure of loops and must be known at compile time. In most
+models they are constants; in the node suite they are graph inputs. `shape_inputs` names them, and `prepare(...,
+constants={name: array})` turns inputs into constants; `run` still takes them and checks that they equal the values that
+were compiled in.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ SHAPE_OPERANDS: Mapping[str, tuple[int, ...]] = {
 """Operands that decide a shape or a loop's structure, by position: axes, sizes, pads, repeats, counts, diagonals."""
 
 TARGETS: Mapping[str, str] = {"CPU": "llvm", "CUDA": "cuda", "OPENCL": "opencl"}
-"""The device names of ONNX's interface, and ours for OpenCL."""
+"""Device names of ONNX's interface, and ours for OpenCL."""
 
 _STATIC = ("Shape", "Size")
 
@@ -85,6 +85,11 @@ class Prepared(BackendRep):
         fallback: bool = True,
         threads: int = 1,
     ) -> None:
+        """Compile the model now, unless an input has an open shape.
+
+        Raises:
+            GraphoptError: the model cannot be compiled, or a name in `constants` is no input.
+        """
         weights = {tensor.name for tensor in model.graph.initializer}
         inputs = [value for value in model.graph.input if value.name not in weights]
         self._inputs = tuple(value.name for value in inputs)
@@ -100,10 +105,10 @@ class Prepared(BackendRep):
 
     @property
     def compilation(self) -> Compilation:
-        """How the model was compiled, for the shapes of the last run; `fallbacks` are empty where all is native.
+        """Record of the compilation for the shapes of the last run; `fallbacks` is empty if all nodes are native.
 
         Raises:
-            GraphoptError: nothing was compiled yet, because inputs have open shapes and `run` was not called.
+            GraphoptError: no program is compiled yet, because inputs have open shapes and `run` was not called.
         """
         if not self._programs:
             raise GraphoptError(f"input {self._open[0]!r} has an open shape: the model is compiled by its first run")
@@ -133,7 +138,7 @@ class Prepared(BackendRep):
         shapes = {name: tuple(np.shape(feeds[name])) for name in self._open if name in feeds}
         key = tuple(shapes.values())
         if key in self._programs:
-            self._programs[key] = self._programs.pop(key)  # the last run's is the last
+            self._programs[key] = self._programs.pop(key)  # keep the program of the last run last
         else:
             compilation = compile_model(self._model, target=self._target, shapes=shapes, fallback=self._fallback)
             self._programs[key] = compilation, compilation.artifact.session(threads=self._threads)
@@ -176,17 +181,17 @@ class Backend(OnnxBackend):
         threads: int = 1,
         **kwargs: Any,
     ) -> Prepared:
-        """Compile `model` and open a session; a model with open shapes is compiled when it is first run.
+        """Compile `model` and open a session; a model with open shapes is compiled in its first run.
 
         Args:
-            model: is not modified.
-            device: a name in TARGETS, perhaps with ":0".
+            model: the model, not modified.
+            device: a name in TARGETS, optionally with ":0".
             fallback: whether nodes that are not native may run in ONNX Runtime.
             constants: inputs by name to compile in.
-            threads: of the session.
+            threads: threads of the session.
 
         Raises:
-            GraphoptError: the model, the device or the constants are not accepted.
+            GraphoptError: the model, the device or the constants are rejected.
         """
         if not cls.supports_device(device):
             raise GraphoptError(f"the device {device} is unknown to this backend: use {', '.join(TARGETS)}")
@@ -195,7 +200,7 @@ class Backend(OnnxBackend):
 
     @classmethod
     def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> tuple[Any, ...]:
-        """Prepare and run once."""
+        """Prepare `model` and run it once."""
         return cls.prepare(model, device, **kwargs).run(inputs)
 
     @classmethod
@@ -207,10 +212,10 @@ class Backend(OnnxBackend):
         outputs_info: Sequence[tuple[Any, tuple[int, ...]]] | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        """Run one node on arrays; `outputs_info` gives (dtype, shape) where inference cannot know them.
+        """Run one node on arrays; `outputs_info` gives (dtype, shape) of outputs that inference cannot determine.
 
-        The opset is `opset_version` of the keyword arguments, or the one this compiler converts to, or the first that
-        has the operator, if that is later.
+        The opset is the keyword argument `opset_version`, or the one this compiler converts to, or the first that has
+        the operator, if that is later.
         """
         super().run_node(node, inputs, device, outputs_info, **kwargs)
         names = [name for name in dict.fromkeys(node.input) if name]
@@ -236,7 +241,7 @@ class Backend(OnnxBackend):
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """The names in TARGETS, alone or with ":0"."""
+        """Whether `device` is a name in TARGETS, alone or with ":0"."""
         return device.removesuffix(":0") in TARGETS
 
 
@@ -256,7 +261,7 @@ def _with_constants(model: onnx.ModelProto, constants: Mapping[str, Any]) -> onn
 
 
 def shape_inputs(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Graph inputs that have to be constants for the model to be static, in the model's order.
+    """Graph inputs that must be constants for the model to be static, in the model's order.
 
     They are the inputs at the positions of SHAPE_OPERANDS, and the integer scalars and vectors that such an operand is
     computed from, as in the expanded form of functions.

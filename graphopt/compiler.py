@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.artifact import Artifact
 from graphopt.cost.model import CostModel
 from graphopt.cost.source import MEASURED, VARIABLE, open_costs, record
-from graphopt.errors import GraphoptError, VerificationError
+from graphopt.errors import CodegenError, GraphoptError, VerificationError
 from graphopt.lowering import assemble
 from graphopt.lowering.defects import Defects
 from graphopt.modes import Precision, VerifyMode
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 Progress = Callable[[str], None]
 
 _NUMBERS = ("flush-denormals",)
-"""Passes that change constants: what they did is told without being asked for."""
+"""Passes that change constants: their notes are always reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compilation:
-    """An artifact, and how it came about.
+    """An artifact, and the record of its compilation.
 
     `notes` are sentences of the front end and the target; `fallbacks` pairs of (node, reason); `seconds` by phase;
-    `accuracy`, where another precision was verified, the largest error of each output over its largest value: of the
-    finished program where it was run, else of the rewritten graph in ONNX Runtime. `failure` is what verification
-    found, where it was asked to keep the artifact all the same.
+    `accuracy`, where reduced precision was verified, the largest error of each output over its largest value: of the
+    finished program if it was run, else of the rewritten graph in ONNX Runtime. `failure` is the finding of a failed
+    verification, with the option `keep`.
     """
 
     artifact: Artifact
@@ -59,7 +59,7 @@ class Compilation:
 
 
 def compile(source: Any, options: Options | None = None, **named: Any) -> Artifact:
-    """Compile a model, as `compile_model` does, which also tells how it went."""
+    """Compile a model into an artifact; `compile_model` also returns the record of the compilation."""
     return compile_model(source, options, **named).artifact
 
 
@@ -71,13 +71,13 @@ def compile_model(
 
     Args:
         source: a path, `zoo:NAME`, an onnx.ModelProto, an onnx_ir.Model, or a torch.nn.Module with `example_inputs`.
-        options: what to compile for, and how; None takes the defaults.
-        progress: is told the name of each phase as it begins.
+        options: options of the compilation; None takes the defaults.
+        progress: called with the name of each phase as it begins.
         named: fields of `Options` (`target="cuda"`, `verify="ends"`), instead of those of `options`.
 
     Raises:
-        GraphoptError: one of its subclasses, in a sentence that names the place.
-        TypeError: there is no option of that name.
+        GraphoptError: one of its subclasses, with one sentence that names the place of the error.
+        TypeError: `named` has an unknown option.
     """
     asked = replace(options or Options(), **named)
     if asked.inputs:
@@ -108,7 +108,7 @@ def compile_model(
         if mode.program:
             _require_device(backend)
         if mode is VerifyMode.PASSES and asked.precision == Precision.FP16:
-            accuracy = verification.errors_of(model, verifier)  # of the others ONNX Runtime does not round as they do
+            accuracy = verification.errors_of(model, verifier)  # ONNX Runtime does not round as the other precisions do
         expand_functions(model, backend.supports)
         defects = Defects(model, backend)
         while artifact is None:
@@ -121,12 +121,12 @@ def compile_model(
                     artifact = assemble.make_artifact(
                         built, rewritten.ports, asked.micro_batches, backend, rewritten.record(), Path(folder)
                     )
-            except RuntimeError as error:  # of TVM, where no code can be generated; our own mistakes are of other kinds
+            except CodegenError as error:
                 defects.learn(error)
         if mode.program:
             clock.start("verify")
-            found = verification.verify_program(artifact, verifier, model)
-            accuracy = {} if asked.precision == Precision.FP32 else found
+            errors = verification.verify_program(artifact, verifier, model)
+            accuracy = {} if asked.precision == Precision.FP32 else errors
     except VerificationError as error:
         clock.stop()
         place = verification.whose_fault(verifier, lambda trail: again(observers=[trail]), artifact, model)
@@ -136,8 +136,8 @@ def compile_model(
     if failure:
         failure += verification.whose_fault(verifier, lambda trail: again(observers=[trail]), artifact, model)
     changed = tuple(note for step in rewritten.result.steps if step.name in _NUMBERS for note in step.notes)
-    told = (note for stage in built for note in stage.notes)
-    notes = (*rewritten.notes, *defects.notes, *changed, *told, *verifier.notes)
+    lowered = (note for stage in built for note in stage.notes)
+    notes = (*rewritten.notes, *defects.notes, *changed, *lowered, *verifier.notes)
     plans = [plan for stage in built for plan in stage.plans.values()]
     if asked.precision == Precision.TF32 and not any("tf32" in plan.precision for plan in plans):
         notes = (*notes, "tf32 is a permission that no kernel took: products are computed in fp32")
@@ -146,7 +146,7 @@ def compile_model(
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """A loaded model after the pipeline, with what it was rewritten for and by."""
+    """A loaded model after the pipeline, with its target, its pipeline and the results of the passes."""
 
     model: ir.Model
     backend: Target
@@ -158,7 +158,7 @@ class Rewritten:
     constants: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
-        """What an artifact keeps of this, as JSON values."""
+        """The manifest entries of the pipeline, as JSON values."""
         return {
             "pipeline": str(self.pipeline),
             "choices": [
@@ -192,23 +192,25 @@ def rewrite(
     costs = open_costs(named, backend, notes.append, clock.progress)
     pipeline = _pipeline(options, costs)
     result = pipeline.run(loaded.model, observers)
-    ports = assemble.ports_of(loaded.model)  # by now more of their shapes are known; their names stay
+    ports = assemble.ports_of(
+        loaded.model
+    )  # after the passes more of their shapes are known; their names are unchanged
     return Rewritten(loaded.model, backend, pipeline, result, costs, ports, tuple(notes), loaded.constants)
 
 
 def _pipeline(options: Options, costs: CostModel) -> Pipeline:
-    """The pipeline with the costs given to the passes that choose by them."""
+    """The pipeline of `options`, with the cost model given to the passes that choose by it."""
     from graphopt.passes import DEFAULT, DEFAULTS
 
     spelled = DEFAULTS.get(options.target, DEFAULT) if options.passes is None else options.passes
     pipeline = spelled if isinstance(spelled, Pipeline) else Pipeline.parse(spelled)
     if options.precision != Precision.FP32:
         chosen = Pipeline.parse(f"precision{{to={options.precision}}}").passes
-        names = [each.name for each in pipeline.passes]
+        names = [step.name for step in pipeline.passes]
         place = names.index("fuse") + 1 if "fuse" in names else 0
         pipeline = Pipeline((*pipeline.passes[:place], *chosen, *pipeline.passes[place:]))
     if options.keep_denormals:
-        pipeline = Pipeline(tuple(each for each in pipeline.passes if each.name != "flush-denormals"))
+        pipeline = Pipeline(tuple(step for step in pipeline.passes if step.name != "flush-denormals"))
     return pipeline.on(costs)
 
 
@@ -229,7 +231,7 @@ class _Clock:
 
 
 def _require_device(backend: Target) -> None:
-    """Refuse before the work what cannot be run after it."""
+    """Open the device before compiling, so that a missing one fails early."""
     from graphopt.runtime.devices import device, opening
 
     described = {"target": backend.describe()}

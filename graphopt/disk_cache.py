@@ -1,7 +1,7 @@
-"""A bounded folder of files by digest in the user's cache directory: what is old and unused makes room for the new.
+"""A bounded folder of files by digest in the user's cache directory: least recently used files are removed first.
 
-Several processes may use one folder. A file is written beside and renamed, so nobody sees half of one; its use shows in
-its modification time; and what another process removed meanwhile is simply absent.
+Several processes may use one folder. A file is written under a temporary name and renamed, so no process sees half of
+one; its modification time records its last use; a file that another process removed meanwhile is simply absent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VARIABLE = "GRAPHOPT_CODE_CACHE"
 
 OBJECT_BYTES = 2 << 30
 LIBRARY_BYTES = 1 << 30
-"""Sizes that the folders are kept below."""
+"""Size limits of the folders, in bytes."""
 
 _ABANDONED_SECONDS = 3600.0
 _TEMPORARY = ".tmp"
@@ -28,21 +28,21 @@ _TEMPORARY = ".tmp"
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a folder holds."""
+    """Number and bytes of the files of a folder."""
 
     files: int
     nbytes: int
 
 
 class DiskCache:
-    """Entries of bytes by name. What cannot be read or written is as if it were not there: a cache never fails."""
+    """Entries of bytes by name. An entry that cannot be read or written counts as absent: a cache never fails."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        """Args: limit: bytes that `trim` leaves at most."""
+        """Args: limit: most bytes that `trim` leaves."""
         self.folder, self.limit = folder, limit
 
     def get(self, name: str) -> bytes | None:
-        """The entry, checked against the digest stored with it; None if it is missing, damaged or another's."""
+        """The entry, checked against the digest stored with it; None if it is missing, damaged or of another name."""
         path = self.folder / name
         try:
             data = path.read_bytes()
@@ -70,34 +70,34 @@ class DiskCache:
                 raise
 
     def touch(self, path: Path) -> None:
-        """Note that a file of the folder was used just now."""
+        """Record that a file of the folder was used just now."""
         with contextlib.suppress(OSError):
             os.utime(path)
 
     def trim(self) -> None:
-        """Remove the files that were not used for longest until the rest fits, and what broken writers left."""
+        """Remove the least recently used files until the rest fits, and the temporary files of interrupted writers."""
         now = time.time()
-        found = []
+        entries = []
         for entry, status in self._files():
             if entry.name.endswith(_TEMPORARY):
                 if now - status.st_mtime > _ABANDONED_SECONDS:
                     _remove(entry.path)
             else:
-                found.append((status.st_mtime_ns, entry.path, status.st_size))
-        total = sum(size for _, _, size in found)
-        for _, path, size in sorted(found):
+                entries.append((status.st_mtime_ns, entry.path, status.st_size))
+        total = sum(size for _, _, size in entries)
+        for _, path, size in sorted(entries):
             if total <= self.limit:
                 return
             _remove(path)
             total -= size
 
     def usage(self) -> Usage:
-        """Files in the folder and their bytes."""
+        """Number of files in the folder, and their bytes."""
         sizes = [status.st_size for _, status in self._files()]
         return Usage(len(sizes), sum(sizes))
 
     def clear(self) -> Usage:
-        """Remove every file; what there was."""
+        """Remove every file; returns what was removed."""
         before = self.usage()
         for entry, _ in self._files():
             _remove(entry.path)
@@ -112,7 +112,7 @@ class DiskCache:
 
 
 def _digest(name: str, content: bytes) -> bytes:
-    """Of the content as that of `name`: a file under the name of another is as damaged as one with other bytes."""
+    """Digest of `content` under `name`: a file under the name of another counts as damaged."""
     return hashlib.sha256(name.encode() + b"\0" + content).digest()
 
 
@@ -122,12 +122,12 @@ def _remove(path: str) -> None:
 
 
 def objects() -> DiskCache:
-    """Object files of kernels, each with the digest of its content in front."""
+    """Object files of kernels, each preceded by the digest of its content."""
     return DiskCache(_root() / "objects", OBJECT_BYTES)
 
 
 def libraries() -> DiskCache:
-    """Shared objects unpacked from artifacts, named by their digests, as the dynamic loader needs them."""
+    """Shared objects unpacked from artifacts, named by their digests, for the dynamic loader."""
     return DiskCache(_root() / "libraries", LIBRARY_BYTES)
 
 

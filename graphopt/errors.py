@@ -1,4 +1,4 @@
-"""What graphopt raises: every message is one sentence that names the node, file or flag and says what to do."""
+"""The exceptions of graphopt: every message is one sentence that names the node, file or flag and the remedy."""
 
 
 class GraphoptError(Exception):
@@ -10,7 +10,7 @@ class ModelError(GraphoptError):
 
 
 class FeedError(GraphoptError):
-    """An input fed to a program is missing, unknown, or has another shape or dtype than the program's."""
+    """An input of a program is missing, unknown, or has another shape or dtype than declared."""
 
 
 class PipelineError(GraphoptError):
@@ -18,11 +18,15 @@ class PipelineError(GraphoptError):
 
 
 class UnsupportedError(GraphoptError):
-    """Nodes that no target can lower were met where fallback is forbidden."""
+    """The model has nodes that no target can lower, and fallback is forbidden."""
+
+
+class CodegenError(GraphoptError):
+    """No code can be generated for a node or a kernel; carries the code generator's own words."""
 
 
 class VerificationError(GraphoptError):
-    """Two models, or a model and its program, gave different numbers."""
+    """Two models, or a model and its program, computed different outputs."""
 
 
 class ArtifactError(GraphoptError):

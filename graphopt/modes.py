@@ -1,4 +1,4 @@
-"""The words of options that several parts of graphopt speak."""
+"""Values of options that several parts of graphopt share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Precision(StrEnum):
-    """What products compute in."""
+    """The number format that matrix products are computed in."""
 
     FP32 = "fp32"
     TF32 = "tf32"
@@ -15,7 +15,7 @@ class Precision(StrEnum):
 
 
 class VerifyMode(StrEnum):
-    """What is compared with ONNX Runtime while compiling."""
+    """The comparisons with ONNX Runtime while compiling."""
 
     OFF = "off"
     PASSES = "passes"
@@ -24,10 +24,10 @@ class VerifyMode(StrEnum):
 
     @property
     def program(self) -> bool:
-        """Whether the finished program is compared with the model as given."""
+        """Whether the finished program is compared with the original model."""
         return self in (VerifyMode.ENDS, VerifyMode.EACH)
 
     @property
     def steps(self) -> bool:
-        """Whether what every pass made is compared with what it was given."""
+        """Whether the model after every pass is compared with the model before it."""
         return self in (VerifyMode.PASSES, VerifyMode.EACH)

@@ -1,4 +1,4 @@
-"""Everything that a user may ask of a compilation, in one place."""
+"""All options of a compilation, in one place."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ if TYPE_CHECKING:
 Kind = TypeVar("Kind", bound=StrEnum)
 
 MAX_COUNT = 4096
-"""Ranks and micro-batches: every rank's actions are written out one by one."""
+"""Maximum of ranks and of micro-batches: every rank's actions are listed one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to compile for, and how.
+    """The options of a compilation.
 
     Attributes:
         target: a name in `graphopt.targets.TARGETS`.
         level: CPU level, GPU or its architecture to generate for; None takes this host's CPU, or an H100.
         shapes: static shapes of inputs that the model leaves open.
-        example_inputs: of a torch.nn.Module, to export it with.
+        example_inputs: inputs to export a torch.nn.Module with.
         passes: a pipeline or its spelling; None takes the default one for the target.
-        precision: "fp32", or "fp16", "bf16" or "tf32" for products and what lies between them; the pass `precision`
-            does that, behind `fuse`.
-        verify: "off", "ends" (the finished program against the model as given, in ONNX Runtime), "passes" (what every
-            pass made, in ONNX Runtime, which needs no device) or "each" (both).
+        precision: "fp32", or "fp16", "bf16" or "tf32" for matrix products and the nodes between them; the pass
+            `precision`, after `fuse`, applies it.
+        verify: "off", "ends" (the finished program against the original model, in ONNX Runtime), "passes" (the model
+            after every pass, in ONNX Runtime, which needs no device) or "each" (both).
         dump: a folder that receives the model after every pass.
         ranks: pipeline stages, one for each rank.
         micro_batches: how many times the compiled batch a run takes, piece by piece.
         fallback: whether nodes that are not native may run in ONNX Runtime.
-        costs: what algorithms are chosen by: "measured" on this machine (times that an earlier compilation measured are
-            in the user's cost table), "roofline" for estimates, or the path of an artifact, whose costs are taken, so
-            that the same model becomes the same code. None takes the environment variable GRAPHOPT_COSTS, else
-            "measured".
-        threads: how many the kernels will run on; None means all processors of this process.
-        cache: take kernels that were compiled before from the user's cache, and keep new ones there.
-        keep_denormals: leave out the pass `flush-denormals`, which takes weights below 2^-126 as zero.
-        seed: of the random inputs that verification draws.
-        inputs: arrays to verify with; those that are not given are random. They settle open dimensions too.
-        keep: give the artifact also if verification fails, with what it found as `failure`.
+        costs: source of the costs that algorithms are chosen by: "measured" on this machine (timings of earlier
+            costs: source of the costs that algorithms are chosen by: "measured" on this machine (timings of earlier
+                compilations are in the user's cost table), "roofline" for estimates, or the path of an artifact, whose
+                costs are reused, so that the same model becomes the same code. None takes the environment variable
+                GRAPHOPT_COSTS, else "measured".
+        cache: reuse kernels that were compiled before from the user's cache, and keep new ones there.
+        keep_denormals: leave out the pass `flush-denormals`, which replaces weights below 2^-126 by zero.
+        seed: seed of the random inputs that verification draws.
+        inputs: arrays to verify with; missing ones are random. They fix open dimensions too.
+        keep: return the artifact also if verification fails, with the finding as `failure`.
 
     Raises:
-        GraphoptError: a value is unknown or out of range, or two do not go together.
+        GraphoptError: a value is unknown or out of range, or two options contradict each other.
     """
 
     target: str = "llvm"
@@ -73,6 +73,11 @@ class Options:
     keep: bool = False
 
     def __post_init__(self) -> None:
+        """Check all values.
+
+        Raises:
+            GraphoptError: a value is unknown or out of range, or two options contradict each other.
+        """
         verify = _one_of(VerifyMode, "--verify", self.verify)
         precision = _one_of(Precision, "--precision", self.precision)
         object.__setattr__(self, "verify", verify)

@@ -1,8 +1,8 @@
-"""Search wider for the tiles of a model's hottest kernels; the findings go into the cost table, where compiling looks.
+"""Wider search for the tiles of a model's hottest kernels; results go into the cost table, which compiling reads.
 
-Compiling measures a few tiles per kernel. Tuning takes the kernels that the model spends most time in and searches all
-their tiles (`graphopt.solve.evolve`), as long as it is allowed to. Every measurement is kept, so that an interrupted
-search goes on where it stopped.
+Compiling measures a few tiles per kernel. Tuning takes the kernels with the largest share of the model's time and
+searches all their tiles (`graphopt.solve.evolve`), up to the given number of trials. Every measurement is kept, so that
+an interrupted search continues where it stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from graphopt.solve.evolve import evolve
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """One kernel: how many nodes of the model are like it, its timing before and after, tiles tried so far and all."""
+    """One kernel: the number of nodes that use it, its timing before and after, tiles tried so far, and all tiles."""
 
     workload: Workload
     nodes: int
@@ -44,16 +44,16 @@ def tune(
     progress: Callable[[str], None] | None = None,
     **named: Any,
 ) -> Iterator[Tuned]:
-    """Tune the `top` kernels that take most of the model's time, each as soon as it is done.
+    """Tune the `top` kernels that take most of the model's time; yields each when it is done.
 
     Args:
-        source: as `graphopt.compile` takes it.
-        options: what to compile for; costs are measured whatever they say.
-        trials: tiles to measure per kernel, besides those that the cost table has.
+        source: as in `graphopt.compile`.
+        options: options of the compilation; costs are always measured.
+        trials: tiles to measure per kernel, besides those in the cost table.
         named: fields of `Options`, instead of those of `options`.
 
     Raises:
-        GraphoptError: nothing can be measured here, or what compiling raises.
+        GraphoptError: nothing can be measured on this machine, or an error of compiling.
     """
     say = progress or (lambda _: None)
     asked = dataclasses.replace(options or Options(), **{**named, "costs": MEASURED})
@@ -70,30 +70,31 @@ def tune(
         say(f"kernel {number} of {len(hottest)}: {workload.op_type}")
         search = _Search(costs, workload, now[workload])
         evolve(spaces[workload], search.known(), search, trials, seed=asked.seed)
-        found = search.known()
+        measured = search.known()
         after = costs.timings([[workload]])[0][0]
         assert after is not None
-        yield Tuned(workload, counts[workload], now[workload], after, len(found), len(spaces[workload]))
+        yield Tuned(workload, counts[workload], now[workload], after, len(measured), len(spaces[workload]))
 
 
 class _Search:
-    """Measures tiles of one work, always beside the best known one, and keeps what it finds in the table."""
+    """Measures tiles of one workload, always beside the best known one, and writes the timings to the table."""
 
     def __init__(self, costs: MeasuredCosts, workload: Workload, best: Timing) -> None:
+        """Args: best: timing that new measurements are scaled to."""
         self._costs, self._workload, self._best = costs, workload, best
 
     def known(self) -> dict[str, float]:
-        """Seconds by tile, all that the table has."""
+        """Seconds of all tiles in the table."""
         return {tile: timing.seconds for tile, timing in self._costs.table.get(self._workload.key).items()}
 
     def __call__(self, tiles: Sequence[str]) -> dict[str, float]:
-        """Seconds as they would have been when the best one was measured: machines drift."""
+        """Seconds of `tiles`, scaled to the time when the best tile was measured: machines drift."""
         pairs = [(self._workload, tile) for tile in (self._best.tile, *tiles)]
-        ((now, *found),) = self._costs.measure([pairs])
+        ((now, *others),) = self._costs.measure([pairs])
         scale = self._best.seconds / now.seconds if now is not None else 1.0
         timings = [
             dataclasses.replace(t, seconds=t.seconds * scale, low=t.low * scale, high=t.high * scale)
-            for t in found
+            for t in others
             if t is not None
         ]
         self._costs.table.put((self._workload.key, timing) for timing in timings)

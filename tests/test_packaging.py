@@ -44,7 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source / name)
     build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
     done = subprocess.run(
-        [sys.executable, "-c", build, str(folder)], cwd=source, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", build, str(folder)], cwd=source, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     (found,) = folder.glob("graphopt-*.whl")

@@ -36,7 +36,7 @@ def test_a_seed_is_one_model() -> None:
 
 def test_crashes_and_hangs_are_failures() -> None:
     script = BAD.format(root=str(SCRIPT.parent.parent))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=120)
     crash, hang, error = done.stdout.splitlines()
     assert crash == "crashed with signal 6"
     assert hang == "took more than 1 s"

@@ -12,6 +12,7 @@ import pytest
 from graphopt.compiler import rewrite
 from graphopt.cost.workload import TILE, Timing, Workload
 from graphopt.errors import GraphoptError
+from graphopt.options import Options
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.tune import tune
 
@@ -68,7 +69,9 @@ def test_compiling_finds_what_tuning_found(measured: list[tuple[tuple[int, ...],
     assert found[0].after.tile in SPACE
     tuned = found[0].workload.shape
     measured.clear()
-    (marked,) = [node for node in rewrite(model(), costs="measured").model.graph if node.outputs[0].shape == tuned]
+    (marked,) = [
+        node for node in rewrite(model(), Options(costs="measured")).model.graph if node.outputs[0].shape == tuned
+    ]
     assert marked.metadata_props[TILE] == found[0].after.tile
     assert measured == []
 

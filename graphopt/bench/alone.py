@@ -1,4 +1,4 @@
-"""One node of a model by itself: its kernels are built, and called on an input of one's own."""
+"""Runs one node of a model by itself: builds its kernels and calls them on a given input."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def load(target: Target, items: Iterable[Lowered]) -> Load:
 
 
 def run(lowered: Lowered, functions: Load, x: NDArray[Any]) -> NDArray[Any]:
-    """The first output for the input `x`; what no kernel writes is NaN.
+    """The first output for the input `x`; elements that no kernel writes are NaN.
 
     Args:
-        functions: from `load`.
+        functions: the result of `load`.
     """
     arrays: dict[str, NDArray[Any]] = {}
     for value in lowered.values.values():

@@ -1,4 +1,4 @@
-"""graphopt on a device: which one is there, and blocks of replayed runs timed on it."""
+"""graphopt on a device: device facts, and timed blocks of replayed runs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from graphopt.errors import GraphoptError
 
 
 def find(target: str) -> dict[str, Any]:
-    """The facts of the device that programs for `target` run on here (`Device.facts`).
+    """The facts of this machine's device for `target` (`Device.facts`).
 
     Raises:
-        GraphoptError: there is none, or what talks to it is not installed.
+        GraphoptError: there is no such device, or its Python package is not installed.
     """
     from graphopt.runtime.devices.cuda import CudaDevice
     from graphopt.runtime.devices.opencl import OpenClDevice
@@ -28,20 +28,20 @@ def find(target: str) -> dict[str, Any]:
 
 
 def level(facts: Mapping[str, Any]) -> str | None:
-    """What to compile for: the description of this very GPU, or of its architecture; None where the driver compiles."""
+    """The level to compile for: the description of this GPU, or its architecture; None where the driver compiles."""
     from graphopt.targets.gpu import devices
 
     return None if facts["arch"] is None else devices.level_of(str(facts["name"]), str(facts["arch"]))
 
 
 class DeviceSide:
-    """An artifact for a device: replays of its graph, timed there, between memory past the last cache."""
+    """An artifact for a device: replays of its graph, timed there, on enough memory to exceed the last-level cache."""
 
     def __init__(self, model: Path, settings: Settings) -> None:
-        """Open one session; the others only when it is timed.
+        """Open one session; the others are opened when it is timed.
 
         Raises:
-            GraphoptError: the artifact cannot run here.
+            GraphoptError: the artifact cannot run on this machine.
         """
         from graphopt.artifact import open_artifact
         from graphopt.runtime.session import Session
@@ -55,11 +55,11 @@ class DeviceSide:
         self.sets = sets(int(self._device.facts()["l2_bytes"]), self._sessions[0].device_bytes)
 
     def run(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-        """As `Side` says, in the first session."""
+        """The outputs by name, from the first session."""
         return self._sessions[0].run(feeds)
 
     def block(self, feeds: Mapping[str, Any]) -> timing.Block:
-        """As `Side` says: the sessions in turn, none of them copying to or from the host."""
+        """A block that replays the sessions in turn, without copies to or from the host."""
         from graphopt.runtime.session import Session
 
         while len(self._sessions) < self.sets:

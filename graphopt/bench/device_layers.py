@@ -1,6 +1,6 @@
-"""Every kernel of one model on a device: its time, what was predicted, and how near it comes to the device's roofline.
+"""Every kernel of one model on a device: its time, the predicted time, and its share of the device's roofline.
 
-The peaks are those of the device's description (data sheets), not measured.
+The peaks come from the device's description (data sheets); they are not measured.
 """
 
 from __future__ import annotations
@@ -72,22 +72,22 @@ def profile(
 
 
 def rows(artifact: Artifact, seconds: Sequence[float], predicted: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One per kernel call or fallback segment, in order of execution.
+    """One row per kernel call or fallback segment, in order of execution.
 
     Args:
-        seconds: of each.
-        predicted: of each kernel call, as `graphopt.report.kernels` has it.
+        seconds: time of each call or segment.
+        predicted: rows of `graphopt.report.kernels`, one per kernel call.
     """
     plans = iter(predicted)
     times = iter(seconds)
-    found = []
+    table = []
     for stage in artifact.program.stages:
         for segment in stage.segments:
             if isinstance(segment, FallbackSegment):
-                found.append(_fallback(segment, next(times)))
+                table.append(_fallback(segment, next(times)))
             elif isinstance(segment, NativeSegment):
-                found += [_kernel(next(plans), next(times)) for _ in segment.calls]
-    return found
+                table += [_kernel(next(plans), next(times)) for _ in segment.calls]
+    return table
 
 
 def _kernel(plan: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _kernel(plan: Mapping[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def _fallback(segment: FallbackSegment, seconds: float) -> dict[str, Any]:
-    """What ONNX Runtime computes on the host, copies to and fro included."""
+    """The row of a segment that ONNX Runtime computes on the host, copies to and from the device included."""
     return {
         "kernel": segment.model,
         "nodes": [node for node, _ in segment.reasons],

@@ -1,7 +1,7 @@
 """Rounding errors of generated kernels: each node of a compiled model alone, on random input, against float64.
 
-The reference is the operator that the node came from, with the weights that were there before an algorithm was chosen
-and transformed them: what the transform of weights loses counts, and a wrong transform is seen.
+The reference is the operator that the node was rewritten from, with its weights before algorithm selection transformed
+them: so the rounding errors of the weight transform count, and a wrong transform is detected.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A node to run, the ONNX operator that defines its result, and the one input of each that is no constant."""
+    """A node to run, the ONNX operator that defines its result, and the one non-constant input of each."""
 
     node: ir.Node
     definition: ir.Node
@@ -44,8 +44,8 @@ class Subject:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for nodes that compute the same: operator, attributes, shapes, tile, and the very same weights."""
-        attributes = tuple((name, str(each.value)) for name, each in sorted(self.node.attributes.items()))
+        """Equal for nodes that compute the same: operator, attributes, shapes, tile, and identical weights."""
+        attributes = tuple((name, str(attribute.value)) for name, attribute in sorted(self.node.attributes.items()))
         constants = tuple(None if value is None else id(stored(value)) for value in self.definition.inputs)
         tile = self.node.metadata_props.get(TILE, "")
         return self.node.op_type, attributes, static_type(self.x), constants, tile
@@ -57,22 +57,22 @@ def before_selection(model: ir.Model) -> ir.Model:
     from graphopt.pipeline.pipeline import Pipeline
 
     passes = Pipeline.parse(DEFAULT).passes
-    chosen = [each.name for each in passes].index("select-conv")
+    chosen = [step.name for step in passes].index("select-conv")
     return Pipeline(passes[:chosen]).run(model).model
 
 
 def errors(
     model: ir.Model, original: ir.Model, native: Collection[str], target: Target, threads: int
 ) -> dict[str, float]:
-    """Mean |error| over mean |value| by name of the node, for products with constant weights.
+    """Mean |error| over mean |value| by node name, for matrix products and convolutions with constant weights.
 
     Inputs are standard normal; of a batch the first image is compared. 1.0 where a result is not finite.
 
     Args:
-        model: as it is compiled.
-        original: the same model `before_selection`.
+        model: the compiled model.
+        original: the same model from `before_selection`.
         native: names of the nodes that kernels compute; others are left out.
-        target: builds the kernels, with the tile that stands in each node.
+        target: builds the kernels, with the tile recorded in each node.
     """
     subjects = list(_subjects(model, original, native))
     if not subjects:
@@ -80,8 +80,8 @@ def errors(
     unique = {subject.key: subject for subject in subjects}
     opsets = model.opset_imports
     lowered = {
-        key: target.lower([each.node], [each.x], list(each.node.outputs[:1]), opsets, f"e{number}_")
-        for number, (key, each) in enumerate(unique.items())
+        key: target.lower([subject.node], [subject.x], list(subject.node.outputs[:1]), opsets, f"e{number}_")
+        for number, (key, subject) in enumerate(unique.items())
     }
     functions = load(target, lowered.values())
 
@@ -90,8 +90,8 @@ def errors(
         return {key: _error(subject, lowered[key], functions) for key, subject in unique.items()}
 
     with ThreadPoolExecutor(1) as executor:  # TVM keeps a pool per calling thread: leave the caller's as it is
-        found = executor.submit(measure_all).result()
-    return {str(each.node.name): error for each in subjects if (error := found[each.key]) is not None}
+        errors_by_key = executor.submit(measure_all).result()
+    return {str(subject.node.name): error for subject in subjects if (error := errors_by_key[subject.key]) is not None}
 
 
 def _subjects(model: ir.Model, original: ir.Model, native: Collection[str]) -> Iterator[Subject]:
@@ -115,7 +115,7 @@ def _subjects(model: ir.Model, original: ir.Model, native: Collection[str]) -> I
 
 
 def _origin(name: str, convolutions: Mapping[str, ir.Node]) -> ir.Node | None:
-    """The Conv that a node stands for: `select-conv` names it after the Conv, with a dot and a word behind."""
+    """The Conv that a node was selected for: `select-conv` appends a dot and a word to the Conv's name."""
     while "." in name:
         name = name.rpartition(".")[0]
         if name in convolutions:
@@ -124,10 +124,10 @@ def _origin(name: str, convolutions: Mapping[str, ir.Node]) -> ir.Node | None:
 
 
 def _variable(node: ir.Node) -> int | None:
-    """Position of the one input that is no constant; None where there are others, or where it is no operand."""
-    found = [index for index, value in enumerate(node.inputs) if value is not None and not is_constant(value)]
+    """Position of the one non-constant input; None if there are several, or if it is no operand."""
+    variable = [index for index, value in enumerate(node.inputs) if value is not None and not is_constant(value)]
     operands = 2 if node.op_type in ("MatMul", "Gemm") else 1
-    return found[0] if len(found) == 1 and found[0] < operands else None
+    return variable[0] if len(variable) == 1 and variable[0] < operands else None
 
 
 def _error(subject: Subject, lowered: Lowered, functions: Load) -> float | None:
@@ -147,7 +147,7 @@ def _error(subject: Subject, lowered: Lowered, functions: Load) -> float | None:
 
 
 def _exact(subject: Subject, x: Array) -> Doubles | None:
-    """The result of the definition in float64; of several images that of the first, unless the weights differ."""
+    """The result of the definition in float64; for several images only the first, unless the weights differ."""
     definition = subject.definition
     wanted = definition.inputs[subject.place]
     others = [value for index, value in enumerate(definition.inputs) if value is not None and index != subject.place]
@@ -160,7 +160,7 @@ def _exact(subject: Subject, x: Array) -> Doubles | None:
     for index, value in enumerate(definition.inputs):
         array = numbers_of(value)
         operands.append(x.astype(np.float64) if index == subject.place else _double(array))
-    attributes = {name: each.value for name, each in definition.attributes.items()}
+    attributes = {name: attribute.value for name, attribute in definition.attributes.items()}
     return evaluate(definition.op_type, attributes, operands)
 
 
@@ -171,5 +171,5 @@ def _double(array: Array | None) -> Doubles | None:
 def planar(blocked: Array, channels: int) -> Array:
     """[N, CB, H, W, b] -> [N, channels, H, W]."""
     n, count, height, width, lanes = blocked.shape
-    whole = np.moveaxis(blocked, 4, 2).reshape(n, count * lanes, height, width)
-    return whole[:, :channels]
+    unblocked = np.moveaxis(blocked, 4, 2).reshape(n, count * lanes, height, width)
+    return unblocked[:, :channels]

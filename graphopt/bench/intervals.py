@@ -1,9 +1,9 @@
-"""Medians and ratios of medians with 95 % intervals, by bootstrap over whole rounds.
+"""Medians and ratios of medians with 95 % intervals, by bootstrap over rounds.
 
-Runs of one block are alike (same frequency, same neighbours), so single runs are no independent samples and an interval
-over them would be too narrow. Rounds are resampled with replacement, and with them both sides of a round together, so
-that what slowed a whole round down does not widen the ratio (Efron and Tibshirani 1993, An Introduction to the
-Bootstrap, chapters 8 and 13: clusters, percentile interval).
+Runs of one block are correlated (same frequency, same neighbours), so single runs are no independent samples and an
+interval over them would be too narrow. Rounds are resampled with replacement, both sides of a round jointly, so that a
+slow round does not widen the ratio (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 8 and 13:
+clusters, percentile interval).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def ratio(rounds: Rounds, side: int, base: int, seed: int = 0) -> tuple[Estimate
 
 
 def geometric_mean(ratios: Sequence[tuple[float, float]]) -> Estimate | None:
-    """Of (ratio, standard deviation of its logarithm) pairs from independent measurements; None without any."""
+    """Geometric mean of independent (ratio, standard deviation of its logarithm) pairs; None without any."""
     if not ratios:
         return None
     center = math.fsum(math.log(value) for value, _ in ratios) / len(ratios)
@@ -55,7 +55,7 @@ def geometric_mean(ratios: Sequence[tuple[float, float]]) -> Estimate | None:
 
 
 def _resampled(rounds: Rounds, seed: int) -> tuple[list[float], np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
-    """The medians per side, and those of RESAMPLES draws of rounds: [draw, side]."""
+    """The medians per side, and those of RESAMPLES bootstrap draws of rounds: [draw, side]."""
     sides = range(len(rounds[0]))
     arrays = [[np.asarray(one[side]) for one in rounds] for side in sides]
     values = [float(np.median(np.concatenate(arrays[side]))) for side in sides]

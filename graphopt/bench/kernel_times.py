@@ -1,4 +1,4 @@
-"""Seconds of every kernel of an artifact, in many runs."""
+"""Seconds of every kernel of an artifact, over many runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from graphopt.artifact import Artifact
 
 
 def medians(artifact: Artifact, feeds: Mapping[str, Any], threads: int, runs: int) -> list[float]:
-    """Seconds of every kernel call and fallback segment, in order of execution."""
-    return [float(each) for each in np.median(times(artifact, feeds, threads, runs), axis=0)]
+    """Median seconds of every kernel call and fallback segment, in order of execution."""
+    return [float(value) for value in np.median(times(artifact, feeds, threads, runs), axis=0)]
 
 
 def times(artifact: Artifact, feeds: Mapping[str, Any], threads: int, runs: int) -> np.ndarray[Any, Any]:
-    """Seconds [run, call], after some runs to warm up."""
+    """Seconds [run, call], after a warm-up."""
     session = artifact.session(threads=threads)
     for _ in range(3):
         session.run(feeds)

@@ -1,7 +1,7 @@
-"""Every kernel of one compiled model: its time, its work, and how near it comes to what the machine can do.
+"""Every kernel of one compiled model: its time, its operations and bytes, and its share of the machine's roofline.
 
-The peaks are measured here, with the same threads: arithmetic by the kernel of our own product of 1024 cubed (its
-fastest run), bandwidth by copies of arrays that no cache holds, one slice per thread (bytes read and written).
+The peaks are measured on this machine, with the same threads: arithmetic by our own GEMM kernel of size 1024 cubed (its
+fastest run), bandwidth by copies of arrays larger than all caches, one slice per thread (bytes read and written).
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ def rows(
     peak: Mapping[str, Any],
     errors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """One per kernel call or fallback segment, in order of execution.
+    """One row per kernel call or fallback segment, in order of execution.
 
     Args:
-        seconds: of each.
-        flops: operations by node; each node's count once, for the slowest of the kernels that compute it.
+        seconds: time of each call or segment.
+        flops: operations by node; each node's count is used once, for the slowest of the kernels that compute it.
         peak: `flops` and `bandwidth` of the machine, per second.
-        errors: relative rounding errors by node, shown where the node's operations count.
+        errors: relative rounding errors by node, shown in the row that counts the node's operations.
     """
     calls = [call for stage in artifact.program.stages for call in _calls(stage)]
     known = errors or {}
@@ -92,15 +92,15 @@ def rows(
             if node not in owners or seconds[index] > seconds[owners[node]]:
                 owners[node] = index
     choices = artifact.manifest.get("choices", [])
-    found = []
+    table = []
     for index, (symbol, origin, size) in enumerate(calls):
         own = [node for node in origin if owners[node] == index]
         work = sum(flops.get(node, 0) for node in own)
-        # What the roofline allows (Williams, Waterman and Patterson 2009): as fast as the slower of the two.
+        # The roofline (Williams, Waterman and Patterson 2009): the time of the slower of arithmetic and memory.
         memory, arithmetic = size / peak["bandwidth"], work / peak["flops"]
         taken = max(seconds[index], 1e-9)
         algorithm, tile = _choice(origin, choices)
-        found.append({
+        table.append({
             "kernel": symbol,
             "nodes": list(origin),
             "algorithm": algorithm,
@@ -114,18 +114,18 @@ def rows(
             "bound": "arithmetic" if arithmetic > memory else "memory",
             "error": max((known[node] for node in own if node in known), default=None),
         })  # fmt: skip
-    return found
+    return table
 
 
 def native(artifact: Artifact) -> set[str]:
     """Names of the nodes that kernels compute."""
     segments = [segment for stage in artifact.program.stages for segment in stage.segments]
-    calls = [call for each in segments if isinstance(each, NativeSegment) for call in each.calls]
+    calls = [call for segment in segments if isinstance(segment, NativeSegment) for call in segment.calls]
     return {node for call in calls for node in call.origin}
 
 
 def arithmetic_peak(threads: int, costs: str | None = None) -> float:
-    """Operations per second of the kernel of a product of 1024 cubed, its fastest run."""
+    """Operations per second of our GEMM kernel of size 1024 cubed, in its fastest run."""
     from graphopt.compiler import compile_model
     from graphopt.frontend.load import load
     from graphopt.graph.analysis import flops
@@ -139,7 +139,7 @@ def arithmetic_peak(threads: int, costs: str | None = None) -> float:
 
 
 def bandwidth(threads: int) -> float:
-    """Bytes per second, read and written, of copying arrays larger than caches; the fastest copy."""
+    """Bytes per second, read and written, of copying arrays larger than the caches; the fastest copy."""
     source = np.ones(_COPY_BYTES // 8)
     target = np.zeros_like(source)
     pieces = list(zip(np.array_split(source, threads), np.array_split(target, threads), strict=True))
@@ -155,22 +155,22 @@ def bandwidth(threads: int) -> float:
 def _calls(stage: Stage) -> list[tuple[str, tuple[str, ...], int]]:
     """(symbol, nodes, bytes of inputs and outputs), in order."""
     sizes = {value.name: value.nbytes for value in stage.values}
-    found = []
+    table = []
     for segment in stage.segments:
         if isinstance(segment, FallbackSegment):
             nodes = tuple(node for node, _ in segment.reasons)
-            found.append((segment.model, nodes, sum(sizes[name] for name in (*segment.inputs, *segment.outputs))))
+            table.append((segment.model, nodes, sum(sizes[name] for name in (*segment.inputs, *segment.outputs))))
         elif isinstance(segment, SelectSegment):
-            found.append((SELECT, segment.origin, sum(sizes[name] for name in segment.outputs)))
+            table.append((SELECT, segment.origin, sum(sizes[name] for name in segment.outputs)))
         else:
             for call in segment.calls:
                 moved = sum(sizes[name] for name in (*call.inputs, *call.outputs))
-                found.append((call.symbol, call.origin, moved))
-    return found
+                table.append((call.symbol, call.origin, moved))
+    return table
 
 
 def _choice(origin: Sequence[str], choices: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Algorithm and tile chosen for a node, whose rewritten nodes are called `NODE.Something`."""
+    """Algorithm and tile chosen for a node; nodes rewritten from it are called `NODE.Something`."""
     for node in origin:
         for choice in choices:
             if node == choice["node"] or node.startswith(f"{choice['node']}."):

@@ -1,4 +1,4 @@
-"""The benchmark of one model: compile, check, time beside the peers, measure memory."""
+"""The benchmark of one model: compile, check, time against the peers, measure memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from graphopt.verify.judge import Judge
 
 _SLOW_SECONDS = 1.0
-"""A peer whose run takes longer is timed apart, few runs beside graphopt: TVM's default code is very slow."""
+"""A peer with a slower run is timed separately, with few runs, beside graphopt: TVM's default code is very slow."""
 _SLOW_RUNS = 3
 _REFERENCE = "ONNX Runtime without optimizations"
 
@@ -31,9 +31,9 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class Opened:
-    """The sides that compute what they should, and what became of the others.
+    """The sides that compute correct outputs, and the failures of the others.
 
-    `slow` are peers of the host that are timed apart; `mismatch` says what graphopt has wrong.
+    `slow` are host peers that are timed separately; `mismatch` says what graphopt computes wrong.
     """
 
     sides: dict[str, Side] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Opened:
     errors: dict[str, dict[str, float | None]] = field(default_factory=dict)
     mismatch: str | None = None
     unstable: list[str] = field(default_factory=list)
-    """Outputs of graphopt that differ and prove nothing, because ONNX Runtime does not give them twice alike."""
+    """Outputs of graphopt that differ but prove nothing, because ONNX Runtime does not reproduce them itself."""
 
 
 def measure(
@@ -55,26 +55,26 @@ def measure(
     shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything the table shows of one model, as JSON values.
+    """Everything that the table shows of one model, as JSON values.
 
-    Correctness comes first: a side that computes something else than ONNX Runtime on the CPU, within the tolerances of
-    the precision, is not timed, and if that is graphopt nothing is.
+    Correctness comes first: a side whose outputs differ from ONNX Runtime's on the CPU, beyond the tolerances of the
+    precision, is not timed, and if that side is graphopt no side is.
 
     Args:
         source: an ONNX file or `zoo:NAME`.
-        settings: of all sides.
+        settings: settings of all sides.
         runs: counted runs per side; None takes as many as fit.
-        peers: names in `bench.peers.runtimes.PEERS`. One that cannot run the model, or computes something else, has no
-            time: `failures` says why.
-        say: is told what is being done.
+        peers: names in `bench.peers.runtimes.PEERS`. One that cannot run the model, or computes wrong outputs, has no
+            time: `failures` gives the reason.
+        say: called with the current activity.
         shapes: static shapes of inputs that the model leaves open.
-        inputs: arrays to run with; those that are not given are random. They settle open dimensions too.
+        inputs: arrays to run with; missing ones are random. They fix open dimensions too.
 
     Raises:
         GraphoptError: the model cannot be compiled or run.
     """
     for name in peers:
-        peer(name).load()  # torch before TVM: the other order aborts the process
+        peer(name).load()  # import torch before TVM: the other order aborts the process
     from graphopt.bench import peak
     from graphopt.bench.layers import native
     from graphopt.compiler import compile_model
@@ -109,16 +109,16 @@ def measure(
         files |= _files(file, loaded, peers, settings, folder)
         opened = _open(file, files, settings, arbiter, source.startswith("zoo:layer/"), say)
         opened.seconds[Graphopt.name] = seconds
-        found: dict[str, dict[str, Any]] = {}
+        measured_sides: dict[str, dict[str, Any]] = {}
         ratios: dict[str, dict[str, Any]] = {}
         quiet = True
         if opened.mismatch is None:
-            found, ratios, quiet = _time(opened, feeds, runs, say)
+            measured_sides, ratios, quiet = _time(opened, feeds, runs, say)
         say("measuring memory")
-        on_device = {side: (each.device_bytes, each.sets) for side, each in opened.sides.items()}
+        on_device = {side: (opened_side.device_bytes, opened_side.sets) for side, opened_side in opened.sides.items()}
         opened.sides.clear()
         peak.keep(feeds, folder)
-        for side, row in found.items():
+        for side, row in measured_sides.items():
             nbytes, row["sets"] = on_device[side]
             host = nbytes is None and not peer(side).compiles and not settings.cuda
             measured = peak.of_its_own_process(side, files[side], settings.threads, folder) if host else nbytes
@@ -134,8 +134,8 @@ def measure(
         "mismatch": opened.mismatch,
         "unstable": opened.unstable,
         "notes": list(arbiter.notes),
-        "sides": found,
-        "ratios": {side: ratios[side] for side in found if side in ratios},
+        "sides": measured_sides,
+        "ratios": {side: ratios[side] for side in measured_sides if side in ratios},
         "failures": opened.failures,
         "quiet": quiet,
         "error": None,
@@ -143,11 +143,11 @@ def measure(
 
 
 def _files(file: Path, loaded: ir.Model, peers: Sequence[str], settings: Settings, folder: Path) -> dict[str, Path]:
-    """What each peer opens: the user's file, or the model as graphopt prepared it.
+    """The file that each peer opens: the user's file, or the model as graphopt prepared it.
 
     On a GPU that is after `fuse`: torch gets BatchNorm folded and attention as one function, as its users write it.
     """
-    if any(peer(each).prepared for each in peers):
+    if any(peer(name).prepared for name in peers):
         from graphopt.models.zoo import save
         from graphopt.pipeline.pipeline import Pipeline
 
@@ -155,11 +155,11 @@ def _files(file: Path, loaded: ir.Model, peers: Sequence[str], settings: Setting
         if settings.cuda:
             Pipeline.parse("normalize,fuse").run(model)
         save(model, folder / "prepared.onnx")
-    return {each: folder / "prepared.onnx" if peer(each).prepared else file for each in peers}
+    return {name: folder / "prepared.onnx" if peer(name).prepared else file for name in peers}
 
 
 def _open(file: Path, files: Mapping[str, Path], settings: Settings, arbiter: Judge, layer: bool, say: Say) -> Opened:
-    """Open every side and compare what it computes with ONNX Runtime on the user's `file`; graphopt is the first.
+    """Open every side and compare its outputs with ONNX Runtime's on the user's `file`; graphopt is the first.
 
     Raises:
         GraphoptError: graphopt cannot run the model.
@@ -178,13 +178,13 @@ def _open(file: Path, files: Mapping[str, Path], settings: Settings, arbiter: Ju
         try:
             ready = peer(side).open(path, settings)
             outputs = ready.run(feeds)
-        except Exception as error:  # a peer that cannot run the model is a row, whatever it throws
+        except Exception as error:  # a peer that cannot run the model is a row, whatever it raises
             if side == Graphopt.name:
                 raise
             opened.failures[side] = _sentence(error)
             continue
         opened.seconds[side] = time.perf_counter() - start
-        wrong = [each for each in arbiter.mismatches(outputs) if each.kind != UNSTABLE]
+        wrong = [mismatch for mismatch in arbiter.mismatches(outputs) if mismatch.kind != UNSTABLE]
         if side == Graphopt.name:
             opened.unstable = sorted(arbiter.lost)
         if wrong and side == Graphopt.name:
@@ -208,10 +208,10 @@ def _open(file: Path, files: Mapping[str, Path], settings: Settings, arbiter: Ju
 def _time(
     opened: Opened, feeds: Mapping[str, Any], runs: int | None, say: Say
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], bool]:
-    """Medians by side, ratios to graphopt by peer, and whether all was quiet; slow peers in groups of their own."""
-    blocks = {side: each.block(feeds) for side, each in opened.sides.items()}
+    """Medians by side, ratios to graphopt by peer, and whether all blocks were quiet; slow peers in separate groups."""
+    blocks = {side: opened_side.block(feeds) for side, opened_side in opened.sides.items()}
     groups = [[side for side in blocks if side not in opened.slow], *([Graphopt.name, side] for side in opened.slow)]
-    found: dict[str, dict[str, Any]] = {}
+    measured_sides: dict[str, dict[str, Any]] = {}
     ratios: dict[str, dict[str, Any]] = {}
     quiet = True
     for group in groups:
@@ -220,22 +220,22 @@ def _time(
         timings = timing.interleave([blocks[side] for side in group], timed)
         quiet &= timings.quiet
         for index, (side, median) in enumerate(zip(group, intervals.medians(timings.rounds), strict=True)):
-            found.setdefault(side, {**asdict(median), "runs": sum(len(one[index]) for one in timings.rounds)})
+            measured_sides.setdefault(side, {**asdict(median), "runs": sum(len(one[index]) for one in timings.rounds)})
             if index:
                 estimate, deviation = intervals.ratio(timings.rounds, 0, index)
                 ratios[side] = {**asdict(estimate), "log_deviation": deviation}
-    return {side: found[side] for side in opened.sides}, ratios, quiet
+    return {side: measured_sides[side] for side in opened.sides}, ratios, quiet
 
 
 def _largest(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> float | None:
-    """The largest difference of an output over the largest value of that output; None where no output has floats."""
-    found = []
+    """The largest difference of an output over its largest value; None where no output has floats."""
+    errors = []
     for name, wanted in expected.items():
         comparable = isinstance(wanted, np.ndarray) and wanted.dtype.kind == "f" and wanted.size
         if comparable and np.shape(actual[name]) == wanted.shape:
             difference = np.abs(np.subtract(actual[name], wanted, dtype=np.float64)).max()
-            found.append(float(difference) / (float(np.abs(wanted).max()) or 1.0))
-    return max(found, default=None)
+            errors.append(float(difference) / (float(np.abs(wanted).max()) or 1.0))
+    return max(errors, default=None)
 
 
 def _sentence(error: Exception) -> str:

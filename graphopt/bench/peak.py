@@ -1,4 +1,4 @@
-"""The memory of the host that a model takes at its height (Linux only)."""
+"""Peak host memory of a model (Linux only)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _SECONDS = 300
 
 
 def of_this_process(side: str, model: Path, threads: int, feeds: Mapping[str, Any]) -> int | None:
-    """Bytes of resident memory that opening and running `model` adds to this process at its height (Linux only)."""
+    """Peak resident memory, in bytes, that opening and running `model` adds to this process (Linux only)."""
     runtime = peer(side)
     runtime.load()
     before = _status("VmRSS")
     try:
-        # Forget the height reached while importing (proc(5), clear_refs).
+        # Reset the peak reached while importing (proc(5), clear_refs).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return None
@@ -39,26 +39,26 @@ def _status(key: str) -> int | None:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
-    found = next((line for line in lines if line.startswith(f"{key}:")), None)
-    return None if found is None else int(found.split()[1]) * 1024
+    status = next((line for line in lines if line.startswith(f"{key}:")), None)
+    return None if status is None else int(status.split()[1]) * 1024
 
 
 def keep(feeds: Mapping[str, Any], folder: Path) -> None:
-    """Write `feeds` where `of_its_own_process` finds them."""
+    """Write `feeds` where `of_its_own_process` reads them."""
     for index, array in enumerate(feeds.values()):
         np.save(folder / f"{index}.npy", array.astype(str) if array.dtype.hasobject else array, allow_pickle=False)
     (folder / "names.json").write_text(json.dumps(list(feeds)), encoding="utf-8")
 
 
 def kept(folder: Path) -> dict[str, Any]:
-    """What `keep` wrote."""
+    """The feeds that `keep` wrote."""
     names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
     return {name: np.load(folder / f"{index}.npy", allow_pickle=False) for index, name in enumerate(names)}
 
 
 def of_its_own_process(side: str, model: Path, threads: int, folder: Path) -> int | None:
-    """`of_this_process` in a process of its own, where nothing was compiled before."""
-    # -P: a folder called graphopt where the user stands must not be taken for this package.
+    """`of_this_process` in a separate process, in which nothing was compiled before."""
+    # -P: a folder called graphopt in the user's current directory must not shadow this package.
     arguments = [
         sys.executable,
         "-P",

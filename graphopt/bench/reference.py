@@ -1,7 +1,7 @@
-"""What a layer computes in float64, and how far a float32 result is from it.
+"""Float64 results of a layer, and the error of a float32 result against them.
 
-ONNX Runtime has no float64 convolution, so convolutions and matrix products are written out with numpy. Summing
-in float64 has an error of about 1e-16 of each term, nine digits below that of float32: what is measured is the other.
+ONNX Runtime has no float64 convolution, so convolutions and matrix products are written with numpy. Summing in float64
+has an error of about 1e-16 of each term, nine digits below that of float32: the measured error is the float32 one.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Doubles = npt.NDArray[np.float64]
 
 
 def float64(file: Path, feeds: Mapping[str, Any]) -> dict[str, Doubles] | None:
-    """The outputs of the model `file` in float64, by name; None where it has an operator that is not written here."""
+    """The outputs of the model `file` in float64, by name; None where an operator is not implemented here."""
     import onnx
     from onnx import numpy_helper
 
     graph = onnx.load(file).graph
-    values = {each.name: numpy_helper.to_array(each).astype(np.float64) for each in graph.initializer}
+    values = {tensor.name: numpy_helper.to_array(tensor).astype(np.float64) for tensor in graph.initializer}
     values |= {name: np.asarray(array, np.float64) for name, array in feeds.items()}
     for node in graph.node:
         operands = [values.get(name) for name in node.input]
-        attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         result = evaluate(node.op_type, attributes, operands)
         if result is None:
             return None
@@ -36,10 +36,10 @@ def float64(file: Path, feeds: Mapping[str, Any]) -> dict[str, Doubles] | None:
 
 
 def evaluate(op_type: str, attributes: Mapping[str, Any], operands: Sequence[Doubles | None]) -> Doubles | None:
-    """The result of one ONNX operator in float64; None where it, or one of its attributes, is not written here.
+    """The result of one ONNX operator in float64; None where it, or one of its attributes, is not implemented here.
 
     Args:
-        operands: in the order of its inputs; an input that is left out may be None, or missing at the end.
+        operands: in the order of its inputs; an omitted input may be None, or missing at the end.
     """
     a, b, c = (*operands, None, None, None)[:3]
     if a is None or b is None:
@@ -73,10 +73,10 @@ def conv(
     group: int = 1,
     bias: Doubles | None = None,
 ) -> Doubles:
-    """x[N, C, H, W] with w[O, C / group, kh, kw] -> [N, O, OH, OW], and likewise with other numbers of axes.
+    """x[N, C, H, W] with w[O, C / group, kh, kw] -> [N, O, OH, OW]; also for other numbers of spatial axes.
 
     Args:
-        pads: those before each axis, then those after: top, left, bottom, right.
+        pads: the pads before each axis, then those after: top, left, bottom, right.
         bias: [O], or None for zeros.
     """
     taps, rank = w.shape[2:], w.ndim - 2
@@ -88,7 +88,7 @@ def conv(
     ]
     matrices = w.reshape(group, w.shape[0] // group, w.shape[1], *taps)
     y = np.zeros((len(x), group, matrices.shape[1], math.prod(extents)))
-    for tap in np.ndindex(*taps):  # what one weight of the window contributes everywhere, all channels at once
+    for tap in np.ndindex(*taps):  # the contribution of one weight of the window, all channels at once
         read: tuple[Any, ...] = tuple(
             slice(at * dilation, at * dilation + (extent - 1) * stride + 1, stride)
             for at, dilation, extent, stride in zip(tap, dilations, extents, strides, strict=True)

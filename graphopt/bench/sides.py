@@ -1,4 +1,4 @@
-"""What is timed, opened: runs on arrays of the host, and blocks of runs with a clock of its own."""
+"""Sides of a benchmark: opened models that run on host arrays and time blocks of runs with a clock of their own."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, Protocol
 from graphopt.bench import timing
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-"""Feeds by input name -> outputs by name, arrays of the caller's own."""
+"""Feeds by input name -> outputs by name, new arrays."""
 
 MOST_SETS = 256
-"""Of memory that runs rotate through; a model so small that they fit a cache of 50 MiB takes microseconds anyway."""
+"""Most copies of memory that runs rotate through; models so small that these fit a 50 MiB cache take microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all sides of a benchmark have in common.
+    """Settings that all sides of a benchmark share.
 
-    `threads` are those of every operator on the host, `costs` what graphopt's own choices go by, `target`, `level` and
-    `precision` what `compile_model` takes.
+    `threads` are the threads of every operator on the host, `costs` the source of graphopt's own choices; `target`,
+    `level` and `precision` are options of `compile_model`.
     """
 
     threads: int
@@ -33,15 +33,15 @@ class Settings:
 
     @property
     def cuda(self) -> bool:
-        """Whether peers run on an NVIDIA GPU too. OpenCL they do not know: beside it they run on the CPU."""
+        """Whether peers run on an NVIDIA GPU too. They do not support OpenCL: beside it they run on the CPU."""
         return self.target == "cuda"
 
 
 class Side(Protocol):
     """A model, ready to run.
 
-    `device_bytes` is the memory that it takes on a device, None on the host; `sets` how many copies of its memory the
-    runs of a block go through in turn.
+    `device_bytes` is its memory on a device, None on the host; `sets` the number of copies of its memory that the runs
+    of a block rotate through.
     """
 
     device_bytes: int | None
@@ -51,7 +51,7 @@ class Side(Protocol):
         """The outputs by name, as arrays of the host."""
 
     def block(self, feeds: Mapping[str, Any]) -> timing.Block:
-        """How its runs on `feeds` are timed; on a device the feeds are there already."""
+        """A timed block of runs on `feeds`; on a device the feeds are there already."""
 
 
 @dataclass(slots=True)
@@ -63,16 +63,16 @@ class HostSide:
     sets: int = 1
 
     def run(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-        """As `Side` says."""
+        """The outputs of the function."""
         return self.function(feeds)
 
     def block(self, feeds: Mapping[str, Any]) -> timing.Block:
-        """As `Side` says."""
+        """A block of calls timed by the host's clock."""
         return timing.by_clock(functools.partial(self.function, feeds))
 
 
 def sets(cache_bytes: int, nbytes: int) -> int:
-    """How many copies of `nbytes` to go through in turn, so that a run finds nothing of its last one in the cache."""
+    """Number of copies of `nbytes` to rotate through, so that no run finds data of its previous one in the cache."""
     if nbytes > cache_bytes:
         return 1
     return min(MOST_SETS, 1 + math.ceil(cache_bytes / max(nbytes, 1)))

@@ -1,4 +1,4 @@
-"""The benchmark of many models, one process each; a model that fails is a row like the others."""
+"""The benchmark of many models, one process each; a model that fails gets a row too."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ _ON_GPUS = (
     "nvidia-cuda-nvrtc", "cuda-bindings", "triton",
     "nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cudnn-cu12",
 )  # fmt: skip
-"""Named as well where a GPU was used: what compiles for it, and what torch calls."""
+"""Packages recorded in addition where a GPU was used: its compilers, and the libraries that torch calls."""
 _LARGE = "layer/gemm-4096"
-"""Products that fill a GPU, and take a CPU seconds."""
+"""GEMMs that fill a GPU, and take seconds on a CPU."""
 
 
 def suite(name: str, device: bool = False) -> list[str]:
     """The models of a suite: onnx's light models, the zoo's own, the light ones with seeded weights, or layers.
 
     Args:
-        device: whether they are to run on a GPU: the products of the suite `gemm` are larger there.
+        device: whether the models run on a GPU: the GEMMs of the suite `gemm` are larger there.
     """
     from graphopt import models
 
     if name in _PREFIXES:
-        found = [each for each in models.names() if each.startswith(_PREFIXES[name])]
-        return [f"zoo:{each}" for each in found if name != "gemm" or each.startswith(_LARGE) == device]
-    return [f"zoo:{each}" for each in models.names() if models.describe(each).source in _SOURCES[name]]
+        names = [model for model in models.names() if model.startswith(_PREFIXES[name])]
+        return [f"zoo:{model}" for model in names if name != "gemm" or model.startswith(_LARGE) == device]
+    return [f"zoo:{model}" for model in models.names() if models.describe(model).source in _SOURCES[name]]
 
 
 def batched(model: str, batch: int) -> str:
-    """The name of the zoo's model at another batch.
+    """The name of the zoo's model at another batch size.
 
     Raises:
-        GraphoptError: it is a file.
+        GraphoptError: the model is a file.
     """
     if not model.startswith("zoo:"):
         raise GraphoptError(f"--batch goes with models of the zoo; give {model} its shapes with --shapes NAME:DxDxD")
@@ -75,17 +75,17 @@ def run(
     precision: str = "fp32",
     inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Benchmark `models` one after the other; the document that `--json` prints. `say` is told the progress.
+    """Benchmark `models` one after the other; returns the document that `--json` prints. `say` receives the progress.
 
-    The geometric mean of a peer is over the models that it ran: their number stands beside it.
+    The geometric mean of a peer is over the models that it ran; the number of those is given with it.
 
     Args:
         peers: names in `graphopt.bench.peers.runtimes.PEERS`; None takes those of the target.
-        level: None compiles for the CPU or GPU that is here.
+        level: None compiles for the CPU or GPU of this machine.
         inputs: arrays that every model is run with, as far as it has inputs of these names.
 
     Raises:
-        GraphoptError: `target` needs a device, and there is none.
+        GraphoptError: `target` needs a device, and this machine has none.
     """
     facts = None
     if target != "llvm":
@@ -118,31 +118,31 @@ def run(
 
 
 def means(rows: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> dict[str, dict[str, Any] | None]:
-    """Of every peer the geometric mean of its ratios, with its interval and the number of models that it ran."""
-    found: dict[str, dict[str, Any] | None] = {}
+    """Per peer the geometric mean of its ratios, with its interval and the number of models that it ran."""
+    by_peer: dict[str, dict[str, Any] | None] = {}
     for name in peers:
         ratios = [row["ratios"][name] for row in rows if row["error"] is None and name in row["ratios"]]
-        mean = intervals.geometric_mean([(each["value"], each["log_deviation"]) for each in ratios])
+        mean = intervals.geometric_mean([(ratio["value"], ratio["log_deviation"]) for ratio in ratios])
         bounds = None if mean is None else {"value": mean.value, "low": mean.low, "high": mean.high}
-        found[name] = None if bounds is None else {**bounds, "models": len(ratios)}
-    return found
+        by_peer[name] = None if bounds is None else {**bounds, "models": len(ratios)}
+    return by_peer
 
 
 def environment(device: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The machine and the versions that the numbers belong to.
+    """The machine and the versions that the measurements depend on.
 
     Args:
-        device: facts of the GPU that was used; its compiler and the package that talks to it are named too.
+        device: facts of the GPU that was used; adds the versions of its compiler and its Python package.
     """
     names = _PACKAGES if device is None else (*_PACKAGES, *_ON_GPUS)
     versions = {name: version for name in names if (version := _version(name)) is not None}
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {"processor": _processor(), "cpus": cpus, "system": platform.system(), "versions": versions}
-    return found if device is None else {**found, "device": dict(device)}
+    facts = {"processor": _processor(), "cpus": cpus, "system": platform.system(), "versions": versions}
+    return facts if device is None else {**facts, "device": dict(device)}
 
 
 def _version(package: str) -> str | None:
-    """None where it is not installed, as on a GPU machine that runs from a checkout and lacks some."""
+    """The version of `package`; None if it is not installed, as on a GPU machine that runs from a checkout."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -158,7 +158,7 @@ def _processor() -> str:
 
 
 def _row(model: str, options: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    # -P: a folder called graphopt where the user stands must not be taken for this package.
+    # -P: a folder called graphopt in the user's current directory must not shadow this package.
     arguments = [
         sys.executable,
         "-P",

@@ -1,13 +1,14 @@
 """Interleaved timing of runtimes that share one process and its cores.
 
-Both sides keep worker threads that spin for a while after a run, waiting for more work. Whoever runs while the other's
-threads still spin gets a part of the cores only: strictly alternating single runs (A B A B) times the spinning, not the
-models. One side per process would be free of that, but then frequency, page cache and neighbours differ. So:
+Both sides keep worker threads that spin for a while after a run, waiting for more work. A side that runs while the
+other's threads still spin gets only a part of the cores: strictly alternating single runs (A B A B) would time the
+spinning, not the models. One process per side would avoid that, but then frequency, page cache and neighbours differ.
+So:
 
-- the sides alternate in short blocks, A B, then B A, then A B, ...: slow drifts of the machine hit both alike;
+- the sides alternate in short blocks, A B, then B A, then A B, ...: slow drifts of the machine affect both equally;
 - before a block, nothing runs until the CPU clock of the process stands still, that is, until all threads sleep
   (ONNX Runtime's go to sleep after some 50 ms, TVM's after 200 ms and more);
-- the first run of a block wakes the side's own threads and fills the caches: it is run, but not counted;
+- the first run of a block wakes the side's own threads and fills the caches: it is not counted;
 - inside a block a side runs back to back, as a server under load would.
 """
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 ROUNDS = 12
 BLOCK_SECONDS = 0.2
-"""A block without a wanted number of runs takes about so long."""
+"""Approximate seconds of a block when no number of runs is given."""
 _LEAST, _MOST = 3, 200
 _LOOK_SECONDS = 0.01
 _QUIET = 0.1
@@ -28,28 +29,28 @@ _QUIET = 0.1
 _LONGEST_WAIT = 3.0
 
 Block = Callable[[int], Sequence[float]]
-"""How many runs -> the seconds of each, run back to back; what comes before the first counted one is not counted."""
+"""Number of runs -> the seconds of each, run back to back; warm-up before the first counted run is not included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds of every counted run: `rounds[round][side]`. `quiet` is False if some block began among spinning."""
+    """Seconds of every counted run: `rounds[round][side]`. `quiet` is False if a block began while threads spun."""
 
     rounds: tuple[tuple[tuple[float, ...], ...], ...]
     quiet: bool
 
 
 def by_clock(side: Callable[[], object]) -> Block:
-    """Blocks of what does one run in this process, by the host's clock."""
+    """A block that calls a function of this process, timed by the host's clock."""
 
     def block(runs: int) -> tuple[float, ...]:
         side()
-        found = []
+        seconds = []
         for _ in range(runs):
             start = time.perf_counter()
             side()
-            found.append(time.perf_counter() - start)
-        return tuple(found)
+            seconds.append(time.perf_counter() - start)
+        return tuple(seconds)
 
     return block
 
@@ -58,8 +59,8 @@ def interleave(sides: Sequence[Block], runs: int | None = None, rounds: int = RO
     """Time `sides` against each other.
 
     Args:
-        sides: each does a block.
-        runs: counted runs per side, all rounds together; default what fits blocks of 0.2 s, 3 to 200 runs each.
+        sides: one block function per side.
+        runs: counted runs per side over all rounds; default as many as fit blocks of 0.2 s, 3 to 200 runs each.
         rounds: blocks per side.
     """
     if runs is not None:
@@ -78,7 +79,7 @@ def interleave(sides: Sequence[Block], runs: int | None = None, rounds: int = RO
 
 
 def wait_until_quiet() -> bool:
-    """Return when the threads of this process sleep; False if they still ran after some seconds."""
+    """Wait until the threads of this process sleep; False if they still run after some seconds."""
     deadline = time.perf_counter() + _LONGEST_WAIT
     while time.perf_counter() < deadline:
         wall, used = time.perf_counter(), time.process_time()
@@ -89,7 +90,7 @@ def wait_until_quiet() -> bool:
 
 
 def _block_length(side: Block, runs: int | None, rounds: int) -> int:
-    """Runs per block, after some to warm up."""
+    """Runs per block, measured after a warm-up."""
     if runs is not None:
         side(1)
         return math.ceil(runs / rounds)

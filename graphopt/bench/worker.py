@@ -1,4 +1,4 @@
-"""The process that a model is benchmarked in, so that a crash costs one row and not the table.
+"""The process that benchmarks one model, so that a crash costs one row and not the table.
 
 python -m graphopt.bench.worker model SOURCE OPTIONS                  lines of JSON: {"say": ...}, {"result": ...}
 python -m graphopt.bench.worker peak SIDE FILE THREADS FOLDER         a number of bytes
@@ -19,8 +19,8 @@ from graphopt.errors import GraphoptError
 
 
 def main(arguments: list[str]) -> int:
-    """Run one job; the exit code."""
-    # Libraries write to stdout as they like, some from C: they get stderr, and the answer has a descriptor of its own.
+    """Run one job; returns the exit code."""
+    # Libraries write to stdout, some from C: redirect them to stderr; the answer gets a descriptor of its own.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)
         with contextlib.redirect_stdout(sys.stderr):
@@ -56,10 +56,10 @@ def _peak(arguments: list[str], out: TextIO) -> int:
     from graphopt.bench import peak
 
     side, file, threads, folder = arguments
-    found = peak.of_this_process(side, Path(file), int(threads), peak.kept(Path(folder)))
-    if found is None:
+    nbytes = peak.of_this_process(side, Path(file), int(threads), peak.kept(Path(folder)))
+    if nbytes is None:
         return 1
-    out.write(str(found))
+    out.write(str(nbytes))
     return 0
 
 

@@ -23,8 +23,8 @@ ERROR, USAGE, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command with `arguments` (default: those of the process); the result is the exit code."""
-    if sys.stderr is None:  # closed by who started this; libraries write to it without looking
+    """Run one command with `arguments` (default: those of the process); returns the exit code."""
+    if sys.stderr is None:  # closed by the parent process; libraries write to it without checking
         with open(os.devnull, "w", encoding="utf-8") as null, contextlib.redirect_stderr(null):
             return main(arguments)
     if sys.stdout is None:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     invocation: Invocation | None = None
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # of names that the terminal's alphabet has not
+            stream.reconfigure(errors="backslashreplace")  # for names that the terminal's encoding lacks
     try:
         from graphopt.cli import app
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             obj=invocation,
         )
         sys.stdout.flush()
-        if code == INTERRUPTED:  # the argument parser turns Ctrl-C into an exit without a word
+        if code == INTERRUPTED:  # the argument parser turns Ctrl-C into an exit without a message
             return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
         _drop_output()
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
-    except SystemExit as error:  # how the library answers a closed pipe
+    except SystemExit as error:  # the library's answer to a closed pipe
         _drop_output()
         return error.code if isinstance(error.code, int) else ERROR
     except Exception as error:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(error: Exception) -> int:
-    """Say what went wrong in a sentence; the exit code."""
+    """Print the error as one sentence; returns the exit code."""
     if type(error).__name__ == "NoArgsIsHelpError":  # `graphopt` alone: the message is the help
         if text := str(error).strip("\n"):  # with colours it is already on the terminal
             with contextlib.suppress(OSError):
@@ -103,7 +103,7 @@ def _say(sentence: str, code: int) -> int:
 
 
 def _drop_output() -> None:
-    """Let the interpreter's last flush go nowhere, instead of complaining that the reader is gone."""
+    """Redirect the interpreter's last flush to nowhere, so that it does not report the closed pipe."""
     null = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(null, descriptor)

@@ -36,12 +36,12 @@ ABOUT = "A graph compiler: an ONNX model goes in, a verified program of generate
 
 
 class OutputError(GraphoptError):
-    """Stdout does not take the result."""
+    """Stdout cannot be written."""
 
 
 @dataclass(slots=True)
 class Invocation:
-    """One run of the command line: where results go, and the options that every command has."""
+    """One run of the command line: the output stream, and the options that every command has."""
 
     out: TextIO
     json: bool = False
@@ -49,14 +49,14 @@ class Invocation:
 
     @property
     def terminal(self) -> bool:
-        """Whether a person reads the results as they come."""
+        """Whether stdout is a terminal and the results are not JSON."""
         return self.out.isatty() and not self.json
 
     def print(self, text: str) -> None:
         """Print a part of the result.
 
         Raises:
-            GraphoptError: stdout does not take it; a reader that went away stays a BrokenPipeError.
+            GraphoptError: stdout cannot be written; a closed pipe stays a BrokenPipeError.
         """
         self._write(lambda: print(text, file=self.out, flush=True))  # noqa: T201
 
@@ -71,7 +71,7 @@ class Invocation:
             ) from error
 
     def show(self, report: Report) -> int:
-        """Print the result of a command; the exit code."""
+        """Print the result of a command; returns the exit code."""
         if self.json:
             self.print(json.dumps(report.document, indent=2, allow_nan=False))
         elif self.terminal:
@@ -85,7 +85,7 @@ class Invocation:
 
 class _Command(typer.core.TyperCommand):
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; what libraries print meanwhile goes to stderr, so that stdout holds the result only."""
+        """Run the command; output of libraries goes to stderr, so that stdout holds only the result."""
         with contextlib.redirect_stdout(sys.stderr):
             try:
                 report = super().invoke(ctx)
@@ -100,11 +100,11 @@ class _Command(typer.core.TyperCommand):
 
 class _Group(typer.core.TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
-        """In the order of the table."""
+        """The commands in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Load one command; for an unknown name all of them, so that close names can be offered."""
+        """Load one command; for an unknown name all of them, so that similar names can be suggested."""
         for name in [cmd_name] if cmd_name in COMMANDS else COMMANDS:
             if name not in self.commands:
                 self.commands[name] = _load(name)
@@ -131,7 +131,7 @@ def _shared(
 
 
 def _app() -> typer.Typer:
-    # Boxes and colours for people only; what a pipe or a file gets is plain.
+    # Boxes and colours on terminals only; pipes and files get plain text.
     return typer.Typer(add_completion=False, rich_markup_mode="rich" if sys.stdout.isatty() else None)
 
 
@@ -168,7 +168,7 @@ def _main(
 
 
 def build() -> Any:
-    """The command line as one callable command."""
+    """The command line as one click command."""
     app = _app()
     settings = {"help_option_names": ["--help", "-h"]}
     app.callback(cls=_Group, help=ABOUT, no_args_is_help=True, context_settings=settings)(_main)

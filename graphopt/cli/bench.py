@@ -30,7 +30,7 @@ EXAMPLES = (
 
 
 class Suite(StrEnum):
-    """Models that are benchmarked together."""
+    """A named set of models to benchmark."""
 
     LIGHT = "light"
     ZOO = "zoo"
@@ -40,7 +40,7 @@ class Suite(StrEnum):
 
 
 class Peer(StrEnum):
-    """What graphopt is held against; the names of `graphopt.bench.peers.runtimes.PEERS`."""
+    """The runtimes to compare with; the names of `graphopt.bench.peers.runtimes.PEERS`."""
 
     ONNXRUNTIME = "onnxruntime"
     TORCH = "torch"
@@ -110,13 +110,13 @@ def command(
         if target not in TARGETS:
             raise GraphoptError(f"--target {target} is unknown; choose one of {', '.join(TARGETS)}")
         on_device = target != "llvm"
-        named = (name for each in suite or [] for name in benchmark.suite(each.value, on_device))
-        wanted = [benchmark.batched(each, batch) if batch else each for each in (*(models or []), *named)]
+        named = (name for selected in suite or [] for name in benchmark.suite(selected.value, on_device))
+        wanted = [benchmark.batched(model, batch) if batch else model for model in (*(models or []), *named)]
         fixed = options.parse_shapes(shapes)
         if layers or roofline is not None:
             settings = Settings(threads, costs, target, level, precision.value)
             return _layers(wanted[0], settings, runs, say, fixed, roofline)
-        peers = [each.value for each in dict.fromkeys(peer)] if peer else None
+        peers = [selected.value for selected in dict.fromkeys(peer)] if peer else None
         given = feeds.given(inputs or [])
         document = benchmark.run(wanted, threads, runs, peers, say, fixed, costs, target, level, precision.value, given)
         document["command"] = _command()
@@ -127,7 +127,7 @@ def command(
 
 
 def _command() -> str:
-    """This command, as it was given."""
+    """The command line as the user gave it."""
     return shlex.join(["graphopt", *sys.argv[1:]])
 
 

@@ -1,4 +1,4 @@
-"""`graphopt bisect`: the first dump that computes something else."""
+"""`graphopt bisect`: the first dump whose outputs differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`graphopt cache`: what compilations keep for the next one."""
+"""`graphopt cache`: the compiled code kept for later compilations."""
 
 from __future__ import annotations
 

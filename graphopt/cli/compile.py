@@ -1,4 +1,4 @@
-"""`graphopt compile`: a model becomes an artifact."""
+"""`graphopt compile`: compile a model into an artifact."""
 
 from __future__ import annotations
 
@@ -134,20 +134,20 @@ def command(
 
 
 def _is_artifact(beginning: bytes) -> bool:
-    """Whether a file that begins so is an artifact: its first member is the manifest."""
+    """Whether a file with this beginning is an artifact: its first member is the manifest."""
     return beginning.startswith(b"PK\3\4") and beginning[30:].startswith(b"manifest.json")
 
 
 @contextlib.contextmanager
 def _no_empty_folders(folder: Path | None) -> Iterator[None]:
-    """If the work fails, `folder` and its parents go again, as far as they were made meanwhile and are empty."""
-    made = [] if folder is None else [each for each in (folder, *folder.parents) if not each.exists()]
+    """If the body fails, remove `folder` and its parents, as far as the body created them and they are empty."""
+    absent = [] if folder is None else [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            for each in made:
-                each.rmdir()
+            for parent in absent:
+                parent.rmdir()
         raise
 
 

@@ -1,4 +1,4 @@
-"""`graphopt demo`: the whole way on real models, each step with a line that says what it shows."""
+"""`graphopt demo`: the complete workflow on real models, each step with one line of its result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BENCH_RUNS = 60
 
 class _Step(Protocol):
     def __call__(self, folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
-        """The line that says what was seen, and the numbers of it."""
+        """The line with the step's result, and its numbers."""
 
 
 def command(
@@ -51,14 +51,14 @@ def command(
             took = time.perf_counter() - start
             steps[key] = {**numbers, "seconds": took}
             text = f"{number}. {title} ({took:.1f} s)\n   {line}"
-            if shown:  # as it happens: the whole takes a minute
+            if shown:  # print at once: all steps take a minute
                 context.obj.print(text)
     total = time.perf_counter() - started
     return Report({"steps": steps, "seconds": total}, [f"All {len(STEPS)} steps passed in {total:.0f} s."])
 
 
 def digits(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
-    """The trained LeNet on the handwritten digits it never saw."""
+    """The trained LeNet on the handwritten digits of its test set."""
     from graphopt.bench.peers.runtimes import OnnxRuntime
     from graphopt.bench.sides import Settings
     from graphopt.compiler import compile_model
@@ -79,7 +79,7 @@ def digits(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
 
 
 def squeezenet(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
-    """A real architecture, every pass checked."""
+    """A real architecture, verified after every pass."""
     from graphopt.compiler import compile_model
     from graphopt.report.compilation import algorithms, memory, ratio
 
@@ -127,7 +127,7 @@ def shell(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
 
 
 def speed(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
-    """Interleaved with ONNX Runtime."""
+    """Time interleaved with ONNX Runtime."""
     from graphopt.bench import suite
 
     document = suite.run([MODEL], threads, _BENCH_RUNS)
@@ -135,12 +135,12 @@ def speed(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
     if row["error"] is not None:
         raise GraphoptError(f"the benchmark of the demo failed: {row['error']}")
     ours, theirs = row["sides"]["graphopt"]["value"], row["sides"]["onnxruntime"]["value"]
-    found = row["ratios"]["onnxruntime"]
+    ratio = row["ratios"]["onnxruntime"]
     line = (
-        f"median {ours * 1e3:.2f} ms, ONNX Runtime {theirs * 1e3:.2f} ms: {found['value']:.2f}x its time "
-        f"(95 % interval {found['low']:.2f} to {found['high']:.2f}), {threads} threads, interleaved in one process"
+        f"median {ours * 1e3:.2f} ms, ONNX Runtime {theirs * 1e3:.2f} ms: {ratio['value']:.2f}x its time "
+        f"(95 % interval {ratio['low']:.2f} to {ratio['high']:.2f}), {threads} threads, interleaved in one process"
     )
-    return line, {"graphopt": ours, "onnxruntime": theirs, "ratio": found}
+    return line, {"graphopt": ours, "onnxruntime": theirs, "ratio": ratio}
 
 
 def two_ranks(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
@@ -156,10 +156,10 @@ def two_ranks(folder: Path, threads: int) -> tuple[str, dict[str, Any]]:
     program = open_artifact(_artifact(folder)).program
     feeds = random(program.inputs, 1, 0)
     file = compile_model(MODEL, ranks=2).artifact.save(folder / "two.gopt")
-    found = launch(file, 2, feeds, folder / "two", threads=max(1, threads // 2))
+    paths = launch(file, 2, feeds, folder / "two", threads=max(1, threads // 2))
     results = {port.name: np.load(folder / "one" / files.file_name(port.name)) for port in program.outputs}
-    largest = max(float(np.abs(np.load(path) - results[name]).max()) for name, path in found.items())
-    same = all(np.load(path).tobytes() == results[name].tobytes() for name, path in found.items())
+    largest = max(float(np.abs(np.load(path) - results[name]).max()) for name, path in paths.items())
+    same = all(np.load(path).tobytes() == results[name].tobytes() for name, path in paths.items())
     verdict = "bit for bit the result of one process" if same else f"within {largest:.2g} of the result of one process"
     return f"two processes over torch.distributed give {verdict}", {"bit_equal": same, "largest_difference": largest}
 
@@ -171,7 +171,7 @@ STEPS: tuple[tuple[str, str, _Step], ...] = (
     ("bench", "It is timed beside ONNX Runtime", speed),
     ("ranks", "Two ranks share the work", two_ranks),
 )
-"""Name in `--json`, title, what to do."""
+"""Key in `--json`, title, function of the step."""
 
 
 def _artifact(folder: Path) -> Path:

@@ -25,7 +25,7 @@ def read(texts: Sequence[str], ports: Sequence[Port], constants: Sequence[str] =
     `constants` are inputs of the model whose default values were compiled in.
 
     Raises:
-        FeedError: as `given`, or a text names an unknown input, or one whose default value is compiled in.
+        FeedError: as in `given`, or a text names an unknown input, or one whose default value was compiled in.
     """
     known = [port.name for port in ports]
     feeds = given(texts, [*known, *constants])
@@ -38,10 +38,10 @@ def read(texts: Sequence[str], ports: Sequence[Port], constants: Sequence[str] =
 
 
 def given(texts: Sequence[str], known: Sequence[str] | None = None) -> dict[str, Any]:
-    """The arrays of `NAME=FILE.npy` and `FILE.npz`, mapped from their files, so that a huge one costs no memory.
+    """The arrays of `NAME=FILE.npy` and `FILE.npz`, mapped from their files, so that a huge array costs no memory.
 
-    Names may contain "=" and so may paths: the longest known name that fits wins, or, where none is known, the longest
-    name before the path of a file.
+    Names and paths may contain "=": the longest known name that matches wins, or, if no names are known, the longest
+    name before an existing file.
 
     Raises:
         FeedError: a text is neither, an input is given twice, or its file holds no array.
@@ -59,10 +59,12 @@ def _arrays(text: str, known: Sequence[str] | None) -> list[tuple[str, Any]]:
     if known is None:
         places = [place for place, letter in enumerate(text) if letter == "=" and place]
         names = [text[:place] for place in places]
-        name = max((each for each in names if Path(text[len(each) + 1 :]).is_file()), key=len, default=None)
+        name = max(
+            (candidate for candidate in names if Path(text[len(candidate) + 1 :]).is_file()), key=len, default=None
+        )
         name = name or (names[0] if names else None)
     else:
-        name = max((each for each in known if text.startswith(f"{each}=")), key=len, default=None)
+        name = max((candidate for candidate in known if text.startswith(f"{candidate}=")), key=len, default=None)
     if name is None and text.endswith(".npz"):
         return _read_archive(Path(text))
     if name is None:
@@ -76,10 +78,10 @@ def _arrays(text: str, known: Sequence[str] | None) -> list[tuple[str, Any]]:
 def random(ports: Sequence[Port], micro_batches: int, seed: int) -> dict[str, Any]:
     """One array per input, the same for the same program and seed: standard normal, fair coins, integers 0 and 1.
 
-    A program does not say which values its integers may take; 0 and 1 are rows of every table that has two.
+    A program does not declare the range of its integers; 0 and 1 are valid rows of every table with at least two.
 
     Raises:
-        FeedError: an input has no fixed shape or no numbers in it.
+        FeedError: an input has no fixed shape or is not numeric.
     """
     generator = np.random.default_rng(seed)
     feeds = {}

@@ -17,7 +17,7 @@ def command() -> Report:
     for name in models.names():
         info = models.describe(name)
         size = SIZES[name]
-        shapes = ", ".join(f"{each.name}:{'x'.join(map(str, each.shape))}" for each in info.inputs)
+        shapes = ", ".join(f"{port.name}:{'x'.join(map(str, port.shape))}" for port in info.inputs)
         rows.append((name, info.title, info.source, count(size.parameters), count(size.flops), shapes))
         documents.append(
             {

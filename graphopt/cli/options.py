@@ -11,23 +11,23 @@ import typer
 from graphopt.errors import GraphoptError
 
 _BEGINNING = 64
-"""Bytes of a file that tell its kind."""
+"""Bytes at the beginning of a file that tell its kind."""
 
 
 def path(text: str) -> Path:
-    """A path of the command line; the empty one, which would be the current folder, is wrong usage."""
+    """A path of the command line; an empty one, which would mean the current folder, is a usage error."""
     return Path(filled(text))
 
 
 def file(text: str) -> Path:
-    """A path of a file to write."""
+    """The path of a file to write."""
     if text.endswith("/"):
         raise typer.BadParameter(f"{text} is a folder; name a file")
     return path(text)
 
 
 def filled(text: str) -> str:
-    """`text` unless it is empty."""
+    """`text`; an empty one is a usage error."""
     if not text:
         raise typer.BadParameter("the path is empty; name a file or folder")
     return text
@@ -84,10 +84,10 @@ Ranks = Annotated[int, typer.Option("--ranks", metavar="N", min=1, help="Pipelin
 
 
 def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
-    """The shapes of repeated `--shapes` options, None where there are none.
+    """The shapes of repeated `--shapes` options, None without any.
 
     Raises:
-        GraphoptError: a text is no shape.
+        GraphoptError: a text is not a shape.
     """
     if not texts:
         return None
@@ -97,13 +97,13 @@ def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:
 
 
 def check_output(path: Path, flag: str, ours: Callable[[bytes], bool]) -> Path:
-    """`path`, if something can be written there and nothing of the user's is lost; checked before long work begins.
+    """`path`, if it can be written and no file of the user's would be lost; checked before the long work begins.
 
     Args:
-        ours: whether a file that begins so is one that this command writes, and may replace.
+        ours: whether a file with this beginning was written by this command, and may be replaced.
 
     Raises:
-        GraphoptError: its folder does not exist, or it is a folder, a device, or a file of another kind.
+        GraphoptError: the folder of `path` does not exist, or `path` is a folder, a device, or a file of another kind.
     """
     if path.is_dir():
         raise GraphoptError(f"{flag} {path} is a folder; name a file")
@@ -120,5 +120,5 @@ def check_output(path: Path, flag: str, ours: Callable[[bytes], bool]) -> Path:
 
 
 def is_drawing(beginning: bytes) -> bool:
-    """Whether a file that begins so is an SVG."""
+    """Whether a file with this beginning is an SVG."""
     return beginning.startswith(b"<svg")

@@ -1,4 +1,4 @@
-"""`graphopt passes`: what a pipeline can be made of."""
+"""`graphopt passes`: the passes and options of a pipeline."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def command() -> Report:
     from graphopt.passes import DEFAULT, DEFAULTS, PASSES
     from graphopt.pipeline.spelling import load_pass
 
-    found = {name: load_pass(name) for name in PASSES}
-    heads = {name: (each.__doc__ or "").strip().splitlines()[0] for name, each in found.items()}
+    classes = {name: load_pass(name) for name in PASSES}
+    heads = {name: (loaded.__doc__ or "").strip().splitlines()[0] for name, loaded in classes.items()}
     document = {
         "default": DEFAULT,
         "defaults": dict(DEFAULTS),
@@ -23,17 +23,17 @@ def command() -> Report:
                 "summary": heads[name],
                 "options": [
                     {"name": option.name, "kind": option.kind, "default": option.default, "help": option.help}
-                    for option in each.options()
+                    for option in loaded.options()
                 ],
             }
-            for name, each in found.items()
+            for name, loaded in classes.items()
         ],
     }
     blocks: list[Block] = [Table(("pass", "what it does"), tuple(heads.items()))]
     rows = tuple(
         (name, option.name, option.kind, option.default, option.help)
-        for name, each in found.items()
-        for option in each.options()
+        for name, loaded in classes.items()
+        for option in loaded.options()
     )
     blocks.append(Table(("pass", "option", "kind", "default", "meaning"), rows, "Options"))
     blocks.append(f"Default pipeline: {DEFAULT}")

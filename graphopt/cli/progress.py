@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def progress(first: str) -> Iterator[Callable[[str], None]]:
-    """Shows `first` on stderr until told otherwise; the function it gives changes the text."""
+    """Shows `first` on stderr; yields a function that changes the text."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return

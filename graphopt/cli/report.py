@@ -1,4 +1,4 @@
-"""`graphopt report`: what an artifact holds, its memory plan as a picture."""
+"""`graphopt report`: the contents of an artifact, and its memory plan as a picture."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def command(
     from graphopt.artifact import open_artifact
     from graphopt.report import contents, memory_plan
 
-    opened = open_artifact(artifact, check_cpu=False)  # any machine may look at it
+    opened = open_artifact(artifact, check_cpu=False)  # any machine may inspect it
     full, free = ("█", "·") if context.obj.terminal else ("#", ".")
     blocks = contents.blocks(opened, full, free)
     if svg is not None:
@@ -40,7 +40,7 @@ def command(
 
 
 def _write(path: Path, text: str) -> None:
-    """Beside and renamed."""
+    """Write a temporary file and rename it."""
     draft = None
     try:
         descriptor, draft = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.absolute().parent)
@@ -55,4 +55,4 @@ def _write(path: Path, text: str) -> None:
         ) from error
     finally:
         if draft is not None:
-            Path(draft).unlink(missing_ok=True)  # still there only where it was not renamed
+            Path(draft).unlink(missing_ok=True)  # exists only if it was not renamed

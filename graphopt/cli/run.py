@@ -1,4 +1,4 @@
-"""`graphopt run`: an artifact computes. Nothing of the compiler is loaded."""
+"""`graphopt run`: execute an artifact, without loading the compiler."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def command(
     else:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch, progress(f"running on {ranks} ranks"):
-            found = launch(artifact, ranks, feeds, output or Path(scratch), timeout, threads)
-            # Copied out of the files, which may go with the temporary folder.
+            paths = launch(artifact, ranks, feeds, output or Path(scratch), timeout, threads)
+            # Copied out of the files, which may be deleted with the temporary folder.
             outputs = {
                 name: json.loads(path.read_text()) if path.suffix == ".json" else np.array(files.read(path, name))
-                for name, path in found.items()
+                for name, path in paths.items()
             }
         seconds = time.perf_counter() - start
-        written = {} if output is None else found
+        written = {} if output is None else paths
         how = f"{ranks} {'rank' if ranks == 1 else 'ranks'} took {seconds:.2f} s, the start of their processes included"
     document = {
         "artifact": str(artifact),

@@ -1,4 +1,4 @@
-"""Terminal output with rich: tables, and a spinner that says what is being done. Imported on terminals only."""
+"""Terminal output with rich: tables, and a spinner with the current activity. Imported on terminals only."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _table(block: Block) -> object:
 
 @contextlib.contextmanager
 def spinner(first: str) -> Iterator[Callable[[str], None]]:
-    """A spinner with elapsed seconds on stderr; the function it gives changes its text."""
+    """A spinner with elapsed seconds on stderr; yields a function that changes its text."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -33,7 +33,7 @@ def command(
     with progress("starting") as say:
         from graphopt.tune import tune
 
-        found = list(
+        results = list(
             tune(
                 model,
                 trials=trials,
@@ -50,23 +50,23 @@ def command(
     from graphopt.report.units import seconds
 
     rows, document = [], []
-    for each in found:
-        ratio = each.after.seconds / each.before.seconds
-        shape = "x".join(map(str, each.workload.shape))
+    for tuned in results:
+        ratio = tuned.after.seconds / tuned.before.seconds
+        shape = "x".join(map(str, tuned.workload.shape))
         rows.append(
             (
-                each.workload.op_type,
+                tuned.workload.op_type,
                 shape,
-                str(each.nodes),
-                f"{each.tried} of {each.space}",
-                each.before.tile or "default",
-                seconds(each.before.seconds),
-                each.after.tile or "default",
-                seconds(each.after.seconds),
+                str(tuned.nodes),
+                f"{tuned.tried} of {tuned.space}",
+                tuned.before.tile or "default",
+                seconds(tuned.before.seconds),
+                tuned.after.tile or "default",
+                seconds(tuned.after.seconds),
                 f"{ratio:.2f}",
             )
         )
-        document.append(_document(each))
+        document.append(_document(tuned))
     blocks: list[Block] = ["No kernel of this model has tiles to choose from."]
     if rows:
         columns = ("operator", "result", "nodes", "tried", "tile before", "time", "tile now", "time now", "ratio")
@@ -74,15 +74,15 @@ def command(
     return Report({"model": model, "kernels": document}, blocks)
 
 
-def _document(each: Any) -> dict[str, Any]:
-    def timing(found: Any) -> dict[str, Any]:
-        return {"tile": found.tile, "seconds": found.seconds, "low": found.low, "high": found.high}
+def _document(tuned: Any) -> dict[str, Any]:
+    def timing(measured: Any) -> dict[str, Any]:
+        return {"tile": measured.tile, "seconds": measured.seconds, "low": measured.low, "high": measured.high}
 
     return {
-        "work": each.workload.key,
-        "nodes": each.nodes,
-        "tried": each.tried,
-        "space": each.space,
-        "before": timing(each.before),
-        "after": timing(each.after),
+        "work": tuned.workload.key,
+        "nodes": tuned.nodes,
+        "tried": tuned.tried,
+        "space": tuned.space,
+        "before": timing(tuned.before),
+        "after": timing(tuned.after),
     }

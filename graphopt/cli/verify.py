@@ -1,4 +1,4 @@
-"""`graphopt verify`: a compiled model against ONNX Runtime on the model as the user gave it."""
+"""`graphopt verify`: a compiled model against ONNX Runtime on the user's original model."""
 
 from __future__ import annotations
 
@@ -75,32 +75,32 @@ def command(
             program = compiled.artifact
         say("comparing with ONNX Runtime")
         session = program.session(threads=threads)
-        found, notes = [], []
+        compared, notes = [], []
         for sample in range(samples):
             judged = judge(loaded.original, loaded.model, seed + sample, given)
             feeds = _batches(dict(judged.feeds), program.program.micro_batches)
-            found += reporting.differences(judged, session.run(feeds))
+            compared += reporting.differences(judged, session.run(feeds))
             notes += judged.notes
-    wrong = [each for each in found if each.problem]
+    wrong = [difference for difference in compared if difference.problem]
     document = {
         "model": model,
         "artifact": None if artifact is None else str(artifact),
         "equal": not wrong,
         "passes": checked,
-        "outputs": reporting.document(found),
+        "outputs": reporting.document(compared),
         "notes": notes,
     }
-    blocks: list[Block] = [reporting.table(found)]
+    blocks: list[Block] = [reporting.table(compared)]
     if checked:
         blocks.append(f"Every pass kept the outputs: {', '.join(checked)}")
     blocks += [f"note: {note}" for note in dict.fromkeys(notes)]
-    verdict = f"{len(wrong)} of {len(found)} outputs differ" if wrong else "the program agrees with ONNX Runtime"
+    verdict = f"{len(wrong)} of {len(compared)} outputs differ" if wrong else "the program agrees with ONNX Runtime"
     blocks.append(f"{model}: {verdict}")
     return Report(document, blocks, failed=bool(wrong))
 
 
 def _open_shapes(model: str, artifact: Artifact) -> dict[str, tuple[int, ...]]:
-    """The sizes that the artifact was compiled for, where the model leaves them open."""
+    """The sizes of open dimensions of the model that the artifact was compiled for."""
     import numpy as np
 
     from graphopt.pipeline.verification import given_shapes

@@ -93,7 +93,7 @@ class MeasuredCosts(CostModel):
         return [[best[workload.key] for workload in group] for group in groups]
 
     def known(self, workload: Workload) -> Timing | None:
-        """What choices went by, or the table has; it is recorded as used, so that a rebuild knows it too."""
+        """The timing used so far, else the best one of the table, which is then recorded as used for a rebuild."""
         if workload.key not in self.used:
             timings = self.table.get(workload.key)
             offered = dict.fromkeys((*self._tiles(workload), *timings)) if timings else ()

@@ -1,4 +1,4 @@
-"""From a node of a model to the work that costs are asked about."""
+"""Converts a node of a model to the workload that its cost is looked up by."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _KINDS = {
 
 
 def workload_of(node: ir.Node) -> Workload | None:
-    """The work of a node with one output; None where a shape, a dtype or an attribute cannot be written down."""
+    """The workload of a node with one output; None where a shape, a dtype or an attribute has no representation."""
     operands = []
     for value in node.inputs:
-        found = static_type(value) if value is not None else None
-        if value is None or found is None:
+        type_and_shape = static_type(value) if value is not None else None
+        if value is None or type_and_shape is None:
             return None
-        operands.append(Operand(found[1], found[0], is_constant(value)))
+        operands.append(Operand(type_and_shape[1], type_and_shape[0], is_constant(value)))
     result = static_type(node.outputs[0]) if len(node.outputs) == 1 else None
     if result is None or not operands or result[0] != operands[0].dtype:
         return None

@@ -1,7 +1,7 @@
-"""What a convolution costs, by a roofline: seconds = max(arithmetic at an attainable rate, bytes over bandwidth).
+"""Roofline costs of convolutions: seconds = max(arithmetic at an attainable rate, bytes over bandwidth).
 
-The estimates rank algorithms; they do not predict latencies. Rates are fractions of the peak that kernels of that kind
-reach (shared across machines; measured costs replace them where they exist).
+The estimates rank algorithms; they do not predict latencies. Rates are the fractions of the peak that kernels of that
+kind reach (the same for all machines; measured costs replace them where they exist).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from graphopt.ops.winograd import tile_of
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What computes, as the cost model sees it. `peak_flops` and `bandwidth` (bytes/s) are of all `cores` together.
+    """The processor that the cost model assumes. `peak_flops` and `bandwidth` (bytes/s) are totals over all `cores`.
 
-    `floats` are the dtypes, by numpy's names, in which it has operators on blocked tensors.
+    `floats` are the dtypes, by numpy's names, for which it has operators on blocked tensors.
     """
 
     vector_lanes: int = 16
@@ -32,7 +32,7 @@ IM2COL_RATE = 0.6
 DEPTHWISE_RATE = 0.25
 PLANAR_RATE = 0.4
 PLANAR_ROW_RATE = 0.03
-"""Fractions of the peak: a product of patches per group, and the share of one row of its register tile."""
+"""Fractions of the peak: a GEMM on the patches of each group, and the share of one row of its register tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class ConvShape:
 
     @property
     def flops(self) -> int:
-        """Two per multiply-add, without padding lanes."""
+        """Two per multiply-add, padding lanes not counted."""
         return 2 * self.n * self.o * self.oh * self.ow * (self.c // self.group) * self.kh * self.kw
 
 
@@ -66,7 +66,7 @@ def _seconds(machine: Machine, weighted_flops: float, values: float, itemsize: i
 
 
 def blocked(machine: Machine, s: ConvShape, block: int, in_block: int) -> float:
-    """Seconds of `Conv2dBlocked`: the padded lanes are computed too."""
+    """Seconds of `Conv2dBlocked`, which computes the padding lanes too."""
     c, o = _round_up(s.c, in_block), _round_up(s.o, block)
     flops = s.flops * (c * o) / (s.c * s.o)
     values = s.n * (c * s.h * s.w + o * s.oh * s.ow) + o * c // s.group * s.kh * s.kw
@@ -81,10 +81,10 @@ def depthwise(machine: Machine, s: ConvShape, block: int) -> float:
 
 
 def winograd(machine: Machine, s: ConvShape, m: int, block: int) -> float:
-    """Seconds of `Conv2dWinograd` or `Conv2dWinogradAxis`, whose tiles are m long on the axes of the kernel.
+    """Seconds of `Conv2dWinograd` or `Conv2dWinogradAxis`, with output tiles of m elements along the kernel's axes.
 
-    A matrix product per tap, and the transforms at about half their dense work; no transform along an axis on which the
-    kernel has one element.
+    One GEMM per tap, and the transforms at about half the operations of dense matrices; no transform along an axis on
+    which the kernel has one element.
     """
     (rows, columns), (tile_rows, tile_columns) = winograd_taps(s, m), tile_of(m, (s.kh, s.kw))
     c, o = _round_up(s.c, block), _round_up(s.o, block)
@@ -104,7 +104,7 @@ def winograd_taps(s: ConvShape, m: int) -> tuple[int, int]:
 
 
 def fft_taps(n: int) -> int:
-    """Real products per tile of n x n, input and output channel: n^2 / 2 - 2 complex ones of three, and 4 real ones."""
+    """Real products per tile of n x n, input and output channel: n^2 / 2 - 2 complex of three each, and 4 real ones."""
     return 3 * (n * n // 2 - 2) + 4
 
 
@@ -113,7 +113,7 @@ def _fft_tile_count(s: ConvShape, n: int) -> int:
 
 
 def fft(machine: Machine, s: ConvShape, n: int, block: int) -> float:
-    """Seconds of `Conv2dFft`: a product per tap, and split-radix transforms of about 10 n^2 operations per channel."""
+    """Seconds of `Conv2dFft`: a GEMM per tap, and split-radix transforms of about 10 n^2 operations per channel."""
     c, o, tiles = _round_up(s.c, block), _round_up(s.o, block), _fft_tile_count(s, n)
     products = 2 * fft_taps(n) * tiles * c * o // s.group
     transforms = 10 * n * n * tiles * (c + o)
@@ -123,7 +123,7 @@ def fft(machine: Machine, s: ConvShape, n: int, block: int) -> float:
 
 
 def fft_workspace(s: ConvShape, n: int, block: int) -> int:
-    """Bytes of the transformed input and of the products, of all tiles."""
+    """Bytes of the transformed input and of the tap-wise products of all tiles."""
     return fft_taps(n) * _fft_tile_count(s, n) * (_round_up(s.c, block) + _round_up(s.o, block)) * s.itemsize
 
 
@@ -137,7 +137,7 @@ def im2col(machine: Machine, s: ConvShape) -> float:
 
 
 def planar(machine: Machine, s: ConvShape) -> float:
-    """Seconds of a standard NCHW `Conv`: patches of each group times its weights; a thin group fills no tile."""
+    """Seconds of a standard NCHW `Conv`: one GEMM of patches and weights per group; a thin group fills no tile."""
     depth = s.c // s.group * s.kh * s.kw
     values = s.n * (s.c * s.h * s.w + s.o * s.oh * s.ow) + s.o * depth
     rate = min(PLANAR_RATE, PLANAR_ROW_RATE * (s.o // s.group))
@@ -151,12 +151,12 @@ def transform(machine: Machine, nbytes: int) -> float:
 
 
 def winograd_workspace(s: ConvShape, m: int, block: int) -> int:
-    """Bytes of the transformed input and of the products, of all tiles."""
+    """Bytes of the transformed input and of the tap-wise products of all tiles."""
     (rows, columns), tile = winograd_taps(s, m), tile_of(m, (s.kh, s.kw))
     tiles = s.n * -(-s.oh // tile[0]) * -(-s.ow // tile[1])
     return rows * columns * tiles * (_round_up(s.c, block) + _round_up(s.o, block)) * s.itemsize
 
 
 def im2col_workspace(s: ConvShape) -> int:
-    """Bytes of the patches."""
+    """Bytes of the patch matrix."""
     return s.n * s.c * s.kh * s.kw * s.oh * s.ow * s.itemsize

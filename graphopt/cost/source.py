@@ -1,4 +1,4 @@
-"""Which costs a compilation decides by: `measured` on this machine, `roofline`, or those of an earlier artifact."""
+"""Chooses the costs of a compilation: `measured` on this machine, `roofline`, or those of an earlier artifact."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from graphopt.errors import ArtifactError, GraphoptError
 
 MEASURED, ROOFLINE = "measured", "roofline"
 VARIABLE = "GRAPHOPT_COSTS"
-"""Environment variable: what is meant where nothing is said."""
+"""Environment variable with the default of --costs."""
 
 
 class Costed(Protocol):
-    """What a target says about costs."""
+    """What a target provides for costs."""
 
     @property
     def machine(self) -> Machine:
-        """What the cost model sees."""
+        """The machine that the roofline assumes."""
 
     def describe(self) -> dict[str, Any]:
         """The manifest's `target`: name, architecture and the features a processor must have."""
 
     def estimate(self, workload: Workload, units: str) -> float | None:
-        """Seconds of `workload`, as `graphopt.cost.model.Estimate` describes."""
+        """Seconds of `workload`, see `graphopt.cost.model.Estimate`."""
 
     def tiles(self, workload: Workload) -> Sequence[str]:
-        """The tiles that the kernel of `workload` may use, the best by estimate first."""
+        """Tiles that the kernel of `workload` may use, the best by estimate first."""
 
     def measure(
         self, groups: Sequence[Sequence[tuple[Workload, str]]], progress: Callable[[str], None] | None = None
     ) -> Sequence[Sequence[Timing | None]]:
-        """Seconds of every (work, tile) here, those of a group interleaved; None where it cannot be built."""
+        """Seconds of every (workload, tile) here, interleaved within a group; None where the kernel cannot be built."""
 
     def cannot_measure(self) -> str | None:
-        """Why kernels for this target cannot be timed here, in a sentence; None if they can."""
+        """Why kernels for this target cannot be timed on this machine, in a sentence; None if they can."""
 
     def cost_facts(self) -> dict[str, str]:
-        """Everything that measured seconds depend on besides the work and its tile."""
+        """Everything that measured seconds depend on besides the workload and its tile."""
 
 
 def open_costs(
@@ -54,10 +54,10 @@ def open_costs(
 ) -> CostModel:
     """The cost model that `source` names: `measured`, `roofline`, or the path of an artifact.
 
-    `note` is told why estimates are used where measurements were asked for, `progress` how far a measurement is.
+    `note` receives the reason where estimates replace measurements, `progress` the state of a measurement.
 
     Raises:
-        GraphoptError: it is none of these, or the artifact holds no costs for this target.
+        GraphoptError: `source` is none of these, or the artifact holds no costs for this target.
     """
     if source == ROOFLINE:
         return CostModel(backend.machine, backend.estimate)
@@ -72,10 +72,10 @@ def open_costs(
         table = CostTable(default_path(), Context.of(facts))
 
         def measure(groups: Sequence[Sequence[tuple[Workload, str]]]) -> Sequence[Sequence[Timing | None]]:
-            found = backend.measure(groups, progress)
-            if note is not None and found and not any(timing is not None for group in found for timing in group):
-                note(f"none of {sum(map(len, found))} kernels could be measured: their costs are estimates")
-            return found
+            timings = backend.measure(groups, progress)
+            if note is not None and timings and not any(timing is not None for group in timings for timing in group):
+                note(f"none of {sum(map(len, timings))} kernels could be measured: their costs are estimates")
+            return timings
 
         return MeasuredCosts(backend.machine, table, backend.tiles, measure, backend.estimate)
     if not Path(source).exists():
@@ -86,13 +86,13 @@ def open_costs(
             f"--costs {source} was built for another target; compile for the same, or leave --costs out"
         )
     recorded = parse(manifest.get("costs", {}), source)
-    if not recorded:  # its choices were made by estimates, which are the same again
+    if not recorded:  # the artifact was built by estimates, which are reproducible
         return CostModel(backend.machine, backend.estimate)
     return RecordedCosts(backend.machine, recorded, source, backend.estimate)
 
 
 def record(model: CostModel) -> dict[str, list[Any] | None]:
-    """The timings that a compilation used, as JSON values; null for what could not be measured."""
+    """The timings that a compilation used, as JSON values; null for a workload that could not be measured."""
     return {
         key: None if timing is None else [timing.seconds, timing.low, timing.high, timing.tile]
         for key, timing in sorted(model.used.items())
@@ -100,23 +100,23 @@ def record(model: CostModel) -> dict[str, list[Any] | None]:
 
 
 def parse(document: object, source: str) -> dict[str, Timing | None]:
-    """Read `record` back.
+    """Parse the timings that `record` wrote.
 
     Raises:
-        ArtifactError: it is something else.
+        ArtifactError: `document` has another form.
     """
-    found: dict[str, Timing | None] = {}
+    timings: dict[str, Timing | None] = {}
     try:
         if not isinstance(document, Mapping):
             raise TypeError
         for key, row in document.items():
             if row is None:
-                found[str(key)] = None
+                timings[str(key)] = None
                 continue
             seconds, low, high, tile = row
             if not isinstance(tile, str):
                 raise TypeError
-            found[str(key)] = Timing(float(seconds), float(low), float(high), tile)
+            timings[str(key)] = Timing(float(seconds), float(low), float(high), tile)
     except (TypeError, ValueError):
         raise ArtifactError(f"the costs in the manifest of {source} cannot be read; compile the model again") from None
-    return found
+    return timings

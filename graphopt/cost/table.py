@@ -1,7 +1,7 @@
 """Measured costs of this machine, in one SQLite file in the user's cache directory.
 
-A row is one work with one tile, measured on one processor with a number of threads, for code of one target and one TVM
-version: whatever changes the seconds is part of the key, so old rows are never wrong, only unused.
+A row is one workload with one tile, measured on one processor with a number of threads, for code of one target and one
+TVM version: everything that changes the seconds is part of the key, so old rows are never wrong, only unused.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _WAIT_SECONDS = 10.0  # a writer holds the file for milliseconds
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What all costs of a table's rows have in common: processor, threads, target, versions, kernel sources."""
+    """What all rows of a table share: processor, threads, target, versions, kernel sources."""
 
     facts: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(cls, facts: Mapping[str, str]) -> Context:
-        """Of named facts, in whatever order."""
+        """The context of named facts, in any order."""
         return cls(tuple(sorted(facts.items())))
 
     @property
@@ -49,25 +49,25 @@ class Context:
 
     @property
     def key(self) -> str:
-        """A short name for the facts."""
+        """A digest of the facts: 24 hexadecimal digits of SHA-256."""
         return hashlib.sha256(self.description.encode()).hexdigest()[:24]
 
 
 def default_path() -> Path:
-    """The table in the user's cache directory."""
+    """The path of the table in the user's cache directory."""
     from platformdirs import user_cache_path
 
     return user_cache_path("graphopt") / "costs.sqlite"
 
 
 class CostTable:
-    """The rows of one context. Several processes may use one file."""
+    """The rows of one context. Several processes may use the same file."""
 
     def __init__(self, path: Path, context: Context) -> None:
-        """Open or create.
+        """Open or create the table.
 
         Raises:
-            GraphoptError: the file cannot be opened, or is no table of costs.
+            GraphoptError: the file cannot be opened, or is no cost table.
         """
         self.path = path
         self._context = context.key
@@ -78,7 +78,7 @@ class CostTable:
                 connection.execute("insert or ignore into contexts values (?, ?)", (context.key, context.description))
 
     def get(self, work: str) -> dict[str, Timing]:
-        """Timings of a work by tile."""
+        """Timings of a workload by tile."""
         with self._errors(), self._connection() as connection:
             rows = connection.execute(
                 "select tile, seconds, low, high from costs where context = ? and work = ?", (self._context, work)
@@ -90,14 +90,14 @@ class CostTable:
         return {tile: Timing(seconds, low, high, tile) for tile, seconds, low, high in rows}
 
     def put(self, rows: Iterable[tuple[str, Timing]]) -> None:
-        """Add or replace (work, timing) rows, all or none."""
+        """Add or replace (workload key, timing) rows, all or none."""
         now = time.time()
         values = [(self._context, work, t.tile, t.seconds, t.low, t.high, now) for work, t in rows]
         with self._errors(), self._connection() as connection:
             connection.executemany("insert or replace into costs values (?, ?, ?, ?, ?, ?, ?)", values)
 
     def __len__(self) -> int:
-        """Rows of this context."""
+        """Number of rows of this context."""
         with self._errors(), self._connection() as connection:
             (count,) = connection.execute("select count(*) from costs where context = ?", (self._context,)).fetchone()
         return int(count)
@@ -124,5 +124,5 @@ class CostTable:
 
 
 def _possible(tile: Any, numbers: Sequence[Any]) -> bool:
-    """Whether a row can be a timing: somebody else may have written to the file."""
+    """Whether a row can be a timing: another program may have written to the file."""
     return isinstance(tile, str) and all(isinstance(n, float) and 0 <= n < math.inf for n in numbers)

@@ -1,4 +1,4 @@
-"""What costs are asked about: one operator on given shapes, independent of the model it stands in."""
+"""Workloads, the keys of costs: one operator on given shapes, independent of the model it is part of."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 AttributeValue = int | float | str | tuple[int, ...]
 
 TILE = "graphopt.tile"
-"""Metadata of an ONNX node: the tile that its kernel is to use, as the kernel spells it ("14x2")."""
+"""Metadata of an ONNX node: the tile for its kernel, as the kernel spells it ("14x2")."""
 
 PRECISION = "graphopt.precision"
-"""Metadata of an ONNX node: `tf32` where a product of float32 numbers may round its factors to TF32 (10 bits)."""
+"""Metadata of an ONNX node: `tf32` where a float32 GEMM may round its operands to TF32 (10 bits)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One node to compute: operator, inputs, attributes, and the shape of its result (in the first input's dtype).
+    """One node to compute: operator, inputs, attributes, and the shape of its output (in the first input's dtype).
 
-    `units` are what its products may use instead of the ordinary ones ("tf32").
+    `units` are the units that its GEMMs may use instead of CUDA cores or scalar code ("tf32").
     """
 
     op_type: str
@@ -39,7 +39,7 @@ class Workload:
 
     @property
     def key(self) -> str:
-        """Text that is equal for equal works, and for no others."""
+        """A text that is equal for equal workloads, and for no others."""
         operands = [[list(o.shape), o.dtype, o.constant] for o in self.operands]
         attributes = {name: list(v) if isinstance(v, tuple) else v for name, v in sorted(self.attributes)}
         parts = [self.domain, self.op_type, operands, list(self.shape), attributes, *filter(None, [self.units])]
@@ -48,7 +48,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds that a work takes with its best tile: the median, and the quartiles of the rounds that were measured."""
+    """Seconds of a workload with its best tile: the median and the quartiles of the measured rounds."""
 
     seconds: float
     low: float
@@ -56,21 +56,21 @@ class Timing:
     tile: str = ""
 
     def scaled(self, factor: float) -> Timing:
-        """As on a machine that takes `factor` times as long."""
+        """The timing on a machine that takes `factor` times as long."""
         return replace(self, seconds=self.seconds * factor, low=self.low * factor, high=self.high * factor)
 
     @property
     def noise(self) -> float:
-        """Half the distance of the quartiles as a share of the seconds."""
+        """Half the interquartile range as a share of the median."""
         return (self.high - self.low) / (2 * self.seconds) if self.seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a kernel computes: an algorithm, its tile, and an estimate of its seconds, None where bytes decide.
+    """How a kernel computes: algorithm, tile, and an estimate of its seconds, None if it is bound by memory bandwidth.
 
-    `layout` is that of its tensors. `precision` are the units that sums are computed on ("fp16 mma"), empty for the
-    ordinary ones.
+    `layout` is the layout of its tensors. `precision` names the units that compute sums ("fp16 mma"), empty for
+    CUDA cores or scalar code.
     """
 
     algorithm: str

@@ -101,7 +101,7 @@ def _problem(
 
 
 def _seconds(node: ir.Node, costs: CostModel) -> float:
-    """What the cost model knows of `node`, else a roofline: arithmetic at the peak, or all operands through memory."""
+    """Seconds of `node` by the cost model, else by a roofline of arithmetic at the peak and operand bytes."""
     workload = workload_of(node)
     if workload is not None and (timing := costs.known(workload)) is not None:
         return timing.seconds

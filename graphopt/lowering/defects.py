@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import CodegenError, GraphoptError
 
 if TYPE_CHECKING:
     from graphopt.lowering.target import Target
@@ -24,17 +24,14 @@ class Defects:
         self.nodes: dict[ir.Node, str] = {}
         self.notes: list[str] = []
 
-    def learn(self, error: Exception) -> None:
+    def learn(self, error: CodegenError) -> None:
         """Find the nodes that cause `error` by building each alone; if there are none, turn off fusion.
 
         After it the next try differs from the last one.
 
         Raises:
-            KeyboardInterrupt: `error` has no text, so Ctrl-C came while TVM called Python.
             GraphoptError: code generation fails without fusion too.
         """
-        if not str(error):
-            raise KeyboardInterrupt from error
         opsets, backend = self._model.opset_imports, self._backend
         suspects = (n for n in self._model.graph if n not in self.nodes and backend.supports(n, opsets) is None)
         defects = {node: reason for node in suspects if (reason := backend.defect(node, opsets)) is not None}

@@ -1,10 +1,10 @@
 """The custom operators: ONNX model-local functions of the domain `graphopt` whose bodies are the algorithms.
 
-    fn = ops.function("Conv2dBlocked")       a fresh onnx_ir.Function
-    ops.ensure(model, "Conv2dBlocked")       the function and the opset imports are in the model, once
+        fn = ops.function("Conv2dBlocked")       a fresh onnx_ir.Function
+        ops.ensure(model, "Conv2dBlocked")       adds the function and the opset imports to the model, once
 
 A body is text in ONNX's own syntax, generic in shape and dtype, with attributes taken by reference; a node must give
-every attribute of its function. Next to each body stand the numpy functions that pack its constant inputs.
+every attribute of its function. Next to each body are the numpy functions that pack its constant inputs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BODIES = {
 
 
 def names() -> tuple[str, ...]:
-    """Every operator of the domain."""
+    """The names of all operators of the domain."""
     return tuple(_BODIES)
 
 
@@ -72,7 +72,7 @@ def attributes(op_type: str) -> tuple[str, ...]:
 
 
 def ensure(model: ir.Model, op_type: str) -> bool:
-    """Add the function `op_type` and its opset import to `model` unless they are there; say whether it was added.
+    """Add the function `op_type` and its opset import to `model` unless it has them; returns whether it was added.
 
     The body is written for the opset of the model: ONNX Runtime inlines it, so the two must agree.
 

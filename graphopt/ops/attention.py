@@ -1,7 +1,7 @@
 """Scaled dot-product attention: y = softmax(q k^T * scale [+ mask]) v (Vaswani et al., 2017, arXiv:1706.03762).
 
-Scores and weights are of the type `compute`, float32 unless a node says otherwise (float64 where its operands are):
-of halves, products that round before the exponential would be off by several percent.
+Scores and weights have the dtype `compute`, float32 unless a node says otherwise (float64 where its operands are): fp16
+or bf16 scores, rounded before the exponential, would cause errors of several percent.
 """
 
 from __future__ import annotations

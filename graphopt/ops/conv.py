@@ -1,4 +1,4 @@
-"""Direct convolutions on blocked tensors; the weights are packed when the model is compiled."""
+"""Direct convolutions on blocked tensors; the weights are packed at compile time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Conv2dBlocked <strides, pads, dilations, group>(x, w, bias) => (y)
 }
 """
 
-# Every output is the sum over the window of input times weight, lane by lane: no channel meets another.
+# Every output is the sum over the window of input times weight, lane by lane: channels are independent.
 DEPTHWISE_CONV2D_BLOCKED = f"""
 DepthwiseConv2dBlocked <strides, pads, dilations>(x, w, bias) => (y)
 {{

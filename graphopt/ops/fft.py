@@ -1,7 +1,7 @@
 """Convolution by the discrete Fourier transform of overlapping tiles: Y[f] = X[f] conj(W[f]) at every frequency f.
 
 A tile of n x n inputs gives (n - kh + 1) x (n - kw + 1) outputs of the correlation; the others wrap around and are
-dropped (overlap-save). Real tiles have n^2 / 2 - 2 independent complex frequencies and four real ones. A complex
+discarded (overlap-save). Real tiles have n^2 / 2 - 2 independent complex frequencies and four real ones. A complex
 product (a + ib)(c + id) takes three real ones (Gauss; Knuth, "The Art of Computer Programming" 2, 4.6.4):
 
     k1 = (a + b) c    k2 = a (d - c)    k3 = b (c + d)    the result is (k1 - k3) + i (k1 + k2)
@@ -45,7 +45,7 @@ def frequencies(n: int) -> NDArray[np.int64]:
 
 
 def outputs(n: int, kernel: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of outputs that one tile gives."""
+    """Rows and columns of outputs per tile."""
     return n - kernel[0] + 1, n - kernel[1] + 1
 
 
@@ -53,7 +53,7 @@ def fft_weight(w: NDArray[np.generic], n: int, b: int, group: int = 1) -> NDArra
     """u of `Conv2dFft`: [O, C / group, kh, kw] -> [taps * group, O / group blocks, C / group blocks, b, b].
 
     The first index is tap * group + group, the last two are input and output lane. The taps are c, d - c and c + d of
-    every complex frequency c + id = conj(W) / n^2, in the order of `frequencies`, then the real frequencies. All is
+    every complex frequency c + id = conj(W) / n^2, in the order of `frequencies`, then the real frequencies. They are
     computed in float64 and rounded once, to the dtype of `w`. Padded lanes are zero.
 
     Raises:
@@ -75,7 +75,7 @@ def fft_weight(w: NDArray[np.generic], n: int, b: int, group: int = 1) -> NDArra
     packed = np.zeros((taps(n), group, co, ci, b, b), w.dtype)
     for g in range(group):
         for o in range(co):
-            for i in range(ci):  # a pair of blocks at a time: the float64 copy stays in the cache
+            for i in range(ci):  # one pair of blocks at a time: the float64 copy stays in the cache
                 first = g * per_group + o * b
                 part = w[first : min(first + b, (g + 1) * per_group), i * b : (i + 1) * b].astype(np.float64)
                 spectrum = np.fft.rfft2(part, s=(n, n))[:, :, rows, columns].transpose(2, 1, 0) / n**2

@@ -1,4 +1,4 @@
-"""Convolution as one matrix product: the windows of the input are copied into the columns of a matrix."""
+"""Convolution as one matrix product (im2col): the windows of the input become the columns of a matrix."""
 
 from __future__ import annotations
 

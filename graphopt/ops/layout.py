@@ -2,8 +2,8 @@
 
     x[N, C, H, W]  <->  x[N, CB, H, W, b],  CB = ceil(C / b),  channel c = cb * b + lane
 
-Lanes past C are zero after `ToBlocked`; later operators may leave anything finite in them, and every operator that
-mixes channels multiplies them by zero weights or cuts them off.
+Lanes past C are zero after `ToBlocked`; later operators may leave any finite value in them, and every operator that
+mixes channels multiplies them by zero weights or slices them off.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def blocks(channels: int, block: int) -> int:
 
 
 def pad_to_blocks(array: NDArray[np.generic], axis: int, block: int) -> NDArray[np.generic]:
-    """`array` with zeros appended on `axis` up to a multiple of `block`; the same object when none are missing."""
+    """`array` with zeros appended on `axis` up to a multiple of `block`; the same object if it is one already."""
     missing = -array.shape[axis] % block
     if not missing:
         return array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# The sum of squares runs over neighbouring channels, so the padded lanes are cut off first: they may hold anything.
+# The sum of squares runs over neighbouring channels, so the padded lanes are sliced off first: they may hold anything.
 LRN_BLOCKED = """
 LRNBlocked <channels, size, alpha, beta, bias>(x) => (y)
 {

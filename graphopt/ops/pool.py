@@ -1,4 +1,4 @@
-"""Pooling on blocked tensors: channels never meet, so the padded lanes stay apart."""
+"""Pooling on blocked tensors: channels are independent, so the padded lanes never affect the others."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Winograd convolution F(m x m, 3 x 3): Y = A^T [ (G g G^T) . (B^T d B) ] A on overlapping tiles.
 
 Along one axis, F(m, r) for a kernel of 1 x r or r x 1: y = A^T [ (G g) . (B^T d) ], whose operator is in
-`graphopt.ops.winograd_axis`. An axis along which a kernel has one element has the 1 x 1 identity for each matrix.
+`graphopt.ops.winograd_axis`. An axis along which a kernel has one element uses the 1 x 1 identity for each matrix.
 
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv:1509.09308), with the points of Barabasz,
 Anderson, Soodhalter and Gregg, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural
@@ -88,20 +88,20 @@ def matrices(m: int, r: int = KERNEL) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def possible(m: int, kernel: tuple[int, int]) -> bool:
-    """Whether F(m) of this kernel has points: 3 x 3, or one axis with a number of taps that `POINTS` has."""
+    """Whether F(m) of this kernel has points: 3 x 3, or one axis with a number of taps in `POINTS`."""
     if 1 not in kernel:
         return kernel == (KERNEL, KERNEL) and m in SIZES
     return max(kernel) > 1 and m > 1 and m + max(kernel) - 1 in POINTS
 
 
 def winograd_weight(w: NDArray[np.generic], m: int, b: int) -> NDArray[np.generic]:
-    """[O, C, kh, kw] -> [taps, CO, CI, b, b] (tap, out block, in block, in lane, out lane), as the operators read it.
+    """Weights of the operators: [O, C, kh, kw] -> [taps, CO, CI, b, b] (tap, out block, in block, in lane, out lane).
 
     u = G w G^T is computed in float64 and rounded once, to the dtype of `w`. Padded lanes are zero. The taps are the
     product of those of both axes, m + k - 1 each, or one along an axis where the kernel has one element.
 
     Raises:
-        ValueError: there are no points for m and this kernel.
+        ValueError: `POINTS` has none for m and this kernel.
     """
     out_channels, in_channels, kh, kw = w.shape
     if not possible(m, (kh, kw)):
@@ -123,7 +123,7 @@ def winograd_weight(w: NDArray[np.generic], m: int, b: int) -> NDArray[np.generi
 
 
 def _along_first(g: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.float64]:
-    """sum_k g[i, k] w[k] for [r, n, lanes], by whole rows: a matrix product of depth r is not worth BLAS's threads."""
+    """sum_k g[i, k] w[k] for [r, n, lanes], by rows: a matrix product of depth r is too small for BLAS's threads."""
     out = np.empty((len(g), *w.shape[1:]))
     for i, factors in enumerate(g):
         terms = [factor * w[k] for k, factor in enumerate(factors) if factor]
@@ -132,22 +132,22 @@ def _along_first(g: NDArray[np.float64], w: NDArray[np.float64]) -> NDArray[np.f
 
 
 def _table(name: str, index: int) -> str:
-    """Text of a Constant [m / 2 - 1, rows, columns] with the matrices of all m, the smaller ones padded with zeros."""
+    """Text of a Constant [m / 2 - 1, rows, columns] with the matrices of all m, smaller ones padded with zeros."""
     return constant_table(name, [matrices(m)[index] for m in SIZES])
 
 
-def constant_table(name: str, found: list[NDArray[np.float64]]) -> str:
-    """Text of a Constant [slot, rows, columns] with these matrices, the last the largest, padded with zeros."""
-    rows, columns = found[-1].shape
-    table = np.zeros((len(found), rows, columns))
-    for slot, matrix in enumerate(found):
+def constant_table(name: str, tables: list[NDArray[np.float64]]) -> str:
+    """Text of a Constant [slot, rows, columns] with these matrices, the last the largest, others padded with zeros."""
+    rows, columns = tables[-1].shape
+    table = np.zeros((len(tables), rows, columns))
+    for slot, matrix in enumerate(tables):
         table[slot, : matrix.shape[0], : matrix.shape[1]] = matrix
     values = ", ".join(repr(float(v)) for v in table.reshape(-1))
-    return f"{name} = Constant <value = double[{len(found)}, {rows}, {columns}] {{{values}}}>()"
+    return f"{name} = Constant <value = double[{len(tables)}, {rows}, {columns}] {{{values}}}>()"
 
 
 def products(taps: str) -> str:
-    """Text of the products of a tap each: of u, and of v [taps, in channels, tiles]; `taps` names a vector of one."""
+    """Text of one matrix product per tap, of u and v [taps, in channels, tiles]; `taps` names a one-element vector."""
     return f"""    out_blocks = Shape <start = 1, end = 2>(u)
     out_lanes = Shape <start = 4, end = 5>(u)
     out_channels = Mul(out_blocks, out_lanes)

@@ -1,4 +1,4 @@
-"""What must hold of a Program before it may run: nothing outside the arena, nothing unknown, nothing that hangs."""
+"""Validation of a Program before it runs: arena bounds, known names and dtypes, and a schedule without deadlock."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from graphopt.program.program import (
 )
 
 MAX_ARENA_BYTES = 1 << 46
-"""More than any machine has; a larger number can only be damage."""
+"""More than any machine has; a larger number means a damaged file."""
 
 MAX_GRID, MAX_THREADS, MAX_SHARED = (1 << 31) - 1, 1024, 1 << 20
-"""Blocks along an axis, threads of a block and bytes of its shared memory that no device has more of."""
+"""Upper bounds on any device: blocks along a grid axis, threads per block, bytes of shared memory per block."""
 
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,511}", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9_.-]{1,100}(/[A-Za-z0-9_.-]{1,100}){0,3}", re.ASCII)
@@ -47,14 +47,14 @@ def file_name_problem(name: str) -> str | None:
 
 def problems(program: Program) -> list[str]:
     """Every reason, as a sentence, why `program` must not run; empty if it may."""
-    found = list(_program_problems(program))
+    reasons = list(_program_problems(program))
     for stage in program.stages:
-        found += [f"stage {stage.index}: {reason}" for reason in _stage_problems(stage)]
-    if not found:
-        found += _flow_problems(program)
-    if not found and (stuck := schedule.deadlock(program.actions)) is not None:
-        found.append(stuck.partition("\n")[0])
-    return found
+        reasons += [f"stage {stage.index}: {reason}" for reason in _stage_problems(stage)]
+    if not reasons:
+        reasons += _flow_problems(program)
+    if not reasons and (stuck := schedule.deadlock(program.actions)) is not None:
+        reasons.append(stuck.partition("\n")[0])
+    return reasons
 
 
 def _program_problems(program: Program) -> Iterator[str]:
@@ -140,24 +140,24 @@ def _value_problems(value: Value, values: dict[str, Value], stage: Stage) -> Ite
     elif value.place is Place.WEIGHT and not stage.weights:
         yield f"weight {name} has no weights file"
     elif value.place is Place.VIEW:
-        found = located(value, values)
-        if found is None or found[0].shape is None or found[0].dtype not in ITEM_BYTES:
+        location = located(value, values)
+        if location is None or location[0].shape is None or location[0].dtype not in ITEM_BYTES:
             yield f"view {name} leads to no value with bytes"
-        elif value.offset < 0 or value.offset % ALIGNMENT or found[1] + value.nbytes > found[0].nbytes:
+        elif value.offset < 0 or value.offset % ALIGNMENT or location[1] + value.nbytes > location[0].nbytes:
             yield (
-                f"view {name} of {value.nbytes} bytes at offset {found[1]} does not fit, aligned to {ALIGNMENT}, "
-                f"into {found[0].name!r} of {found[0].nbytes} bytes"
+                f"view {name} of {value.nbytes} bytes at offset {location[1]} does not fit, aligned to {ALIGNMENT}, "
+                f"into {location[0].name!r} of {location[0].nbytes} bytes"
             )
 
 
 def base_of(value: Value, values: Mapping[str, Value]) -> Value | None:
-    """The value whose bytes `value` shows, itself unless it is a view; None if the chain of views is broken or long."""
-    found = located(value, values)
-    return None if found is None else found[0]
+    """The owner of the bytes of `value`: itself unless it is a view; None if the view chain is broken or too long."""
+    location = located(value, values)
+    return None if location is None else location[0]
 
 
 def located(value: Value, values: Mapping[str, Value]) -> tuple[Value, int] | None:
-    """As `base_of`, with the first byte of that value that `value` shows."""
+    """The value that owns the bytes of `value`, and the byte where `value` starts in it; None as in `base_of`."""
     start = 0
     for _ in range(MAX_VIEWS):
         if value.place is not Place.VIEW:
@@ -228,7 +228,7 @@ def _written_problems(writer: str, names: tuple[str, ...], values: dict[str, Val
 
 
 def _flow_problems(program: Program) -> Iterator[str]:
-    """Whether every value that a stage needs is fed or received, and every output of the program is made."""
+    """Reasons why a value that a stage needs is neither fed nor received, or a program output never computed."""
     edges = schedule.carried(program.actions)
     fed = {port.name for port in program.inputs}
     tables = [{value.name: value for value in stage.values} for stage in program.stages]

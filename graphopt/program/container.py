@@ -1,8 +1,8 @@
 """The single-file form of an artifact: a zip whose members are stored uncompressed, each at a multiple of 64 bytes.
 
-Such a file is mapped into memory and its members are used where they stand; any zip tool lists and extracts them. All
+Such a file is mapped into memory and its members are used in place; any zip tool lists and extracts them. Everything
 that is not content (headers, padding, directory) is a function of the members' names, sizes and CRCs. The reader
-rebuilds it from those and compares every byte: nothing can hide in a header, and a changed byte cannot go unseen.
+rebuilds it from those and compares every byte: nothing can hide in a header, and every changed byte is detected.
 
 Layout: APPNOTE.TXT 6.3 (PKWARE), always with the ZIP64 records so that weights may pass 4 GiB.
 """
@@ -43,7 +43,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Everything of the zip but the contents: the local header before each member, its start, and the tail."""
+    """All of the zip except the contents: the local header before each member, its start, and the tail."""
 
     headers: tuple[bytes, ...]
     starts: tuple[int, ...]
@@ -83,10 +83,10 @@ def frame(members: Sequence[Member]) -> Frame:
 
 
 def read(data: memoryview, path: str) -> dict[str, memoryview]:
-    """The members of a zip that `frame` describes: name -> its bytes, not copied.
+    """The members of a zip laid out by `frame`: name -> bytes, not copied.
 
     Raises:
-        ArtifactError: the file is no such zip or was changed outside its members.
+        ArtifactError: the file is no such zip, or was changed outside its members.
     """
     bad = _broken(data)
     if bad is not None:
@@ -102,7 +102,7 @@ def read(data: memoryview, path: str) -> dict[str, memoryview]:
             f"{path} is damaged: its members make a file of {wanted} bytes, and it has {len(data)}; "
             "compile the model again"
         )
-    found = {}
+    contents = {}
     for member, header, begin in zip(members, expected.headers, expected.starts, strict=True):
         at = begin - len(header)
         if data[at:begin] != header:
@@ -111,16 +111,16 @@ def read(data: memoryview, path: str) -> dict[str, memoryview]:
                 f"{path} is damaged: the header of its member {_shown(member.name)} is wrong at byte {place}; "
                 "compile the model again"
             )
-        found[member.name] = data[begin : begin + member.size]
+        contents[member.name] = data[begin : begin + member.size]
     tail = bytes(data[expected.tail_start :])
     if tail != expected.tail:
         place = expected.tail_start + _first_difference(tail, expected.tail)
         raise ArtifactError(f"{path} is damaged: its directory is wrong at byte {place}; compile the model again")
-    return found
+    return contents
 
 
 def _broken(data: memoryview) -> str | None:
-    """What is wrong with the two ends of the file, or None."""
+    """What is wrong with the start or the end of the file, or None."""
     if not len(data):
         return "it is empty"
     if bytes(data[:4]) not in (b"PK\x03\x04", b"PK\x06\x06"):
@@ -138,7 +138,7 @@ def _broken(data: memoryview) -> str | None:
 
 
 def _cut(data: memoryview) -> str:
-    """Where a file without an end record ends: the members are followed from the start, as far as they are there."""
+    """Where a truncated file ends: follows the members from the start as far as they are complete."""
     position = 0
     while position + _LOCAL.size <= len(data):
         signature, *_, name_length, extra_length = _LOCAL.unpack(data[position : position + _LOCAL.size])

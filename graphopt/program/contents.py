@@ -1,4 +1,4 @@
-"""What an artifact holds, as whatever runs it reads it: the program, the manifest, and files by name."""
+"""The contents of an artifact as the runtime reads them: the program, the manifest, and files by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from graphopt.program.weights import Array, Entry, numpy_dtype, read_index
 
 @dataclass(frozen=True)
 class Contents:
-    """`manifest` holds what manifest.json does; `files` the bytes of every other file by name."""
+    """`manifest` is the parsed manifest.json; `files` maps the name of every other file to its bytes."""
 
     program: Program
     manifest: Mapping[str, Any]
@@ -29,16 +29,16 @@ class Contents:
 
     @property
     def constants(self) -> tuple[str, ...]:
-        """Inputs of the model whose default values were compiled in, so that the program takes no feed for them."""
+        """Inputs of the model whose default values were compiled in; the program takes no feed for them."""
         names = self.manifest.get("constants", [])
         return tuple(map(str, names)) if isinstance(names, list) else ()
 
     def weights(self, name: str) -> tuple[memoryview, dict[str, Entry]]:
-        """The bytes of the weights file `name`, and where in them each tensor stands."""
+        """The bytes of the weights file `name`, and where each tensor lies in them."""
         return self.files[name], read_index(self.files[name], name)
 
     def weight_arrays(self, stage: Stage, names: Sequence[str]) -> dict[str, Array]:
-        """Tensors of the stage's weights file by name, on its bytes."""
+        """Tensors of the stage's weights file by name, as views of its bytes."""
         data, index = self.weights(stage.weights) if names else (memoryview(b""), {})
         arrays = {}
         for name in names:
@@ -48,10 +48,11 @@ class Contents:
         return arrays
 
     def library_file(self, name: str) -> Path:
-        """A file with the bytes of the shared object `name`, which the dynamic loader needs.
+        """A file on disk with the bytes of the shared object `name`, for the dynamic loader.
 
-        It is kept in the user's cache under its digest and checked again before use; a temporary directory stands in
-        where the cache cannot be written. The cache keeps what was used last, up to a bound.
+        The file is kept in the user's cache under its digest and checked again before use; a temporary directory
+        replaces the cache where that cannot be written. The cache keeps the most recently used files, up to a size
+        limit.
         """
         digest = self.manifest["files"][name]["sha256"]
         cache = disk_cache.libraries()

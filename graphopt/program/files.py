@@ -1,4 +1,4 @@
-"""Files as an artifact reads and writes them: mapped, and written beside before they are renamed."""
+"""Files of an artifact: mapped for reading, and written to a temporary name before they are renamed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphopt.errors import ArtifactError
 
 
 def sha256(data: memoryview) -> str:
-    """SHA-256 in hexadecimal."""
+    """The SHA-256 digest of `data` in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -28,7 +28,7 @@ def map_file(path: Path) -> memoryview:
 
 
 def write_file(target: Path, *pieces: bytes | memoryview) -> None:
-    """Write beside `target` and rename: readers see the old file or the new one, never half of one."""
+    """Write a temporary file next to `target` and rename it: readers see the old file or the new one, never a part."""
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.absolute().parent)
     temporary = Path(name)
     try:

@@ -1,4 +1,4 @@
-"""What must hold of the conditions that a program skips segments by: each is one bool, and computed when it is read."""
+"""Validation of the guards of a program's segments: each condition is one bool, computed before it is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from graphopt.program.program import (
 
 
 def guard_problems(stage: Stage, values: dict[str, Value]) -> Iterator[str]:
-    """Every reason, as a sentence, why a condition of `stage` cannot be followed."""
+    """Every reason, as a sentence, why a guard or a select condition of `stage` cannot be evaluated."""
     computed: dict[str, Guard] = dict.fromkeys(stage.inputs, ())
     computed |= {value.name: () for value in stage.values if value.place is Place.WEIGHT}
     for segment in stage.segments:
@@ -33,7 +33,7 @@ def guard_problems(stage: Stage, values: dict[str, Value]) -> Iterator[str]:
 
 
 def written(segment: Segment) -> Iterator[str]:
-    """The values that `segment` writes, scratch too."""
+    """The values that `segment` writes, scratch included."""
     if isinstance(segment, NativeSegment):
         for call in segment.calls:
             yield from (*call.outputs, *call.scratch)
@@ -42,7 +42,7 @@ def written(segment: Segment) -> Iterator[str]:
 
 
 def touched(segment: Segment) -> Iterator[tuple[str, ...]]:
-    """The values that each step of `segment` reads and writes; what tells whether it runs is read in the first one."""
+    """The values that each step of `segment` reads and writes; the first step also reads the segment's guard."""
     guard = tuple(name for name, _ in segment.guard)
     if isinstance(segment, NativeSegment):
         for index, call in enumerate(segment.calls):
@@ -59,12 +59,12 @@ def _condition_problems(name: str, known: Guard, computed: dict[str, Guard], val
         yield f"a segment depends on the unknown value {name!r}"
     elif value.dtype != "bool" or value.nbytes != 1:
         yield f"a segment depends on {name!r}, which is not one bool"
-    elif not any(set(computed[each]) <= set(known) for each in _chain(value, values) if each in computed):
+    elif not any(set(computed[alias]) <= set(known) for alias in _chain(value, values) if alias in computed):
         yield f"a segment depends on {name!r}, which is not computed before"
 
 
 def _chain(value: Value, values: dict[str, Value]) -> Iterator[str]:
-    """The name of a value, and of those that it is a view of, as far as views may lead."""
+    """The name of a value and of the values that it is a view of, up to MAX_VIEWS of them."""
     yield value.name
     for _ in range(MAX_VIEWS):
         following = values.get(value.of) if value.place is Place.VIEW else None

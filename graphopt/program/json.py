@@ -1,7 +1,7 @@
 """A Program as JSON: strict in both directions, so that a damaged or hostile file is refused before anything uses it.
 
-Every object must have exactly the keys written here, every number its range, and the whole must satisfy
-`program_check.problems`. Nothing is executed while reading.
+Every object must have exactly the keys written here, every number must be in its range, and the program must satisfy
+`graphopt.program.check.problems`. Nothing is executed while reading.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def dumps(program: Program) -> bytes:
 
 
 def loads(data: bytes) -> Program:
-    """The Program that `dumps` wrote.
+    """Parse the Program that `dumps` wrote.
 
     Raises:
-        ArtifactError: the text is not such a document, or the program it holds may not run.
+        ArtifactError: the text is no such document, or the program in it is not valid.
     """
     document = strict_json(data, "program.json")
     fields = _object(document, "program", "format", "micro_batches", "inputs", "outputs", "stages", "actions")
@@ -71,17 +71,17 @@ def loads(data: bytes) -> Program:
         outputs=_list(fields["outputs"], "outputs", _to_port),
         micro_batches=_integer(fields["micro_batches"], "micro_batches"),
     )
-    found = problems(program)
-    if found:
-        raise ArtifactError(f"program.json is not valid: {found[0]}")
+    reasons = problems(program)
+    if reasons:
+        raise ArtifactError(f"program.json is not valid: {reasons[0]}")
     return program
 
 
 def strict_json(data: bytes, name: str) -> object:
-    """JSON without doubled keys, without NaN and of sane depth.
+    """Parse JSON without duplicate keys, without NaN and of limited depth.
 
     Raises:
-        ArtifactError: it is not.
+        ArtifactError: the text is anything else.
     """
     try:
         return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -283,10 +283,10 @@ def _to_launch(item: object, where: str) -> Launch:
 
 
 def _extents(item: object, where: str) -> tuple[int, int, int]:
-    found = _list(item, where, _integer)
-    if len(found) != 3:
+    extents = _list(item, where, _integer)
+    if len(extents) != 3:
         raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not three extents")
-    return found[0], found[1], found[2]
+    return extents[0], extents[1], extents[2]
 
 
 def _to_action(item: object, where: str) -> Action:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 ALIGNMENT = 64
-"""Bytes: every value starts at a multiple of it (one AVX-512 vector, one cache line)."""
+"""Bytes: every value starts at a multiple of this (one AVX-512 vector, one cache line)."""
 
 MAX_VIEWS = 64
-"""How many views may lead from a value to its bytes."""
+"""Longest chain of views from a value to its bytes."""
 
 ITEM_BYTES = {
     "bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "float16": 2, "bfloat16": 2,
@@ -30,9 +30,9 @@ ITEM_BYTES = {
 class Place(StrEnum):
     """Where the bytes of a value live while a stage runs."""
 
-    ARENA = "arena"  # at `offset` of the stage's arena; stage inputs and outputs are there too
+    ARENA = "arena"  # at `offset` of the stage's arena; stage inputs and outputs are placed there too
     WEIGHT = "weight"  # constant: the tensor `name` of the stage's weights file
-    VIEW = "view"  # bytes of value `of` from `offset` on, under a shape of its own
+    VIEW = "view"  # bytes of value `of` from `offset` on, with its own shape
     HOST = "host"  # a run-time object between fallback segments: dynamic shape, string, sequence or optional
 
 
@@ -69,11 +69,11 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class KernelCall:
-    """One call of a compiled function: `symbol(*inputs, *outputs)` on tensor views.
+    """One call of a compiled function: `symbol(*inputs, *outputs, *scratch)` on tensor views.
 
-    `scratch` values are written and read only inside the call and follow the outputs.
+    `scratch` values are written and read only inside the call.
     `origin` names the ONNX nodes that the kernel computes, for reports.
-    `launches` is what the function does on a device, one kernel after the other; on a CPU it is empty.
+    `launches` are the kernels that the function launches on a device, in order; empty on a CPU.
     """
 
     symbol: str
@@ -85,7 +85,7 @@ class KernelCall:
 
 
 Guard = tuple[tuple[str, bool], ...]
-"""Values of one bool, and what each must be: a run skips a segment at the first that is otherwise."""
+"""(name of a bool value, required value) pairs: a run skips the segment at the first pair that does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class FallbackSegment:
 
     The model's own input and output names equal the value names. `reasons` says, per node, why it is not native.
     `weights` are the initializers that the model leaves to the stage's weights file, which kernels may read too.
-    `spin` lets its idle threads wait busily, where hardly a kernel would suffer from it.
+    `spin` lets its idle threads busy-wait, where hardly any kernel would suffer from it.
     """
 
     model: str
@@ -118,7 +118,7 @@ class FallbackSegment:
 class SelectSegment:
     """`outputs` become copies of `when_true` or of `when_false`, by the value `condition`, which is one bool.
 
-    A value that has the place of its output in the arena is not copied, nor is an output that stands for a side itself.
+    A value that shares its output's place in the arena is not copied, nor is an output that is a view of one side.
     """
 
     condition: str
@@ -153,7 +153,7 @@ class Stage:
 
 
 class Verb(StrEnum):
-    """What an action does."""
+    """The kind of an action: run a stage, send, or receive."""
 
     RUN = "F"
     SEND = "SEND"
@@ -175,13 +175,14 @@ class Action:
     values: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        """The text that `schedule.parse_action` reads, without `values`."""
         arrow = {Verb.RUN: "", Verb.SEND: f">{self.peer}", Verb.RECV: f"<{self.peer}"}[self.verb]
         return f"{self.stage}{self.verb.value}{self.micro_batch}{arrow}"
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output of the whole program: per micro-batch dtype and shape (None where dynamic)."""
+    """An input or output of the program: per micro-batch dtype and shape (None where dynamic)."""
 
     name: str
     dtype: str
@@ -193,7 +194,7 @@ class Program:
     """Stages and, for each rank, its actions in order. Rank r owns stage r.
 
     With `micro_batches` m > 1 the caller feeds m times the per-micro-batch extent on axis 0 of every input, and gets
-    the outputs joined on axis 0.
+    the outputs concatenated on axis 0.
     """
 
     stages: tuple[Stage, ...]

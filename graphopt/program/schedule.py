@@ -1,9 +1,9 @@
-"""When each rank runs, sends and receives: building the action lists, printing them as a grid, finding deadlocks.
+"""When each rank runs, sends and receives: builds the action lists, prints them as a grid, finds deadlocks.
 
-Values that skip stages are forwarded: a value made in stage 0 and needed in stage 3 is an input and an output of stages
-1 and 2 as well. So ranks talk only to their neighbours, one message per boundary and micro-batch, and a rank never has
-to keep a value for a receiver that is several micro-batches behind (which is what a direct send would ask for).
-Graph inputs are not sent: every rank is given the feeds and takes the ones its stage names.
+Values that skip stages are forwarded: a value computed in stage 0 and needed in stage 3 is an input and an output of
+stages 1 and 2 as well. So ranks talk only to their neighbours, one message per boundary and micro-batch, and a rank
+never has to keep a value for a receiver that is several micro-batches behind (as a direct send would require).
+Graph inputs are not sent: every rank is given the feeds and takes those that its stage names.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Boundary:
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What happened when every send waited for its receive.
+    """Result of executing the action lists with rendezvous sends.
 
-    `steps[t][rank]` is the action of that rank in step t (None: idle); `waiting[rank]` the action it never finished.
+    `steps[t][rank]` is the action of that rank in step t (None: idle); `waiting[rank]` the action it never completed.
     """
 
     steps: tuple[tuple[Action | None, ...], ...]
@@ -44,13 +44,14 @@ class Simulation:
 
     @property
     def deadlocked(self) -> bool:
+        """Whether some rank never completes its actions."""
         return any(action is not None for action in self.waiting)
 
 
 def boundaries(
     makes: Sequence[Iterable[str]], needs: Sequence[Iterable[str]], fed: Iterable[str], wanted: Iterable[str]
 ) -> tuple[Boundary, ...]:
-    """Inputs and outputs of each stage, with the values that skip stages carried through the ones between.
+    """Inputs and outputs of each stage; values that skip stages pass through the stages between.
 
     Args:
         makes: per stage, the names of the values it computes.
@@ -59,7 +60,7 @@ def boundaries(
         wanted: the graph outputs.
 
     Raises:
-        GraphoptError: a stage needs a value that no earlier stage makes.
+        GraphoptError: a stage needs a value that no earlier stage computes.
     """
     makes = [tuple(names) for names in makes]
     needs = [tuple(names) for names in needs]
@@ -70,13 +71,13 @@ def boundaries(
         made_so_far = [*(crossing[-1] if crossing else ()), *makes[stage]]
         crossing.append(tuple(dict.fromkeys(name for name in made_so_far if name in later)))
     result = []
-    for stage, (made, needed) in enumerate(zip(makes, needs, strict=True)):
+    for stage, (computed, needed) in enumerate(zip(makes, needs, strict=True)):
         received = crossing[stage - 1] if stage else ()
         for name in needed:
             if name not in fed and name not in received:
                 raise GraphoptError(f"stage {stage} needs value {name!r}, which no earlier stage computes")
         inputs = dict.fromkeys([*(name for name in needed if name in fed), *received])
-        here = {*made, *(name for name in wanted if name in fed and name in needed)}
+        here = {*computed, *(name for name in wanted if name in fed and name in needed)}
         outputs = dict.fromkeys([*(name for name in wanted if name in here), *crossing[stage]])
         result.append(Boundary(tuple(inputs), tuple(outputs)))
     return tuple(result)
@@ -85,7 +86,7 @@ def boundaries(
 def build(stages: Sequence[Stage], fed: Iterable[str], micro_batches: int = 1) -> Actions:
     """The fill-drain schedule: every rank, for each micro-batch in order, receives, runs and sends.
 
-    What crosses from stage s to s + 1 are the outputs of s that are inputs of s + 1 and no graph inputs (`fed`).
+    The values sent from stage s to s + 1 are the outputs of s that are inputs of s + 1 and not graph inputs (`fed`).
     """
     fed = set(fed)
     crossing = []
@@ -106,9 +107,9 @@ def build(stages: Sequence[Stage], fed: Iterable[str], micro_batches: int = 1) -
 
 
 def simulate(actions: Actions) -> Simulation:
-    """Execute the lists in lock-step with rendezvous sends: a send or receive is done only together with its partner.
+    """Execute the lists in lock-step with rendezvous sends: a send completes only in the same step as its receive.
 
-    Buffers can only help, so a schedule that ends here ends on every transport that keeps messages in order.
+    Buffers can only help, so a schedule that completes here completes on every transport that keeps messages in order.
     """
     position = [0] * len(actions)
     steps: list[tuple[Action | None, ...]] = []
@@ -128,7 +129,7 @@ def simulate(actions: Actions) -> Simulation:
 
 
 def deadlock(actions: Actions) -> str | None:
-    """None if the schedule always ends; else a sentence on who waits for what, and the grid with the places marked."""
+    """None if the schedule always completes; else a sentence on which rank waits for what, and the grid with marks."""
     outcome = simulate(actions)
     if not outcome.deadlocked:
         return None
@@ -151,7 +152,7 @@ def render(actions: Actions) -> str:
         rank 1  .    1RECV0<0  1F0
         0>1 ["relu1"]
 
-    An action that can never be done is marked with `!`; what comes after it follows in the next columns.
+    An action that can never complete is marked with `!`; the actions after it follow in the next columns.
     """
     outcome = simulate(actions)
     rows = []
@@ -181,7 +182,7 @@ def carried(actions: Actions) -> dict[tuple[int, int], tuple[str, ...]]:
 
 
 def parse_action(text: str, values: tuple[str, ...] = ()) -> Action:
-    """`1F0`, `0SEND0>1` or `1RECV0<0` as an Action. `values` are the names it carries, which its text does not hold."""
+    """`1F0`, `0SEND0>1` or `1RECV0<0` as an Action. `values` are the names it carries, which the text does not hold."""
     match = _ACTION.fullmatch(text)
     if match is None:
         raise GraphoptError(f"{text!r} is not an action: write 1F0, 0SEND0>1 or 1RECV0<0")

@@ -1,4 +1,4 @@
-"""Weights files: safetensors in which every tensor starts at a multiple of 64 bytes, to be used from the mapped file.
+"""Weights files: safetensors in which every tensor starts at a multiple of 64 bytes, read in place when mapped.
 
 Format (https://github.com/huggingface/safetensors#format): 8 bytes little-endian header length, a JSON header padded
 with spaces, then the bytes of all tensors without a hole between them. The format forbids holes, so the gaps that the
@@ -35,7 +35,7 @@ _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where one tensor stands: `start` in bytes from the beginning of the file, a multiple of 64."""
+    """Position of one tensor: `start` in bytes from the beginning of the file, a multiple of 64."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -43,6 +43,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
@@ -52,8 +53,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return found
+        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return dtype
     return np.dtype(name)
 
 
@@ -61,7 +62,7 @@ def save_weights(path: Path, tensors: Mapping[str, Array]) -> None:
     """Write `tensors` to `path`, streaming: the peak of memory is one tensor.
 
     Raises:
-        ArtifactError: a dtype that has no place in a program, or a name that starts with `__`.
+        ArtifactError: a dtype that programs do not have, or a name that starts with `__`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -74,19 +75,19 @@ def save_weights(path: Path, tensors: Mapping[str, Array]) -> None:
 
 
 def weights_bytes(tensors: Mapping[str, Array]) -> bytes:
-    """The same file as `save_weights` writes, in memory."""
+    """The bytes of the file that `save_weights` writes, in memory."""
     return b"".join(_pieces(tensors))
 
 
 def read_index(data: memoryview, name: str) -> dict[str, Entry]:
-    """Where each tensor of a weights file stands, without the padding.
+    """Position of each tensor of a weights file, without the padding.
 
     Args:
-        data: the whole file.
+        data: the complete file.
         name: what the file is called in error messages.
 
     Raises:
-        ArtifactError: it is no safetensors file with 64-byte aligned tensors, or one reaches outside it.
+        ArtifactError: it is no safetensors file with 64-byte aligned tensors, or a tensor reaches outside it.
     """
     from graphopt.program.json import strict_json
 

@@ -11,7 +11,7 @@ _MIB = 1 << 20
 
 
 def blocks(document: Mapping[str, Any]) -> list[Block]:
-    """One row per model, failures too, and the geometric means."""
+    """One row per model, failed models included, and the geometric means."""
     rows = document["models"]
     good = [row for row in rows if row["error"] is None]
     peers = list(document["geometric_mean"])
@@ -26,38 +26,38 @@ def blocks(document: Mapping[str, Any]) -> list[Block]:
     if any(means):
         padding = [""] * (len(columns) - len(sides) - len(peers) - 1)
         cells.append(("geometric mean", *[""] * len(sides), *means, *padding))
-    found: list[Block] = []
+    parts: list[Block] = []
     if good:
         right = tuple(column for column in columns if column not in ("model", "correct"))
-        found.append(Table(tuple(columns), tuple(cells), right=right))
+        parts.append(Table(tuple(columns), tuple(cells), right=right))
     failed = [(row["model"], "graphopt", row["error"]) for row in rows if row["error"] is not None]
     failed += [(row["model"], name, why) for row in good for name, why in row.get("failures", {}).items()]
     if failed:
-        found.append(Table(("model", "side", "why it failed"), tuple(failed), "Failed"))
+        parts.append(Table(("model", "side", "why it failed"), tuple(failed), "Failed"))
     wrong = [(row["model"], row["mismatch"]) for row in good if not row["equal"]]
     if wrong:
-        found.append(Table(("model", "difference from ONNX Runtime"), tuple(wrong), "Wrong"))
+        parts.append(Table(("model", "difference from ONNX Runtime"), tuple(wrong), "Wrong"))
     unstable = tuple((row["model"], ", ".join(row["unstable"])) for row in good if row.get("unstable"))
     if unstable:
         title = "Not compared: rounding alone moves these outputs anywhere; compile --verify ends judges every step"
-        found.append(Table(("model", "outputs"), unstable, title))
-    found.append("\n".join(_footer(document, good, error)))
-    return found
+        parts.append(Table(("model", "outputs"), unstable, title))
+    parts.append("\n".join(_footer(document, good, error)))
+    return parts
 
 
 def failures(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(model, sentence) of every model that failed, or computed something else."""
-    found = []
+    """(model, sentence) of every model that failed or computed wrong outputs."""
+    sentences = []
     for row in document["models"]:
         if row["error"] is not None:
-            found.append((row["model"], str(row["error"])))
+            sentences.append((row["model"], str(row["error"])))
         elif not row["equal"]:
-            found.append((row["model"], f"it computes something else than ONNX Runtime: {row['mismatch']}"))
-    return found
+            sentences.append((row["model"], f"it computes something else than ONNX Runtime: {row['mismatch']}"))
+    return sentences
 
 
 def failed(document: Mapping[str, Any]) -> bool:
-    """Whether a model failed, or computed something else."""
+    """Whether a model failed or computed wrong outputs."""
     return bool(failures(document))
 
 
@@ -65,18 +65,18 @@ _ERRORS = {
     "relative_error": "error: mean absolute error over mean absolute value, against the layer in float64",
     "largest_error": "error: largest difference over largest value, against ONNX Runtime on the CPU",
 }
-"""What a row may hold of each side, and how it is called."""
+"""Errors that a row may hold for each side, with their explanation in the footer."""
 
 
 def _error(document: Mapping[str, Any], good: Sequence[Mapping[str, Any]]) -> str:
-    """Which error is shown: of layers that against float64, in another precision that against float32, else none."""
+    """The error to show: of layers the one against float64, in reduced precision the one against float32, else none."""
     if any(side.get("relative_error") is not None for row in good for side in row["sides"].values()):
         return "relative_error"
     return "largest_error" if document.get("precision", "fp32") != "fp32" else ""
 
 
 def _mean(mean: Mapping[str, Any] | None, models: int) -> str:
-    """Of a peer that ran fewer models than graphopt, with their number."""
+    """The geometric mean of a peer, with the number of its models if it ran fewer than graphopt."""
     if mean is None:
         return ""
     return _interval(mean) + (f" of {mean['models']}" if mean["models"] < models else "")
@@ -85,24 +85,24 @@ def _mean(mean: Mapping[str, Any] | None, models: int) -> str:
 def _cells(row: Mapping[str, Any], sides: list[str], peers: list[str], error: str) -> tuple[str, ...]:
     measured = [row["sides"].get(side) for side in sides]
     lacking = "failed" if row["equal"] else "-"
-    times = [lacking if each is None else _interval(each, 1e3) for each in measured]
+    times = [lacking if result is None else _interval(result, 1e3) for result in measured]
     ratios = [_interval(row["ratios"][name]) if name in row["ratios"] else lacking for name in peers]
-    peaks = [None if each is None else each["peak_bytes"] for each in measured]
-    compiling = [None if each is None else each["compile_seconds"] for each in measured]
-    errors = [None if each is None else each.get(error) for each in measured]
+    peaks = [None if result is None else result["peak_bytes"] for result in measured]
+    compiling = [None if result is None else result["compile_seconds"] for result in measured]
+    errors = [None if result is None else result.get(error) for result in measured]
     return (
         row["model"].removeprefix("zoo:"),
         *times,
         *ratios,
-        _each(compiling, lambda value: f"{value:.1f}"),
-        _each(peaks, lambda value: f"{value / _MIB:.0f}"),
-        *([_each(errors, lambda value: f"{value:.1e}")] if error else []),
+        _per_side(compiling, lambda value: f"{value:.1f}"),
+        _per_side(peaks, lambda value: f"{value / _MIB:.0f}"),
+        *([_per_side(errors, lambda value: f"{value:.1e}")] if error else []),
         str(row["fallback_nodes"]),
         "NO" if not row["equal"] else "unstable" if row.get("unstable") else "yes",
     )
 
 
-def _each(values: Sequence[float | None], text: Callable[[float], str]) -> str:
+def _per_side(values: Sequence[float | None], text: Callable[[float], str]) -> str:
     """`5 / - / 12`, one per side."""
     return " / ".join("-" if value is None else text(value) for value in values)
 

@@ -1,4 +1,4 @@
-"""How a compilation went: a summary, and the reasons behind every choice and refusal."""
+"""The report of a compilation: a summary, and the reasons of every choice and refusal."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from graphopt.pipeline.pass_base import Choice
 
 SHOWN_NODES = 4
-"""Nodes named per reason before the rest is only counted."""
+"""Nodes named per reason; further ones are only counted."""
 
 
 def document(compilation: Compilation, file: Path | None) -> dict[str, Any]:
-    """Everything as JSON values."""
+    """The compilation as JSON values."""
     artifact, steps = compilation.artifact, compilation.pipeline.steps
     return {
         "file": None if file is None else str(file),
@@ -53,7 +53,7 @@ def document(compilation: Compilation, file: Path | None) -> dict[str, Any]:
 
 
 def summary(compilation: Compilation, source: str, file: Path | None, verified: str) -> list[Block]:
-    """One line per fact; the reasons of fallback nodes grouped; what was assumed."""
+    """One line per fact; the reasons of fallback nodes, grouped; the notes."""
     artifact = compilation.artifact
     native = _nodes(compilation) - len(compilation.fallbacks)
     used = memory(artifact)
@@ -97,7 +97,7 @@ def explanation(compilation: Compilation) -> list[Block]:
 
 
 def grouped(title: str, reasons: Iterable[tuple[str, str]]) -> Table:
-    """One row per reason with how many nodes it holds for, the most frequent first."""
+    """One row per reason with its number of nodes, the most frequent first."""
     nodes: dict[str, list[str]] = {}
     for node, reason in reasons:
         nodes.setdefault(reason, []).append(node)
@@ -110,10 +110,10 @@ def grouped(title: str, reasons: Iterable[tuple[str, str]]) -> Table:
 
 def target(artifact: Artifact) -> str:
     """`llvm, x86_64, avx512`, or `cuda, sm_90, h100`."""
-    found = artifact.manifest.get("target")
-    if not isinstance(found, Mapping):
+    described = artifact.manifest.get("target")
+    if not isinstance(described, Mapping):
         return "unknown"
-    return ", ".join(str(found[key]) for key in ("name", "arch", "level", "gpu", "device") if key in found)
+    return ", ".join(str(described[key]) for key in ("name", "arch", "level", "gpu", "device") if key in described)
 
 
 def algorithms(artifact: Artifact) -> Counter[str]:
@@ -123,7 +123,7 @@ def algorithms(artifact: Artifact) -> Counter[str]:
 
 
 def memory(artifact: Artifact) -> dict[str, int]:
-    """Bytes of arena, of its lower bound and of weights, over all stages."""
+    """Bytes of the arenas, of their lower bounds and of the weights, over all stages."""
     stages = artifact.program.stages
     return {
         "arena": sum(stage.arena_bytes for stage in stages),
@@ -138,7 +138,7 @@ def ratio(used: Mapping[str, int]) -> str:
 
 
 def _accuracy(errors: Mapping[str, float]) -> str:
-    """The worst outputs first."""
+    """The errors of the outputs, the largest first."""
     worst = sorted(errors.items(), key=lambda item: -item[1])[:SHOWN_NODES]
     return ", ".join(f"{name} {error:.1e}" for name, error in worst) + " off fp32, of the largest value"
 

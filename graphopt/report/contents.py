@@ -1,4 +1,4 @@
-"""What is in an artifact."""
+"""The contents of an artifact: tables and pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def document(artifact: Artifact) -> dict[str, Any]:
-    """Everything as JSON values."""
+    """The artifact's contents as JSON values."""
     program = artifact.program
     manifest = {key: value for key, value in artifact.manifest.items() if key != "sha256"}
     return {
@@ -30,7 +30,7 @@ def document(artifact: Artifact) -> dict[str, Any]:
 
 
 def blocks(artifact: Artifact, full: str = "#", free: str = ".") -> list[Block]:
-    """Tables and pictures; `full` and `free` draw the memory plan."""
+    """Tables and pictures; `full` and `free` are the characters of the memory plan."""
     program, manifest = artifact.program, artifact.manifest
     pairs = [
         ("target", compilation.target(artifact)),
@@ -40,21 +40,21 @@ def blocks(artifact: Artifact, full: str = "#", free: str = ".") -> list[Block]:
         *(("output", _port(port)) for port in program.outputs),
         ("micro-batches", str(program.micro_batches)),
     ]
-    found: list[Block] = [Facts(tuple(pairs))]
-    found.append(_stages(artifact))
+    parts: list[Block] = [Facts(tuple(pairs))]
+    parts.append(_stages(artifact))
     chosen = [(str(choice["node"]), str(choice["algorithm"])) for choice in manifest.get("choices", [])]
     if chosen:
         table = compilation.grouped("Algorithms", chosen)
-        found.append(Table(("nodes", "algorithm", "which"), table.rows, table.title, table.right))
+        parts.append(Table(("nodes", "algorithm", "which"), table.rows, table.title, table.right))
     if fallbacks(artifact):
-        found.append(compilation.grouped("Nodes that run in ONNX Runtime", fallbacks(artifact)))
+        parts.append(compilation.grouped("Nodes that run in ONNX Runtime", fallbacks(artifact)))
     if len(program.stages) > 1:
-        found.append("Program, rank by step\n" + schedule.render(program.actions))
-    found += [memory_plan.text(memory_plan.plan(stage), full=full, free=free) for stage in program.stages]
-    found.append(_files(artifact))
+        parts.append("Program, rank by step\n" + schedule.render(program.actions))
+    parts += [memory_plan.text(memory_plan.plan(stage), full=full, free=free) for stage in program.stages]
+    parts.append(_files(artifact))
     if manifest.get("notes"):
-        found.append("\n".join(f"note: {note}" for note in manifest["notes"]))
-    return found
+        parts.append("\n".join(f"note: {note}" for note in manifest["notes"]))
+    return parts
 
 
 def fallbacks(artifact: Artifact) -> list[tuple[str, str]]:
@@ -106,16 +106,16 @@ def _port_document(port: Port) -> dict[str, Any]:
 
 
 def _stage_document(stage: Stage, artifact: Artifact) -> dict[str, Any]:
-    found = memory_plan.plan(stage)
+    memory = memory_plan.plan(stage)
     return {
         "index": stage.index,
         "kernel_calls": _calls(stage),
         "arena": stage.arena_bytes,
         "lower_bound": stage.arena_lower_bound,
         "weights": len(artifact.files[stage.weights]) if stage.weights else 0,
-        "steps": list(found.steps),
+        "steps": list(memory.steps),
         "plan": [
             {"value": r.name, "first": r.first, "last": r.last, "offset": r.offset, "bytes": r.size}
-            for r in found.rectangles
+            for r in memory.rectangles
         ],
     }

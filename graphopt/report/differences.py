@@ -1,4 +1,4 @@
-"""How far outputs are from what was expected."""
+"""Differences between outputs and a reference."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from graphopt.verify.oracle import EXACT, TOLERANCES
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One output: its largest absolute difference, the largest that is allowed, and what is wrong, if anything.
+    """One output: its largest absolute difference, the largest that is allowed, and the problem, if any.
 
-    `largest` and `allowed` are None for outputs that are not numbers.
+    `largest` and `allowed` are None for outputs that are not numeric.
     """
 
     output: str
@@ -29,36 +29,43 @@ class Difference:
 
 
 def differences(judge: Judge, actual: Mapping[str, Any]) -> list[Difference]:
-    """One per output of the reference, as it judges them."""
-    found = []
-    problems = {each.output: each.message for each in judge.mismatches(actual)}
+    """One difference per output of the reference, as `judge` evaluates it."""
+    compared = []
+    problems = {mismatch.output: mismatch.message for mismatch in judge.mismatches(actual)}
     for name, value in judge.expected.items():
         largest, allowed = _distance(value, actual.get(name))
         allowed = None if allowed is None else max(allowed, judge.allowed.get(name, 0.0))
         shape = "x".join(map(str, np.shape(value))) if isinstance(value, np.ndarray) else "?"
         dtype = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
-        found.append(Difference(name, dtype, shape, largest, allowed, _problem(name, problems)))
-    return found
+        compared.append(Difference(name, dtype, shape, largest, allowed, _problem(name, problems)))
+    return compared
 
 
 def _problem(name: str, problems: Mapping[str, str]) -> str:
-    """Of an output, or of an element of one that is a sequence."""
+    """The problem of an output, or of an element of a sequence output."""
     return next((text for other, text in problems.items() if other == name or other.startswith(f"{name}[")), "")
 
 
-def table(found: list[Difference]) -> Table:
+def table(compared: list[Difference]) -> Table:
     """One row per output."""
     rows = tuple(
-        (each.output, each.dtype, each.shape, _number(each.largest), _number(each.allowed), each.problem or "equal")
-        for each in found
+        (
+            difference.output,
+            difference.dtype,
+            difference.shape,
+            _number(difference.largest),
+            _number(difference.allowed),
+            difference.problem or "equal",
+        )
+        for difference in compared
     )
     columns = ("output", "dtype", "shape", "largest difference", "allowed", "verdict")
     return Table(columns, rows, right=("largest difference", "allowed"))
 
 
-def document(found: list[Difference]) -> list[dict[str, Any]]:
-    """JSON objects."""
-    return [asdict(each) for each in found]
+def document(compared: list[Difference]) -> list[dict[str, Any]]:
+    """One JSON object per output."""
+    return [asdict(difference) for difference in compared]
 
 
 def _distance(expected: Any, actual: Any) -> tuple[float | None, float | None]:

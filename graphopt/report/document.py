@@ -1,4 +1,4 @@
-"""What a command has to say: one JSON document for programs, and blocks of text and tables for people."""
+"""The result of a command: one JSON document for programs, and blocks of text and tables for people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells. Columns named in `right` are numbers and align at their right edge."""
+    """Rows of cells. Columns named in `right` are numbers and are right-aligned."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -38,7 +38,7 @@ class Report:
 
 
 def plain(blocks: Sequence[Block]) -> str:
-    """The blocks as aligned text without colour, an empty line between two of them."""
+    """The blocks as aligned text without colour, separated by empty lines."""
     return "\n\n".join(text for block in blocks if (text := _plain(block)))
 
 

@@ -26,7 +26,7 @@ _WIDTH = 60
 
 
 def blocks(document: Mapping[str, Any]) -> list[Block]:
-    """One row per kernel in order of execution, and what it is measured against."""
+    """One row per kernel in order of execution, and the peaks of the machine."""
     rows = document["kernels"]
     device = document["environment"].get("device")
     columns = _COLUMNS if device is None else _ON_DEVICE
@@ -34,7 +34,7 @@ def blocks(document: Mapping[str, Any]) -> list[Block]:
     cells = (dict(_cells(row)) for row in rows)
     right = tuple(column for column in columns if column in _RIGHT)
     return [
-        Table(columns, tuple(tuple(each[name] for name in columns) for each in cells), right=right),
+        Table(columns, tuple(tuple(row[name] for name in columns) for row in cells), right=right),
         "\n".join(lines),
     ]
 

@@ -1,4 +1,4 @@
-"""The memory plan of a stage as a picture: when each value lives, and where in the arena it lies."""
+"""The memory plan of a stage as a picture: the lifetime of each value, and its place in the arena."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphopt.program.program import FallbackSegment, NativeSegment, Place, Stag
 from graphopt.report.units import nbytes
 
 LINES = 40
-"""Lines of a picture in text; a stage of more steps is shown a few steps per line."""
+"""Most lines of a picture in text; a stage of more steps shows several steps per line."""
 
 _WIDTH, _HEIGHT, _MARGIN, _LEGEND = 1100, 420, 60, 46
 
@@ -41,7 +41,7 @@ class Plan:
 
 
 def plan(stage: Stage) -> Plan:
-    """The picture's data, from the calls of the stage."""
+    """The data of the picture, from the calls of the stage."""
     values = {value.name: value for value in stage.values}
     first: dict[str, int] = {}
     last: dict[str, int] = {}
@@ -72,46 +72,47 @@ def _steps(stage: Stage) -> Iterator[tuple[str, Sequence[str]]]:
     yield "outputs", stage.outputs
 
 
-def text(found: Plan, width: int = 64, full: str = "#", free: str = ".") -> str:
-    """One line per step (or few steps), the arena from left to right; a value that lives is `full`."""
-    head = f"stage {found.stage}: arena {nbytes(found.arena)}, lower bound {nbytes(found.lower_bound)}"
-    if not found.arena:
+def text(stage_plan: Plan, width: int = 64, full: str = "#", free: str = ".") -> str:
+    """One line per step (or several steps), the arena from left to right; live values are drawn as `full`."""
+    head = f"stage {stage_plan.stage}: arena {nbytes(stage_plan.arena)}, lower bound {nbytes(stage_plan.lower_bound)}"
+    if not stage_plan.arena:
         return head
-    head += f", {full} is in use, one column is {nbytes(-(-found.arena // width))}"
-    stride = -(-len(found.steps) // LINES)
+    head += f", {full} is in use, one column is {nbytes(-(-stage_plan.arena // width))}"
+    stride = -(-len(stage_plan.steps) // LINES)
     lines = [head]
-    digits = len(str(len(found.steps) - 1))
-    for start in range(0, len(found.steps), stride):
-        end = min(start + stride, len(found.steps)) - 1
-        alive = [each for each in found.rectangles if each.first <= end and each.last >= start]
+    digits = len(str(len(stage_plan.steps) - 1))
+    for start in range(0, len(stage_plan.steps), stride):
+        end = min(start + stride, len(stage_plan.steps)) - 1
+        alive = [rectangle for rectangle in stage_plan.rectangles if rectangle.first <= end and rectangle.last >= start]
         cells = [free] * width
-        for each in alive:
-            low = each.offset * width // found.arena
-            high = -(-(each.offset + each.size) * width // found.arena)
+        for rectangle in alive:
+            low = rectangle.offset * width // stage_plan.arena
+            high = -(-(rectangle.offset + rectangle.size) * width // stage_plan.arena)
             cells[low:high] = [full] * (min(high, width) - low)
         live = max(
-            sum(each.size for each in alive if each.first <= step <= each.last) for step in range(start, end + 1)
+            sum(rectangle.size for rectangle in alive if rectangle.first <= step <= rectangle.last)
+            for step in range(start, end + 1)
         )
-        lines.append(f"{start:>{digits}} {''.join(cells)} {nbytes(live):>8}  {found.steps[start]}")
+        lines.append(f"{start:>{digits}} {''.join(cells)} {nbytes(live):>8}  {stage_plan.steps[start]}")
     return "\n".join(lines)
 
 
 def svg(plans: Sequence[Plan]) -> str:
-    """A drawing: time to the right, offset upwards, one rectangle per value, one panel per stage."""
+    """The drawing as SVG: time to the right, offset upwards, one rectangle per value, one panel per stage."""
     height = len(plans) * (_HEIGHT + _LEGEND + _MARGIN)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
     ]
-    for index, each in enumerate(plans):
-        parts += _panel(each, index * (_HEIGHT + _LEGEND + _MARGIN) + _LEGEND)
+    for index, stage_plan in enumerate(plans):
+        parts += _panel(stage_plan, index * (_HEIGHT + _LEGEND + _MARGIN) + _LEGEND)
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _panel(found: Plan, top: int) -> Iterator[str]:
+def _panel(picture: Plan, top: int) -> Iterator[str]:
     right = _WIDTH - 2 * _MARGIN
-    steps, arena = max(len(found.steps), 1), max(found.arena, 1)
+    steps, arena = max(len(picture.steps), 1), max(picture.arena, 1)
 
     def x(step: int) -> float:
         return _MARGIN * 1.5 + step * right / steps
@@ -119,33 +120,33 @@ def _panel(found: Plan, top: int) -> Iterator[str]:
     def y(offset: int) -> float:
         return top + _HEIGHT - offset * _HEIGHT / arena
 
-    bound = f"lower bound {nbytes(found.lower_bound)}"
+    bound = f"lower bound {nbytes(picture.lower_bound)}"
     yield (
-        f'<text x="{x(0):.0f}" y="{top - 16}" font-size="15">Stage {found.stage}: arena {nbytes(found.arena)}, '
-        f"{bound}, {len(found.rectangles)} values over {len(found.steps)} steps</text>"
+        f'<text x="{x(0):.0f}" y="{top - 16}" font-size="15">Stage {picture.stage}: arena {nbytes(picture.arena)}, '
+        f"{bound}, {len(picture.rectangles)} values over {len(picture.steps)} steps</text>"
     )
     yield (f'<rect x="{x(0):.1f}" y="{top}" width="{right}" height="{_HEIGHT}" fill="#f4f4f4" stroke="#888"/>')
-    for each in found.rectangles:
-        title = f"{each.name}: {nbytes(each.size)} at {each.offset}, steps {each.first} to {each.last}"
-        wide, high = x(each.last + 1) - x(each.first), each.size * _HEIGHT / arena
+    for box in picture.rectangles:
+        title = f"{box.name}: {nbytes(box.size)} at {box.offset}, steps {box.first} to {box.last}"
+        wide, high = x(box.last + 1) - x(box.first), box.size * _HEIGHT / arena
         yield (
-            f'<rect x="{x(each.first):.1f}" y="{y(each.offset + each.size):.1f}" width="{wide:.1f}" '
-            f'height="{max(high, 0.5):.1f}" fill="{_colour(each.name)}" stroke="white" stroke-width="0.5">'
+            f'<rect x="{x(box.first):.1f}" y="{y(box.offset + box.size):.1f}" width="{wide:.1f}" '
+            f'height="{max(high, 0.5):.1f}" fill="{_colour(box.name)}" stroke="white" stroke-width="0.5">'
             f"<title>{escape(title)}</title></rect>"
         )
-        label = each.name if len(each.name) * 6.5 < wide else ""
+        label = box.name if len(box.name) * 6.5 < wide else ""
         if label and high > 14:
             yield (
-                f'<text x="{x(each.first) + 3:.1f}" y="{y(each.offset + each.size) + high / 2 + 4:.1f}" '
+                f'<text x="{x(box.first) + 3:.1f}" y="{y(box.offset + box.size) + high / 2 + 4:.1f}" '
                 f'font-size="11" pointer-events="none">{escape(label)}</text>'
             )
-    if 0 < found.lower_bound < found.arena:
+    if 0 < picture.lower_bound < picture.arena:
         yield (
-            f'<line x1="{x(0):.1f}" x2="{x(steps):.1f}" y1="{y(found.lower_bound):.1f}" '
-            f'y2="{y(found.lower_bound):.1f}" stroke="#c00" stroke-dasharray="6 4"/>'
+            f'<line x1="{x(0):.1f}" x2="{x(steps):.1f}" y1="{y(picture.lower_bound):.1f}" '
+            f'y2="{y(picture.lower_bound):.1f}" stroke="#c00" stroke-dasharray="6 4"/>'
         )
     for share in range(5):
-        offset = found.arena * share // 4
+        offset = picture.arena * share // 4
         yield (
             f'<text x="{x(0) - 6:.1f}" y="{y(offset) + 4:.1f}" text-anchor="end" fill="#444">{nbytes(offset)}</text>'
         )
@@ -158,7 +159,7 @@ def _panel(found: Plan, top: int) -> Iterator[str]:
 
 
 def _colour(name: str) -> str:
-    """A light colour that is always the same for a name."""
+    """A light colour, always the same for a name."""
     hue = zlib.crc32(name.encode()) % 360 / 360
     red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.72, 0.55))
     return f"#{red:02x}{green:02x}{blue:02x}"

@@ -1,4 +1,4 @@
-"""What a run gave: type, shape and range of every output."""
+"""The outputs of a run: dtype, shape and range of each."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from graphopt.report.document import Table
 
 
 def document(outputs: Mapping[str, Any], files: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """One JSON object per output; `min`, `mean` and `max` are null where they are no finite number."""
-    found = []
+    """One JSON object per output; `min`, `mean` and `max` are null where they are not finite numbers."""
+    items = []
     for name, value in outputs.items():
         low, mean, high = _range(value)
         item = {"name": name, "dtype": _dtype(value), "shape": _shape(value), "min": low, "mean": mean, "max": high}
         if name in files:
             item["file"] = str(files[name])
-        found.append(item)
-    return found
+        items.append(item)
+    return items
 
 
 def table(outputs: Mapping[str, Any], files: Mapping[str, Path]) -> Table:

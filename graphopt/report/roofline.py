@@ -1,7 +1,7 @@
-"""The roofline of a model as a picture: operations per byte to the right, operations per second upwards, both as logs.
+"""The roofline of a model as a picture: operations per byte to the right, operations per second upwards, log scale.
 
 A kernel lies below min(arithmetic peak, bandwidth x intensity) unless its operands were in a cache (Williams, Waterman
-and Patterson 2009, doi:10.1145/1498765.1498785). A larger dot took more of the time.
+and Patterson 2009, doi:10.1145/1498765.1498785). A larger dot took a larger share of the time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LABELS = 8
 
 
 def svg(document: Mapping[str, Any]) -> str:
-    """A drawing; kernels without operations (copies, pads) have no place in it and are counted below."""
+    """The drawing as SVG; kernels without operations (copies, pads) are only counted below."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         'font-family="sans-serif" font-size="12">',
@@ -64,7 +64,7 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
     yield f'<polyline points="{roof}" fill="none" stroke="#222" stroke-width="2"/>'
     total = sum(row["seconds"] for row in document["kernels"]) or 1.0
     largest = sorted(range(len(shown)), key=lambda index: -shown[index]["seconds"])
-    for index in largest:  # the small ones on top
+    for index in largest:  # small dots on top
         row, (intensity, rate) = shown[index], points[index]
         share = row["seconds"] / total
         title = (
@@ -98,7 +98,7 @@ def _parts(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _device(document: Mapping[str, Any]) -> str:
-    """The name of the device that was measured, "" for a CPU."""
+    """The name of the measured device, "" for a CPU."""
     return str(document.get("environment", {}).get("device", {}).get("name", ""))
 
 

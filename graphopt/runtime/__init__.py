@@ -1,0 +1,1 @@
+"""Execution of a program in this process: sessions, stages, feeds and outputs, fallback models."""

@@ -1,8 +1,8 @@
-"""One stage on a GPU: its arena and weights on the device, and what a run enqueues, in order.
+"""One stage on a GPU: its arena and weights on the device, and the steps that a run enqueues, in order.
 
-    copy inputs up, launch kernels, copy what a fallback model reads down and what it writes up, copy outputs down
+    upload inputs, launch kernels, download what a fallback model reads and upload what it writes, download outputs
 
-Without fallback models all of that is recorded once and enqueued by one call.
+Without fallback models all of this is recorded once and enqueued by one call.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from graphopt.runtime.devices.device import Device
 from graphopt.runtime.stage import CallTime
 
 _GUARD = 4096
-"""Bytes behind every arena that no plan uses, as on the host."""
+"""Guard bytes behind the arena, as on the host: no plan uses them."""
 
 Step = Callable[[], None]
 
 
 class DeviceStageRunner:
-    """Runs one stage on a device, again and again, on the same memory; what `StageRunner` is on a CPU.
+    """Runs one stage on a device, repeatedly, on the same memory; the counterpart of `StageRunner` on a CPU.
 
-    `arrays[name]` is host memory for what comes in, goes out, or takes part in a fallback model; `bytes[name]` the same
-    without its type. `given[name]` is the address, on the device, of an input that is taken from there instead.
+    `arrays[name]` is host memory of inputs, outputs and values of fallback models; `bytes[name]` the same memory
+    without a dtype. `given[name]` is the device address of an input that is read there instead.
     """
 
     def __init__(self, stage: Stage, artifact: Contents, device: Device, threads: int) -> None:
-        """Allocate, upload the weights and bind.
+        """Allocate memory, upload the weights and bind the kernels.
 
         Raises:
             ArtifactError: a kernel, weight or model of the stage cannot be used.
@@ -64,14 +64,14 @@ class DeviceStageRunner:
 
     @functools.cached_property
     def _inner(self) -> Step:
-        """All between the copies of inputs and those of outputs, as one step."""
-        return self._together(self._steps(*self._groups[1:-1]))
+        """Everything between the copies of inputs and those of outputs, as one step."""
+        return self._one_step(self._steps(*self._groups[1:-1]))
 
     def run(self, download: bool = True) -> None:
         """Run all segments once, from the input arrays to the output arrays.
 
         Args:
-            download: whether outputs are copied to `arrays`, and waited for.
+            download: whether outputs are copied to `arrays` and waited for.
 
         Raises:
             GraphoptError: the device or a fallback model failed.
@@ -88,10 +88,10 @@ class DeviceStageRunner:
             self._device.synchronize()
 
     def replay(self) -> Step:
-        """What enqueues all between the copies of inputs and those of outputs, on inputs as `arrays` has them now.
+        """A step that enqueues everything between the copies of inputs and of outputs, on the current inputs.
 
-        An input whose place in the arena something else takes later is kept elsewhere on the device, and copied from
-        there each time.
+        An input whose place in the arena is reused later is kept elsewhere on the device, and copied from there each
+        time.
         """
         self._device.activate()
         steps: list[Step] = []
@@ -102,14 +102,14 @@ class DeviceStageRunner:
                 if kept != self._pointers[name]:
                     steps.append(self._copy(name, kept))
         self._device.synchronize()
-        return self._together([*steps, *self._steps(*self._groups[1:-1])])
+        return self._one_step([*steps, *self._steps(*self._groups[1:-1])])
 
     def shared(self, name: str) -> int:
         """The address of a value on the device."""
         return self._pointers[name]
 
     def profile(self) -> list[CallTime]:
-        """Run once like `run`, taking the device's time of every call (a fallback model's by the host's clock)."""
+        """Run once like `run`, with the device's time of every call (a fallback model's by the host's clock)."""
         self._device.activate()
         self._bring()
         times: list[CallTime] = []
@@ -117,8 +117,8 @@ class DeviceStageRunner:
 
         def flush() -> None:
             seconds = self._device.laps([functools.partial(_all, steps) for _, _, steps in waiting])
-            for (name, origin, _), each in zip(waiting, seconds, strict=True):
-                times.append(CallTime(self.stage.index, name, origin, each))
+            for (name, origin, _), elapsed in zip(waiting, seconds, strict=True):
+                times.append(CallTime(self.stage.index, name, origin, elapsed))
             waiting.clear()
 
         for name, origin, steps in self._groups[1:-1]:
@@ -136,23 +136,23 @@ class DeviceStageRunner:
         return times
 
     def _bring(self) -> None:
-        """Enqueue copying the inputs to where the program reads them."""
+        """Enqueue the copies of the inputs to the addresses that the program reads."""
         for name in self.stage.inputs:
             if name in self.arrays:
                 step = self._copy(name, self.given[name]) if name in self.given else self._up(name)
                 step()
 
-    def _together(self, steps: list[Step]) -> Step:
+    def _one_step(self, steps: list[Step]) -> Step:
         return self._device.record(steps) if self._alone else functools.partial(_all, steps)
 
     def _taken(self, name: str) -> bool:
-        """Whether something else lies, earlier or later, where the input does."""
-        found = located(self._values[name], self._values)
-        assert found is not None
+        """Whether the place of the input in the arena is also used by another value, earlier or later."""
+        location = located(self._values[name], self._values)
+        assert location is not None
         first = self._pointers[name]
         for value in self.stage.values:
             owner = located(value, self._values)
-            if value.name not in self._pointers or owner is None or owner[0] is found[0]:
+            if value.name not in self._pointers or owner is None or owner[0] is location[0]:
                 continue
             start = self._pointers[value.name]
             if start < first + self._values[name].nbytes and first < start + value.nbytes:
@@ -170,7 +170,7 @@ class DeviceStageRunner:
         self._device.synchronize()
 
     def high_water(self, pattern: int) -> int:
-        """One past the highest byte that no longer holds `pattern`; more than the arena's size if it overflowed."""
+        """One past the highest byte that differs from `pattern`; more than the arena's size if a kernel overran it."""
         self._device.activate()
         memory = np.empty(self.stage.arena_bytes + _GUARD, np.uint8)
         self._device.download(memory, self._arena)
@@ -179,20 +179,20 @@ class DeviceStageRunner:
         return int(touched[-1]) + 1 if touched.size else 0
 
     def _place(self, artifact: Contents) -> dict[str, int]:
-        """The device address of every value that has bytes; the weights are copied up."""
+        """The device address of every value that has bytes; uploads the weights."""
         weights, index = artifact.weights(self.stage.weights) if self.stage.weights else (memoryview(b""), {})
         self._weight_bytes = len(weights)
         base = self._device.allocate(len(weights))
         self._device.upload(base, np.frombuffer(weights, np.uint8))
         pointers = {}
         for value in self.stage.values:
-            found = located(value, self._values)
-            if found is None or found[0].place is Place.HOST:
+            location = located(value, self._values)
+            if location is None or location[0].place is Place.HOST:
                 continue
-            owner, inside = found
+            owner, inside = location
             start = self._arena + owner.offset if owner.place is Place.ARENA else base + index[owner.name].start
             pointers[value.name] = start + inside
-        self._device.synchronize()  # the weights are mapped from a file that may go away
+        self._device.synchronize()  # the weights are mapped from a file that may be unmapped
         return pointers
 
     def _shared(self) -> Iterable[str]:

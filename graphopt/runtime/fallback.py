@@ -1,4 +1,4 @@
-"""A fallback segment: an ONNX model inside the program that ONNX Runtime runs on the values of the stage."""
+"""Fallback segments: an ONNX model inside the program that ONNX Runtime runs on the values of the stage."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def bind(
     host: dict[str, Any],
     threads: int,
 ) -> Callable[[], None]:
-    """A function that runs the segment once: from `arrays` and `host` into them.
+    """A function that runs the segment once: reads `arrays` and `host`, and writes to them.
 
-    Tensors are bound in place, without copies. If a HOST value takes part (or an empty tensor, which has no address to
-    bind; or an output of which ONNX Runtime infers another shape than it computes, as of pools with ceil_mode), ONNX
-    Runtime allocates the outputs instead and they are copied.
+    Tensors are bound in place, without copies. ONNX Runtime allocates the outputs instead, and they are copied, if a
+    HOST value takes part, or an empty tensor, which has no address to bind, or an output of which ONNX Runtime infers
+    another shape than it computes, as of pools with ceil_mode.
 
     Args:
         segment: what to run.
         model: the ONNX file.
-        weights: the initializers that it leaves to the weights file.
+        weights: the initializers that the model takes from the weights file.
         values: the stage's values by name.
         arrays: the memory of every value that is not HOST.
         host: the current HOST objects by name; read and written.
-        threads: of this segment.
+        threads: threads of this segment.
 
     Raises:
         ArtifactError: ONNX Runtime does not accept the model.
@@ -64,7 +64,7 @@ def bind(
             if name not in arrays:
                 host[name] = result
             elif not result.size and not arrays[name].size:
-                continue  # of nothing the planned shape is as good
+                continue  # an empty array: the planned shape is as good
             elif result.shape != arrays[name].shape:
                 raise GraphoptError(f"value {name!r} has shape {result.shape}, and {arrays[name].shape} was planned")
             else:
@@ -78,7 +78,7 @@ def _buffer(value: Value, array: Array) -> tuple[int, tuple[int, ...], int]:
 
 
 def _expects(shape: Sequence[object] | None, array: Array) -> bool:
-    """Whether an output with this shape, as ONNX Runtime infers it, may be written into `array`."""
+    """Whether an output with this inferred shape may be written into `array`."""
     if shape is None:
         return True
     known = [extent if not isinstance(dim, int) else dim for dim, extent in zip(shape, array.shape, strict=False)]

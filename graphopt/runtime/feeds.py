@@ -1,4 +1,4 @@
-"""Checking what a caller feeds to a program."""
+"""Validation of the feeds of a program."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def check(
     device: Device | None = None,
     constants: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The feeds by input name: arrays of the declared dtype and shape, or the objects given for dynamic inputs.
+    """The feeds by input name: arrays of the declared dtype and shape, or the given objects for dynamic inputs.
 
-    With several micro-batches the first axis is that many times the port's.
+    With several micro-batches, axis 0 is that many times the port's.
 
     Args:
         constants: inputs of the model whose default values were compiled in.
-        device: tensors there are taken as they are (`dlpack.Foreign`), its queue waiting for what makes them.
+        device: accepts tensors in its memory (`dlpack.Foreign`); its queue waits for their producers.
 
     Raises:
         FeedError: an input is missing or unknown, or has another dtype or shape.
@@ -56,13 +56,13 @@ def check(
 
 
 def _fits(port: Port, feed: Any) -> bool:
-    """Whether `feed` is just what the port declares, which takes no microsecond to see."""
+    """Whether `feed` is exactly what the port declares: a check of less than a microsecond."""
     fits = port.dtype in ITEM_BYTES and type(feed) is np.ndarray and feed.shape == port.shape
     return fits and bool(feed.dtype == numpy_dtype(port.dtype))
 
 
 def describe(port: Port, micro_batches: int = 1) -> str:
-    """`a float32 array of shape (1, 3, 224, 224)`."""
+    """Description of a port's feed: `a float32 array of shape (1, 3, 224, 224)`."""
     if port.shape is None:
         return f"a {port.dtype} value of any shape"
     return f"a {port.dtype} array of shape {full_shape(port.shape, micro_batches)}"
@@ -87,13 +87,13 @@ def _check(port: Port, feed: Any, micro_batches: int, device: Device | None) -> 
     array = np.asarray(feed)
     expected = numpy_dtype(port.dtype)
     if array.dtype.kind == "V" and port.dtype == "bfloat16" and array.dtype.itemsize == 2:
-        array = array.view(expected)  # a .npy file forgets the name of the type
+        array = array.view(expected)  # a .npy file loses the name of the dtype
     _check_type(port, array.dtype.name, array.shape, micro_batches)
     return array
 
 
 def _shared(port: Port, feed: Any, place: tuple[int, int], micro_batches: int, device: Device | None) -> dlpack.Foreign:
-    """A tensor on the device, where it is."""
+    """A tensor that is on the device already, used there."""
     if device is None or device.dlpack != place:
         where = "the CPU" if device is None else device.name
         raise FeedError(
@@ -101,9 +101,9 @@ def _shared(port: Port, feed: Any, place: tuple[int, int], micro_batches: int, d
             "make it a numpy array"
         )
     device.activate()
-    found = dlpack.take(port.name, feed, device.stream)
-    _check_type(port, found.dtype, found.shape, micro_batches)
-    return found
+    foreign = dlpack.take(port.name, feed, device.stream)
+    _check_type(port, foreign.dtype, foreign.shape, micro_batches)
+    return foreign
 
 
 def _check_type(port: Port, dtype: str, shape: tuple[int, ...], micro_batches: int) -> None:

@@ -30,13 +30,13 @@ _ADVICE = {
 
 
 def sentence(error: OSError) -> str:
-    """What the system refused as one sentence that names the file, or the temporary folder, and says what to do."""
+    """The system's error as one sentence that names the file, or the temporary folder, and the remedy."""
     reason = " ".join(str(error.strerror or error or type(error).__name__).split())
     if error.filename is not None:
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
         advice = _ADVICE.get(error.errno or 0, "make it accessible or name another place")
         return f"{name or 'the empty path'} cannot be used: {reason}; {advice}"
-    # Writing to an open file says no name, and so does the search for a temporary folder.
+    # An error while writing an open file has no file name, and neither has one of the search for a temporary folder.
     try:
         folder = tempfile.gettempdir()
     except OSError:
@@ -45,7 +45,7 @@ def sentence(error: OSError) -> str:
 
 
 def file_name(name: str) -> str:
-    """The file of an output: `NAME.npy`, with characters that a file name cannot have written as %XX."""
+    """The file of an output: `NAME.npy`, with characters that file names cannot have written as %XX."""
     return quote(name, safe=" !#$&'()+,;=@[]^_{}~") + ".npy"
 
 
@@ -53,14 +53,14 @@ def read(path: Path, name: str) -> Any:
     """The array in `path`, mapped, for input `name`.
 
     Raises:
-        FeedError: there is no such file or it holds no plain array.
+        FeedError: there is no such file, or it holds no plain array.
     """
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         reason = error.strerror or "the system refused"
         raise FeedError(f"input {name!r} cannot be read from {path}: {reason}; check the file") from error
-    except Exception as error:  # numpy evaluates the header: what a bad one raises can be anything
+    except Exception as error:  # numpy evaluates the header: a bad one can raise anything
         text = str(error)
         if "allow_pickle" in text or "Python objects" in text:
             reason = "it holds Python objects; write it with numpy.save as an array of numbers or strings"
@@ -72,18 +72,20 @@ def read(path: Path, name: str) -> Any:
 
 
 def _beginning(path: Path) -> str:
-    """The shape in the header of a .npy file as far as it can be quoted, for a message."""
+    """The shape in the header of a .npy file, as far as it can be quoted in a message."""
     try:
         with path.open("rb") as file:
             text = file.read(400).partition(b"'shape':")[2].decode("ascii", errors="replace")
     except OSError:
         return ""
-    words = " ".join("".join(each if each.isprintable() else " " for each in text).rstrip("\0 }").split())
+    words = " ".join(
+        "".join(character if character.isprintable() else " " for character in text).rstrip("\0 }").split()
+    )
     return f" (shape {words if len(words) <= 40 else words[:37] + '...'})" if words else ""
 
 
 def write(folder: Path, outputs: Mapping[str, Any]) -> dict[str, Path]:
-    """Write every output to its file in `folder`, each beside and renamed; the paths by name.
+    """Write every output to a temporary file in `folder` and rename it; returns the paths by name.
 
     An array goes to `NAME.npy`; maps, and a sequence of maps or numbers, to `NAME.json`, whose keys are text.
 
@@ -96,7 +98,7 @@ def write(folder: Path, outputs: Mapping[str, Any]) -> dict[str, Path]:
         path = folder / file_name(name)
         if isinstance(content, str):
             path = path.with_suffix(".json")
-        made = not folder.exists()
+        created = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
@@ -110,7 +112,7 @@ def write(folder: Path, outputs: Mapping[str, Any]) -> dict[str, Path]:
             finally:
                 Path(temporary).unlink(missing_ok=True)
         except OSError as error:
-            if made:  # with nothing in it
+            if created:  # the folder is empty
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise GraphoptError(

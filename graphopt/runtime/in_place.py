@@ -1,7 +1,7 @@
-"""Inputs and outputs that kernels read and write where the caller has them, without a copy from or to the arena.
+"""Inputs and outputs that kernels read and write in the caller's memory, without a copy from or to the arena.
 
-A large input costs its copy as often as a small network runs. Kernels take any address that numpy gives an array, so a
-run puts the caller's memory in the place of the arena's for every call that touches the value or a view of it.
+The copy of a large input takes as long as a small network. Kernels accept any address of a numpy array, so a run
+replaces the arena's memory by the caller's for every call that uses the value or a view of it.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from graphopt.program.weights import Array, numpy_dtype
 from graphopt.runtime.devices import library
 
 LEAST_BYTES = 1 << 14
-"""A smaller copy costs no more than a new tensor."""
+"""Bytes below which a copy costs no more than a new tensor."""
 
 
 @dataclass(slots=True)
 class _Part:
-    """The value or a view of it: its place in the value, and the arguments of calls that are it."""
+    """The value or a view of it: its start in the value, and the call arguments that refer to it."""
 
     value: Value
     start: int
     arguments: list[tuple[list[Any], int]]
-    whole: bool
+    is_base: bool
     reshaped: tuple[int, ...] | None
-    """Its shape, if it differs from the value in that only."""
+    """Its shape, if that is its only difference from the value."""
 
     def of(self, array: Array) -> Array:
-        """What this part is of the bytes of `array`."""
+        """The part of `array` that this view shows."""
         if self.reshaped is not None:
-            return array.reshape(self.reshaped)  # in a fraction of the time of what follows
+            return array.reshape(self.reshaped)  # much faster than what follows
         data = array.reshape(-1).view(np.uint8)[self.start : self.start + self.value.nbytes]
         return data.view(numpy_dtype(self.value.dtype)).reshape(self.value.shape or ())
 
 
 class InPlace:
-    """What of a stage can be bound to memory outside the arena, and what is."""
+    """The inputs and outputs of a stage that can be bound to memory outside the arena, and the current bindings."""
 
     def __init__(self, stage: Stage, values: Mapping[str, Value], arguments: Mapping[str, list[tuple[list[Any], int]]]):
-        """Args: arguments: of every value, the lists of prepared arguments that hold its tensor, and where."""
+        """Args: arguments: per value, the lists of prepared arguments with its tensor, and the position in each."""
         self._own: list[tuple[list[Any], int, Any]] = []
         self._parts: dict[str, list[_Part]] = {}
         candidates = _candidates(stage, values)
         for name, value in values.items():
-            found = located(value, values)
-            if found is not None and found[0].name in candidates:
-                base, start = found
+            location = located(value, values)
+            if location is not None and location[0].name in candidates:
+                base, start = location
                 same = value.nbytes == base.nbytes and value.dtype == base.dtype
                 shape = value.shape if same else None
                 part = _Part(value, start, arguments.get(name, []), name == base.name, shape)
@@ -62,9 +62,9 @@ class InPlace:
         return name in self._parts
 
     def bind(self, name: str, array: Array) -> bool:
-        """Let the next run read or write `name` in `array`, which has its dtype and shape, if its memory can be used.
+        """Let the next run read or write `name` in `array`, which has its dtype and shape; False if that is impossible.
 
-        It cannot where it is not contiguous, read-only, or at an odd address.
+        Memory that is not contiguous, read-only, or at an unaligned address cannot be used.
         """
         parts = self._parts.get(name)
         if parts is None or not array.flags.c_contiguous:
@@ -73,7 +73,7 @@ class InPlace:
             if not part.arguments:
                 continue
             try:
-                tensor = library.shared(array if part.whole else part.of(array))
+                tensor = library.shared(array if part.is_base else part.of(array))
             except (BufferError, RuntimeError, ValueError):
                 return False
             for arguments, index in part.arguments:
@@ -82,14 +82,14 @@ class InPlace:
         return True
 
     def release(self) -> None:
-        """Back to the arena; the caller's memory is no longer referred to."""
+        """Bind everything to the arena again; drops the references to the caller's memory."""
         for arguments, index, tensor in self._own:
             arguments[index] = tensor
         self._own.clear()
 
 
 def _candidates(stage: Stage, values: Mapping[str, Value]) -> set[str]:
-    """Inputs and outputs that are large, are in the arena themselves, and that native calls alone touch."""
+    """Inputs and outputs that are large, lie in the arena themselves, and are used by native calls only."""
     elsewhere = {_base(values, name) for segment in stage.segments for name in _copied(segment, values)}
     elsewhere |= {_base(values, name) for name in stage.outputs if values[name].place is not Place.ARENA}
     elsewhere |= {*stage.inputs} & {*stage.outputs}
@@ -99,7 +99,7 @@ def _candidates(stage: Stage, values: Mapping[str, Value]) -> set[str]:
         for name in ports
         if values[name].place is Place.ARENA
         and values[name].nbytes >= LEAST_BYTES
-        and values[name].dtype != "bfloat16"  # which numpy does not share
+        and values[name].dtype != "bfloat16"  # which numpy cannot share
         and name not in elsewhere
     }
 
@@ -116,5 +116,5 @@ def _copied(segment: Segment, values: Mapping[str, Value]) -> Iterator[str]:
 
 
 def _base(values: Mapping[str, Value], name: str) -> str:
-    found = located(values[name], values)
-    return name if found is None else found[0].name
+    location = located(values[name], values)
+    return name if location is None else location[0].name

@@ -1,4 +1,4 @@
-"""Opening ONNX models in ONNX Runtime as a program runs them: compiling opens them with the same options, to see."""
+"""ONNX Runtime sessions with the options that a program runs them with; the compiler opens models the same way."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def open_session(
     """A session on the CPU.
 
     Args:
-        model: the ONNX file; an initializer that it calls external is taken from `weights`, by its name.
+        model: the ONNX file; external initializers are taken from `weights` by name.
         weights: arrays of at least one element.
-        threads: of every operator.
-        spin: idle threads wait busily. They would do so on the cores where the kernels of the next segment run.
+        threads: threads per operator.
+        spin: idle threads busy-wait, on the cores where the kernels of the next segment would run.
 
     Raises:
-        Exception: ONNX Runtime does not accept the model; its exceptions share no base class.
+        Exception: ONNX Runtime rejects the model; its exceptions share no base class.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _SILENT  # what goes wrong is raised too
+    options.log_severity_level = _SILENT  # errors are raised too
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     if weights:
         options.add_external_initializers(
@@ -51,10 +51,10 @@ def open_session(
 
 
 def run_bounded(session: onnxruntime.InferenceSession, feeds: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """One run, outputs by name, which is ended where it takes longer.
+    """Run once with a time limit; returns the outputs by name.
 
     Raises:
-        Exception: the run failed, or was ended.
+        Exception: the run failed, or exceeded the limit.
     """
     import onnxruntime
 
@@ -73,10 +73,10 @@ def run_bounded(session: onnxruntime.InferenceSession, feeds: Mapping[str, Any],
 
 
 def ort_value(array: Array) -> Any:
-    """`array` as ONNX Runtime takes it, on the same memory."""
+    """`array` as an OrtValue on the same memory."""
     import onnxruntime
 
-    if array.dtype.name == "bfloat16":  # numpy has no such type of its own
+    if array.dtype.name == "bfloat16":  # numpy has no such dtype of its own
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, ONNX_TYPES["bfloat16"])
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 

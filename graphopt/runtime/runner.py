@@ -1,4 +1,4 @@
-"""What runs the stages of a program: this CPU, or the device that the artifact was built for."""
+"""Opens the runners of a program's stages: on this CPU, or on the device that the artifact was built for."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Runner = StageRunner | DeviceStageRunner
 
 
 def runners(stages: Iterable[Stage], artifact: Contents, threads: int, device: Device | None = None) -> list[Runner]:
-    """A runner for each stage, all on one device; fallback models take `threads` threads, and so do kernels on a CPU.
+    """A runner for each stage, all on one device; `threads` is for fallback models, and for kernels on a CPU.
 
     Args:
-        device: that of a program for one; None opens it.
+        device: the device of a device program; None opens it.
 
     Raises:
-        ArtifactError: a part of the artifact cannot be used here.
+        ArtifactError: a part of the artifact cannot be used on this machine.
         GraphoptError: the device is missing, or has not enough memory.
     """
     if not needs_device(artifact.manifest):

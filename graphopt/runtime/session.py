@@ -1,4 +1,4 @@
-"""Running a program in this process: one rank, or all stages of several ranks one after the other."""
+"""Sessions: run a program in this process, one rank or all stages of several ranks one after the other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from graphopt.runtime.runner import Runner, runners
 from graphopt.runtime.stage import CallTime, StageRunner
 
 _PATTERNS = (0xA5, 0x5A)
-"""Complements: no byte that a run writes twice alike can equal both."""
+"""Complements: a byte that a run writes the same way twice cannot equal both."""
 
 
 class Session:
@@ -32,16 +32,16 @@ class Session:
 
     Attributes:
         inputs, outputs: the program's ports.
-        threads: what kernels use.
-        device: what a program for a GPU runs on, else None.
+        threads: number of threads that kernels use.
+        device: the device of a program for a GPU, else None.
     """
 
     def __init__(self, artifact: Contents, threads: int | None = None, device: Device | None = None) -> None:
         """Allocate the arenas, map the weights, load the kernels.
 
         Args:
-            artifact: what to run.
-            threads: of every kernel; default one per physical core this process may use.
+            artifact: the program and its files.
+            threads: threads per kernel; default one per physical core this process may use.
             device: shared with other sessions, which then run one after the other; None opens the artifact's own.
 
         Raises:
@@ -80,35 +80,36 @@ class Session:
 
     @property
     def arena_lower_bound(self) -> int:
-        """Bytes below which no plan can be: the largest sum of live values, added up over the stages."""
+        """Lower bound of any plan in bytes: the largest sum of live values, added up over the stages."""
         return sum(stage.arena_lower_bound for stage in self._program.stages)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs by name, as arrays that are the caller's own (dynamic outputs: as ONNX Runtime returns them).
+        """Run once; returns the outputs by name as new arrays (dynamic outputs: as ONNX Runtime returns them).
 
         Args:
             feeds: input name -> array of the port's dtype and shape (times the micro-batches on axis 0). A session on a
-                device also takes tensors that are there, of any library that has DLPack, without the host.
+                device also takes tensors in device memory of any library that supports DLPack, without a host copy.
 
         Raises:
-            FeedError: the feeds do not fit the program's inputs.
+            FeedError: the feeds do not match the program's inputs.
             GraphoptError: a kernel or fallback model failed.
         """
         return self._run(feeds, lambda runner: runner.run(), in_place=True)
 
     def run_device(self, feeds: Mapping[str, Any], stream: int | None = None) -> dict[str, DeviceTensor]:
-        """The outputs by name, left on the device: `torch.from_dlpack(output)` shows one without copying it.
+        """Run once and leave the outputs on the device: `torch.from_dlpack(output)` shows one without copying it.
 
         The host does not wait for the device. The outputs are the session's own memory, which its next run overwrites.
 
         Args:
-            feeds: as `run` takes them.
-            stream: of the caller, on CUDA (`torch.cuda.current_stream().cuda_stream`); None is the default one. The run
-                begins after what is there, such as reading earlier outputs, and what comes there later waits for it.
+            feeds: as in `run`.
+            stream: the caller's stream on CUDA (`torch.cuda.current_stream().cuda_stream`); None is the default stream.
+            The
+                run waits for earlier work there, such as reading old outputs, and later work there waits for the run.
 
         Raises:
-            FeedError: the feeds do not fit the program's inputs.
-            GraphoptError: the program is none of one stage on a device, or failed.
+            FeedError: the feeds do not match the program's inputs.
+            GraphoptError: the program has several stages or is not for a device, or it failed.
         """
         runner = self._runners[0]
         if self.device is None or not isinstance(runner, DeviceStageRunner):
@@ -132,13 +133,13 @@ class Session:
             }
 
     def replay(self, feeds: Mapping[str, Any]) -> Callable[[], None]:
-        """What enqueues a run on the device between the copies of inputs and outputs, to time it by `device.laps`.
+        """A function that enqueues a run on the device without the copies of inputs and outputs, for `device.laps`.
 
         Args:
-            feeds: arrays of the host, which the runs compute on.
+                feeds: arrays of the host, the inputs of these runs.
 
-        Raises:
-            GraphoptError: as `run_device`.
+            Raises:
+                GraphoptError: as in `run_device`.
         """
         self.run_device(feeds)
         assert isinstance(self._runners[0], DeviceStageRunner)
@@ -150,15 +151,15 @@ class Session:
         return sum(runner.nbytes for runner in self._runners if isinstance(runner, DeviceStageRunner))
 
     def profile(self, feeds: Mapping[str, Any]) -> tuple[CallTime, ...]:
-        """Run once and give the time of every kernel call and fallback segment, in order of execution."""
+        """Run once; returns the time of every kernel call and fallback segment, in order of execution."""
         times: list[CallTime] = []
         self._run(feeds, lambda runner: times.extend(runner.profile()), in_place=True)
         return tuple(times)
 
     def trace(self, feeds: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-        """Run once; after every call, the nodes that it computes and copies of what it wrote, by value.
+        """Run once; yields after every call the nodes that it computes and copies of the values it wrote.
 
-        Nothing comes from a program of several stages, several micro-batches, or for a device.
+        Yields nothing for a program of several stages, of several micro-batches, or for a device.
         """
         runner = self._runners[0]
         if len(self._runners) > 1 or self._program.micro_batches > 1 or not isinstance(runner, StageRunner):
@@ -173,10 +174,10 @@ class Session:
                 self._end()
 
     def measure_arena(self, feeds: Mapping[str, Any]) -> tuple[int, ...]:
-        """Per stage, the bytes of the arena that a run really touches, counted up to the highest one.
+        """Per stage, the bytes of the arena that a run touches, up to the highest one.
 
         The arena is filled with a pattern before the run, twice with different ones. A result above the planned size
-        (`Stage.arena_bytes`) would mean that a kernel writes outside it.
+        (`Stage.arena_bytes`) means that a kernel writes outside the arena.
         """
         highest = [0] * len(self._runners)
         for pattern in _PATTERNS:
@@ -227,7 +228,7 @@ class Session:
     def _run_in_place(
         self, runner: StageRunner, checked: Mapping[str, Any], execute: Callable[[Runner], None]
     ) -> dict[str, Any]:
-        """Let kernels read large feeds where they are, and write large outputs where they stay."""
+        """Run with kernels that read large feeds and write large outputs directly in the caller's memory."""
         bound = runner.in_place
         outputs: dict[str, Any] = dict.fromkeys(self._makers)
         try:
@@ -250,7 +251,7 @@ class Session:
         return feeds.check(self.inputs, given, self._program.micro_batches, self.device, self._constants)
 
     def _fill(self, runner: Runner, checked: Mapping[str, Any], micro_batch: int, count: int) -> None:
-        """As `fill`, once the device has read what the host's arrays held before."""
+        """Call `fill` once the device has read the previous contents of the host's arrays."""
         if self.device is not None:
             self.device.activate()
             if not all(isinstance(feed, Foreign) for feed in checked.values()):
@@ -265,7 +266,7 @@ class Session:
         return outputs
 
     def _plan_transfers(self) -> list[list[tuple[Array, Array]]]:
-        """Per stage, the (source, target) views of the values that it gets from earlier stages."""
+        """Per stage, (source, target) array views of the values that it gets from earlier stages."""
         transfers: list[list[tuple[Array, Array]]] = [[] for _ in self._runners]
         for (source, target), names in schedule.carried(self._program.actions).items():
             for name in names:
@@ -274,7 +275,7 @@ class Session:
 
 
 def fill(runner: Runner, checked: Mapping[str, Any], micro_batch: int, count: int) -> None:
-    """Copy the part of the feeds that belongs to `micro_batch` of `count` into the stage's inputs."""
+    """Copy the feeds of `micro_batch`, of `count`, into the stage's inputs."""
     for name in runner.stage.inputs:
         if name not in checked:
             continue
@@ -294,14 +295,14 @@ def fill(runner: Runner, checked: Mapping[str, Any], micro_batch: int, count: in
 
 
 def fresh(array: Array) -> Array:
-    """An uninitialised array like `array`; kernels take every address that numpy gives one."""
+    """An uninitialised array like `array`; kernels accept every address that numpy allocates."""
     return np.empty(array.shape, array.dtype)
 
 
 def own(runner: Runner, name: str) -> Any:
-    """An output that stays valid after the next run."""
+    """A copy of an output, valid after the next run."""
     array = runner.arrays.get(name)
     if array is None:
-        found = runner.host[name]
-        return found.copy() if isinstance(found, np.ndarray) else found
+        value = runner.host[name]
+        return value.copy() if isinstance(value, np.ndarray) else value
     return array.copy()

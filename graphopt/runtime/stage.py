@@ -1,4 +1,4 @@
-"""One stage in this process: its arena, a view for every value, and the prepared calls."""
+"""One stage in this process: its arena, an array view of every value, and the prepared calls."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from graphopt.runtime.in_place import InPlace
 Bytes = npt.NDArray[np.uint8]
 
 SELECT = "select"
-"""The name of a choice between values, among kernels and models."""
+"""Name of a select segment, among the names of kernels and models."""
 
 _GUARD = 4096
-"""Bytes behind every arena that no plan uses: a kernel that writes past the arena is seen there by `high_water`."""
+"""Guard bytes behind every arena that no plan uses: `high_water` detects kernels that write past the arena."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class CallTime:
 
 
 class StageRunner:
-    """Runs one stage, again and again, on the same memory.
+    """Runs one stage, repeatedly, on the same memory.
 
     `bytes[name]` is the memory of every value that has any, `arrays[name]` the same in its dtype and shape, and
     `host[name]` the current object of a HOST value. Fill the inputs, `run()`, read the outputs; the next run overwrites
@@ -46,7 +46,7 @@ class StageRunner:
     """
 
     def __init__(self, stage: Stage, artifact: Contents, threads: int) -> None:
-        """Allocate and bind.
+        """Allocate the arena and bind the calls.
 
         Raises:
             ArtifactError: a library, function, weight or model of the stage cannot be used.
@@ -87,7 +87,7 @@ class StageRunner:
             ) from error
 
     def profile(self) -> list[CallTime]:
-        """Run once like `run`, taking the time of every call; one that is skipped takes none."""
+        """Run once like `run` and time every call; a skipped call takes 0 seconds."""
         times = [CallTime(self.stage.index, name, origin, 0.0) for name, origin in self._names]
         for index in self._due():
             function, arguments = self._calls[index]
@@ -97,7 +97,7 @@ class StageRunner:
         return times
 
     def trace(self) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-        """Run once like `run`; after every call, the nodes it computes and copies of what it wrote, by value."""
+        """Run once like `run`; yields after every call the nodes it computes and copies of the values it wrote."""
         calls = [
             call
             for segment in self.stage.segments
@@ -115,7 +115,7 @@ class StageRunner:
             )
 
     def _due(self) -> Iterator[int]:
-        """Places of the calls that this run makes: conditions are looked at when those before them are done."""
+        """Indices of the calls that this run executes: guards are evaluated after the calls before them."""
         for guard, calls in self._groups:
             if all(bool(flag[0]) is wanted for flag, wanted in guard):
                 yield from calls
@@ -125,20 +125,20 @@ class StageRunner:
         self._memory[:] = pattern
 
     def high_water(self, pattern: int) -> int:
-        """One past the highest byte that no longer holds `pattern`; more than the arena's size if it overflowed."""
+        """One past the highest byte that differs from `pattern`; more than the arena's size if a kernel overran it."""
         touched = np.flatnonzero(self._memory != pattern)
         return int(touched[-1]) + 1 if touched.size else 0
 
     def _place(self, artifact: Contents) -> dict[str, Bytes]:
-        """The bytes of every value that has any."""
+        """The memory of every value that has any."""
         places: dict[str, Bytes] = {}
         weights, index = artifact.weights(self.stage.weights) if self.stage.weights else (memoryview(b""), {})
         constants = _writable(weights)
         for value in self.stage.values:
-            found = located(value, self._values)
-            if found is None or found[0].place is Place.HOST:
+            location = located(value, self._values)
+            if location is None or location[0].place is Place.HOST:
                 continue
-            base, inside = found
+            base, inside = location
             if base.place is Place.ARENA:
                 memory, start = self._memory, base.offset + inside
             else:
@@ -147,7 +147,7 @@ class StageRunner:
         return places
 
     def _bind(self, artifact: Contents, threads: int) -> dict[str, list[tuple[list[Any], int]]]:
-        """Prepare the calls; for every value, the lists of arguments that hold its tensor, and where."""
+        """Prepare the calls; returns per value the lists of arguments with its tensor, and the position in each."""
         function = library.load(artifact.library_file(self.stage.library)) if self.stage.library else None
         tensors: dict[str, Any] = {}
         places: dict[str, list[tuple[list[Any], int]]] = {}
@@ -183,7 +183,7 @@ class StageRunner:
         return places
 
     def _select(self, segment: SelectSegment) -> Callable[[], None]:
-        """Copies the values of the side that is chosen to the outputs, where they are not there already."""
+        """A function that copies the selected side's values to the outputs, except those that share their memory."""
         sides = []
         for names in (segment.when_false, segment.when_true):
             pairs = [(self.arrays[to], self.arrays[of]) for to, of in zip(segment.outputs, names, strict=True)]
@@ -205,10 +205,10 @@ def aligned(size: int) -> Bytes:
 
 
 def _writable(data: memoryview) -> Bytes:
-    """`data` as an array kernels accept: where it stands if it is mapped, else an aligned copy."""
-    found = np.frombuffer(data, np.uint8)
-    if found.flags.writeable and found.ctypes.data % ALIGNMENT == 0:
-        return found
-    copy = aligned(found.size)
-    copy[:] = found
+    """`data` as an array that kernels accept: in place if it is mapped, else an aligned copy."""
+    array = np.frombuffer(data, np.uint8)
+    if array.flags.writeable and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    copy = aligned(array.size)
+    copy[:] = array
     return copy

@@ -1,0 +1,1 @@
+"""Combinatorial solvers: memory plans, algorithm and layout selection, pipeline stages, tile search."""

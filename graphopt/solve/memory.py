@@ -1,13 +1,14 @@
-"""Where every tensor lies in the arena: offsets for buffers whose lifetimes are known, in as few bytes as possible.
+"""Memory planning: arena offsets for buffers with known lifetimes, in as few bytes as possible.
 
 Two buffers that are alive at the same step must not overlap (dynamic storage allocation, NP-complete). The lower bound
 is the largest sum of live bytes over the steps. Most networks reach it; so the solver tries cheap greedy orders first,
-then a local search over orders, then an exact search, and stops wherever the bound is met. All limits are counts of
+then a local search over orders, then an exact search, and stops as soon as the bound is met. All limits are counts of
 work, never seconds: the same problem gives the same offsets on every machine.
 
-The exact search places buffers by rising offset, each as low as those below it allow, and cuts a branch when some step
-cannot hold what is left, or when an unplaced buffer would fit entirely below the one being placed (after the canonical
-search of Moffitt, "MiniMalloc", ASPLOS 2023; the local search follows the hill climber of Arm's Vela compiler).
+The exact search places buffers by rising offset, each as low as the buffers below it allow. It cuts a branch when some
+step cannot hold the remaining buffers, or when an unplaced buffer would fit entirely below the one being placed (after
+the canonical search of Moffitt, "MiniMalloc", ASPLOS 2023; the local search follows the hill climber of Arm's Vela
+compiler).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from graphopt.solve.memory_table import Table
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """`size` bytes that are in use from step `first` to step `last`, both included."""
+    """`size` bytes that are live from step `first` to step `last`, both included."""
 
     size: int
     first: int
@@ -42,9 +43,9 @@ class MemoryProblem:
 
 @dataclass(frozen=True, slots=True)
 class MemorySolution:
-    """`offsets[i]` is where buffer i starts. `lower_bound` bytes are needed by any plan, `arena_bytes` by this one.
+    """`offsets[i]` is the start of buffer i. Every plan needs `lower_bound` bytes, this one `arena_bytes`.
 
-    `optimal` says that no plan needs less: the bound is met, or the exact search ended. `method` found the plan.
+    `optimal`: no plan needs less, because the bound is met or the exact search completed. `method` found the plan.
     """
 
     offsets: tuple[int, ...]
@@ -73,8 +74,8 @@ def solve(problem: MemoryProblem, effort: int = 3_000_000) -> MemorySolution:
 
     Args:
         problem: sizes from 0 on, `first <= last`.
-        effort: work of the local and the exact search each, in buffers looked at; the default is about a second.
-            0 leaves the greedy orders only.
+        effort: work limit of the local and the exact search each, in buffers visited; the default is about a second.
+            0 leaves only the greedy orders.
 
     Raises:
         SolverError: a buffer has a negative size or ends before it starts, or the alignment is below 1.
@@ -89,11 +90,11 @@ def solve(problem: MemoryProblem, effort: int = 3_000_000) -> MemorySolution:
         firsts=[buffer.first for buffer in buffers],
         lasts=[buffer.last for buffer in buffers],
     )
-    found = search.best(table, bound // unit, effort)
+    packing = search.best(table, bound // unit, effort)
     offsets = [0] * len(problem.buffers)
-    for index, offset in zip(active, found.offsets, strict=True):
+    for index, offset in zip(active, packing.offsets, strict=True):
         offsets[index] = offset * unit
-    return MemorySolution(tuple(offsets), found.height * unit, bound, found.optimal, found.method)
+    return MemorySolution(tuple(offsets), packing.height * unit, bound, packing.optimal, packing.method)
 
 
 def validate(problem: MemoryProblem, solution: MemorySolution) -> list[str]:
@@ -115,11 +116,11 @@ def validate(problem: MemoryProblem, solution: MemorySolution) -> list[str]:
     last = np.array([buffer.last for buffer in buffers], dtype=np.int64)
     for index in range(len(buffers)):
         rest = slice(index + 1, None)
-        together = (first[rest] <= last[index]) & (first[index] <= last[rest])
+        coexist = (first[rest] <= last[index]) & (first[index] <= last[rest])
         overlap = (start[rest] < end[index]) & (start[index] < end[rest])
         reasons += [
             f"buffers {index} and {index + 1 + other} overlap in time and in memory"
-            for other in np.flatnonzero(together & overlap)
+            for other in np.flatnonzero(coexist & overlap)
         ]
     for step in sorted({buffer.first for buffer in buffers}):
         live = sum(buffer.size for buffer in buffers if buffer.first <= step <= buffer.last)

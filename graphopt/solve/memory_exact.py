@@ -1,4 +1,4 @@
-"""Branch and bound for a packing of at most a given height: the last resort of `memory.solve`."""
+"""Branch and bound for a packing of at most a given height: the last search of `memory.solve`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy.typing as npt
 from graphopt.solve.memory_table import Found, Table
 
 _FIRST_SHARE = 0.6
-"""Of the effort, for the bound itself, which most problems reach; the rest bisects what lies above."""
+"""Share of the effort spent on the bound itself, which most problems reach; the rest bisects the heights above it."""
 
 
 def improve(table: Table, incumbent: Found, bound: int, effort: int) -> Found:
-    """The incumbent, or a lower packing if one is found within `effort` (buffers looked at), and whether it is optimal.
+    """The incumbent, or a lower packing found within `effort` (buffers visited), and whether it is optimal.
 
-    Tries the bound first, then bisects between what is proved impossible (or was given up) and the best height known.
+    Tries the bound first, then bisects between the heights that are proved impossible (or given up) and the best one.
     """
     lowest, best, proved = bound, incumbent, True
     left = effort
@@ -38,10 +38,10 @@ def improve(table: Table, incumbent: Found, bound: int, effort: int) -> Found:
 
 
 def _search(table: Table, height: int, effort: int) -> tuple[list[int] | None, int, bool]:
-    """Offsets that need at most `height`, the work spent, and whether the search space was exhausted.
+    """Offsets that need at most `height`, the work spent, and whether the search space is exhausted.
 
-    The same space is searched under several orders of preference, each with its share of the effort: which one leads
-    quickly to a packing differs from problem to problem.
+    The same space is searched under several preference orders, each with a share of the effort: the order that finds a
+    packing quickly differs from problem to problem.
     """
     size, first, last = table.sizes, table.firsts, table.lasts
     preferences = (
@@ -60,29 +60,30 @@ def _search(table: Table, height: int, effort: int) -> tuple[list[int] | None, i
 
 
 class _Descent:
-    """One depth-first search. A node places one more buffer, at the lowest offset that those below it leave free.
+    """One depth-first search. A node places one more buffer, at the lowest offset that the buffers below it leave free.
 
-    Offsets never fall along a path (equal ones by rising index), so every packing that is pushed down as far as it goes
-    is met exactly once.
+    Offsets never fall along a path (equal offsets by rising index), so every packing whose buffers are pushed down as
+    far as possible is visited exactly once.
     """
 
     def __init__(self, table: Table, height: int, rank: Sequence[int]) -> None:
+        """Args: height: the limit; rank: the preference of each buffer, the least one first."""
         self.work = 0
         self.ended = False
         self._table = table
         self._height = height
         self._rank = np.array(rank, dtype=np.int64)
         self._sizes = np.array(table.sizes, dtype=np.int64)
-        # Loads are largest where a buffer starts, so those steps are enough.
+        # The load is largest at a step where a buffer starts, so those steps suffice.
         steps = np.array(sorted(set(table.firsts)), dtype=np.int64)
         self._from = np.searchsorted(steps, table.firsts, side="left")
         self._to = np.searchsorted(steps, table.lasts, side="right")
         self._steps = len(steps)
 
     def run(self, effort: int) -> list[int] | None:
-        """Offsets, or None if there are none (`ended`) or the effort was not enough."""
+        """Offsets, or None: no packing exists (`ended`), or the effort did not suffice."""
         count = len(self._sizes)
-        lowest = np.zeros(count, dtype=np.int64)  # of each unplaced buffer: the offset it would get now
+        lowest = np.zeros(count, dtype=np.int64)  # per unplaced buffer: the offset it would get now
         remaining = np.zeros(self._steps, dtype=np.int64)  # unplaced size per step
         for index in range(count):
             remaining[self._from[index] : self._to[index]] += self._sizes[index]
@@ -115,7 +116,7 @@ class _Descent:
             node = child
 
     def _place(self, node: _Node, index: int) -> _Node | None:
-        """The node after placing `index`, or None if some step can no longer hold what is left."""
+        """The node after placing `index`, or None if some step can no longer hold the remaining buffers."""
         offset = int(node.lowest[index])
         end = offset + self._sizes[index]
         span = slice(self._from[index], self._to[index])
@@ -137,7 +138,7 @@ class _Descent:
         """Buffers that may come next, the preferred one last."""
         unplaced = np.flatnonzero(open_)
         at = lowest[unplaced]
-        # One that starts where another could already have ended leaves a hole for the other: no need to look at it.
+        # A buffer that starts where another could already have ended leaves a hole for that one: skip it.
         ceiling = int((at + self._sizes[unplaced]).min())
         fits = (at < ceiling) & ((at > offset) | ((at == offset) & (unplaced > index)))
         chosen = unplaced[fits]
@@ -147,7 +148,7 @@ class _Descent:
 
 
 class _Node:
-    """What holds after the buffers of a path were placed; `placed` is the last of them."""
+    """State after placing the buffers of a path; `placed` is the last of them."""
 
     __slots__ = ("candidates", "floor", "lowest", "placed", "remaining")
 

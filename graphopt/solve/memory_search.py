@@ -1,4 +1,4 @@
-"""The searches behind `memory.solve`. Sizes and offsets are counted in units of the alignment here."""
+"""The searches of `memory.solve`. Sizes and offsets are in units of the alignment."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from graphopt.solve.memory_table import Found, Table
 Offsets = npt.NDArray[np.int64]
 
 _MANY = 96
-"""From this many neighbours on numpy is faster than a loop."""
+"""Number of neighbours from which numpy is faster than a loop."""
 
 _SEED = 20231
 
 
 def best(table: Table, bound: int, effort: int) -> Found:
-    """The lowest packing found by greedy orders, local search and exact search, in turn, until `bound` is met."""
+    """The lowest packing of greedy orders, local search and exact search, in turn, until `bound` is met."""
     count = len(table.sizes)
     result: Found | None = None
     best_order = list(range(count))
@@ -46,7 +46,7 @@ def best(table: Table, bound: int, effort: int) -> Found:
 
 
 def _orders(table: Table) -> dict[str, list[int]]:
-    """Orders in which to place buffers. Pressure is the load of the most loaded step of a buffer's life."""
+    """Placement orders. The pressure of a buffer is the load of the most loaded step of its lifetime."""
     sizes, firsts, lasts = table.sizes, table.firsts, table.lasts
     steps = sorted({*firsts, *lasts})
     position = {step: at for at, step in enumerate(steps)}
@@ -69,9 +69,9 @@ def _orders(table: Table) -> dict[str, list[int]]:
 
 
 def pack(table: Table, order: Sequence[int], tightest: bool, limit: int) -> list[int] | None:
-    """Place the buffers in `order`, each into the first gap that holds it, or the tightest.
+    """Place the buffers in `order`, each in the first gap that holds it, or in the tightest.
 
-    None as soon as one ends above `limit`.
+    None as soon as a buffer ends above `limit`.
     """
     offsets = [-1] * len(table.sizes)
     starts = np.full(len(table.sizes), -1, dtype=np.int64)
@@ -105,7 +105,7 @@ def _first_gap(taken: list[tuple[int, int]], size: int) -> int:
 
 
 def _tightest_gap(taken: list[tuple[int, int]], size: int) -> int:
-    """The offset of the smallest gap that holds `size`; above everything if there is none."""
+    """The offset of the smallest gap that holds `size`; the highest end if there is none."""
     at = 0
     chosen, smallest = -1, 0
     for start, end in taken:
@@ -118,7 +118,7 @@ def _tightest_gap(taken: list[tuple[int, int]], size: int) -> int:
 
 
 def _gap_of_many(starts: Offsets, ends: Offsets, size: int, tightest: bool) -> int:
-    """The same for many intervals (a start of -1: not placed yet), without a loop."""
+    """First or tightest gap among many intervals (start -1: not placed yet), without a loop."""
     placed = starts >= 0
     starts, ends = starts[placed], ends[placed]
     if not starts.size:
@@ -138,16 +138,17 @@ def _height(table: Table, offsets: Sequence[int]) -> int:
 
 
 def _climb(table: Table, order: Sequence[int], bound: int, effort: int, height: int) -> Found | None:
-    """Local search over placement orders for a height below `height`; None if none was met.
+    """Local search over placement orders for a height below `height`; None if no order reaches one.
 
-    A step moves one buffer of the critical pile (the highest buffer, what it stands on, and so on down) forward in the
-    order, or swaps it with a buffer that is alive with it. A result that is not worse replaces the order.
+    A step moves one buffer of the critical pile (the highest buffer, those directly below it, and so on down) forward
+    in the order, or swaps it with a buffer that is live at the same time. A result that is not worse replaces the
+    order.
     """
     chance = random.Random(_SEED)
     count = len(order)
     cost = count + sum(map(len, table.neighbours))
     order = list(order)
-    found: Found | None = None
+    packing: Found | None = None
     offsets = pack(table, order, False, 1 << 62)
     assert offsets is not None
     current = _height(table, offsets)
@@ -168,14 +169,14 @@ def _climb(table: Table, order: Sequence[int], bound: int, effort: int, height: 
         current = _height(table, offsets)
         if current < height:
             height = current
-            found = Found(offsets, height, height <= bound, "local search")
-            if found.optimal:
+            packing = Found(offsets, height, height <= bound, "local search")
+            if packing.optimal:
                 break
-    return found
+    return packing
 
 
 def _pile(table: Table, offsets: list[int], height: int) -> list[int]:
-    """The buffers that end at `height`, those they stand on, and so on down to offset 0."""
+    """The buffers that end at `height`, those directly below them, and so on down to offset 0."""
     ends = [offset + size for offset, size in zip(offsets, table.sizes, strict=True)]
     pile = [index for index, end in enumerate(ends) if end == height]
     seen = set(pile)

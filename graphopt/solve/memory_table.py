@@ -1,4 +1,4 @@
-"""What the searches for a memory plan share. Sizes and offsets are counted in units of the alignment."""
+"""Data shared by the searches for a memory plan. Sizes and offsets are in units of the alignment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 @dataclass
 class Table:
-    """The buffers, and for each the others that are alive together with it."""
+    """The buffers, and for each the buffers whose lifetimes overlap its own."""
 
     sizes: list[int]
     firsts: list[int]
@@ -19,20 +19,21 @@ class Table:
     arrays: list[npt.NDArray[np.intp]] = field(init=False)
 
     def __post_init__(self) -> None:
+        """Compute `neighbours` and `arrays`: per buffer, the indices of the buffers that are live with it."""
         first = np.array(self.firsts, dtype=np.int64)
         last = np.array(self.lasts, dtype=np.int64)
         self.neighbours, self.arrays = [], []
         for index in range(len(self.sizes)):
-            together = (first <= last[index]) & (first[index] <= last)
-            together[index] = False
-            found = np.flatnonzero(together)
-            self.arrays.append(found)
-            self.neighbours.append(found.tolist())
+            overlaps = (first <= last[index]) & (first[index] <= last)
+            overlaps[index] = False
+            neighbours = np.flatnonzero(overlaps)
+            self.arrays.append(neighbours)
+            self.neighbours.append(neighbours.tolist())
 
 
 @dataclass
 class Found:
-    """Offsets, the height they need, and whether none can be lower."""
+    """Offsets, their height, and whether no packing is lower."""
 
     offsets: list[int]
     height: int

@@ -1,11 +1,11 @@
-"""Partitioned Boolean quadratic problems: one value per node, costs on nodes and on pairs of nodes, least total.
+"""Partitioned Boolean quadratic problems: one value per node, costs on nodes and on pairs of nodes, minimum total.
 
     min  sum_u c_u[x_u]  +  sum over edges (u, v) of M_uv[x_u, x_v]          infinity forbids
 
 Exact reductions first: a node whose value is settled folds into its neighbours, a node with one or two neighbours is
-minimised out, and a value that another one beats whatever the neighbours do is dropped. (Scholz and Eckstein, LCTES
-2002, doi:10.1145/513829.513834; Hames and Scholz, JMLC 2006, doi:10.1007/11860990_21.) What is left, the core, is a
-mixed-integer program for HiGHS, over the local polytope of pairs.
+minimised out, and a value that is dominated by another, whatever the neighbours choose, is dropped. (Scholz and
+Eckstein, LCTES 2002, doi:10.1145/513829.513834; Hames and Scholz, JMLC 2006, doi:10.1007/11860990_21.) The remaining
+core is a mixed-integer program for HiGHS, over the local polytope of pairs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Graph:
     edges: dict[int, dict[int, Array]] = field(default_factory=dict)
 
     def add_node(self, costs: Array) -> int:
-        """Its number."""
+        """Add a node; returns its number."""
         node = len(self.costs)
         self.costs[node] = np.array(costs, dtype=np.float64)
         self.edges[node] = {}
         return node
 
     def add_edge(self, u: int, v: int, costs: Array) -> None:
-        """Add costs to the pair; a node with itself costs on its own values."""
+        """Add costs to the pair; a node paired with itself gets costs on its own values."""
         if u == v:
             self.costs[u] = self.costs[u] + np.diagonal(costs)
             return
@@ -45,19 +45,19 @@ class Graph:
         self.edges[u][v], self.edges[v][u] = both, both.T
 
     def remove(self, node: int) -> None:
-        """Take a node out with its edges."""
+        """Remove a node and its edges."""
         for other in self.edges.pop(node):
             del self.edges[other][node]
         del self.costs[node]
 
     def copy(self) -> Graph:
-        """A graph that can be reduced without touching this one."""
+        """A graph that can be reduced without changing this one."""
         return Graph(dict(self.costs), {u: dict(row) for u, row in self.edges.items()})
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A value per node, its total cost, the proven lower bound, and the size of the core that HiGHS got."""
+    """A value per node, the total cost, the proven lower bound, and the size of the core that HiGHS solved."""
 
     values: tuple[int, ...]
     cost: float
@@ -74,7 +74,7 @@ def total(graph: Graph, values: tuple[int, ...]) -> float:
 
 
 def solve(graph: Graph, weights: dict[int, Array] | None = None, limit: float = math.inf) -> Assignment | None:
-    """The cheapest assignment; with `weights`, among those whose weights add up to at most `limit`.
+    """The cheapest assignment; with `weights`, among those with a total weight of at most `limit`.
 
     Returns:
         None if every assignment is forbidden.
@@ -95,14 +95,15 @@ def solve(graph: Graph, weights: dict[int, Array] | None = None, limit: float = 
 
 
 class _Reducer:
-    """Reduces `graph` in place and remembers how to give the removed nodes their values afterwards."""
+    """Reduces `graph` in place and records how to recover the values of the removed nodes."""
 
     def __init__(self, graph: Graph) -> None:
+        """Args: graph: changed by `reduce`."""
         self.graph = graph
         self._undo: list[tuple[int, Callable[[dict[int, int]], int]]] = []
 
     def reduce(self) -> None:
-        """Until nothing changes: what is left has three or more neighbours everywhere."""
+        """Reduce until nothing changes: every remaining node has three or more neighbours."""
         pending = set(self.graph.costs)
         while pending:
             node = pending.pop()
@@ -116,7 +117,7 @@ class _Reducer:
                 pending |= touched
 
     def extend(self, values: dict[int, int]) -> None:
-        """Give every removed node the value that its neighbours' values make best."""
+        """Give every removed node the best value for the values of its neighbours."""
         for node, choose in reversed(self._undo):
             values[node] = choose(values)
 
@@ -140,7 +141,7 @@ class _Reducer:
         self._undo.append((node, choose))
 
     def _drop_beaten(self, node: int) -> bool:
-        """Remove a value that costs at least as much as another one, whatever values the neighbours have."""
+        """Remove a dominated value: it costs at least as much as another, whatever values the neighbours have."""
         costs, row = self.graph.costs[node], self.graph.edges[node]
         for worse in range(len(costs)):
             for better in range(len(costs)):
@@ -163,7 +164,7 @@ def _beaten(costs: Array, row: dict[int, Array], worse: int, better: int) -> boo
     gain = costs[worse] - costs[better]
     for matrix in row.values():
         high, low = matrix[worse], matrix[better]
-        open_ = np.isfinite(high)  # where the worse one is forbidden it loses anyway
+        open_ = np.isfinite(high)  # where the worse value is forbidden it loses anyway
         if not open_.any():
             return True
         if np.isinf(low[open_]).any():
@@ -173,11 +174,11 @@ def _beaten(costs: Array, row: dict[int, Array], worse: int, better: int) -> boo
 
 
 _MICROSECOND = 1e-6
-"""HiGHS works with absolute tolerances; in microseconds they are far below anything that matters here."""
+"""HiGHS uses absolute tolerances; in microseconds they are far below any cost that matters here."""
 
 
 def _core(graph: Graph, weights: dict[int, Array], limit: float) -> tuple[dict[int, int], float] | None:
-    """Values of the nodes of `graph`, and how far their cost may be from the optimum; None if all is forbidden."""
+    """Values of the nodes of `graph` and their cost's gap to the optimum; None if every assignment is forbidden."""
     if not graph.costs:
         return {}, 0.0
     import highspy
@@ -224,7 +225,7 @@ def _core(graph: Graph, weights: dict[int, Array], limit: float) -> tuple[dict[i
 
 
 def _add_pairs(highs: Any, first: dict[int, Any], second: dict[int, Any], matrix: Array) -> None:
-    """One variable per allowed pair; its rows and columns add up to the values of the two nodes."""
+    """One variable per allowed pair; the sums over its rows and columns equal the values of the two nodes."""
     pairs = {
         (a, b): highs.addVariable(lb=0.0, ub=1.0, obj=float(matrix[a, b]) / _MICROSECOND)
         for a in first

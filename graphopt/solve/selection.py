@@ -1,11 +1,11 @@
-"""Algorithm and layout of every node together: what computing and converting cost, layout conversions shared.
+"""Joint selection of algorithm and layout of every node: compute costs plus layout conversions, which are shared.
 
     min  sum_v seconds_v[a_v]  +  sum over tensors u and layouts l: seconds to convert u to l, if a consumer reads l
     s.t. sum_v error_v[a_v] <= budget
 
-An alternative a of a node reads all its tensors in one layout and writes its result in one. A tensor is converted at
-most once to each layout, whoever reads it: so each tensor gets a node of its own whose value is the set of layouts that
-it exists in, and the problem becomes one of pairs (`graphopt.solve.pbqp`).
+An alternative a of a node reads all its tensors in one layout and writes its output in one. A tensor is converted at
+most once to each layout, however many consumers read it: so each tensor gets a node of its own whose value is the set
+of layouts that it exists in, and the problem becomes one of pairs (`graphopt.solve.pbqp`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """The node that makes it, those that read it, and `seconds[from][to]` to convert it between layouts."""
+    """A tensor: its producer, its consumers, and `seconds[from][to]` to convert it between layouts."""
 
     producer: int
     consumers: tuple[int, ...]
@@ -42,7 +42,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Per node its alternatives. What lies outside is a node like the others, with a single alternative."""
+    """The alternatives of each node. Graph inputs and outputs are nodes with a single alternative."""
 
     alternatives: tuple[tuple[Alternative, ...], ...]
     tensors: tuple[Tensor, ...]
@@ -52,7 +52,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Per node the index of its alternative; total seconds, and the seconds that no choice can be below.
+    """The index of each node's alternative; total seconds, and a lower bound on them.
 
     `core` counts the nodes that the exact reductions left to the integer program.
     """
@@ -64,12 +64,12 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """(seconds - bound) / seconds: 0 when the choice is proven best."""
+        """(seconds - bound) / seconds: 0 when the choice is proven optimal."""
         return (self.seconds - self.bound) / self.seconds if self.seconds > 0 else 0.0
 
 
 def total(problem: Problem, chosen: tuple[int, ...]) -> float:
-    """Seconds of a choice."""
+    """Total seconds of a choice."""
     taken = [options[index] for options, index in zip(problem.alternatives, chosen, strict=True)]
     seconds = sum(alternative.seconds for alternative in taken)
     for tensor in problem.tensors:
@@ -85,7 +85,7 @@ def error_of(problem: Problem, chosen: tuple[int, ...]) -> float:
 
 
 def validate(problem: Problem, solution: Solution) -> list[str]:
-    """Reasons why `solution` is wrong, without looking at how it was found."""
+    """Reasons why `solution` is wrong, independent of the solver."""
     if len(solution.chosen) != len(problem.alternatives):
         return [f"{len(solution.chosen)} choices for {len(problem.alternatives)} nodes"]
     reasons = [
@@ -113,32 +113,32 @@ def brute_force(problem: Problem) -> float:
 
 
 def solve(problem: Problem) -> Solution:
-    """The cheapest choice within the error budget, proven so.
+    """The cheapest choice within the error budget, proven optimal.
 
     Raises:
         SolverError: no choice is possible, or none within the budget.
     """
     graph = _pairs(problem)
-    found = pbqp.solve(graph)
-    if found is None:
+    assignment = pbqp.solve(graph)
+    if assignment is None:
         raise SolverError("no choice of algorithms is possible: a node has no alternative of finite cost")
-    chosen = found.values[: len(problem.alternatives)]
+    chosen = assignment.values[: len(problem.alternatives)]
     if error_of(problem, chosen) > problem.error_budget:
         errors = {
             node: np.array([option.error for option in options]) for node, options in enumerate(problem.alternatives)
         }
-        found = pbqp.solve(graph, errors, problem.error_budget)
-        if found is None:
+        assignment = pbqp.solve(graph, errors, problem.error_budget)
+        if assignment is None:
             least = sum(min(option.error for option in options) for options in problem.alternatives)
             raise SolverError(
                 f"no choice of algorithms keeps the error budget {problem.error_budget:.1e}: the least is {least:.1e}"
             )
-        chosen = found.values[: len(problem.alternatives)]
-    return Solution(chosen, total(problem, chosen), min(found.bound, total(problem, chosen)), found.core)
+        chosen = assignment.values[: len(problem.alternatives)]
+    return Solution(chosen, total(problem, chosen), min(assignment.bound, total(problem, chosen)), assignment.core)
 
 
 def greedy(problem: Problem, deciding: Sequence[int]) -> Solution:
-    """Each node of `deciding` the alternative that is cheapest by itself; the others follow as well as they can."""
+    """Each node of `deciding` takes the alternative that is cheapest by itself; the others are solved optimally."""
     kept = {
         node: [min(range(len(options)), key=lambda index: options[index].seconds)]
         for node in deciding
@@ -149,33 +149,33 @@ def greedy(problem: Problem, deciding: Sequence[int]) -> Solution:
 
 def single_layout(problem: Problem, deciding: Sequence[int]) -> Solution:
     """The best choice in which every node of `deciding` writes one and the same layout wherever it can."""
-    found = []
+    solutions = []
     for layout in range(problem.layouts):
         kept = {}
         for node in deciding:
             options = problem.alternatives[node]
             indices = [index for index, option in enumerate(options) if option.writes == layout]
             kept[node] = indices or list(range(len(options)))
-        found.append(_restricted(problem, kept))
-    return min(found, key=lambda solution: solution.seconds)
+        solutions.append(_restricted(problem, kept))
+    return min(solutions, key=lambda solution: solution.seconds)
 
 
 def _restricted(problem: Problem, kept: Mapping[int, Sequence[int]]) -> Solution:
-    """The best choice when the nodes of `kept` have only those alternatives; the error budget is not looked at."""
+    """The best choice when the nodes of `kept` have only those alternatives; ignores the error budget."""
     alternatives = list(problem.alternatives)
     for node, indices in kept.items():
         alternatives[node] = tuple(problem.alternatives[node][index] for index in indices)
-    found = pbqp.solve(_pairs(replace(problem, alternatives=tuple(alternatives))))
-    if found is None:
+    assignment = pbqp.solve(_pairs(replace(problem, alternatives=tuple(alternatives))))
+    if assignment is None:
         raise SolverError("no choice of algorithms is possible: a node has no alternative of finite cost")
-    chosen = list(found.values[: len(alternatives)])
+    chosen = list(assignment.values[: len(alternatives)])
     for node, indices in kept.items():
         chosen[node] = indices[chosen[node]]
-    return Solution(tuple(chosen), total(problem, tuple(chosen)), found.bound, found.core)
+    return Solution(tuple(chosen), total(problem, tuple(chosen)), assignment.bound, assignment.core)
 
 
 def _pairs(problem: Problem) -> pbqp.Graph:
-    """The problem of pairs: first the nodes, in order, then one node per tensor that somebody reads."""
+    """The problem of pairs: first the nodes, in order, then one node per tensor that has a consumer."""
     graph = pbqp.Graph()
     for options in problem.alternatives:
         graph.add_node(np.array([option.seconds for option in options]))
@@ -186,8 +186,8 @@ def _pairs(problem: Problem) -> pbqp.Graph:
             continue
         exists = graph.add_node(np.zeros(len(sets)))
         writes = [option.writes for option in problem.alternatives[tensor.producer]]
-        made = [[_made(tensor, here, subset) for subset in sets] for here in writes]
-        graph.add_edge(tensor.producer, exists, np.array(made))
+        conversions = [[_conversion_seconds(tensor, here, subset) for subset in sets] for here in writes]
+        graph.add_edge(tensor.producer, exists, np.array(conversions))
         for consumer in tensor.consumers:
             reads = [option.reads for option in problem.alternatives[consumer]]
             allowed = [[0.0 if layout in subset else math.inf for subset in sets] for layout in reads]
@@ -195,8 +195,8 @@ def _pairs(problem: Problem) -> pbqp.Graph:
     return graph
 
 
-def _made(tensor: Tensor, here: int, subset: tuple[int, ...]) -> float:
-    """Seconds to have the tensor in all layouts of `subset` when it was written in layout `here`."""
+def _conversion_seconds(tensor: Tensor, here: int, subset: tuple[int, ...]) -> float:
+    """Seconds to convert the tensor to all layouts of `subset` when it was written in layout `here`."""
     if here not in subset:
         return math.inf
     return sum(tensor.seconds[here][layout] for layout in subset if layout != here)

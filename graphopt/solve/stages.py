@@ -1,7 +1,7 @@
-"""Cutting a network into stages: contiguous pieces of its order of execution, balanced by cost.
+"""Partition of a network into pipeline stages: contiguous pieces of its execution order, balanced by cost.
 
-Minimises the cost of the most expensive stage (it sets the throughput of a pipeline) and among such cuts the bytes that
-cross boundaries. A tensor is charged at every boundary between its producer and its last consumer, because it is
+Minimises the cost of the most expensive stage (it sets the throughput of a pipeline) and, among such cuts, the bytes
+that cross boundaries. A tensor is charged at every boundary between its producer and its last consumer, because it is
 forwarded through the stages between (`graphopt.program.schedule`); weights do not cross.
 """
 
@@ -18,14 +18,14 @@ from graphopt.errors import SolverError
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """A tensor of `size` bytes made by block `made` and last read by block `used`; blocks are numbered from 0.
+    """A tensor of `size` bytes with the blocks that produce it and consume it last; blocks are numbered from 0.
 
     A graph input is given to every rank and never crosses: leave it out.
     """
 
     size: int
-    made: int
-    used: int
+    producer: int
+    last_consumer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class StageProblem:
 class StageSolution:
     """`cuts[k]` is the first block of stage k + 1, rising. `bottleneck` is the largest stage cost.
 
-    No cut into so many stages has a bottleneck below `lower_bound`: the mean, or the largest block.
+    No cut into this number of stages has a bottleneck below `lower_bound`: the mean, or the largest block.
     """
 
     cuts: tuple[int, ...]
@@ -55,28 +55,28 @@ class StageSolution:
 
 
 def boundary_bytes(problem: StageProblem) -> tuple[int, ...]:
-    """Bytes alive across each place where one may cut: entry i is for a cut in front of block i (entry 0 is 0)."""
+    """Bytes alive across each possible cut: entry i is for a cut before block i (entry 0 is 0)."""
     change = [0] * (len(problem.costs) + 1)
     for tensor in problem.tensors:
-        if tensor.used > tensor.made:
-            change[tensor.made + 1] += tensor.size
-            change[tensor.used + 1] -= tensor.size
+        if tensor.last_consumer > tensor.producer:
+            change[tensor.producer + 1] += tensor.size
+            change[tensor.last_consumer + 1] -= tensor.size
     return tuple(itertools.accumulate(change[:-1]))
 
 
 def lower_bound(problem: StageProblem) -> float:
-    """No stage can cost less than the largest block, nor all of them less than the mean."""
+    """The larger of the largest block and the mean stage cost."""
     return max(max(problem.costs, default=0.0), math.fsum(problem.costs) / problem.stages)
 
 
 def solve(problem: StageProblem) -> StageSolution:
     """The best cuts, by dynamic programming over (stages, blocks); every stage gets at least one block.
 
-    First the least possible bottleneck, then the fewest crossing bytes within it, then the earliest cuts. Time is
-    stages x blocks^2: 64 stages of 1000 blocks take seconds.
+    Minimises the bottleneck first, then the crossing bytes, then takes the earliest cuts. Time is stages x blocks^2: 64
+    stages of 1000 blocks take seconds.
 
     Raises:
-        SolverError: there are fewer blocks than stages, or a number of the problem is impossible.
+        SolverError: there are fewer blocks than stages, or a number of the problem is out of range.
     """
     _check(problem)
     blocks, stages = len(problem.costs), problem.stages
@@ -122,7 +122,9 @@ def validate(problem: StageProblem, solution: StageSolution) -> list[str]:
     if solution.bottleneck != max(costs):
         reasons.append(f"the largest stage costs {max(costs)}, not {solution.bottleneck}")
     stage_of = [stage for stage, (first, last) in enumerate(itertools.pairwise(edges)) for _ in range(first, last)]
-    crossing = sum(tensor.size * max(0, stage_of[tensor.used] - stage_of[tensor.made]) for tensor in problem.tensors)
+    crossing = sum(
+        tensor.size * max(0, stage_of[tensor.last_consumer] - stage_of[tensor.producer]) for tensor in problem.tensors
+    )
     if solution.crossing_bytes != crossing:
         reasons.append(f"{crossing} bytes cross, not {solution.crossing_bytes}")
     if solution.lower_bound > solution.bottleneck * (1 + 1e-12):
@@ -142,7 +144,7 @@ def _check(problem: StageProblem) -> None:
         if not 0 <= cost < math.inf:
             raise SolverError(f"block {index} has the cost {cost}: it must be a number from 0 on")
     for tensor in problem.tensors:
-        if tensor.size < 0 or not 0 <= tensor.made <= tensor.used < blocks:
+        if tensor.size < 0 or not 0 <= tensor.producer <= tensor.last_consumer < blocks:
             raise SolverError(f"{tensor} is not possible between {blocks} blocks")
 
 
@@ -154,7 +156,7 @@ def _prefix_sums(costs: Sequence[float]) -> tuple[list[int], int]:
 
 
 def _least_bottleneck(before: Sequence[int], stages: int) -> int:
-    """The least limit under which filling stage after stage needs at most `stages` of them.
+    """The least limit under which filling one stage after the other needs at most `stages` of them.
 
     With at least as many blocks as stages, a cut into fewer stages can be cut further without costing more.
     """

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from graphopt.errors import CodegenError
 from graphopt.lowering.target import Lowered
 from graphopt.targets.common import native
 from graphopt.targets.common.converters.table import Table
@@ -48,7 +49,7 @@ class TvmTarget(ABC):
             lowered = self.lower([node], *native.ends(node), opsets, "probe_")
             if lowered.functions:
                 self.library(lowered.functions)
-        except RuntimeError as error:
+        except CodegenError as error:
             return f"TVM cannot generate code for {node.op_type}: {native.readable(error)}"
         return None
 

@@ -15,6 +15,7 @@ from graphopt.lowering.target import Lowered
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices import library
 from graphopt.targets.common import constants, lowering, relax_import, sources
+from graphopt.targets.common.codegen import codegen
 from graphopt.targets.common.quiet import quiet
 from graphopt.targets.common.tvm_target import TvmTarget
 from graphopt.targets.cpu import build, measure, tiles
@@ -72,15 +73,17 @@ class CpuTarget(TvmTarget):
         prefix: str,
     ) -> Lowered:
         """Import, fuse and schedule the nodes, then evaluate the calls that depend on constants only."""
-        with quiet():
-            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, TABLE, self.definitions)
-            lowered = lowering.lower(imported, self._builder, prefix, self.separate)
-        constants.evaluate_constants(lowered, self._host)
+        with codegen():
+            with quiet():
+                imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.cpu, TABLE, self.definitions)
+                lowered = lowering.lower(imported, self._builder, prefix, self.separate)
+            constants.evaluate_constants(lowered, self._host)
         return lowered
 
     def library(self, functions: Mapping[str, Any]) -> bytes:
         """Compile and link all functions into one shared library."""
-        return self._builder.library(functions)
+        with codegen():
+            return self._builder.library(functions)
 
     def tiles(self, workload: Workload) -> tuple[str, ...]:
         """The tiles worth measuring for `workload`, the default first."""

@@ -17,6 +17,7 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
+from graphopt.errors import CodegenError
 from graphopt.program.program import Launch
 from graphopt.targets.common.tir import ieee
 from graphopt.targets.gpu.devices import Device
@@ -25,7 +26,7 @@ _AXES = {f"{kind}Idx.{axis}": (kind, "xyz".index(axis)) for kind in ("block", "t
 _DYNAMIC = "tirx.use_dyn_shared_memory"
 _COMPILE = "tvm_callback_cuda_compile"
 SYNCHRONIZED = "graphopt.synchronized"
-"""Attribute of a function that has all the barriers it needs: TVM does not see that halves of a buffer are apart."""
+"""Attribute of a function that has all the barriers it needs: TVM does not see that halves of a buffer are disjoint."""
 
 _CONFIG = {"tirx.UnrollLoop": {"explicit_unroll": 0}}
 """Loops to unroll are marked, and the device's compiler does it: the source stays short."""
@@ -44,8 +45,8 @@ _lock = threading.Lock()
 class DeviceCode:
     """`source` defines the entries of `launches`, whose arguments count the parameters and then `scratch`.
 
-    `scratch` are (dtype, shape) of tensors that live only inside the call. `resident` is how many blocks would do well
-    to share a multiprocessor, which bounds the registers of a thread.
+    `scratch` are (dtype, shape) of tensors that live only inside the call. `resident` is how many blocks should be
+    resident on a multiprocessor, which bounds the registers of a thread.
     """
 
     source: str
@@ -62,14 +63,14 @@ def generate(symbol: str, function: Any, device: Device) -> DeviceCode:
     """Code for a PrimFunc whose loops are bound to blocks and threads.
 
     Raises:
-        RuntimeError: TVM cannot generate code for it, or part of it would run on the host.
+        CodegenError: TVM cannot generate code for it, or part of it would run on the host.
     """
     target = tvm.target.Target(device.tvm_target, host={"kind": "llvm"})
     module = tvm.IRModule({"main": function.with_attr("global_symbol", symbol)})
     with tvm.transform.PassContext(config=_CONFIG):
         split = _passes(SYNCHRONIZED in function.attrs)(tirx.transform.BindTarget(target)(module))
-    host = next(each for each in split.functions.values() if not _on_device(each))
-    kernels = {variable: each for variable, each in split.functions.items() if _on_device(each)}
+    host = next(part for part in split.functions.values() if not _on_device(part))
+    kernels = {variable: part for variable, part in split.functions.items() if _on_device(part)}
     launches, scratch = _Host(host, device).read()
     final = tvm.ir.transform.Sequential(
         [
@@ -83,14 +84,14 @@ def generate(symbol: str, function: Any, device: Device) -> DeviceCode:
         ]
     )(split)
     if {str(variable.name_hint) for variable in kernels} != {launch.entry for launch in launches}:
-        raise RuntimeError(f"not all of {symbol} becomes kernels")
+        raise CodegenError(f"not all of {symbol} becomes kernels")
     kind = next(iter(final.functions.values())).attrs["target"]
     resident = int(function.attrs[RESIDENT]) if RESIDENT in function.attrs else 1
     source = _source(final, kind, device)
     if device.cuda and SYNCHRONIZED in function.attrs:
         source = _LOOP.sub(r"\1#pragma unroll 1\n\1for (", source)
         if all(math.prod(launch.block) % device.warp == 0 for launch in launches):
-            source = source.replace("__activemask()", "0xffffffffu")  # who shuffles does so in whole warps
+            source = source.replace("__activemask()", "0xffffffffu")  # shuffles are executed by whole warps
     return DeviceCode(source, launches, scratch, resident)
 
 
@@ -99,7 +100,7 @@ def _on_device(function: Any) -> bool:
 
 
 def _passes(synchronized: bool) -> Any:
-    """From blocks and loops to kernels and their host; barriers are put in unless the function has its own."""
+    """From blocks and loops to kernels and host part; barriers are inserted unless the function has its own."""
     return tvm.ir.transform.Sequential(
         [
             s_tir.transform.CanonicalizeLoop(),
@@ -192,7 +193,7 @@ class _Host:
         elif isinstance(node, tirx.DeclBuffer):
             self.places.append((node.buffer, self._place(node.data)))
         else:
-            raise RuntimeError(f"a part of the function is bound to no thread ({type(node).__name__})")
+            raise CodegenError(f"a part of the function is bound to no thread ({type(node).__name__})")
 
     def _place(self, pointer: Any) -> int:
         """The position of the buffer whose data `pointer` is."""
@@ -234,11 +235,11 @@ def _source(module: Any, target: Any, device: Device) -> str:
 
 
 def _shared_apart(text: str) -> str:
-    """Names of dynamic shared memory are those of the file: kernels that keep another type there need another name."""
+    """Rename dynamic shared memory per kernel: names are the file's, and kernels may keep another type there."""
     first, *kernels = re.split(r'(?=^extern "C" __global__)', text, flags=re.MULTILINE)
     for number, kernel in enumerate(kernels):
-        if (found := _DYNAMIC_SHARED.search(kernel)) is not None:
-            kernels[number] = re.sub(rf"\b{found[1]}\b", f"shared_of_{number}", kernel)  # no name that TVM gives
+        if (declared := _DYNAMIC_SHARED.search(kernel)) is not None:
+            kernels[number] = re.sub(rf"\b{declared[1]}\b", f"shared_of_{number}", kernel)  # no name that TVM gives
     return first + "".join(kernels)
 
 

@@ -1,4 +1,4 @@
-"""Kernels that the CUDA compiler has seen before: machine code and its report, by all that decides them."""
+"""A cache of compiled CUDA kernels: machine code and the assembler's report, by all that they depend on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class CodeCache(KernelCache[nvrtc.Compiled]):
     """Machine code for one architecture, by the source; used from several threads."""
 
     def __init__(self, files: DiskCache, arch: str) -> None:
-        """Args: arch: that the code is for."""
+        """Args: arch: the architecture that the code is for."""
         super().__init__(files, {"format": FORMAT, "options": nvrtc.options(arch), "packages": nvrtc.packages()})
         self._arch = arch
 
     def compile(self, source: str) -> nvrtc.Compiled:
-        """Machine code; the compiler is asked only for what is not kept."""
+        """Machine code of `source`; the compiler runs only for what is not in the cache."""
         kept = self.get(source)
         if kept is not None:
             return kept
@@ -31,7 +31,7 @@ class CodeCache(KernelCache[nvrtc.Compiled]):
         return compiled
 
     def read(self, content: bytes) -> nvrtc.Compiled:
-        """The report as JSON, a zero byte, and the code."""
+        """An entry from its bytes: the report as JSON, a zero byte, and the machine code."""
         report, _, image = content.partition(b"\0")
         resources = {entry: nvrtc.Resources(**fields) for entry, fields in json.loads(report).items()}
         return nvrtc.Compiled(image, resources)

@@ -20,7 +20,7 @@ LARGEST_GRID = 65535
 class Device:
     """A GPU. Sizes in bytes, rates in operations (a multiply-add is two) or bytes a second.
 
-    `arch` is what code is generated for: "sm_90", or "opencl" where the driver compiles. `rates` are of dense products
+    `arch` is what code is generated for: "sm_90", or "opencl" where the driver compiles. `rates` are of dense GEMMs
     by dtype; "tf32" is float32 data through tensor cores. `registers` are 32-bit words.
     """
 
@@ -50,7 +50,7 @@ class Device:
 
     @property
     def warpgroups(self) -> bool:
-        """Whether four warps can multiply together: code for this very architecture, which runs on no later one."""
+        """Whether it has warpgroup MMA (wgmma): code for exactly this architecture, which runs on no later one."""
         return self.arch == "sm_90a"
 
     @property
@@ -124,7 +124,7 @@ def level_of(name: str, arch: str) -> str:
     Its own description, or the one that stands for its architecture, with what only that architecture has.
     """
     called = name.lower().replace(" ", "")
-    fitting = (each for each, device in DEVICES.items() if device.arch.rstrip("a") == arch and each in called)
+    fitting = (level for level, device in DEVICES.items() if device.arch.rstrip("a") == arch and level in called)
     return next(fitting, f"{arch}a" if f"{arch}a" in _REPRESENTATIVE else arch)
 
 

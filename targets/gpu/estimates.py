@@ -1,9 +1,9 @@
-"""How long convolutions and changes of layout take on a GPU, about: what choosing between them goes by without one.
+"""Estimated seconds of convolutions and layout changes on a GPU, by which they are chosen without a device.
 
-A product takes what the writer that would be chosen for it says of its best tile, and no less than its operands and
-results take at the memory's bandwidth. Convolutions on planes look for every element of a patch by itself, those on
-blocks for 16 bytes at once: on tensor cores, where multiplying is cheap, that decides. Every launch is counted. Nothing
-here was fitted to a device.
+A GEMM takes what the kernel template that would be chosen for it estimates for its best tile, and no less than its
+operands and results take at the memory's bandwidth. A convolution on planar tensors computes the address of every patch
+element by itself, one on blocked tensors the address of 16 bytes at once: on tensor cores, where multiplying is cheap,
+that decides. Every launch is counted. Nothing here was fitted to a device.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.converters.base import HALVES
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.gemm import simt, templates
-from graphopt.targets.gpu.kernels.gemm.product import Product
+from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.waves import CLOCK, INSTRUCTIONS, LAUNCH, REACHED_BANDWIDTH
 
 ADDRESS = 24
-"""Instructions that find a patch's element: its tap, its pixel, and whether that is inside the image."""
+"""Instructions that compute the address of a patch element: its tap, its pixel, and whether that is in the image."""
 
 VECTOR = 16
 """Bytes of the widest load."""
@@ -31,7 +31,7 @@ VECTOR = 16
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A product: extents of batch, m, n, k; the dtype of its operands, and whether a load takes 16 bytes of each."""
+    """A GEMM: extents of batch, m, n, k; the dtype of its operands, and whether a load takes 16 bytes of each."""
 
     batch: int
     m: int
@@ -40,11 +40,11 @@ class Shape:
     dtype: str
     wide: tuple[bool, bool]
 
-    def product(self, kind: str | None) -> Product:
-        """One of tensors that lie so."""
+    def product(self, kind: str | None) -> Gemm:
+        """The GEMM of tensors that lie so; tensor cores may multiply factors of `kind`."""
         b, m, n, k = self.batch, self.m, self.n, self.k
         kept = "float32" if self.dtype in HALVES else self.dtype
-        # tensor cores get both operands along k
+        # tensor cores read both operands along k
         turned = kind is not None and self.wide[1]
         left = tirx.decl_buffer((b, m, k * (1 if self.wide[0] else 2)), self.dtype)
         right = tirx.decl_buffer((b, n, k) if turned else (b, k, n * (1 if self.wide[1] else 2)), self.dtype)
@@ -57,7 +57,7 @@ class Shape:
             value = right[at, column, depth] if turned else right[at, depth, column * (1 if self.wide[1] else 2)]
             return value.astype(kept)
 
-        return Product(
+        return Gemm(
             None,
             b,
             m,
@@ -73,14 +73,15 @@ class Shape:
 
 
 class Estimates:
-    """For one device; products are asked about once."""
+    """Estimates for one device; every GEMM is estimated once."""
 
     def __init__(self, device: Device) -> None:
+        """Args: device: that the kernels run on."""
         self.device = device
         self._known: dict[tuple[Shape, str | None], float] = {}
 
     def seconds(self, workload: Workload, units: str = "") -> float | None:
-        """Seconds of `workload`, whose products may use `units`; infinity without a kernel, None if not known."""
+        """Seconds of `workload`, whose GEMMs may use `units`; infinity without a kernel, None if not known."""
         known = {
             "Conv": self._planar,
             "Conv2dBlocked": self._blocked,
@@ -93,8 +94,8 @@ class Estimates:
             return LAUNCH + self._moved(workload)
         if workload.op_type in ("Conv2dIm2col", "Conv2dFft", "Conv2dWinogradAxis"):
             return math.inf
-        found = known.get(workload.op_type)
-        return None if found is None else found(workload, units)
+        estimate = known.get(workload.op_type)
+        return None if estimate is None else estimate(workload, units)
 
     def _moved(self, workload: Workload) -> float:
         """Seconds to read the operands and write the result once."""
@@ -103,7 +104,7 @@ class Estimates:
         return elements * size / (REACHED_BANDWIDTH * self.device.bandwidth)
 
     def _threads(self, elements: float) -> float:
-        """Seconds to find so many elements."""
+        """Seconds to compute the addresses of so many elements."""
         return elements * ADDRESS / (self.device.multiprocessors * INSTRUCTIONS * CLOCK)
 
     def _planar(self, workload: Workload, units: str) -> float:
@@ -130,7 +131,7 @@ class Estimates:
         return LAUNCH + max(self._moved(workload), self._product(shape, units))
 
     def _winograd(self, workload: Workload, units: str) -> float:
-        """Two transforms, which read and write, and a product that is plain on both sides."""
+        """Two transforms, which read and write, and a batched GEMM that loads 16 bytes of both operands at a time."""
         x, u = workload.operands[:2]
         taps, blocks, deep, lanes, b = u.shape
         images, _, height, width, _ = workload.shape
@@ -151,22 +152,22 @@ class Estimates:
         return LAUNCH + max(self._moved(workload), self._threads(math.prod(workload.shape) * taps / wide))
 
     def _product(self, shape: Shape, units: str) -> float:
-        """Of the writer that the schedule will choose."""
+        """Seconds of the kernel template that the schedule will choose."""
         kind = shape.dtype if shape.dtype in HALVES else "tf32" if units == "tf32" else None
         if (shape, kind) not in self._known:
-            product = shape.product(kind)
+            gemm = shape.product(kind)
             try:
-                choice = templates.best(product, self.device)
+                choice = templates.best(gemm, self.device)
             except ValueError:
                 self._known[shape, kind] = math.inf
             else:
-                found = choice.seconds + (0.0 if choice.units else self._finding(product, shape))
-                self._known[shape, kind] = found
+                seconds = choice.seconds + (0.0 if choice.units else self._address_seconds(gemm, shape))
+                self._known[shape, kind] = seconds
         return self._known[shape, kind]
 
-    def _finding(self, product: Product, shape: Shape) -> float:
-        """Seconds in which the ordinary units find their operands, which their writer's estimate leaves out."""
-        tile = simt.tiles(product, self.device)[0]
+    def _address_seconds(self, gemm: Gemm, shape: Shape) -> float:
+        """Seconds in which CUDA cores compute operands' addresses, which the estimate of `simt` leaves out."""
+        tile = simt.tiles(gemm, self.device)[0]
         blocks = shape.batch * math.ceil(shape.m / tile.m) * math.ceil(shape.n / tile.n)
         pairs = zip((tile.m, tile.n), shape.wide, strict=True)
         loads = sum(extent / (simt.VECTOR if wide else 1) for extent, wide in pairs)

@@ -1,4 +1,4 @@
-"""What may be fused behind a kernel that sums: functions of its elements, and nothing that gives more of them."""
+"""Which consumers may be fused into the epilogue of a reduction: elementwise ones, and none that broadcasts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ _NAMES = (
     " Mod Mul Or PRelu Pow Sub Sum Where Xor"
 )
 BROADCASTS = frozenset(_NAMES.split())
-"""Operators that repeat an operand which is smaller than their result."""
+"""Operators that broadcast an operand which is smaller than their result."""
 
 
 def epilogue(c: Context) -> int:
-    """The pattern for TVM's fusion: it would also fuse what repeats the result along an axis, behind a sigmoid, say.
+    """The pattern for TVM's fusion: `EPILOGUE`, or `OPAQUE` where elementwise consumers end in a broadcast.
 
-    A kernel's blocks have the elements of its sums, not those of a larger tensor; then it stands alone.
+    TVM would also fuse what repeats the result along an axis, behind a sigmoid, say. But a kernel's blocks have the
+    elements of its sums, not those of a larger tensor; then nothing is fused behind it.
     """
     pending = list(c.node.outputs)
     seen = set(pending)

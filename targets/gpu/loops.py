@@ -1,4 +1,4 @@
-"""Loops as threads run them: plain ones, and parallel ones dealt out to blocks."""
+"""Handwritten loops as threads run them: serial ones, and parallel ones distributed over blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tvm import s_tir, tirx
 
 
 def serial(statement: Any) -> Any:
-    """The statement with plain loops only, as one thread runs them."""
+    """The statement with serial loops only, as one thread runs them."""
     if isinstance(statement, tirx.For):
         bounds = statement.loop_var, statement.min, statement.extent, tirx.ForKind.SERIAL
         return tirx.For(*bounds, serial(statement.body), None, None, statement.step)
@@ -17,7 +17,7 @@ def serial(statement: Any) -> Any:
 
 
 def bound(statement: Any, threads: int) -> Any:
-    """The statement with outermost parallel loops dealt out to blocks of `threads`, and all else in one thread."""
+    """The statement with outermost parallel loops distributed over blocks of `threads`, all else in one thread."""
     if isinstance(statement, tirx.SeqStmt | s_tir.SBlockRealize):
         return _inside(statement, lambda part: bound(part, threads))
     if isinstance(statement, tirx.AllocBuffer | tirx.DeclBuffer):
@@ -52,8 +52,8 @@ def _inside(statement: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(statement, s_tir.SBlockRealize):
         block = statement.block
         parts = block.iter_vars, block.reads, block.writes, block.name_hint, change(block.body), block.init
-        whole = s_tir.SBlock(*parts, block.alloc_buffers, block.match_buffers, block.annotations)
-        return s_tir.SBlockRealize(statement.iter_values, statement.predicate, whole)
+        rebuilt = s_tir.SBlock(*parts, block.alloc_buffers, block.match_buffers, block.annotations)
+        return s_tir.SBlockRealize(statement.iter_values, statement.predicate, rebuilt)
     if isinstance(statement, tirx.For):
         bounds = statement.loop_var, statement.min, statement.extent, statement.kind, change(statement.body)
         return tirx.For(*bounds, statement.thread_binding, statement.annotations, statement.step)

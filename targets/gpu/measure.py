@@ -1,8 +1,8 @@
 """Seconds of kernels on the device that is here: candidates interleaved, weights from memory as in a whole model.
 
-A candidate's runs are recorded as one graph, each on weights at another place of a pool that is larger than the
-device's second-level cache, which a model would have driven them out of; activations stay where they are, as in a model
-the kernel before has just written them. The device takes the time, by events around the graph.
+A candidate's runs are recorded as one graph. Each run reads its weights at another place of a pool that is larger than
+the device's second-level cache, because a whole model would have evicted them; activations stay where they are, because
+in a model the previous kernel has just written them. The device takes the time, by events around the graph.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.cost.workload import Timing, Workload
-from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.errors import ArtifactError, CodegenError, GraphoptError
 from graphopt.lowering.target import Lowered, Target
 from graphopt.program.check import located
 from graphopt.program.program import Place
@@ -32,12 +32,12 @@ BLOCK_SECONDS = 2e-3
 LEAST_RUNS, MOST_RUNS = 3, 256
 MOST_REPLAYS = 100
 WARM_SECONDS = 0.05
-"""So long a device computes before anything is timed: an idle one runs at a low clock."""
+"""Seconds that a device computes before anything is timed: an idle one runs at a low clock."""
 
 CACHES = 2.0
 """The pool that weights are read from, in sizes of the second-level cache, ..."""
 LEAST_POOL, MOST_POOL = 16 << 20, 256 << 20
-"""... but no smaller or larger: what a driver calls its cache may be anything."""
+"""... but no smaller or larger: the size that a driver reports may be anything."""
 
 SMALL_CONSTANT = 4096
 ALIGNED = 256
@@ -51,18 +51,18 @@ Step = Callable[[], None]
 class Compiles(Target, Protocol):
     """A target whose kernels a device loads one by one."""
 
-    def image(self, made: Any) -> bytes:
+    def image(self, device_code: Any) -> bytes:
         """What a device loads for code that `lower` gave.
 
         Raises:
-            RuntimeError: the compiler refuses it.
+            CodegenError: the compiler refuses it.
         """
 
 
 def measure(
     groups: Sequence[Sequence[tuple[Workload, str]]], target: Compiles, device: Device, progress: Progress | None = None
 ) -> list[list[Timing | None]]:
-    """Time every (work, tile); those of one group are interleaved. None where a kernel cannot be built or loaded.
+    """Time every (workload, tile); those of one group are interleaved. None where a kernel cannot be built or loaded.
 
     Raises:
         GraphoptError: the device has not enough memory, or fails.
@@ -74,7 +74,7 @@ def measure(
         for i, g in enumerate(groups)
     ]
     built = [item for group in lowered for item in group if item is not None]
-    images = _images(target, {symbol: made for item in built for symbol, made in item.functions.items()})
+    images = _images(target, {symbol: device_code for item in built for symbol, device_code in item.functions.items()})
     facts = device.facts()
     pool = round(min(max(CACHES * facts["l2_bytes"], LEAST_POOL), MOST_POOL))
     layouts = {id(item): Layout.of(item, pool) for item in built}
@@ -91,13 +91,13 @@ def measure(
                 warm = True
             for _, runner in ready:
                 runner.prepare()
-            found = iter(_interleave(device, [runner for _, runner in ready]))
+            laps = iter(_interleave(device, [runner for _, runner in ready]))
         except GraphoptError as error:
             kinds = ", ".join(sorted({workload.op_type for workload, _ in ready}))
             raise GraphoptError(f"{error}, while {kinds} was measured; compile with --costs roofline") from error
         results.append(
             [
-                None if runner is None else timing(next(found), tile)
+                None if runner is None else timing(next(laps), tile)
                 for runner, (_, tile) in zip(runners, group, strict=True)
             ]
         )
@@ -106,17 +106,17 @@ def measure(
 
 
 def _images(target: Compiles, functions: Mapping[str, Any]) -> dict[str, bytes]:
-    """What the device loads, of all that the compiler takes."""
+    """The images that the device loads, of all kernels that the compiler accepts."""
 
-    def image(made: Any) -> bytes | None:
+    def image(device_code: Any) -> bytes | None:
         try:
-            return target.image(made)
-        except RuntimeError:
+            return target.image(device_code)
+        except CodegenError:
             return None
 
     with ThreadPoolExecutor(host_cpu.available_cpus()) as pool:
-        found = dict(zip(functions, pool.map(image, functions.values()), strict=True))
-    return {symbol: each for symbol, each in found.items() if each is not None}
+        images = dict(zip(functions, pool.map(image, functions.values()), strict=True))
+    return {symbol: content for symbol, content in images.items() if content is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Layout:
 
     @classmethod
     def of(cls, lowered: Lowered, pool: int) -> Layout:
-        """Of a candidate whose weights are to be read from `pool` bytes, or more."""
+        """The layout of a candidate whose weights are to be read from `pool` bytes, or more."""
         layout = cls()
         for value in lowered.values.values():
             if value.place is Place.VIEW:
@@ -226,7 +226,7 @@ class _Runner:
         self._step = self._recorded(1)
 
     def prepare(self) -> None:
-        """Find out how long a run takes, and record as many as make a block."""
+        """Time a run, and record as many runs as make a timed block."""
         self._step()
         self._device.synchronize()
         once = max(float(np.median([self.lap(), self.lap(), self.lap()])), 1e-7)
@@ -247,25 +247,25 @@ class _Runner:
                 yield self._device.kernel(self._images[call.symbol], launch, pointers)
 
     def _pointer(self, name: str, run: int) -> int:
-        found = located(self._lowered.values[name], self._lowered.values)
-        assert found is not None
-        owner, inside = found
+        location = located(self._lowered.values[name], self._lowered.values)
+        assert location is not None
+        owner, inside = location
         if owner.name in self._own:
             return self._own[owner.name] + inside
         spot = self._layout.spots[owner.name]
         return self._memory.regions[spot.region] + spot.at(run) + inside
 
     def enqueue(self) -> None:
-        """All runs, so many times that they make a block."""
+        """Enqueue all recorded runs, as many times as make a timed block."""
         for _ in range(self.replays):
             self._step()
 
     def lap(self) -> float:
-        """Seconds of a run, in a block by itself."""
+        """Seconds per run of a timed block."""
         return self._device.laps([self.enqueue])[0] / (self.runs * self.replays)
 
     def warm(self, seconds: float) -> None:
-        """Run for so long."""
+        """Run for so many seconds."""
         start = time.perf_counter()
         while time.perf_counter() - start < seconds:
             self.enqueue()

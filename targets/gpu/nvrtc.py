@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import CodegenError, GraphoptError
 from graphopt.targets.gpu.devices import Device
 
 _INSTALL = "install graphopt with its CUDA compiler: pip install 'graphopt[cuda]'"
@@ -22,7 +22,7 @@ _INSTALL = "install graphopt with its CUDA compiler: pip install 'graphopt[cuda]
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one kernel needs: registers of a thread, bytes that a thread spills (stored and loaded), static shared."""
+    """What one kernel needs: registers per thread, bytes a thread spills (stored and loaded), static shared memory."""
 
     registers: int
     spilled: int
@@ -61,7 +61,7 @@ def compile_cuda(source: str, arch: str) -> Compiled:
 
     Raises:
         GraphoptError: the compiler is not installed, or does not know `arch`.
-        RuntimeError: the source has errors; with the compiler's log.
+        CodegenError: the source has errors; with the compiler's log.
     """
     try:
         from cuda.bindings import nvrtc
@@ -82,7 +82,7 @@ def compile_cuda(source: str, arch: str) -> Compiled:
         if result == nvrtc.nvrtcResult.NVRTC_ERROR_INVALID_OPTION:
             raise GraphoptError(f"the CUDA compiler knows no {arch} ({_short(log)}); choose another --level")
         if result != success:
-            raise RuntimeError(f"the CUDA compiler refuses a kernel: {_first_error(log)}")
+            raise CodegenError(f"the CUDA compiler refuses a kernel: {_first_error(log)}")
         _, size = nvrtc.nvrtcGetCUBINSize(program)
         image = b" " * size
         nvrtc.nvrtcGetCUBIN(program, image)
@@ -92,7 +92,7 @@ def compile_cuda(source: str, arch: str) -> Compiled:
 
 
 def options(arch: str) -> tuple[str, ...]:
-    """What the compiler is told, besides where its headers are."""
+    """The compiler's options, besides the folders of its headers."""
     return f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", "-default-device"
 
 
@@ -103,15 +103,15 @@ def packages() -> dict[str, str]:
     Raises:
         GraphoptError: the compiler is not installed.
     """
-    found = {"nvrtc": version()}
+    versions = {"nvrtc": version()}
     for name in ("nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cuda-cccl"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def version() -> str:
-    """Of the compiler, as "13.0"; machine code depends on it.
+    """Version of the compiler, as "13.0"; machine code depends on it.
 
     Raises:
         GraphoptError: it is not installed.
@@ -142,8 +142,8 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 
 def parse_report(log: str) -> dict[str, Resources]:
-    """What the assembler said (ptxas -v) of every kernel."""
-    found: dict[str, Resources] = {}
+    """The resources of every kernel, from the assembler's report (ptxas -v)."""
+    resources: dict[str, Resources] = {}
     for part in re.split(r"(?=Compiling entry function)", log):
         entry = _ENTRY.search(part)
         used = _USED.search(part)
@@ -153,8 +153,8 @@ def parse_report(log: str) -> dict[str, Resources]:
         shared = _SHARED.search(part)
         frame, stores, loads = (int(text) for text in stack.groups()) if stack is not None else (0, 0, 0)
         shared_bytes = int(shared.group(1)) if shared is not None else 0
-        found[entry.group(1)] = Resources(int(used.group(1)), stores + loads, frame, shared_bytes)
-    return found
+        resources[entry.group(1)] = Resources(int(used.group(1)), stores + loads, frame, shared_bytes)
+    return resources
 
 
 def _first_error(log: str) -> str:

@@ -1,4 +1,4 @@
-"""The plan of a function whose kernels are written already, as an attribute that goes with it."""
+"""The plan of a function whose kernels a template has emitted, as an attribute of the function."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KEY = "graphopt.plan"
 
 
 def attribute(plan: Plan) -> dict[str, str]:
-    """What the function is marked with."""
+    """The attribute that marks a function with `plan`."""
     return {_KEY: json.dumps(asdict(plan))}
 
 

@@ -1,4 +1,4 @@
-"""Gives every PrimFunc blocks and threads: the rule that its compute definition names, or the generic one."""
+"""Binds every PrimFunc to blocks and threads: by the schedule rule that its definition names, or a generic one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from graphopt.targets.gpu.kernels.gemm.axes import blocked
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """A PrimFunc with every loop in a kernel, how it computes, and a sentence if its rule did not fit it."""
+    """A PrimFunc with every loop in a kernel, its plan, and a note if its schedule rule did not fit it."""
 
     function: Any
     plan: Plan
@@ -46,10 +46,10 @@ RULES = {product.NAME: _product, window.NAME: _window, winograd.NAME: _winograd}
 
 
 def apply(function: Any, device: Device) -> Scheduled:
-    """Give a PrimFunc blocks and threads; its signature stays."""
+    """Bind a PrimFunc to blocks and threads; its signature stays."""
     note = ""
     function = _without_offsets(function)
-    if SYNCHRONIZED in function.attrs:  # a writer of kernels made it, as it is to run
+    if SYNCHRONIZED in function.attrs:  # a kernel template emitted it, ready to run
         return Scheduled(function, plans.of(function))
     try:
         sch = s_tir.Schedule(function)
@@ -66,8 +66,8 @@ def apply(function: Any, device: Device) -> Scheduled:
         sch = s_tir.Schedule(function)
         reductions = [block for block in blocks_of(sch) if block.reduce]
         if len(reductions) == 1:
-            made, cut, seconds = sums.emit(sch, reductions[0], device)
-            return Scheduled(made, Plan("sums", str(cut), seconds), note)
+            emitted, config, seconds = sums.emit(sch, reductions[0], device)
+            return Scheduled(emitted, Plan("sums", str(config), seconds), note)
     except (s_tir.ScheduleError, ValueError):
         pass
     try:
@@ -79,12 +79,12 @@ def apply(function: Any, device: Device) -> Scheduled:
 
 
 def choices(function: Any, device: Device, count: int | None) -> list[templates.Choice]:
-    """As `writers.choices` has them for the product of a PrimFunc; none where it computes no product."""
+    """The `templates.choices` for the GEMM of a PrimFunc; none where it computes no GEMM."""
     try:
         sch = s_tir.Schedule(_without_offsets(function))
         anchor = next((block for block in blocks_of(sch) if block.rule == product.NAME), None)
         return [] if anchor is None else templates.choices(product.read(sch, anchor), device, count)
-    except (s_tir.ScheduleError, ValueError, TypeError):  # nothing that `apply` could write
+    except (s_tir.ScheduleError, ValueError, TypeError):  # nothing that `apply` could emit
         return []
 
 

@@ -1,4 +1,4 @@
-"""Kernels that were scheduled and turned into source before, by the digest of everything that decides their text."""
+"""A cache of the sources that scheduled kernels became, by the digest of everything that their text depends on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Source and launches of a kernel, how it computes, and the note that scheduling it left."""
+    """Source and launches of a kernel, its plan, and the note that scheduling it left."""
 
     code: DeviceCode
     plan: Plan
@@ -32,7 +32,7 @@ class SourceCache(KernelCache[Generated]):
     """Sources for one device, by the symbol and the text of the kernel."""
 
     def __init__(self, files: DiskCache, device: Device) -> None:
-        """Args: device: that the code is for."""
+        """Args: device: the one that the code is for."""
         super().__init__(files, facts(device))
 
     def read(self, content: bytes) -> Generated:
@@ -59,14 +59,14 @@ def _read(document: dict[str, Any]) -> Generated:
     code = document["code"]
     launches = (
         Launch(
-            each["entry"],
-            (each["grid"][0], each["grid"][1], each["grid"][2]),
-            (each["block"][0], each["block"][1], each["block"][2]),
-            tuple(each["arguments"]),
-            each["shared"],
+            launch["entry"],
+            (launch["grid"][0], launch["grid"][1], launch["grid"][2]),
+            (launch["block"][0], launch["block"][1], launch["block"][2]),
+            tuple(launch["arguments"]),
+            launch["shared"],
         )
-        for each in code["launches"]
+        for launch in code["launches"]
     )
     scratch = tuple((dtype, tuple(shape)) for dtype, shape in code["scratch"])
-    made = DeviceCode(code["source"], tuple(launches), scratch, code["resident"])
-    return Generated(made, Plan(**document["plan"]), document["note"])
+    device_code = DeviceCode(code["source"], tuple(launches), scratch, code["resident"])
+    return Generated(device_code, Plan(**document["plan"]), document["note"])

@@ -24,6 +24,7 @@ from graphopt.runtime.devices import library
 from graphopt.runtime.devices.device import Device
 from graphopt.runtime.devices.opening import open_any
 from graphopt.targets.common import constants, lowering, native, relax_import, sources
+from graphopt.targets.common.codegen import codegen
 from graphopt.targets.common.identity import Identity
 from graphopt.targets.common.quiet import quiet
 from graphopt.targets.common.tvm_target import TvmTarget
@@ -38,7 +39,7 @@ from graphopt.targets.gpu.source_cache import Generated, SourceCache
 
 
 class GpuTarget(TvmTarget):
-    """Code for one device, or for the architecture that it stands for."""
+    """Generates code for one device, or for the architecture that it stands for."""
 
     extension = "kernels"
 
@@ -62,7 +63,7 @@ class GpuTarget(TvmTarget):
 
     @property
     def skips(self) -> bool:
-        """A run is one graph, recorded once."""
+        """False, because a run is one graph, recorded once."""
         return False
 
     @property
@@ -72,7 +73,7 @@ class GpuTarget(TvmTarget):
         return Machine(BLOCK, self.device.multiprocessors, self.device.rates["float32"], self.device.bandwidth, floats)
 
     def estimate(self, workload: Workload, units: str) -> float | None:
-        """Seconds of convolutions, and of changes between layouts."""
+        """Estimated seconds of convolutions and of changes between layouts; None where they are not known."""
         return self._estimates.seconds(workload, units)
 
     def describe(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class GpuTarget(TvmTarget):
         return {"name": self.name, "gpu": self.device.arch, "device": self.device.name}
 
     def lacking(self, node: ir.Node) -> str | None:
-        """Why the device cannot hold what `node` reads or writes."""
+        """Why the device cannot hold what `node` reads or writes; None if it can."""
         if self.device.cuda:
             return None
         kinds = {str(value.dtype) for value in (*node.inputs, *node.outputs) if value is not None}
@@ -98,28 +99,31 @@ class GpuTarget(TvmTarget):
         prefix: str,
     ) -> Lowered:
         """Import, fuse, run on the host what depends on constants only, and generate code for the rest."""
-        with quiet():
-            imported = relax_import.import_nodes(nodes, inputs, outputs, opsets, self.device, TABLE, self.definitions)
-            lowered = lowering.lower(imported, _Unscheduled(), prefix, self.separate)
-        constants.evaluate_constants(lowered, _OnHost(self._host))
-        for symbol, identity in lowered.functions.items():
-            made = self._kernel(identity)
-            lowered.functions[symbol], lowered.plans[symbol] = made.code, made.plan
-            if made.note:
-                lowered.notes.append(f"kernel {symbol}: {made.note}")
+        with codegen():
+            with quiet():
+                imported = relax_import.import_nodes(
+                    nodes, inputs, outputs, opsets, self.device, TABLE, self.definitions
+                )
+                lowered = lowering.lower(imported, _Unscheduled(), prefix, self.separate)
+            constants.evaluate_constants(lowered, _OnHost(self._host))
+            for symbol, identity in lowered.functions.items():
+                kernel = self._kernel(identity)
+                lowered.functions[symbol], lowered.plans[symbol] = kernel.code, kernel.plan
+                if kernel.note:
+                    lowered.notes.append(f"kernel {symbol}: {kernel.note}")
         self._launch(lowered, prefix)
         return lowered
 
     def _kernel(self, identity: Identity) -> Generated:
         if identity.symbol not in self._kernels:
-            found = None if self._sources is None else self._sources.get(*identity.parts)
-            self._kernels[identity.symbol] = found or self._generated(identity)
+            cached = None if self._sources is None else self._sources.get(*identity.parts)
+            self._kernels[identity.symbol] = cached or self._generated(identity)
         return self._kernels[identity.symbol]
 
     def _generated(self, identity: Identity) -> Generated:
         scheduled = rules.apply(identity.function(), self.device)
-        made = code.generate(identity.symbol, scheduled.function, self.device)
-        generated = Generated(made, scheduled.plan, scheduled.note)
+        device_code = code.generate(identity.symbol, scheduled.function, self.device)
+        generated = Generated(device_code, scheduled.plan, scheduled.note)
         if self._sources is not None:
             self._sources.put(generated, *identity.parts)
         return generated
@@ -128,11 +132,11 @@ class GpuTarget(TvmTarget):
         """Give every call its launches, and values of its own for what passes between them."""
         calls = []
         for number, call in enumerate(lowered.calls):
-            made: code.DeviceCode = lowered.functions[call.symbol]
-            scratch = tuple(f"{prefix}scratch{number}_{i}" for i in range(len(made.scratch)))
-            for name, (dtype, shape) in zip(scratch, made.scratch, strict=True):
+            device_code: code.DeviceCode = lowered.functions[call.symbol]
+            scratch = tuple(f"{prefix}scratch{number}_{i}" for i in range(len(device_code.scratch)))
+            for name, (dtype, shape) in zip(scratch, device_code.scratch, strict=True):
                 lowered.values[name] = Value(name, dtype, shape, Place.ARENA)
-            calls.append(replace(call, scratch=scratch, launches=made.launches))
+            calls.append(replace(call, scratch=scratch, launches=device_code.launches))
         lowered.calls = calls
 
     def library(self, functions: Mapping[str, Any]) -> bytes:
@@ -141,25 +145,25 @@ class GpuTarget(TvmTarget):
         return weights.weights_bytes({symbol: np.frombuffer(image, np.uint8) for symbol, image in images.items()})
 
     def images(self, functions: Mapping[str, code.DeviceCode]) -> dict[str, bytes]:
-        """What a device loads, for each function."""
+        """The image that a device loads, for each function."""
         with ThreadPoolExecutor(host_cpu.available_cpus()) as pool:
             images = dict(zip(functions, pool.map(self.image, functions.values()), strict=True))
-        for each in (self._sources, self._cache):
-            if each is not None:
-                each.trim()
+        for cache in (self._sources, self._cache):
+            if cache is not None:
+                cache.trim()
         return images
 
-    def image(self, made: code.DeviceCode) -> bytes:
-        """What a device loads: machine code, or source."""
-        return self.compiled(made).image if self.device.cuda else made.source.encode()
+    def image(self, device_code: code.DeviceCode) -> bytes:
+        """The image that a device loads: machine code for CUDA, source for OpenCL."""
+        return self.compiled(device_code).image if self.device.cuda else device_code.source.encode()
 
-    def compiled(self, made: code.DeviceCode) -> nvrtc.Compiled:
-        """Machine code with as many blocks on a multiprocessor as can be had without spilling registers."""
-        for resident in range(made.resident, 0, -1):
-            found = self._machine_code(made.bounded(resident))
-            if not any(each.spilled for each in found.resources.values()):
+    def compiled(self, device_code: code.DeviceCode) -> nvrtc.Compiled:
+        """Machine code for as many resident blocks as the kernels can have without spilling registers."""
+        for resident in range(device_code.resident, 0, -1):
+            machine_code = self._machine_code(device_code.bounded(resident))
+            if not any(resources.spilled for resources in machine_code.resources.values()):
                 break
-        return found
+        return machine_code
 
     def _machine_code(self, source: str) -> nvrtc.Compiled:
         if self._cache is None:
@@ -167,13 +171,13 @@ class GpuTarget(TvmTarget):
         return self._cache.compile(source)
 
     def tiles(self, workload: Workload) -> tuple[str, ...]:
-        """As `gpu.tiles` lists them."""
+        """The tiles of a workload that are worth measuring: first the empty one, which leaves it to the schedule."""
         if workload.key not in self._tiles:
             self._tiles[workload.key] = tiles.tiles(workload, self.device, self._unscheduled)
         return self._tiles[workload.key]
 
     def wide_tiles(self, workload: Workload) -> tuple[str, ...]:
-        """As `gpu.tiles` lists them."""
+        """All tiles of a workload; none where there is nothing to choose."""
         return tiles.wide(workload, self.device, self._unscheduled)
 
     def _unscheduled(self, node: ir.Node) -> Mapping[str, Identity]:
@@ -193,19 +197,19 @@ class GpuTarget(TvmTarget):
         return measure.measure(groups, self, self._open(), progress)
 
     def cannot_measure(self) -> str | None:
-        """Nothing is timed on a device of another architecture than the one that code is generated for."""
-        found = self._present()
-        if isinstance(found, str):
-            return found
-        if not self.device.cuda or self.device.arch.rstrip("a") == found["arch"]:
+        """Why nothing can be timed here: no device, or one of another architecture than the code's; else None."""
+        facts = self._present()
+        if isinstance(facts, str):
+            return facts
+        if not self.device.cuda or self.device.arch.rstrip("a") == facts["arch"]:
             return None
-        level = devices.level_of(str(found["name"]), str(found["arch"]))
-        return f"{found['name']} is no {self.device.arch}; compile for it with --level {level} to measure"
+        level = devices.level_of(str(facts["name"]), str(facts["arch"]))
+        return f"{facts['name']} is no {self.device.arch}; compile for it with --level {level} to measure"
 
     def cost_facts(self) -> dict[str, str]:
-        """The device that is here and its driver, what code is generated for and by whom, the kernels' sources."""
-        found = self._present()
-        facts = {} if isinstance(found, str) else found
+        """What measured costs depend on: device and driver, architecture, compiler and TVM, the kernels' sources."""
+        present = self._present()
+        facts = {} if isinstance(present, str) else present
         return {
             "gpu": str(facts.get("name", "")),
             "driver": f"{facts.get('driver')}, CUDA {facts.get('cuda')}",
@@ -224,7 +228,7 @@ class GpuTarget(TvmTarget):
         return open_any(self.name, self.device.arch)
 
     def _present(self) -> Mapping[str, Any] | str:
-        """What the device that is here says of itself, or why there is none; asked once."""
+        """The facts of the device that is here, or why there is none; queried once."""
         if self._facts is None:
             try:
                 self._facts = open_any(self.name).facts()
@@ -277,4 +281,4 @@ class _OnHost:
         self._builder = builder
 
     def load(self, functions: Mapping[str, Any]) -> Mapping[str, Callable[..., Any]]:
-        return self._builder.load({symbol: self._builder.code(each)[0] for symbol, each in functions.items()})
+        return self._builder.load({symbol: self._builder.code(identity)[0] for symbol, identity in functions.items()})

@@ -1,4 +1,4 @@
-"""The tiles that the product of a work may be written with, as the writers themselves rank them."""
+"""The tiles that kernel templates offer for the GEMM of a workload, as the templates themselves rank them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DEFAULT = ("",)
 PRODUCTS = frozenset(
     {("", "Conv"), ("", "Gemm"), ("", "MatMul"), ("graphopt", "Conv2dBlocked"), ("graphopt", "Conv2dWinograd")}
 )
-"""Domain and operator of works that have a product in them."""
+"""Domain and operator of workloads that have a GEMM in them."""
 
 FEW = 3
-"""Tiles of every writer that are worth measuring, ..."""
+"""Tiles of every kernel template that are worth measuring, ..."""
 
 WORTH = 2.0
 """... as far as their estimates are within so many times the best one's."""
@@ -44,11 +44,11 @@ def _spelled(workload: Workload, device: Device, kernels: Kernels, count: int | 
     if (workload.domain, workload.op_type) not in PRODUCTS:
         return ()
     try:
-        found = kernels(node_of(workload))
+        identities = kernels(node_of(workload))
     except Exception:  # noqa: BLE001  TVM raises anything; measuring will say that there is no such kernel
         return ()
-    for identity in found.values():
+    for identity in identities.values():
         choices = rules.choices(identity.function(), device, count)
         if choices:
-            return "", *(each.tile for each in choices[1:] if each.seconds <= worth * choices[0].seconds)
+            return "", *(choice.tile for choice in choices[1:] if choice.seconds <= worth * choices[0].seconds)
     return ()

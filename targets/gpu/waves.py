@@ -1,4 +1,4 @@
-"""The wave model that every estimate of a kernel is made of, and what a multiprocessor does in a cycle.
+"""The wave model behind every estimate of a kernel, and the rates of a multiprocessor.
 
 Blocks run in waves: as many at a time as fit the multiprocessors. A wave takes what its slowest resource takes, and a
 share of what the others take, because they overlap imperfectly. The rates are those that NVIDIA documents for a
@@ -29,7 +29,7 @@ INSTRUCTIONS = 128
 """Instructions of threads, or fused multiply-adds, that a multiprocessor issues per cycle."""
 
 EXPONENTIALS = 16
-"""Of the special function units, per cycle."""
+"""Exponentials per cycle of the special function units."""
 
 SHARED_BYTES = 128
 """Bytes of shared memory per cycle."""
@@ -67,8 +67,8 @@ def fitting_blocks(threads: int, registers: int, shared_bytes: int, device: Devi
 
 def fitting_by_threads(threads: int, device: Device) -> int:
     """Blocks that fit a multiprocessor, where their threads need few registers."""
-    whole = math.ceil(threads / device.warp) * device.warp
-    return min(device.threads_per_multiprocessor // whole, device.blocks_per_multiprocessor)
+    rounded = math.ceil(threads / device.warp) * device.warp
+    return min(device.threads_per_multiprocessor // rounded, device.blocks_per_multiprocessor)
 
 
 def overlapped(*cycles: float) -> float:

@@ -28,7 +28,9 @@ def test_suites_name_models_of_the_zoo() -> None:
 def test_a_crash_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
     original = suite.subprocess.Popen  # type: ignore[attr-defined]
-    monkeypatch.setattr(suite.subprocess, "Popen", lambda _, **rest: original([sys.executable, "-c", crash], **rest))  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        suite.subprocess, "Popen", lambda _, **rest: original([sys.executable, "-P", "-c", crash], **rest)
+    )  # type: ignore[attr-defined]
     document = suite.run(["a.onnx", "b.onnx"], 1)
     assert [row["model"] for row in document["models"]] == ["a.onnx", "b.onnx"]
     assert all(signal.SIGSEGV.name in row["error"] for row in document["models"])
@@ -159,5 +161,5 @@ def test_packages_that_are_not_installed_are_left_out(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(suite.metadata, "version", version)  # type: ignore[attr-defined]
     assert suite.environment()["versions"] == {
-        "graphopt": suite.__version__, "apache-tvm": "1.0", "torch": "1.0", "numpy": "1.0",
+        "graphopt": suite.VERSION, "apache-tvm": "1.0", "torch": "1.0", "numpy": "1.0",
     }  # fmt: skip

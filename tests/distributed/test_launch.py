@@ -21,7 +21,7 @@ CODE = """
 import pathlib, signal, sys
 import numpy as np
 from graphopt.errors import RankError
-from graphopt.runtime import launch
+from graphopt.distributed import launch
 artifact, output, timeout, launch.START_LIMIT = sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 before = signal.getsignal(signal.SIGTERM)
@@ -37,7 +37,7 @@ except (RankError, SystemExit, KeyboardInterrupt) as error:
 def launcher(artifact: Artifact, folder: Path, timeout: float, start_limit: float = 100.0) -> Iterator[psutil.Popen]:
     """The launcher as a process of its own; afterwards nothing of it is left, whatever the test did."""
     path = artifact.save(folder / "model.gopt")
-    command = [sys.executable, "-c", CODE, str(path), str(folder / "out"), str(timeout), str(start_limit)]
+    command = [sys.executable, "-P", "-c", CODE, str(path), str(folder / "out"), str(timeout), str(start_limit)]
     with psutil.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         seen: list[psutil.Process] = []
         try:
@@ -121,7 +121,7 @@ def test_when_the_launcher_is_ended_all_ranks_end(
 def test_the_line_tells_steps_and_never_goes_back(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    with subprocess.Popen([sys.executable, "-c", ""]) as process, (tmp_path / "log").open("w+b") as log:
+    with subprocess.Popen([sys.executable, "-P", "-c", ""]) as process, (tmp_path / "log").open("w+b") as log:
         child = Child(3, process, log, reading)
         child.listen()
         assert (child.step, child.name) == (Step.LOADING, "rank 3 (stage 3)")

@@ -194,7 +194,7 @@ try:
 except RankError as error:
     print(error)
 """
-    command = [sys.executable, "-c", code, str(path), str(tmp_path / "out")]
+    command = [sys.executable, "-P", "-c", code, str(path), str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     assert result.stdout.startswith("rank 1 (stage 1) was killed by SIGKILL; rank 1 (stage 1) was lost while rank ")
 

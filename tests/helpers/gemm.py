@@ -1,4 +1,4 @@
-"""Products for the tests of what writes them for GPUs."""
+"""GEMMs for the tests of their kernel templates for GPUs."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def operands(sizes: Sizes, transposed: tuple[bool, bool]) -> Any:
     return rounded, np.maximum(a @ b + bias, 0)
 
 
-def normal_form(function: Any) -> product.Product:
+def normal_form(function: Any) -> product.Gemm:
     sch = s_tir.Schedule(function)
     return product.read(sch, next(block for block in blocks_of(sch) if block.rule == product.NAME))

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import onnx.parser
 import pytest
+from tvm.error import InternalError
 
 from graphopt.compiler import compile_model
 from graphopt.errors import GraphoptError
@@ -25,7 +26,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
     def fail(text: str) -> None:
         def replacement(symbol: str, function: Any, machine: Any) -> bytes:
             if text in symbol:
-                raise RuntimeError(f"first line\nTVM cannot do {text}")
+                raise InternalError(f"first line\nTVM cannot do {text}")
             return generate(symbol, function, machine)
 
         monkeypatch.setattr(build, "generate", replacement)

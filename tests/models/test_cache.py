@@ -48,7 +48,11 @@ def test_two_processes_may_build_the_same_model(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-P", "-c", program],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for _ in range(2)
     ]
@@ -65,7 +69,7 @@ def test_other_processes_build_the_same_bytes(cache: Path, tmp_path: Path) -> No
     program = "from graphopt import models; print(models.build('lenet5'))"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     digests = {
         hashlib.sha256(Path(path).read_bytes()).digest() for path in (result.stdout.strip(), models.build("lenet5"))

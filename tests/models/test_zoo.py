@@ -182,5 +182,5 @@ def test_names_and_descriptions_load_no_framework() -> None:
         "models.build('lenet-digits'); models.build('light/squeezenet');"
         "print(sorted({'torch', 'onnx', 'onnx_ir', 'numpy', 'sklearn'} & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

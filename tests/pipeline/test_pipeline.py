@@ -165,7 +165,7 @@ def test_table(name: str) -> None:
 
 def test_the_table_imports_no_pass() -> None:
     code = "import sys, graphopt.passes; sys.exit(any(m.startswith('graphopt.passes.') for m in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
 def test_a_pipeline_gets_its_costs() -> None:

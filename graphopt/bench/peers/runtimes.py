@@ -1,4 +1,4 @@
-"""What is timed: graphopt, and the runtimes it is held against. `PEERS` names the latter."""
+"""The sides of a benchmark: graphopt, and the runtimes it is compared with, which `PEERS` names."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from graphopt.errors import GraphoptError
 
 
 class Peer(Protocol):
-    """A runtime that can be timed. `model` is the file it takes: an artifact for graphopt, ONNX for the others."""
+    """A runtime to time. `model` is the file it opens: an artifact for graphopt, ONNX for the others."""
 
     @property
     def name(self) -> str:
-        """As the table shows it."""
+        """The name in the table."""
 
     @property
     def prepared(self) -> bool:
-        """Whether it takes the model as `graphopt.load` prepared it (static, constants folded), not the user's file."""
+        """Whether it opens the model as `graphopt.load` prepared it (static, constants folded), not the user's file."""
 
     @property
     def compiles(self) -> bool:
-        """Whether it generates code in `open`; its memory is not measured then: the compiler's would be in it."""
+        """Whether `open` generates code; its memory is then not measured, because it would include the compiler's."""
 
     def load(self) -> None:
-        """Import the library, so that neither time nor memory of that counts as the model's."""
+        """Import the library, so that the model's time and memory do not include the import."""
 
     def open(self, model: Path, settings: Settings) -> Side:
-        """Ready to run `model`."""
+        """A side that is ready to run `model`."""
 
 
 class Graphopt:
@@ -45,13 +45,13 @@ class Graphopt:
     compiles = False
 
     def load(self) -> None:
-        """TVM's runtime, not its compiler."""
+        """Load TVM's runtime, not its compiler."""
         from graphopt.runtime.devices import library
 
         library.runtime()
 
     def open(self, model: Path, settings: Settings) -> Side:
-        """A session, or several of them on a device."""
+        """One session, or several on a device."""
         from graphopt.artifact import open_artifact
 
         if settings.target != "llvm":
@@ -62,9 +62,9 @@ class Graphopt:
 
 
 class OnnxRuntime:
-    """ONNX Runtime as it comes: all graph optimizations, its threads spin while they wait for work.
+    """ONNX Runtime with its defaults: all graph optimizations, threads that spin while they wait for work.
 
-    On an NVIDIA GPU it runs with inputs and outputs there, and is timed by the host's clock, waiting for each run.
+    On an NVIDIA GPU its inputs and outputs stay there, and it is timed by the host's clock, waiting for each run.
     """
 
     name = "onnxruntime"
@@ -72,11 +72,11 @@ class OnnxRuntime:
     compiles = False
 
     def load(self) -> None:
-        """The module."""
+        """Import onnxruntime."""
         importlib.import_module("onnxruntime")
 
     def open(self, model: Path, settings: Settings) -> Side:
-        """An inference session."""
+        """An inference session, on the CPU or a GPU."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -104,12 +104,13 @@ class OnnxRuntime:
 
 
 class _BoundSide:
-    """A session of ONNX Runtime on a GPU, with memory there for what comes in and goes out."""
+    """A session of ONNX Runtime on a GPU, with inputs and outputs in its memory."""
 
     device_bytes: int | None = None
     sets = 1
 
     def __init__(self, session: Any, names: list[str]) -> None:
+        """Args: names: the outputs."""
         self._session, self._names = session, names
 
     def _bound(self, feeds: Mapping[str, Any]) -> Any:
@@ -123,25 +124,25 @@ class _BoundSide:
         return binding
 
     def run(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-        """As `Side` says."""
+        """The outputs by name, copied to the host."""
         binding = self._bound(feeds)
         self._session.run_with_iobinding(binding)
         return dict(zip(self._names, binding.copy_outputs_to_cpu(), strict=True))
 
     def block(self, feeds: Mapping[str, Any]) -> timing.Block:
-        """As `Side` says."""
+        """A block of runs on bound memory, timed by the host's clock."""
         return timing.by_clock(functools.partial(self._session.run_with_iobinding, self._bound(feeds)))
 
 
 class Torch:
-    """torch, operator by operator (eager), of the graph that `torch_model` converts."""
+    """torch, operator by operator (eager), on the graph that `torch_model` converts."""
 
     name = "torch"
     prepared = True
     compiles = False
 
     def load(self) -> None:
-        """The module. It must come before TVM's: the other order aborts the process."""
+        """Import torch, before TVM: the other order aborts the process."""
         importlib.import_module("torch")
 
     def open(self, model: Path, settings: Settings) -> Side:
@@ -167,47 +168,47 @@ class Torch:
         return HostSide(run)
 
     def function(self, module: Any) -> Callable[..., Any]:
-        """What is called with the inputs."""
-        found: Callable[..., Any] = module
-        return found
+        """The function that is called with the inputs."""
+        forward: Callable[..., Any] = module
+        return forward
 
     def on_gpu(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        """What is called with the constants and the inputs, and captured."""
+        """The function that is called with the constants and the inputs, and captured."""
         return compute
 
 
 class TorchCompile(Torch):
-    """`torch.compile` of the same module, nothing taken from its caches.
+    """`torch.compile` of the same module, with its caches disabled.
 
-    On the CPU in its default mode, on a GPU in the mode "max-autotune", whose CUDA graph is captured as eager's is:
-    nothing is copied into it, and it can be captured for several sets of memory.
+    In its default mode on the CPU; on a GPU in the mode "max-autotune" without its own CUDA graphs: the graph is
+    captured as for eager, so that no input is copied into it and it can be captured for several sets of memory.
     """
 
     name = "torch-compile"
     compiles = True
 
     def function(self, module: Any) -> Callable[..., Any]:
-        """Compiled at the first call."""
+        """The compiled module; `torch.compile` compiles it in the first call."""
         import torch
         import torch._inductor.config as inductor
 
         self._require_compiler()
-        inductor.compile_threads = 1  # no pool of processes that competes with what is timed
-        found: Callable[..., Any] = torch.compile(module, dynamic=False)
-        return found
+        inductor.compile_threads = 1  # no process pool that competes with the timed runs
+        compiled: Callable[..., Any] = torch.compile(module, dynamic=False)
+        return compiled
 
     def on_gpu(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        """Compiled at the first call."""
+        """The compiled function; `torch.compile` compiles it in the first call."""
         import torch
 
         self._require_compiler()
-        found: Callable[..., Any] = torch.compile(compute, dynamic=False, mode="max-autotune-no-cudagraphs")
-        return found
+        compiled: Callable[..., Any] = torch.compile(compute, dynamic=False, mode="max-autotune-no-cudagraphs")
+        return compiled
 
     def _require_compiler(self) -> None:
         import torch._inductor.config as inductor
 
-        if not any(shutil.which(each) for each in (os.environ.get("CXX", ""), "g++", "clang++") if each):
+        if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", ""), "g++", "clang++") if compiler):
             raise GraphoptError(
                 "torch.compile needs a C++ compiler, and this machine has none: install g++ or name one in CXX"
             )
@@ -215,20 +216,20 @@ class TorchCompile(Torch):
 
 
 class Tvm:
-    """TVM as it comes: its own ONNX importer and its default pipeline, without tuning and without our schedules."""
+    """TVM with its defaults: its own ONNX importer and default pipeline, without tuning and without our schedules."""
 
     name = "tvm"
     prepared = True
     compiles = True
 
     def load(self) -> None:
-        """The compiler."""
+        """Import TVM's compiler."""
         from graphopt.runtime.devices import library
 
         library.compiler()
 
     def open(self, model: Path, settings: Settings) -> Side:
-        """Compiled with the default pipeline."""
+        """The model compiled with TVM's default pipeline."""
         _require_cpu(self.name, settings)
         import onnx
 
@@ -236,9 +237,9 @@ class Tvm:
         from graphopt.targets.cpu.default_pipeline import compile_default
 
         proto = onnx.load(model)
-        constants = {each.name for each in proto.graph.initializer}
-        inputs = [each.name for each in proto.graph.input if each.name not in constants]
-        outputs = [each.name for each in proto.graph.output]
+        constants = {tensor.name for tensor in proto.graph.initializer}
+        inputs = [value.name for value in proto.graph.input if value.name not in constants]
+        outputs = [value.name for value in proto.graph.output]
         function = compile_default(proto)
         pool = library.Threads(settings.threads)
 
@@ -250,20 +251,20 @@ class Tvm:
 
 
 class Greedy:
-    """graphopt where each convolution takes what is best for itself, whatever conversions that makes."""
+    """graphopt with greedy selection: each convolution takes its own best algorithm, whatever the conversions cost."""
 
     name = "greedy"
     prepared = True
     compiles = True
 
     def load(self) -> None:
-        """The compiler."""
+        """Import the compiler."""
         from graphopt.runtime.devices import library
 
         library.compiler()
 
     def open(self, model: Path, settings: Settings) -> Side:
-        """A session of the model with the other strategy."""
+        """A session of the model compiled with the other strategy."""
         _require_cpu(self.name, settings)
         from graphopt.compiler import compile_model
         from graphopt.passes import DEFAULT, SelectConv
@@ -274,7 +275,7 @@ class Greedy:
 
 
 class SingleLayout(Greedy):
-    """graphopt where all convolutions work on one layout, the better one."""
+    """graphopt with all convolutions on one layout, the better one."""
 
     name = "single-layout"
 
@@ -296,13 +297,13 @@ PEERS: Mapping[str, tuple[str, str]] = {
 
 DEFAULTS = {"cuda": ("torch", "torch-compile")}
 DEFAULT = ("onnxruntime",)
-"""What a target is held against if nobody says what, and where `DEFAULTS` has no other."""
+"""Peers of a target by default, where `DEFAULTS` has no entry for it."""
 
 
 def peer(name: str) -> Peer:
-    """The peer of that name, or graphopt itself."""
+    """The peer called `name`, or graphopt itself."""
     if name == Graphopt.name:
         return Graphopt()
     module, attribute = PEERS[name]
-    found: Peer = getattr(importlib.import_module(module), attribute)()
-    return found
+    instance: Peer = getattr(importlib.import_module(module), attribute)()
+    return instance

@@ -1,4 +1,4 @@
-"""torch on an NVIDIA GPU as a side: captured CUDA graphs on memory in turn, timed by events like graphopt's."""
+"""torch on an NVIDIA GPU as a side: CUDA graphs for several sets of memory, timed by events like graphopt's."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from graphopt.errors import GraphoptError
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _WARM_UPS = 3
-"""Runs before a capture, in which cuDNN times its algorithms and torch compiles."""
+"""Runs before a capture, in which cuDNN benchmarks its algorithms and torch compiles."""
 _HEAD_BYTES, _HEAD_STEPS = 128 << 20, 2
-"""As in `graphopt.runtime.devices.cuda`: what keeps the GPU busy until the host is ahead of it."""
+"""As in `graphopt.runtime.devices.cuda`: keeps the GPU busy until the host runs ahead of it."""
 
 
 class TorchCudaSide:
-    """One graph for each set of constants, inputs and intermediate results.
+    """One captured graph for each set of constants, inputs and intermediate results.
 
-    Half precisions take half inputs and compute in channels_last; cuDNN's choice of algorithms is by its benchmark.
+    Half precisions take fp16 or bf16 inputs and compute in channels_last; cuDNN chooses its algorithms by benchmarking.
     """
 
     def __init__(self, model: Path, settings: Settings, wrap: Callable[..., Any]) -> None:
         """Convert the model.
 
         Args:
-            wrap: what makes of the computation what is captured: itself, or compiled.
+            wrap: applied to the computation before it is captured: the identity, or a compiler.
 
         Raises:
             GraphoptError: torch has no CUDA, or an operator is unknown.
@@ -48,24 +48,24 @@ class TorchCudaSide:
         graph = Graph(model, self._dtype)
         self._inputs = graph.input_names
         self._outputs = dict(zip(graph.output_names, graph.output_dtypes, strict=True))
-        self._constants = [self._placed(each) for each in graph.constants]
+        self._constants = [self._placed(tensor) for tensor in graph.constants]
         self._function = wrap(graph.compute)
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._captured: list[tuple[torch.cuda.CUDAGraph, list[Tensor], list[Tensor], tuple[Tensor, ...]]] = []
-        nbytes = sum(each.numel() * each.element_size() for each in self._constants)
+        nbytes = sum(tensor.numel() * tensor.element_size() for tensor in self._constants)
         self.sets = sets(torch.cuda.get_device_properties(0).L2_cache_size, nbytes)
         self.device_bytes: int | None = None
 
     def _placed(self, tensor: Tensor) -> Tensor:
         """A copy on the GPU, in the precision and layout of the model."""
-        found = narrowed(tensor, self._dtype).cuda()
-        half = found.is_floating_point() and found.element_size() == 2
-        return found.contiguous(memory_format=torch.channels_last) if half and found.dim() == 4 else found
+        placed = narrowed(tensor, self._dtype).cuda()
+        half = placed.is_floating_point() and placed.element_size() == 2
+        return placed.contiguous(memory_format=torch.channels_last) if half and placed.dim() == 4 else placed
 
     def _capture(self, feeds: Mapping[str, Any]) -> None:
-        constants = [each.clone() for each in self._constants] if self._captured else self._constants
+        constants = [tensor.clone() for tensor in self._constants] if self._captured else self._constants
         inputs = [self._placed(torch.from_numpy(feeds[name])) for name in self._inputs]
-        # As torch's notes on CUDA graphs have it: first on a stream of its own.
+        # As in torch's notes on CUDA graphs: run on a side stream first.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
@@ -76,11 +76,11 @@ class TorchCudaSide:
                 outputs = self._function(constants, *inputs)
         self._captured.append((graph, constants, inputs, tuple(outputs)))
         if self.device_bytes is None:
-            torch.cuda.empty_cache()  # what choosing algorithms took
+            torch.cuda.empty_cache()  # the workspaces of choosing algorithms
             self.device_bytes = torch.cuda.memory_reserved() - self._before
 
     def run(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-        """As `Side` says; what the first graph computes, in the model's own types."""
+        """The outputs of the first graph, converted to the model's own dtypes."""
         if not self._captured:
             self._capture(feeds)
         graph, _, inputs, outputs = self._captured[0]
@@ -89,11 +89,11 @@ class TorchCudaSide:
         torch.cuda.synchronize()
         graph.replay()
         torch.cuda.synchronize()
-        found = zip(self._outputs.items(), outputs, strict=True)
-        return {name: each.to(getattr(torch, dtype)).cpu().numpy() for (name, dtype), each in found}
+        named = zip(self._outputs.items(), outputs, strict=True)
+        return {name: output.to(getattr(torch, dtype)).cpu().numpy() for (name, dtype), output in named}
 
     def block(self, feeds: Mapping[str, Any]) -> timing.Block:
-        """As `Side` says."""
+        """A block that replays the graphs in turn, timed by events."""
         while len(self._captured) < self.sets:
             self._capture(feeds)
         turns = itertools.cycle([captured[0] for captured in self._captured])

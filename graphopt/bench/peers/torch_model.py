@@ -1,9 +1,9 @@
-"""An ONNX graph as a module of torch: the table of `torch_operators`, applied node by node.
+"""An ONNX graph as a torch module: the table of `torch_operators`, applied node by node.
 
     y = Conv(x, w, b); z = Relu(y)   ->   torch.convolution(x, w, b, ...); torch.relu(y)
 
-It covers the convolutional networks of the zoo, BERT, GPT-2, ViT, LSTMs, the perceptron and the single layers. Whether
-the functions mean the same is not proved here: whoever times the module compares its outputs first.
+It covers the convolutional networks of the zoo, BERT, GPT-2, ViT, LSTMs, the perceptron and the single layers. It does
+not prove that the functions are equivalent: compare the outputs before timing the module.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from graphopt.bench.peers.torch_operators import TABLE, Function, Operator, Unsu
 
 
 class Graph(nn.Module):
-    """The nodes of a graph in order; constants are buffers, tensors in and out are in the graph's order."""
+    """The nodes of a graph in order; constants are buffers; inputs and outputs are in the graph's order."""
 
     def __init__(self, file: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Convert the model `file`, computing in `dtype` what it computes in float32.
+        """Convert the model `file`, computing in `dtype` instead of float32.
 
         Raises:
             UnsupportedError: names the operator.
@@ -33,11 +33,11 @@ class Graph(nn.Module):
 
         super().__init__()
         graph = onnx.load(file).graph
-        constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-        self.input_names = tuple(each.name for each in graph.input if each.name not in constants)
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self.input_names = tuple(value.name for value in graph.input if value.name not in constants)
         torch_recurrent.rearranged(graph.node, constants)
-        self.output_names = tuple(each.name for each in graph.output)
-        kinds = (each.type.tensor_type.elem_type for each in graph.output)
+        self.output_names = tuple(value.name for value in graph.output)
+        kinds = (value.type.tensor_type.elem_type for value in graph.output)
         self.output_dtypes = tuple(str(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in kinds)
         slots: dict[str, int] = {}
         for index, (name, array) in enumerate(constants.items()):
@@ -49,7 +49,9 @@ class Graph(nn.Module):
         self._steps: list[tuple[Function, tuple[int, ...], tuple[int, ...]]] = []
         for node in graph.node:
             known = tuple(constants.get(name) if name else False for name in node.input)
-            attributes = {each.name: _text(onnx.helper.get_attribute_value(each)) for each in node.attribute}
+            attributes = {
+                attribute.name: _text(onnx.helper.get_attribute_value(attribute)) for attribute in node.attribute
+            }
             operator = Operator(node.op_type, node.name or node.output[0], attributes, known, len(node.output), dtype)
             if node.domain not in ("", "ai.onnx", "graphopt") or node.op_type not in TABLE:
                 raise UnsupportedError(f"the torch converter has no function for the operator {node.op_type}")
@@ -63,7 +65,7 @@ class Graph(nn.Module):
 
     @property
     def constants(self) -> list[Tensor]:
-        """In the order that `compute` takes them."""
+        """The constants in the order of `compute`."""
         return [getattr(self, f"constant_{index}") for index in range(self._constants)]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -80,13 +82,13 @@ class Graph(nn.Module):
             if isinstance(result, Tensor):
                 values[write[0]] = result
             else:
-                for index, each in zip(write, result, strict=True):
-                    values[index] = each
+                for index, tensor in zip(write, result, strict=True):
+                    values[index] = tensor
         return tuple(values[index] for index in self._results)
 
 
 def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A float32 tensor in `dtype`; what is larger than its largest number becomes that: masks stay finite."""
+    """A float32 tensor in `dtype`; values above its maximum are clamped to it: masks stay finite."""
     if tensor.dtype != torch.float32 or dtype == torch.float32:
         return tensor
     limits = torch.finfo(dtype)

@@ -1,7 +1,7 @@
-"""The functions of torch that ONNX operators become: one table.
+"""Table from ONNX operators to functions of torch.
 
-Each entry takes the node as an `Operator` and gives a function of its inputs' tensors. Operands that say how (shapes,
-axes, pads) must be constants.
+Each entry takes the node as an `Operator` and returns a function of its inputs' tensors. Operands such as shapes, axes
+and pads must be constants.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Function = Callable[..., Any]
 
 
 class UnsupportedError(GraphoptError):
-    """An operator, or a use of it, that this module has no function for."""
+    """An operator, or an attribute of one, that this module has no function for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """A node as the table sees it: attributes as Python values, and those inputs that are constant.
+    """A node for the table: attributes as Python values, and the inputs that are constant.
 
-    `dtype` is what stands in for float32.
+    `dtype` replaces float32.
     """
 
     kind: str
@@ -44,27 +44,31 @@ class Operator:
     def ints(self, index: int, attribute: str, default: list[int] | None = None) -> list[int] | None:
         """Integers that are an input in newer operator sets and an attribute in older ones."""
         if attribute in self.attributes:
-            return [int(each) for each in self.attributes[attribute]]
+            return [int(number) for number in self.attributes[attribute]]
         if index >= len(self.constants) or self.constants[index] is False:
             return default
         if self.constants[index] is None:
             raise self.refusal(f"its input {index} is no constant")
-        return [int(each) for each in np.asarray(self.constants[index]).reshape(-1)]
+        return [int(number) for number in np.asarray(self.constants[index]).reshape(-1)]
 
     def given(self, index: int, attribute: str) -> list[int]:
-        """`ints` where there is no default."""
-        found = self.ints(index, attribute)
-        if found is None:
+        """The required integers of `ints`.
+
+        Raises:
+            UnsupportedError: the node lacks them.
+        """
+        integers = self.ints(index, attribute)
+        if integers is None:
             raise self.refusal(f"it lacks {attribute}")
-        return found
+        return integers
 
     def refusal(self, why: str) -> UnsupportedError:
-        """The sentence of a node that has no function."""
+        """The error of a node that has no function."""
         return UnsupportedError(f"the torch converter has no function for {self.kind} {self.name}: {why}")
 
 
 def _plain(function: Function) -> Callable[[Operator], Function]:
-    """An operator without attributes."""
+    """The entry of an operator without attributes."""
     return lambda operator: function
 
 
@@ -78,8 +82,8 @@ def _window(operator: Operator, rank: int) -> tuple[list[int], list[int], list[i
 
 
 def _sides(low: list[int], high: list[int]) -> list[int]:
-    """As torch's `pad` wants it: the last axis first."""
-    return [each for pair in zip(reversed(low), reversed(high), strict=True) for each in pair]
+    """Pads in the order of torch's `pad`: the last axis first."""
+    return [pad for pair in zip(reversed(low), reversed(high), strict=True) for pad in pair]
 
 
 def _conv(operator: Operator) -> Function:
@@ -280,7 +284,7 @@ def _lstm(operator: Operator) -> Function:
         operator.attributes[name] not in (0, []) for name in operator.attributes if name not in usual
     ):
         raise operator.refusal("its direction, or an attribute that torch has not")
-    if len(operator.constants) < 7 or not all(isinstance(each, np.ndarray) for each in operator.constants[3:]):
+    if len(operator.constants) < 7 or not all(isinstance(weight, np.ndarray) for weight in operator.constants[3:]):
         raise operator.refusal("its weights are no constants, or it has sequence lengths or peepholes")
     return torch_recurrent.lstm(operator.attributes, operator.outputs)  # type: ignore[no-any-return]
 
@@ -326,8 +330,8 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _sum(first: Tensor, *rest: Tensor) -> Tensor:
-    for each in rest:
-        first = first + each
+    for term in rest:
+        first = first + term
     return first
 
 
@@ -381,4 +385,4 @@ TABLE: Mapping[str, Callable[[Operator], Function]] = {
     "Unsqueeze": _unsqueeze,
     "Where": _plain(torch.where),
 }
-"""ONNX operator -> what makes torch's function of a node."""
+"""ONNX operator -> builder of the torch function of a node."""

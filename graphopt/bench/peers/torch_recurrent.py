@@ -1,4 +1,4 @@
-"""LSTM for torch: its weights in torch's order, as constants of their own.
+"""LSTM for torch: its weights in torch's order, as separate constants.
 
 ONNX keeps [input, output, forget, cell] gates of all directions in one tensor, torch [input, forget, cell, output] in
 four tensors for each direction.
@@ -20,21 +20,26 @@ _ORDER = (0, 2, 3, 1)
 def rearranged(nodes: Sequence[Any], constants: MutableMapping[str, Any]) -> None:
     """Rewrite LSTM nodes in place: LSTM(x, w, r, b, _, h, c) -> LSTM(x, h, c, weights of torch...).
 
-    A node that torch's LSTM does not compute is left as it is, and refused later.
+    A node that torch's LSTM cannot compute is left unchanged, and refused later.
 
     Args:
-        nodes: of an onnx.GraphProto.
-        constants: by name; what torch needs is added, what nobody reads any more is removed.
+        nodes: nodes of an onnx.GraphProto.
+        constants: by name; adds torch's weights and removes those that no node reads any more.
     """
     replaced: set[str] = set()
     for node in nodes:
         inputs = [*node.input, *[""] * (8 - len(node.input))]
         weights = [constants.get(inputs[place]) for place in (_W, _R, _B)]
-        if node.op_type != "LSTM" or any(each is None for each in weights) or inputs[_LENGTHS] or inputs[_PEEPHOLES]:
+        if (
+            node.op_type != "LSTM"
+            or any(weight is None for weight in weights)
+            or inputs[_LENGTHS]
+            or inputs[_PEEPHOLES]
+        ):
             continue
-        made = _split(*weights)
-        names = [f"{node.output[0] or node.name}/torch/{number}" for number in range(len(made))]
-        constants.update(zip(names, made, strict=True))
+        tensors = _split(*weights)
+        names = [f"{node.output[0] or node.name}/torch/{number}" for number in range(len(tensors))]
+        constants.update(zip(names, tensors, strict=True))
         replaced.update(inputs[_W : _B + 1])
         del node.input[:]
         node.input.extend([inputs[_X], inputs[_H], inputs[_C], *names])
@@ -44,14 +49,14 @@ def rearranged(nodes: Sequence[Any], constants: MutableMapping[str, Any]) -> Non
 
 
 def _split(w: Any, r: Any, b: Any) -> list[Any]:
-    """w[D, 4H, I], r[D, 4H, H], b[D, 8H] -> of each direction the weights of x and h, and the biases of both."""
-    found = []
+    """w[D, 4H, I], r[D, 4H, H], b[D, 8H] -> per direction the weights of x and h, and both biases."""
+    tensors = []
     for direction in range(len(w)):
         biases = np.split(b[direction], 2)
-        for each in (w[direction], r[direction], *biases):
-            gates = np.split(each, 4)
-            found.append(np.concatenate([gates[place] for place in _ORDER]))
-    return found
+        for matrix in (w[direction], r[direction], *biases):
+            gates = np.split(matrix, 4)
+            tensors.append(np.concatenate([gates[place] for place in _ORDER]))
+    return tensors
 
 
 def lstm(attributes: Mapping[str, Any], outputs: int) -> Any:

@@ -1,0 +1,1 @@
+"""Devices that kernels run on: this host, NVIDIA GPUs by CUDA, and OpenCL devices."""

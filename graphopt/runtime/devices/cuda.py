@@ -1,6 +1,6 @@
-"""An NVIDIA GPU, through the driver's own interface (the package cuda-bindings): no toolkit, no torch.
+"""An NVIDIA GPU, through the driver API (the package cuda-bindings): no toolkit, no torch.
 
-What a stage enqueues is recorded once as a CUDA graph, so that a run costs the host one call.
+The steps of a stage are recorded once as a CUDA graph, so that a run costs the host one call.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from graphopt.runtime.devices import dlpack
 
 _INSTALL = "install it with pip install 'graphopt[cuda]'"
 _STATIC_SHARED = 48 << 10
-"""Bytes of shared memory that a kernel may use without asking."""
+"""Bytes of shared memory that a kernel may use without an attribute."""
 _HEAD_BYTES = 128 << 20
-"""Set before something is timed: that takes a GPU some 50 microseconds, and leaves nothing of use in its L2."""
+"""Bytes set before something is timed: that takes a GPU some 50 microseconds, and evicts useful data from its L2."""
 _HEAD_STEPS = 2
-"""Steps that the host enqueues while the GPU sets `_HEAD_BYTES`: an event and a launch take it ten to twenty."""
+"""Steps that the host enqueues while the GPU sets `_HEAD_BYTES`: one event and launch take it ten to twenty us."""
 _VERSION = Path("/proc/driver/nvidia/version")
 
 
@@ -33,10 +33,10 @@ class CudaDevice:
     """The GPU that CUDA lists first (CUDA_VISIBLE_DEVICES chooses)."""
 
     def __init__(self, arch: str | None = None) -> None:
-        """Open it.
+        """Open the GPU.
 
         Args:
-            arch: "sm_90": what the kernels were compiled for; None asks for none.
+            arch: "sm_90": the architecture of the kernels; None skips the check.
 
         Raises:
             GraphoptError: cuda-bindings or the driver is missing, or there is no GPU.
@@ -67,16 +67,16 @@ class CudaDevice:
         self.stream: int | None = int(self._stream)
         self._modules: dict[bytes, Any] = {}
         self._head = 0
-        self._made: list[tuple[str, Any]] = [("cuStreamDestroy", self._stream)]
-        finalizer = weakref.finalize(self, _release, driver, self._device, self._context, self._stream, self._made)
-        finalizer.atexit = False  # the end of the process frees all, and the driver may be gone before
+        self._handles: list[tuple[str, Any]] = [("cuStreamDestroy", self._stream)]
+        finalizer = weakref.finalize(self, _release, driver, self._device, self._context, self._stream, self._handles)
+        finalizer.atexit = False  # the end of the process frees everything, and the driver may be gone before
 
     def _attribute(self, name: str) -> int:
         kind = getattr(self._driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
         return int(self._call("cuDeviceGetAttribute", kind, self._device))
 
     def facts(self) -> dict[str, Any]:
-        """As `Device` says."""
+        """Name, versions, multiprocessors and memory sizes of the GPU, as JSON values."""
         cuda = int(self._call("cuDriverGetVersion"))
         major, minor = self._capability
         return {
@@ -90,7 +90,7 @@ class CudaDevice:
         }
 
     def _require(self, arch: str) -> None:
-        """Machine code runs on its own major version, from its own minor one on; of sm_90a on 9.0 alone."""
+        """Check that machine code for `arch` runs: same major version, lower or equal minor; sm_90a on 9.0 only."""
         major, minor = self._capability
         digits = arch.removeprefix("sm_").rstrip("a")
         built = divmod(int(digits), 10) if digits.isdigit() else (0, 0)
@@ -102,12 +102,12 @@ class CudaDevice:
             )
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """What a function of the driver returns besides its status.
+        """Call a function of the driver; returns its results without the status.
 
         Raises:
-            GraphoptError: the status says that it failed.
+            GraphoptError: the status is an error.
         """
-        status, *found = getattr(self._driver, name)(*arguments)
+        status, *values = getattr(self._driver, name)(*arguments)
         results = self._driver.CUresult
         if status == results.CUDA_ERROR_OUT_OF_MEMORY:
             raise GraphoptError("the GPU has not enough free memory: take a smaller model or batch")
@@ -117,46 +117,46 @@ class CudaDevice:
             raise ArtifactError("the NVIDIA driver is older than the machine code: update it")
         if status != results.CUDA_SUCCESS:
             raise GraphoptError(f"the GPU failed: {name} gives {status.name}")
-        return found[0] if len(found) == 1 else tuple(found) if found else None
+        return values[0] if len(values) == 1 else tuple(values) if values else None
 
     def activate(self) -> None:
-        """As `Device` says."""
+        """Make the GPU's context current in the calling thread."""
         self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, nbytes: int) -> int:
-        """As `Device` says; it lives as long as the device."""
+        """Uninitialised device memory; it lives as long as the device."""
         pointer = int(self._call("cuMemAlloc", max(nbytes, 1)))
-        self._made.append(("cuMemFree", pointer))
+        self._handles.append(("cuMemFree", pointer))
         return pointer
 
     def host(self, nbytes: int) -> Array:
-        """As `Device` says: page-locked, so that the GPU copies it by itself."""
+        """Page-locked host memory, which the GPU copies by DMA."""
         pointer = int(self._call("cuMemHostAlloc", max(nbytes, 1), 0))
-        self._made.append(("cuMemFreeHost", pointer))
+        self._handles.append(("cuMemFreeHost", pointer))
         raw = (ctypes.c_uint8 * max(nbytes, 1)).from_address(pointer)
         return np.ctypeslib.as_array(raw)[:nbytes]
 
     def upload(self, target: int, source: Array) -> None:
-        """As `Device` says."""
+        """Enqueue a copy from host to device memory."""
         if source.nbytes:
             self._call("cuMemcpyHtoDAsync", target, source.ctypes.data, source.nbytes, self._stream)
 
     def download(self, target: Array, source: int) -> None:
-        """As `Device` says."""
+        """Enqueue a copy from device to host memory."""
         if target.nbytes:
             self._call("cuMemcpyDtoHAsync", target.ctypes.data, source, target.nbytes, self._stream)
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
-        """As `Device` says."""
+        """Enqueue a copy within device memory."""
         if nbytes:
             self._call("cuMemcpyDtoDAsync", target, source, nbytes, self._stream)
 
     def follow(self, stream: int) -> None:
-        """As `Device` says, by an event: the host does not wait."""
+        """Let later work here wait for the current work on `stream`, by an event: the host does not wait."""
         self._order(stream, self._stream)
 
     def precede(self, stream: int) -> None:
-        """As `Device` says, by an event: the host does not wait."""
+        """Let later work on `stream` wait for the current work here, by an event: the host does not wait."""
         self._order(self._stream, stream)
 
     def _order(self, first: Any, second: Any) -> None:
@@ -170,15 +170,15 @@ class CudaDevice:
             self._call("cuEventDestroy", event)  # the driver keeps it until it has happened
 
     def fill(self, target: int, value: int, nbytes: int) -> None:
-        """As `Device` says."""
+        """Enqueue setting `nbytes` bytes to `value`."""
         if nbytes:
             self._call("cuMemsetD8Async", target, value, nbytes, self._stream)
 
     def kernel(self, image: bytes, launch: Launch, pointers: Sequence[int]) -> Callable[[], None]:
-        """As `Device` says."""
+        """A function that enqueues one launch of a kernel of the module `image`."""
         if image not in self._modules:
             self._modules[image] = self._call("cuModuleLoadData", image)
-            self._made.append(("cuModuleUnload", self._modules[image]))
+            self._handles.append(("cuModuleUnload", self._modules[image]))
         try:
             function = self._call("cuModuleGetFunction", self._modules[image], launch.entry.encode())
         except GraphoptError:
@@ -194,7 +194,7 @@ class CudaDevice:
         return enqueue
 
     def record(self, steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
-        """As `Device` says: as one CUDA graph."""
+        """A function that enqueues all of `steps` as one CUDA graph."""
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._call("cuStreamBeginCapture", self._stream, mode)
         try:
@@ -204,14 +204,14 @@ class CudaDevice:
             graph = self._call("cuStreamEndCapture", self._stream)
         executable = self._call("cuGraphInstantiate", graph, 0)
         self._call("cuGraphDestroy", graph)
-        self._made.append(("cuGraphExecDestroy", executable))
+        self._handles.append(("cuGraphExecDestroy", executable))
 
         return lambda: self._call("cuGraphLaunch", executable, self._stream)
 
     def laps(self, steps: Sequence[Callable[[], None]]) -> list[float]:
-        """As `Device` says, by events between them.
+        """Seconds of each of `steps` on the device, by events between them.
 
-        The GPU is kept busy at first, so that the host is ahead of it: else a short step would take as long as
+        The GPU is kept busy at first, so that the host runs ahead of it: otherwise a short step would take as long as
         enqueueing it.
         """
         if not steps:
@@ -235,26 +235,26 @@ class CudaDevice:
                 self._call("cuEventDestroy", event)
 
     def synchronize(self) -> None:
-        """As `Device` says."""
+        """Wait for everything that is enqueued."""
         self._call("cuStreamSynchronize", self._stream)
 
 
-def _release(driver: Any, device: Any, context: Any, stream: Any, made: list[tuple[str, Any]]) -> None:
-    """Give back what a device made, the last first; nothing can be done about what fails."""
+def _release(driver: Any, device: Any, context: Any, stream: Any, handles: list[tuple[str, Any]]) -> None:
+    """Release the resources of a device, the last first; errors are ignored."""
     driver.cuCtxPushCurrent(context)
     driver.cuStreamSynchronize(stream)
-    for function, handle in reversed(made):
+    for function, handle in reversed(handles):
         getattr(driver, function)(handle)
     driver.cuCtxPopCurrent()
     driver.cuDevicePrimaryCtxRelease(device)
 
 
 def _driver_version(file: Path = _VERSION) -> str | None:
-    """What NVIDIA's driver calls itself, "580.65.06": by its kernel module, else by NVML; None where neither is."""
+    """Version of NVIDIA's driver, "580.65.06", from its kernel module, else from NVML; None without either."""
     try:
-        found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", file.read_text(encoding="ascii", errors="replace"))
-        if found:
-            return found.group()
+        match = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", file.read_text(encoding="ascii", errors="replace"))
+        if match:
+            return match.group()
     except OSError:
         pass
     text = ctypes.create_string_buffer(96)

@@ -1,4 +1,4 @@
-"""What a stage needs of a GPU: memory, copies, kernels."""
+"""The interface of a GPU that a stage needs: memory, copies, kernels."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ DEVICES = ("cuda", "opencl")
 
 
 class Device(Protocol):
-    """One GPU with one queue: what is enqueued runs in order. A memory is a number, its address."""
+    """One GPU with one in-order queue. Device memory is identified by its address, a number."""
 
     name: str
     dlpack: tuple[int, int] | None
-    """How other libraries call it (DLDeviceType, number); None where they cannot share its memory."""
+    """The device in DLPack's terms (DLDeviceType, number); None where other libraries cannot share its memory."""
     stream: int | None
-    """The queue as an address that other libraries take; None where they need none."""
+    """Handle of the queue for other libraries; None where they need none."""
 
     def facts(self) -> dict[str, Any]:
-        """What a measurement must be reported with, as JSON values; `l2_bytes` is the size of the last cache."""
+        """The facts to report with a measurement, as JSON values; `l2_bytes` is the size of the last-level cache."""
 
     def activate(self) -> None:
-        """Let the calling thread use it; before all else, in every thread."""
+        """Let the calling thread use the device; every thread calls it first."""
 
     def allocate(self, nbytes: int) -> int:
-        """Uninitialised device memory; its address, a multiple of 64 at least.
+        """Uninitialised device memory; returns its address, a multiple of 64 at least.
 
         Raises:
-            GraphoptError: there is not so much.
+            GraphoptError: the device has not enough memory.
         """
 
     def host(self, nbytes: int) -> Array:
-        """Host memory, as bytes, that copies to and from the device are fast with."""
+        """Host memory, as bytes, with fast copies to and from the device."""
 
     def upload(self, target: int, source: Array) -> None:
-        """Enqueue a copy of contiguous host memory, which must stay as it is until `synchronize`."""
+        """Enqueue a copy of contiguous host memory, which must stay unchanged until `synchronize`."""
 
     def download(self, target: Array, source: int) -> None:
-        """Enqueue a copy into contiguous host memory, which holds it after `synchronize`."""
+        """Enqueue a copy into contiguous host memory, which is complete after `synchronize`."""
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Enqueue a copy within the device's memory."""
 
     def fill(self, target: int, value: int, nbytes: int) -> None:
-        """Enqueue setting bytes."""
+        """Enqueue setting `nbytes` bytes to `value`."""
 
     def follow(self, stream: int) -> None:
-        """What is enqueued here from now on waits for what is on `stream` now."""
+        """Let work enqueued here from now on wait for the current work on `stream`."""
 
     def precede(self, stream: int) -> None:
-        """What is enqueued on `stream` from now on waits for what is here now."""
+        """Let work enqueued on `stream` from now on wait for the current work here."""
 
     def kernel(self, image: bytes, launch: Launch, pointers: Sequence[int]) -> Callable[[], None]:
         """A function that enqueues `launch.entry` of `image` with `pointers` as its arguments.
@@ -63,23 +63,23 @@ class Device(Protocol):
         """
 
     def record(self, steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
-        """A function that enqueues all of `steps`, again and again, at the least cost."""
+        """A function that enqueues all of `steps` at the least cost, any number of times."""
 
     def laps(self, steps: Sequence[Callable[[], None]]) -> list[float]:
-        """Seconds that each of `steps`, enqueued one behind the other, takes on the device."""
+        """Seconds that each of `steps`, enqueued back to back, takes on the device."""
 
     def synchronize(self) -> None:
-        """Wait for all that is enqueued.
+        """Wait for all enqueued work.
 
         Raises:
-            GraphoptError: some of it failed.
+            GraphoptError: some of the work failed.
         """
 
 
 def target_of(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     """The manifest's target, empty where it names none."""
-    found = manifest.get("target")
-    return found if isinstance(found, dict) else {}
+    target = manifest.get("target")
+    return target if isinstance(target, dict) else {}
 
 
 def needs_device(manifest: Mapping[str, Any]) -> bool:

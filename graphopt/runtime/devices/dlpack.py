@@ -1,4 +1,4 @@
-"""Tensors that change hands without a copy: the DLPack protocol, written with ctypes.
+"""Sharing tensors without a copy: the DLPack protocol, written with ctypes.
 
 Format and rules: https://dmlc.github.io/dlpack/latest/ (the structures of `dlpack.h`, the capsule "dltensor"), and the
 meaning of `stream` in https://data-apis.org/array-api/latest/API_specification/generated/array_api.array.__dlpack__.html.
@@ -25,7 +25,7 @@ CPU, CUDA, PINNED = 1, 2, 3
 """DLDeviceType: host memory, memory of an NVIDIA GPU, page-locked host memory."""
 
 LEGACY_STREAM, NO_ORDER = 1, -1
-"""Values of `stream` on CUDA: the default stream, which None means too, and no ordering wanted."""
+"""Values of `stream` on CUDA: the default stream, which None means too, and no ordering."""
 
 _INT, _UINT, _FLOAT, _BFLOAT, _BOOL = 0, 1, 2, 4, 6
 _NAME = b"dltensor"
@@ -65,7 +65,7 @@ class _Managed(ctypes.Structure):
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
-    """A function of the C API; a private copy, because `ctypes.pythonapi` is shared by all who use it."""
+    """A private copy of a function of the C API: `ctypes.pythonapi` is shared by all its users."""
     return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
 
 
@@ -79,11 +79,11 @@ _keep = _function("Py_IncRef", None, ctypes.py_object)
 _drop = _function("Py_DecRef", None, ctypes.c_void_p)
 
 
-# What the functions below use is bound to them: tensors may die after this module, when Python ends.
+# The functions below bind what they use as defaults: tensors may die after this module, when Python exits.
 
 
 def _delete_now(managed: int, at: Any = _Managed.from_address, drop: Any = _drop) -> None:
-    """Whoever took the tensor over needs it no more: give up the reference that `_Exported` holds to itself."""
+    """The consumer of the tensor has released it: drop the reference that `_Exported` holds to itself."""
     drop(at(managed).context)
 
 
@@ -93,7 +93,7 @@ _delete = _Deleter(_delete_now)
 def _forget_now(
     capsule: int, valid: Any = _dying_is_valid, pointer: Any = _dying_pointer, delete: Any = _delete_now
 ) -> None:
-    """A capsule dies; if nobody took its tensor over (and renamed it), nobody else will delete that."""
+    """Destructor of a capsule: deletes the tensor if no consumer took it over (and renamed the capsule)."""
     if valid(capsule, b"dltensor"):
         delete(pointer(capsule, b"dltensor"))
 
@@ -102,9 +102,10 @@ _forget = _Destructor(_forget_now)
 
 
 class _Exported:
-    """One tensor that was handed out: its C structure, and what keeps the memory. It lives until the deleter runs."""
+    """One exported tensor: its C structure, and the owner of the memory. It lives until the deleter runs."""
 
     def __init__(self, tensor: DeviceTensor, place: tuple[int, int]) -> None:
+        """Args: place: (DLDeviceType, number) of the memory."""
         rank = len(tensor.shape)
         strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(rank)]
         self._owner, self._functions = tensor, (_delete, _forget)
@@ -127,18 +128,18 @@ class _Exported:
 
 
 class DeviceTensor:
-    """An output where the program wrote it: `torch.from_dlpack(tensor)` shows it without copying.
+    """An output in the program's own memory: `torch.from_dlpack(tensor)` shows it without copying.
 
-    It keeps the memory of its session alive. The session's next run overwrites it: what must stay has to be copied, on
-    the stream that the next `run_device` is told.
+    It keeps the memory of its session alive. The session's next run overwrites it: copy what must stay, on the stream
+    that is passed to the next `run_device`.
 
     Attributes:
-        dtype, shape: as the program's port says.
+        dtype, shape: those of the program's port.
         pointer: the address on the device, of contiguous elements in row-major order.
     """
 
     def __init__(self, pointer: int, dtype: str, shape: tuple[int, ...], device: Device, owner: object) -> None:
-        """Args: owner: what must live as long as the memory is looked at."""
+        """Args: owner: kept alive as long as this tensor, because it owns the memory."""
         self.pointer, self.dtype, self.shape = pointer, dtype, shape
         self._device, self._owner = device, owner
 
@@ -148,10 +149,10 @@ class DeviceTensor:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """(DLDeviceType, number).
+        """The device as (DLDeviceType, number).
 
         Raises:
-            BufferError: other libraries cannot see the device's memory.
+            BufferError: other libraries cannot access the device's memory.
         """
         if self._device.dlpack is None:
             raise BufferError(f"the memory of {self._device.name} cannot be shared; copy it with numpy.asarray")
@@ -165,14 +166,14 @@ class DeviceTensor:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        """The capsule "dltensor" (of the unversioned protocol, which every consumer knows).
+        """The capsule "dltensor" (of the unversioned protocol, which every consumer supports).
 
         Args:
-            stream: of the consumer: it waits there for the program, the host does not. On CUDA None is the default
-                stream and -1 asks for no order; on a CPU it must be None.
+            stream: the consumer's stream, which waits for the program; the host does not. On CUDA None is the default
+                stream and -1 requests no ordering; on a CPU it must be None.
 
         Raises:
-            BufferError: a copy or another device is asked for, or the memory cannot be shared.
+            BufferError: a copy or another device is requested, or the memory cannot be shared.
             ValueError: no such stream.
         """
         place = self.__dlpack_device__()
@@ -195,19 +196,20 @@ class DeviceTensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         """A copy in host memory."""
-        found = np.empty(self.shape, numpy_dtype(self.dtype))
+        array = np.empty(self.shape, numpy_dtype(self.dtype))
         self._device.activate()
-        self._device.download(found.reshape(-1).view(np.uint8), self.pointer)
+        self._device.download(array.reshape(-1).view(np.uint8), self.pointer)
         self._device.synchronize()
-        return found if dtype is None else found.astype(dtype, copy=False)
+        return array if dtype is None else array.astype(dtype, copy=False)
 
     def __repr__(self) -> str:
+        """Shape, dtype and device, without elements."""
         return f"DeviceTensor(shape={self.shape}, dtype={self.dtype}, device={self._device.name})"
 
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A tensor of somebody else on the device; it stays there while `capsule` lives."""
+    """A tensor of another library on the device; its memory is valid while `capsule` lives."""
 
     pointer: int
     dtype: str
@@ -216,7 +218,7 @@ class Foreign:
 
 
 def outside(tensor: object) -> tuple[int, int] | None:
-    """(DLDeviceType, number) of a tensor that the host cannot read; None for all else."""
+    """(DLDeviceType, number) of a tensor that the host cannot read; None for everything else."""
     if isinstance(tensor, np.ndarray) or not hasattr(tensor, "__dlpack_device__"):
         return None
     kind, number = tensor.__dlpack_device__()
@@ -224,13 +226,13 @@ def outside(tensor: object) -> tuple[int, int] | None:
 
 
 def take(name: str, tensor: Any, stream: int | None) -> Foreign:
-    """Look at somebody's tensor; what is enqueued on `stream` from now on comes after what makes it.
+    """View another library's tensor; work enqueued on `stream` from now on waits for its producer.
 
     Args:
-        name: of the input, for errors.
+        name: name of the input, for errors.
 
     Raises:
-        FeedError: the tensor cannot be shared, is of an unknown type, or is not contiguous.
+        FeedError: the tensor cannot be shared, has an unsupported dtype, or is not contiguous.
     """
     try:
         capsule = tensor.__dlpack__(stream=stream)
@@ -238,14 +240,14 @@ def take(name: str, tensor: Any, stream: int | None) -> Foreign:
         raise FeedError(f"input {name!r} cannot be shared ({' '.join(str(error).split())[:200]}): detach it") from error
     if not _is_valid(capsule, _NAME):
         raise FeedError(f"input {name!r} does not share its memory by DLPack: feed a numpy array")
-    found = _Managed.from_address(_pointer_of(capsule, _NAME)).tensor
-    shape = tuple(found.shape[axis] for axis in range(found.rank))
-    dtype = _DTYPES.get((found.dtype.code, found.dtype.bits))
-    if dtype is None or found.dtype.lanes != 1:
+    view = _Managed.from_address(_pointer_of(capsule, _NAME)).tensor
+    shape = tuple(view.shape[axis] for axis in range(view.rank))
+    dtype = _DTYPES.get((view.dtype.code, view.dtype.bits))
+    if dtype is None or view.dtype.lanes != 1:
         raise FeedError(f"input {name!r} has elements of a type that no program takes: convert it")
-    if found.strides:
+    if view.strides:
         wanted = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         axes = [axis for axis in range(len(shape)) if shape[axis] > 1]
-        if math.prod(shape) and any(found.strides[axis] != wanted[axis] for axis in axes):
+        if math.prod(shape) and any(view.strides[axis] != wanted[axis] for axis in axes):
             raise FeedError(f"input {name!r} is not contiguous: make it so with .contiguous()")
-    return Foreign((found.data or 0) + found.byte_offset, dtype, shape, capsule)
+    return Foreign((view.data or 0) + view.byte_offset, dtype, shape, capsule)

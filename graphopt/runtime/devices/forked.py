@@ -1,7 +1,7 @@
-"""Work of a forked child: a fork takes none of the workers of TVM's pool along, and the pool waits for them forever.
+"""Runs in a forked child: a fork copies none of the threads of TVM's pool, and the pool would wait for them forever.
 
-TVM keeps a pool for each thread. What the thread that came through the fork would do, a thread that the child starts
-does for it, with a pool of its own.
+TVM keeps one pool per thread. The work of the thread that came through the fork is done by a new thread of the child,
+with a pool of its own.
 
     parent: session.run(feeds)   os.fork()   child: session.run(feeds)  ->  on a new thread of the child
 """
@@ -23,13 +23,13 @@ _executors: dict[int, ThreadPoolExecutor] = {}  # by process
 
 @functools.cache
 def watch() -> None:
-    """From now on, remember which thread comes through a fork."""
+    """Register a fork handler that records which thread comes through a fork."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: _survivors.add(threading.get_ident()))
 
 
 def living(workload: Callable[[], _Result]) -> _Result:
-    """What `workload` gives, done by a thread whose pool has its workers."""
+    """The result of `workload`, run on a thread whose pool has its threads."""
     if threading.get_ident() not in _survivors:
         return workload()
     executor = _executors.get(os.getpid())
@@ -39,7 +39,7 @@ def living(workload: Callable[[], _Result]) -> _Result:
 
 
 def on_living_thread(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """`function`, done as `living` does it."""
+    """`function`, run by `living`."""
 
     @functools.wraps(function)
     def done(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:

@@ -1,4 +1,4 @@
-"""What this machine's processor offers to a session: instruction sets and cores."""
+"""The processor of this machine: instruction sets, cores, and the CPUs this process may use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def model_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What the first processor calls itself; the architecture where it says nothing."""
+    """Model name of the first processor; the architecture where there is none."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -41,7 +41,7 @@ def available_cpus() -> int:
 
 
 def default_threads() -> int:
-    """Threads of a session that was not told how many: one per physical core it may use.
+    """Default threads of a session: one per physical core it may use.
 
     Two threads on one core share its vector units, so counting hardware threads makes dense kernels slower.
     """

@@ -1,13 +1,13 @@
-"""TVM's runtime without TVM: shared objects with kernels, tensor views on memory of ours, and the thread count.
+"""TVM's runtime without TVM's compiler: shared objects with kernels, tensor views on our memory, and the thread count.
 
-`import tvm` takes seconds, because it brings the compiler and torch. A compiled kernel needs only tvm_ffi and two
-libraries of the tvm package, which are loaded here by name: some 0.1 s, and neither torch nor the compiler comes along.
+`import tvm` takes seconds, because it imports the compiler and torch. A compiled kernel needs only tvm_ffi and two
+libraries of the tvm package, which are loaded here by name: some 0.1 s, without torch and without the compiler.
 
-Threads: TVM keeps one pool per calling thread, sized when that thread first uses it. The pool is made as large as the
-processors this process may use (TVM_NUM_THREADS, unless the user set it), and each session takes as many of its threads
-as it was told. Threads are not pinned to cores (TVM_BIND_THREADS=0, unless the user set it): TVM would pin every
-process to the same first cores, so that several ranks, or two programs side by side, would fight over them. Where they
-wake after a pause is `placement`'s matter.
+Threads: TVM keeps one pool per calling thread, sized when that thread first uses it. The pool gets as many threads as
+the processors this process may use (TVM_NUM_THREADS, unless the user set it), and each session uses its own number of
+them. Threads are not pinned to cores (TVM_BIND_THREADS=0, unless the user set it): TVM would pin every process to the
+same first cores, so that several ranks, or two programs side by side, would compete for them. `placement` decides which
+core a thread wakes on after a pause.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from graphopt.runtime.devices import forked, host, placement
 
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
 ADDRESS = 16
-"""Bytes that the address of an argument is a multiple of, as the compiler told LLVM (`targets.stack`)."""
+"""Alignment of argument addresses in bytes, as the compiler tells LLVM (`targets.stack`)."""
 
-_DEFAULT_MODE = 1  # ThreadGroup::kBig: all cores that are alike
+_DEFAULT_MODE = 1  # ThreadGroup::kBig: all cores of the same kind
 
 
 @functools.cache
@@ -45,8 +45,8 @@ def runtime() -> ModuleType:
     """
     os.environ.setdefault("TVM_NUM_THREADS", str(host.available_cpus()))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
-    # Idle workers poll that often, about a microsecond each, before they sleep: long enough for the gaps inside a run,
-    # where TVM's default keeps whole cores from ONNX Runtime's segments and from other ranks for a third of a second.
+    # Idle workers poll this often, about a microsecond each, before they sleep: long enough for the gaps inside a run.
+    # TVM's default keeps cores from ONNX Runtime's segments and from other ranks for a third of a second.
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "5000")
     _import_without_torch("tvm_ffi")
     if "tvm" not in sys.modules:
@@ -77,15 +77,15 @@ def load(file: Path) -> Callable[[str], Callable[..., Any]]:
     def function(symbol: str) -> Callable[..., Any]:
         if not module.implements_function(symbol):
             raise ArtifactError(f"{file.name} has no function {symbol!r}: the artifact is damaged, compile it again")
-        found: Callable[..., Any] = module.get_function(symbol)
-        return found
+        compiled: Callable[..., Any] = module.get_function(symbol)
+        return compiled
 
     return function
 
 
 def tensor(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> Any:
     """A tensor argument for kernels: the bytes `data` (one axis, writable, aligned) as `dtype` of `shape`."""
-    # The view is made at byte offset 0 of an array of its own: kernels refuse tensors with an offset.
+    # The view is created at byte offset 0 of an array of its own: kernels refuse tensors with an offset.
     ffi = runtime()
     view = ffi.get_global_func("runtime.TVMTensorCreateView")
     return view(ffi.from_dlpack(data, require_alignment=ADDRESS), ffi.Shape(shape), ffi.dtype(dtype), 0)
@@ -95,16 +95,16 @@ def shared(array: npt.NDArray[Any]) -> Any:
     """A tensor argument for kernels on the memory of `array`, which is contiguous.
 
     Raises:
-        BufferError, RuntimeError, ValueError: its memory cannot be written, or is not aligned.
+        BufferError, RuntimeError, ValueError: its memory is read-only, or not aligned.
     """
     return runtime().from_dlpack(array, require_alignment=ADDRESS)
 
 
 class Threads:
-    """How many threads parallel kernels use when they are called from the current thread."""
+    """The number of threads of parallel kernels called from the current thread."""
 
     def __init__(self, count: int) -> None:
-        """Args: count: at least 1.
+        """Args: count: number of threads, at least 1.
 
         Raises:
             GraphoptError: count is less than 1, or more than TVM's pool has.
@@ -117,7 +117,7 @@ class Threads:
         self.apply()
 
     def apply(self) -> None:
-        """Make it so for the current thread; a fraction of a microsecond if it is so already."""
+        """Set the number for the current thread; takes a fraction of a microsecond if it is set already."""
         if self._current() == self._count:
             return
         self._configure(_DEFAULT_MODE, self._count)
@@ -128,23 +128,23 @@ class Threads:
             )
 
     def begin(self) -> None:
-        """Before a run on the current thread: as `apply`, and workers that sleep wake on other cores."""
+        """Prepare a run on the current thread: `apply`, and let sleeping workers wake on other cores."""
         placement.started_by(self.apply)
         self._placement.begin()
 
     def end(self) -> None:
-        """After the run."""
+        """Undo `begin` after the run."""
         self._placement.end()
 
 
 def compiler() -> None:
-    """Import TVM's compiler, without torch where torch is not loaded yet: some 0.7 s instead of 2."""
+    """Import TVM's compiler, and not torch unless it is loaded already: some 0.7 s instead of 2."""
     runtime()
     _import_without_torch("tvm")
 
 
 def _import_without_torch(name: str) -> None:
-    """Import a package that imports torch if it can (2 s); where torch is not loaded yet, hide it meanwhile."""
+    """Import a package that imports torch if it can (2 s); hides torch meanwhile unless it is loaded already."""
     if name in sys.modules:
         return
     hide = "torch" not in sys.modules

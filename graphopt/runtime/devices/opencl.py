@@ -1,4 +1,4 @@
-"""An OpenCL device, through pyopencl: any vendor's GPU, and the CPU where PoCL is installed (as for the tests)."""
+"""An OpenCL device, through pyopencl: any vendor's GPU, or the CPU with PoCL (as in the tests)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OpenClDevice:
     """The first device that shares pointers with the host (SVM), GPUs before CPUs."""
 
     def __init__(self) -> None:
-        """Open it.
+        """Open the device.
 
         Raises:
             GraphoptError: pyopencl is not installed, or finds no such device.
@@ -34,7 +34,7 @@ class OpenClDevice:
         device = _find(cl)
         self.name = f"{device.name.strip()} ({device.platform.name.strip()})"
         self._device = device
-        # The memory of a CPU is the host's; that of a GPU would have to be mapped first.
+        # A CPU device uses the host's memory; that of a GPU would have to be mapped first.
         self.dlpack: tuple[int, int] | None = (dlpack.CPU, 0) if device.type & cl.device_type.CPU else None
         self.stream: int | None = None
         self._context = cl.Context([device])
@@ -43,7 +43,7 @@ class OpenClDevice:
         self._memories: dict[int, Any] = {}
 
     def facts(self) -> dict[str, Any]:
-        """As `Device` says."""
+        """Name, versions, compute units and memory sizes of the device, as JSON values."""
         return {
             "name": self.name,
             "arch": None,
@@ -55,13 +55,13 @@ class OpenClDevice:
         }
 
     def activate(self) -> None:
-        """As `Device` says: nothing, because OpenCL has no current context."""
+        """Does nothing: OpenCL has no current context."""
 
     def allocate(self, nbytes: int) -> int:
-        """As `Device` says."""
+        """Uninitialised shared memory (SVM); it lives as long as the device."""
         cl = self._cl
         try:
-            # Not bound to the queue: PoCL 3.0 frees a bad pointer when memory is given back in a queue.
+            # Not bound to the queue: PoCL 3.0 frees a bad pointer when memory is freed in a queue.
             memory = cl.SVMAllocation(self._context, max(nbytes, 1), 0, cl.svm_mem_flags.READ_WRITE)
         except (cl.Error, MemoryError) as error:
             raise GraphoptError(
@@ -71,17 +71,17 @@ class OpenClDevice:
         return int(memory.svm_ptr)
 
     def host(self, nbytes: int) -> Array:
-        """As `Device` says."""
+        """Host memory, as bytes."""
         return np.empty(nbytes, np.uint8)
 
     def upload(self, target: int, source: Array) -> None:
-        """As `Device` says."""
+        """Enqueue a copy from host to device memory."""
         if source.nbytes:
-            given = source if source.flags.writeable else source.copy()  # pyopencl takes no other
+            given = source if source.flags.writeable else source.copy()  # pyopencl accepts no read-only array
             self._copy(_pointer(self._cl, target, source.nbytes), given)
 
     def download(self, target: Array, source: int) -> None:
-        """As `Device` says."""
+        """Enqueue a copy from device to host memory."""
         if target.nbytes:
             self._copy(target, _pointer(self._cl, source, target.nbytes))
 
@@ -89,28 +89,28 @@ class OpenClDevice:
         self._cl.enqueue_copy(self._queue, target, source, is_blocking=True)
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
-        """As `Device` says."""
+        """Enqueue a copy within device memory."""
         if nbytes:
             self._copy(_pointer(self._cl, target, nbytes), _pointer(self._cl, source, nbytes))
 
     def follow(self, stream: int) -> None:
-        """As `Device` says; other libraries have no queues here."""
+        """Does nothing: other libraries have no queues here."""
 
     def precede(self, stream: int) -> None:
-        """As `Device` says, by waiting."""
+        """Let other libraries see the current work, by waiting for it."""
         self.synchronize()
 
     def fill(self, target: int, value: int, nbytes: int) -> None:
-        """As `Device` says."""
+        """Enqueue setting `nbytes` bytes to `value`."""
         self.upload(target, np.full(nbytes, value, np.uint8))
 
     def kernel(self, image: bytes, launch: Launch, pointers: Sequence[int]) -> Callable[[], None]:
-        """As `Device` says."""
+        """A function that enqueues one launch of a kernel of the program `image`."""
         cl = self._cl
         try:
             if image not in self._programs:
                 self._programs[image] = cl.Program(self._context, image.decode()).build()
-            kernel = cl.Kernel(self._programs[image], launch.entry)  # one for each call: it holds its arguments
+            kernel = cl.Kernel(self._programs[image], launch.entry)  # one per call: it holds its arguments
             for position, pointer in enumerate(pointers):
                 kernel.set_arg(position, _pointer(cl, pointer, 1))
         except (cl.Error, UnicodeDecodeError) as error:
@@ -129,7 +129,7 @@ class OpenClDevice:
         return enqueue
 
     def record(self, steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
-        """As `Device` says; OpenCL enqueues them one by one."""
+        """A function that enqueues `steps` one by one."""
 
         def enqueue() -> None:
             for step in steps:
@@ -138,18 +138,18 @@ class OpenClDevice:
         return enqueue
 
     def laps(self, steps: Sequence[Callable[[], None]]) -> list[float]:
-        """As `Device` says, by the host's clock."""
-        found = []
+        """Seconds of each of `steps`, by the host's clock."""
+        seconds = []
         for step in steps:
             self.synchronize()
             start = time.perf_counter()
             step()
             self.synchronize()
-            found.append(time.perf_counter() - start)
-        return found
+            seconds.append(time.perf_counter() - start)
+        return seconds
 
     def synchronize(self) -> None:
-        """As `Device` says."""
+        """Wait for everything that is enqueued."""
         try:
             self._queue.finish()
         except self._cl.Error as error:
@@ -171,11 +171,11 @@ def _find(cl: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The first error that the driver's compiler names, or all that it says."""
+    """The first error in the log of the driver's compiler, or the complete log."""
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
     return next((line for line in lines if line.startswith("error:")), " ".join(lines))[:200]
 
 
 def _pointer(cl: Any, address: int, nbytes: int) -> Any:
-    """An argument at any address of shared memory; the host never looks there."""
+    """A kernel argument at any address of shared memory; the host never accesses it."""
     return cl.SVM((ctypes.c_uint8 * nbytes).from_address(address))

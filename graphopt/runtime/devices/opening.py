@@ -10,10 +10,10 @@ from graphopt.runtime.devices.device import DEVICES, Device, target_of
 
 
 def open_device(manifest: Mapping[str, Any]) -> Device:
-    """The device here that runs programs with this manifest.
+    """The device on this machine that runs programs with this manifest.
 
     Raises:
-        GraphoptError: there is none, or the package that talks to it is not installed.
+        GraphoptError: there is no such device, or its Python package is not installed.
         ArtifactError: the target is none of `DEVICES`.
     """
     target = target_of(manifest)
@@ -23,11 +23,11 @@ def open_device(manifest: Mapping[str, Any]) -> Device:
 
 
 def open_any(name: str, arch: str | None = None) -> Device:
-    """The device here for a target of `DEVICES`; for CUDA, one that runs code for `arch`.
+    """The device on this machine for a target of `DEVICES`; for CUDA, one that runs code for `arch`.
 
     Raises:
-        GraphoptError: there is none, or the package that talks to it is not installed.
-        ArtifactError: it runs no such code.
+        GraphoptError: there is no such device, or its Python package is not installed.
+        ArtifactError: the device cannot run code for `arch`.
     """
     if name == "cuda":
         from graphopt.runtime.devices.cuda import CudaDevice

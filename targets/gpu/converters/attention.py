@@ -1,4 +1,4 @@
-"""`graphopt.Attention` and `AttentionMasked` on a GPU: one kernel that keeps no scores."""
+"""`graphopt.Attention` and `AttentionMasked` on a GPU: one kernel that stores no scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from graphopt.targets.gpu.kernels.views import View, Views
 
 
 def attention(c: Context, inputs: list[Any]) -> Any:
-    """An Attention or AttentionMasked node; halves are summed in single precision.
+    """An Attention or AttentionMasked node; fp16 and bf16 are summed in fp32.
 
     Raises:
         NotSupported: no floats, nothing to compute, operands that do not fit each other, or rows too wide for the
@@ -81,8 +81,8 @@ def attention(c: Context, inputs: list[Any]) -> Any:
 def _causal_offset(c: Context, queries: int, keys: int) -> int | None:
     """How many keys beyond its own place a query sees, where a constant mask says so for all; None where it does not.
 
-    What is masked has a weight of zero: it is -inf, or so low that no score makes up for it. A query that sees nothing
-    averages everything, or is NaN; then nothing is skipped.
+    What is masked has a weight of zero: its mask is -inf, or so low that no score makes up for it. A query that sees
+    nothing averages everything, or is NaN; then nothing is skipped.
     """
     mask = constant(c, 3)
     if mask is None or mask.ndim < 2 or mask.shape[-2:] != (queries, keys) or queries == 1:
@@ -98,15 +98,15 @@ def _causal_offset(c: Context, queries: int, keys: int) -> int | None:
 
 def _seen(c: Context, operands: list[Any]) -> tuple[list[Any], Views]:
     """What the kernel reads instead of its operands, and writes, where only transposes and reshapes lie between."""
-    sources, found = [], []
+    sources, views = [], []
     for x in operands:
         source, view = seen_through(c, x)
         width = math.gcd(view.shape[3], CHUNK)
         if not view.contiguous(shape_of(source), width):
             source, view = x, View.whole(shape_of(x))
         sources.append(source)
-        found.append(view)
+        views.append(view)
     shape = (*shape_of(operands[0])[:3], shape_of(operands[2])[3])
     order = wanted_order(c.node, 4) or list(range(4))
     result = View.whole(tuple(shape[axis] for axis in order)).permuted([order.index(axis) for axis in range(4)])
-    return sources, Views(found[0], found[1], found[2], result, tuple(shape[axis] for axis in order))
+    return sources, Views(views[0], views[1], views[2], result, tuple(shape[axis] for axis in order))

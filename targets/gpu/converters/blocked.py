@@ -1,12 +1,12 @@
 """The operators of the domain `graphopt` on blocked tensors x[N, CB, H, W, b], for GPUs.
 
 The channels of a block are neighbours in memory, and so are the pixels of a block of channels. A convolution is then a
-product of pixels and channels (`kernels.conv_blocked`) whose operands a thread copies 16 bytes at a time, whatever the
+GEMM of pixels and channels (`kernels.conv_blocked`) whose operands a thread copies 16 bytes at a time, whatever the
 padding; and neighbouring threads write neighbouring channels.
 
 Why blocks and not all channels ([N, H, W, C]): a warp reads whole sectors of 32 bytes either way, because the next
 pixel of the same channels follows at once; and a Concat of channels, which is most of what an inception or dense block
-does besides convolving, is one copy, or none where the parts are written in place. Why 16: 16 halves are a sector, and
+does besides convolving, is one copy, or none where the parts are written in place. Why 16: 16 of fp16 are a sector, and
 the depth of one instruction of the tensor cores; larger blocks would waste more on channels that do not fill them.
 """
 
@@ -45,11 +45,11 @@ BLOCK = 16
 """Channels per block."""
 
 PLANE = 32
-"""Pixels from which on a change of layout goes through shared memory."""
+"""Pixels per plane from which on a change of layout goes through shared memory."""
 
 
 def accumulator(dtype: str) -> str:
-    """The dtype of sums of `dtype`: halves are summed in single precision."""
+    """The dtype of sums of `dtype`: fp16 and bf16 are summed in fp32."""
     return "float32" if dtype in HALVES else dtype
 
 
@@ -76,7 +76,7 @@ def on_cores(c: Context, dtype: str) -> bool:
 
 
 def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
-    """Conv2dBlocked: pixels times channels, one product for each group."""
+    """Conv2dBlocked: pixels times channels, a GEMM for each group."""
     _require_floats(c, inputs)
     x, w, bias = inputs
     if on_cores(c, dtype_of(x)) and c.integer("group", 1) == 1:
@@ -127,7 +127,7 @@ def _gathered(c: Context, x: Any, w: Any) -> tuple[Any, Any]:
 
 
 def winograd_blocked(c: Context, inputs: list[Any]) -> Any:
-    """Conv2dWinograd: the transform of the input, a product for every tap, the transform of the output."""
+    """Conv2dWinograd: the transform of the input, a GEMM for every tap, the transform of the output."""
     x, u, bias = inputs
     if dtype_of(x) not in ("float32", "float64"):
         raise NotSupported(f"the transforms of {c.node.op_type} would round to {dtype_of(x)}")
@@ -303,7 +303,7 @@ def _transposed(c: Context, x: Any, tile: transposes.Transpose) -> Any:
 
 
 def no_kernel(c: Context, _: list[Any]) -> Any:
-    """What is chosen for CPUs only.
+    """Refuse an operator that is chosen for CPUs only.
 
     Raises:
         NotSupported: always.

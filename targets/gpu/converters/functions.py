@@ -12,12 +12,12 @@ from graphopt.targets.common.kernels.blocks import const
 
 
 def left_to_tvm(_: Context, __: list[Any]) -> Any:
-    """Functions that the hardware has: TVM calls them."""
+    """Leave functions that the hardware has to TVM, which calls them."""
     return NotImplemented
 
 
 def gelu(c: Context, inputs: list[Any]) -> Any:
-    """x / 2 (1 + erf(x / sqrt 2)), or its approximation by tanh; halves are computed in single precision."""
+    """x / 2 (1 + erf(x / sqrt 2)), or its approximation by tanh; fp16 and bf16 are computed in fp32."""
     dtype = dtype_of(inputs[0])
     if dtype not in (*FLOATS, *HALVES) or not shape_of(inputs[0]):
         return NotImplemented

@@ -45,7 +45,7 @@ def _matmul(
         m, lead, parts = sa[0], (), (0, len(out) - 1, 1)
 
     def at(tensor: Any, flat: Any, shape: tuple[int, ...]) -> list[Any]:
-        """The batch index of one side, which broadcasts against the product's."""
+        """The batch index of one side, which broadcasts against the result's."""
         index: list[Any] = []
         for extent in reversed(lead):
             index.insert(0, tirx.floormod(flat, extent))
@@ -66,10 +66,10 @@ def _matmul(
 
         sizes = math.prod(lead), m, n, k
         axes = Axes.plain(out, parts, m)
-        made = product.compute(left, right, sizes, axes, dtype, accumulate=accumulator(dtype), tf32=c.tf32, tile=c.tile)
+        gemm = product.compute(left, right, sizes, axes, dtype, accumulate=accumulator(dtype), tf32=c.tf32, tile=c.tile)
         if scale == 1.0:
-            return made
-        return te.compute(out, lambda *i: (made(*i).astype(accumulator(dtype)) * factor).astype(dtype), name="scaled")
+            return gemm
+        return te.compute(out, lambda *i: (gemm(*i).astype(accumulator(dtype)) * factor).astype(dtype), name="scaled")
 
     return c.te("matmul", define, a, b, pattern=epilogue(c))
 

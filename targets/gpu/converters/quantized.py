@@ -1,4 +1,4 @@
-"""Quantized products and convolutions on GPUs: the same sums in int32, one thread for each."""
+"""Quantized GEMMs and convolutions on GPUs: the same sums in int32, one thread for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN on a GPU: one product of all inputs with W, then a kernel for each step."""
+"""LSTM, GRU and RNN on a GPU: one GEMM of all inputs with W, then a kernel for each step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from graphopt.targets.gpu.kernels.gemm.axes import Axes
 
 
 def recurrent(c: Context, inputs: list[Any]) -> Any:
-    """An LSTM, GRU or RNN node. Halves become single precision: a state that is added to at every step needs it.
+    """An LSTM, GRU or RNN node. fp16 and bf16 become fp32: a state that is added to at every step needs it.
 
     Raises:
         NotSupported: with the reason, for what the kernels do not compute.
@@ -51,8 +51,10 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
     )
     device: Any = c.machine
     assert isinstance(device, Device)
-    made = recurrence_launch.launch_config(layer, device)
-    plan = Plan("recurrence", f"{made.units}x{made.rows}x{made.lanes}", recurrence_launch.seconds(layer, made, device))
+    config = recurrence_launch.launch_config(layer, device)
+    plan = Plan(
+        "recurrence", f"{config.units}x{config.rows}x{config.lanes}", recurrence_launch.seconds(layer, config, device)
+    )
     projected = _projected(c, layer, x, given[W], given[B])
     extra: dict[str, Any] = {}
     if layer.reset_after:
@@ -68,16 +70,16 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         else recurrent_node.begun(c, state, extra.get("lengths"), 0 if batch_first else 1)
         for state in states
     ]
-    whole = c.builder.emit_te(
-        lambda p, w, hs, more: recurrence.compute(layer, made, p, w, hs, **more),
+    outputs = c.builder.emit_te(
+        lambda p, w, hs, more: recurrence.compute(layer, config, p, w, hs, **more),
         projected,
         r,
         initial,
         extra,
         primfunc_name_hint=cell.lower(),
-        primfunc_attrs={"op_pattern": OPAQUE, **recurrence.attributes(layer, made, device), **plans.attribute(plan)},
+        primfunc_attrs={"op_pattern": OPAQUE, **recurrence.attributes(layer, config, device), **plans.attribute(plan)},
     )
-    results = [relax.TupleGetItem(whole, i) for i in range(1 + len(states))]
+    results = [relax.TupleGetItem(outputs, i) for i in range(1 + len(states))]
     wanted = [value.uses() or value.is_graph_output() for value in c.node.outputs]
     return [
         _cast(c, c.builder.emit(result), given_as) if want else None
@@ -104,7 +106,7 @@ def _refuse(c: Context, dtype: str, hidden: int, steps: int, empty: bool) -> Non
 
 
 def _projected(c: Context, layer: recurrence_launch.Layer, x: Any, w: Any, bias: Any) -> Any:
-    """The products of all inputs with W, biases added: [T * B, D * G * H]."""
+    """The GEMM of all inputs with W, biases added: [T * B, D * G * H]."""
     width = shape_of(w)[-1]
     rows, columns = layer.steps * layer.batch, layer.directions * layer.gates * layer.hidden
     added = [] if bias is None else [c.te("pack", lambda v: _bias(v, layer), bias, pattern=OPAQUE)]

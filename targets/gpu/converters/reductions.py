@@ -1,4 +1,4 @@
-"""Means of halves on a GPU: their sum leaves the range of halves long before they do, so it is never one."""
+"""Means of fp16 and bf16 on a GPU: a sum leaves their range long before its mean does, so sums are fp32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graphopt.targets.gpu.fusion import epilogue
 
 
 def mean(c: Context, inputs: list[Any]) -> Any:
-    """ReduceMean or GlobalAveragePool of halves, in single precision; of other types they are TVM's."""
+    """ReduceMean or GlobalAveragePool of fp16 and bf16, summed in fp32; other dtypes are left to TVM."""
     x = inputs[0]
     shape, dtype = shape_of(x), dtype_of(x)
     if dtype not in HALVES or 0 in shape or len(shape) < 1:

@@ -1,4 +1,4 @@
-"""Softmax and normalization of rows on a GPU; halves are computed in single precision."""
+"""Softmax and normalization of rows on a GPU; fp16 and bf16 are computed in fp32."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def softmax(logarithm: bool) -> Converter:
         axis = c.integer("axis", -1) % max(len(shape), 1)
         if dtype not in (*FLOATS, *HALVES) or not shape or 0 in shape or axis != len(shape) - 1:
             return NotImplemented
-        work, made, attributes = _cut(c, math.prod(shape[:-1]), shape[-1], dtype)
+        work, config, attributes = _launch(c, math.prod(shape[:-1]), shape[-1], dtype)
         flat = c.reshape(x, (work.rows, work.n))
         y = c.definitions.emit(
-            c.builder, "softmax", lambda v: rows.softmax(v, work, made, logarithm), [flat], attributes
+            c.builder, "softmax", lambda v: rows.softmax(v, work, config, logarithm), [flat], attributes
         )
         return c.reshape(y, shape)
 
@@ -32,7 +32,7 @@ def softmax(logarithm: bool) -> Converter:
 
 
 def layer_norm(c: Context, inputs: list[Any]) -> Any:
-    """LayerNormalization, whose other outputs nobody reads."""
+    """LayerNormalization, if its other outputs are unused."""
     x, weight = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
     shape, dtype = shape_of(x), dtype_of(x)
@@ -44,13 +44,13 @@ def layer_norm(c: Context, inputs: list[Any]) -> Any:
     if bias is not None and math.prod(shape_of(bias)) != n:
         return NotImplemented
     epsilon = c.real("epsilon", 1e-5)
-    work, made, attributes = _cut(c, math.prod(shape[:axis]), n, dtype)
+    work, config, attributes = _launch(c, math.prod(shape[:axis]), n, dtype)
     flat = c.reshape(x, (work.rows, n))
     args = [flat, c.reshape(weight, (n,)), *([] if bias is None else [c.reshape(bias, (n,))])]
     y = c.definitions.emit(
         c.builder,
         "layer_norm",
-        lambda v, w, b=None: rows.layer_norm(v, w, b, epsilon, work, made),
+        lambda v, w, b=None: rows.layer_norm(v, w, b, epsilon, work, config),
         args,
         attributes,
     )
@@ -68,11 +68,11 @@ def rms_norm(c: Context, inputs: list[Any]) -> Any:
     if math.prod(shape_of(weight)) != n:
         return NotImplemented
     epsilon = c.real("epsilon", 1e-5)
-    work, made, attributes = _cut(c, math.prod(shape[:axis]), n, dtype, 1)
+    work, config, attributes = _launch(c, math.prod(shape[:axis]), n, dtype, 1)
     y = c.definitions.emit(
         c.builder,
         "rms_norm",
-        lambda v, w: rows.rms_norm(v, w, epsilon, work, made),
+        lambda v, w: rows.rms_norm(v, w, epsilon, work, config),
         [c.reshape(x, (work.rows, n)), c.reshape(weight, (n,))],
         attributes,
     )
@@ -90,7 +90,7 @@ def channel_norm(c: Context, inputs: list[Any]) -> Any:
     groups = c.integer("num_groups", 1) if c.node.op_type == "GroupNormalization" else shape[1]
     deep, area = shape[1] // groups, math.prod(shape[2:])
     epsilon = c.real("epsilon", 1e-5)
-    work, made, attributes = _cut(c, shape[0] * groups, deep * area, dtype)
+    work, config, attributes = _launch(c, shape[0] * groups, deep * area, dtype)
 
     def place(row: Any, column: Any) -> Any:
         return row % groups * deep + column // area
@@ -98,20 +98,20 @@ def channel_norm(c: Context, inputs: list[Any]) -> Any:
     y = c.definitions.emit(
         c.builder,
         "channel_norm",
-        lambda v, w, b: rows.layer_norm(v, w, b, epsilon, work, made, place),
+        lambda v, w, b: rows.layer_norm(v, w, b, epsilon, work, config, place),
         [c.reshape(x, (work.rows, work.n)), weight, bias],
         attributes,
     )
     return c.reshape(y, shape)
 
 
-def _cut(
+def _launch(
     c: Context, count: int, n: int, dtype: str, passes: int = 2
 ) -> tuple[rows_launch.Rows, rows_launch.LaunchConfig, dict[str, Any]]:
-    """What is to be done, how, and what the function is marked with."""
+    """The workload, its launch configuration, and the attributes of its function."""
     device: Any = c.machine
     assert isinstance(device, Device)
     work = rows_launch.Rows(count, n, dtype, "float32" if dtype in HALVES else dtype, passes)
-    made = rows_launch.launch_config(work, device)
-    plan = Plan("rows", str(made), rows_launch.seconds(work, made, device))
-    return work, made, {"op_pattern": OPAQUE, **rows.ATTRIBUTES, **plans.attribute(plan)}
+    config = rows_launch.launch_config(work, device)
+    plan = Plan("rows", str(config), rows_launch.seconds(work, config, device))
+    return work, config, {"op_pattern": OPAQUE, **rows.ATTRIBUTES, **plans.attribute(plan)}

@@ -50,6 +50,6 @@ OWN: dict[str, Converter] = {
     "RNN": recurrent,
     "ConvTranspose": conv_transpose,
 }
-"""Instead of what targets share."""
+"""Converters of GPUs, which replace those that targets share."""
 
 TABLE: Table = {**in_order(SHARED, FURTHER), **in_order(OWN)}

@@ -1,4 +1,4 @@
-"""What a tensor was made of by moving elements only, and in which order those who read a result want its axes."""
+"""Tensors seen through operators that only move elements, and the order of axes that all consumers of a result want."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatt
 
 
 def seen_through(c: Context, x: Any) -> tuple[Any, View]:
-    """What `x` was made of by transposes, reshapes and slices, and how; `x` itself if it was not."""
+    """The tensor that `x` views by transposes, reshapes and slices, and how; `x` itself if it is no such view."""
     own = shape_of(x)
     moves: list[Callable[[View], View]] = []
-    while (found := _move(c, x)) is not None:
-        x, move = found
+    while (step := _move(c, x)) is not None:
+        x, move = step
         moves.insert(0, move)
     view = View.whole(shape_of(x))
     for move in moves:
@@ -35,7 +35,7 @@ def _move(c: Context, x: Any) -> tuple[Any, Callable[[View], View]] | None:
     if (permutation := _permutation(c, x)) is not None:
         source, order = permutation
         return source, lambda view: view.permuted(order)
-    if (bound := next((found for each in _RESHAPES if (found := _call(c, x, each)) is not None), None)) is not None:
+    if (bound := next((call for name in _RESHAPES if (call := _call(c, x, name)) is not None), None)) is not None:
         return bound.args[0], lambda view: view.reshaped(shape)
     bound = _call(c, x, "relax.strided_slice")
     starts = None if bound is None else _starts(bound, shape)
@@ -43,7 +43,7 @@ def _move(c: Context, x: Any) -> tuple[Any, Callable[[View], View]] | None:
 
 
 def _starts(bound: Any, shape: Sequence[int]) -> list[int] | None:
-    """Where a slice of every element in between begins on every axis; None for another kind of slice."""
+    """Where a slice with step 1 begins on every axis; None for another kind of slice."""
     axes, begin, end, *strides = ([int(each.value) for each in given] for given in bound.args[1:])
     source = shape_of(bound.args[0])
     if strides and any(stride != 1 for stride in strides[0]):
@@ -58,7 +58,7 @@ def _starts(bound: Any, shape: Sequence[int]) -> list[int] | None:
 
 
 def _permutation(c: Context, x: Any) -> tuple[Any, list[int]] | None:
-    """What `x` was made of by a transpose, and the order of its axes."""
+    """The tensor that `x` is a transpose of, and the order of its axes; None if it is none."""
     bound = _call(c, x, "relax.permute_dims")
     if bound is None:
         return None
@@ -73,7 +73,7 @@ def _call(c: Context, x: Any, operator: str) -> Any:
 
 
 def wanted_order(node: ir.Node, rank: int) -> list[int] | None:
-    """The permutation that all readers of a node's output are; None if they are not, or not one."""
+    """The permutation that all consumers of a node's output apply; None if they are no transposes, or differ."""
     value = node.outputs[0]
     readers = [usage.node for usage in value.uses()]
     if not readers or value.is_graph_output() or any(r.op_type != "Transpose" or r.domain for r in readers):
@@ -83,12 +83,12 @@ def wanted_order(node: ir.Node, rank: int) -> list[int] | None:
 
 
 def _order(node: ir.Node, rank: int) -> Sequence[int]:
-    found = node.attributes.get_ints("perm", None)
-    return list(reversed(range(rank))) if found is None else [int(axis) % rank for axis in found]
+    permutation = node.attributes.get_ints("perm", None)
+    return list(reversed(range(rank))) if permutation is None else [int(axis) % rank for axis in permutation]
 
 
 def transpose(c: Context, inputs: list[Any]) -> Any:
-    """Transpose; what undoes another one is what that was made of."""
+    """Transpose; one that undoes another is the operand of that one."""
     order = _order(c.node, len(shape_of(inputs[0])))
     before = _permutation(c, inputs[0])
     if before is not None and [before[1][axis] for axis in order] == sorted(order):

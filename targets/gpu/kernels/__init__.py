@@ -1,1 +1,1 @@
-"""Kernels of GPUs: what is defined for them alone, and how everything is bound to blocks and threads."""
+"""Kernel templates for GPUs, and the schedules that bind all other loops to blocks and threads."""

@@ -1,9 +1,9 @@
-"""Reads functions that compute something by one block and then go over its elements: for writers of kernels.
+"""Reads functions of one reduction block and an elementwise epilogue, for kernel templates.
 
-    total[a] = what the anchor says        y[i] = epilogue(total[a(i)], ...)
+    total[a] = what the anchor computes    y[i] = epilogue(total[a(i)], ...)
 
-The writers (`window`, `winograd`) compute `total` in their own way, a thread some elements of it, and store what
-becomes of them; whatever elementwise functions TVM fused behind the anchor are in the epilogue.
+The kernel templates (`window`, `winograd`, `reductions`) compute `total` in their own way, a thread some elements of
+it, and store the epilogue's results: the elementwise functions that TVM fused behind the anchor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Anchored:
 
     @property
     def extents(self) -> tuple[int, ...]:
-        """Of the output."""
+        """Extents of the output."""
         return tuple(int(extent) for extent in (self._total.shape if self._last is None else _extents(self._last)))
 
     def element(self, places: Sequence[Any]) -> Any:
@@ -55,7 +55,7 @@ class Anchored:
             return substituted(part, values) if isinstance(part, tirx.Var) else None
 
         body = self._last.body
-        return body.buffer, rewritten(body.value, swap), [substituted(each, values) for each in body.indices]
+        return body.buffer, rewritten(body.value, swap), [substituted(index, values) for index in body.indices]
 
     def replaced(self, body: Any, resident: int) -> Any:
         """The function with another body, which computes the same and has all its barriers."""
@@ -73,11 +73,11 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Anchored:
         sch.compute_inline(sch.get_sblock(name))
     if names[-1] != anchor.name:
         inline_after(sch, anchor)
-    found = blocks_of(sch)
-    if found[0].name != anchor.name or len(found) > 2 or found[-1].reduce and len(found) == 2:
+    blocks = blocks_of(sch)
+    if blocks[0].name != anchor.name or len(blocks) > 2 or blocks[-1].reduce and len(blocks) == 2:
         raise ValueError("its epilogue is not elementwise")
-    block = sch.get(found[0].rv)
-    last = sch.get(found[1].rv) if len(found) == 2 else None
+    block = sch.get(blocks[0].rv)
+    last = sch.get(blocks[1].rv) if len(blocks) == 2 else None
     update = block.body.value
     if not isinstance(update, tirx.Add | tirx.Mul | tirx.Max | tirx.Min):
         raise ValueError("it is neither a sum, a product nor an extreme")

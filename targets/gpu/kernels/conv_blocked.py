@@ -1,8 +1,8 @@
-"""Convolutions on blocked tensors as products: rows m are the pixels of all images, columns n and depth k channels.
+"""Convolutions on blocked tensors as GEMMs: rows m are the pixels of all images, columns n and depth k channels.
 
     y[n, co, h, w, lane]    m = (n, h, w)    n = (co, lane)    k = (input block, tap, input lane)
 
-The b elements of k that share a tap lie together in memory, and are inside the image together or outside it together.
+The b elements of k that share a tap are contiguous in memory, and either all inside the image or all outside it.
 The taps of a block come before the next block: what they read is mostly the same.
 """
 

@@ -1,4 +1,4 @@
-"""What every kernel without a rule of its own gets: a thread for an element, a block for a long sum."""
+"""The schedule of kernels without a rule of their own: a thread per element, a block per long sum."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def schedule(sch: s_tir.Schedule, device: Device) -> None:
             raise ValueError("a reduced axis stands before one that is kept")
         elements = math.prod(block.spatial)
         if block.reduce and not _alone(block, elements, device) and _known(sch.get(block.rv)):
-            _together(sch, block, loops, device)
+            _block_per_sum(sch, block, loops, device)
             continue
         _elements(sch, loops[: max(len(block.spatial), 1)] if block.spatial or not block.reduce else [], block, device)
 
@@ -64,17 +64,17 @@ def _elements(sch: s_tir.Schedule, spatial: list[Any], block: Block, device: Dev
     """Neighbouring threads take neighbouring elements."""
     if not spatial:  # one sum over everything
         spatial = [sch.add_unit_loop(sch.get_loops(block.rv)[0])]
-    whole = sch.fuse(*spatial)
+    fused = sch.fuse(*spatial)
     threads = min(THREADS, device.threads_per_block)
-    outer, inner = sch.split(whole, [None, min(threads, max(1, math.prod(block.spatial)))])
+    outer, inner = sch.split(fused, [None, min(threads, max(1, math.prod(block.spatial)))])
     sch.bind(outer, "blockIdx.x")
     sch.bind(inner, "threadIdx.x")
     if block.reduce:
         sch.decompose_reduction(block.rv, sch.get_loops(block.rv)[2])
 
 
-def _together(sch: s_tir.Schedule, block: Block, loops: list[Any], device: Device) -> None:
-    """A block for each sum: its threads take turns, and add up what they have at the end."""
+def _block_per_sum(sch: s_tir.Schedule, block: Block, loops: list[Any], device: Device) -> None:
+    """A block per sum: its threads take turns, and add up their partial sums at the end."""
     spatial, reduced = loops[: len(block.spatial)], loops[len(block.spatial) :]
     if not spatial:
         spatial = [sch.add_unit_loop(reduced[0])]
@@ -91,5 +91,5 @@ def threads_for(steps: int, device: Device) -> int:
 
 
 def by_hand(function: Any, device: Device) -> Any:
-    """The function with threads for its parallel loops, as they were written; one thread does what stands outside."""
+    """The function with its handwritten parallel loops bound to threads; one thread does what stands outside."""
     return function.with_body(bound(function.body, min(THREADS, device.threads_per_block)))

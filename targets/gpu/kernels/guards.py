@@ -21,9 +21,9 @@ def when(condition: Any) -> Iterator[None]:
 
 
 def inside(*guards: tuple[Any, int, int]) -> Any:
-    """Whether places exist: each is (index, size, tile), and none is asked where the tile divides the size.
+    """The condition that places exist: each is (index, size, tile), and is checked unless the tile divides the size.
 
-    None where nothing is asked.
+    None where nothing is checked.
     """
     conditions = [index < size for index, size, tile in guards if size % tile]
     return tirx.all(*conditions) if conditions else None

@@ -5,7 +5,7 @@ units with all their gates: its threads divide each row of R among themselves, a
 and then the cell of these units is updated, in the same kernel. The end of a kernel is the barrier between steps.
 
 All steps run the same few kernels: the number of the step lies in memory. A kernel reads it from one of two places, and
-its first thread leaves the next number in the other one, which nobody else reads meanwhile.
+its first thread leaves the next number in the other one, which no other thread reads meanwhile.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def _relu(x: Any) -> Any:
 ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {"Sigmoid": _sigmoid, "Tanh": tirx.tanh, "Relu": _relu}
 
 
-def attributes(layer: Layer, made: LaunchConfig, device: Device) -> dict[str, int]:
-    """What the function that holds `compute` must be marked with: its barriers are complete, its threads are few."""
-    fitting = min(device.registers // (made.threads * 128), device.blocks_per_multiprocessor)
+def attributes(layer: Layer, config: LaunchConfig, device: Device) -> dict[str, int]:
+    """Attributes of the function that holds `compute`: its barriers are complete, and its resident blocks."""
+    fitting = min(device.registers // (config.threads * 128), device.blocks_per_multiprocessor)
     return {SYNCHRONIZED: 1, RESIDENT: max(1, fitting)}
 
 
 def compute(
     layer: Layer,
-    made: LaunchConfig,
+    config: LaunchConfig,
     projected: Any,
     recurrent: Any,
     initial: Sequence[Any],
@@ -63,7 +63,7 @@ def compute(
     """The recurrence over all steps. The function needs `attributes`.
 
     Args:
-        projected: [T * B, D * G * H], the inputs' products and the biases.
+        projected: [T * B, D * G * H], the inputs times W, plus the biases.
         recurrent: R[D, G * H, H].
         initial: h (and c) before the first step.
         reset_bias: [D, 6 * H], of which a GRU with `reset_after` adds the last H before it resets.
@@ -85,23 +85,23 @@ def compute(
         buffers["lengths"] = next(given, None)
         buffers["y"], buffers["last"], *others = outs
         buffers["c"] = others[0] if others else None
-        return _Template(layer, made, buffers).whole()
+        return _Template(layer, config, buffers).statement()
 
-    found = te.extern(shapes, inputs, body, dtype=[layer.dtype] * len(shapes), name="recurrence")
-    return list(found)
+    outputs = te.extern(shapes, inputs, body, dtype=[layer.dtype] * len(shapes), name="recurrence")
+    return list(outputs)
 
 
 class _Template:
-    """Writes the kernels of one layer; their differences are plain attributes while one is written."""
+    """Emits the kernels of one layer; their differences are plain attributes while one is emitted."""
 
-    def __init__(self, layer: Layer, made: LaunchConfig, buffers: dict[str, Any]) -> None:
-        self.layer, self.config, self.buffers = layer, made, buffers
+    def __init__(self, layer: Layer, config: LaunchConfig, buffers: dict[str, Any]) -> None:
+        self.layer, self.config, self.buffers = layer, config, buffers
         self.per_direction = len(layer.activations) // layer.directions
         self.f, *self.gh = [self._activation(i) for i in range(self.per_direction)]
         self.vector = VECTOR if layer.hidden % VECTOR == 0 else 1
 
     def _activation(self, position: int) -> Callable[[Any], Any]:
-        """f, g or h of the direction that is written; what goes into f and g is clipped."""
+        """f, g or h of the direction that is emitted; what goes into f and g is clipped."""
         layer = self.layer
         forward, *backward = [ACTIVATIONS[name] for name in layer.activations[position :: self.per_direction]]
         if not backward or backward == [forward]:
@@ -116,7 +116,7 @@ class _Template:
         limit, dtype = layer.clip, layer.dtype
         return lambda x: either(tirx.max(tirx.min(x, const(limit, dtype)), const(-limit, dtype)))
 
-    def whole(self) -> Any:
+    def statement(self) -> Any:
         """All launches: the first step, which begins with the given states, then the others two by two."""
         layer, buffers = self.layer, self.buffers
         with IRBuilder() as builder:
@@ -141,22 +141,22 @@ class _Template:
 
     def _step(self, parity: int, first: bool = False) -> None:
         """The kernels of one step."""
-        layer, made = self.layer, self.config
+        layer, config = self.layer, self.config
         self.parity, self.first = parity, first
         for phase, (gate, count) in enumerate(layer.phases):
             self.phase, self.gate, self.count = phase, gate, count
             with (
-                T.launch_thread("blockIdx.x", math.ceil(layer.hidden / made.units)) as block,
-                T.launch_thread("blockIdx.y", math.ceil(layer.batch / made.rows)) as tile,
+                T.launch_thread("blockIdx.x", math.ceil(layer.hidden / config.units)) as block,
+                T.launch_thread("blockIdx.y", math.ceil(layer.batch / config.rows)) as tile,
                 T.launch_thread("blockIdx.z", layer.directions) as direction,
-                T.launch_thread("threadIdx.x", made.threads) as thread,
+                T.launch_thread("threadIdx.x", config.threads) as thread,
             ):
-                self.first_unit, self.first_row, self.d = block * made.units, tile * made.rows, direction
-                self.thread, self.lane, self.own = thread, thread % made.lanes, thread // made.lanes
+                self.first_unit, self.first_row, self.d = block * config.units, tile * config.rows, direction
+                self.thread, self.lane, self.own = thread, thread % config.lanes, thread // config.lanes
                 self._kernel(tirx.all(block == 0, tile == 0, direction == 0, thread == 0))
 
     def _kernel(self, leader: Any) -> None:
-        layer, made = self.layer, self.config
+        layer, config = self.layer, self.config
         self.step: Any = 0
         if not self.first:
             step = T.alloc_buffer((1,), "int32", scope="local")
@@ -165,18 +165,18 @@ class _Template:
         if self.number is not None and self.phase == len(layer.phases) - 1:
             with when(leader):
                 T.buffer_store(self.number, self.step + 1, [1 - self.parity])
-        parts = made.units * made.rows * self.count
-        self.totals = parts * stride(made.lanes)
-        # One buffer: TVM would let two share memory that seem not to be needed at once, without a barrier between.
+        parts = config.units * config.rows * self.count
+        self.totals = parts * stride(config.lanes)
+        # One buffer: TVM would overlap two whose lifetimes seem disjoint, without a barrier between.
         self.shared = T.alloc_buffer((self.totals + parts,), layer.dtype, scope="shared")
-        starts = self._local(math.ceil(parts / made.threads))
-        with self._items(parts) as (turn, item):  # on their way while R is read
+        starts = self._local(math.ceil(parts / config.threads))
+        with self._items(parts) as (turn, item):  # in flight while R is read
             T.buffer_store(starts, self._start(*self._part(item)), [turn])
-        cells = made.units * made.rows
-        self.c_before = self._local(math.ceil(cells / made.threads))
-        self.h_before = self._local(math.ceil(cells / made.threads))
+        cells = config.units * config.rows
+        self.c_before = self._local(math.ceil(cells / config.threads))
+        self.h_before = self._local(math.ceil(cells / config.threads))
         with self._items(cells) as (turn, item):
-            row, unit = item // made.units, item % made.units
+            row, unit = item // config.units, item % config.units
             index = self._state(self._row(row), self._unit(unit))
             if layer.cell == "LSTM":
                 source = self.buffers["initial"][1] if self.first else self.buffers["c"]
@@ -189,10 +189,10 @@ class _Template:
             self._add_up(item, starts[turn])
         T.evaluate(T.tvm_storage_sync("shared"))
         with self._items(cells) as (turn, item):
-            row, unit = item // made.units, item % made.units
+            row, unit = item // config.units, item % config.units
             places = (
-                (self.first_unit + unit, layer.hidden, made.units),
-                (self.first_row + row, layer.batch, made.rows),
+                (self.first_unit + unit, layer.hidden, config.units),
+                (self.first_row + row, layer.batch, config.rows),
             )
             with when(inside(*places)):
                 cell = _Cell(self, turn, unit, row)
@@ -203,7 +203,7 @@ class _Template:
 
     @contextmanager
     def _items(self, count: int) -> Iterator[tuple[Any, Any]]:
-        """What the threads of a block share: each one's turns, and its item in them."""
+        """Distribute `count` items over the threads of a block: a thread's turns, and its item in each."""
         threads = self.config.threads
         with T.unroll(0, math.ceil(count / threads)) as turn:
             item = self.thread + turn * threads
@@ -212,11 +212,11 @@ class _Template:
 
     def _part(self, item: Any) -> tuple[Any, Any, Any]:
         """Gate, row and unit of a sum; neighbours are units."""
-        made = self.config
-        return item // (made.units * made.rows), item // made.units % made.rows, item % made.units
+        config = self.config
+        return item // (config.units * config.rows), item // config.units % config.rows, item % config.units
 
     def _unit(self, unit: Any) -> Any:
-        """A hidden unit that exists: the last block computes some that nobody keeps."""
+        """A hidden unit that exists: the last block computes some that are not stored."""
         layer, at = self.layer, self.first_unit + unit
         return at if layer.hidden % self.config.units == 0 else tirx.min(at, layer.hidden - 1)
 
@@ -260,41 +260,41 @@ class _Template:
 
     def _products(self) -> None:
         """This thread's part of the rows of R of one unit, times that of h of all rows of the batch."""
-        layer, made, vector = self.layer, self.config, self.vector
+        layer, config, vector = self.layer, self.config, self.vector
         source = self.buffers["reset"] if self.phase else self._source()
-        sums = self._local(self.count * made.rows)
-        with T.unroll(0, self.count * made.rows) as i:
+        sums = self._local(self.count * config.rows)
+        with T.unroll(0, self.count * config.rows) as i:
             T.buffer_store(sums, const(0, layer.dtype), [i])
         unit = self._unit(self.own)
-        chunk = made.lanes * vector
-        whole, rest = divmod(layer.hidden, chunk)
+        chunk = config.lanes * vector
+        full_chunks, rest = divmod(layer.hidden, chunk)
 
         def multiply(turn: Any) -> None:
             k = turn * chunk + self.lane * vector
-            weights, h = self._local(self.count * vector), self._local(made.rows * vector)
+            weights, h = self._local(self.count * vector), self._local(config.rows * vector)
             with T.unroll(0, self.count) as gate, T.vectorized(0, vector) as lane:
                 row = (self.gate + gate) * layer.hidden + unit
                 T.buffer_store(weights, self.buffers["recurrent"][self.d, row, k + lane], [gate * vector + lane])
-            with T.unroll(0, made.rows) as row, T.vectorized(0, vector) as lane:
+            with T.unroll(0, config.rows) as row, T.vectorized(0, vector) as lane:
                 T.buffer_store(h, source[self._state(self._row(row), k + lane)], [row * vector + lane])
-            with T.unroll(0, vector) as lane, T.unroll(0, self.count) as gate, T.unroll(0, made.rows) as row:
+            with T.unroll(0, vector) as lane, T.unroll(0, self.count) as gate, T.unroll(0, config.rows) as row:
                 product = weights[gate * vector + lane] * h[row * vector + lane]
-                at = gate * made.rows + row
+                at = gate * config.rows + row
                 T.buffer_store(sums, sums[at] + product, [at])
 
-        if whole:
-            short = whole * (self.count + made.rows) * vector <= 96
-            with (T.unroll if short else T.serial)(0, whole) as turn:
+        if full_chunks:
+            short = full_chunks * (self.count + config.rows) * vector <= 96
+            with (T.unroll if short else T.serial)(0, full_chunks) as turn:
                 multiply(turn)
         if rest:
-            with when(whole * chunk + self.lane * vector < layer.hidden):
-                multiply(tirx.IntImm("int32", whole))
-        with T.unroll(0, self.count) as gate, T.unroll(0, made.rows) as row:
-            part = (gate * made.rows + row) * made.units + self.own
-            T.buffer_store(self.shared, sums[gate * made.rows + row], [part * stride(made.lanes) + self.lane])
+            with when(full_chunks * chunk + self.lane * vector < layer.hidden):
+                multiply(tirx.IntImm("int32", full_chunks))
+        with T.unroll(0, self.count) as gate, T.unroll(0, config.rows) as row:
+            part = (gate * config.rows + row) * config.units + self.own
+            T.buffer_store(self.shared, sums[gate * config.rows + row], [part * stride(config.lanes) + self.lane])
 
     def _add_up(self, item: Any, start: Any) -> None:
-        """One sum from what all lanes have."""
+        """One sum of the partial sums of all lanes."""
         lanes = self.config.lanes
         parts, total = self._local(VECTOR), self._local(1)
         with T.vectorized(0, VECTOR) as lane:
@@ -325,7 +325,7 @@ class _Cell:
         return w._state(w.first_row + self.row, w.first_unit + self.unit)
 
     def _keep(self, value: Any) -> Any:
-        """A name for a value that is used twice."""
+        """Store a value that is used twice in a register."""
         kept = self.template._local(1)
         T.buffer_store(kept, value, [0])
         return kept[0]
@@ -365,7 +365,7 @@ class _Cell:
         self._new(looked(1, 1, after) * h(after))
 
     def gru0(self) -> None:
-        """The update gate z, and r h for the second product, or, where the reset comes after it, all of the step."""
+        """The update gate z, and r h for the second kernel; or all of the step, if the reset follows R's product."""
         w = self.template
         f, (g,) = w.f, w.gh
         if not w.layer.reset_after:
@@ -376,7 +376,7 @@ class _Cell:
         self._mix(f(self._gate(0)), new)
 
     def gru1(self) -> None:
-        """The rest of the step."""
+        """The new state n of the second kernel, and the new h."""
         (g,) = self.template.gh
         self._mix(self.template.buffers["update"][self._index], g(self._gate(0)))
 

@@ -1,4 +1,4 @@
-"""Recurrent layers, and how the work of a step is cut on a GPU."""
+"""Recurrent layers, and how a step is launched on a GPU."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Layer:
 
     @property
     def gates(self) -> int:
+        """Gates of the cell."""
         return GATES[self.cell]
 
     @property
@@ -72,31 +73,31 @@ class LaunchConfig:
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Threads per block."""
         return self.units * self.lanes
 
     def shared(self, gates: int, dtype: str) -> int:
-        """Bytes of shared memory: what threads have for each sum, and the sums."""
+        """Bytes of shared memory: the threads' parts of each sum, and the sums."""
         return ITEM_BYTES[dtype] * self.units * self.rows * gates * (stride(self.lanes) + 1)
 
 
 STEP = 4e-6
-"""Seconds from the begin of a kernel to that of the next one that waits for it, about."""
+"""Seconds from the start of a kernel to that of the next one, which waits for it, about."""
 
 
-def seconds(layer: Layer, made: LaunchConfig, device: Device) -> float:
+def seconds(layer: Layer, config: LaunchConfig, device: Device) -> float:
     """An estimate: every step waits for the one before, and reads R from the second-level cache, or else from memory.
 
     The cache is taken to give three times what memory does.
     """
     weights = layer.directions * layer.gates * layer.hidden**2 * ITEM_BYTES[layer.dtype]
     bandwidth = device.bandwidth * (3 if weights <= device.l2_bytes // 2 else 1)
-    again = math.ceil(layer.batch / made.rows)
+    again = math.ceil(layer.batch / config.rows)
     return layer.steps * (len(layer.phases) * STEP + again * weights / bandwidth)
 
 
 def launch_config(layer: Layer, device: Device) -> LaunchConfig:
-    """Blocks as large as leaves none of the multiprocessors idle."""
+    """The largest blocks that leave no multiprocessor idle."""
     gates = max(count for _, count in layer.phases)
     rows = min(layer.batch, 8, SUMS // gates)
     rows = math.ceil(layer.batch / math.ceil(layer.batch / rows))  # evenly filled
@@ -105,10 +106,10 @@ def launch_config(layer: Layer, device: Device) -> LaunchConfig:
         lanes *= 2
     tasks = layer.directions * math.ceil(layer.batch / rows) * layer.hidden
     fitting = [
-        made
+        config
         for units in (8, 4, 2, 1)
-        for made in [LaunchConfig(units, rows, lanes)]
-        if made.threads <= min(256, device.threads_per_block)
-        and made.shared(gates, layer.dtype) <= min(device.shared_per_block, 48 << 10)
+        for config in [LaunchConfig(units, rows, lanes)]
+        if config.threads <= min(256, device.threads_per_block)
+        and config.shared(gates, layer.dtype) <= min(device.shared_per_block, 48 << 10)
     ]
-    return next((made for made in fitting if tasks >= made.units * device.multiprocessors), fitting[-1])
+    return next((config for config in fitting if tasks >= config.units * device.multiprocessors), fitting[-1])

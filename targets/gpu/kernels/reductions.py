@@ -1,8 +1,8 @@
 """Sums, products and extremes over axes: threads that share a result, and blocks that do where results are few.
 
-Where the summed elements are neighbours in memory, the threads of a result are too, and tell each other by shuffles.
+Where the summed elements are neighbours in memory, the threads of a result are too, and reduce by shuffles.
 Where the results are neighbours, 32 threads take 32 results, and others below them take other steps of the same ones.
-A long sum with few results is cut into parts, which a second kernel puts together.
+A long sum with few results is cut into parts, which a second kernel combines.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from graphopt.targets.gpu.kernels.window import unflattened
 from graphopt.targets.gpu.waves import CLOCK, REACHED_BANDWIDTH, fitting_by_threads, waves
 
 BYTES = 16
-"""Of the widest load."""
+"""Bytes of the widest load."""
 
 FLIGHT = 4
-"""Loads of a thread that are on their way at once."""
+"""Loads of a thread in flight."""
 
 BLOCK = 256
-"""Threads of a block, where there are enough of them."""
+"""Threads per block, where there are enough of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,11 @@ class LaunchConfig:
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Threads per block."""
         return self.results * self.lanes
 
     def __str__(self) -> str:
+        """The configuration as it is written."""
         parts = f"*{self.parts}" if self.parts > 1 else ""
         return f"{self.results}x{self.lanes}x{self.vector}{' down' if self.down else ''}{parts}"
 
@@ -71,8 +72,11 @@ class Sums:
 
 
 def launch_config(work: Sums, device: Device) -> LaunchConfig:
-    """The best cut by estimate."""
-    return min(_launch_configs(work, device), key=lambda made: (seconds(work, made, device), abs(made.threads - BLOCK)))
+    """The best launch configuration by estimate."""
+    return min(
+        _launch_configs(work, device),
+        key=lambda config: (seconds(work, config, device), abs(config.threads - BLOCK)),
+    )
 
 
 def _launch_configs(work: Sums, device: Device) -> Iterator[LaunchConfig]:
@@ -80,13 +84,13 @@ def _launch_configs(work: Sums, device: Device) -> Iterator[LaunchConfig]:
     for lanes in (1 << power for power in range(11)):
         for results in (1 << power for power in range(11)):
             threads = lanes * results
-            whole = threads % device.warp == 0 and threads <= min(most, max(BLOCK, lanes))
+            fits = threads % device.warp == 0 and threads <= min(most, max(BLOCK, lanes))
             # several warps that shuffle are of one result
-            if not whole or (work.along and lanes > device.warp and results > 1):
+            if not fits or (work.along and lanes > device.warp and results > 1):
                 continue
             if not work.along and results < device.warp:
                 continue
-            if results // 2 >= work.results and results // 2 * lanes >= device.warp:  # half of them would have nothing
+            if results // 2 >= work.results and results // 2 * lanes >= device.warp:  # half of them would be idle
                 continue
             part, blocks = 1, math.ceil(work.results / results)
             while True:
@@ -96,24 +100,26 @@ def _launch_configs(work: Sums, device: Device) -> Iterator[LaunchConfig]:
                     break
 
 
-def seconds(work: Sums, made: LaunchConfig, device: Device) -> float:
+def seconds(work: Sums, config: LaunchConfig, device: Device) -> float:
     """An estimate: waves of blocks, each bound by its loads or by waiting; or memory at what can be reached."""
-    blocks = math.ceil(work.results / made.results) * made.parts
-    warps = math.ceil(made.threads / device.warp)
-    grid = waves(blocks, fitting_by_threads(made.threads, device), device)
-    loads = math.ceil(work.steps / (made.parts * made.lanes * made.vector))
+    blocks = math.ceil(work.results / config.results) * config.parts
+    warps = math.ceil(config.threads / device.warp)
+    grid = waves(blocks, fitting_by_threads(config.threads, device), device)
+    loads = math.ceil(work.steps / (config.parts * config.lanes * config.vector))
     # A load of a warp touches as many lines as it has results that are apart, four of them at a time.
-    lines = 1 if made.down else max(1, device.warp // made.lanes) * min(1.0, work.steps * work.nbytes / 128)
+    lines = 1 if config.down else max(1, device.warp // config.lanes) * min(1.0, work.steps * work.nbytes / 128)
     # A warp's bytes are 32 times a thread's, and the second-level cache gives as many a cycle (L2_LOAD_BYTES).
-    working = grid.resident_blocks * warps * loads * max(made.vector * work.nbytes * 1.0, 2 * lines)
-    waiting = 600 * math.ceil(loads / FLIGHT) + 25 * math.log2(made.lanes) + (100 if made.lanes > device.warp else 0)
-    again = 0.0 if made.parts == 1 else 3e-6 + made.parts * work.results * 8 / device.bandwidth
+    working = grid.resident_blocks * warps * loads * max(config.vector * work.nbytes * 1.0, 2 * lines)
+    waiting = (
+        600 * math.ceil(loads / FLIGHT) + 25 * math.log2(config.lanes) + (100 if config.lanes > device.warp else 0)
+    )
+    again = 0.0 if config.parts == 1 else 3e-6 + config.parts * work.results * 8 / device.bandwidth
     size = work.results * work.steps * work.nbytes
     return max(grid.count * max(working, waiting) / CLOCK, size / (REACHED_BANDWIDTH * device.bandwidth)) + again
 
 
 def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> tuple[Any, LaunchConfig, float]:
-    """The function with that body, how it is cut, and an estimate.
+    """The function with its kernels, how they are launched, and an estimate of their seconds.
 
     Raises:
         ValueError: it is not one reduction and functions of its results.
@@ -122,27 +128,27 @@ def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> tuple[Any, Launc
     if not isinstance(block.body, tirx.BufferStore) or not isinstance(block.init, tirx.BufferStore):
         raise ValueError("it reduces several numbers at once")
     start = block.init.value
-    found = anchored.read(sch, anchor)
-    _check(found, anchor)
-    template = _Template(found, anchor, start, device)
+    reduction = anchored.read(sch, anchor)
+    _check(reduction, anchor)
+    template = _Template(reduction, anchor, start, device)
     return (
-        found.replaced(template.whole(), 1),
+        reduction.replaced(template.statement(), 1),
         template.config,
         seconds(template.work, template.config, device),
     )
 
 
-def _check(found: Anchored, anchor: Block) -> None:
-    """Whether what follows the reduction takes the result of its own place, and no other."""
-    if tuple(found.extents) != (anchor.spatial or found.extents):
+def _check(reduction: Anchored, anchor: Block) -> None:
+    """Refuse an epilogue that reads results of other places than its own."""
+    if tuple(reduction.extents) != (anchor.spatial or reduction.extents):
         raise ValueError("its results are spread over more elements")
-    last = found._last
+    last = reduction._last
     if last is None:
         return
     own = [iterator.var for iterator in last.iter_vars]
 
     def look(part: Any) -> Any:
-        if isinstance(part, ir.TensorLoad) and part.source.same_as(found._total):
+        if isinstance(part, ir.TensorLoad) and part.source.same_as(reduction._total):
             for at, extent, variable in zip(part.indices, anchor.spatial, own, strict=False):
                 if extent > 1 and not (isinstance(at, tirx.Var) and at.same_as(variable)):
                     raise ValueError("its results move")
@@ -155,13 +161,13 @@ def _check(found: Anchored, anchor: Block) -> None:
 
 
 class _Template:
-    def __init__(self, found: Anchored, anchor: Block, start: Any, device: Device) -> None:
-        self.found, self.anchor, self.device = found, anchor, device
-        self.kept = "float32" if found.dtype in ("float16", "bfloat16") else found.dtype
-        self.start = const(float(start.value), self.kept) if self.kept != found.dtype else start
+    def __init__(self, reduction: Anchored, anchor: Block, start: Any, device: Device) -> None:
+        self.reduction, self.anchor, self.device = reduction, anchor, device
+        self.kept = "float32" if reduction.dtype in ("float16", "bfloat16") else reduction.dtype
+        self.start = const(float(start.value), self.kept) if self.kept != reduction.dtype else start
         self.results, self.steps = math.prod(anchor.spatial), math.prod(anchor.reduce)
         along, vector = self._access()
-        sizes = [ITEM_BYTES[str(each.dtype)] for each in found.sources]
+        sizes = [ITEM_BYTES[str(each.dtype)] for each in reduction.sources]
         self.work = Sums(self.results, self.steps, max(sizes, default=4), vector, along)
         self.config = launch_config(self.work, device)
 
@@ -174,11 +180,11 @@ class _Template:
                 loads.append(part)
             return None
 
-        rewritten(self.found.value, look)
+        rewritten(self.reduction.value, look)
         if not loads:
             return True, 1
         widest = max(loads, key=lambda each: math.prod(map(int, each.source.shape)))
-        variables = self.found.variables
+        variables = self.reduction.variables
         spatial, reduced = variables[: len(self.anchor.spatial)], variables[len(self.anchor.spatial) :]
         steps = next((v for v, e in zip(reversed(reduced), reversed(self.anchor.reduce), strict=True) if e > 1), None)
         places = next((v for v, e in zip(reversed(spatial), reversed(self.anchor.spatial), strict=True) if e > 1), None)
@@ -198,7 +204,7 @@ class _Template:
         return int(step) == 0 or (known.coeff % width == 0 and known.base % width == 0)
 
     def _flat(self, load: Any, values: dict[Any, Any]) -> Any:
-        flat: Any = tirx.IntImm(self.found.index, 0)
+        flat: Any = tirx.IntImm(self.reduction.index, 0)
         for at, extent in zip(load.indices, load.source.shape, strict=True):
             flat = flat * int(extent) + substituted(at, values)
         return flat
@@ -207,7 +213,7 @@ class _Template:
         step = sym.Analyzer().simplify(self._flat(load, {variable: variable + 1}) - self._flat(load, {}))
         return isinstance(step, tirx.IntImm) and int(step) == 1
 
-    def whole(self) -> Any:
+    def statement(self) -> Any:
         """The statement."""
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
@@ -231,60 +237,60 @@ class _Template:
 
     def _value(self, result: Any, step: Any) -> Any:
         index = [*self._places(result), *unflattened(step, self.anchor.reduce)]
-        return self.found.element([each.astype(self.found.index) for each in index]).astype(self.kept)
+        return self.reduction.element([each.astype(self.reduction.index) for each in index]).astype(self.kept)
 
     def _places(self, result: Any) -> list[Any]:
         return unflattened(result, self.anchor.spatial) if self.anchor.spatial else []
 
     def _store(self, result: Any, _: Any, total: Any) -> None:
-        places = [each.astype(self.found.index) for each in self._places(result)]
-        if not places and self.found._last is not None:
-            places = [tirx.IntImm(self.found.index, 0) for _ in self.found._last.iter_vars]
-        T.buffer_store(*self.found.store(places, total.astype(self.found.dtype)))
+        places = [each.astype(self.reduction.index) for each in self._places(result)]
+        if not places and self.reduction._last is not None:
+            places = [tirx.IntImm(self.reduction.index, 0) for _ in self.reduction._last.iter_vars]
+        T.buffer_store(*self.reduction.store(places, total.astype(self.reduction.dtype)))
 
     def _kernel(
-        self, made: LaunchConfig, steps: int, value: Callable[[Any, Any], Any], store: Callable[[Any, Any, Any], None]
+        self, config: LaunchConfig, steps: int, value: Callable[[Any, Any], Any], store: Callable[[Any, Any, Any], None]
     ) -> None:
-        across, below = (made.results, made.lanes) if made.down else (made.lanes, made.results)
-        groups = math.ceil(self.results / made.results)
+        across, below = (config.results, config.lanes) if config.down else (config.lanes, config.results)
+        groups = math.ceil(self.results / config.results)
         with (
-            T.launch_thread("blockIdx.x", groups * made.parts) as block,
+            T.launch_thread("blockIdx.x", groups * config.parts) as block,
             T.launch_thread("threadIdx.y", below) as y,
             T.launch_thread("threadIdx.x", across) as x,
         ):
-            lane, own = (y, x) if made.down else (x, y)
+            lane, own = (y, x) if config.down else (x, y)
             part = block // groups
-            result = block % groups * made.results + own
-            some = result if self.results % made.results == 0 else tirx.min(result, self.results - 1)
-            chunk = made.lanes * made.vector
-            turns = math.ceil(math.ceil(steps / chunk) / made.parts)
-            total, found = (T.alloc_buffer((1,), self.kept, scope="local") for _ in range(2))
+            result = block % groups * config.results + own
+            some = result if self.results % config.results == 0 else tirx.min(result, self.results - 1)
+            chunk = config.lanes * config.vector
+            turns = math.ceil(math.ceil(steps / chunk) / config.parts)
+            total, reduced = (T.alloc_buffer((1,), self.kept, scope="local") for _ in range(2))
             T.buffer_store(total, self.start, [0])
             flight = min(FLIGHT, turns)
-            waves = math.ceil(turns / flight)
-            waiting = T.alloc_buffer((flight * made.vector,), self.kept, scope="local")
-            with T.serial(0, waves) as turn:
+            batches = math.ceil(turns / flight)
+            waiting = T.alloc_buffer((flight * config.vector,), self.kept, scope="local")
+            with T.serial(0, batches) as turn:
                 for number in range(flight):
-                    at = (((part * waves + turn) * flight + number) * made.lanes + lane) * made.vector
-                    exists = inside((at, steps, chunk * flight * waves * made.parts))
-                    with T.vectorized(0, made.vector) as i:
+                    at = (((part * batches + turn) * flight + number) * config.lanes + lane) * config.vector
+                    exists = inside((at, steps, chunk * flight * batches * config.parts))
+                    with T.vectorized(0, config.vector) as i:
                         element = value(some, at + i)
                         if exists is not None:
                             element = tirx.if_then_else(exists, element, self.start)
-                        T.buffer_store(waiting, element, [number * made.vector + i])
-                with T.unroll(0, flight * made.vector) as i:
+                        T.buffer_store(waiting, element, [number * config.vector + i])
+                with T.unroll(0, flight * config.vector) as i:
                     T.buffer_store(total, self._combine(total[0], waiting[i]), [0])
-            if made.lanes > 1:
+            if config.lanes > 1:
                 reducer = T.comm_reducer(self._combine, [self.start])
                 with T.attr(reducer, "reduce_scope", T.reinterpret("handle", T.uint64(0))):
-                    T.evaluate(T.tvm_thread_allreduce(T.uint32(1), total[0], T.bool(True), found[0], lane))
+                    T.evaluate(T.tvm_thread_allreduce(T.uint32(1), total[0], T.bool(True), reduced[0], lane))
             else:
-                T.buffer_store(found, total[0], [0])
-            exists = inside((result, self.results, made.results))
-            leads = lane == 0 if made.lanes > 1 else None
+                T.buffer_store(reduced, total[0], [0])
+            exists = inside((result, self.results, config.results))
+            leads = lane == 0 if config.lanes > 1 else None
             both = [each for each in (exists, leads) if each is not None]
             with when(tirx.all(*both) if both else None):
-                store(result, part, found[0])
+                store(result, part, reduced[0])
 
     def _combine(self, a: Any, b: Any) -> Any:
-        return self.found.combine(a, b)
+        return self.reduction.combine(a, b)

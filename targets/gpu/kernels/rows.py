@@ -22,12 +22,12 @@ from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.rows_launch import LaunchConfig, Rows
 
 ATTRIBUTES = {SYNCHRONIZED: 1}
-"""What the functions must be marked with: a reduction across threads brings its own barriers."""
+"""Attributes of the functions: a reduction across threads brings its own barriers."""
 
 
-def softmax(x: Any, work: Rows, made: LaunchConfig, logarithm: bool) -> Any:
+def softmax(x: Any, work: Rows, config: LaunchConfig, logarithm: bool) -> Any:
     """Softmax (or its logarithm) along the last axis of x[rows, n]."""
-    return _extern("softmax", [x], lambda row: row.softmax(logarithm), work, made)
+    return _extern("softmax", [x], lambda row: row.softmax(logarithm), work, config)
 
 
 def layer_norm(
@@ -36,7 +36,7 @@ def layer_norm(
     bias: Any,
     epsilon: float,
     work: Rows,
-    made: LaunchConfig,
+    config: LaunchConfig,
     place: Callable[[Any, Any], Any] = lambda row, column: column,
 ) -> Any:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias along the last axis of x[rows, n]; bias may be None.
@@ -47,33 +47,33 @@ def layer_norm(
         place: (row, column) -> where the weight and the bias of that element are; by default at its column.
     """
     given = [x, weight] if bias is None else [x, weight, bias]
-    return _extern("layer_norm", given, lambda row: row.layer_norm(epsilon, place), work, made)
+    return _extern("layer_norm", given, lambda row: row.layer_norm(epsilon, place), work, config)
 
 
-def rms_norm(x: Any, weight: Any, epsilon: float, work: Rows, made: LaunchConfig) -> Any:
+def rms_norm(x: Any, weight: Any, epsilon: float, work: Rows, config: LaunchConfig) -> Any:
     """x / sqrt(mean(x^2) + epsilon) * weight along the last axis of x[rows, n]."""
-    return _extern("rms_norm", [x, weight], lambda row: row.rms_norm(epsilon), work, made)
+    return _extern("rms_norm", [x, weight], lambda row: row.rms_norm(epsilon), work, config)
 
 
-def _extern(name: str, inputs: Sequence[Any], write: Callable[[_Row], None], work: Rows, made: LaunchConfig) -> Any:
+def _extern(name: str, inputs: Sequence[Any], write: Callable[[_Row], None], work: Rows, config: LaunchConfig) -> Any:
     def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
                 T.func_name("main")
                 with ExitStack() as stack:
-                    block = stack.enter_context(T.launch_thread("blockIdx.x", math.ceil(work.rows / made.rows)))
+                    block = stack.enter_context(T.launch_thread("blockIdx.x", math.ceil(work.rows / config.rows)))
                     row: Any = block
-                    if made.rows > 1:
-                        row = block * made.rows + stack.enter_context(T.launch_thread("threadIdx.y", made.rows))
-                    lane = stack.enter_context(T.launch_thread("threadIdx.x", made.lanes))
-                    write(_Row(work, made, ins, outs[0], row, lane))
+                    if config.rows > 1:
+                        row = block * config.rows + stack.enter_context(T.launch_thread("threadIdx.y", config.rows))
+                    lane = stack.enter_context(T.launch_thread("threadIdx.x", config.lanes))
+                    write(_Row(work, config, ins, outs[0], row, lane))
             return builder.get().body
 
     return te.extern([dims(inputs[0])], inputs, body, dtype=[str(inputs[0].dtype)], name=name)
 
 
 def _added(first: Any, factor: Any) -> Callable[[Any], Any]:
-    return lambda found: first + found * factor
+    return lambda total: first + total * factor
 
 
 def _add(a: Any, b: Any) -> Any:
@@ -82,7 +82,7 @@ def _add(a: Any, b: Any) -> Any:
 
 @dataclass(slots=True)
 class _Row:
-    """What one thread does for its row."""
+    """The work of one thread on its row."""
 
     work: Rows
     config: LaunchConfig
@@ -97,7 +97,7 @@ class _Row:
     def softmax(self, logarithm: bool) -> None:
         """Exponentials relative to the largest element, over their sum."""
         self._read(-math.inf)
-        top = self._reduce(0, tirx.max, -math.inf, lambda x, _: x, lambda found: found)
+        top = self._reduce(0, tirx.max, -math.inf, lambda x, _: x, lambda highest: highest)
         stored = self.config.kept and not logarithm
         if stored:
             self._change(lambda x, _: tirx.exp(x - top))
@@ -106,10 +106,10 @@ class _Row:
             return x if stored else tirx.exp(x - top)
 
         if logarithm:
-            shift = self._reduce(1, _add, 0, power, lambda found: top + tirx.log(found))
+            shift = self._reduce(1, _add, 0, power, lambda total: top + tirx.log(total))
             self._write(lambda x, _: x - shift)
         else:
-            factor = self._reduce(1, _add, 0, power, lambda found: self._const(1) / found)
+            factor = self._reduce(1, _add, 0, power, lambda total: self._const(1) / total)
             self._write(lambda x, column: power(x, column) * factor)
 
     def layer_norm(self, epsilon: float, place: Callable[[Any, Any], Any]) -> None:
@@ -117,7 +117,7 @@ class _Row:
         weight, bias = self.inputs[1], self.inputs[2] if len(self.inputs) > 2 else None
         inverse = self._const(1.0 / self.work.n)
         self._read(0)
-        mean = self._reduce(0, _add, 0, lambda x, _: x, lambda found: found * inverse)
+        mean = self._reduce(0, _add, 0, lambda x, _: x, lambda total: total * inverse)
 
         def centred(x: Any, column: Any) -> Any:
             exists = self._exists(column)
@@ -126,9 +126,9 @@ class _Row:
         def square(x: Any, column: Any) -> Any:
             return centred(x, column) * centred(x, column)
 
-        if self.config.kept:  # what rounding left of a row of equal elements is found again, exactly
+        if self.config.kept:  # removes what rounding left of a row of equal elements, exactly
             mean = self._reduce(2, _add, 0, centred, _added(mean, inverse))
-        factor = self._reduce(1, _add, 0, square, lambda found: tirx.rsqrt(found * inverse + self._const(epsilon)))
+        factor = self._reduce(1, _add, 0, square, lambda total: tirx.rsqrt(total * inverse + self._const(epsilon)))
 
         def finish(x: Any, column: Any) -> Any:
             at = place(self.row, column)
@@ -142,7 +142,7 @@ class _Row:
         inverse = self._const(1.0 / self.work.n)
         self._read(0)  # what does not exist adds nothing
         factor = self._reduce(
-            0, _add, 0, lambda x, _: x * x, lambda found: tirx.rsqrt(found * inverse + self._const(epsilon))
+            0, _add, 0, lambda x, _: x * x, lambda total: tirx.rsqrt(total * inverse + self._const(epsilon))
         )
         self._write(lambda x, column: x * factor * self.inputs[1][column].astype(self.work.accumulate))
 
@@ -161,7 +161,7 @@ class _Row:
         return inside((column, self.work.n, self.config.lanes * self.config.vector))
 
     def _load(self, buffer: Any, start: Any, column: Any) -> None:
-        """A vector from memory; the rows that the last block has too many read the last one."""
+        """Load a vector from memory; rows of the last block that do not exist read the last row."""
         rows = self.work.rows
         row = self.row if rows % self.config.rows == 0 else tirx.min(self.row, rows - 1)
         exists = self._exists(column)
@@ -172,10 +172,10 @@ class _Row:
             T.buffer_store(buffer, value, [start + i])
 
     def _read(self, neutral: float) -> None:
-        """The row into registers, `neutral` for what does not exist."""
+        """Load the row into registers, `neutral` for what does not exist."""
         self.neutral = neutral
-        # Filled before the first reduction: what that finds may lie in shared memory, and TVM would put others there
-        # whose time comes later.
+        # Filled before the first reduction: its result may lie in shared memory, and TVM would put buffers there whose
+        # lifetimes begin later.
         self.facts = self._local(3)
         with T.unroll(0, 3) as i:
             T.buffer_store(self.facts, self._const(0), [i])
@@ -191,9 +191,9 @@ class _Row:
                 use(self.kept, turn * self.config.vector, self._column(turn))
             return
         with T.serial(0, self.config.turns) as turn:
-            found = self._local(self.config.vector)
-            self._load(found, 0, self._column(turn))
-            use(found, 0, self._column(turn))
+            buffer = self._local(self.config.vector)
+            self._load(buffer, 0, self._column(turn))
+            use(buffer, 0, self._column(turn))
 
     def _change(self, value: Callable[[Any, Any], Any]) -> None:
         def use(buffer: Any, start: Any, column: Any) -> None:
@@ -211,7 +211,7 @@ class _Row:
         finish: Callable[[Any], Any],
     ) -> Any:
         """`finish` of what `combine` makes of the values of all elements of the row; kept as fact `number`."""
-        own, found = self._local(1), self._local(1)
+        own, reduced = self._local(1), self._local(1)
         T.buffer_store(own, self._const(neutral), [0])
 
         def use(buffer: Any, start: Any, column: Any) -> None:
@@ -224,8 +224,8 @@ class _Row:
             return self.facts[number]
         reducer = T.comm_reducer(lambda a, b: combine(a, b), [self._const(neutral)])
         with T.attr(reducer, "reduce_scope", T.reinterpret("handle", T.uint64(0))):
-            T.evaluate(T.tvm_thread_allreduce(T.uint32(1), own[0], T.bool(True), found[0], self.lane))
-        T.buffer_store(self.facts, finish(found[0]), [number])
+            T.evaluate(T.tvm_thread_allreduce(T.uint32(1), own[0], T.bool(True), reduced[0], self.lane))
+        T.buffer_store(self.facts, finish(reduced[0]), [number])
         return self.facts[number]
 
     def _write(self, value: Callable[[Any, Any], Any]) -> None:

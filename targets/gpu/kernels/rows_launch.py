@@ -1,4 +1,4 @@
-"""How work on rows is cut on a GPU: threads for each row, rows for each block, and what that would take."""
+"""How kernels on rows are launched on a GPU: threads per row, rows per block, and an estimate of their seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.waves import CLOCK, REACHED_BANDWIDTH, fitting_by_threads, waves
 
 BYTES = 16
-"""Of the widest load."""
+"""Bytes of the widest load."""
 
 KEPT = 32
 """Elements of its row that a thread keeps in registers."""
@@ -35,10 +35,11 @@ class LaunchConfig:
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Threads per block."""
         return self.lanes * self.rows
 
     def __str__(self) -> str:
+        """The configuration as it is written."""
         return f"{self.rows}x{self.lanes}x{self.vector}" + ("" if self.kept else " streamed")
 
 
@@ -54,8 +55,11 @@ class Rows:
 
 
 def launch_config(work: Rows, device: Device) -> LaunchConfig:
-    """The best cut by estimate."""
-    return min(_launch_configs(work, device), key=lambda made: (seconds(work, made, device), abs(made.threads - BLOCK)))
+    """The best launch configuration by estimate."""
+    return min(
+        _launch_configs(work, device),
+        key=lambda config: (seconds(work, config, device), abs(config.threads - BLOCK)),
+    )
 
 
 def _launch_configs(work: Rows, device: Device) -> Iterator[LaunchConfig]:
@@ -64,7 +68,7 @@ def _launch_configs(work: Rows, device: Device) -> Iterator[LaunchConfig]:
     vectors = work.n // vector
     most = min(1024, device.threads_per_block)
     lanes = [1 << power for power in range(11) if 1 << power <= most and (power == 0 or 1 << (power - 1) < vectors)]
-    kept = [each for each in lanes if math.ceil(vectors / each) * vector * ITEM_BYTES[work.accumulate] // 4 <= KEPT]
+    kept = [count for count in lanes if math.ceil(vectors / count) * vector * ITEM_BYTES[work.accumulate] // 4 <= KEPT]
     for each in kept or lanes[-1:]:
         rows = max(1, device.warp // each)  # whole warps
         while True:
@@ -75,17 +79,17 @@ def _launch_configs(work: Rows, device: Device) -> Iterator[LaunchConfig]:
                 break
 
 
-def seconds(work: Rows, made: LaunchConfig, device: Device) -> float:
+def seconds(work: Rows, config: LaunchConfig, device: Device) -> float:
     """An estimate: waves of blocks, each bound by its instructions or by waiting; or memory at what can be reached."""
-    blocks = math.ceil(work.rows / made.rows)
-    warps = math.ceil(made.threads / device.warp)
-    grid = waves(blocks, fitting_by_threads(made.threads, device), device)
-    elements = made.turns * made.vector
-    again = 1 if made.kept else 1 + work.passes
+    blocks = math.ceil(work.rows / config.rows)
+    warps = math.ceil(config.threads / device.warp)
+    grid = waves(blocks, fitting_by_threads(config.threads, device), device)
+    elements = config.turns * config.vector
+    again = 1 if config.kept else 1 + work.passes
     # Some ten instructions an element and pass, four warps at once; loads that do not neighbour those of the next
     # thread take as many turns; 25 cycles a shuffle, 100 for other warps.
-    steps = math.log2(made.lanes) * 25 + (100 if made.lanes > device.warp else 0)
-    spread = min(8, max(1, elements * ITEM_BYTES[work.dtype] // 32)) if made.lanes < 8 else 1
+    steps = math.log2(config.lanes) * 25 + (100 if config.lanes > device.warp else 0)
+    spread = min(8, max(1, elements * ITEM_BYTES[work.dtype] // 32)) if config.lanes < 8 else 1
     working = grid.resident_blocks * warps * elements * (10 * (work.passes + 1) + 4 * spread * again) / 4
     waiting = again * 600 + elements * 4 * (work.passes + 1) + work.passes * steps
     size = (again + 1) * work.rows * work.n * ITEM_BYTES[work.dtype]

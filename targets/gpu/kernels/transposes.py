@@ -19,7 +19,7 @@ from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.kernels.guards import inside, when
 
 PIXELS = 64
-"""Of a tile, which holds one block of channels of each."""
+"""Pixels per tile, which holds one block of channels of each."""
 
 THREADS = 256
 
@@ -38,7 +38,7 @@ class Transpose:
 
     @property
     def blocks(self) -> int:
-        """Of channels."""
+        """Blocks of channels."""
         return -(-self.channels // self.block)
 
 

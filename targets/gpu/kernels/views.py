@@ -1,4 +1,4 @@
-"""Tensors as other tensors with their elements moved: kernels read and write those, and the move is never done."""
+"""Views: tensors whose elements lie moved in other tensors; kernels read and write those, and nothing is copied."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class View:
         before, own, new = self.index, self.shape, tuple(shape)
 
         def index(place: Sequence[Any]) -> list[Any]:
-            found: list[Any] = []
+            source: list[Any] = []
             for old_axes, new_axes in groups(own, new):
                 flat: Any = 0
                 for axis in new_axes:
@@ -72,8 +72,8 @@ class View:
                     first = axis == old_axes[0]
                     inner.insert(0, flat if first else tirx.floormod(flat, own[axis]))
                     flat = flat if first else tirx.floordiv(flat, own[axis])
-                found += inner
-            return before(found)
+                source += inner
+            return before(source)
 
         return View(new, index)
 
@@ -83,7 +83,7 @@ def groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
 
     groups((2, 5, 12), (2, 5, 3, 4))  ->  0 | 0, 1 | 1, 2 | 2 3
     """
-    found = []
+    runs = []
     i = j = 0
     while i < len(old) and j < len(new):
         start, begin = i, j
@@ -93,11 +93,11 @@ def groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
                 i += 1
             else:
                 j += 1
-        found.append((range(start, i), range(begin, j)))
-    if found:  # extents of 1 at the end belong to the last run
-        (first, _), (second, _) = ((each.start, each.stop) for each in found[-1])
-        found[-1] = range(first, len(old)), range(second, len(new))
-    return found
+        runs.append((range(start, i), range(begin, j)))
+    if runs:  # extents of 1 at the end belong to the last run
+        (first, _), (second, _) = ((run.start, run.stop) for run in runs[-1])
+        runs[-1] = range(first, len(old)), range(second, len(new))
+    return runs
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,16 +24,16 @@ from graphopt.targets.gpu.kernels.guards import inside, when
 
 NAME = "gpu.window"
 BYTES = 16
-"""Of the widest vector: of totals, because halves are summed in single precision."""
+"""Bytes of the widest vector: of totals, because fp16 and bf16 are summed in fp32."""
 
 LARGE, FEW = 256, 64
-"""Taps of a window, and windows for each multiprocessor, beyond and below which a thread is not left alone with one."""
+"""Taps of a window above which, and windows per multiprocessor below which, a thread per window is too slow."""
 
 UNROLLED = 49
-"""Taps up to which they are written out."""
+"""Taps up to which the loops over them are unrolled."""
 
 RESIDENT = 4
-"""Blocks that share a multiprocessor: some 64 registers for the loads of a thread that are on their way."""
+"""Resident blocks on a multiprocessor: they leave a thread some 64 registers for its loads in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:
     """
     if math.prod(anchor.reduce) > LARGE and math.prod(anchor.spatial) < device.multiprocessors * FEW:
         raise ValueError("its windows are few and large")
-    found = anchored.read(sch, anchor)
-    width = math.gcd(anchor.spatial[-1], BYTES // ITEM_BYTES[found.dtype])
+    reduction = anchored.read(sch, anchor)
+    width = math.gcd(anchor.spatial[-1], BYTES // ITEM_BYTES[reduction.dtype])
     extents = (*anchor.spatial[:-1], anchor.spatial[-1] // width)
     vectors = math.prod(extents)
     threads = min(THREADS, device.threads_per_block, vectors)
@@ -118,20 +118,20 @@ def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:
                 T.launch_thread("threadIdx.x", threads) as thread,
             ):
                 at = block * threads + thread
-                total = T.alloc_buffer((width,), found.dtype, scope="local")
+                total = T.alloc_buffer((width,), reduction.dtype, scope="local")
                 with when(inside((at, vectors, threads))):
                     *outer, group = unflattened(at, extents)
                     with T.vectorized(0, width) as lane:
-                        start = 0.0 if found.combine is tirx.Add else -math.inf
-                        T.buffer_store(total, const(start, found.dtype), [lane])
+                        start = 0.0 if reduction.combine is tirx.Add else -math.inf
+                        T.buffer_store(total, const(start, reduction.dtype), [lane])
                     loop = T.unroll if math.prod(anchor.reduce) <= UNROLLED else T.serial
                     rows, columns = anchor.reduce
                     with loop(0, rows) as row, loop(0, columns) as column, T.vectorized(0, width) as lane:
-                        value = found.element([*outer, group * width + lane, row, column])
-                        T.buffer_store(total, found.combine(total[lane], value), [lane])
+                        value = reduction.element([*outer, group * width + lane, row, column])
+                        T.buffer_store(total, reduction.combine(total[lane], value), [lane])
                     with T.vectorized(0, width) as lane:
-                        T.buffer_store(*found.store([*outer, group * width + lane], total[lane]))
-        return found.replaced(builder.get().body, RESIDENT)
+                        T.buffer_store(*reduction.store([*outer, group * width + lane], total[lane]))
+        return reduction.replaced(builder.get().body, RESIDENT)
 
 
 def unflattened(place: Any, extents: Sequence[int]) -> list[Any]:

@@ -1,7 +1,7 @@
-"""Winograd convolution F(m x m, 3 x 3) on blocked tensors: the transforms, between which lies one product of many.
+"""Winograd convolution F(m x m, 3 x 3) on blocked tensors: the transforms, between which lies one batched GEMM.
 
     V[t, p, c]  = (B^T d B)[t]                        t: taps of a tile, (m+2)^2; p: tiles of all images; c: channels
-    M[t, p, o]  = sum over c of V[t, p, c] U[t, c, o]          the product: t is its batch
+    M[t, p, o]  = sum over c of V[t, p, c] U[t, c, o]          the GEMM: t is its batch
     y[tile p]   = A^T M A + bias, and whatever TVM fused behind it
 
 A thread transforms one tile of one channel, neighbouring threads neighbouring channels, so that all reads and writes
@@ -47,22 +47,22 @@ class Tiles:
 
     @property
     def rows(self) -> int:
-        """Of tiles in a plane."""
+        """Rows of tiles in a plane."""
         return -(-self.out[0] // self.m)
 
     @property
     def columns(self) -> int:
-        """Of tiles in a plane."""
+        """Columns of tiles in a plane."""
         return -(-self.out[1] // self.m)
 
     @property
     def count(self) -> int:
-        """In all images."""
+        """Tiles in all images."""
         return self.images * self.rows * self.columns
 
     @property
     def taps(self) -> int:
-        """Of a transformed tile."""
+        """Elements of a transformed tile."""
         return (self.m + 2) ** 2
 
     def place(self, p: Any) -> tuple[Any, Any, Any]:
@@ -72,12 +72,12 @@ class Tiles:
 
 
 def attributes(tiles: Tiles) -> dict[str, int]:
-    """What the function that holds `transform_input` must be marked with."""
+    """Attributes of the function that holds `transform_input`."""
     return {SYNCHRONIZED: 1, RESIDENT: resident(tiles)}
 
 
 def resident(tiles: Tiles) -> int:
-    """Blocks that share a multiprocessor: a thread keeps about twice the values of a tile."""
+    """Resident blocks on a multiprocessor: a thread keeps about twice the values of a tile."""
     return max(1, 65536 // (THREADS * min(255, 2 * tiles.taps + 40)))
 
 
@@ -169,12 +169,12 @@ def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:
     Raises:
         ValueError: it is not made of these.
     """
-    found = anchored.read(sch, anchor)
+    reduction = anchored.read(sch, anchor)
     count, m, _, channels = anchor.spatial
     matrix, _, _ = matrices(m)
     size = m + 2
-    (source,) = found.sources
-    out = found.extents
+    (source,) = reduction.sources
+    out = reduction.extents
     tiles = Tiles(m, out[0], (out[2], out[3]))
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
@@ -182,18 +182,18 @@ def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:
             with _each(count * channels, min(THREADS, device.threads_per_block)) as (at, exists):
                 p, channel = at // channels, at % channels
                 image, row, column = tiles.place(p)
-                half = T.alloc_buffer((m * size,), found.dtype, scope="local")
-                whole = T.alloc_buffer((m * m,), found.dtype, scope="local")
+                half = T.alloc_buffer((m * size,), reduction.dtype, scope="local")
+                results = T.alloc_buffer((m * m,), reduction.dtype, scope="local")
                 with when(exists):
                     _transform(matrix, size, lambda i, j: source[i * size + j, p, channel], _into(half, size))
-                    _transform(matrix, m, lambda j, i: half[i * size + j], lambda j, i, v: _put(whole, v, i * m + j))
+                    _transform(matrix, m, lambda j, i: half[i * size + j], lambda j, i, v: _put(results, v, i * m + j))
                     for i in range(m):
                         for j in range(m):
                             y, z = row + i, column + j
                             with when(inside((y, out[2], m), (z, out[3], m))):
                                 place = [image, channel // out[4], y, z, channel % out[4]]
-                                T.buffer_store(*found.store(place, whole[i * m + j]))
-        return found.replaced(builder.get().body, resident(tiles))
+                                T.buffer_store(*reduction.store(place, results[i * m + j]))
+        return reduction.replaced(builder.get().body, resident(tiles))
 
 
 class _each:  # noqa: N801  a context manager, read as a word

@@ -100,7 +100,7 @@ def test_runs_where_there_is_neither_tvm_nor_onnx(compiled: Artifact, tmp_path: 
     compiled.save(tmp_path / "a.gopt")
     folder = Path(__file__).parents[3]
     files = [str(tmp_path / name) for name in ("y.npy", "x.npy")]
-    command = [sys.executable, "-c", WITHOUT, str(tmp_path / "a.gopt"), str(folder), *files]
+    command = [sys.executable, "-P", "-c", WITHOUT, str(tmp_path / "a.gopt"), str(folder), *files]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected(model(), given)["y"], rtol=1e-4, atol=1e-5)

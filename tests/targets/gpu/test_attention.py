@@ -20,7 +20,6 @@ from graphopt.targets.gpu.kernels.attention import simt
 from graphopt.verify.oracle import run_onnxruntime
 
 Array = NDArray[Any]
-_NAMES = ("graphopt.Attention", "graphopt.AttentionMasked")
 
 
 def _function(
@@ -211,7 +210,7 @@ def test_machine_code_of_other_types(dtype: str) -> None:
     assert nvrtc.compile_cuda(made.source, device.arch).resources["kernel_kernel"].spilled == 0
 
 
-@pytest.mark.parametrize(("deep", "some"), [(4, 32), (8, 16), (12, 8), (20, 4)])
+@pytest.mark.parametrize(("k_slice", "v_slice"), [(4, 32), (8, 16), (12, 8), (20, 4)])
 def test_slices(run: Any, device: devices.Device, k_slice: int, v_slice: int) -> None:
     """Their number decides which half of the shared memory a tile of keys begins with."""
     tile = attention_tiles.Tile(4, 32, 1, 2, k_slice, v_slice)
@@ -291,9 +290,8 @@ def test_a_causal_node(lab: Any, opencl: Any) -> None:
 
 
 @pytest.mark.parametrize("mask", [None, (2, 1, 1, 33)])
-def test_node(lab: Any, opencl: Any, monkeypatch: pytest.MonkeyPatch, mask: tuple[int, ...] | None) -> None:
+def test_node(lab: Any, opencl: Any, mask: tuple[int, ...] | None) -> None:
     """The converter, against the body of the function in ONNX Runtime."""
-    monkeypatch.setattr(target, "OWN", {**target.OWN, **dict.fromkeys(_NAMES, converters_attention.attention)})
     feeds = dict(zip(("q", "k", "v", "m"), _inputs(2, 3, 20, 33, 16, 8, mask), strict=False))
     name = "Attention" if mask is None else "AttentionMasked"
     model = lab.model(f"y = graphopt.{name} <scale = 0.25> ({', '.join(feeds)})", feeds)
@@ -310,8 +308,7 @@ def test_node(lab: Any, opencl: Any, monkeypatch: pytest.MonkeyPatch, mask: tupl
     ("dtype", "width", "reason"),
     [(np.int32, 8, "does not compute in int32"), (np.float32, 4000, "too many for opencl")],
 )
-def test_refusals(lab: Any, monkeypatch: pytest.MonkeyPatch, dtype: Any, width: int, reason: str) -> None:
-    monkeypatch.setattr(target, "OWN", {**target.OWN, **dict.fromkeys(_NAMES, converters_attention.attention)})
+def test_refusals(lab: Any, dtype: Any, width: int, reason: str) -> None:
     shape = (1, 1, 2, width)
     feeds = {name: np.ones(shape, np.float32) for name in "qkv"}
     model = lab.model("y = graphopt.Attention <scale = 1.0> (q, k, v)", feeds)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
 
 from graphopt.compiler import compile_model, rewrite
+from graphopt.options import Options
 from graphopt.runtime.devices.opencl import OpenClDevice
 from graphopt.targets.common.kernels.blocks import blocks_of
 from graphopt.targets.gpu import code, devices, nvrtc, rules
@@ -122,7 +123,7 @@ def test_what_cpus_chose(opencl: OpenClDevice) -> None:
     values = {"n": 2, "c": 20, "o": 24, "h": 9, "w": 9, "kh": 3, "kw": 3, "deep": 20, "group": 1}
     values |= {"pads": [1, 0, 2, 1], "strides": [2, 1], "dilations": [1, 1]}
     given = model(CONV.format(**values), weights)
-    made = rewrite(given, passes="select-conv{algorithms=im2col}", costs="roofline").model
+    made = rewrite(given, Options(passes="select-conv{algorithms=im2col}", costs="roofline")).model
     assert [node.op_type for node in made.graph] == ["Conv2dIm2col"]
     feeds = random_inputs(made, 0)
     compiled = compile_model(made, target="opencl", passes="", fallback=False)

@@ -10,6 +10,7 @@ import pytest
 
 from graphopt import disk_cache
 from graphopt.compiler import compile_model
+from graphopt.errors import CodegenError
 from graphopt.targets.common import sources
 from graphopt.targets.gpu import code, code_cache, nvrtc
 from graphopt.targets.gpu.code_cache import CodeCache
@@ -113,7 +114,7 @@ def test_code_of_another_name_or_damaged_is_compiled_again(folder: Path, compile
 
 def test_an_error_is_not_kept(folder: Path, compiled: list[str]) -> None:
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="missing"):
+        with pytest.raises(CodegenError, match="missing"):
             CodeCache(disk_cache.objects(), "sm_80").compile('extern "C" __global__ void f() { missing; }')
     assert len(compiled) == 2
     assert not folder.exists()

@@ -12,6 +12,7 @@ from graphopt import models
 from graphopt.compiler import rewrite
 from graphopt.cost.workload import Operand, Workload
 from graphopt.frontend.load import load
+from graphopt.options import Options
 from graphopt.targets.gpu import devices, estimates, waves
 from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
 
@@ -104,7 +105,7 @@ def test_what_has_no_kernel() -> None:
 
 
 def chosen(name: str, precision: str, **options: Any) -> tuple[Any, Counter[str]]:
-    made = rewrite(f"zoo:{name}", target="cuda", precision=precision, costs="roofline", **options)
+    made = rewrite(f"zoo:{name}", Options(target="cuda", precision=precision, costs="roofline", **options))
     choices = [choice for step in made.result.steps for choice in step.choices]
     assert not any(choice.measured for choice in choices)
     return made, Counter(choice.algorithm for choice in choices)

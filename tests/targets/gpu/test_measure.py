@@ -17,6 +17,7 @@ from graphopt.compiler import compile_model, rewrite
 from graphopt.cost.model import MeasuredCosts
 from graphopt.cost.workload import Operand, Workload
 from graphopt.errors import GraphoptError
+from graphopt.options import Options
 from graphopt.program.program import ITEM_BYTES
 from graphopt.runtime.devices.opencl import OpenClDevice
 from graphopt.targets.common.measured_node import node_of
@@ -132,14 +133,14 @@ def test_runs_read_their_weights_from_one_place_after_the_other(target: OpenClTa
 def test_compiling_measures_once_and_says_on_what(
     target: OpenClTarget, table: None, opencl: OpenClDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = rewrite(model(), target="opencl", costs="measured")
+    made = rewrite(model(), Options(target="opencl", costs="measured"))
     assert f"costs are measured on {opencl.name}" in made.notes
     assert isinstance(made.costs, MeasuredCosts)
     assert made.costs.measured > 0
     choices = [choice for step in made.result.steps for choice in step.choices]
     assert {choice.algorithm for choice in choices} > {"gemm"}
     assert all(choice.measured for choice in choices)
-    again = rewrite(model(), target="opencl", costs="measured")
+    again = rewrite(model(), Options(target="opencl", costs="measured"))
     assert isinstance(again.costs, MeasuredCosts)
     assert again.costs.measured == 0
     assert [choice for step in again.result.steps for choice in step.choices] == choices
@@ -161,7 +162,7 @@ def test_an_artifact_gives_its_measurements_back(
 
 
 def test_estimates_leave_the_choice_of_tiles_to_the_schedule() -> None:
-    made = rewrite(model(), target="opencl", costs="roofline")
+    made = rewrite(model(), Options(target="opencl", costs="roofline"))
     (step,) = [step for step in made.result.steps if step.spelling == "choose-tiles"]
     assert not step.modified
     assert not step.choices
@@ -184,7 +185,7 @@ def test_without_a_device_costs_are_estimates(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("graphopt.targets.gpu.target.open_any", absent)
     assert CudaTarget().cannot_measure() == "there is no NVIDIA driver here"
-    made = rewrite(model(), target="cuda", costs="measured")
+    made = rewrite(model(), Options(target="cuda", costs="measured"))
     assert "costs are estimates: there is no NVIDIA driver here" in made.notes
     with pytest.raises(GraphoptError, match="^nothing can be tuned here: there is no NVIDIA driver here$"):
         list(tune(model(), target="cuda"))
@@ -239,5 +240,5 @@ def test_where_nothing_can_be_measured_a_note_says_so(
     monkeypatch.setattr(
         OpenClTarget, "measure", lambda _, groups, progress=None: [[None] * len(group) for group in groups]
     )
-    made = rewrite(model(), target="opencl", costs="measured")
+    made = rewrite(model(), Options(target="opencl", costs="measured"))
     assert any("kernels could be measured: their costs are estimates" in note for note in made.notes)

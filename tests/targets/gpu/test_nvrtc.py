@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import CodegenError, GraphoptError
 from graphopt.targets.gpu import devices, nvrtc
 
 SCALE = """
@@ -47,7 +47,7 @@ def test_spills_are_seen() -> None:
 
 
 def test_an_error_is_said_with_its_line() -> None:
-    with pytest.raises(RuntimeError, match=r"kernels.cu\(1\): error: .*missing"):
+    with pytest.raises(CodegenError, match=r"kernels.cu\(1\): error: .*missing"):
         nvrtc.compile_cuda('extern "C" __global__ void f(float* y) { y[0] = missing; }', "sm_90")
 
 

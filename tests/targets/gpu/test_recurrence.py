@@ -13,7 +13,6 @@ from tvm import te
 
 from graphopt import backend
 from graphopt.targets.gpu import code, devices, nvrtc, rules, target
-from graphopt.targets.gpu.converters import recurrent
 from graphopt.targets.gpu.kernels import recurrence, recurrence_launch
 from graphopt.verify.oracle import run_onnxruntime
 
@@ -39,8 +38,6 @@ def weights(gates: int, directions: int = 1, hidden: int = H) -> dict[str, Array
 @pytest.fixture
 def execute_model(opencl: Any, device: devices.Device, monkeypatch: pytest.MonkeyPatch) -> Execute:
     """Compile for a device and run on PoCL: the outputs, and the calls of the one segment."""
-    own = {**target.OWN, **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent.recurrent)}
-    monkeypatch.setattr(target, "OWN", own)
     monkeypatch.setattr(devices, "OPENCL", device)
 
     def execute(model: ir.Model, inputs: Sequence[Array]) -> tuple[list[Array], Any]:
@@ -223,7 +220,6 @@ def test_long_sequences(same: Any) -> None:
     ],
 )
 def test_refusals(lab: Any, monkeypatch: pytest.MonkeyPatch, steps: int, attributes: str, reason: str) -> None:
-    monkeypatch.setattr(target, "OWN", {**target.OWN, "LSTM": recurrent.recurrent})
     body = f"y = LSTM <hidden_size = {H}{attributes}> (x, w, r)"
     model = lab.model(body, {"x": numbers(steps, B, I)}, weights(4))
     assert reason in str(target.OpenClTarget().supports(model.graph[0], model.opset_imports))

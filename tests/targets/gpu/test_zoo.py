@@ -11,6 +11,7 @@ from graphopt.compiler import compile_model, rewrite
 from graphopt.cost.workload import Plan
 from graphopt.frontend.expand import expand_functions
 from graphopt.frontend.load import load
+from graphopt.options import Options
 from graphopt.program.program import KernelCall
 from graphopt.runtime.devices.opencl import OpenClDevice
 from graphopt.targets.gpu import code, devices, nvrtc, target
@@ -35,7 +36,7 @@ def lowered(
     name: str, precision: str, level: str
 ) -> tuple[list[KernelCall], dict[str, code.DeviceCode], dict[str, Plan]]:
     """Calls, functions and plans of a model, all of whose nodes are native, as one segment."""
-    made = rewrite(f"zoo:{name}", target="cuda", level=level, costs="roofline", precision=precision)
+    made = rewrite(f"zoo:{name}", Options(target="cuda", level=level, costs="roofline", precision=precision))
     backend: Any = made.backend
     expand_functions(made.model, backend.supports)
     opsets = made.model.opset_imports

@@ -1,4 +1,4 @@
-"""How the work of attention is cut on a GPU: what fits the device, and what it would take."""
+"""The tiles of attention on CUDA cores: what fits the device, and an estimate of its seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATIC = 48 << 10
 """Bytes of shared memory that a CUDA kernel may have without asking for more at its launch."""
 
 WAITING = 32
-"""Elements of the next slice that a thread may hold in registers."""
+"""Elements of the next slice that a thread may hold in registers while they are in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +84,13 @@ class Tile:
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Threads per block."""
         return self.down * self.across
 
     def columns(self, shape: Shape) -> int:
         """Columns of the result that a thread computes."""
-        each = math.ceil(shape.width / self.across)
-        return each if each <= 2 else round_up(each, VECTOR)
+        own = math.ceil(shape.width / self.across)
+        return own if own <= 2 else round_up(own, VECTOR)
 
     def elements(self, shape: Shape) -> tuple[int, int, int, int]:
         """Elements of shared memory: queries, half of the slices, weights, and the partials of threads."""
@@ -104,17 +104,17 @@ class Tile:
         return ITEM_BYTES[shape.kept] * (q + 2 * half + weights + partials)
 
     def waiting(self, shape: Shape) -> int:
-        """Elements of a slice that a thread holds on their way."""
+        """Elements of a slice that a thread holds in flight."""
         return max(self.keys * self.k_slice, self.v_slice * self.columns(shape) * self.across) // self.threads
 
     def registers(self, shape: Shape) -> int:
-        """Of a thread, about: scores and operands, results, a slice on its way, addresses."""
+        """Registers per thread, about: scores and operands, results, a slice in flight, addresses."""
         columns = self.columns(shape)
         words = self.a * (self.b + columns + VECTOR + 2) + max(VECTOR * self.b, columns) + self.waiting(shape)
         return words * ITEM_BYTES[shape.kept] // 4 + 48
 
     def resident(self, shape: Shape, device: Device) -> int:
-        """Blocks that share a multiprocessor, by registers and by shared memory."""
+        """Resident blocks on a multiprocessor, by registers and by shared memory."""
         return fitting_blocks(self.threads, round_up(self.registers(shape), 8), self.shared(shape), device)
 
 
@@ -147,36 +147,36 @@ def stride(extent: int) -> int:
 
 def tiles(shape: Shape, device: Device) -> list[Tile]:
     """The tiles that fit the device, the best by estimate first; none where even the smallest does not."""
-    # Not more than lets two blocks share a multiprocessor.
+    # At most what leaves room for two resident blocks.
     limit = min(device.shared_per_block, device.shared_per_multiprocessor // 2 - 1024)
-    found = []
+    candidates = []
     for tile in TILES:
         if tile.threads > device.threads_per_block or tile.a * tile.columns(shape) * ITEM_BYTES[shape.kept] > 384:
             continue
-        made = sliced(tile, shape, limit)
-        if made is not None:
+        fitted = sliced(tile, shape, limit)
+        if fitted is not None:
             most = math.ceil(shape.keys / tile.keys)
-            found += [replace(made, split=split) for split in SPLITS if split == 1 or 2 * split <= most]
-    return sorted(found, key=lambda tile: seconds(shape, tile, device))
+            candidates += [replace(fitted, split=split) for split in SPLITS if split == 1 or 2 * split <= most]
+    return sorted(candidates, key=lambda tile: seconds(shape, tile, device))
 
 
 def sliced(tile: Tile, shape: Shape, limit: int) -> Tile | None:
     """The tile with the fewest slices that fit `limit` bytes and leave registers for the sums."""
     sizes = (128, 64, 32, 16, 8, 4)
     depth = round_up(shape.depth, VECTOR)
-    # `k_slice` that does not divide the depth would pad it: the last slices of little use
+    # a `k_slice` that does not divide the depth would pad it: the last slices are of little use
     k_slices = dict.fromkeys([*([depth] if depth <= 64 else []), *(s for s in sizes if s < round_up(depth, 16))])
     fitting = [
-        made
+        candidate
         for k_slice in k_slices
         for v_slice in sizes
         if v_slice <= tile.keys
-        for made in [replace(tile, k_slice=k_slice, v_slice=v_slice)]
-        if made.shared(shape) <= limit and (made.waiting(shape) <= WAITING or (k_slice == v_slice == VECTOR))
+        for candidate in [replace(tile, k_slice=k_slice, v_slice=v_slice)]
+        if candidate.shared(shape) <= limit and (candidate.waiting(shape) <= WAITING or (k_slice == v_slice == VECTOR))
     ]
 
-    def slices(made: Tile) -> tuple[int, int]:
-        return math.ceil(shape.depth / made.k_slice) + tile.keys // made.v_slice, made.shared(shape)
+    def slices(candidate: Tile) -> tuple[int, int]:
+        return math.ceil(shape.depth / candidate.k_slice) + tile.keys // candidate.v_slice, candidate.shared(shape)
 
     return min(fitting, key=slices, default=None)
 
@@ -184,18 +184,18 @@ def sliced(tile: Tile, shape: Shape, limit: int) -> Tile | None:
 def seconds(shape: Shape, tile: Tile, device: Device) -> float:
     """An estimate: waves of blocks, each bound by arithmetic, by shared memory, or by waiting for its slices."""
     blocks = shape.heads * math.ceil(shape.queries / tile.rows) * tile.split
-    made = waves(blocks, tile.resident(shape, device), device)
+    grid = waves(blocks, tile.resident(shape, device), device)
     columns = tile.columns(shape)
     depth, keys = round_up(shape.depth, tile.k_slice), math.ceil(shape.keys / tile.keys / tile.split)
-    threads = made.resident_blocks * tile.threads
+    threads = grid.resident_blocks * tile.threads
     products = tile.a * (tile.b * depth + columns * tile.keys + 24 * tile.b) * (max(threads, INSTRUCTIONS) + 64)
     # A vector of q or of weights goes to all threads of a row at once; one of k or v to all rows of a warp.
     rows, shared = 32 / tile.across, min(1.0, tile.across / 32)
     once = tile.a * max(rows, 1.0) / 8
     loads = threads * (depth * (once + tile.b * shared) + tile.keys * (once + columns * shared))
-    fetched = made.resident_blocks * tile.keys * (shape.depth + shape.width) * ITEM_BYTES[shape.kept]
+    fetched = grid.resident_blocks * tile.keys * (shape.depth + shape.width) * ITEM_BYTES[shape.kept]
     slices = depth // tile.k_slice + tile.keys // tile.v_slice
     waiting = 300.0 + 400 * slices  # the second-level cache is 400 cycles away
     step = overlapped(products / INSTRUCTIONS, loads / 32, fetched / L2_LOAD_BYTES, waiting)
-    cycles = made.count * (keys * shape.visible(tile.rows, tile.keys) + 1) * step
+    cycles = grid.count * (keys * shape.visible(tile.rows, tile.keys) + 1) * step
     return cycles / CLOCK + adding_seconds(tile.split, shape.heads * shape.queries * shape.width, device)

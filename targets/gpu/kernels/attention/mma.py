@@ -1,13 +1,13 @@
-"""Scaled dot-product attention of halves on tensor cores, as one kernel: scores live in registers and nowhere else.
+"""Scaled dot-product attention of fp16 and bf16 on tensor cores, as one kernel: scores stay in registers.
 
     y[s, :] = sum over t of softmax(scale * q[s, :] . k[t, :] + mask[s, t]) * v[t, :]
 
 A warp has 16 rows of queries, as registers of the left operand. Its scores with a tile of keys come out of the cores in
-the very lanes in which the next product wants its left operand, two neighbouring columns in one register: so weights
+the very lanes in which the next GEMM wants its left operand, two neighbouring columns in one register: so weights
 are rounded in place and multiply the values. Four lanes share a row, and exchange its maximum. Source of the algorithm:
 T. Dao, FlashAttention-2 (2023), arXiv:2307.08691; of the lanes: `tensor_cores`.
 
-Keys and values of the next tile are on their way, each in its own half of shared memory, while this one is multiplied.
+Keys and values of the next tile are in flight, each into its own half of shared memory, while this one is multiplied.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from graphopt.targets.gpu.kernels.views import View, Views
 
 
 def attributes(shape: Shape, tile: Tile, device: Device) -> dict[str, int]:
-    """What the function that holds `compute` must be marked with: its barriers are complete, its blocks are wide."""
+    """Attributes of the function that holds `compute`: its barriers are complete, and its resident blocks."""
     return {SYNCHRONIZED: 1, RESIDENT: tile.resident(shape, device)}
 
 
@@ -52,14 +52,14 @@ def compute(
 
     def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
         given = ins[3] if mask is not None else None
-        return _Template(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, units, seen).whole()
+        return _Template(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, units, seen).statement()
 
     inputs = [q, k, v] if mask is None else [q, k, v, mask]
     return te.extern([seen.result], inputs, body, dtype=[str(q.dtype)], name="attention")
 
 
 class _Template:
-    """Writes the kernel. A thread's values of its two rows, 8 apart, are [row] of `top`, `sums`, `shrink`."""
+    """Emits the kernel. A thread's values of its two rows, 8 apart, are [row] of `top`, `sums`, `shrink`."""
 
     def __init__(
         self,
@@ -80,8 +80,8 @@ class _Template:
         self.deep, self.wide = padded(shape.depth), padded(shape.width)
         self.key_columns, self.columns = tile.keys // COLUMNS, self.wide // COLUMNS
 
-    def whole(self) -> Any:
-        """The statement."""
+    def statement(self) -> Any:
+        """The body of the function."""
         s, t = self.shape, self.tile
         row_tiles = math.ceil(s.queries / t.rows)
         with IRBuilder() as builder:
@@ -171,7 +171,7 @@ class _Template:
                 self.units.copy(self.shared, base + row * stride(extent) + column, chunk, exists)
 
     def _score(self, turn: Any) -> None:
-        """Products of the queries with a tile of keys."""
+        """Multiply the queries by a tile of keys."""
         units, t = self.units, self.tile
         pieces, row = self.lane // 8, self.lane % 8
         # queries came with the first keys, and stay
@@ -189,32 +189,32 @@ class _Template:
                 units.multiply(self.scores, j * 4, self.rows, step * 4, keys, j * 2)
 
     def _masks(self, start: Any) -> Callable[[Any, int, int], Any]:
-        """The masks of this thread's scores, on their way already: of column pair j, row 0 or 1, first or second."""
+        """The masks of this thread's scores, loads in flight: of column pair j, row 0 or 1, first or second."""
         mask, s = self.mask, self.shape
         if mask is None:
             return lambda j, row, each: None
         extents = [1] * (4 - len(dims(mask))) + dims(mask)
         rows, across = (2 if extents[2] > 1 else 1), extents[3] > 1
         count = rows * 2 * self.key_columns if across else rows
-        found = T.alloc_buffer((count,), str(mask.dtype), scope="local")
+        own_masks = T.alloc_buffer((count,), str(mask.dtype), scope="local")
         zero = tirx.IntImm("int32", 0)
 
         def fetch(at: Any, row: int, column: Any) -> None:
             place = [self.head // self.per_batch, self.head % self.per_batch, self._row(row), column]
             place[2] = tirx.min(place[2], s.queries - 1)
             index = [zero if extent == 1 else each for each, extent in zip(place, extents, strict=True)]
-            T.buffer_store(found, mask[tuple(index[4 - len(dims(mask)) :])], [at])
+            T.buffer_store(own_masks, mask[tuple(index[4 - len(dims(mask)) :])], [at])
 
         if not across:
             for row in range(rows):
                 fetch(row, row, zero)
-            return lambda j, row, each: found[row % rows].astype("float32")
+            return lambda j, row, each: own_masks[row % rows].astype("float32")
         with self.units.unrolled(self.key_columns) as j:
             for row in range(rows):
                 for each in range(2):
                     column = tirx.min(start + self._column(j) + each, s.keys - 1)
                     fetch((j * rows + row) * 2 + each, row, column)
-        return lambda j, row, each: found[(j * rows + row % rows) * 2 + each].astype("float32")
+        return lambda j, row, each: own_masks[(j * rows + row % rows) * 2 + each].astype("float32")
 
     def _row(self, row: int) -> Any:
         """The query of this thread's row 0 or 1."""
@@ -248,7 +248,7 @@ class _Template:
                 T.buffer_store(values, combine(values[row], self.other[row]), [row])
 
     def _weigh(self) -> None:
-        """Exponentials relative to the new maximum, as halves; sums and results so far follow it."""
+        """Exponentials relative to the new maximum, in half precision; sums and results so far are rescaled to it."""
         units = self.units
         highest, relative = self._floats(2), self._floats(2)
         for row in range(2):
@@ -279,7 +279,7 @@ class _Template:
                 T.buffer_store(self.results, self.results[e * 4 + i] * self.shrink[i // 2], [e * 4 + i])
 
     def _average(self, turn: Any) -> None:
-        """Products of the weights with a tile of values."""
+        """Multiply the weights by a tile of values."""
         units, t = self.units, self.tile
         pieces, row = self.lane // 8, self.lane % 8
         base = self._value_base(turn)

@@ -1,4 +1,4 @@
-"""How attention of halves is cut for tensor cores: what fits the device, and what it would take."""
+"""The tiles of attention on tensor cores: what fits the device, and an estimate of its seconds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDEST = 128
 """Elements of a row of q, or of the result, that a warp's registers hold."""
 
 CHUNK = 8
-"""Halves of 16 bytes."""
+"""fp16 or bf16 elements per 16 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class Tile:
 
     @property
     def rows(self) -> int:
-        """Queries of a block."""
+        """Queries per block."""
         return self.warps * ROWS
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Threads per block."""
         return self.warps * 32
 
     def elements(self, shape: Shape) -> tuple[int, int, int]:
@@ -57,15 +57,16 @@ class Tile:
         return 2 * (queries + 2 * (keys + values))
 
     def registers(self, shape: Shape) -> int:
-        """Of a thread, about: queries, scores, results, operands, addresses."""
+        """Registers per thread, about: queries, scores, results, operands, addresses."""
         depth, width = padded(shape.depth), padded(shape.width)
         return depth // 4 + self.keys // 2 + self.keys // 4 + width // 2 + self.keys // 4 + 56
 
     def resident(self, shape: Shape, device: Device) -> int:
-        """Blocks that share a multiprocessor."""
+        """Resident blocks on a multiprocessor."""
         return fitting_blocks(self.threads, round_up(self.registers(shape), 8), self.shared(shape), device)
 
     def __str__(self) -> str:
+        """The tile as it is written."""
         return f"{self.rows}x{self.keys}"
 
 
@@ -91,22 +92,22 @@ def tiles(shape: Shape, device: Device, kind: str) -> list[Tile]:
     """The tiles that fit the device, the best by estimate first."""
     if not fits(shape):
         return []
-    found = [tile for tile in TILES if tile.shared(shape) <= device.shared_per_block]
-    return sorted(found, key=lambda tile: seconds(shape, tile, device, kind))
+    fitting = [tile for tile in TILES if tile.shared(shape) <= device.shared_per_block]
+    return sorted(fitting, key=lambda tile: seconds(shape, tile, device, kind))
 
 
 def seconds(shape: Shape, tile: Tile, device: Device, kind: str) -> float:
     """An estimate: waves of blocks, each bound by the cores, by exponentials, by shared memory, or by waiting."""
     blocks = shape.heads * math.ceil(shape.queries / tile.rows)
-    made = waves(blocks, tile.resident(shape, device), device)
+    grid = waves(blocks, tile.resident(shape, device), device)
     deep, wide = padded(shape.depth), padded(shape.width)
     reached = HOPPER_MMA if device.capability >= 90 else 1.0
-    flops = made.resident_blocks * 2 * tile.rows * tile.keys * (deep + wide)
+    flops = grid.resident_blocks * 2 * tile.rows * tile.keys * (deep + wide)
     cores = flops / (tensor_core_rate(kind, device) * reached)
     # an exponential and some 10 other instructions for a score
-    scores = made.resident_blocks * tile.rows * tile.keys * (1 / EXPONENTIALS + 10 / INSTRUCTIONS)
-    shared = made.resident_blocks * 2 * tile.keys * (deep + wide) * (tile.warps + 1) / SHARED_BYTES
-    fetched = made.resident_blocks * 2 * tile.keys * (deep + wide) / L2_COPY_BYTES
-    chain = 600.0 + (cores + scores) / made.resident_blocks  # what a warp does is a chain, which others must hide
+    scores = grid.resident_blocks * tile.rows * tile.keys * (1 / EXPONENTIALS + 10 / INSTRUCTIONS)
+    shared = grid.resident_blocks * 2 * tile.keys * (deep + wide) * (tile.warps + 1) / SHARED_BYTES
+    fetched = grid.resident_blocks * 2 * tile.keys * (deep + wide) / L2_COPY_BYTES
+    chain = 600.0 + (cores + scores) / grid.resident_blocks  # a warp's dependent chain, which others must hide
     slices = math.ceil(shape.keys / tile.keys) * shape.visible(tile.rows, tile.keys)
-    return made.count * ((slices + 1) * overlapped(cores + scores, shared, fetched, chain) + 1500) / CLOCK
+    return grid.count * ((slices + 1) * overlapped(cores + scores, shared, fetched, chain) + 1500) / CLOCK

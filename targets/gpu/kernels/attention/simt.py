@@ -2,12 +2,12 @@
 
     y[s, :] = sum over t of softmax(scale * q[s, :] . k[t, :] + mask[s, t]) * v[t, :]
 
-A block keeps its query rows and goes through the keys tile by tile: products with the keys, exponentials relative to
-the largest score so far, products with the values; where the maximum grows, what was summed shrinks by e^(old - new)
+A block keeps its query rows and goes through the keys tile by tile: a GEMM with the keys, exponentials relative to
+the largest score so far, a GEMM with the values; where the maximum grows, what was summed shrinks by e^(old - new)
 (M. Milakov and N. Gimelshein, 2018, arXiv:1805.02867; T. Dao et al., 2022, arXiv:2205.14135). With few rows and many
-keys, several blocks share the keys of a row, and a second kernel puts together what they found.
+keys, several blocks share the keys of a row, and a second kernel combines their results.
 
-Keys and values come in slices through two halves of shared memory: while one is multiplied, the next is on its way.
+Keys and values come in slices through two halves of shared memory: while one is multiplied, the next is in flight.
 All tiles lie in shared memory as in memory, rows padded to an odd number of vectors: neighbouring threads, which read
 the same columns of neighbouring rows, then meet no bank twice.
 """
@@ -31,11 +31,11 @@ from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.views import Views
 
 ADDERS = 64
-"""Threads of a block that puts parts together."""
+"""Threads per block of the kernel that combines parts."""
 
 
 def attributes(shape: Shape, tile: Tile, device: Device) -> dict[str, int]:
-    """What the function that holds `compute` must be marked with: its barriers are complete, its blocks are wide."""
+    """Attributes of the function that holds `compute`: its barriers are complete, and its resident blocks."""
     return {SYNCHRONIZED: 1, RESIDENT: tile.resident(shape, device)}
 
 
@@ -54,14 +54,14 @@ def compute(
 
     def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
         given = ins[3] if mask is not None else None
-        return _Template(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, seen).whole()
+        return _Template(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, seen).statement()
 
     inputs = [q, k, v] if mask is None else [q, k, v, mask]
     return te.extern([seen.result], inputs, body, dtype=[str(q.dtype)], name="attention")
 
 
 class _Template:
-    """Writes the kernels; buffers hold elements of `kept`, flat, because TVM drops the padding of rows."""
+    """Emits the kernels; buffers hold elements of `kept`, flat, because TVM drops the padding of rows."""
 
     def __init__(
         self, q: Any, k: Any, v: Any, mask: Any, y: Any, scale: float, shape: Shape, tile: Tile, views: Views
@@ -77,8 +77,8 @@ class _Template:
         self.own_tiles = math.ceil(self.key_tiles / tile.split)
         self.parts = math.ceil(self.key_tiles / self.own_tiles)  # none of them without keys
 
-    def whole(self) -> Any:
-        """The statement."""
+    def statement(self) -> Any:
+        """The body of the function."""
         s = self.shape
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
@@ -90,7 +90,7 @@ class _Template:
                     results = T.alloc_buffer((self.parts * rows * s.width,), self.kept, scope="global")
                     facts = T.alloc_buffer((2 * self.parts * rows,), self.kept, scope="global")
                     self._blocks(results, facts)
-                    self._together(results, facts)
+                    self._combine_parts(results, facts)
             return builder.get().body
 
     def _blocks(self, results: Any, facts: Any) -> None:
@@ -110,7 +110,7 @@ class _Template:
 
     def _allocate(self) -> None:
         t, s = self.tile, self.shape
-        # One buffer: TVM would let those share memory that seem not to be needed at once, without a barrier between.
+        # One buffer: TVM would overlap those whose lifetimes seem disjoint, without a barrier between.
         queries, self.half, weights, partials = t.elements(s)
         self.slices, self.weights = queries, queries + 2 * self.half
         self.partials = self.weights + weights
@@ -124,7 +124,7 @@ class _Template:
         return T.alloc_buffer((count,), self.kept, scope="local")
 
     def _body(self) -> None:
-        """Queries into shared memory, then all tiles of keys that this block has."""
+        """Load queries into shared memory, then go through all tiles of keys that this block has."""
         t = self.tile
         self._fill(self.results, 0)
         self._fill(self.top, -math.inf)
@@ -152,7 +152,7 @@ class _Template:
             self._tile(first + turn, turn, first + tirx.min(turn + 1, count - 1))
 
     def _tile(self, tile: Any, turn: Any, following: Any) -> None:
-        """One tile of keys; the slice for the first products is there, and that of the next tile at the end."""
+        """One tile of keys: its first slice is in shared memory at the start, that of the next tile at the end."""
         t = self.tile
         slices = self.deep_slices + self.key_slices
 
@@ -194,7 +194,7 @@ class _Template:
         return self.down + i * self.tile.down
 
     def _score(self, depth: Any, half: Any) -> None:
-        """Products of the queries with a slice of the keys."""
+        """Multiply the queries by a slice of the keys."""
         t = self.tile
         with T.serial(0, t.k_slice // VECTOR) as quad:
             q, k = self._local(t.a * VECTOR), self._local(t.b * VECTOR)
@@ -209,21 +209,21 @@ class _Template:
                 T.buffer_store(self.scores, self.scores[i * t.b + j] + product, [i * t.b + j])
 
     def _masks(self, start: Any) -> Callable[[Any, Any], Any]:
-        """The masks of this thread's scores, on their way already."""
+        """The masks of this thread's scores, whose loads are in flight."""
         t, mask = self.tile, self.mask
         if mask is None:
             return lambda i, j: None
         extents = [1] * (4 - len(dims(mask))) + dims(mask)
         rows, columns = (t.a if extents[2] > 1 else 1), (t.b if extents[3] > 1 else 1)
-        found = T.alloc_buffer((rows * columns,), str(mask.dtype), scope="local")
+        own_masks = T.alloc_buffer((rows * columns,), str(mask.dtype), scope="local")
         zero = tirx.IntImm("int32", 0)
         with T.unroll(0, rows) as i, T.unroll(0, columns) as j:
             row = tirx.min(self.first_row + self._row(i), self.shape.queries - 1)
             column = tirx.min(start + self.across + j * t.across, self.shape.keys - 1)
             place = [self.head // self.per_batch, self.head % self.per_batch, row, column]
             index = [zero if extent == 1 else at for at, extent in zip(place, extents, strict=True)]
-            T.buffer_store(found, mask[tuple(index[4 - len(dims(mask)) :])], [i * columns + j])
-        return lambda i, j: found[(i if rows > 1 else 0) * columns + (j if columns > 1 else 0)].astype(self.kept)
+            T.buffer_store(own_masks, mask[tuple(index[4 - len(dims(mask)) :])], [i * columns + j])
+        return lambda i, j: own_masks[(i if rows > 1 else 0) * columns + (j if columns > 1 else 0)].astype(self.kept)
 
     def _scale(self, start: Any, masks: Callable[[Any, Any], Any]) -> None:
         """scale * product + mask; keys that do not exist score -inf."""
@@ -238,7 +238,7 @@ class _Template:
             T.buffer_store(self.scores, value, [i * t.b + j])
 
     def _partials_at(self, i: Any) -> Any:
-        """Where the threads tell each other about row `i`."""
+        """Where in shared memory the threads' partials of row `i` lie."""
         return self.partials + self._row(i) * stride(self.tile.across)
 
     def _publish_partial(self, values: Any, count: int, combine: Callable[[Any, Any], Any]) -> None:
@@ -251,18 +251,18 @@ class _Template:
             T.buffer_store(self.shared, value, [self._partials_at(i) + self.across])
 
     def _reduce_partials(self, i: Any, combine: Callable[[Any, Any], Any]) -> Any:
-        """`combine` of what the threads told about row `i`."""
+        """`combine` of the threads' partials of row `i`."""
         t = self.tile
-        heard = self._local(VECTOR)
+        reduced = self._local(VECTOR)
         with T.vectorized(0, VECTOR) as lane:
-            T.buffer_store(heard, self.shared[self._partials_at(i) + lane], [lane])
+            T.buffer_store(reduced, self.shared[self._partials_at(i) + lane], [lane])
         with T.unroll(0, t.across // VECTOR - 1) as quad, T.vectorized(0, VECTOR) as lane:
             partials = self.shared[self._partials_at(i) + (quad + 1) * VECTOR + lane]
-            T.buffer_store(heard, combine(heard[lane], partials), [lane])
-        return combine(combine(heard[0], heard[1]), combine(heard[2], heard[3]))
+            T.buffer_store(reduced, combine(reduced[lane], partials), [lane])
+        return combine(combine(reduced[0], reduced[1]), combine(reduced[2], reduced[3]))
 
     def _weigh(self) -> None:
-        """Exponentials relative to the new maximum; sums and results so far follow it."""
+        """Exponentials relative to the new maximum; sums and results so far are rescaled to it."""
         t = self.tile
         with T.unroll(0, t.a) as i:
             top, relative, shrink = (self._local(1) for _ in range(3))
@@ -281,7 +281,7 @@ class _Template:
                 T.buffer_store(self.results, self.results[place] * shrink[0], [place])
 
     def _average(self, key: Any, half: Any) -> None:
-        """Products of the weights with a slice of the values."""
+        """Multiply the weights by a slice of the values."""
         t, columns = self.tile, self.columns
         with T.serial(0, t.v_slice // VECTOR) as quad:
             weights = self._local(t.a * VECTOR)
@@ -344,8 +344,8 @@ class _Template:
             place = (self.part * s.heads + self.head) * s.queries + row
             T.buffer_store(results, value, [place * s.width + column])
 
-    def _together(self, results: Any, facts: Any) -> None:
-        """The kernel that puts together the parts of every row, each relative to a maximum of its own."""
+    def _combine_parts(self, results: Any, facts: Any) -> None:
+        """The kernel that combines the parts of every row, each relative to a maximum of its own."""
         s = self.shape
         rows = s.heads * s.queries
         with (

@@ -1,4 +1,4 @@
-"""Slices of tensors on their way into shared memory."""
+"""Slices of tensors, copied through registers into shared memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from graphopt.targets.gpu.kernels.views import View
 class Slice:
     """Rows x columns of a view [B, H, rows, columns] of a tensor that go through registers into shared memory.
 
-    The writer has `thread`, `tile`, `head`, `per_batch`, and the buffer `shared` of `kept`.
+    The kernel template has `thread`, `tile`, `head`, `per_batch`, and the buffer `shared` of `kept`.
     """
 
     def __init__(self, template: Any, tensor: Any, view: View, extents: tuple[int, int], step: int, to: int) -> None:
@@ -33,7 +33,7 @@ class Slice:
         self.steps = step, extents[1]
 
     def allocate(self) -> None:
-        """The registers."""
+        """Allocate the registers."""
         self.waiting = T.alloc_buffer((self.turns * self.vector,), str(self.tensor.dtype), scope="local")
 
     @contextmanager
@@ -45,7 +45,7 @@ class Slice:
                 yield turn, item // self.across, item % self.across * self.vector
 
     def fetch(self, first_row: Any, first_column: Any) -> None:
-        """This thread's elements into registers; zeros for those that do not exist."""
+        """Load this thread's elements into registers; zeros for those that do not exist."""
         w = self.template
         with self._each() as (turn, row, column), T.vectorized(0, self.vector) as lane:
             at, start = first_row + row, first_column + column
@@ -57,7 +57,7 @@ class Slice:
             T.buffer_store(self.waiting, value, [turn * self.vector + lane])
 
     def put(self, start: Any) -> None:
-        """What was fetched into shared memory, from `start` on."""
+        """Store what was fetched into shared memory, from `start` on."""
         with self._each() as (turn, row, column), T.vectorized(0, self.vector) as lane:
             value = self.waiting[turn * self.vector + lane].astype(self.template.kept)
             T.buffer_store(self.template.shared, value, [start + row * self.to + column + lane])

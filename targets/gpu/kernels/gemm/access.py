@@ -1,4 +1,4 @@
-"""How an operand of a product lies in memory: which of its elements one load of 16 bytes may take together."""
+"""How an operand of a GEMM lies in memory: which of its elements one load of 16 bytes may take."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class Chunk:
 
     @property
     def address(self) -> Any:
-        """The pointer to the first of them."""
+        """The pointer to the first element."""
         return tirx.address_of(self.source[self.indices])
 
     @property
     def flat(self) -> Any:
-        """The first one's index in memory."""
-        found: Any = 0
+        """The first element's linear index in memory."""
+        index: Any = 0
         for at, extent in zip(self.indices, self.source.shape, strict=True):
-            found = found * extent + at
-        return found
+            index = index * extent + at
+        return index
 
 
 class AccessPattern:
     """One operand: `size` places of `depth` elements."""
 
     def __init__(self, element: Element, size: int, depth: int, index: str) -> None:
-        """Args: index: the type of its indices."""
+        """Args: index: the dtype of its indices."""
         self.element, self.size, self.depth = element, size, depth
         self._symbols = [tirx.Var(name, index) for name in ("batch", "outer", "quads")]
 
@@ -69,8 +69,8 @@ class AccessPattern:
     def plain(self, dtype: str) -> bool:
         """Whether elements are loads from a tensor of `dtype`, with zeros for some of them, and nothing else."""
         value = uncast(self.element(*self._symbols))
-        found = _load(value)
-        return found is not None and str(found.source.dtype) == dtype and _direct(value)
+        load = _load(value)
+        return load is not None and str(load.source.dtype) == dtype and _direct(value)
 
     def chunk(self, batch: Any, place: Any, depth: Any) -> Chunk | None:
         """The load that an element is, if it is one."""
@@ -87,7 +87,7 @@ class AccessPattern:
             return False
         if first.condition is None or other.condition is None:
             return first.condition is other.condition
-        same = (analyzer.simplify(each.condition) for each in (first, other))
+        same = (analyzer.simplify(chunk.condition) for chunk in (first, other))
         return bool(tvm_ffi.structural_equal(*same))
 
 

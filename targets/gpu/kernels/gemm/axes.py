@@ -1,4 +1,4 @@
-"""How the axes of a tensor are made of the batch, the rows and the columns of a product.
+"""How the axes of a tensor are composed of the batch, the rows and the columns of a GEMM.
 
     y[n, g * M + m, h, w] of a grouped convolution    "b1 b2m8 n5 n5"        b = (n, g), n = (h, w)
     y[n, co, h, w, lane] on blocked channels          "m1 n4 m5 m5 n16"      m = (n, h, w), n = (co, lane)
@@ -21,7 +21,7 @@ LETTERS = "bmn"
 
 
 def blocked(lanes: int) -> str:
-    """How the layout is called whose channels lie in blocks of so many."""
+    """Name of the layout whose channels lie in blocks of `lanes`."""
     return f"NCHW{lanes}c"
 
 
@@ -41,10 +41,10 @@ class Axes:
         With `groups`, the one axis of m holds `groups` times `rows`, group-major, and b counts the groups last.
         """
         letters = "".join(letter * count for letter, count in zip(LETTERS, parts, strict=True))
-        found: list[tuple[Factor, ...]] = [((letter, extent),) for letter, extent in zip(letters, shape, strict=True)]
+        factors: list[tuple[Factor, ...]] = [((letter, extent),) for letter, extent in zip(letters, shape, strict=True)]
         if groups > 1:
-            found[letters.index("m")] = (("b", groups), ("m", rows))
-        return Axes(tuple(found))
+            factors[letters.index("m")] = (("b", groups), ("m", rows))
+        return Axes(tuple(factors))
 
     @staticmethod
     def parse(text: str) -> Axes:
@@ -53,6 +53,7 @@ class Axes:
         return Axes(tuple(tuple((letter, int(extent)) for letter, extent in axis) for axis in axes))
 
     def __str__(self) -> str:
+        """The factors of every axis, separated by spaces, such as "m1 n4 m5 m5 n16"."""
         return " ".join("".join(f"{letter}{extent}" for letter, extent in axis) for axis in self.factors)
 
     @property
@@ -81,7 +82,7 @@ class Axes:
         """The inverse of `flat`."""
         rest = {"b": b, "m": m, "n": n}
         left = self._counts()
-        found: list[Any] = []
+        places: list[Any] = []
         for axis in reversed(self.factors):
             value: Any = 0
             scale = 1
@@ -91,8 +92,8 @@ class Axes:
                 if left[letter]:
                     digit, rest[letter] = tirx.floormod(digit, extent), tirx.floordiv(rest[letter], extent)
                 value, scale = value + digit * scale, scale * extent
-            found.insert(0, value)
-        return found
+            places.insert(0, value)
+        return places
 
     def _counts(self) -> dict[str, int]:
-        return {letter: sum(each == letter for axis in self.factors for each, _ in axis) for letter in LETTERS}
+        return {letter: sum(factor == letter for axis in self.factors for factor, _ in axis) for letter in LETTERS}

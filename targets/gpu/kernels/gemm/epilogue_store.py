@@ -1,4 +1,4 @@
-"""How sums leave the tensor cores' lanes: strips of 16 rows through shared memory, each warp's by itself.
+"""How sums leave the lanes of tensor cores: strips of 16 rows through shared memory, each warp's by itself.
 
 A lane holds two neighbouring sums of every eight columns; afterwards it stores four neighbours, or one, as they lie in
 the result, with the epilogue applied.
@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.common.tir.expressions import rewritten
 from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
-from graphopt.targets.gpu.kernels.gemm.product import Product
+from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.gemm.split_k import Store
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import Units
 from graphopt.targets.gpu.kernels.guards import inside, when
@@ -23,26 +23,26 @@ from graphopt.targets.gpu.kernels.guards import inside, when
 VECTOR = 4
 """Results that a thread stores at a time, where they are neighbours in memory."""
 
-TOGETHER = 4
-"""Vectors of a strip that a thread has on their way at once; with more, their addresses take registers of the sums."""
+IN_FLIGHT = 4
+"""Vectors of a strip that a thread has in flight; with more, their addresses take registers of the sums."""
 
 ROWS, COLUMNS = 16, 8
-"""Of the sums of one instruction of a warp."""
+"""Rows and columns of the sums of one warp instruction."""
 
 
 class EpilogueStore:
-    """Stores sums of a product; `tile` is the extent of a block's part of it, along m and n."""
+    """Stores sums of a GEMM; `tile` is the extent of a block's part of it, along m and n."""
 
-    def __init__(self, product: Product, units: Units, store: Store, tile: tuple[int, int], split: bool) -> None:
+    def __init__(self, gemm: Gemm, units: Units, store: Store, tile: tuple[int, int], split: bool) -> None:
         """Args: split: `store` keeps sums of parts of k, in rows of n."""
-        self.product, self.units, self.store, self.tile = product, units, store, tile
-        self.vector = _vector(product, store, split)
+        self.gemm, self.units, self.store, self.tile = gemm, units, store, tile
+        self.vector = _vector(gemm, store, split)
 
     def allocate(self, warps: int, columns: int) -> None:
-        """Shared memory for strips of `columns`."""
+        """Allocate shared memory for strips of `columns`."""
         self.columns = columns
         self.stride = columns + COLUMNS  # rows of a strip then begin in different banks
-        self.strip = T.alloc_buffer((warps * ROWS * self.stride,), self.product.dtype, scope=self.units.scope)
+        self.strip = T.alloc_buffer((warps * ROWS * self.stride,), self.gemm.dtype, scope=self.units.scope)
 
     def put(self, sums: Any, first: Any, thread: Any, at: Any, row: Any, column: Any) -> None:
         """Store the sums from `first` on.
@@ -60,50 +60,50 @@ class EpilogueStore:
         self.units.warp_barrier()
         across = self.columns // self.vector
         turns = ROWS * across // 32
-        together = math.gcd(turns, TOGETHER)
-        with T.serial(0, turns // together) as group, self.units.unrolled(together) as turn:
-            item = (group * together + turn) * 32 + lane
+        in_flight = math.gcd(turns, IN_FLIGHT)
+        with T.serial(0, turns // in_flight) as group, self.units.unrolled(in_flight) as turn:
+            item = (group * in_flight + turn) * 32 + lane
             inner_row, inner_column = item // across, item % across * self.vector
             m, n = row + inner_row, column + inner_column
-            limits = (m, self.product.m, self.tile[0]), (n, self.product.n, self.tile[1])
+            limits = (m, self.gemm.m, self.tile[0]), (n, self.gemm.n, self.tile[1])
             with when(inside(*limits)):
                 self._keep(at, m, n, base + inner_row * self.stride + inner_column)
         self.units.warp_barrier()
 
     def _keep(self, at: Any, m: Any, n: Any, place: Any) -> None:
-        """Store neighbours: what is called for one number at a time goes through registers first."""
+        """Store neighbours: values of functions that take one number at a time go through registers first."""
         buffer, value, indices = self.store(at, m, n, self.strip[place])
         if self.vector == 1 or not _calls_functions(value):
             with T.vectorized(0, self.vector) as each:
                 T.buffer_store(*self.store(at, m, n + each, self.strip[place + each]))
             return
-        found = T.alloc_buffer((self.vector,), str(buffer.dtype), scope="local")
+        values = T.alloc_buffer((self.vector,), str(buffer.dtype), scope="local")
         with T.unroll(0, self.vector) as each:
-            T.buffer_store(found, self.store(at, m, n + each, self.strip[place + each])[1], [each])
+            T.buffer_store(values, self.store(at, m, n + each, self.strip[place + each])[1], [each])
         with T.vectorized(0, self.vector) as each:
-            T.buffer_store(buffer, found[each], self.store(at, m, n + each, self.strip[place])[2])
+            T.buffer_store(buffer, values[each], self.store(at, m, n + each, self.strip[place])[2])
 
 
 def _calls_functions(value: Any) -> bool:
-    """Whether a C function is called, such as erff, for which TVM makes a loop of a vector."""
-    found = []
+    """Whether `value` calls a C function, such as erff, for which TVM turns a vector into a loop."""
+    calls = []
 
     def look(part: Any) -> Any:
         if isinstance(part, ir.Call) and str(getattr(part.op, "name", "")).endswith(("extern", "erf")):
-            found.append(part)
+            calls.append(part)
 
     rewritten(value, look)
-    return bool(found)
+    return bool(calls)
 
 
-def _vector(product: Product, store: Store, split: bool) -> int:
-    """How many results are stored together: `VECTOR` where results along n are neighbours in memory, aligned."""
+def _vector(gemm: Gemm, store: Store, split: bool) -> int:
+    """How many results one store takes: `VECTOR` where results along n are neighbours in memory, aligned."""
     if split:
-        return VECTOR if product.n % VECTOR == 0 else 1
+        return VECTOR if gemm.n % VECTOR == 0 else 1
 
     def element(batch: Any, place: Any, depth: Any) -> Any:
-        buffer, _, indices = store(batch, depth, place, const(0, product.dtype))
+        buffer, _, indices = store(batch, depth, place, const(0, gemm.dtype))
         return buffer[tuple(indices)]
 
-    target = AccessPattern(element, product.n, product.m, product.index)
+    target = AccessPattern(element, gemm.n, gemm.m, gemm.index)
     return VECTOR if target.contiguous(False, VECTOR) else 1

@@ -1,8 +1,8 @@
-"""How blocks share the tiles of a product: a tile each, a part of k of a tile each, or equal shares of all slices.
+"""How blocks share the tiles of a GEMM: a tile each, a part of a tile's k each (split-K), or equal shares (Stream-K).
 
-Where tiles are no multiple of the blocks that a device runs at a time, the last round leaves some of it idle. Then the
-tiles of that round are streamed: every block takes as many slices of k, going on from one tile into the next, and keeps
-its sums in memory as its registers hold them; blocks of a second kernel add up what belongs to a tile, and store it.
+Where tiles are no multiple of the blocks that a device runs at a time, the last wave leaves some of it idle. Stream-K
+then shares the tiles of that wave: every block takes as many slices of k, going on from one tile into the next, and
+keeps its sums in memory as its registers hold them; blocks of a second kernel add up the parts of a tile, and store it.
 Source: M. Osama, D. Merrill and others, Stream-K (2023), arXiv:2301.03598.
 """
 
@@ -19,53 +19,55 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.kernels.gemm import split_k as parts_of
-from graphopt.targets.gpu.kernels.gemm.product import Product
+from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.gemm.split_k import Store
 from graphopt.targets.gpu.kernels.guards import when
 
 RASTER = 8
-"""Rows of tiles that neighbouring blocks go over together, so that they find each other's operands in the cache."""
+"""Rows of tiles per group of neighbouring blocks, which find each other's operands in the cache."""
 
 
 class Blocks(Protocol):
-    """What a writer does inside a block."""
+    """What a kernel template does inside a block."""
 
-    product: Product
+    gemm: Gemm
 
     @property
     def extents(self) -> tuple[int, int]:
-        """Of a tile, along m and n."""
+        """Extents of a tile, along m and n."""
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Threads per block."""
 
     @property
     def registers(self) -> int:
-        """Sums of a thread."""
+        """Sums per thread, each in a register."""
 
     @property
     def slices(self) -> int:
-        """That the whole of k takes."""
+        """Slices that all of k takes."""
 
     def begin(self, thread: Any) -> Any:
-        """At the start of a kernel that multiplies: buffers; gives that of the sums."""
+        """Begin a kernel that multiplies: allocate its buffers, and return that of the sums."""
 
     def place(self, at: Any, batch: Any, row: Any, column: Any) -> None:
-        """Where the tile lies: the first argument of what stores results, the batch, the first row and column."""
+        """Set the tile's place: the first argument of what stores results, the batch, the first row and column."""
 
     def multiply(self, sums: Any, first: Any, count: Any) -> None:
-        """sums = the products of `count` slices from `first` on; an integer, or an expression that is not 0."""
+        """sums = the product of `count` slices from `first` on; an integer, or an expression that is not 0."""
 
     def store(self, sums: Any, thread: Any, store: Store, split: bool) -> None:
         """Store the sums, in rows of parts of k where they are `split`."""
 
 
 def function(template: Blocks, split: int, stream: int, resident: int) -> Any:
-    """The product's function, whose blocks have tiles, `split` parts of them, or shares as `stream` blocks have them.
+    """The function of a GEMM, whose blocks compute tiles, or parts of them.
 
     Args:
-        resident: how many blocks would do well to share a multiprocessor.
+        split: blocks that share a tile (split-K); 1 for whole tiles.
+        stream: Stream-K: blocks that share the partial last wave; 0 without.
+        resident: how many blocks should be resident on a multiprocessor.
     """
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
@@ -73,28 +75,28 @@ def function(template: Blocks, split: int, stream: int, resident: int) -> Any:
             if stream:
                 streamed(template, stream)
             else:
-                parts_of.split(template.product, split, template.threads, partial(parts, template, split))
-        return template.product.replaced(builder.get().body, resident)
+                parts_of.split(template.gemm, split, template.threads, partial(parts, template, split))
+        return template.gemm.replaced(builder.get().body, resident)
 
 
 def raster(block: Any, rows: int, columns: int) -> tuple[Any, Any]:
     """The row and the column of a block's tile: `RASTER` rows of tiles, or fewer, column by column."""
-    together = max(each for each in range(1, RASTER + 1) if rows % each == 0)
-    return block // (together * columns) * together + block % together, block // together % columns
+    group = max(count for count in range(1, RASTER + 1) if rows % count == 0)
+    return block // (group * columns) * group + block % group, block // group % columns
 
 
-def counts(product: Product, extents: tuple[int, int]) -> tuple[int, int]:
+def counts(gemm: Gemm, extents: tuple[int, int]) -> tuple[int, int]:
     """Tiles along m and n."""
-    return math.ceil(product.m / extents[0]), math.ceil(product.n / extents[1])
+    return math.ceil(gemm.m / extents[0]), math.ceil(gemm.n / extents[1])
 
 
 def parts(template: Blocks, split: int, store: Store) -> None:
     """A kernel in which every block has a tile, or one of `split` parts of one."""
-    rows, columns = counts(template.product, template.extents)
+    rows, columns = counts(template.gemm, template.extents)
     own = math.ceil(template.slices / split)
     with (
         T.launch_thread("blockIdx.x", rows * columns) as block,
-        T.launch_thread("blockIdx.z", template.product.batch * split) as bz,
+        T.launch_thread("blockIdx.z", template.gemm.batch * split) as bz,
         T.launch_thread("threadIdx.x", template.threads) as thread,
     ):
         sums = template.begin(thread)
@@ -106,26 +108,26 @@ def parts(template: Blocks, split: int, store: Store) -> None:
 
 
 def streamed(template: Blocks, blocks: int) -> None:
-    """Whole rounds of `blocks` tiles, a kernel that streams the others, and one that adds them up."""
-    product, slices = template.product, template.slices
-    rows, columns = counts(product, template.extents)
-    tiles = product.batch * rows * columns
-    whole = tiles // blocks * blocks
-    if whole:
+    """Stream-K: full waves of `blocks` tiles, a kernel that shares the other tiles, one that adds up their parts."""
+    gemm, slices = template.gemm, template.slices
+    rows, columns = counts(gemm, template.extents)
+    tiles = gemm.batch * rows * columns
+    full_tiles = tiles // blocks * blocks
+    if full_tiles:
         with (
-            T.launch_thread("blockIdx.x", whole) as block,
+            T.launch_thread("blockIdx.x", full_tiles) as block,
             T.launch_thread("threadIdx.x", template.threads) as thread,
         ):
             sums = template.begin(thread)
             _place(template, block, rows, columns)
             template.multiply(sums, 0, slices)
-            template.store(sums, thread, product.store, False)
-    total = (tiles - whole) * slices
+            template.store(sums, thread, gemm.store, False)
+    total = (tiles - full_tiles) * slices
     if not total:
         return
     share = math.ceil(total / blocks)  # of less than a tile: so that a block meets two at most
     size = template.registers * template.threads
-    kept = T.alloc_buffer((2 * blocks * size,), product.dtype, scope="global")
+    kept = T.alloc_buffer((2 * blocks * size,), gemm.dtype, scope="global")
     with T.launch_thread("blockIdx.x", blocks) as block, T.launch_thread("threadIdx.x", template.threads) as thread:
         sums = template.begin(thread)
         start, end = block * share, tirx.min((block + 1) * share, total)
@@ -134,18 +136,18 @@ def streamed(template: Blocks, blocks: int) -> None:
             begin = tirx.Select(turn == 0, start, following)
             stop = tirx.min(end, (begin // slices + 1) * slices)
             with when(begin < stop):
-                T.evaluate(T.tvm_storage_sync("shared"))  # what the turn before has in shared memory is used
-                _place(template, begin // slices + whole, rows, columns)
+                T.evaluate(T.tvm_storage_sync("shared"))  # the shared memory of the turn before has been read
+                _place(template, begin // slices + full_tiles, rows, columns)
                 template.multiply(sums, begin % slices, stop - begin)
                 with T.unroll(0, template.registers) as i:
                     at = (block * 2 + turn) * size + i * template.threads + thread
                     T.buffer_store(kept, sums[i], [at])
-    _together(template, kept, (whole, tiles - whole), share, (rows, columns))
+    _add_parts(template, kept, (full_tiles, tiles - full_tiles), share, (rows, columns))
 
 
-def _together(template: Blocks, kept: Any, tiles: tuple[int, int], share: int, across: tuple[int, int]) -> None:
+def _add_parts(template: Blocks, kept: Any, tiles: tuple[int, int], share: int, across: tuple[int, int]) -> None:
     """The kernel that adds up the parts of every tile: from `tiles[0]` on, `tiles[1]` of them."""
-    size, slices, dtype = template.registers * template.threads, template.slices, template.product.dtype
+    size, slices, dtype = template.registers * template.threads, template.slices, template.gemm.dtype
     with (
         T.launch_thread("blockIdx.x", tiles[1]) as tile,
         T.launch_thread("threadIdx.x", template.threads) as thread,
@@ -161,7 +163,7 @@ def _together(template: Blocks, kept: Any, tiles: tuple[int, int], share: int, a
                 at = (block * 2 + turn) * size + i * template.threads + thread
                 T.buffer_store(sums, sums[i] + kept[at], [i])
         _place(template, tile + tiles[0], *across)
-        template.store(sums, thread, template.product.store, False)
+        template.store(sums, thread, template.gemm.store, False)
 
 
 def _place(template: Blocks, tile: Any, rows: int, columns: int) -> None:
@@ -176,7 +178,7 @@ AnyTile = TypeVar("AnyTile")
 
 @dataclass(frozen=True, slots=True)
 class Timed(Generic[AnyTile]):
-    """A tile, and an estimate of what a product takes with it."""
+    """A tile, and an estimate of the seconds that a GEMM takes with it."""
 
     seconds: float
     tile: AnyTile
@@ -184,7 +186,7 @@ class Timed(Generic[AnyTile]):
 
 @dataclass(frozen=True, slots=True)
 class StreamK:
-    """What estimates look at: tiles of so many slices, a block's sums in bytes, blocks that a device runs at a time."""
+    """What estimates need: tiles, slices of each, bytes of a block's sums, blocks that the device runs at a time."""
 
     tiles: int
     slices: int
@@ -192,18 +194,18 @@ class StreamK:
     at_once: int
 
     def streams(self) -> int:
-        """Blocks to stream what whole rounds leave over; 0 where that is nothing, or less than a slice for each."""
+        """Blocks that share the partial last wave; 0 where there is none, or less than a slice for each block."""
         rest = self.tiles % self.at_once
         return self.at_once if rest * self.slices >= self.at_once else 0
 
     def streamed(self, step: float) -> float:
-        """Cycles of streaming, where a slice takes `step`."""
-        whole, rest = divmod(self.tiles, self.at_once)
+        """Cycles with Stream-K, where a slice takes `step`."""
+        full_waves, rest = divmod(self.tiles, self.at_once)
         share = math.ceil(rest * self.slices / self.at_once)
-        return whole * ((self.slices + 1) * step + STARTED) + (share + 3) * step + STARTED
+        return full_waves * ((self.slices + 1) * step + STARTED) + (share + 3) * step + STARTED
 
     def added(self, bandwidth: float) -> float:
-        """Seconds that it adds, about: launches, and the parts through memory twice."""
+        """Seconds that Stream-K adds, about: launches, and the parts through memory twice."""
         rest = self.tiles % self.at_once
         return 5e-6 + 2 * (rest + self.at_once) * self.kept / bandwidth
 

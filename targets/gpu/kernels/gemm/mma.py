@@ -1,6 +1,6 @@
-"""Products on tensor cores: a block's tile of both operands in shared memory, a warp's tile of sums in registers.
+"""GEMMs on tensor cores: a block's tile of both operands in shared memory, a warp's tile of sums in registers.
 
-Slices of k are copied asynchronously into a ring of stages, so that some are on their way while one is multiplied; what
+Slices of k are copied asynchronously into a ring of stages, so that some are in flight while one is multiplied; what
 cannot be copied as it is (an operand that is computed, or lies scattered) goes through registers, one slice ahead. Sums
 leave through shared memory, so that neighbouring threads store neighbouring results, with the epilogue applied.
 """
@@ -21,7 +21,7 @@ from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS, Epil
 from graphopt.targets.gpu.kernels.gemm.grids import Timed
 from graphopt.targets.gpu.kernels.gemm.mma_operand import Side
 from graphopt.targets.gpu.kernels.gemm.mma_tile import TILES, Tile
-from graphopt.targets.gpu.kernels.gemm.product import Product
+from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import CHUNK_BYTES, Units
 from graphopt.targets.gpu.kernels.guards import when
@@ -38,66 +38,67 @@ from graphopt.targets.gpu.waves import (
 )
 
 
-def emit(product: Product, tile: Tile, units: Units) -> Any:
-    """The function of `product` with that body."""
-    return Template(product, tile, units).whole()
+def emit(gemm: Gemm, tile: Tile, units: Units) -> Any:
+    """The function that computes `gemm` with `tile` on `units`."""
+    return Template(gemm, tile, units).function()
 
 
-def access_patterns(product: Product) -> tuple[AccessPattern, AccessPattern]:
+def access_patterns(gemm: Gemm) -> tuple[AccessPattern, AccessPattern]:
     """How both operands lie in memory."""
-    left = AccessPattern(product.left, product.m, product.k, product.index)
-    right = AccessPattern(lambda b, n, k: product.right(b, k, n), product.n, product.k, product.index)
+    left = AccessPattern(gemm.left, gemm.m, gemm.k, gemm.index)
+    right = AccessPattern(lambda b, n, k: gemm.right(b, k, n), gemm.n, gemm.k, gemm.index)
     return left, right
 
 
 class Template:
-    """Writes one function."""
+    """Emits the function of one GEMM."""
 
-    def __init__(self, product: Product, tile: Tile, units: Units) -> None:
-        self.product, self.tile, self.units = product, tile, units
-        left, right = access_patterns(product)
+    def __init__(self, gemm: Gemm, tile: Tile, units: Units) -> None:
+        """Args: units: the instructions that it multiplies with."""
+        self.gemm, self.tile, self.units = gemm, tile, units
+        left, right = access_patterns(gemm)
         self.left, self.right = Side(self, left, True), Side(self, right, False)
         self.sides = self.left, self.right
         self.across, self.down = tile.columns // COLUMNS, tile.rows // ROWS
 
     @property
     def shared_bytes(self) -> int:
-        """Of the stages."""
+        """Bytes of shared memory that the stages take."""
         return self.tile.stages * (self.left.size + self.right.size) * (CHUNK_BYTES // self.units.chunk)
 
     @property
     def extents(self) -> tuple[int, int]:
-        """As `Blocks` says."""
+        """Extents of a tile, along m and n."""
         return self.tile.m, self.tile.n
 
     @property
     def threads(self) -> int:
-        """As `Blocks` says."""
+        """Threads per block."""
         return self.tile.threads
 
     @property
     def registers(self) -> int:
-        """As `Blocks` says."""
+        """Sums per thread, each in a register."""
         return self.down * self.across * 4
 
     @property
     def slices(self) -> int:
-        """As `Blocks` says."""
-        return math.ceil(self.product.k / self.tile.k)
+        """Slices that all of k takes."""
+        return math.ceil(self.gemm.k / self.tile.k)
 
-    def whole(self) -> Any:
-        """The function."""
+    def function(self) -> Any:
+        """The GEMM's function."""
         return grids.function(self, self.tile.split, self.tile.stream, resident(self.tile))
 
     def begin(self, thread: Any) -> Any:
-        """As `Blocks` says."""
+        """Begin a kernel that multiplies: allocate its buffers, and return that of the sums."""
         t, units = self.tile, self.units
         self._lanes(thread)
         units.begin(thread, t.threads)
         self.shared = T.alloc_buffer((t.stages * (self.left.size + self.right.size),), units.dtype, scope=units.scope)
         for side in self.sides:
             side.allocate()
-        return T.alloc_buffer((self.registers,), self.product.dtype, scope="local")
+        return T.alloc_buffer((self.registers,), self.gemm.dtype, scope="local")
 
     def _lanes(self, thread: Any) -> None:
         t = self.tile
@@ -106,14 +107,14 @@ class Template:
         self.own_column = self.warp // (t.m // t.rows) * t.columns
 
     def place(self, at: Any, batch: Any, row: Any, column: Any) -> None:
-        """As `Blocks` says."""
+        """Set the tile's place: the first argument of what stores results, the batch, the first row and column."""
         self.at, self.batch, self.row, self.column = at, batch, row, column
 
     def multiply(self, sums: Any, first: Any, count: Any) -> None:
-        """As `Blocks` says."""
+        """sums = the product of `count` slices from `first` on, which pass through the ring of stages."""
         t, units = self.tile, self.units
         with units.unrolled(self.registers) as i:
-            T.buffer_store(sums, const(0, self.product.dtype), [i])
+            T.buffer_store(sums, const(0, self.gemm.dtype), [i])
         for ahead in range(t.stages - 1):
             self._copy(first + ahead, ahead, count > ahead)
         self._fetch(first, None)
@@ -154,7 +155,7 @@ class Template:
                     side.put(base)
 
     def _multiply(self, sums: Any, stage: Any) -> None:
-        """One slice of k."""
+        """Multiply one slice of k."""
         t, units = self.tile, self.units
         left, right = self._bases(stage)
         with units.unrolled(t.k // (2 * units.chunk)) as step:
@@ -164,11 +165,11 @@ class Template:
                 units.multiply(sums, (i * self.across + j) * 4, a, i * 4, b, j * 2)
 
     def store(self, sums: Any, thread: Any, store: Store, split: bool) -> None:
-        """As `Blocks` says."""
+        """Store the sums through shared memory, in rows of parts of k where they are `split`."""
         t = self.tile
         self._lanes(thread)
         T.evaluate(T.tvm_storage_sync("shared"))  # strips lie where stages did
-        epilogue = EpilogueStore(self.product, self.units, store, (t.m, t.n), split)
+        epilogue = EpilogueStore(self.gemm, self.units, store, (t.m, t.n), split)
         epilogue.allocate(t.warps, t.columns)
         with self.units.unrolled(self.down) as i:
             place = self.row + self.own_row + i * ROWS, self.column + self.own_column
@@ -176,31 +177,31 @@ class Template:
 
 
 def resident(tile: Tile) -> int:
-    """Blocks whose registers fit on a multiprocessor."""
+    """Resident blocks, as far as registers go."""
     return max(1, 65536 // (tile.threads * tile.registers))
 
 
-def tiles(product: Product, device: Device, units: Units) -> list[Timed[Tile]]:
+def tiles(gemm: Gemm, device: Device, units: Units) -> list[Timed[Tile]]:
     """The tiles that fit the device, the best by estimate first; none where the grid would be too large."""
-    found = []
+    candidates = []
     for tile in (replace(tile, k=tile.k * units.chunk // 8) for tile in TILES):
-        template = Template(product, tile, units)
+        template = Template(gemm, tile, units)
         if tile.threads > device.threads_per_block or template.shared_bytes > device.shared_per_block:
             continue
         for split in SPLITS:
-            if (split == 1 or split * tile.k * 4 <= product.k) and product.batch * split <= LARGEST_GRID:
-                found.append(Timed(seconds(template, split, device), replace(tile, split=split)))
+            if (split == 1 or split * tile.k * 4 <= gemm.k) and gemm.batch * split <= LARGEST_GRID:
+                candidates.append(Timed(seconds(template, split, device), replace(tile, split=split)))
         if stream := stream_k(template, device).streams():
-            found.append(Timed(streamed_seconds(template, device), replace(tile, stream=stream)))
-    return sorted(found, key=lambda timed: timed.seconds)
+            candidates.append(Timed(streamed_seconds(template, device), replace(tile, stream=stream)))
+    return sorted(candidates, key=lambda timed: timed.seconds)
 
 
 def stream_k(template: Template, device: Device) -> grids.StreamK:
-    """What streaming would share out."""
-    rows, columns = grids.counts(template.product, template.extents)
+    """The tiles and slices that Stream-K would share."""
+    rows, columns = grids.counts(template.gemm, template.extents)
     kept = 4 * template.registers * template.threads
     return grids.StreamK(
-        template.product.batch * rows * columns,
+        template.gemm.batch * rows * columns,
         template.slices,
         kept,
         device.multiprocessors * _fitting(template, device),
@@ -208,7 +209,7 @@ def stream_k(template: Template, device: Device) -> grids.StreamK:
 
 
 def streamed_seconds(template: Template, device: Device) -> float:
-    """An estimate for the tiles of whole rounds, and the others streamed."""
+    """An estimate: full waves of tiles, and the partial last wave by Stream-K."""
     shared_out = stream_k(template, device)
     return shared_out.streamed(_step(template, _fitting(template, device), device)) / CLOCK + shared_out.added(
         device.bandwidth
@@ -216,12 +217,12 @@ def streamed_seconds(template: Template, device: Device) -> float:
 
 
 def seconds(template: Template, split: int, device: Device) -> float:
-    """An estimate: waves of blocks that are resident on a multiprocessor."""
-    p, t = template.product, template.tile
+    """An estimate: waves of resident blocks."""
+    p, t = template.gemm, template.tile
     blocks = p.batch * math.ceil(p.m / t.m) * math.ceil(p.n / t.n) * split
-    made = waves(blocks, _fitting(template, device), device)
+    grid = waves(blocks, _fitting(template, device), device)
     slices = math.ceil(template.slices / split)
-    cycles = made.count * ((slices + 1) * _step(template, made.resident_blocks, device) + grids.STARTED)
+    cycles = grid.count * ((slices + 1) * _step(template, grid.resident_blocks, device) + grids.STARTED)
     return cycles / CLOCK + adding_seconds(split, p.batch * p.m * p.n, device)
 
 
@@ -248,7 +249,7 @@ def _step(template: Template, resident_blocks: int, device: Device) -> float:
 
 
 HOPPER_MMA = 0.62
-"""The share of Hopper's peak that instructions of a single warp reach: its own ones are for four warps.
+"""The share of Hopper's peak that instructions of a single warp reach: Hopper's own ones (wgmma) are for four warps.
 
 Source: Luo and others, Benchmarking and Dissecting the Nvidia Hopper GPU Architecture (2024).
 """

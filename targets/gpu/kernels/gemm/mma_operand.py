@@ -1,7 +1,7 @@
-"""One operand of a product on tensor cores: from memory to shared memory, and from there to a warp's registers.
+"""One operand of a GEMM on tensor cores: from memory to shared memory, and from there to a warp's registers.
 
-In shared memory it lies as it does in memory: along k where neighbours along k lie together, else along its places. 16
-bytes behind every row keep the rows that a warp reads together in different banks.
+In shared memory it lies as it does in memory: along k where neighbours along k are contiguous, else along its places.
+16 bytes behind every row keep the rows that a warp reads at once in different banks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from graphopt.targets.gpu.kernels.guards import inside, when
 
 
 class Block(Protocol):
-    """What an operand asks of the kernel that it is read in: its tile, and one thread of a block."""
+    """What an operand needs of the kernel that reads it: its tile, and one thread of a block."""
 
     tile: Tile
     units: Units
@@ -38,6 +38,7 @@ class Side:
     """The left or the right operand. `size` elements of shared memory hold a slice of it."""
 
     def __init__(self, block: Block, access: AccessPattern, left: bool) -> None:
+        """Args: left: whether it is the left operand."""
         t, units = block.tile, block.units
         self.block, self.units, self.access, self.is_left = block, units, access, left
         self.extent = t.m if left else t.n
@@ -61,7 +62,7 @@ class Side:
         return not self.access.neighbours(False) and self.access.neighbours(True), 1
 
     def allocate(self) -> None:
-        """Registers on the way to shared memory, where elements are computed."""
+        """Allocate registers on the way to shared memory, where elements are computed."""
         if not self.asynchronous:
             self.waiting = T.alloc_buffer((self.turns * self.vector,), self.units.dtype, scope="local")
 
@@ -96,7 +97,7 @@ class Side:
                 self.units.copy(w.shared, base + at, chunk, tirx.all(*conditions) if conditions else None)
 
     def fetch(self, part: Any) -> None:
-        """This thread's elements of slice `part` into registers."""
+        """Load this thread's elements of slice `part` into registers."""
         w = self.block
         start = w.row if self.is_left else w.column
         for turn, first, depth, _ in self._each():
@@ -116,7 +117,7 @@ class Side:
         return value.astype(self.units.dtype)
 
     def put(self, base: Any) -> None:
-        """The fetched elements into the shared memory from `base` on."""
+        """Store the fetched elements into the shared memory from `base` on."""
         for turn, _, _, at in self._each():
             with when(self._idle(turn)), T.vectorized(0, self.vector) as lane:
                 T.buffer_store(self.block.shared, self.waiting[turn * self.vector + lane], [base + at + lane])
@@ -125,10 +126,10 @@ class Side:
         """The registers of `count` places from `start` on (a warp's), for one step of two chunks of k."""
         units = self.units
         per = ROWS if self.is_left else 2 * COLUMNS  # four registers, of one tile or of two neighbours
-        found = units.registers(4 * (count // per))
+        registers = units.registers(4 * (count // per))
         if not self.along_depth and not units.transposes:
-            self._picked(found, base, step, start, count // per)
-            return found
+            self._picked(registers, base, step, start, count // per)
+            return registers
         lane = self.block.lane
         piece, row = lane // 8, lane % 8
         # the left operand's registers go over its rows first, the right one's over k
@@ -139,14 +140,14 @@ class Side:
                 at = (place + row) * self.stride + (step * 2 + chunks) * units.chunk
             else:
                 at = ((step * 2 + chunks) * units.chunk + row) * self.stride + place
-            units.load(found, i * 4, self.block.shared, base + at, not self.along_depth)
-        return found
+            units.load(registers, i * 4, self.block.shared, base + at, not self.along_depth)
+        return registers
 
-    def _picked(self, found: Any, base: Any, step: Any, start: Any, count: int) -> None:
+    def _picked(self, registers: Any, base: Any, step: Any, start: Any, count: int) -> None:
         lane, chunk = self.block.lane, self.units.chunk
         with self.units.unrolled(count) as i:
             for register in range(4):
                 places, chunks = (register % 2, register // 2) if self.is_left else (register // 2, register % 2)
                 place = start + i * 16 + places * 8 + lane // 4
                 depth = (step * 2 + chunks) * chunk + lane % 4
-                self.units.pick(found, i * 4 + register, self.block.shared, base + depth * self.stride + place)
+                self.units.pick(registers, i * 4 + register, self.block.shared, base + depth * self.stride + place)

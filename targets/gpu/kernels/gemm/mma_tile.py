@@ -1,4 +1,4 @@
-"""The tiles that a product on tensor cores (mma.sync) may be cut into."""
+"""The tiles that a GEMM on tensor cores (mma.sync) may be cut into."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class Tile:
         return self.rows * self.columns // 32 + 2 * (self.rows // 4 + self.columns // 4) + 56
 
     def __str__(self) -> str:
+        """The tile as it is written."""
         split = f"*{self.split}" if self.split > 1 else f"~{self.stream}" if self.stream else ""
         return f"{self.m}x{self.n}x{self.k}/{self.rows}x{self.columns}^{self.stages}{split}"
 
@@ -60,4 +61,4 @@ TILES = (
     Tile(128, 16, 64, 32, 16, 4),
     Tile(16, 64, 64, 16, 16, 5),
 )
-"""For halves; of words, a slice is half as deep."""
+"""For fp16 and bf16; a slice of TF32 is half as deep."""

@@ -1,10 +1,11 @@
-"""Matrix products and what is one in disguise: the definition, and its normal form for the writers of code.
+"""GEMMs, explicit and implicit (a convolution, for example): the definition, and its normal form for kernel templates.
 
     y[out(b, m, n)] = epilogue(sum over k of left(b, m, k) * right(b, k, n))
 
 `left` and `right` are expressions, not tensors: a convolution's patches, a cast, a transpose or a mask are computed
 where the operands are read, and never stored. `epilogue` is whatever elementwise functions TVM fused behind the sum.
-The writers (`simt`) decide how blocks and threads share the work; they meet the product in this form alone.
+The kernel templates (`simt`, `mma`, `wgmma`) decide how blocks and threads share the work; they see a GEMM in this
+form alone.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def compute(
     tf32: bool = False,
     tile: str | None = None,
 ) -> Any:
-    """The product, written as a tensor of `axes`.
+    """The GEMM, as a TE tensor of `axes`.
 
     Args:
         sizes: extents of b, m, n, k.
@@ -50,7 +51,7 @@ def compute(
         dtype: of the output; sums are kept in `accumulate`, by default the same.
         bias: what is added to the sum of an output index.
         tf32: factors in float32 may be rounded to 10 bits of their fraction.
-        tile: the one that was chosen for it, as its writer spells it; None leaves it to the writers.
+        tile: the one that was chosen for it, as its kernel template spells it; None leaves it to the templates.
     """
     batch, m, n, k = sizes
     kept = accumulate or dtype
@@ -70,8 +71,8 @@ def compute(
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """The normal form. `left`, `right` and `store` take index expressions.
+class Gemm:
+    """The normal form of a GEMM. `left`, `right` and `store` take index expressions.
 
     `store(b, m, n, total)` gives what the finished sum becomes: (buffer, value, indices).
     `batch`, `m`, `n`, `k` are extents; `dtype` is that of the sums, `index` of the indices in `function`. `kind` is the
@@ -102,8 +103,8 @@ def layout(sch: s_tir.Schedule, anchor: Block) -> str:
     return Axes.parse(str(sch.get(anchor.rv).annotations[_AXES])).layout
 
 
-def read(sch: s_tir.Schedule, anchor: Block) -> Product:
-    """The normal form of a function whose one product is `anchor`.
+def read(sch: s_tir.Schedule, anchor: Block) -> Gemm:
+    """The normal form of a function whose one GEMM is `anchor`.
 
     Raises:
         ValueError: something in the function is neither computed for one operand element nor for one result.
@@ -112,10 +113,10 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Product:
     for name in names[: names.index(anchor.name)]:
         sch.compute_inline(sch.get_sblock(name))
     inline_after(sch, anchor)
-    found = blocks_of(sch)
-    if len(found) != 2 or found[0].name != anchor.name or found[1].reduce:
+    blocks = blocks_of(sch)
+    if len(blocks) != 2 or blocks[0].name != anchor.name or blocks[1].reduce:
         raise ValueError("its epilogue is not elementwise")
-    block, last = sch.get(found[0].rv), sch.get(found[1].rv)
+    block, last = sch.get(blocks[0].rv), sch.get(blocks[1].rv)
     sums = block.writes[0].source
     value = block.body.value  # sums[...] + left * right
     if not isinstance(value, tirx.Add) or not isinstance(value.b, tirx.Mul):
@@ -136,10 +137,10 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Product:
             return total if isinstance(node, ir.TensorLoad) and node.source.same_as(sums) else None
 
         values = dict(zip(variables, index, strict=True))
-        at_index = [substituted(each, values) for each in store.indices]
+        at_index = [substituted(place, values) for place in store.indices]
         return store.buffer, _with(store.value, values, swap), at_index
 
-    return Product(
+    return Gemm(
         sch.mod["main"],
         batch,
         rows,
@@ -156,7 +157,7 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Product:
 
 
 def _kind(left: Any, right: Any, summed: str, tf32: bool) -> str | None:
-    """`Product.kind`."""
+    """`Gemm.kind` of two factors whose products are summed in `summed`."""
     if summed != "float32":
         return None
     types = {str((value.value if isinstance(value, tirx.Cast) else value).ty.dtype) for value in (left, right)}
@@ -166,10 +167,10 @@ def _kind(left: Any, right: Any, summed: str, tf32: bool) -> str | None:
 
 
 def _with(value: Any, variables: dict[Any, Any], swap: Callable[[Any], Any]) -> Any:
-    """`value` with both replaced; what is swapped in is left as it is."""
+    """`value` with `variables` substituted and parts swapped; what is swapped in is left as it is."""
     return rewritten(
         value,
-        lambda part: found if (found := swap(part)) is not None else _variable(part, variables),
+        lambda part: replacement if (replacement := swap(part)) is not None else _variable(part, variables),
     )
 
 

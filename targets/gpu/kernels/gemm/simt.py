@@ -1,6 +1,6 @@
-"""Products on the ordinary units: a block's tile of both operands in shared memory, a thread's tile in registers.
+"""GEMMs on CUDA cores: a block's tile of both operands in shared memory, a thread's tile in registers.
 
-While a block multiplies one slice of k, the next one is already on its way from memory into registers; it goes into the
+While a block multiplies one slice of k, the next one is already in flight from memory into registers; it goes into the
 other half of the shared memory afterwards, so that one barrier a slice is enough.
 """
 
@@ -20,7 +20,7 @@ from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.devices import LARGEST_GRID, Device
 from graphopt.targets.gpu.kernels.gemm import split_k as parts_of
 from graphopt.targets.gpu.kernels.gemm.access import AccessPattern, Element
-from graphopt.targets.gpu.kernels.gemm.product import Product
+from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.waves import CLOCK, INSTRUCTIONS, L2_LOAD_BYTES, adding_seconds, overlapped, waves
@@ -45,16 +45,17 @@ class Tile:
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Threads per block."""
         return self.m // self.rows * (self.n // self.columns)
 
     @property
     def resident(self) -> int:
-        """Blocks that share 65536 registers: sums, two rounds of operands, and some 48 for addresses."""
+        """Resident blocks, by 65536 registers: sums, operands of two steps, and some 48 for addresses."""
         registers = self.rows * self.columns + 2 * (self.rows + self.columns) + 48
         return max(1, 65536 // (self.threads * registers))
 
     def __str__(self) -> str:
+        """The tile as it is written."""
         split = f"*{self.split}" if self.split > 1 else ""
         return f"{self.m}x{self.n}x{self.k}/{self.rows}x{self.columns}{split}"
 
@@ -74,47 +75,47 @@ TILES = (
 )
 
 
-def tiles(product: Product, device: Device) -> list[Tile]:
+def tiles(gemm: Gemm, device: Device) -> list[Tile]:
     """The tiles that fit the device, the best by estimate first; none where the grid would be too large."""
     fitting = [
         replace(tile, split=split)
         for tile in TILES
         for split in SPLITS
         if tile.threads <= device.threads_per_block
-        and 2 * ITEM_BYTES[product.dtype] * tile.k * (tile.m + tile.n + 2 * VECTOR) <= device.shared_per_block
-        and (split == 1 or split * tile.k * 4 <= product.k)
-        and max(product.batch * split, math.ceil(product.m / tile.m)) <= LARGEST_GRID
+        and 2 * ITEM_BYTES[gemm.dtype] * tile.k * (tile.m + tile.n + 2 * VECTOR) <= device.shared_per_block
+        and (split == 1 or split * tile.k * 4 <= gemm.k)
+        and max(gemm.batch * split, math.ceil(gemm.m / tile.m)) <= LARGEST_GRID
     ]
-    return sorted(fitting, key=lambda tile: seconds(product, tile, device))
+    return sorted(fitting, key=lambda tile: seconds(gemm, tile, device))
 
 
-def seconds(product: Product, tile: Tile, device: Device) -> float:
+def seconds(gemm: Gemm, tile: Tile, device: Device) -> float:
     """An estimate: waves of blocks, each bound by arithmetic, by the second-level cache, or by waiting for it."""
-    blocks = product.batch * math.ceil(product.m / tile.m) * math.ceil(product.n / tile.n) * tile.split
-    made = waves(blocks, tile.resident, device)
-    arithmetic = made.resident_blocks * tile.k * tile.threads * tile.rows * tile.columns / INSTRUCTIONS
+    blocks = gemm.batch * math.ceil(gemm.m / tile.m) * math.ceil(gemm.n / tile.n) * tile.split
+    grid = waves(blocks, tile.resident, device)
+    arithmetic = grid.resident_blocks * tile.k * tile.threads * tile.rows * tile.columns / INSTRUCTIONS
     # a warp's vector of 32 words takes two cycles
-    shared = made.resident_blocks * tile.k * tile.threads * (tile.rows + tile.columns) / (32 * VECTOR) * 2
-    fetched = made.resident_blocks * tile.k * (tile.m + tile.n) * 4 / L2_LOAD_BYTES
-    slices = math.ceil(math.ceil(product.k / tile.k) / tile.split)
-    cycles = made.count * (slices + 2) * overlapped(max(arithmetic, shared), fetched, 600.0)
-    return cycles / CLOCK + adding_seconds(tile.split, product.batch * product.m * product.n, device)
+    shared = grid.resident_blocks * tile.k * tile.threads * (tile.rows + tile.columns) / (32 * VECTOR) * 2
+    fetched = grid.resident_blocks * tile.k * (tile.m + tile.n) * 4 / L2_LOAD_BYTES
+    slices = math.ceil(math.ceil(gemm.k / tile.k) / tile.split)
+    cycles = grid.count * (slices + 2) * overlapped(max(arithmetic, shared), fetched, 600.0)
+    return cycles / CLOCK + adding_seconds(tile.split, gemm.batch * gemm.m * gemm.n, device)
 
 
-def emit(product: Product, tile: Tile) -> Any:
-    """The function of `product` with that body."""
-    return _Template(product, tile).whole()
+def emit(gemm: Gemm, tile: Tile) -> Any:
+    """The function that computes `gemm` with `tile`."""
+    return _Template(gemm, tile).function()
 
 
 class _Template:
-    def __init__(self, product: Product, tile: Tile) -> None:
-        self.product, self.tile = product, tile
-        self.left = _Side(self, product.left, True)
-        self.right = _Side(self, lambda b, n, k: product.right(b, k, n), False)
+    def __init__(self, gemm: Gemm, tile: Tile) -> None:
+        self.gemm, self.tile = gemm, tile
+        self.left = _Side(self, gemm.left, True)
+        self.right = _Side(self, lambda b, n, k: gemm.right(b, k, n), False)
 
-    def whole(self) -> Any:
-        """The function."""
-        p, t = self.product, self.tile
+    def function(self) -> Any:
+        """The GEMM's function."""
+        p, t = self.gemm, self.tile
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
                 T.func_name("main")
@@ -123,7 +124,7 @@ class _Template:
 
     def _tiles(self, store: Store) -> None:
         """The kernel whose blocks compute tiles."""
-        p, t = self.product, self.tile
+        p, t = self.gemm, self.tile
         with (
             T.launch_thread("blockIdx.x", math.ceil(p.n / t.n)) as bx,
             T.launch_thread("blockIdx.y", math.ceil(p.m / t.m)) as by,
@@ -139,7 +140,7 @@ class _Template:
             self._body(store)
 
     def _body(self, store: Store) -> None:
-        p, t = self.product, self.tile
+        p, t = self.gemm, self.tile
         sums = T.alloc_buffer((t.rows * t.columns,), p.dtype, scope="local")
         with T.unroll(0, t.rows * t.columns) as i:
             T.buffer_store(sums, const(0, p.dtype), [i])
@@ -172,7 +173,7 @@ class _Template:
                 T.buffer_store(sums, sums[i * t.columns + j] + a[i] * b[j], [i * t.columns + j])
 
     def _store(self, sums: Any, store: Store) -> None:
-        p, t = self.product, self.tile
+        p, t = self.gemm, self.tile
         with T.unroll(0, t.rows) as i, T.unroll(0, t.columns) as j:
             row = self.row + _place(i, self.own_row, t.m // t.rows, t.rows)
             column = self.column + _place(j, self.own_column, t.n // t.columns, t.columns)
@@ -184,7 +185,7 @@ class _Side:
     """One operand: its slice in shared memory [2, k, extent], and how threads fetch it."""
 
     def __init__(self, template: _Template, element: Element, left: bool) -> None:
-        p, t = template.product, template.tile
+        p, t = template.gemm, template.tile
         self.template, self.is_left = template, left
         self.access = AccessPattern(element, p.m if left else p.n, p.k, p.index)
         self.extent, self.size, self.threads = (t.m, p.m, t.threads) if left else (t.n, p.n, t.threads)
@@ -195,7 +196,7 @@ class _Side:
         self.stride = self.extent + (VECTOR if self.along_depth else 0)  # a transposing store then spreads over banks
 
     def _access(self) -> tuple[bool, int]:
-        """Whether neighbours along k lie together in memory, and how many elements one load may take."""
+        """Whether neighbours along k are contiguous in memory, and how many elements one load may take."""
         for along_depth in (False, True):
             extent = self.template.tile.k if along_depth else self.extent
             if extent % VECTOR == 0 and self.access.contiguous(along_depth, VECTOR):
@@ -203,8 +204,8 @@ class _Side:
         return not self.access.neighbours(False) and self.access.neighbours(True), 1
 
     def allocate(self) -> None:
-        """Shared memory, and the registers on the way there."""
-        t, dtype = self.template.tile, self.template.product.dtype
+        """Allocate shared memory, and the registers on the way there."""
+        t, dtype = self.template.tile, self.template.gemm.dtype
         self.shared = T.alloc_buffer((2 * t.k * self.stride,), dtype, scope="shared")  # flat: TVM drops padding of rows
         self.waiting = T.alloc_buffer((self.turns * self.vector,), dtype, scope="local")
 
@@ -217,17 +218,17 @@ class _Side:
             yield turn, *((outer, inner) if self.along_depth else (inner, outer))
 
     def fetch(self, part: Any) -> None:
-        """This thread's elements of slice `part` into registers."""
+        """Load this thread's elements of slice `part` into registers."""
         w = self.template
         start = w.row if self.is_left else w.column
         for turn, place, depth in self._each():
             at, k = start + place, part * w.tile.k + depth
-            exists = inside((at, self.size, self.extent), (k, w.product.k, w.tile.k * w.tile.split))
+            exists = inside((at, self.size, self.extent), (k, w.gemm.k, w.tile.k * w.tile.split))
             with when(self._idle(turn)), T.vectorized(0, self.vector) as lane:
                 value, condition = self._loaded(at, k, lane)
                 conditions = [each for each in (exists, condition) if each is not None]
                 if conditions:
-                    value = tirx.if_then_else(tirx.all(*conditions), value, const(0, w.product.dtype))
+                    value = tirx.if_then_else(tirx.all(*conditions), value, const(0, w.gemm.dtype))
                 T.buffer_store(self.waiting, value, [turn * self.vector + lane])
 
     def _loaded(self, place: Any, depth: Any, lane: Any) -> tuple[Any, Any]:
@@ -238,10 +239,10 @@ class _Side:
         chunk = self.access.chunk(w.batch, place, depth)
         assert chunk is not None
         *outer, last = chunk.indices
-        return chunk.source[(*outer, last + lane)].astype(w.product.dtype), chunk.condition
+        return chunk.source[(*outer, last + lane)].astype(w.gemm.dtype), chunk.condition
 
     def put(self, half: Any) -> None:
-        """The fetched elements into that half of the shared memory."""
+        """Store the fetched elements into that half of the shared memory."""
         for turn, place, depth in self._each():
             with when(self._idle(turn)):
                 if self.along_depth:
@@ -263,15 +264,15 @@ class _Side:
         return self.template.thread + turn * self.threads < self.total
 
     def registers(self, half: Any, depth: Any, own: Any, count: int) -> Any:
-        """A thread's `count` elements of one depth."""
-        found = T.alloc_buffer((count,), self.template.product.dtype, scope="local")
+        """Load a thread's `count` elements of one depth into registers."""
+        elements = T.alloc_buffer((count,), self.template.gemm.dtype, scope="local")
         width = math.gcd(count, VECTOR)
         groups = self.extent // count
         for start in range(0, count, width):
             first = _place(start, own, groups, count)
             with T.vectorized(0, width) as lane:
-                T.buffer_store(found, self.shared[self._at(half, depth, first + lane)], [start + lane])
-        return found
+                T.buffer_store(elements, self.shared[self._at(half, depth, first + lane)], [start + lane])
+        return elements
 
 
 def _place(i: Any, own: Any, groups: int, count: int) -> Any:

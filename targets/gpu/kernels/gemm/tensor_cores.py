@@ -1,14 +1,15 @@
-"""The instructions that products on tensor cores are written with, as PTX gives them.
+"""The instructions of GEMMs on tensor cores, as PTX gives them.
 
-A warp's `multiply` is D[16, 8] += A[16, depth] B[depth, 8], where depth is two chunks of 16 bytes: 16 halves or 8 words
-rounded to TF32. Lane l holds, with g = l / 4 and t = l % 4,
+A warp's `multiply` is D[16, 8] += A[16, depth] B[depth, 8], where depth is two chunks of 16 bytes: 16 elements of fp16
+or bf16, or 8 words rounded to TF32. Lane l holds, with g = l / 4 and t = l % 4,
 
     A   4 registers: (row g, chunk 0), (row g + 8, chunk 0), (row g, chunk 1), (row g + 8, chunk 1)
     B   2 registers: (column g, chunk 0), (column g, chunk 1)
     D   4 floats:    (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
 
-and of a chunk the t-th word: elements 2t and 2t + 1 of halves, element t of words. `load` is ldmatrix, which fetches
-four pieces of 8 rows, a chunk each, in that form. Source: PTX ISA, "Matrix fragments for mma.m16n8k16", "mma.m16n8k8".
+and of a chunk the t-th word: elements 2t and 2t + 1 of fp16 or bf16, element t of words. `load` is ldmatrix, which
+fetches four pieces of 8 rows, a chunk each, in that form. Source: PTX ISA, "Matrix fragments for mma.m16n8k16",
+"mma.m16n8k8".
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ CHUNK_BYTES = 16
 
 
 class Units(Protocol):
-    """What a writer needs of them; the tests have another kind, which computes the same with ordinary instructions."""
+    """What a kernel template needs of tensor cores; the tests emulate them with ordinary instructions."""
 
     kind: str
-    """What they multiply, of `KINDS`."""
+    """Kind of the factors, a key of `KINDS`."""
     dtype: str
-    """Of elements in memory."""
+    """Dtype of elements in memory."""
     chunk: int
-    """Elements of 16 bytes."""
+    """Elements per 16 bytes."""
     transposes: bool
     """Whether `load` can transpose pieces."""
     scope: str
-    """Of shared memory."""
+    """TVM's scope of shared memory."""
 
     def begin(self, thread: Any, threads: int) -> None:
-        """At the start of a kernel."""
+        """Begin a kernel."""
 
     def unrolled(self, extent: int) -> Any:
         """A loop whose indices of registers are known when it is compiled."""
@@ -55,25 +56,25 @@ class Units(Protocol):
         """Close a group of copies."""
 
     def wait(self, pending: int) -> None:
-        """Until all but the last `pending` groups of this thread have arrived."""
+        """Wait until all but the last `pending` groups of this thread have arrived."""
 
     def load(self, registers: Any, first: Any, shared: Any, at: Any, transposed: bool) -> None:
-        """Four registers: lane l gives the index `at` of row l % 8 of piece l / 8."""
+        """Load four registers: lane l gives the index `at` of row l % 8 of piece l / 8."""
 
     def pick(self, registers: Any, at: Any, shared: Any, place: Any) -> None:
-        """One register of one word."""
+        """Load one register of one word."""
 
     def multiply(self, sums: Any, at: Any, a: Any, a_at: Any, b: Any, b_at: Any) -> None:
         """sums[at:at + 4] += A B with registers a[a_at:a_at + 4] and b[b_at:b_at + 2]."""
 
     def pack(self, registers: Any, at: Any, first: Any, second: Any) -> None:
-        """One register of two neighbouring halves, rounded from floats."""
+        """Round two floats into one register of two neighbours in half precision."""
 
     def exchange(self, target: Any, at: Any, value: Any, across: int) -> None:
         """target[at] = `value` of the lane whose number differs in the bits `across`."""
 
     def warp_barrier(self) -> None:
-        """Until all threads of the warp are here and see each other's shared memory."""
+        """`__syncwarp()`."""
 
 
 class TensorCores:
@@ -82,44 +83,44 @@ class TensorCores:
     scope = "shared.dyn"
 
     def __init__(self, kind: str) -> None:
-        """Args: kind: of `KINDS`."""
+        """Args: kind: a key of `KINDS`."""
         self.kind = kind
         self.dtype = KINDS[kind]
         self.chunk = 4 if kind == "tf32" else 8
         self.transposes = kind != "tf32"
 
     def begin(self, thread: Any, threads: int) -> None:
-        """Nothing is needed."""
+        """Begin a kernel: nothing is needed."""
 
     def unrolled(self, extent: int) -> Any:
-        """As `Units` says."""
+        """A loop whose indices of registers are known when it is compiled: an unrolled one."""
         return T.unroll(0, extent)
 
     def registers(self, count: int) -> Any:
-        """As `Units` says."""
+        """A buffer of 32-bit registers for operands."""
         return T.alloc_buffer((count,), "uint32", scope="local")
 
     def copy(self, shared: Any, at: Any, chunk: Chunk, condition: Any) -> None:
-        """As `Units` says."""
-        whole = tirx.IntImm("uint32", CHUNK_BYTES)
+        """Begin to copy 16 bytes (cp.async), zeros where `condition` (if there is one) does not hold."""
+        full = tirx.IntImm("uint32", CHUNK_BYTES)
         copy = T.ptx.cp.async_.cg.shared.global_
         target = tirx.address_of(shared[at])
         if condition is None:
             T.evaluate(copy(target, chunk.address, CHUNK_BYTES))
         else:
-            size = tirx.Select(condition, whole, tirx.IntImm("uint32", 0))
+            size = tirx.Select(condition, full, tirx.IntImm("uint32", 0))
             T.evaluate(copy(target, chunk.address, CHUNK_BYTES, size))
 
     def commit(self) -> None:
-        """As `Units` says."""
+        """Close a group of copies (cp.async.commit_group)."""
         T.evaluate(T.ptx.cp.async_.commit_group())
 
     def wait(self, pending: int) -> None:
-        """As `Units` says."""
+        """Wait until all but the last `pending` groups of this thread have arrived (cp.async.wait_group)."""
         T.evaluate(T.ptx.cp.async_.wait_group(pending))
 
     def load(self, registers: Any, first: Any, shared: Any, at: Any, transposed: bool) -> None:
-        """As `Units` says."""
+        """Load four registers (ldmatrix); those of TF32 are rounded."""
         load = T.ptx.ldmatrix.sync.aligned.m8n8.x4
         load = load.trans if transposed else load
         if self.kind != "tf32":
@@ -132,15 +133,15 @@ class TensorCores:
             self._round(registers, first + i, tirx.reinterpret("float32", words[i]))
 
     def pick(self, registers: Any, at: Any, shared: Any, place: Any) -> None:
-        """As `Units` says."""
+        """Load one register of one word, rounded to TF32."""
         self._round(registers, at, shared[place])
 
     def _round(self, registers: Any, at: Any, value: Any) -> None:
-        """TF32 keeps 10 bits of the fraction; the cores would cut the others off."""
+        """Round to TF32, which keeps 10 bits of the fraction: the cores would truncate."""
         T.evaluate(T.ptx.cvt.rna.tf32.f32(registers[at], value))
 
     def multiply(self, sums: Any, at: Any, a: Any, a_at: Any, b: Any, b_at: Any) -> None:
-        """As `Units` says."""
+        """sums[at:at + 4] += A B (mma.sync) with registers a[a_at:a_at + 4] and b[b_at:b_at + 2]."""
         total = [sums[at + i] for i in range(4)]
         multiply = getattr(T.ptx.mma.sync.aligned, "m16n8k8" if self.kind == "tf32" else "m16n8k16").row.col
         left, right = [a[a_at + i] for i in range(4)], [b[b_at + i] for i in range(2)]
@@ -148,25 +149,25 @@ class TensorCores:
         T.evaluate(getattr(getattr(multiply.f32, kind), kind).f32(*total, *left, *right, *total))
 
     def pack(self, registers: Any, at: Any, first: Any, second: Any) -> None:
-        """As `Units` says."""
+        """Round two floats into one register of two neighbours."""
         convert = getattr(T.ptx.cvt.rn, f"{PTX[self.kind]}x2").f32
         T.evaluate(convert(registers[at], second, first))  # the upper half comes first
 
     def exchange(self, target: Any, at: Any, value: Any, across: int) -> None:
-        """As `Units` says."""
+        """target[at] = `value` of the lane whose number differs in the bits `across` (a warp shuffle)."""
         everyone = tirx.IntImm("uint32", 0xFFFFFFFF)
         T.buffer_store(target, T.tvm_warp_shuffle_xor(everyone, value, across, 32, 32), [at])
 
     def warp_barrier(self) -> None:
-        """As `Units` says."""
+        """`__syncwarp()`."""
         T.evaluate(T.cuda.warp_sync())
 
 
 PTX: Mapping[str, str] = MappingProxyType({"float16": "f16", "bfloat16": "bf16", "tf32": "tf32"})
-"""What PTX calls them."""
+"""What PTX calls the kinds."""
 
 KINDS: Mapping[str, str] = MappingProxyType({"float16": "float16", "bfloat16": "bfloat16", "tf32": "float32"})
 """What the cores multiply, all summed in float32, and the type of its elements in memory."""
 
 LABELS: Mapping[str, str] = MappingProxyType({"float16": "fp16", "bfloat16": "bf16", "tf32": "tf32"})
-"""What people call them."""
+"""What reports call the kinds."""

@@ -1,4 +1,4 @@
-"""The instructions that four warps multiply with on Hopper (sm_90a), as PTX gives them.
+"""The instructions that warpgroups (four warps) multiply with on Hopper (sm_90a), as PTX gives them.
 
 `multiply_group` is D[64, n] += A[64, 16] B[16, n] on matrices in shared memory, which 64-bit descriptors name: the
 address and the distance of eight rows, both in units of 16 bytes, and the kind of swizzle. Warp w has rows 16w to
@@ -17,13 +17,13 @@ from graphopt.targets.gpu.kernels.gemm import tensor_cores
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import TensorCores
 
 GROUP_ROWS = 64
-"""Rows that four warps multiply together."""
+"""Rows of A and D of one instruction of four warps."""
 
 DEPTH = 16
-"""Halves along k of one instruction."""
+"""fp16 or bf16 elements along k of one instruction."""
 
 CHUNK = 8
-"""Halves of 16 bytes."""
+"""fp16 or bf16 elements per 16 bytes."""
 
 _EIGHT_ROWS = 8 * 128
 """Bytes from eight rows to the next eight."""
@@ -33,7 +33,7 @@ _SWIZZLE_128 = 1
 
 
 class Units(tensor_cores.Units, Protocol):
-    """What a writer needs of them, besides copies and loops."""
+    """What a kernel template needs of warpgroups, besides copies and loops."""
 
     def describe(self, shared: Any) -> None:
         """Prepare for operands in this buffer."""
@@ -42,23 +42,23 @@ class Units(tensor_cores.Units, Protocol):
         """Let the cores see what this thread has copied to shared memory."""
 
     def open(self) -> None:
-        """Before the first `multiply` of a group: registers are as they should be."""
+        """Begin a group: the registers of the sums are ready for its first `multiply_group`."""
 
     def multiply_group(self, sums: Any, n: int, shared: Any, left: Any, right: Any) -> None:
         """Begin D += A B for the n columns of `sums`; A and B begin at elements `left` and `right` of shared memory."""
 
     def close(self) -> None:
-        """After the last `multiply` of a group."""
+        """Close a group, after its last `multiply_group`."""
 
     def settle(self, sums: Any, pending: int) -> None:
-        """Until all but the last `pending` groups are done."""
+        """Wait until all but the last `pending` groups are done."""
 
 
 class WarpGroups(TensorCores):
     """`Units` of sm_90a."""
 
     def describe(self, shared: Any) -> None:
-        """As `Units` says: where shared memory begins, as descriptors count."""
+        """Prepare what all descriptors share: where shared memory begins, in their units, stride and swizzle."""
         self._base = T.alloc_buffer((1,), "uint64", scope="local")
         start = T.cuda.cvta_generic_to_shared(tirx.address_of(shared[0]))
         constant = 1 << 16 | _EIGHT_ROWS // 16 << 32 | _SWIZZLE_128 << 62
@@ -66,15 +66,15 @@ class WarpGroups(TensorCores):
         T.buffer_store(self._base, units | tirx.IntImm("uint64", constant), [0])
 
     def publish(self) -> None:
-        """As `Units` says: copies were made by the generic proxy, and the cores read by the asynchronous one."""
+        """Fence: copies are made by the generic proxy, and the cores read by the asynchronous one."""
         T.evaluate(T.ptx.fence.proxy.async_.shared__cta())
 
     def open(self) -> None:
-        """As `Units` says."""
+        """Fence the registers before the first `multiply_group` of a group (wgmma.fence)."""
         T.evaluate(T.ptx.wgmma.fence.sync.aligned())
 
     def multiply_group(self, sums: Any, n: int, shared: Any, left: Any, right: Any) -> None:
-        """As `Units` says."""
+        """Begin D += A B for the n columns of `sums` (wgmma.mma_async)."""
         kind = tensor_cores.PTX[self.kind]
         multiply = getattr(T.ptx.wgmma.mma_async.sync.aligned, f"m{GROUP_ROWS}n{n}k{DEPTH}").f32
         descriptors = [self._base[0] + ((at * 2) >> 4).astype("uint64") for at in (left, right)]
@@ -82,9 +82,9 @@ class WarpGroups(TensorCores):
         T.evaluate(getattr(getattr(multiply, kind), kind)(*totals, *descriptors, tirx.IntImm("bool", 1), 1, 1, 0, 0))
 
     def close(self) -> None:
-        """As `Units` says."""
+        """Close a group of multiplications (wgmma.commit_group)."""
         T.evaluate(T.ptx.wgmma.commit_group.sync.aligned())
 
     def settle(self, sums: Any, pending: int) -> None:
-        """As `Units` says."""
+        """Wait until all but the last `pending` groups are done (wgmma.wait_group)."""
         T.evaluate(T.ptx.wgmma.wait_group.sync.aligned(pending))

@@ -1,6 +1,6 @@
-"""Products on Hopper's tensor cores: four warps multiply together, and read both operands from shared memory.
+"""GEMMs on Hopper's tensor cores: the four warps of a warpgroup multiply, and read both operands from shared memory.
 
-Operands lie in rows of 64 halves along k, 128 bytes, whose eight chunks of 16 bytes are permuted by the row's last
+Operands lie in rows of 64 elements along k, 128 bytes, whose eight chunks of 16 bytes are permuted by the row's last
 three bits, as the instruction expects ("128B swizzle", K-major): copies and reads then meet every bank once. Slices are
 copied asynchronously into a ring of stages; while one is multiplied, the one before may still be, and others arrive.
 
@@ -23,7 +23,7 @@ from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
 from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS, EpilogueStore
 from graphopt.targets.gpu.kernels.gemm.grids import Timed
 from graphopt.targets.gpu.kernels.gemm.mma import access_patterns
-from graphopt.targets.gpu.kernels.gemm.product import Product
+from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
 from graphopt.targets.gpu.kernels.gemm.warpgroups import CHUNK, DEPTH, GROUP_ROWS, Units
 from graphopt.targets.gpu.kernels.guards import inside, when
@@ -38,17 +38,17 @@ from graphopt.targets.gpu.waves import (
 )
 
 ROW = 64
-"""Halves of a row in shared memory, and the depth of a slice."""
+"""Elements of a row in shared memory, and the depth of a slice."""
 
 STRIP = 64
-"""Columns of results that leave together, at most."""
+"""Columns of results per strip of the epilogue, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     """A block computes m x n results in slices of 64; four warps take 64 rows of it. Written "128x256x64^4".
 
-    `split` and `stream` as those of `mma.Tile`.
+    `split` and `stream` are those of `mma_tile.Tile`.
     """
 
     m: int
@@ -59,30 +59,31 @@ class Tile:
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Threads per block."""
         return self.m // GROUP_ROWS * 128
 
     @property
     def size(self) -> int:
-        """Halves of a stage."""
+        """Elements of a stage."""
         return (self.m + self.n) * ROW
 
     @property
     def shared_bytes(self) -> int:
-        """Of the stages."""
+        """Bytes of shared memory that the stages take."""
         return 2 * self.stages * self.size
 
     @property
     def registers(self) -> int:
-        """Of a thread: sums, and some 64 for addresses."""
+        """Registers per thread: sums, and some 64 for addresses."""
         return self.n // 2 + 64
 
     def resident(self, device: Device) -> int:
-        """Blocks that share a multiprocessor."""
+        """Resident blocks on a multiprocessor."""
         of_shared = device.shared_per_multiprocessor // (self.shared_bytes + RESERVED_SHARED_BYTES)
         return max(1, min(device.registers // (self.threads * self.registers), of_shared))
 
     def __str__(self) -> str:
+        """The tile as it is written."""
         split = f"*{self.split}" if self.split > 1 else f"~{self.stream}" if self.stream else ""
         return f"{self.m}x{self.n}x{ROW}^{self.stages}{split}"
 
@@ -101,65 +102,65 @@ TILES = (
 )
 
 
-def possible(product: Product) -> bool:
-    """Whether both operands are halves in memory, 16 bytes of them together along k."""
-    if product.kind not in ("float16", "bfloat16"):
+def possible(gemm: Gemm) -> bool:
+    """Whether both operands are fp16 or bf16 in memory, contiguous along k in chunks of 16 bytes."""
+    if gemm.kind not in ("float16", "bfloat16"):
         return False
-    return all(access.contiguous(True, CHUNK) and access.plain(product.kind) for access in access_patterns(product))
+    return all(access.contiguous(True, CHUNK) and access.plain(gemm.kind) for access in access_patterns(gemm))
 
 
-def emit(product: Product, tile: Tile, units: Units, device: Device) -> Any:
-    """The function of `product` with that body."""
-    return _Template(product, tile, units).whole(device)
+def emit(gemm: Gemm, tile: Tile, units: Units, device: Device) -> Any:
+    """The function that computes `gemm` with `tile` on `units`."""
+    return _Template(gemm, tile, units).function(device)
 
 
 class _Template:
-    def __init__(self, product: Product, tile: Tile, units: Units) -> None:
-        self.product, self.tile, self.units = product, tile, units
-        self.left, self.right = access_patterns(product)
+    def __init__(self, gemm: Gemm, tile: Tile, units: Units) -> None:
+        self.gemm, self.tile, self.units = gemm, tile, units
+        self.left, self.right = access_patterns(gemm)
 
     @property
     def extents(self) -> tuple[int, int]:
-        """As `Blocks` says."""
+        """Extents of a tile, along m and n."""
         return self.tile.m, self.tile.n
 
     @property
     def threads(self) -> int:
-        """As `Blocks` says."""
+        """Threads per block."""
         return self.tile.threads
 
     @property
     def registers(self) -> int:
-        """As `Blocks` says."""
+        """Sums per thread, each in a register."""
         return self.tile.n // 2
 
     @property
     def slices(self) -> int:
-        """As `Blocks` says."""
-        return math.ceil(self.product.k / ROW)
+        """Slices that all of k takes."""
+        return math.ceil(self.gemm.k / ROW)
 
-    def whole(self, device: Device) -> Any:
-        """The function."""
+    def function(self, device: Device) -> Any:
+        """The GEMM's function."""
         return grids.function(self, self.tile.split, self.tile.stream, self.tile.resident(device))
 
     def begin(self, thread: Any) -> Any:
-        """As `Blocks` says."""
+        """Begin a kernel that multiplies: allocate its buffers, and return that of the sums."""
         t, units = self.tile, self.units
         self.thread = thread
         units.begin(thread, t.threads)
         self.shared = T.alloc_buffer((t.stages * t.size,), units.dtype, scope=units.scope)
         units.describe(self.shared)
-        return T.alloc_buffer((self.registers,), self.product.dtype, scope="local")
+        return T.alloc_buffer((self.registers,), self.gemm.dtype, scope="local")
 
     def place(self, at: Any, batch: Any, row: Any, column: Any) -> None:
-        """As `Blocks` says."""
+        """Set the tile's place: the first argument of what stores results, the batch, the first row and column."""
         self.at, self.batch, self.row, self.column = at, batch, row, column
 
     def multiply(self, sums: Any, first: Any, count: Any) -> None:
-        """As `Blocks` says."""
+        """sums = the product of `count` slices from `first` on, which pass through the ring of stages."""
         t, units = self.tile, self.units
         with units.unrolled(self.registers) as i:
-            T.buffer_store(sums, const(0, self.product.dtype), [i])
+            T.buffer_store(sums, const(0, self.gemm.dtype), [i])
         for ahead in range(t.stages - 2):
             self._copy(first + ahead, ahead, count > ahead)
         with T.serial(0, count) as i:
@@ -191,7 +192,7 @@ class _Template:
             chunk = access.chunk(self.batch, place, depth)
             assert chunk is not None
             exists = inside((place, access.size, extent), (depth, access.depth, ROW * self.tile.split))
-            conditions = [each for each in (exists, chunk.condition) if each is not None]
+            conditions = [condition for condition in (exists, chunk.condition) if condition is not None]
             swizzled = tirx.bitwise_xor(piece, row % 8)
             with when(None if (turn + 1) * threads <= total else item < total):
                 at = base + row * ROW + swizzled * CHUNK
@@ -208,10 +209,10 @@ class _Template:
         units.close()
 
     def store(self, sums: Any, thread: Any, store: Store, split: bool) -> None:
-        """As `Blocks` says."""
+        """Store the sums through shared memory, in rows of parts of k where they are `split`."""
         t = self.tile
         T.evaluate(T.tvm_storage_sync("shared"))  # strips lie where stages did
-        epilogue = EpilogueStore(self.product, self.units, store, (t.m, t.n), split)
+        epilogue = EpilogueStore(self.gemm, self.units, store, (t.m, t.n), split)
         columns = math.gcd(t.n, STRIP)
         epilogue.allocate(t.threads // 32, columns)
         row = self.row + thread // 32 * ROWS
@@ -220,41 +221,41 @@ class _Template:
             epilogue.put(sums, i * (columns // COLUMNS * 4), thread, self.at, *place)
 
 
-def tiles(product: Product, device: Device) -> list[Timed[Tile]]:
+def tiles(gemm: Gemm, device: Device) -> list[Timed[Tile]]:
     """The tiles that fit the device, the best by estimate first; none where no grid is large enough."""
-    found = []
+    candidates = []
     for tile in (tile for tile in TILES if tile.shared_bytes <= device.shared_per_block):
         for split in SPLITS:
-            if (split == 1 or split * ROW * 4 <= product.k) and product.batch * split <= LARGEST_GRID:
-                made = replace(tile, split=split)
-                found.append(Timed(seconds(product, made, device), made))
-        shared_out = _stream_k(product, tile, device)
+            if (split == 1 or split * ROW * 4 <= gemm.k) and gemm.batch * split <= LARGEST_GRID:
+                candidate = replace(tile, split=split)
+                candidates.append(Timed(seconds(gemm, candidate, device), candidate))
+        shared_out = _stream_k(gemm, tile, device)
         if stream := shared_out.streams():
-            cycles = shared_out.streamed(_step(product, tile, tile.resident(device), device))
-            found.append(Timed(cycles / CLOCK + shared_out.added(device.bandwidth), replace(tile, stream=stream)))
-    return sorted(found, key=lambda timed: timed.seconds)
+            cycles = shared_out.streamed(_step(gemm, tile, tile.resident(device), device))
+            candidates.append(Timed(cycles / CLOCK + shared_out.added(device.bandwidth), replace(tile, stream=stream)))
+    return sorted(candidates, key=lambda timed: timed.seconds)
 
 
-def _stream_k(product: Product, tile: Tile, device: Device) -> grids.StreamK:
-    """What streaming would share out."""
-    rows, columns = grids.counts(product, (tile.m, tile.n))
-    slices, at_once = math.ceil(product.k / ROW), device.multiprocessors * tile.resident(device)
-    return grids.StreamK(product.batch * rows * columns, slices, 4 * tile.m * tile.n, at_once)
+def _stream_k(gemm: Gemm, tile: Tile, device: Device) -> grids.StreamK:
+    """The tiles and slices that Stream-K would share."""
+    rows, columns = grids.counts(gemm, (tile.m, tile.n))
+    slices, at_once = math.ceil(gemm.k / ROW), device.multiprocessors * tile.resident(device)
+    return grids.StreamK(gemm.batch * rows * columns, slices, 4 * tile.m * tile.n, at_once)
 
 
-def seconds(product: Product, tile: Tile, device: Device) -> float:
-    """An estimate: waves of blocks that are resident on a multiprocessor."""
-    blocks = product.batch * math.ceil(product.m / tile.m) * math.ceil(product.n / tile.n) * tile.split
-    made = waves(blocks, tile.resident(device), device)
-    slices = math.ceil(math.ceil(product.k / ROW) / tile.split)
-    cycles = made.count * ((slices + 1) * _step(product, tile, made.resident_blocks, device) + grids.STARTED)
-    return cycles / CLOCK + adding_seconds(tile.split, product.batch * product.m * product.n, device)
+def seconds(gemm: Gemm, tile: Tile, device: Device) -> float:
+    """An estimate: waves of resident blocks."""
+    blocks = gemm.batch * math.ceil(gemm.m / tile.m) * math.ceil(gemm.n / tile.n) * tile.split
+    grid = waves(blocks, tile.resident(device), device)
+    slices = math.ceil(math.ceil(gemm.k / ROW) / tile.split)
+    cycles = grid.count * ((slices + 1) * _step(gemm, tile, grid.resident_blocks, device) + grids.STARTED)
+    return cycles / CLOCK + adding_seconds(tile.split, gemm.batch * gemm.m * gemm.n, device)
 
 
-def _step(product: Product, tile: Tile, resident_blocks: int, device: Device) -> float:
+def _step(gemm: Gemm, tile: Tile, resident_blocks: int, device: Device) -> float:
     """Cycles of a slice: bound by the cores, by the second-level cache, by its instructions, or by waiting for it."""
-    assert product.kind is not None
-    rate = tensor_core_rate(product.kind, device) * math.sqrt(min(1.0, tile.n / 128))  # narrow tiles read more
+    assert gemm.kind is not None
+    rate = tensor_core_rate(gemm.kind, device) * math.sqrt(min(1.0, tile.n / 128))  # narrow tiles read more
     cores = resident_blocks * 2 * tile.m * tile.n * ROW / rate
     fetched = resident_blocks * 2 * tile.size / L2_COPY_BYTES
     # every chunk is an instruction of 32 threads with some 12 for its address
