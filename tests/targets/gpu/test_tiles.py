@@ -47,7 +47,7 @@ def plan(target: GpuTarget, workload: Workload, tile: str) -> tuple[str, Any]:
     return symbol, found
 
 
-@pytest.mark.parametrize("work", [product(), blocked(), PLANAR, WINOGRAD], ids=lambda workload: workload.op_type)
+@pytest.mark.parametrize("workload", [product(), blocked(), PLANAR, WINOGRAD], ids=lambda workload: workload.op_type)
 def test_every_tile_that_is_offered_is_written(workload: Workload) -> None:
     target = OpenClTarget()
     offered = target.tiles(workload)
@@ -62,7 +62,7 @@ def test_every_tile_that_is_offered_is_written(workload: Workload) -> None:
     assert set(offered) < set(target.wide_tiles(workload))
 
 
-@pytest.mark.parametrize("work", [product("float16"), product(units="tf32"), blocked("float16"), blocked("bfloat16")])
+@pytest.mark.parametrize("workload", [product("float16"), product(units="tf32"), blocked("float16"), blocked("bfloat16")])
 def test_tensor_cores_and_ordinary_units_compete(workload: Workload) -> None:
     target = CudaTarget("h100")
     every = target.wide_tiles(workload)
