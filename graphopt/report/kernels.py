@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.graph.analysis import elements
 from graphopt.program.program import ITEM_BYTES, KernelCall, NativeSegment, Value
 from graphopt.report.document import Table
+from graphopt.report.memory_plan import short
 from graphopt.report.units import seconds
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def table(artifact: Artifact, model: ir.Model) -> Table | None:
     cells = tuple(
         (
             row["kernel"],
-            ", ".join(row["nodes"][:2]) + (f" +{len(row['nodes']) - 2}" if len(row["nodes"]) > 2 else ""),
+            short(row["nodes"]),
             row["algorithm"],
             row["tile"] or "-",
             row["layout"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,18 @@ from graphopt.report.units import nbytes
 LINES = 40
 """Most lines of a picture in text; a stage of more steps shows several steps per line."""
 
+_INTERNAL = re.compile(r"s\d+_\d+_\w+$")
+"""Names that lowering gives: stage, segment, and a number of its own."""
+
 _WIDTH, _HEIGHT, _MARGIN, _LEGEND = 1100, 420, 60, 46
 
 
 @dataclass(frozen=True, slots=True)
 class Rectangle:
-    """One value of the arena: live in steps `first` to `last`, both included, at bytes `offset` to `offset + size`."""
+    """One value of the arena: live in steps `first` to `last`, both included, at bytes `offset` to `offset + size`.
+
+    `name` is that of the model's value, or of the nodes that compute it where the model has none.
+    """
 
     name: str
     first: int
@@ -55,17 +62,51 @@ def plan(stage: Stage) -> Plan:
             if value.place is Place.ARENA:
                 first.setdefault(value.name, step)
                 last[value.name] = step
+    shown = names_of_values(stage)
     rectangles = tuple(
-        Rectangle(name, first[name], last[name], values[name].offset, values[name].nbytes) for name in first
+        Rectangle(shown[name], first[name], last[name], values[name].offset, values[name].nbytes) for name in first
     )
     return Plan(stage.index, tuple(names), rectangles, stage.arena_bytes, stage.arena_lower_bound)
+
+
+def names_of_values(stage: Stage) -> dict[str, str]:
+    """For every value of the stage a name that a reader knows: no two share one.
+
+    Values that the model names keep their names. Others are made while lowering (`s0_1_t7`): they get the names of the
+    nodes whose kernel writes them first, itself or into a part of them.
+    """
+    values = {value.name: value for value in stage.values}
+    writers: dict[str, str] = {}
+    for segment in stage.segments:
+        for call in segment.calls if isinstance(segment, NativeSegment) else ():
+            nodes = short(call.origin)
+            for name in call.outputs:
+                value = values[name]
+                writers.setdefault(name, nodes)
+                while value.place is Place.VIEW:
+                    value = values[value.of]
+                    writers.setdefault(value.name, nodes)
+            for name in call.scratch:
+                writers.setdefault(name, f"{nodes}, scratch")
+    shown: dict[str, str] = {}
+    taken: dict[str, int] = {}
+    for name in values:
+        label = writers.get(name, name) if _INTERNAL.match(name) else name
+        taken[label] = taken.get(label, 0) + 1
+        shown[name] = label if taken[label] == 1 else f"{label} ({taken[label]})"
+    return shown
+
+
+def short(nodes: Sequence[str]) -> str:
+    """The first two of several names, and how many more there are."""
+    return ", ".join(nodes[:2]) + (f" +{len(nodes) - 2}" if len(nodes) > 2 else "")
 
 
 def _steps(stage: Stage) -> Iterator[tuple[str, Sequence[str]]]:
     yield "inputs", stage.inputs
     for segment in stage.segments:
         if isinstance(segment, NativeSegment):
-            names = [call.symbol for call in segment.calls]
+            names = [short(call.origin) or call.symbol for call in segment.calls]
         else:
             names = [segment.model if isinstance(segment, FallbackSegment) else f"choice by {segment.condition}"]
         yield from zip(names, touched(segment), strict=True)

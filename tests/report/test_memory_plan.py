@@ -53,3 +53,20 @@ def test_svg_escapes_names_and_draws_every_value() -> None:
     root = ElementTree.fromstring(memory_plan.svg([plan, plan]))
     titles = [each.text for each in root.iter("{http://www.w3.org/2000/svg}title")]
     assert titles == ["<a&b>: 64 B at 0, steps 0 to 2"] * 2
+
+
+def test_values_carry_the_names_of_the_nodes_that_compute_them() -> None:
+    """x -> two kernels of one node, into parts of a joined tensor, with scratch -> y."""
+    internal = ["s0_0_t0", "s0_0_scratch1_0", "s0_0_t2"]
+    values = [Value("x", "float32", (16,), Place.ARENA, 0), Value("y", "float32", (16,), Place.ARENA, 0)]
+    values += [Value(name, "float32", (16,), Place.ARENA, 64 * (i + 1)) for i, name in enumerate(internal)]
+    values += [Value(f"s0_0_part{i}", "float32", (8,), Place.VIEW, 32 * i, "s0_0_t0") for i in range(2)]
+    calls = (
+        KernelCall("k0", ("x",), ("s0_0_part0",), origin=("conv", "relu", "add")),
+        KernelCall("k1", ("x",), ("s0_0_part1",), ("s0_0_scratch1_0",), origin=("pool",)),
+        KernelCall("k2", ("s0_0_t0",), ("s0_0_t2",), origin=("pool",)),
+        KernelCall("k3", ("s0_0_t2",), ("y",), origin=("gemm",)),
+    )
+    plan = memory_plan.plan(Stage(0, tuple(values), ("x",), ("y",), (NativeSegment(calls),), 256, 256))
+    assert [box.name for box in plan.rectangles] == ["x", "conv, relu +1", "pool, scratch", "pool", "y"]
+    assert plan.steps == ("inputs", "conv, relu +1", "pool", "pool", "gemm", "outputs")

@@ -62,7 +62,9 @@ def test_every_tile_that_is_offered_is_written(workload: Workload) -> None:
     assert set(offered) < set(target.wide_tiles(workload))
 
 
-@pytest.mark.parametrize("workload", [product("float16"), product(units="tf32"), blocked("float16"), blocked("bfloat16")])
+@pytest.mark.parametrize(
+    "workload", [product("float16"), product(units="tf32"), blocked("float16"), blocked("bfloat16")]
+)
 def test_tensor_cores_and_ordinary_units_compete(workload: Workload) -> None:
     target = CudaTarget("h100")
     every = target.wide_tiles(workload)
