@@ -17,7 +17,8 @@ from graphopt.compiler import Compilation, compile_model
 from graphopt.errors import FeedError, GraphoptError, PipelineError, UnsupportedError, VerificationError
 from graphopt.program.program import FallbackSegment, NativeSegment, Place
 from graphopt.targets.cpu.target import CpuTarget
-from graphopt.verify.oracle import random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import random_inputs, run_onnxruntime
+from tests.helpers.equal import require_equal
 
 
 def parse(graph: str, opset: int = 21) -> onnx.ModelProto:

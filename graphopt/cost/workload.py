@@ -59,11 +59,6 @@ class Timing:
         """The timing on a machine that takes `factor` times as long."""
         return replace(self, seconds=self.seconds * factor, low=self.low * factor, high=self.high * factor)
 
-    @property
-    def noise(self) -> float:
-        """Half the interquartile range as a share of the median."""
-        return (self.high - self.low) / (2 * self.seconds) if self.seconds else 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:

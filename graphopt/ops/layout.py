@@ -63,8 +63,3 @@ def pad_to_blocks(array: NDArray[np.generic], axis: int, block: int) -> NDArray[
     widths = [(0, 0)] * array.ndim
     widths[axis] = (0, missing)
     return np.pad(array, widths)
-
-
-def pack_channels(values: NDArray[np.generic], block: int) -> NDArray[np.generic]:
-    """Per-channel constants [C] as [1, CB, 1, 1, block]: they broadcast against a blocked tensor. Padding is zero."""
-    return pad_to_blocks(values.reshape(-1), 0, block).reshape(1, -1, 1, 1, block)

@@ -13,7 +13,6 @@ compiler).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,18 +136,3 @@ def _check(problem: MemoryProblem) -> None:
     for index, buffer in enumerate(problem.buffers):
         if buffer.size < 0 or buffer.first > buffer.last:
             raise SolverError(f"buffer {index} is not possible: {buffer} needs a size from 0 on and first <= last")
-
-
-def live_bytes(buffers: Sequence[Buffer], steps: int, alignment: int = ALIGNMENT) -> list[int]:
-    """The sum of live aligned bytes at each of the steps 0 to `steps` - 1, for reports."""
-    change = [0] * (steps + 1)
-    for buffer in buffers:
-        size = -(-buffer.size // alignment) * alignment
-        change[min(max(buffer.first, 0), steps)] += size
-        change[min(max(buffer.last + 1, 0), steps)] -= size
-    live = []
-    total = 0
-    for step in range(steps):
-        total += change[step]
-        live.append(total)
-    return live

@@ -105,13 +105,6 @@ def validate(problem: Problem, solution: Solution) -> list[str]:
     return reasons
 
 
-def brute_force(problem: Problem) -> float:
-    """The least seconds over all choices within the budget, infinity if there is none; for tests."""
-    choices = itertools.product(*(range(len(options)) for options in problem.alternatives))
-    allowed = (chosen for chosen in choices if error_of(problem, chosen) <= problem.error_budget)
-    return min((total(problem, chosen) for chosen in allowed), default=math.inf)
-
-
 def solve(problem: Problem) -> Solution:
     """The cheapest choice within the error budget, proven optimal.
 

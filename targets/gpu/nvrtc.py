@@ -42,11 +42,6 @@ class Resources:
         of_threads = device.threads_per_multiprocessor // (warps * device.warp)
         return min(of_registers, of_shared, of_threads, device.blocks_per_multiprocessor)
 
-    def occupancy(self, threads: int, dynamic: int, device: Device) -> float:
-        """The share of a multiprocessor's threads that are busy, from 0 to 1."""
-        warps = -(-threads // device.warp)
-        return self.blocks(threads, dynamic, device) * warps * device.warp / device.threads_per_multiprocessor
-
 
 @dataclass(frozen=True, slots=True)
 class Compiled:

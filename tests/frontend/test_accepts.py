@@ -10,7 +10,8 @@ from onnx import helper, numpy_helper
 import graphopt
 from graphopt.errors import FeedError
 from graphopt.frontend.load import Loaded, load
-from graphopt.verify.oracle import require_equal, run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
+from tests.helpers.equal import require_equal
 
 X = np.array([[-1.5, 0.5, 2.0], [3.0, -0.25, 0.0]], np.float32)
 

@@ -8,7 +8,8 @@ import pytest
 
 from graphopt.compiler import compile_model
 from graphopt.frontend import load
-from graphopt.verify.oracle import random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import random_inputs, run_onnxruntime
+from tests.helpers.equal import require_equal
 
 
 def parse(text: str, opset: int = 20) -> ir.Model:

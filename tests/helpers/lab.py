@@ -18,7 +18,8 @@ from graphopt.targets.common import concat_views, host_arrays
 from graphopt.targets.cpu import build
 from graphopt.targets.cpu.machine import LEVELS
 from graphopt.targets.cpu.target import CpuTarget
-from graphopt.verify.oracle import Tolerance, require_equal, run_onnxruntime
+from graphopt.verify.oracle import Tolerance, run_onnxruntime
+from tests.helpers.equal import require_equal
 
 Array = NDArray[Any]
 

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graphopt.ops.conv import pack_bias, pack_conv_weight, pack_depthwise_weight
-from graphopt.ops.layout import blocks, pack_channels
+from graphopt.ops.layout import blocks
 
 FIXTURE_OK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -135,9 +135,3 @@ def test_lrn_blocked_does_not_see_the_padded_lanes(run_node, size: int) -> None:
     actual = run_node("LRNBlocked", [blocked(x, 16, filler=1e3)], {"channels": 20, **attributes})
     np.testing.assert_allclose(planar(actual, 20), expected, rtol=1e-5, atol=1e-6)
     assert not actual[:, 1, :, :, 4:].any()
-
-
-def test_pack_channels_broadcasts_against_a_blocked_tensor() -> None:
-    x, scale = normal(2, 20, 3, 3), normal(20)
-    product = blocked(x, 16) * pack_channels(scale, 16)
-    np.testing.assert_array_equal(planar(product, 20), x * scale[:, None, None])

@@ -5,7 +5,8 @@ import pytest
 from graphopt.pipeline.observe import Check
 from graphopt.pipeline.pass_base import Pass, PassResult
 from graphopt.pipeline.pipeline import Event
-from graphopt.verify.oracle import random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import random_inputs, run_onnxruntime
+from tests.helpers.equal import require_equal
 from tests.helpers.text_models import listing, parse
 
 Rewrite = Callable[..., tuple[str, PassResult]]

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,6 @@ from graphopt.solve.selection import (
     Problem,
     Solution,
     Tensor,
-    brute_force,
     error_of,
     greedy,
     single_layout,
@@ -22,6 +22,13 @@ from graphopt.solve.selection import (
 
 seconds = st.integers(0, 20).map(lambda n: n * 1e-6)
 PLANAR, BLOCKED = 0, 1
+
+
+def brute_force(problem: Problem) -> float:
+    """The least seconds over all choices within the budget, infinity if there is none."""
+    choices = itertools.product(*(range(len(options)) for options in problem.alternatives))
+    allowed = (chosen for chosen in choices if error_of(problem, chosen) <= problem.error_budget)
+    return min((total(problem, chosen) for chosen in allowed), default=math.inf)
 
 
 @st.composite

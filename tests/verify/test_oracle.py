@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt.errors import ModelError, VerificationError
-from graphopt.verify.oracle import TOLERANCES, compare, random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import TOLERANCES, compare, random_inputs, run_onnxruntime
+from tests.helpers.equal import require_equal
 
 
 def parse(text: str) -> ir.Model:

@@ -13,7 +13,8 @@ import pytest
 from graphopt.frontend import load
 from graphopt.passes import Normalize
 from graphopt.pipeline.pass_base import PassResult
-from graphopt.verify.oracle import TOLERANCES, Tolerance, require_equal, run_onnxruntime
+from graphopt.verify.oracle import TOLERANCES, Tolerance, run_onnxruntime
+from tests.helpers.equal import require_equal
 
 B, S, L, D, N = 2, 5, 6, 8, 2
 TYPES = {"float32": "float", "int32": "int32", "int64": "int64", "uint8": "uint8", "int8": "int8", "float16": "float16"}

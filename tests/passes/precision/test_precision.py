@@ -20,7 +20,8 @@ from graphopt.passes.precision.nodes import unfit
 from graphopt.pipeline.observe import Check
 from graphopt.pipeline.pass_base import PassResult
 from graphopt.pipeline.pipeline import Event, Pipeline
-from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import Tolerance, random_inputs, run_onnxruntime
+from tests.helpers.equal import require_equal
 
 SHORT = {"FLOAT": "", "FLOAT16": "h", "BFLOAT16": "b", "DOUBLE": "d", "INT64": "i", "BOOL": "?"}
 CLOSE = {"float32": Tolerance(1e-2, 1e-3), "float16": Tolerance(1e-2, 1e-3)}

@@ -9,7 +9,8 @@ import pytest
 from graphopt.cost.workload import TILE
 from graphopt.targets.cpu import rules
 from graphopt.targets.cpu.target import CpuTarget
-from graphopt.verify.oracle import require_equal, run_onnxruntime
+from graphopt.verify.oracle import run_onnxruntime
+from tests.helpers.equal import require_equal
 
 
 def numbers(*shape: int) -> Any:

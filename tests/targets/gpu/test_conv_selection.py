@@ -14,7 +14,8 @@ from graphopt.cost.workload import Operand, Workload
 from graphopt.frontend.load import load
 from graphopt.options import Options
 from graphopt.targets.gpu import devices, estimates, waves
-from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import Tolerance, random_inputs, run_onnxruntime
+from tests.helpers.equal import require_equal
 
 H100 = devices.DEVICES["h100"]
 

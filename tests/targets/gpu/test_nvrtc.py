@@ -8,6 +8,7 @@ import pytest
 
 from graphopt.errors import CodegenError, GraphoptError
 from graphopt.targets.gpu import devices, nvrtc
+from tests.helpers.occupancy import occupancy
 
 SCALE = """
 extern "C" __global__ void scale(float* y, const float* x) {
@@ -60,8 +61,8 @@ def test_occupancy_by_hand() -> None:
     """On an A100 (65536 registers, 2048 threads, 164 KiB): 64 registers x 256 threads allow 4 blocks."""
     device = devices.DEVICES["a100"]
     assert nvrtc.Resources(64, 0, 0, 0).blocks(256, 0, device) == 4
-    assert nvrtc.Resources(64, 0, 0, 0).occupancy(256, 0, device) == 0.5
-    assert nvrtc.Resources(32, 0, 0, 0).occupancy(256, 0, device) == 1.0
+    assert occupancy(nvrtc.Resources(64, 0, 0, 0), 256, 0, device) == 0.5
+    assert occupancy(nvrtc.Resources(32, 0, 0, 0), 256, 0, device) == 1.0
     # 40 KiB and the KiB that the system takes, in 164 KiB
     assert nvrtc.Resources(32, 0, 0, 8 << 10).blocks(128, 32 << 10, device) == 4
     assert nvrtc.Resources(16, 0, 0, 0).blocks(32, 0, device) == device.blocks_per_multiprocessor

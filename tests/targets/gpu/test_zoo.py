@@ -15,7 +15,9 @@ from graphopt.options import Options
 from graphopt.program.program import KernelCall
 from graphopt.runtime.devices.opencl import OpenClDevice
 from graphopt.targets.gpu import code, devices, nvrtc, target
-from graphopt.verify.oracle import random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import random_inputs, run_onnxruntime
+from tests.helpers.equal import require_equal
+from tests.helpers.occupancy import occupancy
 
 BUILT = [name for name in models.names() if models.describe(name).source in ("built", "trained")]
 NAMES = [*BUILT, "light/inception_v2", "light/shufflenet", "light/zfnet512"]  # the other light ones are like the built
@@ -64,7 +66,7 @@ def test_machine_code(name: str, precision: str, level: str, record_property: An
             assert used.blocks(threads, launch.shared, device) >= 1, launch.entry
             if plans[symbol].algorithm == "product":
                 assert used.spilled == 0, f"{launch.entry} of {plans[symbol].tile} spills {used.spilled} bytes"
-                least = min(least, used.occupancy(threads, launch.shared, device))
+                least = min(least, occupancy(used, threads, launch.shared, device))
     record_property(f"least occupancy of a product on {device.name}", round(least, 3))
     assert least >= 0.06
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.verify.oracle import Tolerance, require_equal, run_onnxruntime
+from graphopt.verify.oracle import Tolerance, run_onnxruntime
+from tests.helpers.equal import require_equal
 
 
 @pytest.mark.parametrize("operands", ["x, s, b", "x, s"])

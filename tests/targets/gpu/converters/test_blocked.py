@@ -20,7 +20,8 @@ from graphopt.targets.gpu import code, devices, nvrtc, rules
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.kernels import conv_blocked, transposes, window, winograd
 from graphopt.targets.gpu.kernels.gemm import mma, mma_tile, product
-from graphopt.verify.oracle import Tolerance, random_inputs, require_equal, run_onnxruntime
+from graphopt.verify.oracle import Tolerance, random_inputs, run_onnxruntime
+from tests.helpers.equal import require_equal
 from tests.helpers.matrix_units import PRELUDE, MatrixUnits
 
 Array = NDArray[Any]

@@ -13,7 +13,8 @@ from graphopt.ops.winograd import winograd_weight
 from graphopt.targets.cpu.kernels.conv.winograd import Blocks, Tile
 from graphopt.targets.cpu.kernels.conv.winograd_fused import SPACE, every_tile, tiles
 from graphopt.targets.cpu.machine import detect
-from graphopt.verify.oracle import Tolerance, require_equal, run_onnxruntime
+from graphopt.verify.oracle import Tolerance, run_onnxruntime
+from tests.helpers.equal import require_equal
 
 
 def numbers(*shape: int) -> Any:
