@@ -17,7 +17,13 @@ ELEMENTWISE, BROADCAST, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 1, 2, 3, 4, 
 """TVM's fusion patterns: elementwise; elementwise with broadcasts; index arithmetic; reductions; consumers may fuse;
 nothing fuses."""
 
-Converter = Callable[["Context", list[Any]], Any]
+Inputs = list[Any]
+"""The inputs of a node as Relax expressions (`relax.Expr`); None where an optional input is absent."""
+
+Outputs = Any
+"""One Relax expression, a list of them (None for outputs without consumers), or NotImplemented to hand the node on."""
+
+Converter = Callable[["Context", Inputs], Outputs]
 
 
 @dataclass(frozen=True, slots=True)
