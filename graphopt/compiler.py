@@ -104,22 +104,22 @@ def compile_model(
     accuracy: Mapping[str, float] = {}
     try:
         rewritten = again(observers=observers, clock=clock)
-        model, backend = rewritten.model, rewritten.backend
+        model, target = rewritten.model, rewritten.target
         if mode.program:
-            _require_device(backend)
+            _require_device(target)
         if mode is VerifyMode.PASSES and asked.precision == Precision.FP16:
             accuracy = verification.errors_of(model, verifier)  # ONNX Runtime does not round as the other precisions do
-        expand_functions(model, backend.supports)
-        defects = Defects(model, backend)
+        expand_functions(model, target.supports)
+        defects = Defects(model, target)
         while artifact is None:
             clock.start("lower")
             try:
-                built, fallbacks = assemble.build_stages(model, backend, rewritten.costs, asked, defects.nodes)
+                built, fallbacks = assemble.build_stages(model, target, rewritten.costs, asked, defects.nodes)
                 clock.start("build")
                 with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
                     assemble.require_space(Path(folder), built)
                     artifact = assemble.make_artifact(
-                        built, rewritten.ports, asked.micro_batches, backend, rewritten.record(), Path(folder)
+                        built, rewritten.ports, asked.micro_batches, target, rewritten.record(), Path(folder)
                     )
             except CodegenError as error:
                 defects.learn(error)
@@ -149,7 +149,7 @@ class Rewritten:
     """A loaded model after the pipeline, with its target, its pipeline and the results of the passes."""
 
     model: ir.Model
-    backend: Target
+    target: Target
     pipeline: Pipeline
     result: PipelineResult
     costs: CostModel
@@ -181,7 +181,7 @@ def rewrite(
     from graphopt.frontend.load import load
     from graphopt.targets import load_target
 
-    backend = load_target(options.target, options.level, options.threads, options.cache)
+    target = load_target(options.target, options.level, options.threads, options.cache)
     loaded = load(source, shapes=options.shapes, example_inputs=options.example_inputs)
     for observer in observers:
         if isinstance(observer, Verify):
@@ -189,13 +189,13 @@ def rewrite(
     clock.start("passes")
     notes = list(loaded.notes)
     named = options.costs or os.environ.get(VARIABLE) or MEASURED
-    costs = open_costs(named, backend, notes.append, clock.progress)
+    costs = open_costs(named, target, notes.append, clock.progress)
     pipeline = _pipeline(options, costs)
     result = pipeline.run(loaded.model, observers)
     ports = assemble.ports_of(
         loaded.model
     )  # after the passes more of their shapes are known; their names are unchanged
-    return Rewritten(loaded.model, backend, pipeline, result, costs, ports, tuple(notes), loaded.constants)
+    return Rewritten(loaded.model, target, pipeline, result, costs, ports, tuple(notes), loaded.constants)
 
 
 def _pipeline(options: Options, costs: CostModel) -> Pipeline:
@@ -230,11 +230,11 @@ class _Clock:
             self.seconds[self._phase] = time.perf_counter() - self._since
 
 
-def _require_device(backend: Target) -> None:
+def _require_device(target: Target) -> None:
     """Open the device before compiling, so that a missing one fails early."""
     from graphopt.runtime.devices import device, opening
 
-    described = {"target": backend.describe()}
+    described = {"target": target.describe()}
     if device.needs_device(described):
         try:
             opening.open_device(described)

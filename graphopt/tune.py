@@ -59,11 +59,11 @@ def tune(
     asked = dataclasses.replace(options or Options(), **{**named, "costs": MEASURED})
     say("compiling as it is")
     rewritten = rewrite(source, asked)
-    costs, backend = rewritten.costs, rewritten.backend
+    costs, target = rewritten.costs, rewritten.target
     if not isinstance(costs, MeasuredCosts):
-        raise GraphoptError(f"nothing can be tuned here: {backend.cannot_measure()}")
+        raise GraphoptError(f"nothing can be tuned here: {target.cannot_measure()}")
     counts = Counter(workload for node in rewritten.model.graph if (workload := workload_of(node)) is not None)
-    spaces = {workload: tuple(space) for workload in counts if len(space := backend.wide_tiles(workload)) > 1}
+    spaces = {workload: tuple(space) for workload in counts if len(space := target.wide_tiles(workload)) > 1}
     now = {workload: timing for workload in spaces if (timing := costs.timings([[workload]])[0][0]) is not None}
     hottest = sorted(now, key=lambda workload: -now[workload].seconds * counts[workload])[:top]
     for number, workload in enumerate(hottest, 1):

@@ -61,9 +61,9 @@ def profile(
     say("timing kernels")
     seconds = medians(compiled.artifact, feeds, threads, runs or RUNS)
     say("checking errors")
-    model, target = compiled.pipeline.model, compiled.artifact.manifest["target"]
-    backend = load_target(target["name"], target["level"], threads, cache=True)
-    wrong = errors.errors(model, errors.before_selection(loaded), native(compiled.artifact), backend, threads)
+    model, described = compiled.pipeline.model, compiled.artifact.manifest["target"]
+    target = load_target(described["name"], described["level"], threads, cache=True)
+    wrong = errors.errors(model, errors.before_selection(loaded), native(compiled.artifact), target, threads)
     flops = {str(node.name): node_flops(node) for node in model.graph.all_nodes()}
     kernels = rows(compiled.artifact, seconds, flops, peak, wrong)
     return {"model": source, "threads": threads, "environment": environment(), "peak": peak, "kernels": kernels}

@@ -48,7 +48,7 @@ class Costed(Protocol):
 
 def open_costs(
     source: str,
-    backend: Costed,
+    target: Costed,
     note: Callable[[str], None] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> CostModel:
@@ -60,35 +60,35 @@ def open_costs(
         GraphoptError: `source` is none of these, or the artifact holds no costs for this target.
     """
     if source == ROOFLINE:
-        return CostModel(backend.machine, backend.estimate)
+        return CostModel(target.machine, target.estimate)
     if source == MEASURED:
-        if (reason := backend.cannot_measure()) is not None:
+        if (reason := target.cannot_measure()) is not None:
             if note is not None:
                 note(f"costs are estimates: {reason}")
-            return CostModel(backend.machine, backend.estimate)
-        facts = backend.cost_facts()
+            return CostModel(target.machine, target.estimate)
+        facts = target.cost_facts()
         if "gpu" in facts and note is not None:
             note(f"costs are measured on {facts['gpu']}")
         table = CostTable(default_path(), Context.of(facts))
 
         def measure(groups: Sequence[Sequence[tuple[Workload, str]]]) -> Sequence[Sequence[Timing | None]]:
-            timings = backend.measure(groups, progress)
+            timings = target.measure(groups, progress)
             if note is not None and timings and not any(timing is not None for group in timings for timing in group):
                 note(f"none of {sum(map(len, timings))} kernels could be measured: their costs are estimates")
             return timings
 
-        return MeasuredCosts(backend.machine, table, backend.tiles, measure, backend.estimate)
+        return MeasuredCosts(target.machine, table, target.tiles, measure, target.estimate)
     if not Path(source).exists():
         raise GraphoptError(f"--costs {source} is neither {MEASURED}, {ROOFLINE} nor an artifact that exists")
     manifest = open_artifact(source, check_cpu=False).manifest
-    if manifest.get("target") != backend.describe():
+    if manifest.get("target") != target.describe():
         raise GraphoptError(
             f"--costs {source} was built for another target; compile for the same, or leave --costs out"
         )
     recorded = parse(manifest.get("costs", {}), source)
     if not recorded:  # the artifact was built by estimates, which are reproducible
-        return CostModel(backend.machine, backend.estimate)
-    return RecordedCosts(backend.machine, recorded, source, backend.estimate)
+        return CostModel(target.machine, target.estimate)
+    return RecordedCosts(target.machine, recorded, source, target.estimate)
 
 
 def record(model: CostModel) -> dict[str, list[Any] | None]:

@@ -44,7 +44,7 @@ def _port(value: ir.Value) -> Port:
 
 
 def build_stages(
-    model: ir.Model, backend: Target, costs: CostModel, options: Options, defects: Mapping[ir.Node, str]
+    model: ir.Model, target: Target, costs: CostModel, options: Options, defects: Mapping[ir.Node, str]
 ) -> tuple[list[BuiltStage], tuple[tuple[str, str], ...]]:
     """Build the stages of a rewritten model; returns them, and the name and reason of each fallback node.
 
@@ -54,12 +54,12 @@ def build_stages(
     Raises:
         UnsupportedError: a node has no native form, and the options forbid a fallback.
     """
-    chosen = guards.selects(model.graph) if backend.skips else {}
+    chosen = guards.selects(model.graph) if target.skips else {}
     if chosen:
         guards.remove_dead(model.graph)
     nodes = list(model.graph)
     opsets = model.opset_imports
-    reasons = {node: defects.get(node) or backend.supports(node, opsets) for node in nodes}
+    reasons = {node: defects.get(node) or target.supports(node, opsets) for node in nodes}
     native_selects = {node for node, select in chosen.items() if not select.guard}
     refusals = {node: reason for node, reason in reasons.items() if reason is not None and node not in native_selects}
     fallbacks = tuple((f"{node.name} ({node.op_type})", reason) for node, reason in refusals.items())
@@ -69,12 +69,12 @@ def build_stages(
             f"{len(refusals)} of {len(nodes)} nodes have no native form, and --no-fallback forbids ONNX Runtime: "
             f"{listed}."
         )
-    left = islands(nodes, refusals, backend.machine, chosen)
+    left = islands(nodes, refusals, target.machine, chosen)
     refusals |= left
     fallbacks += tuple((f"{node.name} ({node.op_type})", reason) for node, reason in left.items())
     guarded = guards.guards(model.graph) if chosen else {}
     parts = partition(model, options.ranks, costs, guarded)
-    stages = [build_stage(index, model, part, refusals, backend, chosen) for index, part in enumerate(parts)]
+    stages = [build_stage(index, model, part, refusals, target, chosen) for index, part in enumerate(parts)]
     return stages, fallbacks
 
 
@@ -82,7 +82,7 @@ def make_artifact(
     built: Sequence[BuiltStage],
     ports: Ports,
     micro_batches: int,
-    backend: Target,
+    target: Target,
     record: Mapping[str, Any],
     folder: Path,
 ) -> Artifact:
@@ -95,12 +95,12 @@ def make_artifact(
     stages: tuple[Stage, ...] = tuple(stage.stage for stage in built)
     files: dict[str, bytes | Path] = {}
     for stage in built:
-        files.update(stage.write(folder, backend))
+        files.update(stage.write(folder, target))
     inputs, outputs = ports[0], _outputs(ports[1], stages)
     actions = schedule.build(stages, [port.name for port in inputs], micro_batches)
     program = Program(stages, actions, inputs, outputs, micro_batches)
     manifest = {
-        "target": backend.describe(),
+        "target": target.describe(),
         "versions": {name: importlib.metadata.version(name) for name in ("apache-tvm", "onnx", "onnxruntime")},
         "kernels": {symbol: asdict(plan) for stage in built for symbol, plan in sorted(stage.plans.items())},
         **record,

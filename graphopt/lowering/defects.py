@@ -18,9 +18,9 @@ class Defects:
     ONNX Runtime runs the nodes in `nodes`, each with its reason; `notes` are for the user.
     """
 
-    def __init__(self, model: ir.Model, backend: Target) -> None:
+    def __init__(self, model: ir.Model, target: Target) -> None:
         """Start without known defects."""
-        self._model, self._backend = model, backend
+        self._model, self._backend = model, target
         self.nodes: dict[ir.Node, str] = {}
         self.notes: list[str] = []
 
@@ -32,15 +32,15 @@ class Defects:
         Raises:
             GraphoptError: code generation fails without fusion too.
         """
-        opsets, backend = self._model.opset_imports, self._backend
-        suspects = (n for n in self._model.graph if n not in self.nodes and backend.supports(n, opsets) is None)
-        defects = {node: reason for node in suspects if (reason := backend.defect(node, opsets)) is not None}
+        opsets, target = self._model.opset_imports, self._backend
+        suspects = (n for n in self._model.graph if n not in self.nodes and target.supports(n, opsets) is None)
+        defects = {node: reason for node in suspects if (reason := target.defect(node, opsets)) is not None}
         self.nodes |= defects
         if defects:
             return
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         text = f"code generation failed ({last[:200]})"
-        if backend.separate:
+        if target.separate:
             raise GraphoptError(f"{text}; report this model as a bug of graphopt") from error
-        backend.separate = True
+        target.separate = True
         self.notes.append(f"{text} on fused kernels, so nothing is fused; report this model as a bug of graphopt")

@@ -130,7 +130,7 @@ def test_tf32_goes_with_the_convolution() -> None:
     marks = {node.metadata_props.get("graphopt.precision") for node in made.model.graph if "Conv" in node.op_type}
     assert marks == {"tf32"}
     function = [node for node in made.model.graph if node.op_type == "Conv2dBlocked"][0]
-    assert made.backend.supports(function, made.model.opset_imports) is None
+    assert made.target.supports(function, made.model.opset_imports) is None
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def lowered(
 ) -> tuple[list[KernelCall], dict[str, code.DeviceCode], dict[str, Plan]]:
     """Calls, functions and plans of a model, all of whose nodes are native, as one segment."""
     made = rewrite(f"zoo:{name}", Options(target="cuda", level=level, costs="roofline", precision=precision))
-    backend: Any = made.backend
+    backend: Any = made.target
     expand_functions(made.model, backend.supports)
     opsets = made.model.opset_imports
     assert [reason for node in made.model.graph if (reason := backend.supports(node, opsets)) is not None] == []
