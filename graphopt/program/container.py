@@ -5,6 +5,9 @@ that is not content (headers, padding, directory) is a function of the members' 
 rebuilds it from those and compares every byte: nothing can hide in a header, and every changed byte is detected.
 
 Layout: APPNOTE.TXT 6.3 (PKWARE), always with the ZIP64 records so that weights may pass 4 GiB.
+
+The standard `zipfile` reads and writes such files too, but it neither aligns members nor notices changes in the bytes
+that it does not read.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 Every object must have exactly the keys written here, every number must be in its range, and the program must satisfy
 `graphopt.program.check.problems`. Nothing is executed while reading.
+
+A library for typed JSON (msgspec 0.23) was tried for this file: it decodes a union of segments only by a tag in each, so
+that artifacts made before could not be opened, and it takes unknown keys of dataclasses.
 """
 
 from __future__ import annotations
