@@ -3,8 +3,8 @@
 Every object must have exactly the keys written here, every number must be in its range, and the program must satisfy
 `graphopt.program.check.problems`. Nothing is executed while reading.
 
-A library for typed JSON (msgspec 0.23) was tried for this file: it decodes a union of segments only by a tag in each, so
-that artifacts made before could not be opened, and it takes unknown keys of dataclasses.
+msgspec 0.23, a library for typed JSON, decodes a union of segments only by a tag in each, so that artifacts made before
+could not be opened; it takes unknown keys of dataclasses, and keys that stand twice.
 """
 
 from __future__ import annotations
