@@ -111,3 +111,9 @@ def test_every_module_can_be_imported_from_it(wheel: Path, tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    from graphopt.version import VERSION
+
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"] == VERSION
