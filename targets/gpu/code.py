@@ -11,11 +11,11 @@ import math
 import re
 import threading
 from dataclasses import dataclass
-from typing import Any
 
 import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
+from tvm.ir import Expr
 
 from graphopt.errors import CodegenError
 from graphopt.program.program import Launch
@@ -59,7 +59,7 @@ class DeviceCode:
         return _BOUNDS.sub(rf"__launch_bounds__(\1, {resident})", self.source)
 
 
-def generate(symbol: str, function: Any, device: Device) -> DeviceCode:
+def generate(symbol: str, function: tirx.PrimFunc, device: Device) -> DeviceCode:
     """Code for a PrimFunc whose loops are bound to blocks and threads.
 
     Raises:
@@ -95,11 +95,11 @@ def generate(symbol: str, function: Any, device: Device) -> DeviceCode:
     return DeviceCode(source, launches, scratch, resident)
 
 
-def _on_device(function: Any) -> bool:
+def _on_device(function: tirx.PrimFunc) -> bool:
     return "tirx.kernel_launch_params" in function.attrs
 
 
-def _passes(synchronized: bool) -> Any:
+def _passes(synchronized: bool) -> tvm.ir.transform.Sequential:
     """From blocks and loops to kernels and host part; barriers are inserted unless the function has its own."""
     return tvm.ir.transform.Sequential(
         [
@@ -149,13 +149,13 @@ def _passes(synchronized: bool) -> Any:
     )
 
 
-def _uncontracted(product: Any) -> Any:
+def _uncontracted(product: tirx.Mul) -> Expr:
     """A product of floats that CUDA's compiler does not make one operation with a sum; vectors it takes apart first."""
     name = {"float32": "__fmul_rn", "float64": "__dmul_rn"}.get(str(product.ty.dtype))
     return product if name is None else tirx.call_pure_extern(product.ty.dtype, name, product.a, product.b)
 
 
-def _fused(product: Any) -> Any:
+def _fused(product: tirx.Mul) -> Expr:
     """A product of floats as OpenCL's one operation with a sum, of -0.0: nothing is left to contract."""
     kind = str(product.ty.dtype)
     return product if "x" in kind else tirx.call_pure_extern(kind, "fma", product.a, product.b, tirx.const(-0.0, kind))
@@ -164,9 +164,9 @@ def _fused(product: Any) -> Any:
 class _Host:
     """Reads the launches out of the host part of a split function."""
 
-    def __init__(self, function: Any, device: Device) -> None:
+    def __init__(self, function: tirx.PrimFunc, device: Device) -> None:
         self.function, self.device = function, device
-        self.places: list[tuple[Any, int]] = []  # a buffer, and its position among parameters and scratch
+        self.places: list[tuple[tirx.Buffer, int]] = []  # a buffer, and its position among parameters and scratch
         self.scratch: list[tuple[str, tuple[int, ...]]] = []
         self.launches: list[Launch] = []
 
@@ -176,7 +176,7 @@ class _Host:
         self._statement(self.function.body)
         return tuple(self.launches), tuple(self.scratch)
 
-    def _statement(self, node: Any) -> None:
+    def _statement(self, node: tirx.Stmt) -> None:
         if isinstance(node, tirx.SeqStmt):
             for part in node:
                 self._statement(part)
@@ -195,12 +195,12 @@ class _Host:
         else:
             raise CodegenError(f"a part of the function is bound to no thread ({type(node).__name__})")
 
-    def _place(self, pointer: Any) -> int:
+    def _place(self, pointer: tvm.ir.Call) -> int:
         """The position of the buffer whose data `pointer` is."""
         buffer = pointer.args[0]
         return next(position for known, position in self.places if known.same_as(buffer))
 
-    def _launch(self, call: Any) -> Launch:
+    def _launch(self, call: tvm.ir.Call) -> Launch:
         entry = str(call.args[0].value)
         names = [str(name) for name in call.attrs["launch_params"]]
         values = list(call.args)[1:]
@@ -217,7 +217,7 @@ class _Host:
         return Launch(entry, grid, block, tuple(map(self._place, tensors)), shared)  # type: ignore[arg-type]
 
 
-def _source(module: Any, target: Any, device: Device) -> str:
+def _source(module: tvm.IRModule, target: tvm.target.Target, device: Device) -> str:
     if not device.cuda:
         text = str(tvm.get_global_func("target.build.opencl")(module, target).inspect_source())
         names = "".join(f"#define {name}f {name}\n" for name in _GENERIC if f"{name}f(" in text)

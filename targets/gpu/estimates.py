@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
+from tvm.ir import Expr
 
 from graphopt.cost.workload import Workload
 from graphopt.program.program import ITEM_BYTES
@@ -50,10 +50,10 @@ class Shape:
         right = tirx.decl_buffer((b, n, k) if turned else (b, k, n * (1 if self.wide[1] else 2)), self.dtype)
         out = tirx.decl_buffer((b, m, n), kept)
 
-        def rows(at: Any, row: Any, depth: Any) -> Any:
+        def rows(at: Expr, row: Expr, depth: Expr) -> Expr:
             return left[at, row, depth * (1 if self.wide[0] else 2)].astype(kept)
 
-        def columns(at: Any, depth: Any, column: Any) -> Any:
+        def columns(at: Expr, depth: Expr, column: Expr) -> Expr:
             value = right[at, column, depth] if turned else right[at, depth, column * (1 if self.wide[1] else 2)]
             return value.astype(kept)
 

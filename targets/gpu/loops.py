@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from tvm import s_tir, tirx
 
 
-def serial(statement: Any) -> Any:
+def serial(statement: tirx.Stmt) -> tirx.Stmt:
     """The statement with serial loops only, as one thread runs them."""
     if isinstance(statement, tirx.For):
         bounds = statement.loop_var, statement.min, statement.extent, tirx.ForKind.SERIAL
@@ -16,7 +15,7 @@ def serial(statement: Any) -> Any:
     return _inside(statement, serial)
 
 
-def bound(statement: Any, threads: int) -> Any:
+def bound(statement: tirx.Stmt, threads: int) -> tirx.Stmt:
     """The statement with outermost parallel loops distributed over blocks of `threads`, all else in one thread."""
     if isinstance(statement, tirx.SeqStmt | s_tir.SBlockRealize):
         return _inside(statement, lambda part: bound(part, threads))
@@ -37,7 +36,9 @@ def bound(statement: Any, threads: int) -> Any:
     )
 
 
-def _launched(body: Any, blocks: int, threads: int, block: Any = None, thread: Any = None) -> Any:
+def _launched(
+    body: tirx.Stmt, blocks: int, threads: int, block: tirx.Var | None = None, thread: tirx.Var | None = None
+) -> tirx.Stmt:
     for name, extent, variable in (("threadIdx.x", threads, thread), ("blockIdx.x", blocks, block)):
         variable = tirx.Var(name[0] + "x", "int32") if variable is None else variable
         iterator = tirx.IterVar(None, variable, tirx.IterVar.ThreadIndex, name)
@@ -45,7 +46,7 @@ def _launched(body: Any, blocks: int, threads: int, block: Any = None, thread: A
     return body
 
 
-def _inside(statement: Any, change: Callable[[Any], Any]) -> Any:
+def _inside(statement: tirx.Stmt, change: Callable[[tirx.Stmt], tirx.Stmt]) -> tirx.Stmt:
     """The statement with its parts changed."""
     if isinstance(statement, tirx.SeqStmt):
         return tirx.SeqStmt([change(part) for part in statement])

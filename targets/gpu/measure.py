@@ -26,6 +26,7 @@ from graphopt.program.weights import numpy_dtype
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices.device import Device
 from graphopt.targets.common.measured_node import Progress, lowered_alone, timing
+from graphopt.targets.gpu.code import DeviceCode
 
 ROUNDS = 7
 BLOCK_SECONDS = 2e-3
@@ -51,7 +52,7 @@ Step = Callable[[], None]
 class Compiles(Target, Protocol):
     """A target whose kernels a device loads one by one."""
 
-    def image(self, device_code: Any) -> bytes:
+    def image(self, device_code: DeviceCode) -> bytes:
         """What a device loads for code that `lower` gave.
 
         Raises:
@@ -105,10 +106,10 @@ def measure(
     return results
 
 
-def _images(target: Compiles, functions: Mapping[str, Any]) -> dict[str, bytes]:
+def _images(target: Compiles, functions: Mapping[str, DeviceCode]) -> dict[str, bytes]:
     """The images that the device loads, of all kernels that the compiler accepts."""
 
-    def image(device_code: Any) -> bytes | None:
+    def image(device_code: DeviceCode) -> bytes | None:
         try:
             return target.image(device_code)
         except CodegenError:

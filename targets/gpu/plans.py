@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+
+from tvm import tirx
 
 from graphopt.cost.workload import Plan
 
@@ -16,6 +17,6 @@ def attribute(plan: Plan) -> dict[str, str]:
     return {_KEY: json.dumps(asdict(plan))}
 
 
-def of(function: Any) -> Plan:
+def of(function: tirx.PrimFunc) -> Plan:
     """The plan that a function is marked with."""
     return Plan(**json.loads(str(function.attrs[_KEY]))) if _KEY in function.attrs else Plan("written")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import s_tir, tirx
 
@@ -22,7 +21,7 @@ from graphopt.targets.gpu.kernels.gemm.axes import blocked
 class Scheduled:
     """A PrimFunc with every loop in a kernel, its plan, and a note if its schedule rule did not fit it."""
 
-    function: Any
+    function: tirx.PrimFunc
     plan: Plan
     note: str = ""
 
@@ -45,7 +44,7 @@ def _winograd(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
 RULES = {product.NAME: _product, window.NAME: _window, winograd.NAME: _winograd}
 
 
-def apply(function: Any, device: Device) -> Scheduled:
+def apply(function: tirx.PrimFunc, device: Device) -> Scheduled:
     """Bind a PrimFunc to blocks and threads; its signature stays."""
     note = ""
     function = _without_offsets(function)
@@ -78,7 +77,7 @@ def apply(function: Any, device: Device) -> Scheduled:
         return Scheduled(generic.by_hand(function, device), Plan("loops"), note)
 
 
-def choices(function: Any, device: Device, count: int | None) -> list[templates.Choice]:
+def choices(function: tirx.PrimFunc, device: Device, count: int | None) -> list[templates.Choice]:
     """The `templates.choices` for the GEMM of a PrimFunc; none where it computes no GEMM."""
     try:
         sch = s_tir.Schedule(_without_offsets(function))
@@ -88,7 +87,7 @@ def choices(function: Any, device: Device, count: int | None) -> list[templates.
         return []
 
 
-def _without_offsets(function: Any) -> Any:
+def _without_offsets(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function with tensors that start where their memory does: TVM lets some start anywhere."""
     for parameter in function.params:
         if not isinstance(parameter.elem_offset, tirx.IntImm):

@@ -139,7 +139,7 @@ class GpuTarget(TvmTarget):
             calls.append(replace(call, scratch=scratch, launches=device_code.launches))
         lowered.calls = calls
 
-    def library(self, functions: Mapping[str, Any]) -> bytes:
+    def library(self, functions: Mapping[str, code.DeviceCode]) -> bytes:
         """The kernels by symbol, as a safetensors file of bytes: machine code for CUDA, source for OpenCL."""
         images = self.images(functions)
         return weights.weights_bytes({symbol: np.frombuffer(image, np.uint8) for symbol, image in images.items()})
@@ -270,7 +270,7 @@ class OpenClTarget(GpuTarget):
 class _Unscheduled:
     """What `lowering.lower` asks of a builder: leaves every kernel as it is."""
 
-    def code(self, identity: Identity) -> tuple[Any, str]:
+    def code(self, identity: Identity) -> tuple[Identity, str]:
         return identity, ""
 
 
@@ -280,5 +280,5 @@ class _OnHost:
     def __init__(self, builder: build.Builder) -> None:
         self._builder = builder
 
-    def load(self, functions: Mapping[str, Any]) -> Mapping[str, Callable[..., Any]]:
+    def load(self, functions: Mapping[str, Identity]) -> Mapping[str, Callable[..., Any]]:
         return self._builder.load({symbol: self._builder.code(identity)[0] for symbol, identity in functions.items()})

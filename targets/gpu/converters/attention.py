@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from tvm import relax
+from tvm import relax, te
 
 from graphopt.cost.workload import Plan
-from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.index import constant
 from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
@@ -23,7 +22,7 @@ from graphopt.targets.gpu.kernels.gemm.tensor_cores import LABELS, TensorCores
 from graphopt.targets.gpu.kernels.views import View, Views
 
 
-def attention(c: Context, inputs: list[Any]) -> Any:
+def attention(c: Context, inputs: Inputs) -> Outputs:
     """An Attention or AttentionMasked node; fp16 and bf16 are summed in fp32.
 
     Raises:
@@ -37,7 +36,7 @@ def attention(c: Context, inputs: list[Any]) -> Any:
         raise NotSupported(f"the kernel of {name} does not compute in {dtype}")
     if 0 in (*sq, *sk, *sv) or not sq[:2] == sk[:2] == sv[:2]:
         raise NotSupported(f"the operands of {name} are empty or differ in batch or heads")
-    device: Any = c.machine
+    device: Device = c.machine
     assert isinstance(device, Device)
     kept = "float32" if dtype in HALVES else dtype
     shape = launch.Shape(math.prod(sq[:2]), sq[2], sk[2], sq[3], sv[3], kept, _causal_offset(c, sq[2], sk[2]))
@@ -50,7 +49,7 @@ def attention(c: Context, inputs: list[Any]) -> Any:
     tile, scale = fitting[0], c.real("scale", 1.0)
     sources, views = _seen(c, [q, k, v])
     on_cores = mma_launch.tiles(shape, device, dtype) if device.cuda and dtype in HALVES else []
-    marks: dict[str, Any]
+    marks: dict[str, int]
     plan = Plan("attention", f"{tile.rows}x{tile.keys}", seconds(shape, tile, device))
     assert plan.seconds is not None
     if on_cores and mma_launch.seconds(shape, on_cores[0], device, dtype) < plan.seconds:
@@ -59,12 +58,12 @@ def attention(c: Context, inputs: list[Any]) -> Any:
         plan = Plan("attention", f"{best.rows}x{best.keys}", taken, precision=f"{LABELS[dtype]} mma")
         marks = mma.attributes(shape, best, device)
 
-        def define(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
+        def define(q: te.Tensor, k: te.Tensor, v: te.Tensor, mask: te.Tensor | None = None) -> te.Tensor:
             return mma.compute(q, k, v, mask, scale, shape, best, units, views)
     else:
         marks = kernel.attributes(shape, tile, device)
 
-        def define(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
+        def define(q: te.Tensor, k: te.Tensor, v: te.Tensor, mask: te.Tensor | None = None) -> te.Tensor:
             return kernel.compute(q, k, v, mask, scale, shape, tile, views)
 
     y = c.builder.emit_te(
@@ -96,7 +95,7 @@ def _causal_offset(c: Context, queries: int, keys: int) -> int | None:
     return causal_offset if causal_offset < keys - 1 else None
 
 
-def _seen(c: Context, operands: list[Any]) -> tuple[list[Any], Views]:
+def _seen(c: Context, operands: list[relax.Expr]) -> tuple[list[relax.Expr], Views]:
     """What the kernel reads instead of its operands, and writes, where only transposes and reshapes lie between."""
     sources, views = [], []
     for x in operands:

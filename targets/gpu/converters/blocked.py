@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from tvm import relax, te, tirx
+from tvm.ir import Expr
 
 from graphopt.cost.workload import Plan
 from graphopt.targets.common.converters.base import (
@@ -26,6 +26,8 @@ from graphopt.targets.common.converters.base import (
     OPAQUE,
     Context,
     Converter,
+    Inputs,
+    Outputs,
     dtype_of,
     shape_of,
 )
@@ -34,6 +36,7 @@ from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.converters.views import seen_through
+from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.fusion import epilogue
 from graphopt.targets.gpu.kernels import conv_blocked, transposes, window, winograd
 from graphopt.targets.gpu.kernels.gemm import product
@@ -53,7 +56,7 @@ def accumulator(dtype: str) -> str:
     return "float32" if dtype in HALVES else dtype
 
 
-def _require_floats(c: Context, inputs: list[Any]) -> None:
+def _require_floats(c: Context, inputs: Inputs) -> None:
     if dtype_of(inputs[0]) not in (*FLOATS, *HALVES):
         raise NotSupported(f"the kernel of {c.node.op_type} does not compute in {dtype_of(inputs[0])}")
 
@@ -71,11 +74,11 @@ def _window(c: Context, kernel: tuple[int, ...]) -> Window:
 
 def on_cores(c: Context, dtype: str) -> bool:
     """Whether tensor cores may multiply numbers of `dtype`; they want both operands along k."""
-    device: Any = c.machine
+    device: Device = c.machine
     return bool(device.cuda) and (dtype in HALVES or c.tf32)
 
 
-def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
+def conv2d_blocked(c: Context, inputs: Inputs) -> Outputs:
     """Conv2dBlocked: pixels times channels, a GEMM for each group."""
     _require_floats(c, inputs)
     x, w, bias = inputs
@@ -97,7 +100,7 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
     )
 
 
-def _gathered(c: Context, x: Any, w: Any) -> tuple[Any, Any]:
+def _gathered(c: Context, x: relax.Expr, w: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
     """Few planes, as a first layer has, as one block of channels that is copied 16 bytes at a time; zeros beyond them.
 
     x[N, C, H, W, 1], w[CO, C, kh, kw, 1, b]  ->  x[N, 1, H, W, chunk], w[CO, 1, kh, kw, chunk, b]
@@ -110,13 +113,13 @@ def _gathered(c: Context, x: Any, w: Any) -> tuple[Any, Any]:
     zero = const(0, dtype)
     source, view = seen_through(c, x)  # a view between would keep what is before it, a cast say, in a kernel of its own
 
-    def pixels(v: Any) -> Any:
-        def element(n: Any, _: Any, y: Any, z: Any, lane: Any) -> Any:
+    def pixels(v: te.Tensor) -> te.Tensor:
+        def element(n: Expr, _: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
             return tirx.if_then_else(lane < planes, v[tuple(view.index([n, lane, y, z, 0]))], zero)
 
         return te.compute((images, 1, height, width, chunk), element, name="gathered")
 
-    def weights(u: Any) -> Any:
+    def weights(u: te.Tensor) -> te.Tensor:
         return te.compute(
             (blocks, 1, kh, kw, chunk, b),
             lambda o, _, i, j, lane, q: tirx.if_then_else(lane < planes, u[o, lane, i, j, 0, q], zero),
@@ -126,7 +129,7 @@ def _gathered(c: Context, x: Any, w: Any) -> tuple[Any, Any]:
     return c.te("gather", pixels, source, pattern=INJECTIVE), c.te("gather_weights", weights, w, pattern=OPAQUE)
 
 
-def winograd_blocked(c: Context, inputs: list[Any]) -> Any:
+def winograd_blocked(c: Context, inputs: Inputs) -> Outputs:
     """Conv2dWinograd: the transform of the input, a GEMM for every tap, the transform of the output."""
     x, u, bias = inputs
     if dtype_of(x) not in ("float32", "float64"):
@@ -135,7 +138,7 @@ def winograd_blocked(c: Context, inputs: list[Any]) -> Any:
     taps, blocks, deep, lanes, b = shape_of(u)
     tiles = winograd.Tiles(c.integer("m"), out[0], (out[2], out[3]))
     pads = c.integers("pads", (0, 0, 0, 0))
-    device: Any = c.machine
+    device: Device = c.machine
     plan = Plan("winograd transform", layout=blocked(lanes))
     v = c.builder.emit_te(
         lambda p: winograd.transform_input(p, tiles, pads, device.threads_per_block),
@@ -158,14 +161,14 @@ def winograd_blocked(c: Context, inputs: list[Any]) -> Any:
         pattern=OPAQUE,
     )
 
-    def finish(p: Any, s: Any) -> Any:
+    def finish(p: te.Tensor, s: te.Tensor) -> te.Tensor:
         y = winograd.transform_output(p, tiles, out)
         return te.compute(out, lambda *i: y(*i) + s[i[1], i[4]], name="biased")
 
     return c.te("winograd_output", finish, mm, bias, pattern=epilogue(c))
 
 
-def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
+def depthwise_blocked(c: Context, inputs: Inputs) -> Outputs:
     """DepthwiseConv2dBlocked: a thread sums the window of some neighbouring channels."""
     _require_floats(c, inputs)
     x, w, bias = inputs
@@ -173,7 +176,7 @@ def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
     kept = accumulator(dtype)
     seen = _window(c, shape_of(w)[1:3])
 
-    def define(v: Any, u: Any, s: Any) -> Any:
+    def define(v: te.Tensor, u: te.Tensor, s: te.Tensor) -> te.Tensor:
         sums = window.reduced(
             v, seen, out, te.sum, 0.0, kept, lambda value, block, y, z, lane: value * u[block, y, z, lane].astype(kept)
         )
@@ -187,32 +190,32 @@ def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
 def pool_blocked(mode: str) -> Converter:
     """MaxPoolBlocked and AveragePoolBlocked."""
 
-    def convert(c: Context, inputs: list[Any]) -> Any:
+    def convert(c: Context, inputs: Inputs) -> Outputs:
         _require_floats(c, inputs)
         return _pool(c, inputs[0], mode, _window(c, c.integers("kernel_shape")), c.integers("pads", (0, 0, 0, 0)))
 
     return convert
 
 
-def global_average_pool_blocked(c: Context, inputs: list[Any]) -> Any:
+def global_average_pool_blocked(c: Context, inputs: Inputs) -> Outputs:
     """GlobalAveragePoolBlocked: the mean of each plane."""
     _require_floats(c, inputs)
     image = shape_of(inputs[0])[2:4]
     return _pool(c, inputs[0], "average", Window(image, (1, 1), (1, 1), (0, 0)), (0, 0, 0, 0))
 
 
-def _pool(c: Context, x: Any, mode: str, seen: Window, pads: tuple[int, ...]) -> Any:
+def _pool(c: Context, x: relax.Expr, mode: str, seen: Window, pads: tuple[int, ...]) -> relax.Expr:
     dtype, out = dtype_of(x), c.out_shape
     kept = accumulator(dtype)
     image = shape_of(x)[2:4]
     include = bool(c.integer("count_include_pad"))
 
-    def define(v: Any) -> Any:
+    def define(v: te.Tensor) -> te.Tensor:
         if mode == "max":
             return window.reduced(v, seen, out, te.max, -math.inf, dtype)
         sums = window.reduced(v, seen, out, te.sum, 0.0, kept)
 
-        def mean(n: Any, block: Any, y: Any, z: Any, lane: Any) -> Any:
+        def mean(n: Expr, block: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
             counted = [
                 seen.count(axis, at, image[axis], (pads[axis], pads[axis + 2]) if include else (0, 0))
                 for axis, at in enumerate((y, z))
@@ -225,7 +228,7 @@ def _pool(c: Context, x: Any, mode: str, seen: Window, pads: tuple[int, ...]) ->
     return c.te(f"pool_{mode}", define, x, pattern=epilogue(c))
 
 
-def lrn_blocked(c: Context, inputs: list[Any]) -> Any:
+def lrn_blocked(c: Context, inputs: Inputs) -> Outputs:
     """LRNBlocked: the sum of squares goes across blocks."""
     _require_floats(c, inputs)
     x, dtype = inputs[0], dtype_of(inputs[0])
@@ -233,9 +236,9 @@ def lrn_blocked(c: Context, inputs: list[Any]) -> Any:
     channels, size, b = c.integer("channels"), c.integer("size"), shape_of(x)[4]
     alpha, beta, bias = c.real("alpha", 1e-4), c.real("beta", 0.75), c.real("bias", 1.0)
 
-    def define(v: Any) -> Any:
-        def element(n: Any, block: Any, y: Any, z: Any, lane: Any) -> Any:
-            total: Any = const(0, kept)
+    def define(v: te.Tensor) -> te.Tensor:
+        def element(n: Expr, block: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
+            total: Expr = const(0, kept)
             for offset in range(size):
                 channel = block * b + lane + (offset - (size - 1) // 2)
                 value = v[n, tirx.floordiv(channel, b), y, z, tirx.floormod(channel, b)].astype(kept)
@@ -249,7 +252,7 @@ def lrn_blocked(c: Context, inputs: list[Any]) -> Any:
     return c.te("lrn", define, x, pattern=OPAQUE)
 
 
-def to_blocked(c: Context, inputs: list[Any]) -> Any:
+def to_blocked(c: Context, inputs: Inputs) -> Outputs:
     """ToBlocked: planes to pixels."""
     (x,) = inputs
     block = c.integer("block")
@@ -259,7 +262,7 @@ def to_blocked(c: Context, inputs: list[Any]) -> Any:
     if math.prod(shape[2:]) >= PLANE:
         return _transposed(c, x, transposes.to_blocked(shape, block, dtype_of(x)))
 
-    def element(v: Any, n: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+    def element(v: te.Tensor, n: Expr, o: Expr, y: Expr, z: Expr, lane: Expr) -> Expr | te.TensorSlice:
         channel = o * block + lane
         value = v[n, channel, y, z]
         return tirx.if_then_else(channel < shape[1], value, const(0, v.dtype)) if shape[1] % block else value
@@ -272,7 +275,7 @@ def to_blocked(c: Context, inputs: list[Any]) -> Any:
     )
 
 
-def from_blocked(c: Context, inputs: list[Any]) -> Any:
+def from_blocked(c: Context, inputs: Inputs) -> Outputs:
     """FromBlocked: pixels to planes."""
     (x,) = inputs
     b = shape_of(x)[4]
@@ -290,8 +293,8 @@ def from_blocked(c: Context, inputs: list[Any]) -> Any:
     )
 
 
-def _transposed(c: Context, x: Any, tile: transposes.Transpose) -> Any:
-    device: Any = c.machine
+def _transposed(c: Context, x: relax.Expr, tile: transposes.Transpose) -> relax.Expr:
+    device: Device = c.machine
     ends = "NCHW", blocked(tile.block)
     plan = Plan("transpose", layout=" to ".join(ends if tile.to_blocked else ends[::-1]))
     return c.builder.emit_te(
@@ -302,7 +305,7 @@ def _transposed(c: Context, x: Any, tile: transposes.Transpose) -> Any:
     )
 
 
-def no_kernel(c: Context, _: list[Any]) -> Any:
+def no_kernel(c: Context, _: Inputs) -> Outputs:
     """Refuse an operator that is chosen for CPUs only.
 
     Raises:

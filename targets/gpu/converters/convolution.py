@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from tvm import te, tirx
+from tvm import relax, te, tirx
+from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.pads import conv_begin_pads, conv_transpose_begin_pads
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.converters.blocked import accumulator
@@ -38,10 +38,10 @@ class Patches:
     out: tuple[int, ...]
     spread: tuple[int, ...]
 
-    def element(self, x: Any, b: Any, k: Any, p: Any) -> Any:
+    def element(self, x: te.Tensor, b: Expr, k: tirx.IterVar, p: Expr) -> Expr | te.TensorSlice:
         """For image and group `b`, tap and channel `k` (channels fastest: a slice mostly has one tap), position `p`."""
-        index: list[Any] = []
-        conditions: list[Any] = []
+        index: list[Expr] = []
+        conditions: list[Expr | tirx.expr.EqualOp] = []
         tap, at = tirx.floordiv(k, self.deep), p
         for axis in reversed(range(len(self.kernel))):
             step = tirx.floormod(tap, self.kernel[axis]) if axis else tap
@@ -61,10 +61,10 @@ class Patches:
         value = x[(tirx.floordiv(b, self.groups), channel, *index)]
         return tirx.if_then_else(tirx.all(*conditions), value, const(0, x.dtype)) if conditions else value
 
-    def tap(self, k: Any) -> tuple[Any, list[Any]]:
+    def tap(self, k: Expr | tirx.IterVar) -> tuple[Expr, list[Expr]]:
         """The channel and the tap of `k`."""
         rest = tirx.floordiv(k, self.deep)
-        index: list[Any] = []
+        index: list[Expr] = []
         for extent in reversed(self.kernel):
             index.insert(0, tirx.floormod(rest, extent))
             rest = tirx.floordiv(rest, extent)
@@ -76,7 +76,7 @@ class Patches:
         return self.deep * math.prod(self.kernel)
 
 
-def conv(c: Context, inputs: list[Any]) -> Any:
+def conv(c: Context, inputs: Inputs) -> Outputs:
     """Conv of any rank and grouping: weights times patches, which are computed where they are read."""
     x, w = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
@@ -90,7 +90,7 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     deep, per_group = shape_of(w)[1], out[1] // groups
     seen = Patches(groups, deep, image, kernel, strides, dilations, pads, out[2:], ones)
 
-    def weight(v: Any, g: Any, k: Any, m: Any) -> Any:
+    def weight(v: te.Tensor, g: Expr, k: Expr, m: Expr) -> te.TensorSlice:
         channel, tap = seen.tap(k)
         return v[(g * per_group + m, channel, *tap)]
 
@@ -99,13 +99,13 @@ def conv(c: Context, inputs: list[Any]) -> Any:
     return _convolution(c, x, w, bias, seen, weight)
 
 
-def conv_im2col(c: Context, inputs: list[Any]) -> Any:
+def conv_im2col(c: Context, inputs: Inputs) -> Outputs:
     """Conv2dIm2col, whose weights are a matrix [O, C * taps]: patches are computed where they are read here too."""
     x, w, bias = inputs
     return conv(c, [x, c.reshape(w, (shape_of(w)[0], shape_of(x)[1], *c.integers("kernel_shape"))), bias])
 
 
-def conv_transpose(c: Context, inputs: list[Any]) -> Any:
+def conv_transpose(c: Context, inputs: Inputs) -> Outputs:
     """ConvTranspose: the convolution of the image with zeros between its elements and the flipped kernel."""
     x, w = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
@@ -120,7 +120,7 @@ def conv_transpose(c: Context, inputs: list[Any]) -> Any:
     pads = tuple(d * (k - 1) - p for d, k, p in zip(dilations, kernel, begins, strict=True))
     seen = Patches(groups, deep, image, kernel, ones, dilations, pads, out[2:], strides)
 
-    def weight(v: Any, g: Any, k: Any, m: Any) -> Any:
+    def weight(v: te.Tensor, g: Expr, k: Expr, m: Expr) -> te.TensorSlice:
         channel, tap = seen.tap(k)
         flipped = [extent - 1 - t for extent, t in zip(kernel, tap, strict=True)]
         return v[(g * deep + channel, m, *flipped)]
@@ -129,8 +129,13 @@ def conv_transpose(c: Context, inputs: list[Any]) -> Any:
 
 
 def _convolution(
-    c: Context, x: Any, w: Any, bias: Any, seen: Patches, weight: Callable[[Any, Any, Any, Any], Any]
-) -> Any:
+    c: Context,
+    x: relax.Expr,
+    w: relax.Expr,
+    bias: relax.Expr | None,
+    seen: Patches,
+    weight: Callable[[te.Tensor, Expr, Expr, Expr], te.TensorSlice],
+) -> relax.Expr:
     out, dtype, groups = c.out_shape, dtype_of(x), seen.groups
     per_group, positions = out[1] // groups, math.prod(out[2:])
     # [groups, k, m]: neighbouring threads read neighbouring output channels; constant, so it is done while compiling
@@ -141,7 +146,7 @@ def _convolution(
         pattern=OPAQUE,
     )
 
-    def define(v: Any, u: Any, s: Any = None) -> Any:
+    def define(v: te.Tensor, u: te.Tensor, s: te.Tensor | None = None) -> te.Tensor:
         return product.compute(
             lambda b, m, k: u[tirx.floormod(b, groups), k, m],
             lambda b, k, p: seen.element(v, b, k, p),
@@ -157,16 +162,16 @@ def _convolution(
     return c.te("conv", define, x, packed, *([] if bias is None else [bias]), pattern=epilogue(c))
 
 
-def _narrow(c: Context, x: Any, w: Any, bias: Any, seen: Patches) -> Any:
+def _narrow(c: Context, x: relax.Expr, w: relax.Expr, bias: relax.Expr | None, seen: Patches) -> relax.Expr:
     """One output channel for each group: a thread sums its few products by itself."""
     out, dtype = c.out_shape, dtype_of(x)
     kept = accumulator(dtype)
 
-    def define(v: Any, u: Any, s: Any = None) -> Any:
+    def define(v: te.Tensor, u: te.Tensor, s: te.Tensor | None = None) -> te.Tensor:
         r = te.reduce_axis((0, seen.depth), "k")
 
-        def element(n: Any, channel: Any, *place: Any) -> Any:
-            flat: Any = 0
+        def element(n: Expr, channel: Expr, *place: Expr) -> Expr:
+            flat: Expr | int = 0
             for at, extent in zip(place, out[2:], strict=True):
                 flat = flat * extent + at
             deep, tap = seen.tap(r)
@@ -175,7 +180,7 @@ def _narrow(c: Context, x: Any, w: Any, bias: Any, seen: Patches) -> Any:
 
         sums = te.compute(tuple(out), element, name="narrow")
 
-        def finish(n: Any, channel: Any, *place: Any) -> Any:
+        def finish(n: Expr, channel: Expr, *place: Expr) -> Expr:
             total = sums[(n, channel, *place)]
             return (total if s is None else total + s[channel].astype(kept)).astype(dtype)
 

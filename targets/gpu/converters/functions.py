@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import te, tirx
+from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import ELEMENTWISE, FLOATS, HALVES, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import (
+    ELEMENTWISE,
+    FLOATS,
+    HALVES,
+    Context,
+    Inputs,
+    Outputs,
+    dtype_of,
+    shape_of,
+)
 from graphopt.targets.common.kernels.blocks import const
 
 
-def left_to_tvm(_: Context, __: list[Any]) -> Any:
+def left_to_tvm(_: Context, __: Inputs) -> Outputs:
     """Leave functions that the hardware has to TVM, which calls them."""
     return NotImplemented
 
 
-def gelu(c: Context, inputs: list[Any]) -> Any:
+def gelu(c: Context, inputs: Inputs) -> Outputs:
     """x / 2 (1 + erf(x / sqrt 2)), or its approximation by tanh; fp16 and bf16 are computed in fp32."""
     dtype = dtype_of(inputs[0])
     if dtype not in (*FLOATS, *HALVES) or not shape_of(inputs[0]):
@@ -24,7 +33,7 @@ def gelu(c: Context, inputs: list[Any]) -> Any:
     kept = "float32" if dtype in HALVES else dtype
     approximate = c.text("approximate", "none") == "tanh"
 
-    def function(element: Any) -> Any:
+    def function(element: te.TensorSlice) -> Expr:
         x = element.astype(kept)
         if approximate:
             inner = x * const(math.sqrt(2 / math.pi), kept) * (const(1, kept) + const(0.044715, kept) * x * x)

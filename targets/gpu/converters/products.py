@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import relax, te, tirx
+from tvm.ir import Expr
 
 from graphopt.graph.constness import is_constant
-from graphopt.targets.common.converters.base import FLOATS, HALVES, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import FLOATS, HALVES, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.converters.blocked import accumulator, on_cores
 from graphopt.targets.gpu.fusion import epilogue
@@ -16,20 +16,20 @@ from graphopt.targets.gpu.kernels.gemm import product
 from graphopt.targets.gpu.kernels.gemm.axes import Axes
 
 
-def matmul(c: Context, inputs: list[Any]) -> Any:
+def matmul(c: Context, inputs: Inputs) -> Outputs:
     """MatMul with any batch axes."""
     return _matmul(c, inputs[0], inputs[1], c.out_shape)
 
 
 def _matmul(
     c: Context,
-    a: Any,
-    b: Any,
+    a: relax.Expr,
+    b: relax.Expr,
     out: tuple[int, ...],
     left_transposed: bool = False,
     right_transposed: bool = False,
     scale: float = 1.0,
-) -> Any:
+) -> Outputs:
     sa, sb, dtype = shape_of(a), shape_of(b), dtype_of(a)
     if dtype not in (*FLOATS, *HALVES) or len(sa) < 2 or len(sb) < 2 or 0 in (*sa, *sb):
         return NotImplemented
@@ -44,9 +44,9 @@ def _matmul(
         a, sa = c.reshape(a, (math.prod(sa[:-1]), k)), (math.prod(sa[:-1]), k)
         m, lead, parts = sa[0], (), (0, len(out) - 1, 1)
 
-    def at(tensor: Any, flat: Any, shape: tuple[int, ...]) -> list[Any]:
+    def at(tensor: te.Tensor, flat: Expr, shape: tuple[int, ...]) -> list[Expr]:
         """The batch index of one side, which broadcasts against the result's."""
-        index: list[Any] = []
+        index: list[Expr] = []
         for extent in reversed(lead):
             index.insert(0, tirx.floormod(flat, extent))
             flat = tirx.floordiv(flat, extent)
@@ -55,13 +55,13 @@ def _matmul(
         zero = tirx.IntImm("int32", 0)
         return [zero if extent == 1 else i for i, extent in zip(kept, own, strict=True)] if lead else [zero] * len(own)
 
-    def define(v: Any, u: Any) -> Any:
+    def define(v: te.Tensor, u: te.Tensor) -> te.Tensor:
         factor = const(scale, accumulator(dtype))
 
-        def left(i: Any, y: Any, r: Any) -> Any:
+        def left(i: Expr, y: Expr, r: tirx.IterVar) -> te.TensorSlice:
             return v[(*at(v, i, sa), *((r, y) if left_transposed else (y, r)))]
 
-        def right(i: Any, r: Any, x: Any) -> Any:
+        def right(i: Expr, r: tirx.IterVar, x: Expr) -> te.TensorSlice:
             return u[(*at(u, i, sb), *((x, r) if right_transposed else (r, x)))]
 
         sizes = math.prod(lead), m, n, k
@@ -74,7 +74,7 @@ def _matmul(
     return c.te("matmul", define, a, b, pattern=epilogue(c))
 
 
-def fully_connected(c: Context, inputs: list[Any]) -> Any:
+def fully_connected(c: Context, inputs: Inputs) -> Outputs:
     """Gemm."""
     a, b = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import relax, te, tirx
+from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import BROADCAST, EPILOGUE, Context, shape_of
+from graphopt.targets.common.converters.base import BROADCAST, EPILOGUE, Context, Outputs, shape_of
 from graphopt.targets.common.converters.pads import conv_begin_pads
 from graphopt.targets.common.converters.quantized import Factor, Rescaling, converters
 from graphopt.targets.common.kernels.blocks import const, dims
 
 
-def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None) -> Any:
+def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None) -> Outputs:
     """The sums [..., M, N] of a[..., M, K] and b[..., K, N], or what they become."""
     if 0 in (*a.shape, *b.shape):
         return NotImplemented
@@ -22,7 +22,7 @@ def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None
     return _rescaled(c, c.builder.emit(relax.op.matmul(left, right)), rescaling, -1)
 
 
-def _centred(c: Context, factor: Factor, single: int) -> Any:
+def _centred(c: Context, factor: Factor, single: int) -> relax.Expr:
     """A matrix less its zero point, which has one entry along the axis `single`, in int32."""
     wide = c.builder.emit(relax.op.astype(factor.value, "int32"))
     if factor.zero is None:
@@ -36,7 +36,7 @@ def _centred(c: Context, factor: Factor, single: int) -> Any:
     return c.builder.emit(relax.op.subtract(wide, zero))
 
 
-def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = None) -> Any:
+def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = None) -> Outputs:
     """The sums [N, O, *out] of the node's convolution, or what they become."""
     if len(x.shape) < 3 or 0 in (*x.shape, *w.shape):
         return NotImplemented
@@ -48,12 +48,12 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
     zeros = {"x": x.zero, "w": w.zero}
     zeros = {name: c.reshape(v, (math.prod(shape_of(v)),)) for name, v in zeros.items() if v is not None}
 
-    def define(v: Any, u: Any, *more: Any) -> Any:
+    def define(v: te.Tensor, u: te.Tensor, *more: te.Tensor) -> te.Tensor:
         points = dict(zip(zeros, more, strict=True))
         r = te.reduce_axis((0, deep), "k")
         taps = [te.reduce_axis((0, extent), "tap") for extent in kernel]
 
-        def element(n: Any, o: Any, *place: Any) -> Any:
+        def element(n: Expr, o: Expr, *place: Expr) -> Expr:
             spot = [
                 at * stride + tap * dilation - pad
                 for at, stride, tap, dilation, pad in zip(place, strides, taps, dilations, pads, strict=True)
@@ -69,18 +69,18 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
     return _rescaled(c, total, rescaling, 1)
 
 
-def _less(value: Any, zero: Any, channel: Any) -> Any:
+def _less(value: te.TensorSlice, zero: te.Tensor | None, channel: Expr) -> Expr:
     wide = value.astype("int32")
     return wide if zero is None else wide - zero[0 if dims(zero) == [1] else channel].astype("int32")
 
 
-def _rescaled(c: Context, total: Any, rescaling: Rescaling | None, axis: int) -> Any:
+def _rescaled(c: Context, total: relax.Expr, rescaling: Rescaling | None, axis: int) -> relax.Expr:
     """What the sums become, whose channels stand along `axis`."""
     if rescaling is None:
         return total
     operands = rescaling.operands()
 
-    def define(v: Any, *more: Any) -> Any:
+    def define(v: te.Tensor, *more: te.Tensor) -> te.Tensor:
         function = Rescaling.element(dict(zip(operands, more, strict=True)))
         assert function is not None
         return te.compute(v.shape, lambda *i: function(v(*i), i[axis]), name="requantize")

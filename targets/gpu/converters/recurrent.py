@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import relax, te, tirx
+from tvm.ir import Expr
 
 from graphopt.cost.workload import Plan
 from graphopt.targets.common.converters import recurrent_node
-from graphopt.targets.common.converters.base import EPILOGUE, FLOATS, HALVES, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import (
+    EPILOGUE,
+    FLOATS,
+    HALVES,
+    OPAQUE,
+    Context,
+    Inputs,
+    Outputs,
+    dtype_of,
+    shape_of,
+)
 from graphopt.targets.common.converters.recurrent_node import LENGTHS, B, C, H, P, R, W, X, operands, zeros
 from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
@@ -18,7 +27,7 @@ from graphopt.targets.gpu.kernels.gemm import product
 from graphopt.targets.gpu.kernels.gemm.axes import Axes
 
 
-def recurrent(c: Context, inputs: list[Any]) -> Any:
+def recurrent(c: Context, inputs: Inputs) -> Outputs:
     """An LSTM, GRU or RNN node. fp16 and bf16 become fp32: a state that is added to at every step needs it.
 
     Raises:
@@ -49,14 +58,14 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         clip=c.real("clip") if "clip" in c.node.attributes else None,
         batch_first=batch_first,
     )
-    device: Any = c.machine
+    device: Device = c.machine
     assert isinstance(device, Device)
     config = recurrence_launch.launch_config(layer, device)
     plan = Plan(
         "recurrence", f"{config.units}x{config.rows}x{config.lanes}", recurrence_launch.seconds(layer, config, device)
     )
     projected = _projected(c, layer, x, given[W], given[B])
-    extra: dict[str, Any] = {}
+    extra: dict[str, relax.Expr] = {}
     if layer.reset_after:
         extra["reset_bias"] = zeros((directions, 6 * hidden), dtype) if given[B] is None else given[B]
     if given[P] is not None:
@@ -87,7 +96,7 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
     ]
 
 
-def _cast(c: Context, value: Any, dtype: str) -> Any:
+def _cast(c: Context, value: relax.Expr, dtype: str) -> relax.Expr:
     return value if dtype_of(value) == dtype else c.builder.emit(relax.op.astype(value, dtype))
 
 
@@ -105,15 +114,17 @@ def _refuse(c: Context, dtype: str, hidden: int, steps: int, empty: bool) -> Non
     recurrent_node.refuse(c, hidden)
 
 
-def _projected(c: Context, layer: recurrence_launch.Layer, x: Any, w: Any, bias: Any) -> Any:
+def _projected(
+    c: Context, layer: recurrence_launch.Layer, x: relax.Expr, w: relax.Expr, bias: relax.Expr | None
+) -> relax.Expr:
     """The GEMM of all inputs with W, biases added: [T * B, D * G * H]."""
     width = shape_of(w)[-1]
     rows, columns = layer.steps * layer.batch, layer.directions * layer.gates * layer.hidden
     added = [] if bias is None else [c.te("pack", lambda v: _bias(v, layer), bias, pattern=OPAQUE)]
     flat = x if layer.batch_first else c.reshape(x, (rows, width))
 
-    def define(v: Any, u: Any, s: Any = None) -> Any:
-        def row(_: Any, m: Any, k: Any) -> Any:
+    def define(v: te.Tensor, u: te.Tensor, s: te.Tensor | None = None) -> te.Tensor:
+        def row(_: Expr, m: Expr, k: tirx.IterVar) -> te.TensorSlice:
             return v[tirx.floormod(m, layer.batch), tirx.floordiv(m, layer.batch), k] if layer.batch_first else v[m, k]
 
         sizes, out = (1, rows, columns, width), (rows, columns)
@@ -123,11 +134,11 @@ def _projected(c: Context, layer: recurrence_launch.Layer, x: Any, w: Any, bias:
     return c.te("matmul", define, flat, c.reshape(w, (columns, width)), *added, pattern=EPILOGUE)
 
 
-def _bias(v: Any, layer: recurrence_launch.Layer) -> Any:
+def _bias(v: te.Tensor, layer: recurrence_launch.Layer) -> te.Tensor:
     """Wb + Rb of v[D, 2 * G * H]; without the Rb that a GRU multiplies with its reset gate."""
     block = layer.gates * layer.hidden
 
-    def element(n: Any) -> Any:
+    def element(n: Expr) -> Expr:
         d, at = tirx.floordiv(n, block), tirx.floormod(n, block)
         recurrent = v[d, block + at]
         if layer.reset_after:

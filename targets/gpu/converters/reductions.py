@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import te
+from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import HALVES, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import HALVES, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.index import constant
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.fusion import epilogue
 
 
-def mean(c: Context, inputs: list[Any]) -> Any:
+def mean(c: Context, inputs: Inputs) -> Outputs:
     """ReduceMean or GlobalAveragePool of fp16 and bf16, summed in fp32; other dtypes are left to TVM."""
     x = inputs[0]
     shape, dtype = shape_of(x), dtype_of(x)
@@ -32,10 +32,10 @@ def mean(c: Context, inputs: list[Any]) -> Any:
         kept = bool(c.integer("keepdims", 1))
     chosen = set(axes)
 
-    def define(v: Any) -> Any:
+    def define(v: te.Tensor) -> te.Tensor:
         inner = {axis: te.reduce_axis((0, shape[axis]), f"r{axis}") for axis in axes}
 
-        def element(*i: Any) -> Any:
+        def element(*i: Expr) -> Expr:
             outer = iter(i)
             index = []
             for axis in range(len(shape)):

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+
+from tvm.ir import Expr
 
 from graphopt.cost.workload import Plan
-from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.base import (
+    FLOATS,
+    HALVES,
+    OPAQUE,
+    Context,
+    Converter,
+    Inputs,
+    Outputs,
+    dtype_of,
+    shape_of,
+)
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels import rows, rows_launch
@@ -15,7 +26,7 @@ from graphopt.targets.gpu.kernels import rows, rows_launch
 def softmax(logarithm: bool) -> Converter:
     """Softmax or LogSoftmax along the last axis."""
 
-    def convert(c: Context, inputs: list[Any]) -> Any:
+    def convert(c: Context, inputs: Inputs) -> Outputs:
         x = inputs[0]
         shape, dtype = shape_of(x), dtype_of(x)
         axis = c.integer("axis", -1) % max(len(shape), 1)
@@ -31,7 +42,7 @@ def softmax(logarithm: bool) -> Converter:
     return convert
 
 
-def layer_norm(c: Context, inputs: list[Any]) -> Any:
+def layer_norm(c: Context, inputs: Inputs) -> Outputs:
     """LayerNormalization, if its other outputs are unused."""
     x, weight = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
@@ -57,7 +68,7 @@ def layer_norm(c: Context, inputs: list[Any]) -> Any:
     return [c.reshape(y, shape), *(None for _ in c.node.outputs[1:])]
 
 
-def rms_norm(c: Context, inputs: list[Any]) -> Any:
+def rms_norm(c: Context, inputs: Inputs) -> Outputs:
     """RMSNormalization with a weight for each element of a row."""
     x, weight = inputs[:2]
     shape, dtype = shape_of(x), dtype_of(x)
@@ -79,7 +90,7 @@ def rms_norm(c: Context, inputs: list[Any]) -> Any:
     return c.reshape(y, shape)
 
 
-def channel_norm(c: Context, inputs: list[Any]) -> Any:
+def channel_norm(c: Context, inputs: Inputs) -> Outputs:
     """InstanceNormalization, and GroupNormalization with a weight for each channel (opset 21), of x[N, C, ...]."""
     x, weight, bias = inputs[:3]
     shape, dtype = shape_of(x), dtype_of(x)
@@ -92,7 +103,7 @@ def channel_norm(c: Context, inputs: list[Any]) -> Any:
     epsilon = c.real("epsilon", 1e-5)
     work, config, attributes = _launch(c, shape[0] * groups, deep * area, dtype)
 
-    def place(row: Any, column: Any) -> Any:
+    def place(row: Expr, column: Expr) -> Expr:
         return row % groups * deep + column // area
 
     y = c.definitions.emit(
@@ -107,9 +118,9 @@ def channel_norm(c: Context, inputs: list[Any]) -> Any:
 
 def _launch(
     c: Context, count: int, n: int, dtype: str, passes: int = 2
-) -> tuple[rows_launch.Rows, rows_launch.LaunchConfig, dict[str, Any]]:
+) -> tuple[rows_launch.Rows, rows_launch.LaunchConfig, dict[str, int | str]]:
     """The workload, its launch configuration, and the attributes of its function."""
-    device: Any = c.machine
+    device: Device = c.machine
     assert isinstance(device, Device)
     work = rows_launch.Rows(count, n, dtype, "float32" if dtype in HALVES else dtype, passes)
     config = rows_launch.launch_config(work, device)

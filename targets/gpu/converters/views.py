@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import onnx_ir as ir
 from tvm import relax
 
-from graphopt.targets.common.converters.base import Context, shape_of
+from graphopt.targets.common.converters.base import Context, Inputs, Outputs, shape_of
 from graphopt.targets.gpu.kernels.views import View
 
 _RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten")
 
 
-def seen_through(c: Context, x: Any) -> tuple[Any, View]:
+def seen_through(c: Context, x: relax.Expr) -> tuple[relax.Expr, View]:
     """The tensor that `x` views by transposes, reshapes and slices, and how; `x` itself if it is no such view."""
     own = shape_of(x)
     moves: list[Callable[[View], View]] = []
@@ -28,7 +27,7 @@ def seen_through(c: Context, x: Any) -> tuple[Any, View]:
     return x, view
 
 
-def _move(c: Context, x: Any) -> tuple[Any, Callable[[View], View]] | None:
+def _move(c: Context, x: relax.Expr) -> tuple[relax.Expr, Callable[[View], View]] | None:
     shape = shape_of(x)
     if 0 in shape:
         return None
@@ -42,7 +41,7 @@ def _move(c: Context, x: Any) -> tuple[Any, Callable[[View], View]] | None:
     return None if bound is None or starts is None else (bound.args[0], lambda view: view.sliced(starts, shape))
 
 
-def _starts(bound: Any, shape: Sequence[int]) -> list[int] | None:
+def _starts(bound: relax.Call, shape: Sequence[int]) -> list[int] | None:
     """Where a slice with step 1 begins on every axis; None for another kind of slice."""
     axes, begin, end, *strides = ([int(each.value) for each in given] for given in bound.args[1:])
     source = shape_of(bound.args[0])
@@ -57,7 +56,7 @@ def _starts(bound: Any, shape: Sequence[int]) -> list[int] | None:
     return starts
 
 
-def _permutation(c: Context, x: Any) -> tuple[Any, list[int]] | None:
+def _permutation(c: Context, x: relax.Expr) -> tuple[relax.Expr, list[int]] | None:
     """The tensor that `x` is a transpose of, and the order of its axes; None if it is none."""
     bound = _call(c, x, "relax.permute_dims")
     if bound is None:
@@ -67,7 +66,7 @@ def _permutation(c: Context, x: Any) -> tuple[Any, list[int]] | None:
     return bound.args[0], list(reversed(range(rank))) if axes is None else [int(axis) % rank for axis in axes]
 
 
-def _call(c: Context, x: Any, operator: str) -> Any:
+def _call(c: Context, x: relax.Expr, operator: str) -> relax.Call | None:
     bound = c.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
     return bound if isinstance(bound, relax.Call) and str(getattr(bound.op, "name", "")) == operator else None
 
@@ -87,7 +86,7 @@ def _order(node: ir.Node, rank: int) -> Sequence[int]:
     return list(reversed(range(rank))) if permutation is None else [int(axis) % rank for axis in permutation]
 
 
-def transpose(c: Context, inputs: list[Any]) -> Any:
+def transpose(c: Context, inputs: Inputs) -> Outputs:
     """Transpose; one that undoes another is the operand of that one."""
     order = _order(c.node, len(shape_of(inputs[0])))
     before = _permutation(c, inputs[0])

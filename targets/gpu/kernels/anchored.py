@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import ir, s_tir, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.kernels.blocks import Block, blocks_of, inline_after
 from graphopt.targets.common.tir.expressions import rewritten, substituted
@@ -24,32 +24,32 @@ from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 class Anchored:
     """`value` is what the anchor sums or maximises, over `variables`: first those of an element, then the reduced."""
 
-    function: Any
-    sources: tuple[Any, ...]
-    value: Any
-    combine: Any
+    function: tirx.PrimFunc
+    sources: tuple[tirx.Buffer, ...]
+    value: Expr
+    combine: type[tirx.Add | tirx.Mul | tirx.Max | tirx.Min]
     dtype: str
     index: str
-    variables: tuple[Any, ...]
-    _total: Any
-    _last: Any
+    variables: tuple[tirx.Var, ...]
+    _total: tirx.Buffer
+    _last: s_tir.SBlock | None
 
     @property
     def extents(self) -> tuple[int, ...]:
         """Extents of the output."""
         return tuple(int(extent) for extent in (self._total.shape if self._last is None else _extents(self._last)))
 
-    def element(self, places: Sequence[Any]) -> Any:
+    def element(self, places: Sequence[Expr]) -> Expr:
         """`value` at these places, which stand for `variables`."""
         return substituted(self.value, dict(zip(self.variables, places, strict=True)))
 
-    def store(self, places: Sequence[Any], total: Any) -> tuple[Any, Any, list[Any]]:
+    def store(self, places: Sequence[Expr], total: Expr) -> tuple[tirx.Buffer, Expr, list[Expr]]:
         """(buffer, value, indices) of the output element at `places`, whose `total` that is."""
         if self._last is None:
             return self._total, total, list(places)
         values = dict(zip((iterator.var for iterator in self._last.iter_vars), places, strict=True))
 
-        def swap(part: Any) -> Any:
+        def swap(part: Expr) -> Expr | None:
             if isinstance(part, ir.TensorLoad) and part.source.same_as(self._total):
                 return total
             return substituted(part, values) if isinstance(part, tirx.Var) else None
@@ -57,7 +57,7 @@ class Anchored:
         body = self._last.body
         return body.buffer, rewritten(body.value, swap), [substituted(index, values) for index in body.indices]
 
-    def replaced(self, body: Any, resident: int) -> Any:
+    def replaced(self, body: tirx.Stmt, resident: int) -> tirx.PrimFunc:
         """The function with another body, which computes the same and has all its barriers."""
         return self.function.with_body(body).with_attr(SYNCHRONIZED, 1).with_attr(RESIDENT, resident)
 
@@ -98,5 +98,5 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Anchored:
     )
 
 
-def _extents(block: Any) -> list[int]:
+def _extents(block: s_tir.SBlock) -> list[int]:
     return [int(iterator.dom.extent) for iterator in block.iter_vars]

@@ -9,9 +9,9 @@ The taps of a block come before the next block: what they read is mostly the sam
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from tvm import tirx
+from tvm import te, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.kernels.blocks import const, dims
 from graphopt.targets.gpu.kernels.gemm import product
@@ -20,16 +20,16 @@ from graphopt.targets.gpu.kernels.window import Window
 
 
 def compute(
-    x: Any,
-    w: Any,
-    bias: Any,
+    x: te.Tensor,
+    w: te.Tensor,
+    bias: te.Tensor,
     seen: Window,
     groups: int,
     out: tuple[int, ...],
     accumulate: str,
     tf32: bool = False,
     tile: str | None = None,
-) -> Any:
+) -> te.Tensor:
     """y of shape `out`, of x[N, CI, H, W, bi], w[CO, CI / groups * taps * bi, b] (k as above) and bias[CO, b].
 
     The weights may also lie along k: w[CO * b, CI / groups * taps * bi].
@@ -40,7 +40,7 @@ def compute(
     taps, blocks, images = math.prod(seen.kernel), out[1] // groups, out[0]
     deep = depth // (taps * lanes)
 
-    def patch(g: Any, m: Any, k: Any) -> Any:
+    def patch(g: Expr, m: Expr, k: tirx.IterVar) -> Expr | te.TensorSlice:
         lane, rest = tirx.floormod(k, lanes), tirx.floordiv(k, lanes)
         tap, block = tirx.floormod(rest, taps), g * deep + tirx.floordiv(rest, taps)
         place = tirx.floormod(tirx.floordiv(m, out[3]), out[2]), tirx.floormod(m, out[3])
@@ -49,7 +49,7 @@ def compute(
         value = x[tirx.floordiv(m, out[2] * out[3]), block, y, z, lane]
         return value if inside is None else tirx.if_then_else(inside, value, const(0, x.dtype))
 
-    def weight(g: Any, k: Any, n: Any) -> Any:
+    def weight(g: Expr, k: tirx.IterVar, n: Expr) -> te.TensorSlice:
         return (
             w[g * (blocks * b) + n, k] if along_depth else w[g * blocks + tirx.floordiv(n, b), k, tirx.floormod(n, b)]
         )

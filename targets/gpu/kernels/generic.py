@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import s_tir, tirx
 
@@ -53,14 +52,14 @@ def _alone(block: Block, elements: int, device: Device) -> bool:
     return steps <= SHORT or elements >= device.multiprocessors * device.threads_per_multiprocessor
 
 
-def _known(block: Any) -> bool:
+def _known(block: s_tir.SBlock) -> bool:
     """Whether TVM can reduce across threads: it knows maxima from the lowest finite number on, not from -inf."""
     stores = list(block.init) if isinstance(block.init, tirx.SeqStmt) else [block.init]
     values = [getattr(part, "value", None) for part in stores]
     return not any(isinstance(value, tirx.FloatImm) and math.isinf(float(value.value)) for value in values)
 
 
-def _elements(sch: s_tir.Schedule, spatial: list[Any], block: Block, device: Device) -> None:
+def _elements(sch: s_tir.Schedule, spatial: list[s_tir.schedule.LoopRV], block: Block, device: Device) -> None:
     """Neighbouring threads take neighbouring elements."""
     if not spatial:  # one sum over everything
         spatial = [sch.add_unit_loop(sch.get_loops(block.rv)[0])]
@@ -73,7 +72,7 @@ def _elements(sch: s_tir.Schedule, spatial: list[Any], block: Block, device: Dev
         sch.decompose_reduction(block.rv, sch.get_loops(block.rv)[2])
 
 
-def _block_per_sum(sch: s_tir.Schedule, block: Block, loops: list[Any], device: Device) -> None:
+def _block_per_sum(sch: s_tir.Schedule, block: Block, loops: list[s_tir.schedule.LoopRV], device: Device) -> None:
     """A block per sum: its threads take turns, and add up their partial sums at the end."""
     spatial, reduced = loops[: len(block.spatial)], loops[len(block.spatial) :]
     if not spatial:
@@ -90,6 +89,6 @@ def threads_for(steps: int, device: Device) -> int:
     return min(wanted, THREADS, device.threads_per_block)
 
 
-def by_hand(function: Any, device: Device) -> Any:
+def by_hand(function: tirx.PrimFunc, device: Device) -> tirx.PrimFunc:
     """The function with its handwritten parallel loops bound to threads; one thread does what stands outside."""
     return function.with_body(bound(function.body, min(THREADS, device.threads_per_block)))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from tvm import tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 
 @contextmanager
-def when(condition: Any) -> Iterator[None]:
+def when(condition: Expr | tirx.expr.EqualOp | None) -> Iterator[None]:
     """Statements under a condition, or under none."""
     if condition is None:
         yield
@@ -20,7 +20,7 @@ def when(condition: Any) -> Iterator[None]:
         yield
 
 
-def inside(*guards: tuple[Any, int, int]) -> Any:
+def inside(*guards: tuple[Expr, int, int]) -> Expr | None:
     """The condition that places exist: each is (index, size, tile), and is checked unless the tile divides the size.
 
     None where nothing is checked.

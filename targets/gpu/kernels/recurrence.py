@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -31,17 +32,17 @@ MOST_STEPS = 4096
 """Kernels that are launched one after the other for a layer, or twice as many for a GRU that resets first."""
 
 
-def _sigmoid(x: Any) -> Any:
+def _sigmoid(x: Expr) -> Expr:
     one = const(1, str(x.ty.dtype))
     return one / (one + tirx.exp(-x))
 
 
-def _relu(x: Any) -> Any:
+def _relu(x: Expr) -> Expr:
     zero = const(0, str(x.ty.dtype))
     return tirx.Select(x < zero, zero, x)
 
 
-ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {"Sigmoid": _sigmoid, "Tanh": tirx.tanh, "Relu": _relu}
+ACTIVATIONS: Mapping[str, Callable[[Expr], Expr]] = {"Sigmoid": _sigmoid, "Tanh": tirx.tanh, "Relu": _relu}
 
 
 def attributes(layer: Layer, config: LaunchConfig, device: Device) -> dict[str, int]:
@@ -53,13 +54,13 @@ def attributes(layer: Layer, config: LaunchConfig, device: Device) -> dict[str, 
 def compute(
     layer: Layer,
     config: LaunchConfig,
-    projected: Any,
-    recurrent: Any,
-    initial: Sequence[Any],
-    reset_bias: Any = None,
-    peepholes: Any = None,
-    lengths: Any = None,
-) -> list[Any]:
+    projected: te.Tensor,
+    recurrent: te.Tensor,
+    initial: Sequence[te.Tensor],
+    reset_bias: te.Tensor | None = None,
+    peepholes: te.Tensor | None = None,
+    lengths: te.Tensor | None = None,
+) -> list[te.Tensor]:
     """The recurrence over all steps. The function needs `attributes`.
 
     Args:
@@ -77,7 +78,7 @@ def compute(
     inputs = [projected, recurrent, *initial, *extra, *([] if lengths is None else [lengths])]
     shapes = [layer.sequence, *[layer.state] * len(initial)]
 
-    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def body(ins: Sequence[tirx.Buffer], outs: Sequence[tirx.Buffer]) -> tirx.Stmt:
         given = iter(ins)
         buffers: dict[str, Any] = {"projected": next(given), "recurrent": next(given)}
         buffers["initial"] = [next(given) for _ in initial]
@@ -100,7 +101,7 @@ class _Template:
         self.f, *self.gh = [self._activation(i) for i in range(self.per_direction)]
         self.vector = VECTOR if layer.hidden % VECTOR == 0 else 1
 
-    def _activation(self, position: int) -> Callable[[Any], Any]:
+    def _activation(self, position: int) -> Callable[[Expr], Expr]:
         """f, g or h of the direction that is emitted; what goes into f and g is clipped."""
         layer = self.layer
         forward, *backward = [ACTIVATIONS[name] for name in layer.activations[position :: self.per_direction]]
@@ -108,7 +109,7 @@ class _Template:
             either = forward
         else:
 
-            def either(x: Any) -> Any:
+            def either(x: Expr) -> Expr:
                 return tirx.if_then_else(self.d == 0, forward(x), backward[0](x))
 
         if layer.clip is None or position > 1:
@@ -116,7 +117,7 @@ class _Template:
         limit, dtype = layer.clip, layer.dtype
         return lambda x: either(tirx.max(tirx.min(x, const(limit, dtype)), const(-limit, dtype)))
 
-    def statement(self) -> Any:
+    def statement(self) -> tirx.Stmt:
         """All launches: the first step, which begins with the given states, then the others two by two."""
         layer, buffers = self.layer, self.buffers
         with IRBuilder() as builder:
@@ -155,9 +156,9 @@ class _Template:
                 self.thread, self.lane, self.own = thread, thread % config.lanes, thread // config.lanes
                 self._kernel(tirx.all(block == 0, tile == 0, direction == 0, thread == 0))
 
-    def _kernel(self, leader: Any) -> None:
+    def _kernel(self, leader: Expr) -> None:
         layer, config = self.layer, self.config
-        self.step: Any = 0
+        self.step: Expr | int = 0
         if not self.first:
             step = T.alloc_buffer((1,), "int32", scope="local")
             T.buffer_store(step, self.number[self.parity], [0])
@@ -198,11 +199,11 @@ class _Template:
                 cell = _Cell(self, turn, unit, row)
                 getattr(cell, f"{layer.cell.lower()}{self.phase}")()
 
-    def _local(self, count: int) -> Any:
+    def _local(self, count: int) -> tirx.Buffer:
         return T.alloc_buffer((count,), self.layer.dtype, scope="local")
 
     @contextmanager
-    def _items(self, count: int) -> Iterator[tuple[Any, Any]]:
+    def _items(self, count: int) -> Iterator[tuple[Expr, Expr]]:
         """Distribute `count` items over the threads of a block: a thread's turns, and its item in each."""
         threads = self.config.threads
         with T.unroll(0, math.ceil(count / threads)) as turn:
@@ -210,29 +211,29 @@ class _Template:
             with when(inside((item, count, threads))):
                 yield turn, item
 
-    def _part(self, item: Any) -> tuple[Any, Any, Any]:
+    def _part(self, item: Expr) -> tuple[Expr, Expr, Expr]:
         """Gate, row and unit of a sum; neighbours are units."""
         config = self.config
         return item // (config.units * config.rows), item // config.units % config.rows, item % config.units
 
-    def _unit(self, unit: Any) -> Any:
+    def _unit(self, unit: Expr) -> Expr:
         """A hidden unit that exists: the last block computes some that are not stored."""
         layer, at = self.layer, self.first_unit + unit
         return at if layer.hidden % self.config.units == 0 else tirx.min(at, layer.hidden - 1)
 
-    def _row(self, row: Any) -> Any:
+    def _row(self, row: Expr) -> Expr:
         """A row of the batch that exists."""
         layer, at = self.layer, self.first_row + row
         return at if layer.batch % self.config.rows == 0 else tirx.min(at, layer.batch - 1)
 
-    def _state(self, row: Any, unit: Any) -> tuple[Any, Any, Any]:
+    def _state(self, row: Expr, unit: Expr) -> tuple[Expr, Expr, Expr]:
         return (row, self.d, unit) if self.layer.batch_first else (self.d, row, unit)
 
-    def _source(self) -> Any:
+    def _source(self) -> tirx.Buffer:
         """The h before this step."""
         return self.buffers["initial"][0] if self.first else self.buffers["h"][1 - self.parity]
 
-    def _start(self, gate: Any, row: Any, unit: Any) -> Any:
+    def _start(self, gate: Expr, row: Expr, unit: Expr) -> Expr:
         """What the products of R are added to."""
         layer, at = self.layer, self._unit(unit)
         value = self.projected(self.gate + gate, row, unit)
@@ -240,19 +241,19 @@ class _Template:
             value = tirx.if_then_else(gate == 2, self.buffers["extra"][self.d, 5 * layer.hidden + at], value)
         return value
 
-    def projected(self, gate: Any, row: Any, unit: Any) -> Any:
+    def projected(self, gate: Expr | int, row: Expr, unit: Expr) -> Expr:
         """The product of this step's input."""
         layer, row, unit = self.layer, self._row(row), self._unit(unit)
         column = (self.d * layer.gates + gate) * layer.hidden + unit
         return self.buffers["projected"][self.place(row) * layer.batch + row, column]
 
-    def place(self, row: Any) -> Any:
+    def place(self, row: Expr) -> Expr | int:
         """Which of the inputs the row takes at this step: in reverse its own last one first."""
         layer, lengths, step = self.layer, self.buffers["lengths"], self.step
         if layer.directions == 1 and not layer.reverse:
             return step
         if lengths is None:
-            backward: Any = layer.steps - 1 - step
+            backward: Expr | int = layer.steps - 1 - step
         else:  # a length beyond T reads nothing beyond T
             backward = tirx.max(tirx.min(lengths[row], layer.steps) - 1 - step, 0)
             backward = tirx.Select(step < lengths[row], backward, step)
@@ -269,7 +270,7 @@ class _Template:
         chunk = config.lanes * vector
         full_chunks, rest = divmod(layer.hidden, chunk)
 
-        def multiply(turn: Any) -> None:
+        def multiply(turn: Expr) -> None:
             k = turn * chunk + self.lane * vector
             weights, h = self._local(self.count * vector), self._local(config.rows * vector)
             with T.unroll(0, self.count) as gate, T.vectorized(0, vector) as lane:
@@ -293,7 +294,7 @@ class _Template:
             part = (gate * config.rows + row) * config.units + self.own
             T.buffer_store(self.shared, sums[gate * config.rows + row], [part * stride(config.lanes) + self.lane])
 
-    def _add_up(self, item: Any, start: Any) -> None:
+    def _add_up(self, item: Expr, start: Expr) -> None:
         """One sum of the partial sums of all lanes."""
         lanes = self.config.lanes
         parts, total = self._local(VECTOR), self._local(1)
@@ -311,31 +312,31 @@ class _Cell:
     """The update of one hidden unit in one row of the batch, from the sums of its gates."""
 
     template: _Template
-    turn: Any
-    unit: Any
-    row: Any
+    turn: Expr
+    unit: Expr
+    row: Expr
 
-    def _gate(self, gate: int) -> Any:
+    def _gate(self, gate: int) -> Expr:
         w = self.template
         return w.shared[w.totals + (gate * w.config.rows + self.row) * w.config.units + self.unit]
 
     @property
-    def _index(self) -> tuple[Any, Any, Any]:
+    def _index(self) -> tuple[Expr, Expr, Expr]:
         w = self.template
         return w._state(w.first_row + self.row, w.first_unit + self.unit)
 
-    def _keep(self, value: Any) -> Any:
+    def _keep(self, value: Expr) -> Expr:
         """Store a value that is used twice in a register."""
         kept = self.template._local(1)
         T.buffer_store(kept, value, [0])
         return kept[0]
 
-    def _alive(self) -> Any:
+    def _alive(self) -> Expr | None:
         """Whether the step is one of the row's; None where all are."""
         lengths = self.template.buffers["lengths"]
         return None if lengths is None else self.template.step < lengths[self.template.first_row + self.row]
 
-    def _new(self, value: Any) -> None:
+    def _new(self, value: Expr) -> None:
         """The new h, and Y; a row that has ended keeps its h, and its Y is zero."""
         w, value, alive = self.template, self._keep(value), self._alive()
         at, row, unit = w.place(w.first_row + self.row), w.first_row + self.row, w.first_unit + self.unit
@@ -353,7 +354,7 @@ class _Cell:
         f, (g, h) = w.f, w.gh
         before, peepholes, alive = w.c_before[self.turn], w.buffers["extra"], self._alive()
 
-        def looked(gate: int, peephole: int, c: Any) -> Any:
+        def looked(gate: int, peephole: int, c: Expr) -> Expr:
             total = self._gate(gate)
             if peepholes is not None:
                 total = total + peepholes[w.d, peephole * w.layer.hidden + w.first_unit + self.unit] * c
@@ -380,7 +381,7 @@ class _Cell:
         (g,) = self.template.gh
         self._mix(self.template.buffers["update"][self._index], g(self._gate(0)))
 
-    def _mix(self, update: Any, new: Any) -> None:
+    def _mix(self, update: Expr, new: Expr) -> None:
         """h = (1 - z) n + z h."""
         z = self._keep(update)
         self._new((const(1, self.template.layer.dtype) - z) * new + z * self.template.h_before[self.turn])

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import ir, s_tir, sym, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -118,7 +118,7 @@ def seconds(work: Sums, config: LaunchConfig, device: Device) -> float:
     return max(grid.count * max(working, waiting) / CLOCK, size / (REACHED_BANDWIDTH * device.bandwidth)) + again
 
 
-def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> tuple[Any, LaunchConfig, float]:
+def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> tuple[tirx.PrimFunc, LaunchConfig, float]:
     """The function with its kernels, how they are launched, and an estimate of their seconds.
 
     Raises:
@@ -147,7 +147,7 @@ def _check(reduction: Anchored, anchor: Block) -> None:
         return
     own = [iterator.var for iterator in last.iter_vars]
 
-    def look(part: Any) -> Any:
+    def look(part: Expr) -> Expr | None:
         if isinstance(part, ir.TensorLoad) and part.source.same_as(reduction._total):
             for at, extent, variable in zip(part.indices, anchor.spatial, own, strict=False):
                 if extent > 1 and not (isinstance(at, tirx.Var) and at.same_as(variable)):
@@ -161,7 +161,7 @@ def _check(reduction: Anchored, anchor: Block) -> None:
 
 
 class _Template:
-    def __init__(self, reduction: Anchored, anchor: Block, start: Any, device: Device) -> None:
+    def __init__(self, reduction: Anchored, anchor: Block, start: Expr, device: Device) -> None:
         self.reduction, self.anchor, self.device = reduction, anchor, device
         self.kept = "float32" if reduction.dtype in ("float16", "bfloat16") else reduction.dtype
         self.start = const(float(start.value), self.kept) if self.kept != reduction.dtype else start
@@ -173,9 +173,9 @@ class _Template:
 
     def _access(self) -> tuple[bool, int]:
         """Whether steps that follow each other are neighbours in memory, and how many of them a load may take."""
-        loads: list[Any] = []
+        loads: list[ir.TensorLoad] = []
 
-        def look(part: Any) -> Any:
+        def look(part: Expr) -> Expr | None:
             if isinstance(part, ir.TensorLoad):
                 loads.append(part)
             return None
@@ -194,7 +194,7 @@ class _Template:
         width = math.gcd(inner, *(max(1, BYTES // ITEM_BYTES[str(each.source.dtype)]) for each in loads), 4)
         return True, width if all(self._aligned(each, steps, width) for each in loads) else 1
 
-    def _aligned(self, load: Any, steps: Any, width: int) -> bool:
+    def _aligned(self, load: ir.TensorLoad, steps: tirx.Var, width: int) -> bool:
         """Whether `width` steps from a multiple of it on are one aligned load, or none."""
         analyzer = sym.Analyzer()
         step = analyzer.simplify(self._flat(load, {steps: steps + 1}) - self._flat(load, {}))
@@ -203,17 +203,17 @@ class _Template:
         known = analyzer.modular_set(analyzer.simplify(self._flat(load, {steps: steps * width})))
         return int(step) == 0 or (known.coeff % width == 0 and known.base % width == 0)
 
-    def _flat(self, load: Any, values: dict[Any, Any]) -> Any:
-        flat: Any = tirx.IntImm(self.reduction.index, 0)
+    def _flat(self, load: ir.TensorLoad, values: dict[tirx.Var, Expr]) -> Expr:
+        flat: Expr = tirx.IntImm(self.reduction.index, 0)
         for at, extent in zip(load.indices, load.source.shape, strict=True):
             flat = flat * int(extent) + substituted(at, values)
         return flat
 
-    def _one(self, load: Any, variable: Any) -> bool:
+    def _one(self, load: ir.TensorLoad, variable: tirx.Var) -> bool:
         step = sym.Analyzer().simplify(self._flat(load, {variable: variable + 1}) - self._flat(load, {}))
         return isinstance(step, tirx.IntImm) and int(step) == 1
 
-    def statement(self) -> Any:
+    def statement(self) -> tirx.Stmt:
         """The statement."""
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
@@ -224,7 +224,7 @@ class _Template:
                     size = self.config.parts * self.results
                     parts = T.alloc_buffer((size,), self.kept, scope="global")
 
-                    def keep(result: Any, part: Any, total: Any) -> None:
+                    def keep(result: Expr, part: Expr, total: Expr) -> None:
                         T.buffer_store(parts, total, [part * self.results + result])
 
                     self._kernel(self.config, self.steps, self._value, keep)
@@ -235,21 +235,25 @@ class _Template:
                     self._kernel(adding, self.config.parts, lambda r, k: parts[k * self.results + r], self._store)
             return builder.get().body
 
-    def _value(self, result: Any, step: Any) -> Any:
+    def _value(self, result: Expr, step: Expr) -> Expr:
         index = [*self._places(result), *unflattened(step, self.anchor.reduce)]
         return self.reduction.element([each.astype(self.reduction.index) for each in index]).astype(self.kept)
 
-    def _places(self, result: Any) -> list[Any]:
+    def _places(self, result: Expr) -> list[Expr]:
         return unflattened(result, self.anchor.spatial) if self.anchor.spatial else []
 
-    def _store(self, result: Any, _: Any, total: Any) -> None:
+    def _store(self, result: Expr, _: Expr, total: Expr) -> None:
         places = [each.astype(self.reduction.index) for each in self._places(result)]
         if not places and self.reduction._last is not None:
             places = [tirx.IntImm(self.reduction.index, 0) for _ in self.reduction._last.iter_vars]
         T.buffer_store(*self.reduction.store(places, total.astype(self.reduction.dtype)))
 
     def _kernel(
-        self, config: LaunchConfig, steps: int, value: Callable[[Any, Any], Any], store: Callable[[Any, Any, Any], None]
+        self,
+        config: LaunchConfig,
+        steps: int,
+        value: Callable[[Expr, Expr], Expr],
+        store: Callable[[Expr, Expr, Expr], None],
     ) -> None:
         across, below = (config.results, config.lanes) if config.down else (config.lanes, config.results)
         groups = math.ceil(self.results / config.results)
@@ -292,5 +296,5 @@ class _Template:
             with when(tirx.all(*both) if both else None):
                 store(result, part, reduced[0])
 
-    def _combine(self, a: Any, b: Any) -> Any:
+    def _combine(self, a: Expr, b: Expr) -> Expr:
         return self.reduction.combine(a, b)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -25,20 +26,20 @@ ATTRIBUTES = {SYNCHRONIZED: 1}
 """Attributes of the functions: a reduction across threads brings its own barriers."""
 
 
-def softmax(x: Any, work: Rows, config: LaunchConfig, logarithm: bool) -> Any:
+def softmax(x: te.Tensor, work: Rows, config: LaunchConfig, logarithm: bool) -> te.Tensor:
     """Softmax (or its logarithm) along the last axis of x[rows, n]."""
     return _extern("softmax", [x], lambda row: row.softmax(logarithm), work, config)
 
 
 def layer_norm(
-    x: Any,
-    weight: Any,
-    bias: Any,
+    x: te.Tensor,
+    weight: te.Tensor,
+    bias: te.Tensor | None,
     epsilon: float,
     work: Rows,
     config: LaunchConfig,
-    place: Callable[[Any, Any], Any] = lambda row, column: column,
-) -> Any:
+    place: Callable[[Expr, Expr], Expr] = lambda row, column: column,
+) -> te.Tensor:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias along the last axis of x[rows, n]; bias may be None.
 
     Two passes over the row, so that a large mean does not cancel the variance.
@@ -50,19 +51,21 @@ def layer_norm(
     return _extern("layer_norm", given, lambda row: row.layer_norm(epsilon, place), work, config)
 
 
-def rms_norm(x: Any, weight: Any, epsilon: float, work: Rows, config: LaunchConfig) -> Any:
+def rms_norm(x: te.Tensor, weight: te.Tensor, epsilon: float, work: Rows, config: LaunchConfig) -> te.Tensor:
     """x / sqrt(mean(x^2) + epsilon) * weight along the last axis of x[rows, n]."""
     return _extern("rms_norm", [x, weight], lambda row: row.rms_norm(epsilon), work, config)
 
 
-def _extern(name: str, inputs: Sequence[Any], write: Callable[[_Row], None], work: Rows, config: LaunchConfig) -> Any:
-    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+def _extern(
+    name: str, inputs: Sequence[te.Tensor], write: Callable[[_Row], None], work: Rows, config: LaunchConfig
+) -> te.Tensor:
+    def body(ins: Sequence[tirx.Buffer], outs: Sequence[tirx.Buffer]) -> tirx.Stmt:
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
                 T.func_name("main")
                 with ExitStack() as stack:
                     block = stack.enter_context(T.launch_thread("blockIdx.x", math.ceil(work.rows / config.rows)))
-                    row: Any = block
+                    row: Expr = block
                     if config.rows > 1:
                         row = block * config.rows + stack.enter_context(T.launch_thread("threadIdx.y", config.rows))
                     lane = stack.enter_context(T.launch_thread("threadIdx.x", config.lanes))
@@ -72,11 +75,11 @@ def _extern(name: str, inputs: Sequence[Any], write: Callable[[_Row], None], wor
     return te.extern([dims(inputs[0])], inputs, body, dtype=[str(inputs[0].dtype)], name=name)
 
 
-def _added(first: Any, factor: Any) -> Callable[[Any], Any]:
+def _added(first: Expr, factor: Expr) -> Callable[[Expr], Expr]:
     return lambda total: first + total * factor
 
 
-def _add(a: Any, b: Any) -> Any:
+def _add(a: Expr, b: Expr) -> Expr:
     return a + b
 
 
@@ -86,11 +89,11 @@ class _Row:
 
     work: Rows
     config: LaunchConfig
-    inputs: Sequence[Any]
-    output: Any
-    row: Any
-    lane: Any
-    kept: Any = None
+    inputs: Sequence[tirx.Buffer]
+    output: tirx.Buffer
+    row: Expr
+    lane: Expr
+    kept: tirx.Buffer | None = None
     facts: Any = None
     neutral: float = 0.0
 
@@ -102,7 +105,7 @@ class _Row:
         if stored:
             self._change(lambda x, _: tirx.exp(x - top))
 
-        def power(x: Any, _: Any) -> Any:
+        def power(x: Expr, _: Expr) -> Expr:
             return x if stored else tirx.exp(x - top)
 
         if logarithm:
@@ -112,25 +115,25 @@ class _Row:
             factor = self._reduce(1, _add, 0, power, lambda total: self._const(1) / total)
             self._write(lambda x, column: power(x, column) * factor)
 
-    def layer_norm(self, epsilon: float, place: Callable[[Any, Any], Any]) -> None:
+    def layer_norm(self, epsilon: float, place: Callable[[Expr, Expr], Expr]) -> None:
         """Centred, scaled by the deviation, and by the weights of its column."""
         weight, bias = self.inputs[1], self.inputs[2] if len(self.inputs) > 2 else None
         inverse = self._const(1.0 / self.work.n)
         self._read(0)
         mean = self._reduce(0, _add, 0, lambda x, _: x, lambda total: total * inverse)
 
-        def centred(x: Any, column: Any) -> Any:
+        def centred(x: Expr, column: Expr) -> Expr:
             exists = self._exists(column)
             return x - mean if exists is None else tirx.Select(exists, x - mean, self._const(0))
 
-        def square(x: Any, column: Any) -> Any:
+        def square(x: Expr, column: Expr) -> Expr:
             return centred(x, column) * centred(x, column)
 
         if self.config.kept:  # removes what rounding left of a row of equal elements, exactly
             mean = self._reduce(2, _add, 0, centred, _added(mean, inverse))
         factor = self._reduce(1, _add, 0, square, lambda total: tirx.rsqrt(total * inverse + self._const(epsilon)))
 
-        def finish(x: Any, column: Any) -> Any:
+        def finish(x: Expr, column: Expr) -> Expr:
             at = place(self.row, column)
             value = (x - mean) * factor * weight[at].astype(self.work.accumulate)
             return value if bias is None else value + bias[at].astype(self.work.accumulate)
@@ -146,21 +149,21 @@ class _Row:
         )
         self._write(lambda x, column: x * factor * self.inputs[1][column].astype(self.work.accumulate))
 
-    def _const(self, value: float) -> Any:
+    def _const(self, value: float) -> Expr:
         return const(value, self.work.accumulate)
 
-    def _local(self, count: int) -> Any:
+    def _local(self, count: int) -> tirx.Buffer:
         return T.alloc_buffer((count,), self.work.accumulate, scope="local")
 
-    def _column(self, turn: Any) -> Any:
+    def _column(self, turn: Expr) -> Expr:
         """The first element of a turn; those of neighbouring threads are neighbours."""
         return (turn * self.config.lanes + self.lane) * self.config.vector
 
-    def _exists(self, column: Any) -> Any:
+    def _exists(self, column: Expr) -> Expr | None:
         """Whether elements from `column` on are in the row, as all of a vector are; None where they always are."""
         return inside((column, self.work.n, self.config.lanes * self.config.vector))
 
-    def _load(self, buffer: Any, start: Any, column: Any) -> None:
+    def _load(self, buffer: tirx.Buffer, start: Expr | int, column: Expr) -> None:
         """Load a vector from memory; rows of the last block that do not exist read the last row."""
         rows = self.work.rows
         row = self.row if rows % self.config.rows == 0 else tirx.min(self.row, rows - 1)
@@ -184,7 +187,7 @@ class _Row:
             with T.unroll(0, self.config.turns) as turn:
                 self._load(self.kept, turn * self.config.vector, self._column(turn))
 
-    def _each(self, use: Callable[[Any, Any, Any], None]) -> None:
+    def _each(self, use: Callable[[tirx.Buffer, Expr | int, Expr], None]) -> None:
         """`use` of a buffer, where in it the vector of a turn begins, and its first column."""
         if self.config.kept:
             with T.unroll(0, self.config.turns) as turn:
@@ -195,8 +198,8 @@ class _Row:
             self._load(buffer, 0, self._column(turn))
             use(buffer, 0, self._column(turn))
 
-    def _change(self, value: Callable[[Any, Any], Any]) -> None:
-        def use(buffer: Any, start: Any, column: Any) -> None:
+    def _change(self, value: Callable[[Expr, Expr], Expr]) -> None:
+        def use(buffer: tirx.Buffer, start: Expr | int, column: Expr) -> None:
             with T.unroll(0, self.config.vector) as i:
                 T.buffer_store(buffer, value(buffer[start + i], column + i), [start + i])
 
@@ -205,16 +208,16 @@ class _Row:
     def _reduce(
         self,
         number: int,
-        combine: Callable[[Any, Any], Any],
+        combine: Callable[[Expr, Expr], Expr],
         neutral: float,
-        value: Callable[[Any, Any], Any],
-        finish: Callable[[Any], Any],
-    ) -> Any:
+        value: Callable[[Expr, Expr], Expr],
+        finish: Callable[[Expr], Expr],
+    ) -> Expr:
         """`finish` of what `combine` makes of the values of all elements of the row; kept as fact `number`."""
         own, reduced = self._local(1), self._local(1)
         T.buffer_store(own, self._const(neutral), [0])
 
-        def use(buffer: Any, start: Any, column: Any) -> None:
+        def use(buffer: tirx.Buffer, start: Expr | int, column: Expr) -> None:
             with T.unroll(0, self.config.vector) as i:
                 T.buffer_store(own, combine(own[0], value(buffer[start + i], column)), [0])
 
@@ -228,8 +231,8 @@ class _Row:
         T.buffer_store(self.facts, finish(reduced[0]), [number])
         return self.facts[number]
 
-    def _write(self, value: Callable[[Any, Any], Any]) -> None:
-        def use(buffer: Any, start: Any, column: Any) -> None:
+    def _write(self, value: Callable[[Expr, Expr], Expr]) -> None:
+        def use(buffer: tirx.Buffer, start: Expr | int, column: Expr) -> None:
             places = (
                 (self.row, self.work.rows, self.config.rows),
                 (column, self.work.n, self.config.lanes * self.config.vector),

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import te, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -52,13 +52,13 @@ def from_blocked(shape: Sequence[int], block: int, dtype: str) -> Transpose:
     return Transpose(shape[0], shape[1], shape[2] * shape[3], shape[3], block, dtype, False)
 
 
-def compute(x: Any, t: Transpose, shape: tuple[int, ...], most: int) -> Any:
+def compute(x: te.Tensor, t: Transpose, shape: tuple[int, ...], most: int) -> te.Tensor:
     """The TE tensor; `most` is the largest number of threads of a block. The function holds all its barriers."""
     threads = min(THREADS, most)
     return te.extern([shape], [x], lambda ins, outs: _kernel(ins[0], outs[0], t, threads), dtype=[t.dtype])
 
 
-def _kernel(x: Any, y: Any, t: Transpose, threads: int) -> Any:
+def _kernel(x: tirx.Buffer, y: tirx.Buffer, t: Transpose, threads: int) -> tirx.Stmt:
     row = PIXELS + 1
     parts = math.ceil(t.pixels / PIXELS)
     with IRBuilder() as builder:
@@ -97,9 +97,9 @@ def _kernel(x: Any, y: Any, t: Transpose, threads: int) -> Any:
         return builder.get().body
 
 
-def _planar(t: Transpose, image: Any, channel: Any, at: Any) -> list[Any]:
+def _planar(t: Transpose, image: Expr, channel: Expr, at: Expr) -> list[Expr]:
     return [image, channel, at // t.width, at % t.width]
 
 
-def _blocked(t: Transpose, image: Any, group: Any, at: Any, lane: Any) -> list[Any]:
+def _blocked(t: Transpose, image: Expr, group: Expr, at: Expr, lane: Expr) -> list[Expr]:
     return [image, group, at // t.width, at % t.width, lane]

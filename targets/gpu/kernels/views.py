@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
+from tvm.ir import Expr
 
 from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
 
-Index = Callable[[Sequence[Any]], list[Any]]
+Index = Callable[[Sequence[Expr | int]], list[Expr | int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,8 @@ class View:
         buffer = tirx.decl_buffer(tuple(shape), "float32", "source")
         inner = self.shape[-1]
 
-        def element(outer: Any, place: Any, depth: Any) -> Any:
-            lead: list[Any] = []
+        def element(outer: Expr, place: Expr, depth: Expr) -> Expr:
+            lead: list[Expr] = []
             for extent in reversed(self.shape[:-2]):
                 lead.insert(0, tirx.floormod(outer, extent))
                 outer = tirx.floordiv(outer, extent)
@@ -44,7 +45,7 @@ class View:
         """Its axis i is axis axes[i] of this one."""
         before = self.index
 
-        def index(place: Sequence[Any]) -> list[Any]:
+        def index(place: Sequence[Expr | int]) -> list[Expr | int]:
             moved: list[Any] = [None] * len(axes)
             for axis, at in zip(axes, place, strict=True):
                 moved[axis] = at
@@ -61,13 +62,13 @@ class View:
         """The same elements in the same order."""
         before, own, new = self.index, self.shape, tuple(shape)
 
-        def index(place: Sequence[Any]) -> list[Any]:
-            source: list[Any] = []
+        def index(place: Sequence[Expr | int]) -> list[Expr | int]:
+            source: list[Expr | int] = []
             for old_axes, new_axes in groups(own, new):
-                flat: Any = 0
+                flat: Expr | int = 0
                 for axis in new_axes:
                     flat = flat * new[axis] + place[axis]
-                inner: list[Any] = []
+                inner: list[Expr | int] = []
                 for axis in reversed(old_axes):
                     first = axis == old_axes[0]
                     inner.insert(0, flat if first else tirx.floormod(flat, own[axis]))

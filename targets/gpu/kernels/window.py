@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -46,8 +46,12 @@ class Window:
     pads: tuple[int, ...]
 
     def at(
-        self, place: tuple[Any, Any], tap: tuple[Any, Any], image: tuple[int, int], out: tuple[int, int]
-    ) -> tuple[list[Any], Any]:
+        self,
+        place: tuple[Expr, Expr],
+        tap: tuple[Expr | tirx.IterVar, Expr | tirx.IterVar],
+        image: tuple[int, int],
+        out: tuple[int, int],
+    ) -> tuple[list[Expr], Expr | None]:
         """Where in the image output `place` finds `tap`, and whether that is inside; None if all of them are."""
         index, conditions = [], []
         for axis in range(2):
@@ -60,21 +64,21 @@ class Window:
             index.append(here)
         return index, tirx.all(*conditions) if conditions else None
 
-    def count(self, axis: int, place: Any, extent: int, pads: tuple[int, int]) -> Any:
+    def count(self, axis: int, place: Expr, extent: int, pads: tuple[int, int]) -> Expr:
         """Taps of an output place that lie in the image or in `pads` around it, without dilation."""
         start = place * self.strides[axis] - self.pads[axis]
         return tirx.min(start + self.kernel[axis], extent + pads[1]) - tirx.max(start, -pads[0])
 
 
 def reduced(
-    x: Any,
+    x: te.Tensor,
     seen: Window,
     out: tuple[int, ...],
-    reduce: Callable[..., Any],
+    reduce: Callable[..., Expr],
     neutral: float,
     dtype: str,
-    of: Callable[..., Any] | None = None,
-) -> Any:
+    of: Callable[..., Expr] | None = None,
+) -> te.Tensor:
     """reduce over the window of x[N, CB, H, W, b] at every element of `out`, in `dtype`.
 
     Args:
@@ -84,7 +88,7 @@ def reduced(
     image = dims(x)[2], dims(x)[3]
     rows, columns = te.reduce_axis((0, seen.kernel[0]), "rows"), te.reduce_axis((0, seen.kernel[1]), "columns")
 
-    def element(n: Any, block: Any, y: Any, z: Any, lane: Any) -> Any:
+    def element(n: Expr, block: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
         (row, column), inside = seen.at((y, z), (rows, columns), image, (out[2], out[3]))
         value = x[n, block, row, column, lane].astype(dtype)
         if of is not None:
@@ -96,7 +100,7 @@ def reduced(
     return te.compute(out, element, name="window", attrs={RULE: NAME})
 
 
-def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:
+def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> tirx.PrimFunc:
     """The function in which neighbouring threads take neighbouring vectors of channels.
 
     Raises:
@@ -134,9 +138,9 @@ def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:
         return reduction.replaced(builder.get().body, RESIDENT)
 
 
-def unflattened(place: Any, extents: Sequence[int]) -> list[Any]:
+def unflattened(place: Expr, extents: Sequence[int]) -> list[Expr]:
     """The index of an element by its place in memory."""
-    index: list[Any] = []
+    index: list[Expr] = []
     for extent in reversed(extents[1:]):
         index.insert(0, place % extent)
         place = place // extent

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -65,7 +66,7 @@ class Tiles:
         """Elements of a transformed tile."""
         return (self.m + 2) ** 2
 
-    def place(self, p: Any) -> tuple[Any, Any, Any]:
+    def place(self, p: Expr) -> tuple[Expr, Expr, Expr]:
         """Image, first output row, first output column of tile p."""
         plane = self.rows * self.columns
         return p // plane, p // self.columns % self.rows * self.m, p % self.columns * self.m
@@ -81,7 +82,7 @@ def resident(tiles: Tiles) -> int:
     return max(1, 65536 // (THREADS * min(255, 2 * tiles.taps + 40)))
 
 
-def transform_input(x: Any, tiles: Tiles, pads: Sequence[int], most: int) -> Any:
+def transform_input(x: te.Tensor, tiles: Tiles, pads: Sequence[int], most: int) -> te.Tensor:
     """V[(m+2)^2, P, CB * b] of x[N, CB, H, W, b]; outside the image are zeros. The function needs `attributes`.
 
     Args:
@@ -99,7 +100,7 @@ def transform_input(x: Any, tiles: Tiles, pads: Sequence[int], most: int) -> Any
     )
 
 
-def _input(x: Any, v: Any, tiles: Tiles, pads: Sequence[int], threads: int) -> Any:
+def _input(x: tirx.Buffer, v: tirx.Buffer, tiles: Tiles, pads: Sequence[int], threads: int) -> tirx.Stmt:
     _, blocks, height, width, lanes = dims(x)
     channels, size, dtype = blocks * lanes, tiles.m + 2, str(x.dtype)
     _, _, bt = matrices(tiles.m)
@@ -129,15 +130,15 @@ def _input(x: Any, v: Any, tiles: Tiles, pads: Sequence[int], threads: int) -> A
         return builder.get().body
 
 
-def transform_output(mm: Any, tiles: Tiles, out: tuple[int, ...]) -> Any:
+def transform_output(mm: te.Tensor, tiles: Tiles, out: tuple[int, ...]) -> te.Tensor:
     """y[N, CB, OH, OW, b] of M[(m+2)^2, P, CB * b], as a definition that `emit` makes a kernel of."""
     m, size, lanes = tiles.m, tiles.m + 2, out[4]
     dtype = str(mm.dtype)
     rt = te.reduce_axis((0, size * size), "t")
     at, _, _ = matrices(m)
 
-    def entry(row: Any, column: Any) -> Any:
-        result: Any = const(0, dtype)
+    def entry(row: Expr, column: Expr) -> Expr:
+        result: Expr = const(0, dtype)
         for i in range(m):
             for j in range(size):
                 if at[i, j]:
@@ -151,7 +152,7 @@ def transform_output(mm: Any, tiles: Tiles, out: tuple[int, ...]) -> Any:
         attrs={RULE: NAME},
     )
 
-    def finish(n: Any, block: Any, y: Any, z: Any, lane: Any) -> Any:
+    def finish(n: Expr, block: Expr, y: Expr, z: Expr, lane: Expr) -> te.TensorSlice:
         p = (n * tiles.rows + tirx.floordiv(y, m)) * tiles.columns + tirx.floordiv(z, m)
         return totals[p, tirx.floormod(y, m), tirx.floormod(z, m), block * lanes + lane]
 
@@ -163,7 +164,7 @@ def lanes(sch: s_tir.Schedule) -> int:
     return blocks_of(sch)[-1].spatial[-1]
 
 
-def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> Any:
+def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> tirx.PrimFunc:
     """The function of `transform_output` and an epilogue, a thread for each tile and channel.
 
     Raises:
@@ -202,7 +203,7 @@ class _each:  # noqa: N801  a context manager, read as a word
     def __init__(self, count: int, threads: int) -> None:
         self.count, self.threads = count, threads
 
-    def __enter__(self) -> tuple[Any, Any]:
+    def __enter__(self) -> tuple[Expr, Expr | None]:
         self.block = T.launch_thread("blockIdx.x", math.ceil(self.count / self.threads))
         self.thread = T.launch_thread("threadIdx.x", self.threads)
         at = self.block.__enter__() * self.threads + self.thread.__enter__()
@@ -213,22 +214,22 @@ class _each:  # noqa: N801  a context manager, read as a word
         self.block.__exit__(*error)
 
 
-def _into(buffer: Any, size: int) -> Callable[[int, int, Any], None]:
+def _into(buffer: tirx.Buffer, size: int) -> Callable[[int, int, Expr], None]:
     return lambda i, j, value: _put(buffer, value, i * size + j)
 
 
-def _put(buffer: Any, value: Any, place: int) -> None:
+def _put(buffer: tirx.Buffer, value: Expr, place: int) -> None:
     T.buffer_store(buffer, value, [place])
 
 
 def _transform(
-    matrix: Matrix, columns: int, read: Callable[[int, int], Any], put: Callable[[int, int, Any], None]
+    matrix: Matrix, columns: int, read: Callable[[int, int], Expr], put: Callable[[int, int, Expr], None]
 ) -> None:
     """put(i, j, sum over k of matrix[i, k] read(k, j)) for every column j; as few operations as the entries allow."""
     rows, depth = matrix.shape
     for j in range(columns):
         for i in range(rows):
-            total: Any = None
+            total: Expr | None = None
             for k in range(depth):
                 factor = float(matrix[i, k])
                 if factor == 0.0:

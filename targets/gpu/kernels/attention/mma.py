@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from tvm import te, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -38,8 +38,16 @@ def attributes(shape: Shape, tile: Tile, device: Device) -> dict[str, int]:
 
 
 def compute(
-    q: Any, k: Any, v: Any, mask: Any, scale: float, shape: Shape, tile: Tile, units: Units, views: Views | None = None
-) -> Any:
+    q: te.Tensor,
+    k: te.Tensor,
+    v: te.Tensor,
+    mask: te.Tensor | None,
+    scale: float,
+    shape: Shape,
+    tile: Tile,
+    units: Units,
+    views: Views | None = None,
+) -> te.Tensor:
     """The attention of q[B, H, S, D], k[B, H, T, D], v[B, H, T, E] as one TE tensor [B, H, S, E] of their type.
 
     A row of which every score is -inf is NaN, as a softmax of it is. The function needs `attributes`.
@@ -50,7 +58,7 @@ def compute(
     """
     seen = views or Views.whole(dims(q), dims(k), dims(v))
 
-    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def body(ins: Sequence[tirx.Buffer], outs: Sequence[tirx.Buffer]) -> tirx.Stmt:
         given = ins[3] if mask is not None else None
         return _Template(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, units, seen).statement()
 
@@ -63,11 +71,11 @@ class _Template:
 
     def __init__(
         self,
-        q: Any,
-        k: Any,
-        v: Any,
-        mask: Any,
-        y: Any,
+        q: tirx.Buffer,
+        k: tirx.Buffer,
+        v: tirx.Buffer,
+        mask: tirx.Buffer | None,
+        y: tirx.Buffer,
         scale: float,
         shape: Shape,
         tile: Tile,
@@ -80,7 +88,7 @@ class _Template:
         self.deep, self.wide = padded(shape.depth), padded(shape.width)
         self.key_columns, self.columns = tile.keys // COLUMNS, self.wide // COLUMNS
 
-    def statement(self) -> Any:
+    def statement(self) -> tirx.Stmt:
         """The body of the function."""
         s, t = self.shape, self.tile
         row_tiles = math.ceil(s.queries / t.rows)
@@ -109,19 +117,19 @@ class _Template:
         self.results = self._floats(self.columns * 4)
         self.top, self.sums, self.shrink, self.other = (self._floats(2) for _ in range(4))
 
-    def _key_base(self, turn: Any) -> Any:
+    def _key_base(self, turn: Expr | int) -> Expr | int:
         """Where in shared memory that tile of keys lies."""
         queries, keys, _ = self.tile.elements(self.shape)
         return queries + turn % 2 * keys
 
-    def _value_base(self, turn: Any) -> Any:
+    def _value_base(self, turn: Expr | int) -> Expr | int:
         queries, keys, values = self.tile.elements(self.shape)
         return queries + 2 * keys + turn % 2 * values
 
-    def _floats(self, count: int) -> Any:
+    def _floats(self, count: int) -> tirx.Buffer:
         return T.alloc_buffer((count,), "float32", scope="local")
 
-    def _fill(self, buffer: Any, value: float) -> None:
+    def _fill(self, buffer: tirx.Buffer, value: float) -> None:
         with self.units.unrolled(dims(buffer)[0]) as i:
             T.buffer_store(buffer, const(value, "float32"), [i])
 
@@ -135,7 +143,7 @@ class _Template:
         units.commit()
         self._copy(self.v, self.views.v, t.keys, s.width, s.keys, 0, self._value_base(0))
         units.commit()
-        count: Any = math.ceil(s.keys / t.keys)
+        count: Expr | int = math.ceil(s.keys / t.keys)
         if s.causal_offset is not None:
             count = tirx.min(tirx.floordiv(self.first_row + (t.rows - 1 + s.causal_offset), t.keys) + 1, count)
         with T.serial(0, count) as turn:
@@ -157,7 +165,16 @@ class _Template:
             self._average(turn)
         units.wait(0)
 
-    def _copy(self, tensor: Any, view: View, rows: int, extent: int, count: int, start: Any, base: Any) -> None:
+    def _copy(
+        self,
+        tensor: tirx.Buffer,
+        view: View,
+        rows: int,
+        extent: int,
+        count: int,
+        start: Expr | int,
+        base: Expr | int,
+    ) -> None:
         """Begin to copy rows of a tensor into shared memory; what lies beyond it is zero."""
         across = padded(extent) // CHUNK
         total, threads = rows * across, self.tile.threads
@@ -170,7 +187,7 @@ class _Template:
                 chunk = Chunk(tensor, tuple(index), None)
                 self.units.copy(self.shared, base + row * stride(extent) + column, chunk, exists)
 
-    def _score(self, turn: Any) -> None:
+    def _score(self, turn: Expr) -> None:
         """Multiply the queries by a tile of keys."""
         units, t = self.units, self.tile
         pieces, row = self.lane // 8, self.lane % 8
@@ -188,7 +205,7 @@ class _Template:
             with units.unrolled(self.key_columns) as j:
                 units.multiply(self.scores, j * 4, self.rows, step * 4, keys, j * 2)
 
-    def _masks(self, start: Any) -> Callable[[Any, int, int], Any]:
+    def _masks(self, start: Expr) -> Callable[[Expr, int, int], Expr | None]:
         """The masks of this thread's scores, loads in flight: of column pair j, row 0 or 1, first or second."""
         mask, s = self.mask, self.shape
         if mask is None:
@@ -199,7 +216,7 @@ class _Template:
         own_masks = T.alloc_buffer((count,), str(mask.dtype), scope="local")
         zero = tirx.IntImm("int32", 0)
 
-        def fetch(at: Any, row: int, column: Any) -> None:
+        def fetch(at: Expr | int, row: int, column: Expr) -> None:
             place = [self.head // self.per_batch, self.head % self.per_batch, self._row(row), column]
             place[2] = tirx.min(place[2], s.queries - 1)
             index = [zero if extent == 1 else each for each, extent in zip(place, extents, strict=True)]
@@ -216,15 +233,15 @@ class _Template:
                     fetch((j * rows + row) * 2 + each, row, column)
         return lambda j, row, each: own_masks[(j * rows + row % rows) * 2 + each].astype("float32")
 
-    def _row(self, row: int) -> Any:
+    def _row(self, row: int) -> Expr:
         """The query of this thread's row 0 or 1."""
         return self.first_row + self.warp * ROWS + self.lane // 4 + row * 8
 
-    def _column(self, j: Any) -> Any:
+    def _column(self, j: Expr) -> Expr:
         """The first of this thread's two columns of tile j."""
         return j * COLUMNS + self.lane % 4 * 2
 
-    def _scale(self, start: Any, masks: Callable[[Any, int, int], Any]) -> None:
+    def _scale(self, start: Expr, masks: Callable[[Expr, int, int], Expr | None]) -> None:
         """Scores times log2(e), because exp2 is what the hardware has; keys that do not exist score -inf."""
         s, t = self.shape, self.tile
         log2e = 1 / math.log(2)
@@ -240,7 +257,7 @@ class _Template:
                         value = tirx.Select(exists, value, const(-math.inf, "float32"))
                     T.buffer_store(self.scores, value, [at])
 
-    def _shared_by_lanes(self, values: Any, combine: Callable[[Any, Any], Any]) -> None:
+    def _shared_by_lanes(self, values: tirx.Buffer, combine: Callable[[Expr, Expr], Expr]) -> None:
         """`combine` of the values of the four lanes that share a row, for each of the thread's rows."""
         for across in (1, 2):
             for row in range(2):
@@ -278,7 +295,7 @@ class _Template:
             for i in range(4):
                 T.buffer_store(self.results, self.results[e * 4 + i] * self.shrink[i // 2], [e * 4 + i])
 
-    def _average(self, turn: Any) -> None:
+    def _average(self, turn: Expr) -> None:
         """Multiply the weights by a tile of values."""
         units, t = self.units, self.tile
         pieces, row = self.lane // 8, self.lane % 8

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from tvm import te, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -40,8 +40,15 @@ def attributes(shape: Shape, tile: Tile, device: Device) -> dict[str, int]:
 
 
 def compute(
-    q: Any, k: Any, v: Any, mask: Any, scale: float, shape: Shape, tile: Tile, views: Views | None = None
-) -> Any:
+    q: te.Tensor,
+    k: te.Tensor,
+    v: te.Tensor,
+    mask: te.Tensor | None,
+    scale: float,
+    shape: Shape,
+    tile: Tile,
+    views: Views | None = None,
+) -> te.Tensor:
     """The attention of q[B, H, S, D], k[B, H, T, D], v[B, H, T, E] as one TE tensor [B, H, S, E].
 
     A row of which every score is -inf is NaN, as a softmax of it is. The function needs `attributes`.
@@ -52,7 +59,7 @@ def compute(
     """
     seen = views or Views.whole(dims(q), dims(k), dims(v))
 
-    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def body(ins: Sequence[tirx.Buffer], outs: Sequence[tirx.Buffer]) -> tirx.Stmt:
         given = ins[3] if mask is not None else None
         return _Template(ins[0], ins[1], ins[2], given, outs[0], scale, shape, tile, seen).statement()
 
@@ -64,7 +71,16 @@ class _Template:
     """Emits the kernels; buffers hold elements of `kept`, flat, because TVM drops the padding of rows."""
 
     def __init__(
-        self, q: Any, k: Any, v: Any, mask: Any, y: Any, scale: float, shape: Shape, tile: Tile, views: Views
+        self,
+        q: tirx.Buffer,
+        k: tirx.Buffer,
+        v: tirx.Buffer,
+        mask: tirx.Buffer | None,
+        y: tirx.Buffer,
+        scale: float,
+        shape: Shape,
+        tile: Tile,
+        views: Views,
     ) -> None:
         self.q, self.k, self.v, self.mask, self.y = q, k, v, mask, y
         self.scale, self.shape, self.tile, self.kept, self.views = scale, shape, tile, shape.kept, views
@@ -77,7 +93,7 @@ class _Template:
         self.own_tiles = math.ceil(self.key_tiles / tile.split)
         self.parts = math.ceil(self.key_tiles / self.own_tiles)  # none of them without keys
 
-    def statement(self) -> Any:
+    def statement(self) -> tirx.Stmt:
         """The body of the function."""
         s = self.shape
         with IRBuilder() as builder:
@@ -93,7 +109,7 @@ class _Template:
                     self._combine_parts(results, facts)
             return builder.get().body
 
-    def _blocks(self, results: Any, facts: Any) -> None:
+    def _blocks(self, results: tirx.Buffer | None, facts: tirx.Buffer | None) -> None:
         s, t = self.shape, self.tile
         row_tiles = math.ceil(s.queries / t.rows)
         with (
@@ -120,7 +136,7 @@ class _Template:
         self.results = self._local(t.a * self.columns)
         self.top, self.sums = self._local(t.a), self._local(t.a)
 
-    def _local(self, count: int) -> Any:
+    def _local(self, count: int) -> tirx.Buffer:
         return T.alloc_buffer((count,), self.kept, scope="local")
 
     def _body(self) -> None:
@@ -139,7 +155,7 @@ class _Template:
         for side in (self.of_keys, self.of_values):
             side.allocate()
         first = self.part * self.own_tiles
-        count: Any = self.own_tiles
+        count: Expr | int = self.own_tiles
         if self.key_tiles % self.own_tiles:
             count = tirx.min(self.own_tiles, self.key_tiles - first)
         if self.shape.causal_offset is not None:  # none at all for some parts, which then have nothing to say
@@ -151,12 +167,12 @@ class _Template:
         with T.serial(0, count) as turn:
             self._tile(first + turn, turn, first + tirx.min(turn + 1, count - 1))
 
-    def _tile(self, tile: Any, turn: Any, following: Any) -> None:
+    def _tile(self, tile: Expr, turn: Expr, following: Expr) -> None:
         """One tile of keys: its first slice is in shared memory at the start, that of the next tile at the end."""
         t = self.tile
         slices = self.deep_slices + self.key_slices
 
-        def half(number: Any) -> Any:
+        def half(number: Expr | int) -> Expr | int:
             return self.slices + ((turn * slices + number) if slices % 2 else number) % 2 * self.half
 
         start = tile * t.keys
@@ -189,11 +205,11 @@ class _Template:
             self.of_keys.put(half(slices))
         self._wait()
 
-    def _row(self, i: Any) -> Any:
+    def _row(self, i: Expr) -> Expr:
         """The thread's row `i` in the tile."""
         return self.down + i * self.tile.down
 
-    def _score(self, depth: Any, half: Any) -> None:
+    def _score(self, depth: Expr | int, half: Expr | int) -> None:
         """Multiply the queries by a slice of the keys."""
         t = self.tile
         with T.serial(0, t.k_slice // VECTOR) as quad:
@@ -208,7 +224,7 @@ class _Template:
                 product = q[i * VECTOR + lane] * k[j * VECTOR + lane]
                 T.buffer_store(self.scores, self.scores[i * t.b + j] + product, [i * t.b + j])
 
-    def _masks(self, start: Any) -> Callable[[Any, Any], Any]:
+    def _masks(self, start: Expr) -> Callable[[Expr, Expr], Expr | None]:
         """The masks of this thread's scores, whose loads are in flight."""
         t, mask = self.tile, self.mask
         if mask is None:
@@ -225,7 +241,7 @@ class _Template:
             T.buffer_store(own_masks, mask[tuple(index[4 - len(dims(mask)) :])], [i * columns + j])
         return lambda i, j: own_masks[(i if rows > 1 else 0) * columns + (j if columns > 1 else 0)].astype(self.kept)
 
-    def _scale(self, start: Any, masks: Callable[[Any, Any], Any]) -> None:
+    def _scale(self, start: Expr, masks: Callable[[Expr, Expr], Expr | None]) -> None:
         """scale * product + mask; keys that do not exist score -inf."""
         t = self.tile
         with T.unroll(0, t.a) as i, T.unroll(0, t.b) as j:
@@ -237,11 +253,11 @@ class _Template:
                 value = tirx.Select(exists, value, const(-math.inf, self.kept))
             T.buffer_store(self.scores, value, [i * t.b + j])
 
-    def _partials_at(self, i: Any) -> Any:
+    def _partials_at(self, i: Expr) -> Expr:
         """Where in shared memory the threads' partials of row `i` lie."""
         return self.partials + self._row(i) * stride(self.tile.across)
 
-    def _publish_partial(self, values: Any, count: int, combine: Callable[[Any, Any], Any]) -> None:
+    def _publish_partial(self, values: tirx.Buffer, count: int, combine: Callable[[Expr, Expr], Expr]) -> None:
         """`combine` of the thread's `count` values of every row, for the threads that share the row."""
         t = self.tile
         with T.unroll(0, t.a) as i:
@@ -250,7 +266,7 @@ class _Template:
                 value = combine(value, values[i * count + j])
             T.buffer_store(self.shared, value, [self._partials_at(i) + self.across])
 
-    def _reduce_partials(self, i: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    def _reduce_partials(self, i: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
         """`combine` of the threads' partials of row `i`."""
         t = self.tile
         reduced = self._local(VECTOR)
@@ -280,7 +296,7 @@ class _Template:
                 place = i * self.columns + e
                 T.buffer_store(self.results, self.results[place] * shrink[0], [place])
 
-    def _average(self, key: Any, half: Any) -> None:
+    def _average(self, key: Expr | int, half: Expr | int) -> None:
         """Multiply the weights by a slice of the values."""
         t, columns = self.tile, self.columns
         with T.serial(0, t.v_slice // VECTOR) as quad:
@@ -303,11 +319,11 @@ class _Template:
         extent = min(self.columns, VECTOR)
         return ((start, extent) for start in range(0, self.columns, extent))
 
-    def _column(self, start: int) -> Any:
+    def _column(self, start: int) -> Expr:
         """Where in the result the thread's vector at `start` lies: neighbouring threads have neighbouring vectors."""
         return start * self.tile.across + self.across * min(self.columns, VECTOR)
 
-    def _finish(self, results: Any, facts: Any) -> None:
+    def _finish(self, results: tirx.Buffer | None, facts: tirx.Buffer | None) -> None:
         """Results over their sums; or both as they are, where other blocks have the other keys."""
         t, s = self.tile, self.shape
         self._publish_partial(self.sums, 1, tirx.max)
@@ -335,7 +351,7 @@ class _Template:
                         T.buffer_store(facts, self.top[i], [2 * place])
                         T.buffer_store(facts, factor[0], [2 * place + 1])
 
-    def _store(self, results: Any, row: Any, column: Any, value: Any, factor: Any) -> None:
+    def _store(self, results: tirx.Buffer | None, row: Expr, column: Expr, value: Expr, factor: Expr) -> None:
         s = self.shape
         if results is None:
             index = (self.head // self.per_batch, self.head % self.per_batch, row, column)
@@ -344,7 +360,7 @@ class _Template:
             place = (self.part * s.heads + self.head) * s.queries + row
             T.buffer_store(results, value, [place * s.width + column])
 
-    def _combine_parts(self, results: Any, facts: Any) -> None:
+    def _combine_parts(self, results: tirx.Buffer, facts: tirx.Buffer) -> None:
         """The kernel that combines the parts of every row, each relative to a maximum of its own."""
         s = self.shape
         rows = s.heads * s.queries
@@ -370,11 +386,11 @@ class _Template:
                 index = (head // self.per_batch, head % self.per_batch, row % s.queries, at % s.width)
                 T.buffer_store(self.y, (value[0] / total[0]).astype(str(self.y.dtype)), self.views.y.index(index))
 
-    def _finite(self, top: Any) -> Any:
+    def _finite(self, top: Expr) -> Expr:
         """What exponentials are taken relative to: zero where all scores are -inf, so that they vanish."""
         return tirx.Select(top == const(-math.inf, self.kept), const(0, self.kept), top)
 
-    def _fill(self, buffer: Any, value: float) -> None:
+    def _fill(self, buffer: tirx.Buffer, value: float) -> None:
         with T.unroll(0, dims(buffer)[0]) as i:
             T.buffer_store(buffer, const(value, self.kept), [i])
 

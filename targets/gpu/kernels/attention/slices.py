@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tvm import tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
@@ -22,7 +23,9 @@ class Slice:
     The kernel template has `thread`, `tile`, `head`, `per_batch`, and the buffer `shared` of `kept`.
     """
 
-    def __init__(self, template: Any, tensor: Any, view: View, extents: tuple[int, int], step: int, to: int) -> None:
+    def __init__(
+        self, template: Any, tensor: tirx.Buffer, view: View, extents: tuple[int, int], step: int, to: int
+    ) -> None:
         """Args: extents: of the slice. step: what the rows advance by in all. to: elements between rows there."""
         self.template, self.tensor, self.view, self.to = template, tensor, view, to
         self.rows, self.columns = view.shape[2:]
@@ -37,14 +40,14 @@ class Slice:
         self.waiting = T.alloc_buffer((self.turns * self.vector,), str(self.tensor.dtype), scope="local")
 
     @contextmanager
-    def _each(self) -> Iterator[tuple[Any, Any, Any]]:
+    def _each(self) -> Iterator[tuple[Expr, Expr, Expr]]:
         """A turn of the thread: its number, and the first element that it takes."""
         with T.unroll(0, self.turns) as turn:
             item = self.template.thread + turn * self.threads
             with when(inside((item, self.total, self.threads))):
                 yield turn, item // self.across, item % self.across * self.vector
 
-    def fetch(self, first_row: Any, first_column: Any) -> None:
+    def fetch(self, first_row: Expr, first_column: Expr | int) -> None:
         """Load this thread's elements into registers; zeros for those that do not exist."""
         w = self.template
         with self._each() as (turn, row, column), T.vectorized(0, self.vector) as lane:
@@ -56,7 +59,7 @@ class Slice:
                 value = tirx.if_then_else(exists, value, const(0, str(self.tensor.dtype)))
             T.buffer_store(self.waiting, value, [turn * self.vector + lane])
 
-    def put(self, start: Any) -> None:
+    def put(self, start: Expr | int) -> None:
         """Store what was fetched into shared memory, from `start` on."""
         with self._each() as (turn, row, column), T.vectorized(0, self.vector) as lane:
             value = self.waiting[turn * self.vector + lane].astype(self.template.kept)

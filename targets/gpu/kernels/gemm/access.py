@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import tvm_ffi
 from tvm import ir, sym, tirx
+from tvm.ir import Expr
 
-Element = Callable[[Any, Any, Any], Any]
+Element = Callable[[Expr, Expr, Expr], Expr]
 """(batch, place, depth) -> the element, where place is a row of the left operand or a column of the right one."""
 
 
@@ -17,19 +17,19 @@ Element = Callable[[Any, Any, Any], Any]
 class Chunk:
     """Elements that begin at `source[indices]` and follow in memory; zeros where `condition` does not hold."""
 
-    source: Any
-    indices: tuple[Any, ...]
-    condition: Any  # None: always
+    source: tirx.Buffer
+    indices: tuple[Expr | int, ...]
+    condition: Expr | None  # None: always
 
     @property
-    def address(self) -> Any:
+    def address(self) -> Expr:
         """The pointer to the first element."""
         return tirx.address_of(self.source[self.indices])
 
     @property
-    def flat(self) -> Any:
+    def flat(self) -> Expr | int:
         """The first element's linear index in memory."""
-        index: Any = 0
+        index: Expr | int = 0
         for at, extent in zip(self.indices, self.source.shape, strict=True):
             index = index * extent + at
         return index
@@ -72,7 +72,7 @@ class AccessPattern:
         load = _load(value)
         return load is not None and str(load.source.dtype) == dtype and _direct(value)
 
-    def chunk(self, batch: Any, place: Any, depth: Any) -> Chunk | None:
+    def chunk(self, batch: Expr, place: Expr, depth: Expr) -> Chunk | None:
         """The load that an element is, if it is one."""
         return _load(self.element(batch, place, depth))
 
@@ -81,7 +81,7 @@ class AccessPattern:
         moving = quads * width + lane
         return self.chunk(batch, outer, moving) if along_depth else self.chunk(batch, moving, outer)
 
-    def _follows(self, analyzer: Any, first: Chunk, along_depth: bool, width: int, lane: int) -> bool:
+    def _follows(self, analyzer: sym.Analyzer, first: Chunk, along_depth: bool, width: int, lane: int) -> bool:
         other = self._lane(along_depth, width, lane)
         if other is None or not _is(analyzer.simplify(other.flat - first.flat), lane):
             return False
@@ -91,15 +91,15 @@ class AccessPattern:
         return bool(tvm_ffi.structural_equal(*same))
 
 
-def uncast(value: Any) -> Any:
+def uncast(value: Expr) -> Expr:
     """The value before casts."""
     while isinstance(value, tirx.Cast):
         value = value.value
     return value
 
 
-def _load(value: Any) -> Chunk | None:
-    conditions: list[Any] = []
+def _load(value: Expr) -> Chunk | None:
+    conditions: list[Expr] = []
     value = uncast(value)
     while _is_choice(value):
         conditions.append(value.args[0])
@@ -109,13 +109,13 @@ def _load(value: Any) -> Chunk | None:
     return Chunk(value.source, tuple(value.indices), tirx.all(*conditions) if conditions else None)
 
 
-def _direct(value: Any) -> bool:
+def _direct(value: Expr) -> bool:
     while _is_choice(value):
         value = value.args[1]
     return isinstance(value, ir.TensorLoad)
 
 
-def _is_choice(value: Any) -> bool:
+def _is_choice(value: Expr) -> bool:
     """Whether it is a value or else zero."""
     if not isinstance(value, ir.Call) or not str(getattr(value.op, "name", "")).endswith("if_then_else"):
         return False
@@ -123,5 +123,5 @@ def _is_choice(value: Any) -> bool:
     return isinstance(otherwise, tirx.IntImm | tirx.FloatImm) and otherwise.value == 0
 
 
-def _is(value: Any, number: int) -> bool:
+def _is(value: Expr, number: int) -> bool:
     return isinstance(value, tirx.IntImm) and int(value) == number

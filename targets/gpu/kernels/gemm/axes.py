@@ -13,9 +13,9 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
+from tvm.ir import Expr
 
 LETTERS = "bmn"
 
@@ -67,9 +67,9 @@ class Axes:
         letters = "".join(letter for axis in self.factors for letter, _ in axis)
         return blocked(self.factors[-1][-1][1]) if re.fullmatch("m*b?nm+n", letters) else "plain"
 
-    def flat(self, index: Sequence[Any]) -> tuple[Any, Any, Any]:
+    def flat(self, index: Sequence[Expr]) -> tuple[Expr | int, Expr | int, Expr | int]:
         """(b, m, n) of an index."""
-        values: dict[str, Any] = dict.fromkeys(LETTERS, 0)
+        values: dict[str, Expr | int] = dict.fromkeys(LETTERS, 0)
         for axis, place in zip(self.factors, index, strict=True):
             rest = math.prod(extent for _, extent in axis)
             for position, (letter, extent) in enumerate(axis):
@@ -78,13 +78,13 @@ class Axes:
                 values[letter] = values[letter] * extent + (digit if position == 0 else tirx.floormod(digit, extent))
         return values["b"], values["m"], values["n"]
 
-    def index(self, b: Any, m: Any, n: Any) -> list[Any]:
+    def index(self, b: Expr, m: Expr, n: Expr) -> list[Expr]:
         """The inverse of `flat`."""
         rest = {"b": b, "m": m, "n": n}
         left = self._counts()
-        places: list[Any] = []
+        places: list[Expr] = []
         for axis in reversed(self.factors):
-            value: Any = 0
+            value: Expr | int = 0
             scale = 1
             for letter, extent in reversed(axis):
                 left[letter] -= 1

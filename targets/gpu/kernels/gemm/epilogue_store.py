@@ -7,9 +7,9 @@ the result, with the epilogue applied.
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from tvm import ir
+from tvm import ir, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
@@ -44,7 +44,7 @@ class EpilogueStore:
         self.stride = columns + COLUMNS  # rows of a strip then begin in different banks
         self.strip = T.alloc_buffer((warps * ROWS * self.stride,), self.gemm.dtype, scope=self.units.scope)
 
-    def put(self, sums: Any, first: Any, thread: Any, at: Any, row: Any, column: Any) -> None:
+    def put(self, sums: tirx.Buffer, first: Expr, thread: Expr, at: Expr, row: Expr, column: Expr) -> None:
         """Store the sums from `first` on.
 
         Args:
@@ -70,7 +70,7 @@ class EpilogueStore:
                 self._keep(at, m, n, base + inner_row * self.stride + inner_column)
         self.units.warp_barrier()
 
-    def _keep(self, at: Any, m: Any, n: Any, place: Any) -> None:
+    def _keep(self, at: Expr, m: Expr, n: Expr, place: Expr) -> None:
         """Store neighbours: values of functions that take one number at a time go through registers first."""
         buffer, value, indices = self.store(at, m, n, self.strip[place])
         if self.vector == 1 or not _calls_functions(value):
@@ -84,11 +84,11 @@ class EpilogueStore:
             T.buffer_store(buffer, values[each], self.store(at, m, n + each, self.strip[place])[2])
 
 
-def _calls_functions(value: Any) -> bool:
+def _calls_functions(value: Expr) -> bool:
     """Whether `value` calls a C function, such as erff, for which TVM turns a vector into a loop."""
     calls = []
 
-    def look(part: Any) -> Any:
+    def look(part: Expr) -> None:
         if isinstance(part, ir.Call) and str(getattr(part.op, "name", "")).endswith(("extern", "erf")):
             calls.append(part)
 
@@ -101,7 +101,7 @@ def _vector(gemm: Gemm, store: Store, split: bool) -> int:
     if split:
         return VECTOR if gemm.n % VECTOR == 0 else 1
 
-    def element(batch: Any, place: Any, depth: Any) -> Any:
+    def element(batch: Expr, place: Expr, depth: Expr) -> Expr:
         buffer, _, indices = store(batch, depth, place, const(0, gemm.dtype))
         return buffer[tuple(indices)]
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from tvm import tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -48,20 +49,20 @@ class Blocks(Protocol):
     def slices(self) -> int:
         """Slices that all of k takes."""
 
-    def begin(self, thread: Any) -> Any:
+    def begin(self, thread: Expr) -> tirx.Buffer:
         """Begin a kernel that multiplies: allocate its buffers, and return that of the sums."""
 
-    def place(self, at: Any, batch: Any, row: Any, column: Any) -> None:
+    def place(self, at: Expr, batch: Expr, row: Expr, column: Expr) -> None:
         """Set the tile's place: the first argument of what stores results, the batch, the first row and column."""
 
-    def multiply(self, sums: Any, first: Any, count: Any) -> None:
+    def multiply(self, sums: tirx.Buffer, first: Expr | int, count: Expr | int) -> None:
         """sums = the product of `count` slices from `first` on; an integer, or an expression that is not 0."""
 
-    def store(self, sums: Any, thread: Any, store: Store, split: bool) -> None:
+    def store(self, sums: tirx.Buffer, thread: Expr, store: Store, split: bool) -> None:
         """Store the sums, in rows of parts of k where they are `split`."""
 
 
-def function(template: Blocks, split: int, stream: int, resident: int) -> Any:
+def function(template: Blocks, split: int, stream: int, resident: int) -> tirx.PrimFunc:
     """The function of a GEMM, whose blocks compute tiles, or parts of them.
 
     Args:
@@ -79,7 +80,7 @@ def function(template: Blocks, split: int, stream: int, resident: int) -> Any:
         return template.gemm.replaced(builder.get().body, resident)
 
 
-def raster(block: Any, rows: int, columns: int) -> tuple[Any, Any]:
+def raster(block: Expr, rows: int, columns: int) -> tuple[Expr, Expr]:
     """The row and the column of a block's tile: `RASTER` rows of tiles, or fewer, column by column."""
     group = max(count for count in range(1, RASTER + 1) if rows % count == 0)
     return block // (group * columns) * group + block % group, block // group % columns
@@ -145,7 +146,9 @@ def streamed(template: Blocks, blocks: int) -> None:
     _add_parts(template, kept, (full_tiles, tiles - full_tiles), share, (rows, columns))
 
 
-def _add_parts(template: Blocks, kept: Any, tiles: tuple[int, int], share: int, across: tuple[int, int]) -> None:
+def _add_parts(
+    template: Blocks, kept: tirx.Buffer, tiles: tuple[int, int], share: int, across: tuple[int, int]
+) -> None:
     """The kernel that adds up the parts of every tile: from `tiles[0]` on, `tiles[1]` of them."""
     size, slices, dtype = template.registers * template.threads, template.slices, template.gemm.dtype
     with (
@@ -166,7 +169,7 @@ def _add_parts(template: Blocks, kept: Any, tiles: tuple[int, int], share: int, 
         template.store(sums, thread, template.gemm.store, False)
 
 
-def _place(template: Blocks, tile: Any, rows: int, columns: int) -> None:
+def _place(template: Blocks, tile: Expr, rows: int, columns: int) -> None:
     batch = tile // (rows * columns)
     row, column = raster(tile % (rows * columns), rows, columns)
     template.place(batch, batch, row * template.extents[0], column * template.extents[1])

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
+from tvm import tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
@@ -38,7 +39,7 @@ from graphopt.targets.gpu.waves import (
 )
 
 
-def emit(gemm: Gemm, tile: Tile, units: Units) -> Any:
+def emit(gemm: Gemm, tile: Tile, units: Units) -> tirx.PrimFunc:
     """The function that computes `gemm` with `tile` on `units`."""
     return Template(gemm, tile, units).function()
 
@@ -86,11 +87,11 @@ class Template:
         """Slices that all of k takes."""
         return math.ceil(self.gemm.k / self.tile.k)
 
-    def function(self) -> Any:
+    def function(self) -> tirx.PrimFunc:
         """The GEMM's function."""
         return grids.function(self, self.tile.split, self.tile.stream, resident(self.tile))
 
-    def begin(self, thread: Any) -> Any:
+    def begin(self, thread: Expr) -> tirx.Buffer:
         """Begin a kernel that multiplies: allocate its buffers, and return that of the sums."""
         t, units = self.tile, self.units
         self._lanes(thread)
@@ -100,17 +101,17 @@ class Template:
             side.allocate()
         return T.alloc_buffer((self.registers,), self.gemm.dtype, scope="local")
 
-    def _lanes(self, thread: Any) -> None:
+    def _lanes(self, thread: Expr) -> None:
         t = self.tile
         self.thread, self.lane, self.warp = thread, thread % 32, thread // 32
         self.own_row = self.warp % (t.m // t.rows) * t.rows
         self.own_column = self.warp // (t.m // t.rows) * t.columns
 
-    def place(self, at: Any, batch: Any, row: Any, column: Any) -> None:
+    def place(self, at: Expr, batch: Expr, row: Expr, column: Expr) -> None:
         """Set the tile's place: the first argument of what stores results, the batch, the first row and column."""
         self.at, self.batch, self.row, self.column = at, batch, row, column
 
-    def multiply(self, sums: Any, first: Any, count: Any) -> None:
+    def multiply(self, sums: tirx.Buffer, first: Expr | int, count: Expr | int) -> None:
         """sums = the product of `count` slices from `first` on, which pass through the ring of stages."""
         t, units = self.tile, self.units
         with units.unrolled(self.registers) as i:
@@ -129,11 +130,11 @@ class Template:
             self._put((i + 1) % t.stages, more)
         units.wait(0)
 
-    def _bases(self, stage: Any) -> tuple[Any, Any]:
+    def _bases(self, stage: Expr | int) -> tuple[Expr | int, Expr | int]:
         start = stage * (self.left.size + self.right.size)
         return start, start + self.left.size
 
-    def _copy(self, part: Any, stage: Any, condition: Any) -> None:
+    def _copy(self, part: Expr | int, stage: Expr | int, condition: Expr | bool) -> None:
         """Begin the copies of a slice; a group is closed also where there is none, so that groups count slices."""
         if condition is not False:
             with when(None if condition is True else condition):
@@ -142,19 +143,19 @@ class Template:
                         side.copy(part, base)
         self.units.commit()
 
-    def _fetch(self, part: Any, condition: Any) -> None:
+    def _fetch(self, part: Expr | int, condition: Expr | None) -> None:
         with when(condition):
             for side in self.sides:
                 if not side.asynchronous:
                     side.fetch(part)
 
-    def _put(self, stage: Any, condition: Any) -> None:
+    def _put(self, stage: Expr | int, condition: Expr | None) -> None:
         with when(condition):
             for side, base in zip(self.sides, self._bases(stage), strict=True):
                 if not side.asynchronous:
                     side.put(base)
 
-    def _multiply(self, sums: Any, stage: Any) -> None:
+    def _multiply(self, sums: tirx.Buffer, stage: Expr) -> None:
         """Multiply one slice of k."""
         t, units = self.tile, self.units
         left, right = self._bases(stage)
@@ -164,7 +165,7 @@ class Template:
             with units.unrolled(self.down) as i, units.unrolled(self.across) as j:
                 units.multiply(sums, (i * self.across + j) * 4, a, i * 4, b, j * 2)
 
-    def store(self, sums: Any, thread: Any, store: Store, split: bool) -> None:
+    def store(self, sums: tirx.Buffer, thread: Expr, store: Store, split: bool) -> None:
         """Store the sums through shared memory, in rows of parts of k where they are `split`."""
         t = self.tile
         self._lanes(thread)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from tvm import tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
@@ -26,12 +27,12 @@ class Block(Protocol):
 
     tile: Tile
     units: Units
-    shared: Any
-    thread: Any
-    lane: Any
-    batch: Any
-    row: Any
-    column: Any
+    shared: tirx.Buffer
+    thread: Expr
+    lane: Expr
+    batch: Expr
+    row: Expr
+    column: Expr
 
 
 class Side:
@@ -66,7 +67,7 @@ class Side:
         if not self.asynchronous:
             self.waiting = T.alloc_buffer((self.turns * self.vector,), self.units.dtype, scope="local")
 
-    def _each(self) -> Iterator[tuple[int, Any, Any, Any]]:
+    def _each(self) -> Iterator[tuple[int, Expr, Expr, Expr]]:
         """For each turn of a thread: its number, the first place and depth, and the index in shared memory."""
         for turn in range(self.turns):
             item = self.block.thread + turn * self.threads
@@ -74,17 +75,17 @@ class Side:
             outer = item // (self.inner // self.vector)
             yield turn, *((outer, inner) if self.along_depth else (inner, outer)), outer * self.stride + inner
 
-    def _idle(self, turn: int) -> Any:
+    def _idle(self, turn: int) -> Expr | None:
         """The condition of a turn that not all threads have work in; None if all have."""
         if (turn + 1) * self.threads <= self.total:
             return None
         return self.block.thread + turn * self.threads < self.total
 
-    def _inside(self, place: Any, depth: Any) -> Any:
+    def _inside(self, place: Expr, depth: Expr) -> Expr | None:
         t = self.block.tile
         return inside((place, self.access.size, self.extent), (depth, self.access.depth, t.k * t.split))
 
-    def copy(self, part: Any, base: Any) -> None:
+    def copy(self, part: Expr | int, base: Expr | int) -> None:
         """Begin to copy slice `part` to the shared memory from `base` on."""
         w = self.block
         start = w.row if self.is_left else w.column
@@ -96,7 +97,7 @@ class Side:
             with when(self._idle(turn)):
                 self.units.copy(w.shared, base + at, chunk, tirx.all(*conditions) if conditions else None)
 
-    def fetch(self, part: Any) -> None:
+    def fetch(self, part: Expr | int) -> None:
         """Load this thread's elements of slice `part` into registers."""
         w = self.block
         start = w.row if self.is_left else w.column
@@ -110,19 +111,19 @@ class Side:
                     value = tirx.if_then_else(guard, value, const(0, self.units.dtype))
                 T.buffer_store(self.waiting, value, [turn * self.vector + lane])
 
-    def _value(self, batch: Any, place: Any, depth: Any) -> Any:
+    def _value(self, batch: Expr, place: Expr, depth: Expr) -> Expr:
         value = self.access.element(batch, place, depth)
         if isinstance(value, tirx.Cast) and str(value.value.ty.dtype) == self.units.dtype:
             return value.value
         return value.astype(self.units.dtype)
 
-    def put(self, base: Any) -> None:
+    def put(self, base: Expr | int) -> None:
         """Store the fetched elements into the shared memory from `base` on."""
         for turn, _, _, at in self._each():
             with when(self._idle(turn)), T.vectorized(0, self.vector) as lane:
                 T.buffer_store(self.block.shared, self.waiting[turn * self.vector + lane], [base + at + lane])
 
-    def fragments(self, base: Any, step: Any, start: Any, count: int) -> Any:
+    def fragments(self, base: Expr, step: Expr, start: Expr, count: int) -> tirx.Buffer:
         """The registers of `count` places from `start` on (a warp's), for one step of two chunks of k."""
         units = self.units
         per = ROWS if self.is_left else 2 * COLUMNS  # four registers, of one tile or of two neighbours
@@ -143,7 +144,7 @@ class Side:
             units.load(registers, i * 4, self.block.shared, base + at, not self.along_depth)
         return registers
 
-    def _picked(self, registers: Any, base: Any, step: Any, start: Any, count: int) -> None:
+    def _picked(self, registers: tirx.Buffer, base: Expr, step: Expr, start: Expr, count: int) -> None:
         lane, chunk = self.block.lane, self.units.chunk
         with self.units.unrolled(count) as i:
             for register in range(4):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import ir, s_tir, te, tirx
+from tvm.ir import Expr
 
 from graphopt.cost.workload import TILE
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, inline_after
@@ -28,21 +29,21 @@ _AXES = "graphopt.axes"
 _TF32 = "graphopt.tf32"
 """Block annotation: factors in float32 may be rounded to TF32."""
 
-Operand = Callable[[Any, Any, Any], Any]
+Operand = Callable[[Expr, Expr, Expr], Expr]
 """(b, m, k) or (b, k, n) -> the element, as a TE expression."""
 
 
 def compute(
-    left: Operand,
-    right: Operand,
+    left: Callable[[Expr, Expr, tirx.IterVar], Expr | te.TensorSlice],
+    right: Callable[[Expr, tirx.IterVar, Expr], Expr | te.TensorSlice],
     sizes: tuple[int, int, int, int],
     axes: Axes,
     dtype: str,
-    bias: Callable[..., Any] | None = None,
+    bias: Callable[..., Expr | te.TensorSlice] | None = None,
     accumulate: str | None = None,
     tf32: bool = False,
     tile: str | None = None,
-) -> Any:
+) -> te.Tensor:
     """The GEMM, as a TE tensor of `axes`.
 
     Args:
@@ -57,13 +58,13 @@ def compute(
     kept = accumulate or dtype
     r = te.reduce_axis((0, k), "k")
 
-    def element(b: Any, y: Any, x: Any) -> Any:
+    def element(b: Expr, y: Expr, x: Expr) -> Expr:
         return te.sum(left(b, y, r).astype(kept) * right(b, r, x).astype(kept), axis=[r])
 
     notes = {RULE: NAME, _AXES: str(axes), _TF32: int(tf32)} | ({TILE: tile} if tile else {})
     sums = te.compute((batch, m, n), element, name="product", attrs=notes)
 
-    def finish(*index: Any) -> Any:
+    def finish(*index: Expr) -> Expr:
         value = sums[axes.flat(index)]
         return (value if bias is None else value + bias(*index).astype(kept)).astype(dtype)
 
@@ -89,11 +90,11 @@ class Gemm:
     index: str
     left: Operand
     right: Operand
-    store: Callable[[Any, Any, Any, Any], tuple[Any, Any, list[Any]]]
+    store: Callable[[Expr, Expr, Expr, Expr], tuple[tirx.Buffer, Expr, list[Expr]]]
     kind: str | None = None
     tile: str = ""
 
-    def replaced(self, body: Any, resident: int) -> Any:
+    def replaced(self, body: tirx.Stmt, resident: int) -> tirx.PrimFunc:
         """The function with another body, which computes the same and has all its barriers."""
         return self.function.with_body(body).with_attr(SYNCHRONIZED, 1).with_attr(RESIDENT, resident)
 
@@ -129,11 +130,11 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Gemm:
     if axes.shape != tuple(int(iterator.dom.extent) for iterator in last.iter_vars):
         raise ValueError("what follows it broadcasts its result")
 
-    def finish(at: Any, row: Any, column: Any, total: Any) -> tuple[Any, Any, list[Any]]:
+    def finish(at: Expr, row: Expr, column: Expr, total: Expr) -> tuple[tirx.Buffer, Expr, list[Expr]]:
         index = axes.index(at, row, column)
         variables = [iterator.var for iterator in last.iter_vars]
 
-        def swap(node: Any) -> Any:
+        def swap(node: Expr) -> Expr | None:
             return total if isinstance(node, ir.TensorLoad) and node.source.same_as(sums) else None
 
         values = dict(zip(variables, index, strict=True))
@@ -156,7 +157,7 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Gemm:
     )
 
 
-def _kind(left: Any, right: Any, summed: str, tf32: bool) -> str | None:
+def _kind(left: Expr, right: Expr, summed: str, tf32: bool) -> str | None:
     """`Gemm.kind` of two factors whose products are summed in `summed`."""
     if summed != "float32":
         return None
@@ -166,7 +167,7 @@ def _kind(left: Any, right: Any, summed: str, tf32: bool) -> str | None:
     return types.pop() if types in ({"float16"}, {"bfloat16"}) else None
 
 
-def _with(value: Any, variables: dict[Any, Any], swap: Callable[[Any], Any]) -> Any:
+def _with(value: Expr, variables: dict[tirx.Var, Expr], swap: Callable[[Expr], Expr | None]) -> Expr:
     """`value` with `variables` substituted and parts swapped; what is swapped in is left as it is."""
     return rewritten(
         value,
@@ -174,5 +175,5 @@ def _with(value: Any, variables: dict[Any, Any], swap: Callable[[Any], Any]) -> 
     )
 
 
-def _variable(part: Any, variables: dict[Any, Any]) -> Any:
+def _variable(part: Expr, variables: dict[tirx.Var, Expr]) -> Expr | None:
     return substituted(part, variables) if isinstance(part, tirx.Var) else None

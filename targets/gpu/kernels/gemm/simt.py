@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tvm import tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -102,7 +102,7 @@ def seconds(gemm: Gemm, tile: Tile, device: Device) -> float:
     return cycles / CLOCK + adding_seconds(tile.split, gemm.batch * gemm.m * gemm.n, device)
 
 
-def emit(gemm: Gemm, tile: Tile) -> Any:
+def emit(gemm: Gemm, tile: Tile) -> tirx.PrimFunc:
     """The function that computes `gemm` with `tile`."""
     return _Template(gemm, tile).function()
 
@@ -113,7 +113,7 @@ class _Template:
         self.left = _Side(self, gemm.left, True)
         self.right = _Side(self, lambda b, n, k: gemm.right(b, k, n), False)
 
-    def function(self) -> Any:
+    def function(self) -> tirx.PrimFunc:
         """The GEMM's function."""
         p, t = self.gemm, self.tile
         with IRBuilder() as builder:
@@ -131,9 +131,9 @@ class _Template:
             T.launch_thread("blockIdx.z", p.batch * t.split) as bz,
             T.launch_thread("threadIdx.x", t.threads) as thread,
         ):
-            self.at: Any = bz
-            self.batch: Any = bz if t.split == 1 else bz // t.split
-            self.part: Any = 0 if t.split == 1 else bz % t.split
+            self.at: Expr = bz
+            self.batch: Expr = bz if t.split == 1 else bz // t.split
+            self.part: Expr | int = 0 if t.split == 1 else bz % t.split
             self.row, self.column, self.thread = by * t.m, bx * t.n, thread
             across = t.n // t.columns
             self.own_row, self.own_column = thread // across, thread % across
@@ -163,7 +163,7 @@ class _Template:
         self._multiply(sums, (slices - 1) % 2)
         self._store(sums, store)
 
-    def _multiply(self, sums: Any, half: Any) -> None:
+    def _multiply(self, sums: tirx.Buffer, half: Expr | int) -> None:
         """One slice of k: operands of a step into registers, then all their products."""
         t = self.tile
         with T.unroll(0, t.k) as depth:
@@ -172,7 +172,7 @@ class _Template:
             with T.unroll(0, t.rows) as i, T.unroll(0, t.columns) as j:
                 T.buffer_store(sums, sums[i * t.columns + j] + a[i] * b[j], [i * t.columns + j])
 
-    def _store(self, sums: Any, store: Store) -> None:
+    def _store(self, sums: tirx.Buffer, store: Store) -> None:
         p, t = self.gemm, self.tile
         with T.unroll(0, t.rows) as i, T.unroll(0, t.columns) as j:
             row = self.row + _place(i, self.own_row, t.m // t.rows, t.rows)
@@ -209,7 +209,7 @@ class _Side:
         self.shared = T.alloc_buffer((2 * t.k * self.stride,), dtype, scope="shared")  # flat: TVM drops padding of rows
         self.waiting = T.alloc_buffer((self.turns * self.vector,), dtype, scope="local")
 
-    def _each(self) -> Iterator[tuple[Any, Any, Any]]:
+    def _each(self) -> Iterator[tuple[int, Expr, Expr]]:
         """For each turn of a thread: its number, and the first place and depth that the thread fetches."""
         for turn in range(self.turns):
             item = self.template.thread + turn * self.threads
@@ -217,7 +217,7 @@ class _Side:
             outer = item // (self.inner // self.vector)
             yield turn, *((outer, inner) if self.along_depth else (inner, outer))
 
-    def fetch(self, part: Any) -> None:
+    def fetch(self, part: Expr | int) -> None:
         """Load this thread's elements of slice `part` into registers."""
         w = self.template
         start = w.row if self.is_left else w.column
@@ -231,7 +231,7 @@ class _Side:
                     value = tirx.if_then_else(tirx.all(*conditions), value, const(0, w.gemm.dtype))
                 T.buffer_store(self.waiting, value, [turn * self.vector + lane])
 
-    def _loaded(self, place: Any, depth: Any, lane: Any) -> tuple[Any, Any]:
+    def _loaded(self, place: Expr, depth: Expr, lane: Expr) -> tuple[Expr, Expr | None]:
         """The element `lane` behind the one at that place and depth, and the condition of all of a vector."""
         w = self.template
         if self.vector == 1:
@@ -241,7 +241,7 @@ class _Side:
         *outer, last = chunk.indices
         return chunk.source[(*outer, last + lane)].astype(w.gemm.dtype), chunk.condition
 
-    def put(self, half: Any) -> None:
+    def put(self, half: Expr | int) -> None:
         """Store the fetched elements into that half of the shared memory."""
         for turn, place, depth in self._each():
             with when(self._idle(turn)):
@@ -254,16 +254,16 @@ class _Side:
                         value = self.waiting[turn * self.vector + lane]
                         T.buffer_store(self.shared, value, [self._at(half, depth, place + lane)])
 
-    def _at(self, half: Any, depth: Any, place: Any) -> Any:
+    def _at(self, half: Expr | int, depth: Expr, place: Expr) -> Expr:
         return (half * self.template.tile.k + depth) * self.stride + place
 
-    def _idle(self, turn: int) -> Any:
+    def _idle(self, turn: int) -> Expr | None:
         """The condition of a turn that not all threads have work in; None if all have."""
         if (turn + 1) * self.threads <= self.total:
             return None
         return self.template.thread + turn * self.threads < self.total
 
-    def registers(self, half: Any, depth: Any, own: Any, count: int) -> Any:
+    def registers(self, half: Expr | int, depth: Expr, own: Expr, count: int) -> tirx.Buffer:
         """Load a thread's `count` elements of one depth into registers."""
         elements = T.alloc_buffer((count,), self.template.gemm.dtype, scope="local")
         width = math.gcd(count, VECTOR)
@@ -275,7 +275,7 @@ class _Side:
         return elements
 
 
-def _place(i: Any, own: Any, groups: int, count: int) -> Any:
+def _place(i: Expr | int, own: Expr, groups: int, count: int) -> Expr:
     """Where element `i` of a thread's `count` lies in the tile: vectors of neighbouring threads are neighbours."""
     width = math.gcd(count, VECTOR)
     if isinstance(i, int):

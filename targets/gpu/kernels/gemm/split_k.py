@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
+from tvm import tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.guards import inside, when
 
-Store = Callable[[Any, Any, Any, Any], tuple[Any, Any, list[Any]]]
+Store = Callable[[Expr, Expr, Expr, Expr], tuple[tirx.Buffer, Expr, list[Expr]]]
 """(b, m, n, total) -> (buffer, value, indices), as `Gemm.store`."""
 
 SPLITS = (1, 2, 4, 8, 16, 32)
@@ -32,14 +33,14 @@ def split(gemm: Gemm, parts: int, threads: int, emit: Callable[[Store], None]) -
     results = gemm.batch * gemm.m * gemm.n
     sums = T.alloc_buffer((parts, results), gemm.dtype, scope="global")
 
-    def keep(b: Any, m: Any, n: Any, total: Any) -> tuple[Any, Any, list[Any]]:
+    def keep(b: Expr, m: Expr, n: Expr, total: Expr) -> tuple[tirx.Buffer, Expr, list[Expr]]:
         return sums, total, [b % parts, (b // parts * gemm.m + m) * gemm.n + n]
 
     emit(keep)
     _add_up(gemm, sums, parts, results, threads)
 
 
-def _add_up(gemm: Gemm, sums: Any, parts: int, results: int, threads: int) -> None:
+def _add_up(gemm: Gemm, sums: tirx.Buffer, parts: int, results: int, threads: int) -> None:
     with (
         T.launch_thread("blockIdx.x", math.ceil(results / threads)) as block,
         T.launch_thread("threadIdx.x", threads) as thread,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+
+from tvm import tirx
 
 from graphopt.targets.gpu.devices import Device
 from graphopt.targets.gpu.kernels.gemm import mma, simt, wgmma
@@ -24,7 +25,7 @@ class Choice:
     seconds: float
     tile: str
     units: str
-    emit: Callable[[], Any]
+    emit: Callable[[], tirx.PrimFunc]
 
 
 def best(gemm: Gemm, device: Device) -> Choice:
@@ -55,7 +56,7 @@ def _choices(gemm: Gemm, device: Device, count: int | None) -> Iterator[Choice]:
         return
     units, label = TensorCores(gemm.kind), LABELS[gemm.kind]
     for choice in mma.tiles(gemm, device, units)[:count]:
-        emit: Callable[[], Any] = partial(mma.emit, gemm, choice.tile, units)
+        emit: Callable[[], tirx.PrimFunc] = partial(mma.emit, gemm, choice.tile, units)
         yield Choice(choice.seconds, str(choice.tile), f"{label} mma", emit)
     if device.warpgroups and wgmma.possible(gemm):
         groups = WarpGroups(gemm.kind)

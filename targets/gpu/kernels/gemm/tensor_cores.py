@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 from tvm import tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.gpu.kernels.gemm.access import Chunk
@@ -40,16 +41,16 @@ class Units(Protocol):
     scope: str
     """TVM's scope of shared memory."""
 
-    def begin(self, thread: Any, threads: int) -> None:
+    def begin(self, thread: Expr, threads: int) -> None:
         """Begin a kernel."""
 
-    def unrolled(self, extent: int) -> Any:
+    def unrolled(self, extent: int) -> T.frame.ForFrame:
         """A loop whose indices of registers are known when it is compiled."""
 
-    def registers(self, count: int) -> Any:
+    def registers(self, count: int) -> tirx.Buffer:
         """A buffer of 32-bit registers for operands."""
 
-    def copy(self, shared: Any, at: Any, chunk: Chunk, condition: Any) -> None:
+    def copy(self, shared: tirx.Buffer, at: Expr, chunk: Chunk, condition: Expr | None) -> None:
         """Begin to copy 16 bytes, zeros where `condition` (if there is one) does not hold."""
 
     def commit(self) -> None:
@@ -58,19 +59,19 @@ class Units(Protocol):
     def wait(self, pending: int) -> None:
         """Wait until all but the last `pending` groups of this thread have arrived."""
 
-    def load(self, registers: Any, first: Any, shared: Any, at: Any, transposed: bool) -> None:
+    def load(self, registers: tirx.Buffer, first: Expr, shared: tirx.Buffer, at: Expr, transposed: bool) -> None:
         """Load four registers: lane l gives the index `at` of row l % 8 of piece l / 8."""
 
-    def pick(self, registers: Any, at: Any, shared: Any, place: Any) -> None:
+    def pick(self, registers: tirx.Buffer, at: Expr, shared: tirx.Buffer, place: Expr) -> None:
         """Load one register of one word."""
 
-    def multiply(self, sums: Any, at: Any, a: Any, a_at: Any, b: Any, b_at: Any) -> None:
+    def multiply(self, sums: tirx.Buffer, at: Expr, a: tirx.Buffer, a_at: Expr, b: tirx.Buffer, b_at: Expr) -> None:
         """sums[at:at + 4] += A B with registers a[a_at:a_at + 4] and b[b_at:b_at + 2]."""
 
-    def pack(self, registers: Any, at: Any, first: Any, second: Any) -> None:
+    def pack(self, registers: tirx.Buffer, at: Expr, first: Expr, second: Expr) -> None:
         """Round two floats into one register of two neighbours in half precision."""
 
-    def exchange(self, target: Any, at: Any, value: Any, across: int) -> None:
+    def exchange(self, target: tirx.Buffer, at: int, value: Expr, across: int) -> None:
         """target[at] = `value` of the lane whose number differs in the bits `across`."""
 
     def warp_barrier(self) -> None:
@@ -89,18 +90,18 @@ class TensorCores:
         self.chunk = 4 if kind == "tf32" else 8
         self.transposes = kind != "tf32"
 
-    def begin(self, thread: Any, threads: int) -> None:
+    def begin(self, thread: Expr, threads: int) -> None:
         """Begin a kernel: nothing is needed."""
 
-    def unrolled(self, extent: int) -> Any:
+    def unrolled(self, extent: int) -> T.frame.ForFrame:
         """A loop whose indices of registers are known when it is compiled: an unrolled one."""
         return T.unroll(0, extent)
 
-    def registers(self, count: int) -> Any:
+    def registers(self, count: int) -> tirx.Buffer:
         """A buffer of 32-bit registers for operands."""
         return T.alloc_buffer((count,), "uint32", scope="local")
 
-    def copy(self, shared: Any, at: Any, chunk: Chunk, condition: Any) -> None:
+    def copy(self, shared: tirx.Buffer, at: Expr, chunk: Chunk, condition: Expr | None) -> None:
         """Begin to copy 16 bytes (cp.async), zeros where `condition` (if there is one) does not hold."""
         full = tirx.IntImm("uint32", CHUNK_BYTES)
         copy = T.ptx.cp.async_.cg.shared.global_
@@ -119,7 +120,7 @@ class TensorCores:
         """Wait until all but the last `pending` groups of this thread have arrived (cp.async.wait_group)."""
         T.evaluate(T.ptx.cp.async_.wait_group(pending))
 
-    def load(self, registers: Any, first: Any, shared: Any, at: Any, transposed: bool) -> None:
+    def load(self, registers: tirx.Buffer, first: Expr, shared: tirx.Buffer, at: Expr, transposed: bool) -> None:
         """Load four registers (ldmatrix); those of TF32 are rounded."""
         load = T.ptx.ldmatrix.sync.aligned.m8n8.x4
         load = load.trans if transposed else load
@@ -132,15 +133,15 @@ class TensorCores:
         for i in range(4):
             self._round(registers, first + i, tirx.reinterpret("float32", words[i]))
 
-    def pick(self, registers: Any, at: Any, shared: Any, place: Any) -> None:
+    def pick(self, registers: tirx.Buffer, at: Expr, shared: tirx.Buffer, place: Expr) -> None:
         """Load one register of one word, rounded to TF32."""
         self._round(registers, at, shared[place])
 
-    def _round(self, registers: Any, at: Any, value: Any) -> None:
+    def _round(self, registers: tirx.Buffer, at: Expr, value: Expr) -> None:
         """Round to TF32, which keeps 10 bits of the fraction: the cores would truncate."""
         T.evaluate(T.ptx.cvt.rna.tf32.f32(registers[at], value))
 
-    def multiply(self, sums: Any, at: Any, a: Any, a_at: Any, b: Any, b_at: Any) -> None:
+    def multiply(self, sums: tirx.Buffer, at: Expr, a: tirx.Buffer, a_at: Expr, b: tirx.Buffer, b_at: Expr) -> None:
         """sums[at:at + 4] += A B (mma.sync) with registers a[a_at:a_at + 4] and b[b_at:b_at + 2]."""
         total = [sums[at + i] for i in range(4)]
         multiply = getattr(T.ptx.mma.sync.aligned, "m16n8k8" if self.kind == "tf32" else "m16n8k16").row.col
@@ -148,12 +149,12 @@ class TensorCores:
         kind = PTX[self.kind]
         T.evaluate(getattr(getattr(multiply.f32, kind), kind).f32(*total, *left, *right, *total))
 
-    def pack(self, registers: Any, at: Any, first: Any, second: Any) -> None:
+    def pack(self, registers: tirx.Buffer, at: Expr, first: Expr, second: Expr) -> None:
         """Round two floats into one register of two neighbours."""
         convert = getattr(T.ptx.cvt.rn, f"{PTX[self.kind]}x2").f32
         T.evaluate(convert(registers[at], second, first))  # the upper half comes first
 
-    def exchange(self, target: Any, at: Any, value: Any, across: int) -> None:
+    def exchange(self, target: tirx.Buffer, at: int, value: Expr, across: int) -> None:
         """target[at] = `value` of the lane whose number differs in the bits `across` (a warp shuffle)."""
         everyone = tirx.IntImm("uint32", 0xFFFFFFFF)
         T.buffer_store(target, T.tvm_warp_shuffle_xor(everyone, value, across, 32, 32), [at])

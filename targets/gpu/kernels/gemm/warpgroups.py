@@ -8,9 +8,10 @@ the instruction from `open` until `settle`. Source: PTX ISA, "Asynchronous Warpg
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from tvm import tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.gpu.kernels.gemm import tensor_cores
@@ -35,7 +36,7 @@ _SWIZZLE_128 = 1
 class Units(tensor_cores.Units, Protocol):
     """What a kernel template needs of warpgroups, besides copies and loops."""
 
-    def describe(self, shared: Any) -> None:
+    def describe(self, shared: tirx.Buffer) -> None:
         """Prepare for operands in this buffer."""
 
     def publish(self) -> None:
@@ -44,20 +45,20 @@ class Units(tensor_cores.Units, Protocol):
     def open(self) -> None:
         """Begin a group: the registers of the sums are ready for its first `multiply_group`."""
 
-    def multiply_group(self, sums: Any, n: int, shared: Any, left: Any, right: Any) -> None:
+    def multiply_group(self, sums: tirx.Buffer, n: int, shared: tirx.Buffer, left: Expr, right: Expr) -> None:
         """Begin D += A B for the n columns of `sums`; A and B begin at elements `left` and `right` of shared memory."""
 
     def close(self) -> None:
         """Close a group, after its last `multiply_group`."""
 
-    def settle(self, sums: Any, pending: int) -> None:
+    def settle(self, sums: tirx.Buffer, pending: int) -> None:
         """Wait until all but the last `pending` groups are done."""
 
 
 class WarpGroups(TensorCores):
     """`Units` of sm_90a."""
 
-    def describe(self, shared: Any) -> None:
+    def describe(self, shared: tirx.Buffer) -> None:
         """Prepare what all descriptors share: where shared memory begins, in their units, stride and swizzle."""
         self._base = T.alloc_buffer((1,), "uint64", scope="local")
         start = T.cuda.cvta_generic_to_shared(tirx.address_of(shared[0]))
@@ -73,7 +74,7 @@ class WarpGroups(TensorCores):
         """Fence the registers before the first `multiply_group` of a group (wgmma.fence)."""
         T.evaluate(T.ptx.wgmma.fence.sync.aligned())
 
-    def multiply_group(self, sums: Any, n: int, shared: Any, left: Any, right: Any) -> None:
+    def multiply_group(self, sums: tirx.Buffer, n: int, shared: tirx.Buffer, left: Expr, right: Expr) -> None:
         """Begin D += A B for the n columns of `sums` (wgmma.mma_async)."""
         kind = tensor_cores.PTX[self.kind]
         multiply = getattr(T.ptx.wgmma.mma_async.sync.aligned, f"m{GROUP_ROWS}n{n}k{DEPTH}").f32
@@ -85,6 +86,6 @@ class WarpGroups(TensorCores):
         """Close a group of multiplications (wgmma.commit_group)."""
         T.evaluate(T.ptx.wgmma.commit_group.sync.aligned())
 
-    def settle(self, sums: Any, pending: int) -> None:
+    def settle(self, sums: tirx.Buffer, pending: int) -> None:
         """Wait until all but the last `pending` groups are done (wgmma.wait_group)."""
         T.evaluate(T.ptx.wgmma.wait_group.sync.aligned(pending))

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tvm import tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
@@ -109,7 +109,7 @@ def possible(gemm: Gemm) -> bool:
     return all(access.contiguous(True, CHUNK) and access.plain(gemm.kind) for access in access_patterns(gemm))
 
 
-def emit(gemm: Gemm, tile: Tile, units: Units, device: Device) -> Any:
+def emit(gemm: Gemm, tile: Tile, units: Units, device: Device) -> tirx.PrimFunc:
     """The function that computes `gemm` with `tile` on `units`."""
     return _Template(gemm, tile, units).function(device)
 
@@ -139,11 +139,11 @@ class _Template:
         """Slices that all of k takes."""
         return math.ceil(self.gemm.k / ROW)
 
-    def function(self, device: Device) -> Any:
+    def function(self, device: Device) -> tirx.PrimFunc:
         """The GEMM's function."""
         return grids.function(self, self.tile.split, self.tile.stream, self.tile.resident(device))
 
-    def begin(self, thread: Any) -> Any:
+    def begin(self, thread: Expr) -> tirx.Buffer:
         """Begin a kernel that multiplies: allocate its buffers, and return that of the sums."""
         t, units = self.tile, self.units
         self.thread = thread
@@ -152,11 +152,11 @@ class _Template:
         units.describe(self.shared)
         return T.alloc_buffer((self.registers,), self.gemm.dtype, scope="local")
 
-    def place(self, at: Any, batch: Any, row: Any, column: Any) -> None:
+    def place(self, at: Expr, batch: Expr, row: Expr, column: Expr) -> None:
         """Set the tile's place: the first argument of what stores results, the batch, the first row and column."""
         self.at, self.batch, self.row, self.column = at, batch, row, column
 
-    def multiply(self, sums: Any, first: Any, count: Any) -> None:
+    def multiply(self, sums: tirx.Buffer, first: Expr | int, count: Expr | int) -> None:
         """sums = the product of `count` slices from `first` on, which pass through the ring of stages."""
         t, units = self.tile, self.units
         with units.unrolled(self.registers) as i:
@@ -174,7 +174,7 @@ class _Template:
         units.settle(sums, 0)
         units.wait(0)
 
-    def _copy(self, part: Any, stage: Any, condition: Any) -> None:
+    def _copy(self, part: Expr | int, stage: Expr | int, condition: Expr | bool) -> None:
         """Begin the copies of a slice; a group is closed also where there is none, so that groups count slices."""
         t = self.tile
         if condition is not False:
@@ -183,7 +183,7 @@ class _Template:
                 self._side(self.right, self.column, t.n, part, stage * t.size + t.m * ROW)
         self.units.commit()
 
-    def _side(self, access: AccessPattern, start: Any, extent: int, part: Any, base: Any) -> None:
+    def _side(self, access: AccessPattern, start: Expr, extent: int, part: Expr | int, base: Expr | int) -> None:
         total, threads = extent * (ROW // CHUNK), self.tile.threads
         for turn in range(math.ceil(total / threads)):
             item = self.thread + turn * threads
@@ -198,7 +198,7 @@ class _Template:
                 at = base + row * ROW + swizzled * CHUNK
                 self.units.copy(self.shared, at, chunk, tirx.all(*conditions) if conditions else None)
 
-    def _multiply(self, sums: Any, stage: Any) -> None:
+    def _multiply(self, sums: tirx.Buffer, stage: Expr) -> None:
         """Begin to multiply one slice."""
         t, units = self.tile, self.units
         left = stage * t.size + self.thread // 128 * (GROUP_ROWS * ROW)
@@ -208,7 +208,7 @@ class _Template:
             units.multiply_group(sums, t.n, self.shared, left + step * DEPTH, right + step * DEPTH)
         units.close()
 
-    def store(self, sums: Any, thread: Any, store: Store, split: bool) -> None:
+    def store(self, sums: tirx.Buffer, thread: Expr, store: Store, split: bool) -> None:
         """Store the sums through shared memory, in rows of parts of k where they are `split`."""
         t = self.tile
         T.evaluate(T.tvm_storage_sync("shared"))  # strips lie where stages did
