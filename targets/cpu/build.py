@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
+from tvm import tirx
 
 from graphopt.errors import GraphoptError
 from graphopt.runtime.devices import host
@@ -22,7 +23,7 @@ from graphopt.targets.cpu.machine import CpuMachine
 from graphopt.targets.cpu.object_cache import Built, ObjectCache
 
 
-def compile_functions(functions: Mapping[str, Any], machine: CpuMachine) -> Any:
+def compile_functions(functions: Mapping[str, tirx.PrimFunc], machine: CpuMachine) -> tvm.runtime.Executable:
     """Generate code for PrimFuncs by symbol, in one module; the result is callable by `module[symbol]`."""
     library_runtime.runtime()  # settles how TVM's thread pool starts, before the first kernel starts it
     module = tvm.IRModule({tvm.ir.GlobalVar(symbol): function for symbol, function in functions.items()})
@@ -30,7 +31,7 @@ def compile_functions(functions: Mapping[str, Any], machine: CpuMachine) -> Any:
     return tvm.compile(module, tvm.target.Target(machine.llvm_target), tir_pipeline=register_arrays.PIPELINE)
 
 
-def generate(symbol: str, function: Any, machine: CpuMachine) -> bytes:
+def generate(symbol: str, function: tirx.PrimFunc, machine: CpuMachine) -> bytes:
     """An object file that defines `symbol`; the same bytes for the same function."""
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         path = Path(folder) / "kernel.o"
@@ -58,7 +59,7 @@ class Builder:
         self._waiting: dict[str, _Kernel] = {}
         self._running: list[Future[bytes]] = []
 
-    def code(self, identity: Identity) -> tuple[Any, str]:
+    def code(self, identity: Identity) -> tuple[tirx.PrimFunc | Built, str]:
         """The code of a kernel, as `library` takes it, and the note of its schedule.
 
         The code is a PrimFunc with its schedule applied or, from the cache, an object file.
@@ -102,12 +103,12 @@ class Builder:
             self._cache.put(Built(code, kernel.note), *kernel.identity.parts)
         return code
 
-    def library(self, functions: Mapping[str, Any]) -> bytes:
+    def library(self, functions: Mapping[str, tirx.PrimFunc | Built]) -> bytes:
         """A shared library with one entry per symbol; the same bytes for the same functions."""
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
             return self._link(functions, Path(folder)).read_bytes()
 
-    def load(self, functions: Mapping[str, Any]) -> Mapping[str, Callable[..., Any]]:
+    def load(self, functions: Mapping[str, tirx.PrimFunc | Built]) -> Mapping[str, Callable[..., Any]]:
         """The functions, callable in this process."""
         fresh = {symbol: function for symbol, function in functions.items() if symbol not in self._loaded}
         if fresh:
@@ -116,7 +117,7 @@ class Builder:
             self._loaded |= {symbol: find(symbol) for symbol in fresh}
         return {symbol: self._loaded[symbol] for symbol in functions}
 
-    def objects(self, functions: Mapping[str, Any]) -> list[bytes]:
+    def objects(self, functions: Mapping[str, tirx.PrimFunc | Built]) -> list[bytes]:
         """Object files in the order of their symbols."""
         begun = [self._object(symbol, function) for symbol, function in functions.items()]
         try:
@@ -130,7 +131,7 @@ class Builder:
             self._cache.trim()
         return objects
 
-    def _object(self, symbol: str, function: Any) -> bytes | Future[bytes]:
+    def _object(self, symbol: str, function: tirx.PrimFunc | Built) -> bytes | Future[bytes]:
         if isinstance(function, Built):
             return function.object
         kernel = self._kernels.get(symbol)
@@ -138,7 +139,7 @@ class Builder:
             return self._pool.submit(generate, symbol, function, self._machine)
         return self._submit(kernel)
 
-    def _link(self, functions: Mapping[str, Any], folder: Path) -> Path:
+    def _link(self, functions: Mapping[str, tirx.PrimFunc | Built], folder: Path) -> Path:
         paths = []
         for number, code in enumerate(self.objects(functions)):
             path = folder / f"{number}.o"
@@ -152,7 +153,7 @@ class Builder:
 @dataclass(slots=True)
 class _Kernel:
     identity: Identity
-    code: Any
+    code: tirx.PrimFunc | Built
     note: str
     object: Future[bytes] | None = None
 

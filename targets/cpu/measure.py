@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tvm.runtime import Tensor
 
 from graphopt.cost.workload import Timing, Workload
 from graphopt.lowering.target import Lowered, Target
@@ -111,7 +112,7 @@ class _Pool:
 class _Runner:
     """Runs the calls of one lowered workload on memory of its own."""
 
-    calls: list[tuple[Callable[..., Any], list[tuple[Any, ...]]]]
+    calls: list[tuple[Callable[..., Any], list[tuple[Tensor, ...]]]]
     position: int = 0
 
     def __init__(self, lowered: Lowered, load: Callable[[str], Callable[..., Any]], pool: _Pool) -> None:

@@ -11,10 +11,11 @@ stack LLVM turns register tiles into registers.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import tvm
 from tvm import tirx
+from tvm.ir.transform import Pass, PassContext
 from tvm.tirx import compilation_pipeline
 
 from graphopt.targets.common.tir import ieee
@@ -40,20 +41,20 @@ def register() -> None:
     compilation_pipeline.register_tir_pipeline(PIPELINE, _pipeline)
 
 
-def _pipeline() -> tuple[Any, Any, Any]:
+def _pipeline() -> tuple[Pass, Callable[[], Pass], Callable[[], Pass]]:
     default, host, device = compilation_pipeline.get_tir_pipeline("s_tir")
     kept = tvm.ir.transform.Sequential([default, _keep_on_stack()])
     return kept, lambda: tvm.ir.transform.Sequential([host(), ieee.reveal(ieee.llvm_fence, ieee.llvm_wide)]), device
 
 
-def _keep_on_stack() -> Any:
-    def transform(function: Any, _module: Any, _context: Any) -> Any:
+def _keep_on_stack() -> Pass:
+    def transform(function: tirx.PrimFunc, _module: tvm.IRModule, _context: PassContext) -> tirx.PrimFunc:
         return function.with_body(_kept(function.body))
 
     return tirx.transform.prim_func_pass(transform, opt_level=0)
 
 
-def _kept(statement: Any) -> Any:
+def _kept(statement: tirx.Stmt) -> tirx.Stmt:
     if isinstance(statement, tirx.AllocBuffer):
         buffer = statement.buffer
         bits = tvm.DataType(str(buffer.dtype)).bits * tvm.DataType(str(buffer.dtype)).lanes

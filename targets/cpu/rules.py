@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from tvm import s_tir, tirx
 
@@ -14,7 +13,7 @@ from graphopt.targets.cpu.kernels.integer import conv
 from graphopt.targets.cpu.kernels.integer import gemm as integer_gemm
 from graphopt.targets.cpu.machine import CpuMachine
 
-Rule = Callable[[s_tir.Schedule, Block, CpuMachine], Any]
+Rule = Callable[[s_tir.Schedule, Block, CpuMachine], s_tir.Schedule | tirx.PrimFunc | None]
 """Changes the schedule in place; a schedule or function that it returns replaces it."""
 
 RULES: dict[str, Rule] = {
@@ -35,7 +34,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def apply(function: Any, machine: CpuMachine) -> tuple[Any, str]:
+def apply(function: tirx.PrimFunc, machine: CpuMachine) -> tuple[tirx.PrimFunc, str]:
     """The scheduled PrimFunc, its name and signature unchanged, and a sentence if its rule did not fit it.
 
     Every schedule computes the same function, so a rule that fails for a shape costs speed and nothing else.

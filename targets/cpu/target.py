@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
+from tvm import tirx
 
 from graphopt import disk_cache
 from graphopt.cost.roofline import Machine
@@ -21,7 +22,7 @@ from graphopt.targets.common.tvm_target import TvmTarget
 from graphopt.targets.cpu import build, measure, tiles
 from graphopt.targets.cpu.converters.table import TABLE
 from graphopt.targets.cpu.machine import detect
-from graphopt.targets.cpu.object_cache import ObjectCache
+from graphopt.targets.cpu.object_cache import Built, ObjectCache
 
 
 class CpuTarget(TvmTarget):
@@ -80,7 +81,7 @@ class CpuTarget(TvmTarget):
             constants.evaluate_constants(lowered, self._host)
         return lowered
 
-    def library(self, functions: Mapping[str, Any]) -> bytes:
+    def library(self, functions: Mapping[str, tirx.PrimFunc | Built]) -> bytes:
         """Compile and link all functions into one shared library."""
         with codegen():
             return self._builder.library(functions)
@@ -123,6 +124,6 @@ class _OnHost:
         self._builder = builder
         self._own = build.Builder(detect())
 
-    def load(self, functions: Mapping[str, Any]) -> Mapping[str, Callable[..., Any]]:
+    def load(self, functions: Mapping[str, tirx.PrimFunc | Built]) -> Mapping[str, Callable[..., Any]]:
         identities = {symbol: self._builder.identity(symbol) for symbol in functions}
         return self._own.load({symbol: self._own.code(identity)[0] for symbol, identity in identities.items()})

@@ -20,7 +20,7 @@ from tvm.ir import Expr
 from graphopt.errors import CodegenError
 from graphopt.program.program import Launch
 from graphopt.targets.common.tir import ieee
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 
 _AXES = {f"{kind}Idx.{axis}": (kind, "xyz".index(axis)) for kind in ("block", "thread") for axis in "xyz"}
 _DYNAMIC = "tirx.use_dyn_shared_memory"
@@ -59,7 +59,7 @@ class DeviceCode:
         return _BOUNDS.sub(rf"__launch_bounds__(\1, {resident})", self.source)
 
 
-def generate(symbol: str, function: tirx.PrimFunc, device: Device) -> DeviceCode:
+def generate(symbol: str, function: tirx.PrimFunc, device: GpuSpec) -> DeviceCode:
     """Code for a PrimFunc whose loops are bound to blocks and threads.
 
     Raises:
@@ -164,7 +164,7 @@ def _fused(product: tirx.Mul) -> Expr:
 class _Host:
     """Reads the launches out of the host part of a split function."""
 
-    def __init__(self, function: tirx.PrimFunc, device: Device) -> None:
+    def __init__(self, function: tirx.PrimFunc, device: GpuSpec) -> None:
         self.function, self.device = function, device
         self.places: list[tuple[tirx.Buffer, int]] = []  # a buffer, and its position among parameters and scratch
         self.scratch: list[tuple[str, tuple[int, ...]]] = []
@@ -217,7 +217,7 @@ class _Host:
         return Launch(entry, grid, block, tuple(map(self._place, tensors)), shared)  # type: ignore[arg-type]
 
 
-def _source(module: tvm.IRModule, target: tvm.target.Target, device: Device) -> str:
+def _source(module: tvm.IRModule, target: tvm.target.Target, device: GpuSpec) -> str:
     if not device.cuda:
         text = str(tvm.get_global_func("target.build.opencl")(module, target).inspect_source())
         names = "".join(f"#define {name}f {name}\n" for name in _GENERIC if f"{name}f(" in text)

@@ -17,7 +17,7 @@ LARGEST_GRID = 65535
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class GpuSpec:
     """A GPU. Sizes in bytes, rates in operations (a multiply-add is two) or bytes a second.
 
     `arch` is what code is generated for: "sm_90", or "opencl" where the driver compiles. `rates` are of dense GEMMs
@@ -70,11 +70,11 @@ def _rates(**tera: float) -> Mapping[str, float]:
 _HOPPER = _rates(float32=66.9, float64=33.5, tf32=494.7, float16=989.4, bfloat16=989.4)
 
 # The makers' data sheets: dense rates, without sparsity, of the SXM boards; limits from the CUDA programming guide.
-DEVICES: Mapping[str, Device] = MappingProxyType(
+DEVICES: Mapping[str, GpuSpec] = MappingProxyType(
     {
         device.name: device
         for device in (
-            Device(
+            GpuSpec(
                 "a100",
                 "sm_80",
                 108,
@@ -84,7 +84,7 @@ DEVICES: Mapping[str, Device] = MappingProxyType(
                 shared_per_block=163 << 10,
                 shared_per_multiprocessor=164 << 10,
             ),
-            Device(
+            GpuSpec(
                 "rtx4090",
                 "sm_89",
                 128,
@@ -96,15 +96,15 @@ DEVICES: Mapping[str, Device] = MappingProxyType(
                 threads_per_multiprocessor=1536,
                 blocks_per_multiprocessor=24,
             ),
-            Device("h100", "sm_90a", 132, 3.35e12, _HOPPER, 50 << 20, 227 << 10, 228 << 10),
-            Device("h200", "sm_90a", 132, 4.8e12, _HOPPER, 50 << 20, 227 << 10, 228 << 10),
+            GpuSpec("h100", "sm_90a", 132, 3.35e12, _HOPPER, 50 << 20, 227 << 10, 228 << 10),
+            GpuSpec("h200", "sm_90a", 132, 4.8e12, _HOPPER, 50 << 20, 227 << 10, 228 << 10),
         )
     }
 )
 
 _REPRESENTATIVE = {"sm_80": "a100", "sm_89": "rtx4090", "sm_90": "h100", "sm_90a": "h100"}
 
-OPENCL = Device(
+OPENCL = GpuSpec(
     "opencl",
     "opencl",
     64,
@@ -128,7 +128,7 @@ def level_of(name: str, arch: str) -> str:
     return next(fitting, f"{arch}a" if f"{arch}a" in _REPRESENTATIVE else arch)
 
 
-def find(name: str | None) -> Device:
+def find(name: str | None) -> GpuSpec:
     """The device called `name`, or the one that stands for an architecture ("sm_90"); None takes the H100.
 
     Raises:

@@ -17,7 +17,7 @@ from tvm.ir import Expr
 from graphopt.cost.workload import Workload
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.converters.base import HALVES
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.gemm import simt, templates
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.waves import CLOCK, INSTRUCTIONS, LAUNCH, REACHED_BANDWIDTH
@@ -75,7 +75,7 @@ class Shape:
 class Estimates:
     """Estimates for one device; every GEMM is estimated once."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: GpuSpec) -> None:
         """Args: device: that the kernels run on."""
         self.device = device
         self._known: dict[tuple[Shape, str | None], float] = {}

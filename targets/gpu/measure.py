@@ -78,7 +78,7 @@ def measure(
     images = _images(target, {symbol: device_code for item in built for symbol, device_code in item.functions.items()})
     facts = device.facts()
     pool = round(min(max(CACHES * facts["l2_bytes"], LEAST_POOL), MOST_POOL))
-    layouts = {id(item): Layout.of(item, pool) for item in built}
+    layouts = {id(item): MemoryLayout.of(item, pool) for item in built}
     device.activate()
     memory = _Memory(device, list(layouts.values()))
     results: list[list[Timing | None]] = []
@@ -135,7 +135,7 @@ class Spot:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class MemoryLayout:
     """Where the values of one candidate lie. `sizes` are the bytes of every region that it needs.
 
     Large weights rotate among random numbers. `kept` are the constants that need their values, and memory of their own.
@@ -146,7 +146,7 @@ class Layout:
     kept: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, lowered: Lowered, pool: int) -> Layout:
+    def of(cls, lowered: Lowered, pool: int) -> MemoryLayout:
         """The layout of a candidate whose weights are to be read from `pool` bytes, or more."""
         layout = cls()
         for value in lowered.values.values():
@@ -169,7 +169,7 @@ class Layout:
 class _Memory:
     """The regions, as large as any candidate needs them, filled with random numbers once."""
 
-    def __init__(self, device: Device, layouts: Sequence[Layout]) -> None:
+    def __init__(self, device: Device, layouts: Sequence[MemoryLayout]) -> None:
         self._device = device
         sizes: dict[str, int] = {}
         for layout in layouts:
@@ -203,7 +203,7 @@ def _filling(region: str, size: int) -> Iterator[tuple[int, NDArray[Any]]]:
 
 
 def _runner(
-    device: Device, lowered: Lowered, layout: Layout, memory: _Memory, images: Mapping[str, bytes]
+    device: Device, lowered: Lowered, layout: MemoryLayout, memory: _Memory, images: Mapping[str, bytes]
 ) -> _Runner | None:
     """None where the device cannot load a kernel, or has no room for a block of it."""
     if not all(call.symbol in images for call in lowered.calls):
@@ -218,7 +218,7 @@ class _Runner:
     """Runs the calls of one candidate."""
 
     def __init__(
-        self, device: Device, lowered: Lowered, layout: Layout, memory: _Memory, images: Mapping[str, bytes]
+        self, device: Device, lowered: Lowered, layout: MemoryLayout, memory: _Memory, images: Mapping[str, bytes]
     ) -> None:
         self._device, self._lowered, self._layout, self._memory, self._images = device, lowered, layout, memory, images
         self._own = {name: memory.own(array) for name, array in layout.kept.items()}

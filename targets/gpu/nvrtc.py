@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphopt.errors import CodegenError, GraphoptError
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 
 _INSTALL = "install graphopt with its CUDA compiler: pip install 'graphopt[cuda]'"
 
@@ -29,7 +29,7 @@ class Resources:
     stack: int
     shared: int
 
-    def blocks(self, threads: int, dynamic: int, device: Device) -> int:
+    def blocks(self, threads: int, dynamic: int, device: GpuSpec) -> int:
         """Blocks of `threads` with `dynamic` bytes of shared memory that fit on one multiprocessor at a time.
 
         Source: the occupancy calculation of the CUDA C++ programming guide. Registers are given out in units of 256 to

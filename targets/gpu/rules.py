@@ -10,7 +10,7 @@ from graphopt.cost.workload import Plan
 from graphopt.targets.common.kernels.blocks import Block, blocks_of
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels import generic, window, winograd
 from graphopt.targets.gpu.kernels import reductions as sums
 from graphopt.targets.gpu.kernels.gemm import product, templates
@@ -26,17 +26,17 @@ class Scheduled:
     note: str = ""
 
 
-def _product(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
+def _product(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> Scheduled:
     layout = product.layout(sch, anchor)
     chosen = templates.best(product.read(sch, anchor), device)
     return Scheduled(chosen.emit(), Plan("product", chosen.tile, chosen.seconds, layout, chosen.units))
 
 
-def _window(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
+def _window(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> Scheduled:
     return Scheduled(window.emit(sch, anchor, device), Plan("window", layout=blocked(anchor.spatial[-1])))
 
 
-def _winograd(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
+def _winograd(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> Scheduled:
     layout = blocked(winograd.lanes(sch))
     return Scheduled(winograd.emit(sch, anchor, device), Plan("winograd transform", layout=layout))
 
@@ -44,7 +44,7 @@ def _winograd(sch: s_tir.Schedule, anchor: Block, device: Device) -> Scheduled:
 RULES = {product.NAME: _product, window.NAME: _window, winograd.NAME: _winograd}
 
 
-def apply(function: tirx.PrimFunc, device: Device) -> Scheduled:
+def apply(function: tirx.PrimFunc, device: GpuSpec) -> Scheduled:
     """Bind a PrimFunc to blocks and threads; its signature stays."""
     note = ""
     function = _without_offsets(function)
@@ -77,7 +77,7 @@ def apply(function: tirx.PrimFunc, device: Device) -> Scheduled:
         return Scheduled(generic.by_hand(function, device), Plan("loops"), note)
 
 
-def choices(function: tirx.PrimFunc, device: Device, count: int | None) -> list[templates.Choice]:
+def choices(function: tirx.PrimFunc, device: GpuSpec, count: int | None) -> list[templates.KernelCandidate]:
     """The `templates.choices` for the GEMM of a PrimFunc; none where it computes no GEMM."""
     try:
         sch = s_tir.Schedule(_without_offsets(function))

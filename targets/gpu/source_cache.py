@@ -13,7 +13,7 @@ from graphopt.program.program import Launch
 from graphopt.targets.common import sources
 from graphopt.targets.common.kernel_cache import KernelCache
 from graphopt.targets.gpu.code import DeviceCode
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 
 FORMAT = 1
 """Version of the entries' layout."""
@@ -31,7 +31,7 @@ class Generated:
 class SourceCache(KernelCache[Generated]):
     """Sources for one device, by the symbol and the text of the kernel."""
 
-    def __init__(self, files: DiskCache, device: Device) -> None:
+    def __init__(self, files: DiskCache, device: GpuSpec) -> None:
         """Args: device: the one that the code is for."""
         super().__init__(files, facts(device))
 
@@ -44,7 +44,7 @@ class SourceCache(KernelCache[Generated]):
         return json.dumps(asdict(entry)).encode()
 
 
-def facts(device: Device) -> dict[str, Any]:
+def facts(device: GpuSpec) -> dict[str, Any]:
     """What a source depends on besides the function: schedules, device, code generator."""
     return {
         "format": FORMAT,

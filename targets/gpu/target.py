@@ -43,7 +43,7 @@ class GpuTarget(TvmTarget):
 
     extension = "kernels"
 
-    def __init__(self, name: str, device: devices.Device, cache: bool = False) -> None:
+    def __init__(self, name: str, device: devices.GpuSpec, cache: bool = False) -> None:
         """A target that needs no device.
 
         Args:

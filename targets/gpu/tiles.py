@@ -10,7 +10,7 @@ from graphopt.cost.workload import Workload
 from graphopt.targets.common.identity import Identity
 from graphopt.targets.common.measured_node import node_of
 from graphopt.targets.gpu import rules
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 
 DEFAULT = ("",)
 """The schedule's own choice."""
@@ -30,17 +30,17 @@ Kernels = Callable[[ir.Node], Mapping[str, Identity]]
 """The kernels that a target makes of a node, unscheduled."""
 
 
-def tiles(workload: Workload, device: Device, kernels: Kernels) -> tuple[str, ...]:
+def tiles(workload: Workload, device: GpuSpec, kernels: Kernels) -> tuple[str, ...]:
     """Spellings of tiles, the best by estimate first: the empty one, which the schedule takes by itself."""
     return _spelled(workload, device, kernels, FEW, WORTH) or DEFAULT
 
 
-def wide(workload: Workload, device: Device, kernels: Kernels) -> tuple[str, ...]:
+def wide(workload: Workload, device: GpuSpec, kernels: Kernels) -> tuple[str, ...]:
     """Spellings of all tiles; none where there is nothing to choose."""
     return _spelled(workload, device, kernels, None, float("inf"))
 
 
-def _spelled(workload: Workload, device: Device, kernels: Kernels, count: int | None, worth: float) -> tuple[str, ...]:
+def _spelled(workload: Workload, device: GpuSpec, kernels: Kernels, count: int | None, worth: float) -> tuple[str, ...]:
     if (workload.domain, workload.op_type) not in PRODUCTS:
         return ()
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 
 CLOCK = 1.5e9
 """Cycles per second, about."""
@@ -52,20 +52,20 @@ class Waves:
     resident_blocks: int
 
 
-def waves(blocks: int, fitting: int, device: Device) -> Waves:
+def waves(blocks: int, fitting: int, device: GpuSpec) -> Waves:
     """The waves of a grid of `blocks`, of which `fitting` fit a multiprocessor."""
     resident_blocks = max(1, min(math.ceil(blocks / device.multiprocessors), fitting))
     return Waves(math.ceil(blocks / (device.multiprocessors * resident_blocks)), resident_blocks)
 
 
-def fitting_blocks(threads: int, registers: int, shared_bytes: int, device: Device) -> int:
+def fitting_blocks(threads: int, registers: int, shared_bytes: int, device: GpuSpec) -> int:
     """Blocks that fit a multiprocessor, at least one, by their threads' `registers`, and by shared memory."""
     by_registers = device.registers // (threads * registers)
     by_shared = device.shared_per_multiprocessor // (shared_bytes + RESERVED_SHARED_BYTES)
     return max(1, min(by_registers, by_shared, device.blocks_per_multiprocessor))
 
 
-def fitting_by_threads(threads: int, device: Device) -> int:
+def fitting_by_threads(threads: int, device: GpuSpec) -> int:
     """Blocks that fit a multiprocessor, where their threads need few registers."""
     rounded = math.ceil(threads / device.warp) * device.warp
     return min(device.threads_per_multiprocessor // rounded, device.blocks_per_multiprocessor)
@@ -76,11 +76,11 @@ def overlapped(*cycles: float) -> float:
     return max(cycles) + sum(cycles) / 8
 
 
-def adding_seconds(parts: int, results: int, device: Device) -> float:
+def adding_seconds(parts: int, results: int, device: GpuSpec) -> float:
     """Seconds that a second kernel adds, which reads `parts` floats for each of `results` and writes their sum."""
     return 0.0 if parts == 1 else SECOND_KERNEL + (parts + 1) * results * 4 / device.bandwidth
 
 
-def tensor_core_rate(kind: str, device: Device) -> float:
+def tensor_core_rate(kind: str, device: GpuSpec) -> float:
     """Operations per cycle of one multiprocessor's tensor cores."""
     return device.rates[kind] / device.multiprocessors / CLOCK

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from graphopt.targets.common.converters.base import HALVES, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import HALVES, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.halves import in_single
 from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.common.kernels.blocks import SCHEDULED, round_up
@@ -13,7 +12,7 @@ from graphopt.targets.cpu.kernels import attention as kernel
 from graphopt.targets.cpu.kernels import gemm
 
 
-def attention(c: Context, inputs: list[Any]) -> Any:
+def attention(c: Context, inputs: Inputs) -> Outputs:
     """An Attention or AttentionMasked node.
 
     Raises:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import relax, te, tirx
+from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.base import (
+    EPILOGUE,
+    INJECTIVE,
+    OPAQUE,
+    Context,
+    Converter,
+    Inputs,
+    Outputs,
+    dtype_of,
+    shape_of,
+)
 from graphopt.targets.cpu.kernels import lrn, squares, tiling
 from graphopt.targets.cpu.kernels.conv import depthwise, direct
 
 
-def to_blocked(c: Context, inputs: list[Any]) -> Any:
+def to_blocked(c: Context, inputs: Inputs) -> Outputs:
     """ToBlocked by squares transposed in registers, with a preceding channel shuffle; else element by element.
 
     An input that is a transposition of a channels-last tensor is read from that tensor, in full vectors.
@@ -27,10 +37,10 @@ def to_blocked(c: Context, inputs: list[Any]) -> Any:
         x, groups = _before_shuffle(c, inputs[0])
         return _emit(c, "to_blocked", squares.to_blocked(shape, block, dtype_of(x), groups), x)
 
-    def compute(x: Any) -> Any:
+    def compute(x: te.Tensor) -> te.Tensor:
         n, _, h, w = (int(d) for d in x.shape)
 
-        def element(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+        def element(i: Expr, o: Expr, y: Expr, z: Expr, lane: Expr) -> Expr | te.TensorSlice:
             channel = o * block + lane
             value = x[i, channel, y, z]
             return (
@@ -42,11 +52,11 @@ def to_blocked(c: Context, inputs: list[Any]) -> Any:
     return c.te("to_blocked", compute, inputs[0], pattern=INJECTIVE)
 
 
-def _from_channels_last(x: Any, block: int) -> Any:
+def _from_channels_last(x: te.Tensor, block: int) -> te.Tensor:
     """y[N, CB, H, W, b] of x[N, H, W, C]."""
     n, h, w, channels = (int(d) for d in x.shape)
 
-    def element(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+    def element(i: Expr, o: Expr, y: Expr, z: Expr, lane: Expr) -> Expr | te.TensorSlice:
         channel = o * block + lane
         value = x[i, y, z, channel]
         return value if channels % block == 0 else tirx.if_then_else(channel < channels, value, tirx.const(0, x.dtype))
@@ -54,7 +64,7 @@ def _from_channels_last(x: Any, block: int) -> Any:
     return te.compute((n, -(-channels // block), h, w, block), element, name="to_blocked")
 
 
-def _channels_last(c: Context, x: Any) -> Any:
+def _channels_last(c: Context, x: relax.Expr) -> relax.Expr | None:
     """[N, H, W, C], a view of the tensor that x[N, C, H, W] is a transposition of; None if it is not.
 
     Between the two may be Reshapes of the plane, and axes of one element anywhere.
@@ -77,12 +87,12 @@ def _channels_last(c: Context, x: Any) -> Any:
     return c.reshape(source, (n, h, w, channels))
 
 
-def _emit(c: Context, name: str, function: Any, x: Any) -> Any:
+def _emit(c: Context, name: str, function: tirx.PrimFunc, x: relax.Expr) -> relax.Expr:
     place = c.builder.add_func(function.with_attr("op_pattern", OPAQUE), name)
     return c.builder.emit(relax.call_tir(place, relax.Tuple([x]), relax.TensorType(c.out_shape, dtype_of(x))))
 
 
-def _before_shuffle(c: Context, x: Any) -> tuple[Any, int]:
+def _before_shuffle(c: Context, x: relax.Expr) -> tuple[relax.Expr, int]:
     """The tensor that was shuffled to give `x`, and in how many groups; `x` itself and 1 if it is no channel shuffle.
 
     A shuffle is Reshape to [N, groups, C / groups, H, W], Transpose of axes 1 and 2, Reshape back.
@@ -100,7 +110,7 @@ def _before_shuffle(c: Context, x: Any) -> tuple[Any, int]:
     return (source, groups) if shape_of(split) == (n, groups, channels // groups, h, w) else (x, 1)
 
 
-def _argument(c: Context, x: Any, operator: str) -> Any:
+def _argument(c: Context, x: relax.Expr | None, operator: str) -> relax.Expr | None:
     """The first operand of `x` if it is the result of `operator`; else None."""
     bound = c.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
     if isinstance(bound, relax.Call) and str(getattr(bound.op, "name", "")) == operator:
@@ -108,14 +118,14 @@ def _argument(c: Context, x: Any, operator: str) -> Any:
     return None
 
 
-def from_blocked(c: Context, inputs: list[Any]) -> Any:
+def from_blocked(c: Context, inputs: Inputs) -> Outputs:
     """FromBlocked by squares transposed in registers where they fit, else element by element."""
     channels = c.integer("channels")
     if squares.possible(c.out_shape, shape_of(inputs[0])[4], dtype_of(inputs[0])):
         kernel = squares.from_blocked(c.out_shape, shape_of(inputs[0])[4], dtype_of(inputs[0]))
         return _emit(c, "from_blocked", kernel, inputs[0])
 
-    def compute(x: Any) -> Any:
+    def compute(x: te.Tensor) -> te.Tensor:
         n, _, h, w, b = (int(d) for d in x.shape)
         return te.compute(
             (n, channels, h, w),
@@ -136,13 +146,13 @@ def _two(values: tuple[int, ...]) -> tuple[int, int]:
     return first, second
 
 
-def _padded(c: Context, x: Any, pads: tuple[int, ...]) -> Any:
+def _padded(c: Context, x: relax.Expr, pads: tuple[int, ...]) -> relax.Expr:
     if not any(pads):
         return x
     return c.te("pad", lambda v: tiling.pad_input(v, _four(pads)), x, pattern=INJECTIVE)
 
 
-def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
+def conv2d_blocked(c: Context, inputs: Inputs) -> Outputs:
     """Conv2dBlocked: the direct convolution of the padded input, with a bias."""
     x, w, bias = inputs
     tile = direct.Tile.parse(c.tile) if c.tile else None
@@ -158,7 +168,7 @@ def conv2d_blocked(c: Context, inputs: list[Any]) -> Any:
     )
 
 
-def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
+def depthwise_blocked(c: Context, inputs: Inputs) -> Outputs:
     """DepthwiseConv2dBlocked, with a bias."""
     x, w, bias = inputs
     pads = _four(c.integers("pads", (0, 0, 0, 0)))
@@ -176,7 +186,7 @@ def depthwise_blocked(c: Context, inputs: list[Any]) -> Any:
 def pool_blocked(mode: str) -> Converter:
     """MaxPoolBlocked (`mode` "max") and AveragePoolBlocked ("average")."""
 
-    def convert(c: Context, inputs: list[Any]) -> Any:
+    def convert(c: Context, inputs: Inputs) -> Outputs:
         kernel = _two(c.integers("kernel_shape"))
         strides, pads = _two(c.integers("strides", (1, 1))), _four(c.integers("pads", (0, 0, 0, 0)))
         dilations, out = _two(c.integers("dilations", (1, 1))), _two(c.out_shape[2:4])
@@ -191,7 +201,7 @@ def pool_blocked(mode: str) -> Converter:
     return convert
 
 
-def global_average_pool_blocked(c: Context, inputs: list[Any]) -> Any:
+def global_average_pool_blocked(c: Context, inputs: Inputs) -> Outputs:
     """GlobalAveragePoolBlocked as one window over the plane."""
     kernel = _two(shape_of(inputs[0])[2:4])
     return c.te(
@@ -202,7 +212,7 @@ def global_average_pool_blocked(c: Context, inputs: list[Any]) -> Any:
     )
 
 
-def lrn_blocked(c: Context, inputs: list[Any]) -> Any:
+def lrn_blocked(c: Context, inputs: Inputs) -> Outputs:
     """LRNBlocked across `channels` channels."""
     channels, size = c.integer("channels"), c.integer("size")
     alpha, beta, bias = c.real("alpha", 1e-4), c.real("beta", 0.75), c.real("bias", 1.0)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import relax
 
-from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.pads import conv_begin_pads
 from graphopt.targets.cpu.converters.products import product
 from graphopt.targets.cpu.kernels import gemm
 
 
-def conv(c: Context, inputs: list[Any]) -> Any:
+def conv(c: Context, inputs: Inputs) -> Outputs:
     """Conv of any rank and grouping on the plain layout: patches packed straight into panels, one GEMM per group."""
     x, w = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None

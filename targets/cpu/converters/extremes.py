@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from graphopt.targets.common.converters.base import REDUCTION, Context, Converter, dtype_of, shape_of
+from tvm import relax
+
+from graphopt.targets.common.converters.base import REDUCTION, Context, Converter, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.reductions import chosen_axes, extreme
 from graphopt.targets.cpu.kernels import extremes
 
@@ -16,7 +17,7 @@ def along_rows(largest: bool) -> Converter:
     """ReduceMax or ReduceMin over the last axes; other axes take the converter that all targets share."""
     other = extreme(largest)
 
-    def convert(c: Context, inputs: list[Any]) -> Any:
+    def convert(c: Context, inputs: Inputs) -> Outputs:
         shape = shape_of(inputs[0])
         axes = chosen_axes(c, len(shape))
         last = list(range(len(shape) - len(axes or ()), len(shape)))
@@ -27,7 +28,7 @@ def along_rows(largest: bool) -> Converter:
     return convert
 
 
-def global_max_pool(c: Context, inputs: list[Any]) -> Any:
+def global_max_pool(c: Context, inputs: Inputs) -> Outputs:
     """The largest element of every plane."""
     shape = shape_of(inputs[0])
     if dtype_of(inputs[0]) not in _DTYPES or 0 in shape or len(shape) < 3:
@@ -35,12 +36,12 @@ def global_max_pool(c: Context, inputs: list[Any]) -> Any:
     return _rows(c, inputs[0], len(shape) - 2, True)
 
 
-def ends(c: Context, x: Any) -> Any:
+def ends(c: Context, x: relax.Expr) -> relax.Expr:
     """[2], the largest of x and the largest of -x, in one kernel."""
     return c.te("ends", lambda v: extremes.ends(v, c.machine), x, pattern=REDUCTION)
 
 
-def _rows(c: Context, x: Any, count: int, largest: bool) -> Any:
+def _rows(c: Context, x: relax.Expr, count: int, largest: bool) -> relax.Expr:
     """The extreme over the last `count` axes, which are contiguous in memory."""
     shape = shape_of(x)
     if count > 1:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from graphopt.program.program import ITEM_BYTES
-from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.common.kernels.blocks import SCHEDULED
 from graphopt.targets.cpu.kernels.conv import fft, winograd
 
 
-def conv2d_fft(c: Context, inputs: list[Any]) -> Any:
+def conv2d_fft(c: Context, inputs: Inputs) -> Outputs:
     """A Conv2dFft node as three kernels.
 
     Raises:

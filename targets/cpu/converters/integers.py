@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from tvm import relax
+from tvm import relax, te
+from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.pads import conv_begin_pads
 from graphopt.targets.common.converters.quantized import Factor, Rescaling
 from graphopt.targets.common.kernels.blocks import SCHEDULED, const, dims
@@ -17,7 +17,7 @@ from graphopt.targets.cpu.kernels.integer import lines as integer_lines
 from graphopt.targets.cpu.kernels.integer.window import Window, choose_tile
 
 
-def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None, transposed: bool = False) -> Any:
+def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None, transposed: bool = False) -> Outputs:
     """The sums [..., M, N] of a[..., M, K] and b[..., K, N], or of b[N, K] if it is `transposed`; rescaled if asked.
 
     One axis is a row on the left, a column on the right.
@@ -42,7 +42,7 @@ def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None
     tile = gemm.choose_tile(m, n, k, c.machine, unit)
     kind = dots.NAMES[unit]
     panels = c.te(f"pack_{kind}", lambda v: gemm.pack(v, tile.width, unit, transposed), right, pattern=OPAQUE)
-    further: dict[str, Any] = {}
+    further: dict[str, relax.Expr] = {}
     if unit == dots.WORDS:
         given = [] if rows is None else [rows]
         left = c.te(f"left_{kind}", lambda v, z=None: gemm.left(v, unit, z), left, *given, pattern=OPAQUE)
@@ -57,13 +57,13 @@ def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None
             further |= {} if rows is None else {"rows": rows}
     further |= {} if rescaling is None else rescaling.operands()
 
-    def define(p: Any, q: Any, *more: Any) -> Any:
+    def define(p: te.Tensor, q: te.Tensor, *more: te.Tensor) -> te.Tensor:
         tensors = dict(zip(further, more, strict=True))
         shift = None
         if "columns" in tensors:
             points = tensors.get("rows")
 
-            def shift(i: Any, row: Any) -> Any:
+            def shift(i: Expr | int, row: Expr) -> Expr:
                 at = [] if points is None else [0 if e == 1 else x for e, x in zip(dims(points), (i, row), strict=True)]
                 return _shift(None if points is None else points[tuple(at)], a.signed)
 
@@ -82,7 +82,7 @@ def product(c: Context, a: Factor, b: Factor, rescaling: Rescaling | None = None
     return c.te("integer_gemm", define, left, panels, *further.values(), pattern=_pattern(rescaling))
 
 
-def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = None) -> Any:
+def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = None) -> Outputs:
     """The sums [N, O, *out] of the node's convolution, rescaled if asked; zero points have at most one axis."""
     out = c.out_shape
     if len(x.shape) < 3 or 0 in (*x.shape, *w.shape):
@@ -103,13 +103,13 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
     every = {"packed": packed if unit == dots.WORDS else None, "x_zero": x_zero, "w_zero": w_zero}
     operands = {name: operand for name, operand in every.items() if operand is not None}
 
-    def prepare(v: Any, *more: Any) -> list[Any]:
+    def prepare(v: te.Tensor, *more: te.Tensor) -> list[te.Tensor]:
         tensors = dict(zip(operands, more, strict=True))
         return integer_lines.prepare(v, tensors.get("packed"), window, tensors.get("x_zero"), tensors.get("w_zero"))
 
     attributes = {"op_pattern": OPAQUE, SCHEDULED: 1}
     lines = c.definitions.emit(c.builder, f"prepare_{kind}", prepare, (x.value, *operands.values()), attributes)
-    further: dict[str, Any] = {}
+    further: dict[str, relax.Expr] = {}
     if unit == dots.WORDS:
         lines, packed = (c.builder.emit(relax.TupleGetItem(lines, i)) for i in range(2))
     elif x.signed or x_zero is not None:
@@ -117,7 +117,7 @@ def convolution(c: Context, x: Factor, w: Factor, rescaling: Rescaling | None = 
         further |= {} if x_zero is None else {"x_zero": x_zero}
     further |= {} if rescaling is None else rescaling.operands()
 
-    def define(p: Any, q: Any, *more: Any) -> Any:
+    def define(p: te.Tensor, q: te.Tensor, *more: te.Tensor) -> te.Tensor:
         tensors = dict(zip(further, more, strict=True))
         zero = tensors.get("x_zero")
         return conv.compute(
@@ -146,13 +146,13 @@ def _flat(c: Context, factor: Factor) -> Factor:
     return Factor(c.reshape(factor.value, (shape[0], math.prod(shape[1:]))), factor.zero, factor.known)
 
 
-def _shift(zero: Any, signed: bool) -> Any:
+def _shift(zero: te.TensorSlice | None, signed: bool) -> Expr:
     """The offset of bytes stored as uint8: the zero point, plus 128 for int8."""
     offset = const(0, "int32") if zero is None else zero.astype("int32")
     return offset + 128 if signed else offset
 
 
-def _points(c: Context, zero: Any, axes: tuple[int, ...], shape: tuple[int, int], single: int) -> Any:
+def _points(c: Context, zero: relax.Expr, axes: tuple[int, ...], shape: tuple[int, int], single: int) -> relax.Expr:
     """Zero points along `axes` as `shape`, [1, 1] if there is one.
 
     They have one axis, the last one, or the rank of the matrix that they belong to, whose axis `single` has one entry.

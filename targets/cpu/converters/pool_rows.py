@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from graphopt.targets.common.converters.base import OPAQUE, Context, dtype_of, shape_of
+from tvm import te
+
+from graphopt.targets.common.converters.base import OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.pads import pool_pads
 from graphopt.targets.common.converters.pooling import Pool, counts
 from graphopt.targets.common.kernels.blocks import SCHEDULED
@@ -17,7 +18,7 @@ LONGEST, LARGEST = 16, 256
 """Largest windows that these kernels take, along the last axis and in all. Longer sums need blocked summation."""
 
 
-def pool_of_rows(c: Context, inputs: list[Any]) -> Any:
+def pool_of_rows(c: Context, inputs: Inputs) -> Outputs:
     """MaxPool without indices and AveragePool of types that vectors hold, with window rows that can be unrolled."""
     (x,) = inputs
     shape, kernel, dtype, average = shape_of(x), c.integers("kernel_shape"), dtype_of(x), c.node.op_type != "MaxPool"
@@ -33,7 +34,7 @@ def pool_of_rows(c: Context, inputs: list[Any]) -> Any:
     if average:
         arguments.append(counts(c, shape[2:], window, ends, dtype))
 
-    def define(v: Any, cells: Any = None) -> Any:
+    def define(v: te.Tensor, cells: te.Tensor | None = None) -> te.Tensor:
         return pool_rows.average(v, cells, window) if average else pool_rows.largest(v, window)
 
     attributes = {"op_pattern": OPAQUE, SCHEDULED: 1}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import relax
 
-from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.cpu.kernels import gemm
 
 
-def product(c: Context, a: Any, b: Any, out: tuple[int, ...], transposed: bool = False, trailing: int = 1) -> Any:
+def product(
+    c: Context, a: relax.Expr, b: relax.Expr, out: tuple[int, ...], transposed: bool = False, trailing: int = 1
+) -> relax.Expr:
     """a[..., M, K] times b[..., K, N] ([..., N, K] if transposed) whose batch axes are equal, or of one on one side.
 
     The last `trailing` axes of `out` hold N.
@@ -31,7 +32,7 @@ def product(c: Context, a: Any, b: Any, out: tuple[int, ...], transposed: bool =
     return c.te("gemm", lambda p, q: gemm.compute(p, q, out, parts, tile.rows), left, panels, pattern=EPILOGUE)
 
 
-def matmul(c: Context, inputs: list[Any]) -> Any:
+def matmul(c: Context, inputs: Inputs) -> Outputs:
     """MatMul of float32 or float64 matrices with any batch axes."""
     a, b = inputs
     sa, sb = shape_of(a), shape_of(b)
@@ -42,7 +43,7 @@ def matmul(c: Context, inputs: list[Any]) -> Any:
     return product(c, a, b, c.out_shape)
 
 
-def fully_connected(c: Context, inputs: list[Any]) -> Any:
+def fully_connected(c: Context, inputs: Inputs) -> Outputs:
     """Gemm of float32 or float64: alpha A B + beta C, with either matrix transposed."""
     a, b = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None

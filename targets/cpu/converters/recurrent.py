@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from tvm import relax
 
 from graphopt.targets.common.converters import recurrent_node
-from graphopt.targets.common.converters.base import OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.recurrent_node import B, C, H, P, R, W, X, operands, zeros
 from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.common.kernels.blocks import SCHEDULED
@@ -16,7 +14,7 @@ from graphopt.targets.cpu.converters.products import product
 from graphopt.targets.cpu.kernels import recurrence, rnn
 
 
-def recurrent(c: Context, inputs: list[Any]) -> Any:
+def recurrent(c: Context, inputs: Inputs) -> Outputs:
     """An LSTM, GRU or RNN node.
 
     Raises:
@@ -44,7 +42,7 @@ def recurrent(c: Context, inputs: list[Any]) -> Any:
         reset_after=recurrent_node.reset_after(c),
     )
     projected = _projected(c, layer, x, w, given[B])
-    extra: dict[str, Any] = {}
+    extra: dict[str, relax.Expr] = {}
     if layer.reset_after:
         bias = zeros((directions, 6 * hidden), dtype) if given[B] is None else given[B]
         extra["reset_bias"] = c.te("pack", lambda v: rnn.pack_vectors(v, layer, 5, 1), bias, pattern=OPAQUE)
@@ -87,7 +85,7 @@ def _activations(c: Context, directions: int) -> tuple[str, ...]:
     return first
 
 
-def _projected(c: Context, layer: rnn.Layer, x: Any, w: Any, bias: Any) -> Any:
+def _projected(c: Context, layer: rnn.Layer, x: relax.Expr, w: relax.Expr, bias: relax.Expr | None) -> relax.Expr:
     """The products of all inputs with W, biases added: [T, B, D, UB, G, U]."""
     parts = (layer.directions, layer.blocks, layer.gates, layer.units)
     columns = int(np.prod(parts))
@@ -100,7 +98,14 @@ def _projected(c: Context, layer: rnn.Layer, x: Any, w: Any, bias: Any) -> Any:
     return c.reshape(y, (layer.steps, layer.batch, *parts))
 
 
-def _initial(c: Context, state: Any, shape: tuple[int, ...], dtype: str, batch_first: bool, lengths: Any = None) -> Any:
+def _initial(
+    c: Context,
+    state: relax.Expr | None,
+    shape: tuple[int, ...],
+    dtype: str,
+    batch_first: bool,
+    lengths: relax.Expr | None = None,
+) -> relax.Expr:
     """h or c before the first step as [D, B, H]."""
     if state is None:
         return zeros(shape, dtype)
@@ -108,7 +113,7 @@ def _initial(c: Context, state: Any, shape: tuple[int, ...], dtype: str, batch_f
     return recurrent_node.begun(c, turned, lengths, 1)
 
 
-def _output(c: Context, index: int, result: Any, batch_first: bool) -> Any:
+def _output(c: Context, index: int, result: relax.Expr, batch_first: bool) -> relax.Expr | None:
     """Output `index` in the layout of the node; None if it has no consumers."""
     value = c.node.outputs[index]
     if not value.uses() and not value.is_graph_output():

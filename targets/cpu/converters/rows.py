@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.converters.base import (
     OPAQUE,
     Context,
     Converter,
+    Inputs,
+    Outputs,
     dtype_of,
     shape_of,
 )
@@ -20,7 +22,7 @@ from graphopt.targets.cpu.kernels import rowwise
 def softmax(logarithm: bool) -> Converter:
     """Softmax, or LogSoftmax, along the last axis."""
 
-    def convert(c: Context, inputs: list[Any]) -> Any:
+    def convert(c: Context, inputs: Inputs) -> Outputs:
         x = inputs[0]
         shape = shape_of(x)
         axis = c.integer("axis", -1) % max(len(shape), 1)
@@ -34,7 +36,7 @@ def softmax(logarithm: bool) -> Converter:
     return convert
 
 
-def layer_norm(c: Context, inputs: list[Any]) -> Any:
+def layer_norm(c: Context, inputs: Inputs) -> Outputs:
     """LayerNormalization of float32 without its outputs for the mean and the deviation."""
     x, weight = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
@@ -51,7 +53,7 @@ def layer_norm(c: Context, inputs: list[Any]) -> Any:
     return [c.reshape(y, shape), *(None for _ in c.node.outputs[1:])]
 
 
-def channel_norm(c: Context, inputs: list[Any]) -> Any:
+def channel_norm(c: Context, inputs: Inputs) -> Outputs:
     """InstanceNormalization, and GroupNormalization with a weight for each channel (opset 21), of x[N, C, ...]."""
     x, weight, bias = inputs
     shape = shape_of(x)
@@ -61,7 +63,7 @@ def channel_norm(c: Context, inputs: list[Any]) -> Any:
     plane, channels = math.prod(shape[2:]), shape[1] // groups
     epsilon = c.real("epsilon", 1e-5)
 
-    def place(row: Any, j: Any) -> Any:
+    def place(row: Expr, j: Expr) -> Expr:
         inside = tirx.floordiv(j, plane) if channels > 1 else 0
         return tirx.floormod(row, groups) * channels + inside
 

@@ -9,16 +9,24 @@ the stride, each output position has one tap, and the zeros are not worth multip
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import relax, te
 
-from graphopt.targets.common.converters.base import EPILOGUE, INJECTIVE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import (
+    EPILOGUE,
+    INJECTIVE,
+    OPAQUE,
+    Context,
+    Inputs,
+    Outputs,
+    dtype_of,
+    shape_of,
+)
 from graphopt.targets.common.converters.pads import conv_transpose_begin_pads
 from graphopt.targets.cpu.kernels import gemm
 
 
-def conv_transpose(c: Context, inputs: list[Any]) -> Any:
+def conv_transpose(c: Context, inputs: Inputs) -> Outputs:
     """ConvTranspose of any rank, grouping and dilation; the inferred output shape decides the padding."""
     x, w = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
@@ -41,7 +49,7 @@ def conv_transpose(c: Context, inputs: list[Any]) -> Any:
     pads = [d * (k - 1) - p for d, k, p in zip(dilations, kernel, begins, strict=True)]
     ones = (1,) * rank
 
-    def patches(v: Any) -> Any:
+    def patches(v: te.Tensor) -> te.Tensor:
         return gemm.pack_patches(v, groups, kernel, ones, pads, dilations, out[2:], tile.width, strides)
 
     panels = c.te("patches", patches, x, pattern=OPAQUE)
@@ -52,13 +60,13 @@ def conv_transpose(c: Context, inputs: list[Any]) -> Any:
     )
 
 
-def _flip(w: Any) -> Any:
+def _flip(w: te.Tensor) -> te.Tensor:
     """[G, C, O, K] -> [G, O, C, K] with the taps in reverse."""
     groups, depth, out, taps = (int(d) for d in w.shape)
     return te.compute((groups, out, depth, taps), lambda g, o, i, t: w[g, i, o, taps - 1 - t], name="flip")
 
 
-def _shuffled(c: Context, x: Any, w: Any, bias: Any, kernel: list[int]) -> Any:
+def _shuffled(c: Context, x: relax.Expr, w: relax.Expr, bias: relax.Expr | None, kernel: list[int]) -> relax.Expr:
     """One GEMM with rows (output channel, tap), then a transposition that moves each tap to its position."""
     batch, channels, *image = shape_of(x)
     _, depth, out, taps = shape_of(w)

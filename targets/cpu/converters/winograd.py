@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from graphopt.ops.winograd import KERNEL, matrices, tile_of
 from graphopt.program.program import ITEM_BYTES
-from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, dtype_of, shape_of
+from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.cpu.kernels.conv import winograd, winograd_fused
 
 
-def conv2d_winograd(c: Context, inputs: list[Any]) -> Any:
+def conv2d_winograd(c: Context, inputs: Inputs) -> Outputs:
     """Conv2dWinograd or Conv2dWinogradAxis, with the tile chosen for the node or the one with the best estimate."""
     x, u, bias = inputs
     kernel = _kernel(c, shape_of(u)[0])

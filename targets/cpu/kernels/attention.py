@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -60,8 +61,15 @@ def plan(heads: int, queries: int, keys: int, machine: CpuMachine, dtype: str) -
 
 
 def compute(
-    q: Any, keys: Any, values: Any, mask: Any, shape: Sequence[int], count: int, scale: float, tiling: Plan
-) -> Any:
+    q: te.Tensor,
+    keys: te.Tensor,
+    values: te.Tensor,
+    mask: te.Tensor | None,
+    shape: Sequence[int],
+    count: int,
+    scale: float,
+    tiling: Plan,
+) -> te.Tensor:
     """The attention of q[B, H, S, D], written as `shape` [B, H, S, E].
 
     Args:
@@ -72,7 +80,7 @@ def compute(
         count: T.
     """
 
-    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def body(ins: Sequence[tirx.Buffer], outs: Sequence[tirx.Buffer]) -> tirx.Stmt:
         return _Template(ins[0], ins[1], ins[2], None if mask is None else ins[3], outs[0], count, scale, tiling).emit()
 
     inputs = [q, keys, values] if mask is None else [q, keys, values, mask]
@@ -83,7 +91,15 @@ class _Template:
     """Emits the loops; `task`, `tile`, `row` and so on are loop variables and functions of them."""
 
     def __init__(
-        self, q: Any, keys: Any, values: Any, mask: Any, y: Any, count: int, scale: float, tiling: Plan
+        self,
+        q: tirx.Buffer,
+        keys: tirx.Buffer,
+        values: tirx.Buffer,
+        mask: Any,
+        y: tirx.Buffer,
+        count: int,
+        scale: float,
+        tiling: Plan,
     ) -> None:
         self.q, self.keys, self.values, self.mask, self.y = q, keys, values, mask, y
         self.count, self.scale, self.plan, self.dtype = count, scale, tiling, str(q.dtype)
@@ -92,7 +108,7 @@ class _Template:
         self.padded = round_up(count, tiling.lanes)
         self.tiles = math.ceil(self.queries / tiling.rows)
 
-    def emit(self) -> Any:
+    def emit(self) -> tirx.Stmt:
         """The loop over all tasks."""
         tiling = self.plan
         blocks = math.ceil(self.tiles / tiling.tiles)
@@ -114,13 +130,13 @@ class _Template:
                         self._average(scores, sums, head, first, tile, start + group * vectors, vectors)
             return builder.get()
 
-    def _inside(self, row: Any) -> Any:
+    def _inside(self, row: Expr) -> Expr:
         """`row` clamped to the rows of q: the last tile computes rows that are not stored."""
         return row if self.queries % self.plan.rows == 0 else tirx.min(row, self.queries - 1)
 
     def _accumulate(
-        self, vectors: int, length: int, left: Callable[[int, Any], Any], right: Callable[[Any, Any, Any], Any]
-    ) -> Any:
+        self, vectors: int, length: int, left: Callable[[int, Expr], Expr], right: Callable[[Expr, int, Expr], Expr]
+    ) -> tirx.Buffer:
         """Sums over k of left(row, k) * right(k, vector, lane), in registers: [rows * vectors * lanes]."""
         rows, lanes = self.plan.rows, self.plan.lanes
         sums = T.alloc_buffer((rows * vectors * lanes,), self.dtype, scope="local")
@@ -128,7 +144,7 @@ class _Template:
             with T.vectorized(0, lanes) as lane:
                 T.buffer_store(sums, const(0, self.dtype), [place * lanes + lane])
 
-        def multiply(k: Any) -> None:
+        def multiply(k: Expr) -> None:
             for i in range(rows):
                 factor = left(i, k)
                 for vector in range(vectors):
@@ -145,7 +161,7 @@ class _Template:
                 multiply(unrolled + k)
         return sums
 
-    def _score(self, scores: Any, head: Any, first: Any, tile: Any, start: Any, vectors: int) -> None:
+    def _score(self, scores: tirx.Buffer, head: Expr, first: Expr, tile: Expr, start: Expr, vectors: int) -> None:
         """Products of one tile of query rows with `vectors` vectors of keys."""
         rows, lanes, h = self.plan.rows, self.plan.lanes, self.heads
         row = T.bind((first + tile) * rows)
@@ -162,7 +178,7 @@ class _Template:
                     value = sums[(i * vectors + vector) * lanes + lane]
                     T.buffer_store(scores, value, [tile * rows + i, (start + vector) * lanes + lane])
 
-    def _softmax(self, scores: Any, sums: Any, head: Any, query: Any, row: Any) -> None:
+    def _softmax(self, scores: tirx.Buffer, sums: tirx.Buffer, head: Expr, query: Expr, row: Expr) -> None:
         """exp(scores - maximum) in place, and the sum; padding keys become zero."""
         lanes, full_vectors = self.plan.lanes, self.count // self.plan.lanes
         place = T.bind(self._inside(query))
@@ -171,7 +187,7 @@ class _Template:
         with T.vectorized(0, lanes) as lane:
             T.buffer_store(partial, lowest, [lane])
 
-        def scaled(start: Any, ragged: bool) -> None:
+        def scaled(start: Expr | int, ragged: bool) -> None:
             with T.vectorized(0, lanes) as lane:
                 column = start + lane
                 at = tirx.min(column, self.count - 1) if ragged else column
@@ -202,14 +218,14 @@ class _Template:
         self._fold(partial, lambda a, b: a + b)
         T.buffer_store(sums, partial[0], [row])
 
-    def _masked(self, head: Any, query: Any, key: Any) -> Any:
+    def _masked(self, head: Expr, query: Expr, key: Expr) -> Expr:
         """The mask at a place of [B, H, S, T], which it broadcasts against."""
         extents = dims(self.mask)
         index = [head // self.heads, head % self.heads, query, key][4 - len(extents) :]
         zero = tirx.IntImm("int32", 0)
         return self.mask[tuple(zero if extent == 1 else i for i, extent in zip(index, extents, strict=True))]
 
-    def _fold(self, partial: Any, combine: Callable[[Any, Any], Any]) -> None:
+    def _fold(self, partial: tirx.Buffer, combine: Callable[[Expr, Expr], Expr]) -> None:
         """Reduce all lanes into the first one."""
         half = self.plan.lanes // 2
         while half:
@@ -217,7 +233,9 @@ class _Template:
                 T.buffer_store(partial, combine(partial[lane], partial[half + lane]), [lane])
             half //= 2
 
-    def _average(self, scores: Any, sums: Any, head: Any, first: Any, tile: Any, start: Any, vectors: int) -> None:
+    def _average(
+        self, scores: tirx.Buffer, sums: tirx.Buffer, head: Expr, first: Expr, tile: Expr, start: Expr, vectors: int
+    ) -> None:
         """`vectors` vectors of the result for one tile of query rows."""
         rows, lanes, h = self.plan.rows, self.plan.lanes, self.heads
         averages = self._accumulate(

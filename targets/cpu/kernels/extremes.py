@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
+from tvm.s_tir.schedule import LoopRV
 
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims, dtype_of
 from graphopt.targets.cpu.kernels.tiling import largest_divisor
@@ -40,7 +42,7 @@ def reducer(largest: bool, dtype: str) -> Any:
     return te.comm_reducer(lambda a, b: pick(a, b), lambda _: bound, name="extreme")
 
 
-def compute(x: Any, largest: bool, machine: CpuMachine) -> Any:
+def compute(x: te.Tensor, largest: bool, machine: CpuMachine) -> te.Tensor:
     """y[...], the extreme along the last axis of x[..., n], n > 0."""
     *outer, n = dims(x)
     dtype = str(x.dtype)
@@ -49,19 +51,19 @@ def compute(x: Any, largest: bool, machine: CpuMachine) -> Any:
     pick = reducer(largest, dtype)
     k, part, lane = te.reduce_axis((0, steps), "k"), te.reduce_axis((0, parts), "part"), te.reduce_axis((0, width), "q")
 
-    def run(*index: Any) -> Any:
+    def run(*index: Expr) -> Expr:
         *row, piece, place = index
         return pick(x[(*row, start(piece, k) + place)], axis=[k])
 
     partial = te.compute((*outer, parts, width), run, name="partial", attrs={RULE: NAME})
 
-    def finish(*index: Any) -> Any:
+    def finish(*index: Expr) -> Expr:
         return pick(partial[(*index, part, lane)], axis=[part, lane])
 
     return te.compute(tuple(outer), finish, name="extreme")
 
 
-def ends(x: Any, machine: CpuMachine) -> Any:
+def ends(x: te.Tensor, machine: CpuMachine) -> te.Tensor:
     """y[2], the largest of x and the largest of -x, of floats, of one element or more."""
     shape, dtype = dims(x), str(x.dtype)
     n = math.prod(shape)
@@ -70,7 +72,7 @@ def ends(x: Any, machine: CpuMachine) -> Any:
     pick = reducer(True, dtype)
     k, part, lane = te.reduce_axis((0, steps), "k"), te.reduce_axis((0, parts), "part"), te.reduce_axis((0, width), "q")
 
-    def run(piece: Any, end: Any, place: Any) -> Any:
+    def run(piece: Expr, end: Expr, place: Expr) -> Expr:
         value = x[_unravelled(start(piece, k) + place, shape)]
         return pick(tirx.Select(end == 0, value, value * const(-1.0, dtype)), axis=[k])
 
@@ -78,9 +80,9 @@ def ends(x: Any, machine: CpuMachine) -> Any:
     return te.compute((2,), lambda end: pick(partial[part, end, lane], axis=[part, lane]), name="ends")
 
 
-def _unravelled(place: Any, shape: Sequence[int]) -> tuple[Any, ...]:
+def _unravelled(place: Expr, shape: Sequence[int]) -> tuple[Expr, ...]:
     """The indices of an element by its place in memory, which lowering makes one number again."""
-    indices: list[Any] = []
+    indices: list[Expr] = []
     for extent in reversed(shape[1:]):
         indices.append(tirx.floormod(place, extent))
         place = tirx.floordiv(place, extent)
@@ -96,10 +98,10 @@ def _cut(rows: int, n: int, dtype: str, machine: CpuMachine) -> tuple[int, int, 
     return width, parts, math.ceil(steps / parts)
 
 
-def _start(n: int, width: int, parts: int, steps: int) -> Callable[[Any, Any], Any]:
+def _start(n: int, width: int, parts: int, steps: int) -> Callable[[Expr, tirx.IterVar], Expr]:
     """Where a step of a part begins in a row."""
 
-    def start(part: Any, step: Any) -> Any:
+    def start(part: Expr, step: tirx.IterVar) -> Expr:
         place = (part * steps + step) * width
         return place if parts * steps * width == n else tirx.min(place, n - width)
 
@@ -143,7 +145,7 @@ def schedule_ends(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> No
     _vectors(sch, partial, machine, (end,))
 
 
-def _vectors(sch: s_tir.Schedule, partial: Block, machine: CpuMachine, repeated: tuple[Any, ...]) -> None:
+def _vectors(sch: s_tir.Schedule, partial: Block, machine: CpuMachine, repeated: tuple[LoopRV, ...]) -> None:
     """Vectorize along the lanes in every step, for each of the `repeated` loops."""
     lane, step = sch.get_loops(partial.rv)[-2:]
     lanes = largest_divisor(partial.spatial[-1], machine.lanes(dtype_of(sch, partial.rv)))

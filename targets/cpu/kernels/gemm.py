@@ -14,9 +14,10 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
+from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims, dtype_of, inline_after, round_up
@@ -121,13 +122,13 @@ def every_tile(m: int, n: int, machine: CpuMachine, dtype: str) -> tuple[Tile, .
     )
 
 
-def pack(b: Any, width: int, transposed: bool) -> Any:
+def pack(b: te.Tensor, width: int, transposed: bool) -> te.Tensor:
     """Panels [batch, ceil(N / width), K, width] of b[batch, K, N] (or [batch, N, K]); the last one zero padded."""
     batch, k, n = dims(b)
     if transposed:
         k, n = n, k
 
-    def element(i: Any, panel: Any, row: Any, lane: Any) -> Any:
+    def element(i: Expr, panel: Expr, row: Expr, lane: Expr) -> Expr | te.TensorSlice:
         column = panel * width + lane
         value = b[i, column, row] if transposed else b[i, row, column]
         return value if n % width == 0 else tirx.if_then_else(column < n, value, const(0, b.dtype))
@@ -136,7 +137,7 @@ def pack(b: Any, width: int, transposed: bool) -> Any:
 
 
 def pack_patches(
-    x: Any,
+    x: te.Tensor,
     groups: int,
     kernel: Sequence[int],
     strides: Sequence[int],
@@ -145,7 +146,7 @@ def pack_patches(
     out: Sequence[int],
     width: int,
     spread: Sequence[int] = (),
-) -> Any:
+) -> te.Tensor:
     """im2col straight into panels: x[N, C, *spatial] becomes [N * groups, ceil(P / width), C / groups * K, width].
 
     P counts output positions, K kernel taps; taps outside the image are zero. Any number of spatial dimensions.
@@ -155,10 +156,10 @@ def pack_patches(
     n, channels, *image = dims(x)
     per_group, taps, positions = channels // groups, math.prod(kernel), math.prod(out)
 
-    def element(i: Any, panel: Any, row: Any, lane: Any) -> Any:
+    def element(i: Expr, panel: Expr, row: Expr, lane: Expr) -> Expr | te.TensorSlice:
         position, tap = panel * width + lane, tirx.floormod(row, taps)
         conditions = [position < positions] if positions % width else []
-        index: list[Any] = []
+        index: list[Expr] = []
         for axis in reversed(range(len(kernel))):
             at = tirx.floormod(position, out[axis]) if axis else position
             step = tirx.floormod(tap, kernel[axis]) if axis else tap
@@ -178,8 +179,14 @@ def pack_patches(
 
 
 def compute(
-    a: Any, panels: Any, shape: Sequence[int], parts: tuple[int, int, int], rows: int, groups: int = 1, bias: Any = None
-) -> Any:
+    a: te.Tensor,
+    panels: te.Tensor,
+    shape: Sequence[int],
+    parts: tuple[int, int, int],
+    rows: int,
+    groups: int = 1,
+    bias: te.Tensor | None = None,
+) -> te.Tensor:
     """a[batch or groups or 1, M, K] times panels[batch or 1, ceil(N / width), K, width], written as `shape`.
 
     Args:
@@ -194,7 +201,7 @@ def compute(
     computed = round_up(m, rows)
     r = te.reduce_axis((0, k), "k")
 
-    def product(i: Any, panel: Any, y: Any, lane: Any) -> Any:
+    def product(i: Expr, panel: Expr, y: Expr, lane: Expr) -> Expr:
         row = y if computed == m else tirx.min(y, m - 1)  # the last tile computes rows that are not stored
         left = 0 if lefts == 1 else i if lefts == batch else tirx.floormod(i, lefts)
         return te.sum(a[left, row, r] * panels[0 if rights == 1 else i, panel, r, lane], axis=[r])
@@ -206,10 +213,10 @@ def compute(
         attrs={RULE: NAME, "graphopt.rows": rows, "graphopt.parts": list(parts), "graphopt.groups": groups},
     )
 
-    def finish(*index: Any) -> Any:
+    def finish(*index: Expr) -> Expr | te.TensorSlice:
         at, start = [], 0
         for length in parts:
-            flat: Any = 0
+            flat: Expr | int = 0
             for axis in range(start, start + length):
                 flat = flat * shape[axis] + index[axis]
             at.append(flat)
@@ -224,16 +231,16 @@ def compute(
     return te.compute(tuple(shape), finish, name="finish")
 
 
-def product_axes(sch: s_tir.Schedule, last: Any, parts: list[int], groups: int) -> Callable[..., list[Any]]:
+def product_axes(sch: s_tir.Schedule, last: SBlockRV, parts: list[int], groups: int) -> Callable[..., list[Expr]]:
     """The map from the output's indices to (batch, m, n)."""
     extents = [int(iterator.dom.extent) for iterator in sch.get(last).iter_vars]
     height = extents[parts[0]] // groups
 
-    def index_map(*index: Any) -> list[Any]:
-        axes: list[Any] = []
+    def index_map(*index: Expr) -> list[Expr]:
+        axes: list[Expr] = []
         start = 0
         for length in parts:
-            flat: Any = tirx.IntImm(index[0].ty.dtype, 0)
+            flat: Expr = tirx.IntImm(index[0].ty.dtype, 0)
             for axis in range(start, start + length):
                 flat = flat * extents[axis] + index[axis]
             axes.append(flat)
@@ -246,7 +253,7 @@ def product_axes(sch: s_tir.Schedule, last: Any, parts: list[int], groups: int) 
     return index_map
 
 
-def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
+def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> tirx.PrimFunc:
     """Parallel over (batch, panel, row tile), rows innermost, so that a panel stays in the second-level cache."""
     width = anchor.spatial[3]
     annotations = sch.get(anchor.rv).annotations
@@ -297,13 +304,13 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     weights = prefetch.weights_of(sch, gemm)
     every = panels if int(weights.shape[0]) == 1 else panels * anchor.spatial[0]
 
-    def place(task: Any) -> tuple[Any, Any]:
+    def place(task: Expr) -> tuple[Expr, Expr]:
         return tirx.floormod(tirx.floordiv(task, passes), every), tirx.floormod(task, passes)
 
     return prefetch.insert(sch, prefetch.Stream(weights, anchor.reduce[0] * width, passes, 1, place))
 
 
-def _copy_out(sch: s_tir.Schedule, copy: Any, task: Any, lanes: int) -> None:
+def _copy_out(sch: s_tir.Schedule, copy: SBlockRV, task: LoopRV, lanes: int) -> None:
     sch.compute_at(copy, task, preserve_unit_loops=True)
     *_, rows, columns = sch.get_loops(copy)
     vectors, lane = sch.split(columns, [None, lanes])

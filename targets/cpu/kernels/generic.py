@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import s_tir
+from tvm.ir import Expr, Range
+from tvm.s_tir.schedule import LoopRV
 
 from graphopt.targets.common.kernels.blocks import Block, blocks_of, dtype_of
 from graphopt.targets.common.tir import ieee
@@ -91,7 +92,7 @@ def _reduction(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> None:
 
 
 def _partial_sums(
-    sch: s_tir.Schedule, block: Block, spatial: list[Any], reduced: list[Any], lanes: int, work: int
+    sch: s_tir.Schedule, block: Block, spatial: list[LoopRV], reduced: list[LoopRV], lanes: int, work: int
 ) -> None:
     """Reduce the contiguous axis into one vector of partial results, and reduce that vector at the end."""
     _, lane = sch.split(reduced[-1], [None, lanes])
@@ -110,7 +111,9 @@ def _partial_sums(
     sch.vectorize(sch.get_loops(start)[-1])
 
 
-def _columns(sch: s_tir.Schedule, block: Block, spatial: list[Any], reduced: list[Any], lanes: int, work: int) -> None:
+def _columns(
+    sch: s_tir.Schedule, block: Block, spatial: list[LoopRV], reduced: list[LoopRV], lanes: int, work: int
+) -> None:
     """Keep the contiguous axis: one vector of results at a time, over all steps of the reduction."""
     width = largest_divisor(block.spatial[-1], lanes)
     step, lane = sch.split(spatial[-1], [None, width])
@@ -139,7 +142,7 @@ def _contiguous(sch: s_tir.Schedule, block: Block, machine: CpuMachine) -> bool:
     return all(_runs(list(r.region)[-axes:], written, block.spatial[-axes:]) for r in body.reads)
 
 
-def _runs(read: list[Any], written: list[Any], extents: tuple[int, ...]) -> bool:
+def _runs(read: list[Range], written: list[Expr], extents: tuple[int, ...]) -> bool:
     """Whether an operand is read in the order of the result, or is one element for all of these axes.
 
     An operand that repeats along some axes only is neither: its repetition splits a vector.

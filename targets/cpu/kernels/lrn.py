@@ -8,9 +8,8 @@ sum over the window is a handful of unaligned vector loads, whatever block a nei
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.kernels.blocks import RULE, Block, const, dims
 from graphopt.targets.cpu.machine import CpuMachine
@@ -18,12 +17,12 @@ from graphopt.targets.cpu.machine import CpuMachine
 NAME = "lrn"
 
 
-def compute(x: Any, channels: int, size: int, alpha: float, beta: float, bias: float) -> Any:
+def compute(x: te.Tensor, channels: int, size: int, alpha: float, beta: float, bias: float) -> te.Tensor:
     """x[N, CB, H, W, b] of which `channels` are real; ONNX's window reaches floor((size-1)/2) back, the rest ahead."""
     n, cb, h, w, b = dims(x)
     back = (size - 1) // 2
 
-    def square(i: Any, y: Any, z: Any, place: Any) -> Any:
+    def square(i: Expr, y: Expr, z: Expr, place: Expr) -> Expr:
         channel = place - back
         value = x[i, tirx.floordiv(channel, b), y, z, tirx.floormod(channel, b)]
         inside = tirx.all(channel >= 0, channel < channels)
@@ -31,8 +30,8 @@ def compute(x: Any, channels: int, size: int, alpha: float, beta: float, bias: f
 
     squares = te.compute((n, h, w, cb * b + size - 1), square, name="squares", attrs={RULE: NAME})
 
-    def element(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
-        total: Any = squares[i, y, z, o * b + lane]
+    def element(i: Expr, o: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
+        total: Expr | te.TensorSlice = squares[i, y, z, o * b + lane]
         for offset in range(1, size):
             total = total + squares[i, y, z, o * b + lane + offset]
         base = total * const(alpha / size, x.dtype) + const(bias, x.dtype)
@@ -41,7 +40,7 @@ def compute(x: Any, channels: int, size: int, alpha: float, beta: float, bias: f
     return te.compute((n, cb, h, w, b), element, name="lrn")
 
 
-def _power(base: Any, exponent: float, dtype: str) -> Any:
+def _power(base: Expr, exponent: float, dtype: str) -> Expr:
     """base ** exponent for base > 0; quarters are square roots, which have a vector instruction."""
     if exponent == 0.75:
         root = tirx.sqrt(base)

@@ -14,10 +14,11 @@ each time. The parts cost one load, addition and store of the tile in some hundr
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
+from tvm.ir import Expr
+from tvm.s_tir.schedule import LoopRV
 
 from graphopt.targets.common.tir.expressions import parts
 
@@ -28,7 +29,7 @@ STEPS = 256
 """Additions in a part, or a few more."""
 
 
-def mark(sch: s_tir.Schedule, loop: Any, terms: int) -> None:
+def mark(sch: s_tir.Schedule, loop: LoopRV, terms: int) -> None:
     """Mark `loop`, each of whose iterations adds `terms` products, to be cut into parts if its sums are long."""
     iterations = int(sch.get(loop).extent)
     length = max(1, STEPS // terms)
@@ -36,7 +37,7 @@ def mark(sch: s_tir.Schedule, loop: Any, terms: int) -> None:
         sch.annotate(loop, MARK, length)
 
 
-def cut(statement: Any) -> Any:
+def cut(statement: tirx.For) -> tirx.Stmt:
     """The lowered statement with its marked loop in parts; unchanged where an index of a store is not constant."""
     annotations = dict(statement.annotations)
     length = int(annotations.pop(MARK))
@@ -45,15 +46,15 @@ def cut(statement: Any) -> Any:
     places = _places(statement.body)
     if not places or not isinstance(statement.extent, tirx.IntImm) or not isinstance(statement.min, tirx.IntImm):
         return plain
-    totals: list[tuple[Any, Any]] = []
+    totals: list[tuple[tirx.Buffer, tirx.Buffer]] = []
     for buffer, _ in places:
         if not any(buffer.same_as(known) for known, _ in totals):
             totals.append((buffer, tirx.decl_buffer(buffer.shape, buffer.dtype, "total", scope="local")))
 
-    def total_of(buffer: Any) -> Any:
+    def total_of(buffer: tirx.Buffer) -> tirx.Buffer:
         return next(total for known, total in totals if known.same_as(buffer))
 
-    def moved(target: bool, source: bool, adds: bool = False) -> list[Any]:
+    def moved(target: bool, source: bool, adds: bool = False) -> list[tirx.BufferStore]:
         """Stores into the totals or the tile, from either, for each place."""
         stores = []
         for buffer, index in places:
@@ -66,7 +67,7 @@ def cut(statement: Any) -> Any:
     kind, extent = statement.loop_var.ty.dtype, int(statement.extent)
     part, step = tirx.Var("part", kind), tirx.Var("step", kind)
     count = math.ceil(extent / length)
-    inner: Any = tirx.IntImm(kind, length)
+    inner: Expr = tirx.IntImm(kind, length)
     if extent % length:
         inner = tirx.Min(inner, tirx.IntImm(kind, extent) - part * length)
     at = tirx.Bind(statement.loop_var, statement.min + part * length + step)
@@ -85,9 +86,9 @@ def cut(statement: Any) -> Any:
     )
 
 
-def _places(statement: Any) -> list[tuple[Any, list[Any]]]:
+def _places(statement: tirx.Stmt) -> list[tuple[tirx.Buffer, list[Expr]]]:
     """Buffers and indices of all stores, each once; none where an index is not constant."""
-    stores: dict[str, tuple[Any, list[Any]]] = {}
+    stores: dict[str, tuple[tirx.Buffer, list[Expr]]] = {}
     waiting = [statement]
     while waiting:
         inner = waiting.pop()
@@ -107,7 +108,7 @@ def _places(statement: Any) -> list[tuple[Any, list[Any]]]:
     return list(stores.values())
 
 
-def _zero(buffer: Any, index: list[Any]) -> Any:
+def _zero(buffer: tirx.Buffer, index: list[Expr]) -> Expr:
     kind = tvm.DataType(str(buffer.dtype))
     lanes = kind.lanes * tvm.DataType(str(index[-1].ty.dtype)).lanes
     zero = tirx.const(0, str(kind).split("x")[0])

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -31,7 +31,7 @@ MOST_ROWS = 16
 """Rows of a window that one loop combines; more are added one after another."""
 
 
-def largest(x: Any, pool: Pool) -> Any:
+def largest(x: te.Tensor, pool: Pool) -> te.Tensor:
     """y[*outer, *pool.out] in the dtype of x.
 
     A window that sees nothing above it gives the lowest number; of floats and with dilations it gives -inf. So does
@@ -43,15 +43,17 @@ def largest(x: Any, pool: Pool) -> Any:
     return _defined(x, pool, lowest, tirx.max)
 
 
-def average(x: Any, counts: Any, pool: Pool) -> Any:
+def average(x: te.Tensor, counts: te.Tensor, pool: Pool) -> te.Tensor:
     """y[*outer, *pool.out] of floats; a window at position p has the product of counts[axis, p[axis]] elements."""
     return _defined(x, pool, const(0, str(x.dtype)), lambda a, b: a + b, counts)
 
 
-def _defined(x: Any, pool: Pool, start: Any, combine: Any, counts: Any = None) -> Any:
+def _defined(
+    x: te.Tensor, pool: Pool, start: Expr, combine: Callable[[Expr, Expr], Expr], counts: te.Tensor | None = None
+) -> te.Tensor:
     outer = dims(x)[: -len(pool.out)]
 
-    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def body(ins: Sequence[tirx.Buffer], outs: Sequence[tirx.Buffer]) -> tirx.Stmt:
         with IRBuilder() as ib:
             _Rows(ins[0], outs[0], pool, start, combine, *ins[1:]).write()
         return ib.get()
@@ -63,7 +65,15 @@ def _defined(x: Any, pool: Pool, start: Any, combine: Any, counts: Any = None) -
 class _Rows:
     """Emits the loops."""
 
-    def __init__(self, x: Any, y: Any, pool: Pool, start: Any, combine: Any, counts: Any = None) -> None:
+    def __init__(
+        self,
+        x: tirx.Buffer,
+        y: tirx.Buffer,
+        pool: Pool,
+        start: Expr,
+        combine: Callable[[Expr, Expr], Expr],
+        counts: tirx.Buffer | None = None,
+    ) -> None:
         self.x, self.y, self.pool, self.start, self.combine, self.counts = x, y, pool, start, combine, counts
         shape = [int(extent) for extent in x.shape]
         self.outer, self.image = shape[: -len(pool.out)], shape[-len(pool.out) :]
@@ -95,23 +105,23 @@ class _Rows:
                         self._across(column, plane, first, [])
             self._along(column, plane, row)
 
-    def _fill(self, column: Any, start: int, end: int) -> None:
+    def _fill(self, column: tirx.Buffer, start: int, end: int) -> None:
         if start < end:
             with T.serial(start, end) as at:
                 T.buffer_store(column, self.start, (at,))
 
-    def _rows_inside(self, first: list[Any]) -> Any:
+    def _rows_inside(self, first: list[Expr]) -> Expr:
         """Whether all rows of the window lie in the image."""
         pool, conditions = self.pool, [tirx.const(True, "bool")]
         for at, taps, dilation, extent in zip(first, pool.kernel, pool.dilations, self.image, strict=False):
             conditions += [at >= 0, at + (taps - 1) * dilation < extent]
         return tirx.all(*conditions)
 
-    def _at_once(self, column: Any, plane: list[Any], first: list[Any]) -> None:
+    def _at_once(self, column: tirx.Buffer, plane: list[Expr], first: list[Expr]) -> None:
         """Combine all rows of the window in one loop."""
         pool, left = self.pool, self.pool.pads[-1]
         with T.serial(0, self.image[-1]) as k:
-            result: Any = None
+            result: Expr | None = None
             for taps in itertools.product(*map(range, pool.kernel[:-1])):
                 at = [start + tap * d for start, tap, d in zip(first, taps, pool.dilations, strict=False)]
                 value = self.x[(*plane, *at, k)]
@@ -119,7 +129,7 @@ class _Rows:
                 result = self.combine(self.start if result is None else result, value)
             T.buffer_store(column, result, (k + left,))
 
-    def _across(self, column: Any, plane: list[Any], first: list[Any], at: list[Any]) -> None:
+    def _across(self, column: tirx.Buffer, plane: list[Expr], first: list[Expr], at: list[Expr]) -> None:
         """Combine the rows of the window, from its `first` on, as far as they lie in the image."""
         axis, left = len(at), self.pool.pads[-1]
         if axis == len(first):
@@ -133,24 +143,24 @@ class _Rows:
         with T.serial(0, pool.kernel[axis]) as tap:
             self._across(column, plane, first, [*at, first[axis] + tap * pool.dilations[axis]])
 
-    def _along(self, column: Any, plane: list[Any], row: list[Any]) -> None:
+    def _along(self, column: tirx.Buffer, plane: list[Expr], row: list[Expr]) -> None:
         """Combine the columns of the window."""
         pool = self.pool
         with T.serial(0, pool.out[-1]) as place:
             first = place * pool.strides[-1]
-            result: Any = column[first]
+            result: Expr = column[first]
             for tap in range(1, pool.kernel[-1]):
                 result = self.combine(result, column[first + tap * pool.dilations[-1]])
             if self.counts is not None:
-                cells: Any = self.counts[len(row), place]
+                cells: Expr = self.counts[len(row), place]
                 for axis, at in enumerate(row):
                     cells = cells * self.counts[axis, at]
                 result = result / cells
             T.buffer_store(self.y, result, (*plane, *row, place))
 
 
-def _unravelled(place: Any, shape: Sequence[int]) -> list[Any]:
-    indices: list[Any] = []
+def _unravelled(place: Expr, shape: Sequence[int]) -> list[Expr]:
+    indices: list[Expr] = []
     for extent in reversed(shape):
         indices.insert(0, tirx.floormod(place, extent) if len(indices) + 1 < len(shape) else place)
         place = tirx.floordiv(place, extent)

@@ -16,10 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
+from tvm.ir import Expr
+from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 MARK = "graphopt.prefetch"
 """Loop annotation: each iteration fetches a share."""
@@ -38,34 +39,34 @@ class Stream:
     One pass is the body of the `outer` outermost loops; `place` computes (panel, pass) from their variables.
     """
 
-    buffer: Any
+    buffer: tirx.Buffer
     panel: int
     """Elements of a panel."""
     passes: int
     outer: int
-    place: Callable[..., tuple[Any, Any]]
+    place: Callable[..., tuple[Expr, Expr]]
 
 
-def mark(sch: s_tir.Schedule, loop: Any) -> None:
+def mark(sch: s_tir.Schedule, loop: LoopRV) -> None:
     """Mark `loop`, which holds the unrolled steps of a register tile, as the loop that prefetches."""
     sch.annotate(loop, MARK, 1)
 
 
-def weights_of(sch: s_tir.Schedule, block: Any) -> Any:
+def weights_of(sch: s_tir.Schedule, block: SBlockRV) -> tirx.Buffer:
     """The buffer of the second factor of a sum of products, which is the last that `block` reads."""
     return sch.get(block).reads[-1].source
 
 
-def insert(sch: s_tir.Schedule, stream: Stream) -> Any:
+def insert(sch: s_tir.Schedule, stream: Stream) -> tirx.PrimFunc:
     """The scheduled function with prefetches at the start of its marked loop, without the mark; none for one pass."""
     function = sch.mod["main"]
     fetches = _fetches if stream.passes > 1 else lambda _stream, _loops: []
     return function.with_body(_rewritten(function.body, [], lambda loops: fetches(stream, loops)))
 
 
-def _fetches(stream: Stream, loops: Sequence[Any]) -> list[Any]:
+def _fetches(stream: Stream, loops: Sequence[tirx.For]) -> list[tirx.Stmt]:
     number, turn = stream.place(*(loop.loop_var for loop in loops[: stream.outer]))
-    step: Any = 0
+    step: Expr | int = 0
     for loop in loops[stream.outer :]:
         step = step * loop.extent + loop.loop_var
     steps = math.prod(int(loop.extent) for loop in loops[stream.outer :])
@@ -93,7 +94,9 @@ def _fetches(stream: Stream, loops: Sequence[Any]) -> list[Any]:
     return [tirx.IfThenElse(first < lines, tirx.SeqStmt(prefetches) if share > 1 else prefetches[0], None)]
 
 
-def _rewritten(statement: Any, loops: list[Any], fetches: Callable[[list[Any]], list[Any]]) -> Any:
+def _rewritten(
+    statement: tirx.Stmt, loops: list[tirx.For], fetches: Callable[[list[tirx.For]], list[tirx.Stmt]]
+) -> tirx.Stmt:
     if isinstance(statement, tirx.SeqStmt):
         return tirx.SeqStmt([_rewritten(part, loops, fetches) for part in statement])
     if isinstance(statement, s_tir.SBlockRealize):

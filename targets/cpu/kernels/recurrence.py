@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
+from tvm.tirx.script.builder.frame import AttrFrame
 
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.cpu.kernels.rnn import ACTIVATIONS, Layer
@@ -28,13 +30,13 @@ UNROLL = 4
 
 def compute(
     layer: Layer,
-    projected: Any,
-    recurrent: Sequence[Any],
-    initial: Sequence[Any],
-    reset_bias: Any = None,
-    peepholes: Any = None,
-    lengths: Any = None,
-) -> list[Any]:
+    projected: te.Tensor,
+    recurrent: Sequence[te.Tensor],
+    initial: Sequence[te.Tensor],
+    reset_bias: te.Tensor | None = None,
+    peepholes: te.Tensor | None = None,
+    lengths: te.Tensor | None = None,
+) -> list[te.Tensor]:
     """The recurrence over all steps.
 
     Args:
@@ -57,7 +59,7 @@ def compute(
     extra = [t for t in (reset_bias, peepholes) if t is not None]
     inputs = [projected, *recurrent, *initial, *extra, *([] if lengths is None else [lengths])]
 
-    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def body(ins: Sequence[tirx.Buffer], outs: Sequence[tirx.Buffer]) -> tirx.Stmt:
         given = iter(ins)
         buffers: dict[str, Any] = {"projected": next(given)}
         buffers["recurrent"] = [next(given) for _ in recurrent]
@@ -87,7 +89,7 @@ class _Template:
         self.layer, self.buffers = layer, buffers
         self.f, *self.gh = [ACTIVATIONS[name] for name in layer.activations]
 
-    def emit(self) -> Any:
+    def emit(self) -> tirx.Stmt:
         """The kernel: load the initial states, run all steps, store the last states."""
         layer, buffers = self.layer, self.buffers
         states = [buffers["h"]] if buffers["c"] is None else [buffers["h"], buffers["c"]]
@@ -96,11 +98,11 @@ class _Template:
         parts += [self._states_out(state, last) for state, last in zip(states, buffers["last"], strict=True)]
         return tirx.SeqStmt(parts)
 
-    def _state(self, state: Any, turn: Any, *index: Any) -> tuple[Any, ...]:
+    def _state(self, state: tirx.Buffer, turn: Expr | int, *index: Expr) -> tuple[Expr | int, ...]:
         """Index of a state: h is double-buffered, so that a step reads one buffer and writes the other."""
         return (turn, *index) if state is self.buffers["h"] else index
 
-    def _states_in(self, state: Any, source: Any) -> Any:
+    def _states_in(self, state: tirx.Buffer, source: tirx.Buffer) -> tirx.Stmt:
         layer = self.layer
         with IRBuilder() as builder:
             with T.grid(layer.directions, layer.batch, layer.blocks * layer.units) as (d, row, u):
@@ -109,20 +111,20 @@ class _Template:
                 T.buffer_store(state, value, self._state(state, 0, d, row, u))
             return builder.get()
 
-    def _states_out(self, state: Any, last: Any) -> Any:
+    def _states_out(self, state: tirx.Buffer, last: tirx.Buffer) -> tirx.Stmt:
         layer = self.layer
         with IRBuilder() as builder:
             with T.grid(layer.directions, layer.batch, layer.hidden) as (d, row, u):
                 T.buffer_store(last, state[self._state(state, layer.steps % 2, d, row, u)], [d, row, u])
             return builder.get()
 
-    def _separate_steps(self) -> Any:
+    def _separate_steps(self) -> tirx.Stmt:
         """Every thread computes its directions and rows through all steps, without barriers."""
         layer = self.layer
         tiles, rest = divmod(layer.batch, layer.rows)
         total = layer.directions * tiles
 
-        def stream(d: Any, row: Any, rows: int) -> None:
+        def stream(d: Expr, row: Expr, rows: int) -> None:
             with T.serial(0, layer.steps) as step:
                 for phase in range(len(layer.phases)):
                     with T.serial(0, layer.blocks) as j:
@@ -141,7 +143,7 @@ class _Template:
                 stream(d, tirx.IntImm("int32", tiles * layer.rows), rest)
             return tirx.SeqStmt([full_tiles, builder.get()])
 
-    def _shared_steps(self) -> Any:
+    def _shared_steps(self) -> tirx.Stmt:
         """The blocks of each step are divided among the threads, with a barrier after it."""
         layer = self.layer
         tasks = layer.directions * layer.blocks
@@ -169,7 +171,7 @@ class _Template:
                             self._tile(phase, step, d, block, row, rest)
             return tirx.SeqStmt([tirx.Bind(own, (tasks + threads - 1) // threads), builder.get()])
 
-    def _tile(self, phase: int, step: Any, d: Any, block: Any, row: Any, rows: int) -> None:
+    def _tile(self, phase: int, step: Expr, d: Expr, block: Expr, row: Expr, rows: int) -> None:
         """The gates of one block of units for `rows` rows from `row` on, and the update of the cell."""
         layer, buffers = self.layer, self.buffers
         first, count = layer.phases[phase]
@@ -193,7 +195,7 @@ class _Template:
             with T.vectorized(0, layer.lanes) as lane:
                 T.buffer_store(sums, const(0, layer.dtype), [place + lane])
 
-        def multiply(k: Any, part: Any) -> None:
+        def multiply(k: Expr, part: Expr | int) -> None:
             with T.unroll(0, rows) as i:
                 h = source[self._state(source, step % 2, d, row + i, k)]
                 with T.unroll(0, count * layer.vectors) as vector, T.vectorized(0, layer.lanes) as lane:
@@ -221,12 +223,12 @@ class _Template:
             if phase == len(layer.phases) - 1:
                 self._store(step, places[i], d, block, row + i)
 
-    def alive(self, step: Any, row: Any) -> Any:
+    def alive(self, step: Expr, row: Expr) -> Expr | None:
         """Whether `step` lies within the row's length; None where all rows have all steps."""
         lengths = self.buffers["lengths"]
         return None if lengths is None else step < lengths[row]
 
-    def _place(self, step: Any, d: Any, row: Any) -> Any:
+    def _place(self, step: Expr, d: Expr, row: Expr) -> Expr:
         """The input position that the row reads at `step`; in reverse, its own last one comes first."""
         layer, lengths = self.layer, self.buffers["lengths"]
         if layer.directions == 1 and not layer.reverse:
@@ -238,7 +240,7 @@ class _Template:
             backward = tirx.Select(step < lengths[row], backward, step)
         return T.bind(backward if layer.directions == 1 else tirx.Select(d == 0, step, backward))
 
-    def _store(self, step: Any, at: Any, d: Any, block: Any, row: Any) -> None:
+    def _store(self, step: Expr, at: Expr, d: Expr, block: Expr, row: Expr) -> None:
         """Store the new h to Y, without the padding of the last block."""
         layer, buffers = self.layer, self.buffers
         ragged = layer.hidden % layer.units
@@ -256,44 +258,44 @@ class _Cell:
     """The update of one vector of hidden units, from the sums of its gates."""
 
     template: _Template
-    step: Any
-    at: Any
-    d: Any
-    block: Any
-    row: Any
+    step: Expr
+    at: Expr
+    d: Expr
+    block: Expr
+    row: Expr
     unit: int
-    sums: Any
+    sums: tirx.Buffer
     base: int
 
     @contextmanager
-    def _lanes(self) -> Iterator[Any]:
+    def _lanes(self) -> Iterator[Expr]:
         with T.vectorized(0, self.template.layer.lanes) as lane:
             yield lane
 
-    def _set(self, buffer: Any, value: Callable[[Any], Any], index: Callable[[Any], Any]) -> None:
+    def _set(self, buffer: tirx.Buffer, value: Callable[[Expr], Expr], index: Callable[[Expr], Sequence[Expr]]) -> None:
         with self._lanes() as lane:
             T.buffer_store(buffer, value(lane), index(lane))
 
-    def _gate(self, gate: int) -> Callable[[Any], Any]:
+    def _gate(self, gate: int) -> Callable[[Expr], Expr]:
         place = self.base + gate * self.template.layer.units + self.unit
         return lambda lane: self.sums[place + lane]
 
-    def _apply(self, gate: int, value: Callable[[Any], Any]) -> None:
+    def _apply(self, gate: int, value: Callable[[Expr], Expr]) -> None:
         place = self.base + gate * self.template.layer.units + self.unit
         self._set(self.sums, value, lambda lane: [place + lane])
 
-    def _hidden(self, lane: Any) -> tuple[Any, ...]:
+    def _hidden(self, lane: Expr) -> tuple[Expr, ...]:
         return self.d, self.row, self.block * self.template.layer.units + self.unit + lane
 
-    def _old(self, lane: Any) -> Any:
+    def _old(self, lane: Expr) -> Expr:
         return self.template.buffers["h"][(self.step % 2, *self._hidden(lane))]
 
-    def _kept(self, new: Any, old: Any) -> Any:
+    def _kept(self, new: Expr, old: Expr) -> Expr:
         """A state after the step: the old one where the row has ended."""
         alive = self.template.alive(self.step, self.row)
         return new if alive is None else tirx.Select(alive, new, old)
 
-    def _new(self, value: Callable[[Any], Any]) -> None:
+    def _new(self, value: Callable[[Expr], Expr]) -> None:
         self._set(
             self.template.buffers["h"],
             lambda lane: self._kept(value(lane), self._old(lane)),
@@ -305,8 +307,8 @@ class _Cell:
         f, (g, h) = self.template.f, self.template.gh
         c, peepholes = self.template.buffers["c"], self.template.buffers["extra"]
 
-        def looked(gate: int) -> Callable[[Any], Any]:
-            def value(lane: Any) -> Any:
+        def looked(gate: int) -> Callable[[Expr], Expr]:
+            def value(lane: Expr) -> Expr:
                 total = self._gate(gate)(lane)
                 if peepholes is not None:
                     total = total + peepholes[self.d, self.block, gate, self.unit + lane] * c[self._hidden(lane)]
@@ -319,7 +321,7 @@ class _Cell:
         self._apply(2, looked(2))
         self._apply(3, lambda lane: g(new(lane)))
 
-        def mixed(lane: Any) -> Any:
+        def mixed(lane: Expr) -> Expr:
             old = c[self._hidden(lane)]
             return self._kept(forget(lane) * old + i(lane) * new(lane), old)
 
@@ -352,7 +354,7 @@ class _Cell:
         new = self._gate(0)
         self._apply(0, lambda lane: g(new(lane)))
 
-        def mixed(lane: Any) -> Any:
+        def mixed(lane: Expr) -> Expr:
             z = self.template.buffers["update"][self._hidden(lane)]
             return (const(1, self.template.layer.dtype) - z) * new(lane) + z * self._old(lane)
 
@@ -363,6 +365,6 @@ class _Cell:
         self._new(lambda lane: self.template.f(self._gate(0)(lane)))
 
 
-def _pragma(key: str) -> Any:
+def _pragma(key: str) -> AttrFrame:
     """A pragma for TVM's code generator: where its thread pool starts, or where the threads meet at a barrier."""
     return T.attr(tirx.const(0), f"pragma_{key}", 1)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import te, tirx
+from tvm.ir import Expr
 
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels import math as fast
@@ -26,12 +26,12 @@ MIN_SHARED = 1 << 17
 """Multiply-adds in a step below which a barrier (about half a microsecond) costs what a second thread saves."""
 
 
-def _relu(x: Any) -> Any:
+def _relu(x: Expr) -> Expr:
     zero = const(0, str(x.ty.dtype))
     return tirx.Select(x < zero, zero, x)
 
 
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"Sigmoid": fast.sigmoid, "Tanh": fast.tanh, "Relu": _relu}
+ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {"Sigmoid": fast.sigmoid, "Tanh": fast.tanh, "Relu": _relu}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,9 @@ def plan(
     )
 
 
-def _unit(layer: Layer, block: Any, unit: Any, value: Callable[[Any], Any]) -> Any:
+def _unit(
+    layer: Layer, block: Expr, unit: Expr, value: Callable[[Expr], Expr | te.TensorSlice]
+) -> Expr | te.TensorSlice:
     """`value` of a hidden unit, zero for those that pad the last block."""
     index = block * layer.units + unit
     if layer.hidden % layer.units == 0:
@@ -118,7 +120,7 @@ def _unit(layer: Layer, block: Any, unit: Any, value: Callable[[Any], Any]) -> A
     return tirx.if_then_else(index < layer.hidden, value(index), const(0, layer.dtype))
 
 
-def pack_input(w: Any, layer: Layer) -> Any:
+def pack_input(w: te.Tensor, layer: Layer) -> te.Tensor:
     """W[D, G * H, I] as rows [D, UB, G, U, I]."""
     h = layer.hidden
     return te.compute(
@@ -128,7 +130,7 @@ def pack_input(w: Any, layer: Layer) -> Any:
     )
 
 
-def pack_recurrent(r: Any, layer: Layer, first: int, count: int) -> Any:
+def pack_recurrent(r: te.Tensor, layer: Layer, first: int, count: int) -> te.Tensor:
     """`count` gates of R[D, G * H, H] from `first` on, as [D, UB, H, count, U]."""
     h = layer.hidden
     return te.compute(
@@ -138,7 +140,7 @@ def pack_recurrent(r: Any, layer: Layer, first: int, count: int) -> Any:
     )
 
 
-def pack_vectors(v: Any, layer: Layer, first: int, count: int) -> Any:
+def pack_vectors(v: te.Tensor, layer: Layer, first: int, count: int) -> te.Tensor:
     """`count` vectors of v[D, * H] (biases, peepholes) from `first` on, as [D, UB, count, U]."""
     h = layer.hidden
     return te.compute(
@@ -148,11 +150,11 @@ def pack_vectors(v: Any, layer: Layer, first: int, count: int) -> Any:
     )
 
 
-def pack_bias(v: Any, layer: Layer) -> Any:
+def pack_bias(v: te.Tensor, layer: Layer) -> te.Tensor:
     """Wb + Rb of v[D, 2 * G * H] as [D, UB, G, U]; without the Rb that a GRU multiplies with its reset gate."""
     h, gates = layer.hidden, layer.gates
 
-    def element(d: Any, b: Any, g: Any, u: Any) -> Any:
+    def element(d: Expr, b: Expr, g: Expr, u: Expr) -> Expr:
         recurrent = _unit(layer, b, u, lambda at: v[d, (gates + g) * h + at])
         if layer.reset_after:
             recurrent = tirx.Select(g < 2, recurrent, const(0, layer.dtype))

@@ -7,9 +7,9 @@ read from memory once and stays in the first-level cache. A sum along the row is
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.kernels import math as fast
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims, dtype_of
@@ -18,7 +18,7 @@ from graphopt.targets.cpu.machine import CpuMachine
 
 NAME = "rowwise"
 
-Place = Callable[[Any, Any], Any]
+Place = Callable[[Expr, Expr | tirx.IterVar], Expr]
 
 ONE_SIGN = 8
 """A sum of terms of one sign may be this many times as long for the same relative error."""
@@ -27,7 +27,7 @@ MIN_PARALLEL = 1 << 13
 """Elements below which waking another core costs more than it saves."""
 
 
-def softmax(x: Any, lanes: int, scale: float = 1.0, logarithm: bool = False) -> Any:
+def softmax(x: te.Tensor, lanes: int, scale: float = 1.0, logarithm: bool = False) -> te.Tensor:
     """Softmax (or its logarithm) of `scale * x` along the last axis of x[rows, n].
 
     Args:
@@ -39,7 +39,7 @@ def softmax(x: Any, lanes: int, scale: float = 1.0, logarithm: bool = False) -> 
     top = _reduced(rows, n, lanes, te.max, tirx.max, lambda i, r: x[i, r] * factor, "top")
     if logarithm:
 
-        def power(i: Any, q: Any) -> Any:
+        def power(i: Expr, q: Expr | tirx.IterVar) -> Expr:
             return fast.exp_of_negative(x[i, q] * factor - top[i]).astype(kept)
 
         sums = _reduced(rows, n, lanes, te.sum, _added, power, "sum")
@@ -50,11 +50,19 @@ def softmax(x: Any, lanes: int, scale: float = 1.0, logarithm: bool = False) -> 
     return te.compute((rows, n), lambda i, j: powers[i, j] / sums[i].astype(x.dtype), name="scale")
 
 
-def _added(a: Any, b: Any) -> Any:
+def _added(a: te.TensorSlice, b: te.TensorSlice) -> Expr:
     return a + b
 
 
-def _reduced(rows: int, n: int, lanes: int, reduce: Any, join: Any, value: Place, name: str) -> Any:
+def _reduced(
+    rows: int,
+    n: int,
+    lanes: int,
+    reduce: Callable[..., Expr],
+    join: Callable[[te.TensorSlice, te.TensorSlice], Expr],
+    value: Place,
+    name: str,
+) -> te.Tensor:
     """The reduction of value(row, j) along rows of n; elements after the last full vector are reduced separately."""
     left = n % lanes if n > lanes else 0
     q = te.reduce_axis((0, n - left), "q")
@@ -66,7 +74,9 @@ def _reduced(rows: int, n: int, lanes: int, reduce: Any, join: Any, value: Place
     return te.compute((rows,), lambda i: join(main[i], tail[i]), name=f"{name}_joined")
 
 
-def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float, place: Place = lambda _, j: j) -> Any:
+def layer_norm(
+    x: te.Tensor, weight: te.Tensor, bias: te.Tensor | None, epsilon: float, place: Place = lambda _, j: j
+) -> te.Tensor:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias along the last axis of x[rows, n].
 
     The weight and bias of element (row, j) are those at `place`, j if there is one for each column.
@@ -85,7 +95,7 @@ def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float, place: Place = la
         (rows,), lambda i: te.sum(centred[i, q] * centred[i, q], axis=[q]), name="squares", attrs={RULE: NAME}
     )
 
-    def finish(i: Any, j: Any) -> Any:
+    def finish(i: Expr, j: Expr) -> Expr:
         at = place(i, j)
         scaled = centred[i, j] * tirx.rsqrt(squares[i] * inverse + const(epsilon, x.dtype)) * weight[at]
         return scaled if bias is None else scaled + bias[at]

@@ -8,14 +8,14 @@ the one before it where the positions are no multiple of b; it writes the same n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.kernels.blocks import SCHEDULED, const, round_up
 
-Stores = Callable[[list[Any]], list[Any]]
+Stores = Callable[[list[tirx.Var]], list[tirx.BufferStore]]
 
 SQUARES_PER_TASK = 8
 """Squares per iteration of the parallel loop: enough to hide its overhead, few enough to keep all cores busy."""
@@ -26,7 +26,7 @@ def possible(shape: tuple[int, ...], block: int, dtype: str) -> bool:
     return dtype == "float32" and block in (4, 8, 16) and shape[2] * shape[3] >= block
 
 
-def to_blocked(shape: tuple[int, ...], block: int, dtype: str, groups: int = 1) -> Any:
+def to_blocked(shape: tuple[int, ...], block: int, dtype: str, groups: int = 1) -> tirx.PrimFunc:
     """x[N, C, H, W] -> y[N, ceil(C / b), H, W, b], zeros in the padded lanes.
 
     With `groups` > 1 the channels are shuffled on the way: channel i of group g becomes channel i * groups + g.
@@ -34,12 +34,12 @@ def to_blocked(shape: tuple[int, ...], block: int, dtype: str, groups: int = 1) 
     return _move(shape, block, dtype, True, groups)
 
 
-def from_blocked(shape: tuple[int, ...], block: int, dtype: str) -> Any:
+def from_blocked(shape: tuple[int, ...], block: int, dtype: str) -> tirx.PrimFunc:
     """x[N, ceil(C / b), H, W, b] -> y[N, C, H, W] = `shape`."""
     return _move(shape, block, dtype, False, 1)
 
 
-def _move(shape: tuple[int, ...], b: int, dtype: str, from_planar: bool, groups: int) -> Any:
+def _move(shape: tuple[int, ...], b: int, dtype: str, from_planar: bool, groups: int) -> tirx.PrimFunc:
     n, c, h, w = shape
     blocks, positions = round_up(c, b) // b, h * w
     planar = tirx.decl_buffer([_extent(d) for d in shape], dtype, "planar")
@@ -52,16 +52,16 @@ def _move(shape: tuple[int, ...], b: int, dtype: str, from_planar: bool, groups:
     start = tirx.min((first + inner) * b, _extent(positions - b))
 
     # Rows of H and W are contiguous, so a run of positions is a run of columns of row 0, whatever W is.
-    def row(i: int) -> list[Any]:
+    def row(i: int) -> list[Expr]:
         channel = block * b + i
         if groups > 1:
             channel = channel % groups * (c // groups) + channel // groups
         return [image, channel, _extent(0), tirx.Ramp(start, _extent(1), b)]
 
-    def lanes(j: int) -> list[Any]:
+    def lanes(j: int) -> list[Expr]:
         return [image, block, _extent(0), start + j, tirx.Ramp(_extent(0), _extent(1), b)]
 
-    def square(rows: int) -> Any:
+    def square(rows: int) -> tirx.SeqStmt:
         zero = tirx.Broadcast(const(0, dtype), b)
         if from_planar:
             loads = [tirx.BufferLoad(planar, row(i)) if i < rows else zero for i in range(b)]
@@ -80,12 +80,12 @@ def _move(shape: tuple[int, ...], b: int, dtype: str, from_planar: bool, groups:
     return tirx.PrimFunc(list(order), root).with_attr({SCHEDULED: 1, "s_tir": True, "tirx.noalias": True})
 
 
-def _transposed(vectors: list[Any], dtype: str, stores: Stores) -> Any:
+def _transposed(vectors: list[Expr], dtype: str, stores: Stores) -> tirx.SeqStmt:
     """Statements that transpose the square of `vectors` and store the result."""
     b = len(vectors)
-    bound: list[tuple[Any, Any]] = []
+    bound: list[tuple[tirx.Var, Expr]] = []
 
-    def bind(value: Any) -> Any:
+    def bind(value: Expr) -> tirx.Var:
         variable = tirx.Var(f"v{len(bound)}", f"{dtype}x{b}")
         bound.append((variable, value))
         return variable
@@ -105,9 +105,9 @@ def _transposed(vectors: list[Any], dtype: str, stores: Stores) -> Any:
     return tirx.SeqStmt([*(tirx.Bind(variable, value) for variable, value in bound), *stores(current)])
 
 
-def _extent(value: int) -> Any:
+def _extent(value: int) -> tirx.IntImm:
     return tvm.tirx.IntImm("int64", value)
 
 
-def _index(name: str) -> Any:
+def _index(name: str) -> tirx.Var:
     return tirx.Var(name, "int64")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
+from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from graphopt.targets.common.kernels.blocks import Block, const, dims
 
 
-def renumber(schedule: s_tir.Schedule, block: Any, index_map: Any) -> s_tir.Schedule:
+def renumber(schedule: s_tir.Schedule, block: SBlockRV, index_map: Callable[..., list[Expr]]) -> s_tir.Schedule:
     """A schedule of the same function in which the iterators of `block` are a bijective function of the old ones.
 
     Fusing loops alone would hide from `compute_at` that a tile of the fused loop reads a contiguous range. The indices
@@ -55,19 +57,19 @@ def summed_in(dtype: str, count: int) -> str:
     return "float64" if dtype == "float32" and count > LONG_SUM else dtype
 
 
-def pad_input(x: Any, pads: tuple[int, int, int, int]) -> Any:
+def pad_input(x: te.Tensor, pads: tuple[int, int, int, int]) -> te.Tensor:
     """Zero-pad rows and columns of x[N, C, H, W, b] by (top, left, bottom, right)."""
     n, c, h, w, b = dims(x)
     top, left, bottom, right = pads
 
-    def element(i: Any, j: Any, y: Any, z: Any, k: Any) -> Any:
+    def element(i: Expr, j: Expr, y: Expr, z: Expr, k: Expr) -> Expr:
         inside = tirx.all(y >= top, y < top + h, z >= left, z < left + w)
         return tirx.if_then_else(inside, x[i, j, y - top, z - left, k], const(0, x.dtype))
 
     return te.compute((n, c, h + top + bottom, w + left + right, b), element, name="pad")
 
 
-def pad_locally(schedule: s_tir.Schedule, pad: Block, task: Any) -> None:
+def pad_locally(schedule: s_tir.Schedule, pad: Block, task: LoopRV) -> None:
     """Let each iteration of the loop `task` pad its own input, in a local buffer."""
     schedule.compute_at(pad.rv, task, preserve_unit_loops=True)
     schedule.set_scope(pad.rv, 0, "local")

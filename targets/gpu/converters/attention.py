@@ -13,7 +13,7 @@ from graphopt.targets.common.converters.index import constant
 from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.converters.views import seen_through, wanted_order
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.attention import launch, mma, mma_launch
 from graphopt.targets.gpu.kernels.attention import simt as kernel
 from graphopt.targets.gpu.kernels.attention.launch import seconds
@@ -36,8 +36,8 @@ def attention(c: Context, inputs: Inputs) -> Outputs:
         raise NotSupported(f"the kernel of {name} does not compute in {dtype}")
     if 0 in (*sq, *sk, *sv) or not sq[:2] == sk[:2] == sv[:2]:
         raise NotSupported(f"the operands of {name} are empty or differ in batch or heads")
-    device: Device = c.machine
-    assert isinstance(device, Device)
+    device: GpuSpec = c.machine
+    assert isinstance(device, GpuSpec)
     kept = "float32" if dtype in HALVES else dtype
     shape = launch.Shape(math.prod(sq[:2]), sq[2], sk[2], sq[3], sv[3], kept, _causal_offset(c, sq[2], sk[2]))
     fitting = launch.tiles(shape, device)

@@ -36,7 +36,7 @@ from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.converters.views import seen_through
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.fusion import epilogue
 from graphopt.targets.gpu.kernels import conv_blocked, transposes, window, winograd
 from graphopt.targets.gpu.kernels.gemm import product
@@ -74,7 +74,7 @@ def _window(c: Context, kernel: tuple[int, ...]) -> Window:
 
 def on_cores(c: Context, dtype: str) -> bool:
     """Whether tensor cores may multiply numbers of `dtype`; they want both operands along k."""
-    device: Device = c.machine
+    device: GpuSpec = c.machine
     return bool(device.cuda) and (dtype in HALVES or c.tf32)
 
 
@@ -138,7 +138,7 @@ def winograd_blocked(c: Context, inputs: Inputs) -> Outputs:
     taps, blocks, deep, lanes, b = shape_of(u)
     tiles = winograd.Tiles(c.integer("m"), out[0], (out[2], out[3]))
     pads = c.integers("pads", (0, 0, 0, 0))
-    device: Device = c.machine
+    device: GpuSpec = c.machine
     plan = Plan("winograd transform", layout=blocked(lanes))
     v = c.builder.emit_te(
         lambda p: winograd.transform_input(p, tiles, pads, device.threads_per_block),
@@ -294,7 +294,7 @@ def from_blocked(c: Context, inputs: Inputs) -> Outputs:
 
 
 def _transposed(c: Context, x: relax.Expr, tile: transposes.Transpose) -> relax.Expr:
-    device: Device = c.machine
+    device: GpuSpec = c.machine
     ends = "NCHW", blocked(tile.block)
     plan = Plan("transpose", layout=" to ".join(ends if tile.to_blocked else ends[::-1]))
     return c.builder.emit_te(

@@ -21,7 +21,7 @@ from graphopt.targets.common.converters.base import (
 from graphopt.targets.common.converters.recurrent_node import LENGTHS, B, C, H, P, R, W, X, operands, zeros
 from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels import recurrence, recurrence_launch
 from graphopt.targets.gpu.kernels.gemm import product
 from graphopt.targets.gpu.kernels.gemm.axes import Axes
@@ -58,8 +58,8 @@ def recurrent(c: Context, inputs: Inputs) -> Outputs:
         clip=c.real("clip") if "clip" in c.node.attributes else None,
         batch_first=batch_first,
     )
-    device: Device = c.machine
-    assert isinstance(device, Device)
+    device: GpuSpec = c.machine
+    assert isinstance(device, GpuSpec)
     config = recurrence_launch.launch_config(layer, device)
     plan = Plan(
         "recurrence", f"{config.units}x{config.rows}x{config.lanes}", recurrence_launch.seconds(layer, config, device)

@@ -19,7 +19,7 @@ from graphopt.targets.common.converters.base import (
     shape_of,
 )
 from graphopt.targets.gpu import plans
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels import rows, rows_launch
 
 
@@ -120,8 +120,8 @@ def _launch(
     c: Context, count: int, n: int, dtype: str, passes: int = 2
 ) -> tuple[rows_launch.Rows, rows_launch.LaunchConfig, dict[str, int | str]]:
     """The workload, its launch configuration, and the attributes of its function."""
-    device: Device = c.machine
-    assert isinstance(device, Device)
+    device: GpuSpec = c.machine
+    assert isinstance(device, GpuSpec)
     work = rows_launch.Rows(count, n, dtype, "float32" if dtype in HALVES else dtype, passes)
     config = rows_launch.launch_config(work, device)
     plan = Plan("rows", str(config), rows_launch.seconds(work, config, device))

@@ -8,7 +8,7 @@ from tvm import s_tir, tirx
 
 from graphopt.targets.common.kernels.blocks import Block, blocks_of
 from graphopt.targets.common.tir import ieee
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.loops import bound
 
 THREADS = 256
@@ -17,7 +17,7 @@ SHORT = 64
 """Steps of a sum that one thread does alone."""
 
 
-def schedule(sch: s_tir.Schedule, device: Device) -> None:
+def schedule(sch: s_tir.Schedule, device: GpuSpec) -> None:
     """Inline elementwise blocks forward, then bind each block that is left on its own.
 
     Raises:
@@ -46,7 +46,7 @@ def schedule(sch: s_tir.Schedule, device: Device) -> None:
         _elements(sch, loops[: max(len(block.spatial), 1)] if block.spatial or not block.reduce else [], block, device)
 
 
-def _alone(block: Block, elements: int, device: Device) -> bool:
+def _alone(block: Block, elements: int, device: GpuSpec) -> bool:
     """Whether a thread sums by itself: a short sum, or enough of them to fill the device."""
     steps = math.prod(block.reduce)
     return steps <= SHORT or elements >= device.multiprocessors * device.threads_per_multiprocessor
@@ -59,7 +59,7 @@ def _known(block: s_tir.SBlock) -> bool:
     return not any(isinstance(value, tirx.FloatImm) and math.isinf(float(value.value)) for value in values)
 
 
-def _elements(sch: s_tir.Schedule, spatial: list[s_tir.schedule.LoopRV], block: Block, device: Device) -> None:
+def _elements(sch: s_tir.Schedule, spatial: list[s_tir.schedule.LoopRV], block: Block, device: GpuSpec) -> None:
     """Neighbouring threads take neighbouring elements."""
     if not spatial:  # one sum over everything
         spatial = [sch.add_unit_loop(sch.get_loops(block.rv)[0])]
@@ -72,7 +72,7 @@ def _elements(sch: s_tir.Schedule, spatial: list[s_tir.schedule.LoopRV], block: 
         sch.decompose_reduction(block.rv, sch.get_loops(block.rv)[2])
 
 
-def _block_per_sum(sch: s_tir.Schedule, block: Block, loops: list[s_tir.schedule.LoopRV], device: Device) -> None:
+def _block_per_sum(sch: s_tir.Schedule, block: Block, loops: list[s_tir.schedule.LoopRV], device: GpuSpec) -> None:
     """A block per sum: its threads take turns, and add up their partial sums at the end."""
     spatial, reduced = loops[: len(block.spatial)], loops[len(block.spatial) :]
     if not spatial:
@@ -83,12 +83,12 @@ def _block_per_sum(sch: s_tir.Schedule, block: Block, loops: list[s_tir.schedule
     sch.bind(thread, "threadIdx.x")
 
 
-def threads_for(steps: int, device: Device) -> int:
+def threads_for(steps: int, device: GpuSpec) -> int:
     """Threads of a block that share `steps`: a power of two, some four steps each."""
     wanted = 1 << max(5, math.ceil(math.log2(max(steps / 4, 1))))
     return min(wanted, THREADS, device.threads_per_block)
 
 
-def by_hand(function: tirx.PrimFunc, device: Device) -> tirx.PrimFunc:
+def by_hand(function: tirx.PrimFunc, device: GpuSpec) -> tirx.PrimFunc:
     """The function with its handwritten parallel loops bound to threads; one thread does what stands outside."""
     return function.with_body(bound(function.body, min(THREADS, device.threads_per_block)))

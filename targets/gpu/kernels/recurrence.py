@@ -23,7 +23,7 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.attention.launch import stride
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.recurrence_launch import VECTOR, LaunchConfig, Layer
@@ -45,7 +45,7 @@ def _relu(x: Expr) -> Expr:
 ACTIVATIONS: Mapping[str, Callable[[Expr], Expr]] = {"Sigmoid": _sigmoid, "Tanh": tirx.tanh, "Relu": _relu}
 
 
-def attributes(layer: Layer, config: LaunchConfig, device: Device) -> dict[str, int]:
+def attributes(layer: Layer, config: LaunchConfig, device: GpuSpec) -> dict[str, int]:
     """Attributes of the function that holds `compute`: its barriers are complete, and its resident blocks."""
     fitting = min(device.registers // (config.threads * 128), device.blocks_per_multiprocessor)
     return {SYNCHRONIZED: 1, RESIDENT: max(1, fitting)}

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from graphopt.program.program import ITEM_BYTES
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.attention.launch import stride
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -85,7 +85,7 @@ STEP = 4e-6
 """Seconds from the start of a kernel to that of the next one, which waits for it, about."""
 
 
-def seconds(layer: Layer, config: LaunchConfig, device: Device) -> float:
+def seconds(layer: Layer, config: LaunchConfig, device: GpuSpec) -> float:
     """An estimate: every step waits for the one before, and reads R from the second-level cache, or else from memory.
 
     The cache is taken to give three times what memory does.
@@ -96,7 +96,7 @@ def seconds(layer: Layer, config: LaunchConfig, device: Device) -> float:
     return layer.steps * (len(layer.phases) * STEP + again * weights / bandwidth)
 
 
-def launch_config(layer: Layer, device: Device) -> LaunchConfig:
+def launch_config(layer: Layer, device: GpuSpec) -> LaunchConfig:
     """The largest blocks that leave no multiprocessor idle."""
     gates = max(count for _, count in layer.phases)
     rows = min(layer.batch, 8, SUMS // gates)

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import Block, const
 from graphopt.targets.common.tir.expressions import rewritten, substituted
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels import anchored
 from graphopt.targets.gpu.kernels.anchored import Anchored
 from graphopt.targets.gpu.kernels.guards import inside, when
@@ -71,7 +71,7 @@ class Sums:
     along: bool  # steps that follow each other are neighbours in memory
 
 
-def launch_config(work: Sums, device: Device) -> LaunchConfig:
+def launch_config(work: Sums, device: GpuSpec) -> LaunchConfig:
     """The best launch configuration by estimate."""
     return min(
         _launch_configs(work, device),
@@ -79,7 +79,7 @@ def launch_config(work: Sums, device: Device) -> LaunchConfig:
     )
 
 
-def _launch_configs(work: Sums, device: Device) -> Iterator[LaunchConfig]:
+def _launch_configs(work: Sums, device: GpuSpec) -> Iterator[LaunchConfig]:
     most = min(1024, device.threads_per_block)
     for lanes in (1 << power for power in range(11)):
         for results in (1 << power for power in range(11)):
@@ -100,7 +100,7 @@ def _launch_configs(work: Sums, device: Device) -> Iterator[LaunchConfig]:
                     break
 
 
-def seconds(work: Sums, config: LaunchConfig, device: Device) -> float:
+def seconds(work: Sums, config: LaunchConfig, device: GpuSpec) -> float:
     """An estimate: waves of blocks, each bound by its loads or by waiting; or memory at what can be reached."""
     blocks = math.ceil(work.results / config.results) * config.parts
     warps = math.ceil(config.threads / device.warp)
@@ -118,7 +118,7 @@ def seconds(work: Sums, config: LaunchConfig, device: Device) -> float:
     return max(grid.count * max(working, waiting) / CLOCK, size / (REACHED_BANDWIDTH * device.bandwidth)) + again
 
 
-def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> tuple[tirx.PrimFunc, LaunchConfig, float]:
+def emit(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> tuple[tirx.PrimFunc, LaunchConfig, float]:
     """The function with its kernels, how they are launched, and an estimate of their seconds.
 
     Raises:
@@ -161,7 +161,7 @@ def _check(reduction: Anchored, anchor: Block) -> None:
 
 
 class _Template:
-    def __init__(self, reduction: Anchored, anchor: Block, start: Expr, device: Device) -> None:
+    def __init__(self, reduction: Anchored, anchor: Block, start: Expr, device: GpuSpec) -> None:
         self.reduction, self.anchor, self.device = reduction, anchor, device
         self.kept = "float32" if reduction.dtype in ("float16", "bfloat16") else reduction.dtype
         self.start = const(float(start.value), self.kept) if self.kept != reduction.dtype else start

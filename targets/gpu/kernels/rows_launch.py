@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from graphopt.program.program import ITEM_BYTES
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.waves import CLOCK, REACHED_BANDWIDTH, fitting_by_threads, waves
 
 BYTES = 16
@@ -54,7 +54,7 @@ class Rows:
     passes: int = 2
 
 
-def launch_config(work: Rows, device: Device) -> LaunchConfig:
+def launch_config(work: Rows, device: GpuSpec) -> LaunchConfig:
     """The best launch configuration by estimate."""
     return min(
         _launch_configs(work, device),
@@ -62,7 +62,7 @@ def launch_config(work: Rows, device: Device) -> LaunchConfig:
     )
 
 
-def _launch_configs(work: Rows, device: Device) -> Iterator[LaunchConfig]:
+def _launch_configs(work: Rows, device: GpuSpec) -> Iterator[LaunchConfig]:
     widest = BYTES // max(ITEM_BYTES[work.dtype], ITEM_BYTES[work.accumulate])
     vector = math.gcd(work.n, widest)
     vectors = work.n // vector
@@ -79,7 +79,7 @@ def _launch_configs(work: Rows, device: Device) -> Iterator[LaunchConfig]:
                 break
 
 
-def seconds(work: Rows, config: LaunchConfig, device: Device) -> float:
+def seconds(work: Rows, config: LaunchConfig, device: GpuSpec) -> float:
     """An estimate: waves of blocks, each bound by its instructions or by waiting; or memory at what can be reached."""
     blocks = math.ceil(work.rows / config.rows)
     warps = math.ceil(config.threads / device.warp)

@@ -17,7 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import RULE, Block, const, dims
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels import anchored
 from graphopt.targets.gpu.kernels.generic import THREADS
 from graphopt.targets.gpu.kernels.guards import inside, when
@@ -100,7 +100,7 @@ def reduced(
     return te.compute(out, element, name="window", attrs={RULE: NAME})
 
 
-def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> tirx.PrimFunc:
+def emit(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> tirx.PrimFunc:
     """The function in which neighbouring threads take neighbouring vectors of channels.
 
     Raises:

@@ -27,7 +27,7 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.ops.winograd import matrices
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels import anchored
 from graphopt.targets.gpu.kernels.guards import inside, when
 
@@ -164,7 +164,7 @@ def lanes(sch: s_tir.Schedule) -> int:
     return blocks_of(sch)[-1].spatial[-1]
 
 
-def emit(sch: s_tir.Schedule, anchor: Block, device: Device) -> tirx.PrimFunc:
+def emit(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> tirx.PrimFunc:
     """The function of `transform_output` and an epilogue, a thread for each tile and channel.
 
     Raises:

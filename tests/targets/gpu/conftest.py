@@ -24,8 +24,8 @@ SMALL = dataclasses.replace(devices.OPENCL, threads_per_block=64, shared_per_blo
 
 
 @pytest.fixture(params=[devices.OPENCL, SMALL], ids=["256 threads", "64 threads"])
-def device(request: pytest.FixtureRequest) -> devices.Device:
-    found: devices.Device = request.param
+def device(request: pytest.FixtureRequest) -> devices.GpuSpec:
+    found: devices.GpuSpec = request.param
     return found
 
 
@@ -37,7 +37,7 @@ def execute(opencl: OpenClDevice) -> Run:
         function: Any,
         inputs: Sequence[Array],
         outputs: Sequence[Array],
-        device: devices.Device = devices.OPENCL,
+        device: devices.GpuSpec = devices.OPENCL,
         prelude: str = "",
     ) -> list[Array]:
         made = code.generate("kernel", function, device)
@@ -66,7 +66,7 @@ def execute(opencl: OpenClDevice) -> Run:
 
 
 @pytest.fixture
-def run(execute: Run, device: devices.Device) -> Run:
+def run(execute: Run, device: devices.GpuSpec) -> Run:
     """Schedule a PrimFunc of (inputs..., outputs...), and `execute` it."""
 
     def run(function: Any, inputs: Sequence[Array], outputs: Sequence[Array], note: str = "") -> list[Array]:

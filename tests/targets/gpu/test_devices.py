@@ -42,7 +42,7 @@ def test_unknown(name: str) -> None:
 
 
 @pytest.mark.parametrize("device", devices.DEVICES.values(), ids=str)
-def test_descriptions_are_possible(device: devices.Device) -> None:
+def test_descriptions_are_possible(device: devices.GpuSpec) -> None:
     assert device.shared_per_block < device.shared_per_multiprocessor
     assert device.threads_per_block <= device.threads_per_multiprocessor
     assert device.rates["float64"] < device.rates["float32"] <= device.rates["tf32"] < device.rates["float16"]

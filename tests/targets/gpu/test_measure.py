@@ -22,7 +22,7 @@ from graphopt.program.program import ITEM_BYTES
 from graphopt.runtime.devices.opencl import OpenClDevice
 from graphopt.targets.common.measured_node import node_of
 from graphopt.targets.gpu import measure
-from graphopt.targets.gpu.measure import ALIGNED, Layout
+from graphopt.targets.gpu.measure import ALIGNED, MemoryLayout
 from graphopt.targets.gpu.target import CudaTarget, GpuTarget, OpenClTarget
 from graphopt.tune import tune
 
@@ -110,7 +110,7 @@ def test_runs_read_their_weights_from_one_place_after_the_other(target: OpenClTa
     node = node_of(DIRECT)
     lowered = target.lower([node], [node.inputs[0]], list(node.outputs), {"": 20, "graphopt": 1}, "t_")
     pool = 5 * 2 * 2 * 9 * 256 * 4
-    layout = Layout.of(lowered, pool)
+    layout = MemoryLayout.of(lowered, pool)
     rotating = [spot for spot in layout.spots.values() if spot.count > 1]
     assert [spot.count for spot in rotating] == [5]
     (weights,) = rotating

@@ -30,7 +30,7 @@ def identity(symbol: str = "kernel_0", text: str = "text") -> Identity:
     return Identity(symbol, text)
 
 
-def key(device: devices.Device = H100) -> str:
+def key(device: devices.GpuSpec = H100) -> str:
     return SourceCache(DiskCache(Path("nowhere"), 0), device).key(*identity().parts)
 
 

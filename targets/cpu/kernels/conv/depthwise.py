@@ -7,9 +7,8 @@ task pads its own rows into a buffer that stays in the first-level cache, so no 
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims, inline_after, round_up
 from graphopt.targets.cpu.kernels.tiling import largest_divisor, pad_input, pad_locally, padded_tile, summed_in
@@ -19,13 +18,13 @@ NAME = "window"
 
 
 def depthwise(
-    x: Any,
-    w: Any,
-    bias: Any,
+    x: te.Tensor,
+    w: te.Tensor,
+    bias: te.Tensor,
     strides: tuple[int, int],
     dilations: tuple[int, int],
     pads: tuple[int, int, int, int] = (0, 0, 0, 0),
-) -> Any:
+) -> te.Tensor:
     """y[n, c, oh, ow, :] = bias[c, :] + sum over kh, kw of x[n, c, oh*s+kh, ow*s+kw, :] * w[c, kh, kw, :].
 
     Args:
@@ -42,7 +41,7 @@ def depthwise(
     rh, rw = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
     computed = round_up(out_w, _columns(out_w))
 
-    def product(i: Any, c: Any, y: Any, z: Any, lane: Any) -> Any:
+    def product(i: Expr, c: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
         column = z * strides[1] + rw * dilations[1]
         if computed != out_w:
             column = tirx.min(column, width - 1)
@@ -56,7 +55,7 @@ def depthwise(
 
 
 def pool(
-    x: Any,
+    x: te.Tensor,
     mode: str,
     kernel: tuple[int, int],
     strides: tuple[int, int],
@@ -64,7 +63,7 @@ def pool(
     dilations: tuple[int, int],
     out: tuple[int, int],
     count_include_pad: bool,
-) -> Any:
+) -> te.Tensor:
     """Maximum or average over a window of x[N, CB, H, W, b]; `mode` is "max" or "average", `out` the output (OH, OW).
 
     An average divides by the elements inside the image, or inside image and explicit padding. An average of many
@@ -79,7 +78,7 @@ def pool(
     neutral = tirx.min_value(x.dtype) if mode == "max" else const(0, dtype)
     computed = round_up(out[1], _columns(out[1]))
 
-    def element(i: Any, c: Any, y: Any, z: Any, lane: Any) -> Any:
+    def element(i: Expr, c: Expr, y: Expr, z: Expr, lane: Expr) -> Expr | te.TensorSlice:
         row = y * strides[0] + rh * dilations[0] - pads[0]
         column = z * strides[1] + rw * dilations[1] - pads[1]
         if not padded:
@@ -97,7 +96,7 @@ def pool(
         attrs={RULE: NAME},
     )
 
-    def finish(i: Any, c: Any, y: Any, z: Any, lane: Any) -> Any:
+    def finish(i: Expr, c: Expr, y: Expr, z: Expr, lane: Expr) -> Expr | te.TensorSlice:
         value = window[i, c, y, z, lane]
         if mode == "max":
             return value
@@ -112,7 +111,7 @@ def pool(
     return te.compute((n, cb, out[0], out[1], b), finish, name="finish")
 
 
-def _inside(start: Any, size: int, dilation: int, low: int, high: int) -> Any:
+def _inside(start: Expr, size: int, dilation: int, low: int, high: int) -> Expr:
     """How many of `start, start + dilation, ...` (`size` of them) lie in [low, high)."""
     if dilation == 1:
         return tirx.min(start + size, high) - tirx.max(start, low)

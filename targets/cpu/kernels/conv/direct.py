@@ -13,9 +13,10 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
+from tvm.s_tir.schedule import SBlockRV
 
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, dims, inline_after, round_up
@@ -104,14 +105,14 @@ def tile_shape(out_width: int, vectors: int, machine: CpuMachine) -> tuple[int, 
 
 
 def compute(
-    x: Any,
-    w: Any,
-    bias: Any,
+    x: te.Tensor,
+    w: te.Tensor,
+    bias: te.Tensor,
     strides: tuple[int, int],
     dilations: tuple[int, int],
     machine: CpuMachine,
     tile: Tile | None = None,
-) -> Any:
+) -> te.Tensor:
     """The convolution of an input that is already padded.
 
     A 1x1 convolution with stride 1 runs over all positions of the map as one row, where tiles fit better.
@@ -137,7 +138,7 @@ def compute(
     rw = te.reduce_axis((0, kw), "kw")
     ri = te.reduce_axis((0, bi), "i")
 
-    def product(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+    def product(i: Expr, o: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
         row, column = y * strides[0] + rh * dilations[0], z * strides[1] + rw * dilations[1]
         if computed != row_width:  # the last tile computes columns that are not stored
             column = tirx.min(column, (h * width if flat else width) - 1)
@@ -149,14 +150,14 @@ def compute(
     attributes = {RULE: NAME, "graphopt.tile": str(tile), "graphopt.flat": int(flat)}
     sums = te.compute((n, co, rows, computed, b), product, name="conv", attrs=attributes)
 
-    def finish(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+    def finish(i: Expr, o: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
         place = (0, y * out_w + z) if flat else (y, z)
         return sums[(i, o, *place, lane)] + bias[o, lane]
 
     return te.compute((n, co, out_h, out_w, b), finish, name="bias")
 
 
-def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
+def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.Schedule | tirx.PrimFunc:
     """Parallel over (batch, channel tile, row); the epilogue runs on the accumulators' tile before it is stored."""
     _, _, _, bi = anchor.reduce
     annotations = sch.get(anchor.rv).annotations
@@ -205,13 +206,13 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     return prefetch.insert(sch, _weights(sch, anchor, conv, tile, bool(flat)))
 
 
-def _weights(sch: s_tir.Schedule, anchor: Block, conv: Any, tile: Tile, flat: bool) -> prefetch.Stream:
+def _weights(sch: s_tir.Schedule, anchor: Block, conv: SBlockRV, tile: Tile, flat: bool) -> prefetch.Stream:
     """The weights of one channel tile after another, each read for every row (1x1: every tile of positions)."""
     _, channels, rows, computed, lanes = anchor.spatial
     across, panels = computed // tile.columns, channels // tile.vectors
     places = across if flat else rows
 
-    def place(task: Any, *along: Any) -> tuple[Any, Any]:
+    def place(task: Expr, *along: Expr) -> tuple[Expr, Expr]:
         turn = tirx.floormod(task, places)
         for column in along:
             turn = turn * across + column

@@ -12,11 +12,11 @@ rows, each row's n inputs and n results at once, then along columns, whose code 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -44,7 +44,7 @@ def tile_grid(out: tuple[int, int], n: int, kernel: tuple[int, int]) -> tuple[in
     return -(-out[0] // rows), -(-out[1] // columns)
 
 
-def _side(n: int, column: Any) -> tuple[Any, Any]:
+def _side(n: int, column: Expr) -> tuple[Expr, Expr]:
     """Taps of column 0 (column = 0) or n / 2 (1): its first complex frequency, and its first real one."""
     inner = n // 2 - 1
     return (n + column) * inner, 3 * complex_frequencies(n) + 2 * column
@@ -72,17 +72,17 @@ def turns(n: int, tiles: int, blocks: tuple[int, int], itemsize: int, lanes: int
 class _Taps:
     """Consecutive taps of one tile, from `start` on; `at` is the tile's position among the `count` tiles."""
 
-    start: Any
-    at: Any
+    start: Expr
+    at: Expr
     count: int
     turned: bool
 
     @staticmethod
-    def of(start: Any, tile: Any, count: int, turned: bool) -> _Taps:
+    def of(start: Expr, tile: Expr, count: int, turned: bool) -> _Taps:
         """The taps from `start` on."""
         return _Taps(start, T.bind(tirx.floormod(tile + start, count)) if turned else tile, count, turned)
 
-    def index(self, offset: int) -> tuple[Any, Any]:
+    def index(self, offset: int) -> tuple[Expr, Expr]:
         """A tap, and the place of the tile among its tiles."""
         if not self.turned:
             return self.start + offset, self.at
@@ -91,14 +91,14 @@ class _Taps:
 
 
 def transform_input(
-    x: Any,
+    x: te.Tensor,
     n: int,
     kernel: tuple[int, int],
     pads: tuple[int, int, int, int],
     out: tuple[int, int],
     groups: int,
     turned: bool,
-) -> Any:
+) -> te.Tensor:
     """V[taps * groups, N, CI / groups, tiles, b] of x[N, CI, H, W, b]; reads outside the image give zero."""
     batch, ci, h, w, b = dims(x)
     rows, columns = tile_grid(out, n, kernel)
@@ -107,12 +107,12 @@ def transform_input(
     shape = (taps(n) * groups, batch, group_ci, rows * columns, b)
     dtype = str(x.dtype)
 
-    def tile(source: Any, v: Any, image: Any, channel: Any, p: Any) -> None:
+    def tile(source: tirx.Buffer, v: tirx.Buffer, image: Expr, channel: Expr, p: Expr) -> None:
         passed = T.alloc_buffer((n, n, b), dtype, scope="local")
         top = T.bind(tirx.floordiv(p, columns) * step[0] - pads[0])
         left = T.bind(tirx.floormod(p, columns) * step[1] - pads[1])
 
-        def along(r: Any, numbers: Callable[[int, Any], Any]) -> None:
+        def along(r: Expr, numbers: Callable[[int, Expr], Expr]) -> None:
             with T.vectorized(0, b) as lane:
                 frequencies = Dft(T.bind).real([T.bind(numbers(s, lane)) for s in range(n)])
                 T.buffer_store(passed, frequencies[0][0], [r, 0, lane])
@@ -137,11 +137,11 @@ def transform_input(
 
         group, own = tirx.floordiv(channel, group_ci), tirx.floormod(channel, group_ci)
 
-        def write(first: _Taps, offset: int, value: Any, lane: Any) -> None:
+        def write(first: _Taps, offset: int, value: Expr, lane: Expr) -> None:
             tap, place = first.index(offset)
             T.buffer_store(v, value, [tap * groups + group, image, own, place, lane])
 
-        def write_complex(first: _Taps, offset: int, value: tuple[Any, Any], lane: Any) -> None:
+        def write_complex(first: _Taps, offset: int, value: tuple[Expr, Expr], lane: Expr) -> None:
             write(first, offset, value[0] + value[1], lane)
             write(first, offset + count, value[0], lane)
             write(first, offset + 2 * count, value[1], lane)
@@ -161,7 +161,7 @@ def transform_input(
                 for f in range(1, half):
                     write_complex(first, f - 1, spectrum[f], lane)
 
-    def tasks(ins: Any, outs: Any) -> Any:
+    def tasks(ins: Sequence[tirx.Buffer], outs: Sequence[tirx.Buffer]) -> tirx.Stmt:
         with IRBuilder() as builder:
             with T.parallel(0, batch * ci * rows * columns) as task:
                 place, p = T.bind(task // (rows * columns)), T.bind(task % (rows * columns))
@@ -172,8 +172,8 @@ def transform_input(
 
 
 def transform_output(
-    mm: Any, bias: Any, n: int, kernel: tuple[int, int], out: tuple[int, int], groups: int, turned: bool
-) -> Any:
+    mm: te.Tensor, bias: te.Tensor, n: int, kernel: tuple[int, int], out: tuple[int, int], groups: int, turned: bool
+) -> te.Tensor:
     """y[N, CO, OH, OW, b] from M[taps * groups, N, CO / groups, tiles, b] and bias[CO, b]."""
     _, batch, group_co, p_count, b = dims(mm)
     co, half, count = group_co * groups, n // 2, complex_frequencies(n)
@@ -181,15 +181,15 @@ def transform_output(
     _, tile_columns = tile_grid(out, n, kernel)
     dtype = str(mm.dtype)
 
-    def tile(source: Any, result: Any, image: Any, channel: Any, p: Any) -> None:
+    def tile(source: tirx.Buffer, result: tirx.Buffer, image: Expr, channel: Expr, p: Expr) -> None:
         passed = T.sblock_alloc_buffer((rows, n, b), dtype, scope="local")
         group, own = tirx.floordiv(channel, group_co), tirx.floormod(channel, group_co)
 
-        def read(first: _Taps, offset: int, lane: Any) -> Any:
+        def read(first: _Taps, offset: int, lane: Expr) -> Expr:
             tap, place = first.index(offset)
             return T.bind(source[tap * groups + group, image, own, place, lane])
 
-        def read_complex(first: _Taps, offset: int, lane: Any) -> tuple[Any, Any]:
+        def read_complex(first: _Taps, offset: int, lane: Expr) -> tuple[Expr, Expr]:
             k1, k2, k3 = (read(first, offset + part * count, lane) for part in range(3))
             return T.bind(k1 - k3), T.bind(k1 + k2)
 
@@ -215,7 +215,7 @@ def transform_output(
 
     shape = (batch, co, p_count, rows, columns, b)
 
-    def blocks(ins: Any, outs: Any) -> Any:
+    def blocks(ins: Sequence[tirx.Buffer], outs: Sequence[tirx.Buffer]) -> tirx.Stmt:
         """A block for each tile. The last three loops, of one iteration, tell `compute_at` what the block writes."""
         with IRBuilder() as builder:
             grid = (batch, co, p_count, 1, 1, 1)
@@ -231,7 +231,7 @@ def transform_output(
 
     tiles = te.extern([shape], [mm], blocks, dtype=[dtype], name="fft_output", attrs={RULE: OUTPUT})
 
-    def finish(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+    def finish(i: Expr, o: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
         place = tirx.floordiv(y, rows) * tile_columns + tirx.floordiv(z, columns)
         return tiles[i, o, place, tirx.floormod(y, rows), tirx.floormod(z, columns), lane] + bias[o, lane]
 

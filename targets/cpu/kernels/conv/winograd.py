@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
+from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims, inline_after, round_up
 from graphopt.targets.cpu.kernels import prefetch
@@ -62,7 +64,7 @@ class Tile:
         return Tile(int(match[2]), int(match[3]), int(match[1] or 0))
 
 
-def _entry(matrix: Matrix, row: Any, column: Any, dtype: str) -> Any:
+def _entry(matrix: Matrix, row: Expr, column: tirx.IterVar, dtype: str) -> Expr:
     """matrix[row][column] for loop variables: a tree of selects that unrolling folds to a constant."""
     result = const(0, dtype)
     for i in range(matrix.shape[0]):
@@ -104,7 +106,7 @@ class Blocks:
         """
         return replace(self, places=self.places + 1) if self.places * tap % 4096 == 0 else self
 
-    def place(self, index: Any, p: Any) -> tuple[Any, Any, Any]:
+    def place(self, index: Expr, p: Expr) -> tuple[Expr, Expr, Expr]:
         """(image, row, column) of the first output of tile `p` of block `index`, counted over all images."""
         image, block = index, 0
         if self.count > 1:
@@ -115,7 +117,7 @@ class Blocks:
         row = (block * self.rows + tirx.floordiv(p, self.columns)) * self.m[0]
         return image, row, tirx.floormod(p, self.columns) * self.m[1]
 
-    def at_row(self, image: Any, row: Any, column: Any) -> tuple[Any, Any]:
+    def at_row(self, image: Expr, row: Expr, column: Expr) -> tuple[Expr | int, Expr]:
         """(block of all images, place in it) of the tile of an output pixel."""
         height = self.rows * self.m[0]
         if self.count > 1:
@@ -128,13 +130,15 @@ Pair = tuple[Matrix, Matrix]
 """The matrices that transform rows and columns; the 1 x 1 identity along an axis that is not transformed."""
 
 
-def transform_input(x: Any, blocks: Blocks, pads: tuple[int, int, int, int], bt: Pair, rule: str = INPUT) -> Any:
+def transform_input(
+    x: te.Tensor, blocks: Blocks, pads: tuple[int, int, int, int], bt: Pair, rule: str = INPUT
+) -> te.Tensor:
     """V[taps, blocks of all images, CI, places, b] of x[N, CI, H, W, b]; reads outside the image give zero."""
     n, ci, h, w, b = dims(x)
     rows, columns = len(bt[0]), len(bt[1])
     n = n * blocks.count // blocks.images
 
-    def load(i: Any, c: Any, p: Any, u: Any, v: Any, lane: Any) -> Any:
+    def load(i: Expr, c: Expr, p: Expr, u: Expr, v: Expr, lane: Expr) -> Expr:
         image, row, column = blocks.place(i, p)
         row, column = row + u - pads[0], column + v - pads[1]
         inside = tirx.all(row >= 0, row < h, column >= 0, column < w)
@@ -189,7 +193,7 @@ def before_transform(sch: s_tir.Schedule) -> tuple[str, ...]:
     return ("half_input", "tile") if has(sch, "half_input") else ("tile",)
 
 
-def unroll_transform(sch: s_tir.Schedule, transform: Any, size: int) -> None:
+def unroll_transform(sch: s_tir.Schedule, transform: SBlockRV, size: int) -> None:
     """Straight-line code of the transform of one tile, whose innermost loops are tap, its sum and the lane."""
     t, rb, lane = sch.get_loops(transform)[-3:]
     both = has(sch, "half_input")
@@ -211,7 +215,7 @@ def unroll_transform(sch: s_tir.Schedule, transform: Any, size: int) -> None:
     zero_unrolled(sch, sch.decompose_reduction(transform, rb), 0)
 
 
-def zero_unrolled(sch: s_tir.Schedule, start: Any, unrolled: int) -> None:
+def zero_unrolled(sch: s_tir.Schedule, start: SBlockRV, unrolled: int) -> None:
     """Unroll the loops before the innermost one of a block that clears accumulators."""
     loops = sch.get_loops(start)
     for loop in loops[len(loops) - 1 - unrolled : -1]:
@@ -220,8 +224,13 @@ def zero_unrolled(sch: s_tir.Schedule, start: Any, unrolled: int) -> None:
 
 
 def product(
-    v: Any, u: Any, machine: CpuMachine, tile: Tile | None = None, rule: str = PRODUCT, tiles: int | None = None
-) -> Any:
+    v: te.Tensor,
+    u: te.Tensor,
+    machine: CpuMachine,
+    tile: Tile | None = None,
+    rule: str = PRODUCT,
+    tiles: int | None = None,
+) -> te.Tensor:
     """M[t, N, CO, tiles, b] from V[t, N, CI, places, b] and U[t, CO, CI, b, b].
 
     `tile` None takes the one with the best estimate; its vectors divide CO. `tiles` None are all places.
@@ -233,7 +242,7 @@ def product(
     computed = round_up(p, tile.columns)
     rc, ri = te.reduce_axis((0, ci), "ci"), te.reduce_axis((0, bi), "i")
 
-    def element(t: Any, i: Any, o: Any, q: Any, lane: Any) -> Any:
+    def element(t: Expr, i: Expr, o: Expr, q: Expr, lane: Expr) -> Expr:
         at = q if computed == p else tirx.min(q, p - 1)
         return te.sum(v[t, i, rc, at, ri] * u[t, o, rc, ri, lane], axis=[rc, ri])
 
@@ -241,7 +250,7 @@ def product(
     return te.compute((taps, n, co, p, b), lambda t, i, o, q, lane: sums[t, i, o, q, lane], name="crop")
 
 
-def schedule_product(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
+def schedule_product(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> tirx.PrimFunc:
     """The register tile of the direct convolution, over tiles instead of columns; parallel over (tap, channel tile)."""
     _, images, _, computed, lanes = anchor.spatial
     tile = Tile.parse(str(sch.get(anchor.rv).annotations[TILE]))
@@ -271,7 +280,7 @@ UNROLL = 4
 """Unrolled channels of a sum of products."""
 
 
-def schedule_tile_product(sch: s_tir.Schedule, block: Any) -> Any:
+def schedule_tile_product(sch: s_tir.Schedule, block: SBlockRV) -> LoopRV:
     """The register tile, whose innermost loops are channel vectors, tiles, lane and the two sums.
 
     Returns the loop whose body are `UNROLL` steps of the sum.
@@ -287,20 +296,20 @@ def schedule_tile_product(sch: s_tir.Schedule, block: Any) -> Any:
 
 
 def transform_output(
-    mm: Any,
-    bias: Any,
+    mm: te.Tensor,
+    bias: te.Tensor,
     blocks: Blocks,
     out: tuple[int, int],
     at: Pair,
     attributes: dict[str, Any] | None = None,
-) -> Any:
+) -> te.Tensor:
     """y[N, CO, OH, OW, b] = A^T M A + bias from M[taps, blocks of all images, CO, places, b] and bias[CO, b]."""
     _, n, co, _, b = dims(mm)
     (m, columns_m), rows, columns = blocks.m, at[0].shape[1], at[1].shape[1]
     ra, rb = te.reduce_axis((0, rows), "a"), te.reduce_axis((0, columns), "b")
     attributes = {RULE: OUTPUT, "graphopt.m": max(blocks.m), **(attributes or {})}
 
-    def along_rows(i: Any, o: Any, q: Any, u: Any, v: Any, lane: Any) -> Any:
+    def along_rows(i: Expr, o: Expr, q: Expr, u: Expr, v: Expr, lane: Expr) -> Expr:
         tap = ra if columns == 1 else ra * columns + v
         return te.sum(_entry(at[0], u, ra, mm.dtype) * mm[tap, i, o, q, lane], axis=[ra])
 
@@ -321,7 +330,7 @@ def transform_output(
             attrs=attributes,
         )
 
-    def finish(i: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+    def finish(i: Expr, o: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
         block, place = blocks.at_row(i, y, z)
         return tile[block, o, place, tirx.floormod(y, m), tirx.floormod(z, columns_m), lane] + bias[o, lane]
 
@@ -348,7 +357,7 @@ def schedule_output(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> 
     unroll_inverse(sch, anchor.rv)
 
 
-def unroll_inverse(sch: s_tir.Schedule, inverse: Any) -> None:
+def unroll_inverse(sch: s_tir.Schedule, inverse: SBlockRV | str) -> None:
     """Straight-line code of the inverse transform of one tile."""
     for block in ("half_output", inverse) if has(sch, "half_output") else (inverse,):
         *_, u, v, tile_lane, r = sch.get_loops(block)

@@ -12,9 +12,7 @@ maps, where V and M would otherwise go through memory, and not on small ones.
 
 from __future__ import annotations
 
-from typing import Any
-
-from tvm import s_tir
+from tvm import s_tir, te
 
 from graphopt.targets.common.kernels.blocks import RULE, Block, extent_of, inline_after
 from graphopt.targets.cpu.kernels.conv.direct import estimates
@@ -38,9 +36,9 @@ NAME = "winograd_fused"
 
 
 def compute(
-    x: Any,
-    u: Any,
-    bias: Any,
+    x: te.Tensor,
+    u: te.Tensor,
+    bias: te.Tensor,
     m: tuple[int, int],
     pads: tuple[int, int, int, int],
     out: tuple[int, int],
@@ -48,7 +46,7 @@ def compute(
     bt: Pair,
     machine: CpuMachine,
     tile: Tile,
-) -> Any:
+) -> te.Tensor:
     """y[N, CO, OH, OW, b] of x[N, CI, H, W, b], u[taps, CO, CI, b, b], bias[CO, b]; A^T and B^T of both axes."""
     blocks = Blocks.of(out, m, tile.rows, tile.columns)  # no tile of the GEMM reaches into the next task
     v = transform_input(x, blocks, pads, bt, "")

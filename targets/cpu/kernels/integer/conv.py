@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims
 from graphopt.targets.cpu.kernels.integer import dots
@@ -40,11 +41,11 @@ MOST_UNROLLED = 64
 """Most multiply instructions in a fully unrolled sum."""
 
 
-def pack(w: Any, window: Window) -> Any:
+def pack(w: te.Tensor, window: Window) -> te.Tensor:
     """Bytes w[groups * filters, channels, *kernel] in the order of `window.tiles`; what is missing is zero."""
     kernel = window.kernel
 
-    def element(g: Any, tile: Any, *rest: Any) -> Any:
+    def element(g: Expr, tile: Expr, *rest: Expr) -> Expr | te.TensorSlice:
         *taps, step, row, part = rest
         at = tile * window.rows + row
         channel = step * window.unit + part
@@ -63,21 +64,21 @@ def pack(w: Any, window: Window) -> Any:
     return te.compute(window.tiles, element, name="pack")
 
 
-def filter_sums(w: Any) -> Any:
+def filter_sums(w: te.Tensor) -> te.Tensor:
     """Sums of the weights of each filter of w[O, channels, *kernel] in int32, [O]."""
     axes = [te.reduce_axis((0, extent), "tap") for extent in dims(w)[1:]]
     return te.compute((dims(w)[0],), lambda o: te.sum(w[(o, *axes)].astype("int32"), axis=axes), name="filter_sums")
 
 
 def compute(
-    weights: Any,
-    lines: Any,
+    weights: te.Tensor,
+    lines: te.Tensor,
     window: Window,
     *,
-    shift: Callable[[], Any] | None = None,
+    shift: Callable[[], Expr] | None = None,
     sums_of_filters: Any = None,
-    requantize: Callable[[Any, Any], Any] | None = None,
-) -> Any:
+    requantize: Callable[[Expr | te.TensorSlice, Expr], Expr] | None = None,
+) -> te.Tensor:
     """The sums in int32, [N, groups * filters, *window.kept].
 
     Args:
@@ -89,7 +90,7 @@ def compute(
     filters = window.tiles[1] * window.rows
     shape = (window.batch, window.groups, filters, *window.places)
 
-    def product(i: Any, g: Any, o: Any, *place: Any) -> Any:
+    def product(i: Expr, g: Expr, o: Expr, *place: Expr) -> Expr:
         rows = [
             at * stride + tap * dilation
             for at, stride, tap, dilation in zip(place[:-1], window.strides, reduced, window.dilations, strict=False)
@@ -102,7 +103,7 @@ def compute(
     attributes = {RULE: NAME, "graphopt.rows": window.rows, "graphopt.width": window.width}
     sums = te.compute(shape, product, name=NAME, attrs=attributes)
 
-    def total(i: Any, g: Any, o: Any, *place: Any) -> Any:
+    def total(i: Expr, g: Expr, o: Expr, *place: Expr) -> Expr | te.TensorSlice:
         result, channel = sums[(i, g, o, *place)], g * window.filters + tirx.min(o, window.filters - 1)
         if shift is not None:
             result = result - shift() * sums_of_filters[channel]
@@ -111,24 +112,24 @@ def compute(
     if requantize is not None:
         kept = te.compute(shape, total, name=REQUANTIZE)
 
-    def finish(i: Any, channel: Any, *place: Any) -> Any:
+    def finish(i: Expr, channel: Expr, *place: Expr) -> Expr | te.TensorSlice:
         at = (i, tirx.floordiv(channel, window.filters), tirx.floormod(channel, window.filters), *place)
         return total(*at) if requantize is None else kept(*at)
 
     return te.compute((window.batch, window.groups * window.filters, *window.kept), finish, name="finish")
 
 
-def cut_out(y: Any, window: Window) -> Any:
+def cut_out(y: te.Tensor, window: Window) -> te.Tensor:
     """The valid positions of joined rows: [N, O, *out] of [N, O, *kept]."""
 
-    def element(*index: Any) -> Any:
+    def element(*index: Expr) -> te.TensorSlice:
         *outer, row, column = index
         return y[(*outer, row * window.pitch + column)]
 
     return te.compute((*dims(y)[:2], *window.out), element, name="cut_out")
 
 
-def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
+def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.Schedule:
     """Parallel over (image, group, outer places) and tiles of positions; tiles of filters innermost share its lines."""
     annotations = sch.get(anchor.rv).annotations
     rows, width = int(annotations["graphopt.rows"]), int(annotations["graphopt.width"])

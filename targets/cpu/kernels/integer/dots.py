@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
-from tvm import s_tir, tirx
+from tvm import s_tir, te, tirx
+from tvm.ir import Expr
+from tvm.s_tir.schedule import LoopRV
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -47,14 +49,16 @@ def unit(machine: CpuMachine, weights: NDArray[Any] | None, dtype: str) -> int:
     return BYTES if small else WORDS
 
 
-def product(a: Any, b: Any, z: Any = None) -> Any:
+def product(a: Expr | te.TensorSlice, b: Expr | te.TensorSlice, z: Expr | te.TensorSlice | None = None) -> Expr:
     """The product of one pair of factors as `tensorize` matches it; z, if any, is subtracted from b in int16."""
     if z is not None:
         b = b.astype("int16") - z
     return a.astype("int32") * b.astype("int32")
 
 
-def tensorize(sch: s_tir.Schedule, lane: Any, machine: CpuMachine, dtypes: Sequence[str], zero: bool = False) -> None:
+def tensorize(
+    sch: s_tir.Schedule, lane: LoopRV, machine: CpuMachine, dtypes: Sequence[str], zero: bool = False
+) -> None:
     """Replace the loop `lane` over a vector of sums, which holds the loop over the unit, by those instructions.
 
     The block computes c[lane] + `product`(a[i], b[lane, i]), of these `dtypes`; `zero` says if there is a z.
@@ -66,7 +70,7 @@ def tensorize(sch: s_tir.Schedule, lane: Any, machine: CpuMachine, dtypes: Seque
     sch.tensorize(lane, name)
 
 
-def _function(machine: CpuMachine, a: str, b: str, zero: bool, body: Callable[..., None]) -> Any:
+def _function(machine: CpuMachine, a: str, b: str, zero: bool, body: Callable[..., None]) -> tirx.PrimFunc:
     lanes, size = machine.lanes("int32"), WORDS if a == "int16" else BYTES
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
@@ -81,7 +85,7 @@ def _function(machine: CpuMachine, a: str, b: str, zero: bool, body: Callable[..
     return builder.get()
 
 
-def _loops(machine: CpuMachine, a: Any, b: Any, z: Any, c: Any) -> None:
+def _loops(machine: CpuMachine, a: tirx.Buffer, b: tirx.Buffer, z: tirx.Buffer | None, c: tirx.Buffer) -> None:
     """The loops that the intrinsic matches in a schedule."""
     lanes, size = (int(extent) for extent in b.shape)
     with T.grid(lanes, size) as (i, k), T.sblock("update"):
@@ -89,7 +93,7 @@ def _loops(machine: CpuMachine, a: Any, b: Any, z: Any, c: Any) -> None:
         T.buffer_store(c, c[lane] + product(a[at], b[lane, at], None if z is None else z[lane, at]), [lane])
 
 
-def _vector(machine: CpuMachine, a: Any, b: Any, z: Any, c: Any) -> None:
+def _vector(machine: CpuMachine, a: tirx.Buffer, b: tirx.Buffer, z: tirx.Buffer | None, c: tirx.Buffer) -> None:
     """The vector code that replaces them."""
     lanes, size = (int(extent) for extent in b.shape)
     one = tirx.reinterpret("int32", a.vload([0], f"{a.dtype}x{size}"))
@@ -99,7 +103,7 @@ def _vector(machine: CpuMachine, a: Any, b: Any, z: Any, c: Any) -> None:
     T.buffer_store(c, total, [tirx.Ramp(0, 1, lanes)])
 
 
-def _words(machine: CpuMachine, sums: Any, left: Any, right: Any, z: Any) -> Any:
+def _words(machine: CpuMachine, sums: Expr, left: Expr, right: Expr, z: tirx.Buffer | None) -> Expr:
     lanes = machine.lanes("int32")
     kind = f"int16x{lanes * WORDS}"
     if str(right.ty.dtype) != kind:
@@ -109,12 +113,12 @@ def _words(machine: CpuMachine, sums: Any, left: Any, right: Any, z: Any) -> Any
     return sums + _multiplied(machine, tirx.reinterpret(kind, left), right)
 
 
-def _multiplied(machine: CpuMachine, left: Any, right: Any) -> Any:
+def _multiplied(machine: CpuMachine, left: Expr, right: Expr) -> Expr:
     instruction = _MULTIPLY_WORDS[machine.level.vector_bytes]
     return tirx.call_llvm_pure_intrin(f"int32x{machine.lanes('int32')}", instruction, left, right)
 
 
-def _bytes(machine: CpuMachine, sums: Any, left: Any, right: Any, a: str) -> Any:
+def _bytes(machine: CpuMachine, sums: Expr, left: Expr, right: Expr, a: str) -> Expr:
     lanes = machine.lanes("int32")
     left = tirx.reinterpret(f"{a}x{lanes * BYTES}", left)
     unsigned, signed = (left, right) if a == "uint8" else (right, left)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import s_tir, te, tirx
+from tvm.ir import Expr
+from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims, inline_after, round_up
 from graphopt.targets.cpu.kernels import gemm
@@ -61,7 +63,7 @@ def units(extent: int, unit: int) -> int:
     return -(-extent // unit)
 
 
-def left(a: Any, unit: int, zero: Any = None) -> Any:
+def left(a: te.Tensor, unit: int, zero: te.Tensor | None = None) -> te.Tensor:
     """a[L, M, K] of bytes as [L, M, K / unit, unit].
 
     Words are int16 less zero[L or 1, M or 1]; bytes are uint8, so that int8 becomes 128 more.
@@ -69,7 +71,7 @@ def left(a: Any, unit: int, zero: Any = None) -> Any:
     lefts, m, k = dims(a)
     dtype = "int16" if unit == dots.WORDS else "uint8"
 
-    def element(i: Any, row: Any, step: Any, part: Any) -> Any:
+    def element(i: Expr, row: Expr, step: Expr, part: Expr) -> Expr:
         at = step * unit + part
         value = a[i, row, at].astype("int16")
         if unit == dots.BYTES:
@@ -83,18 +85,18 @@ def left(a: Any, unit: int, zero: Any = None) -> Any:
     return te.compute((lefts, m, units(k, unit), unit), element, name="left")
 
 
-def unsigned(value: Any) -> Any:
+def unsigned(value: Expr) -> Expr:
     """A byte as uint8; int8 becomes 128 more."""
     return value if str(value.ty.dtype) == "uint8" else (value.astype("int16") + const(128, "int16")).astype("uint8")
 
 
-def pack(b: Any, width: int, unit: int, transposed: bool = False) -> Any:
+def pack(b: te.Tensor, width: int, unit: int, transposed: bool = False) -> te.Tensor:
     """Panels [R, ceil(N / width), ceil(K / unit), width, unit] of b[R, K, N] ([R, N, K] if transposed), zero padded."""
     rights, k, n = dims(b)
     if transposed:
         k, n = n, k
 
-    def element(i: Any, panel: Any, step: Any, lane: Any, part: Any) -> Any:
+    def element(i: Expr, panel: Expr, step: Expr, lane: Expr, part: Expr) -> Expr | te.TensorSlice:
         row, column = step * unit + part, panel * width + lane
         value = b[i, column, row] if transposed else b[i, row, column]
         conditions = ([column < n] if n % width else []) + ([row < k] if k % unit else [])
@@ -103,17 +105,17 @@ def pack(b: Any, width: int, unit: int, transposed: bool = False) -> Any:
     return te.compute((rights, math.ceil(n / width), units(k, unit), width, unit), element, name="pack")
 
 
-def pack_zero(zero: Any, n: int, width: int) -> Any:
+def pack_zero(zero: te.Tensor, n: int, width: int) -> te.Tensor:
     """zero[R or 1, N or 1] of bytes as int16 beside each pair of a panel, [R or 1, ceil(N / width), width, 2]."""
     rights, columns = dims(zero)
 
-    def element(i: Any, panel: Any, lane: Any, half: Any) -> Any:
+    def element(i: Expr, panel: Expr, lane: Expr, half: Expr) -> Expr:
         return zero[i, 0 if columns == 1 else tirx.min(panel * width + lane, n - 1)].astype("int16")
 
     return te.compute((rights, math.ceil(n / width), width, 2), element, name="pack")
 
 
-def column_sums(panels: Any) -> Any:
+def column_sums(panels: te.Tensor) -> te.Tensor:
     """Sums of the columns of panels[R, N / width, K / unit, width, unit] in int32, [R, N / width, width]."""
     rights, count, steps, width, unit = dims(panels)
     k, part = te.reduce_axis((0, steps), "k"), te.reduce_axis((0, unit), "part")
@@ -125,17 +127,17 @@ def column_sums(panels: Any) -> Any:
 
 
 def compute(
-    a: Any,
-    panels: Any,
+    a: te.Tensor,
+    panels: te.Tensor,
     shape: Sequence[int],
     parts: tuple[int, int, int],
     rows: int,
     *,
-    zero: Any = None,
-    shift: Callable[[Any, Any], Any] | None = None,
+    zero: te.Tensor | None = None,
+    shift: Callable[[Expr | int, Expr], Expr] | None = None,
     columns: Any = None,
-    requantize: Callable[[Any, Any], Any] | None = None,
-) -> Any:
+    requantize: Callable[[Expr | te.TensorSlice, Expr], Expr] | None = None,
+) -> te.Tensor:
     """a[L, M, K / unit, unit] times panels[R, N / width, K / unit, width, unit], in int32, written as `shape`.
 
     L and R are the batch, or 1. What pads K is zero in one of them.
@@ -153,7 +155,7 @@ def compute(
     computed = round_up(m, rows)
     r, part = te.reduce_axis((0, depth), "k"), te.reduce_axis((0, unit), "part")
 
-    def product(i: Any, panel: Any, y: Any, lane: Any) -> Any:
+    def product(i: Expr, panel: Expr, y: Expr, lane: Expr) -> Expr:
         row = y if computed == m else tirx.min(y, m - 1)  # the last tile computes rows that are not stored
         right = panels[0 if rights == 1 else i, panel, r, lane, part]
         centre = None if zero is None else zero[0 if dims(zero)[0] == 1 else i, panel, lane, part]
@@ -162,7 +164,7 @@ def compute(
     attributes = {RULE: NAME, "graphopt.rows": rows, "graphopt.parts": list(parts)}
     sums = te.compute((batch, count, computed, width), product, name=NAME, attrs=attributes)
 
-    def total(i: Any, panel: Any, y: Any, lane: Any) -> Any:
+    def total(i: Expr | int, panel: Expr, y: Expr, lane: Expr) -> Expr | te.TensorSlice:
         result = sums[i, panel, y, lane]
         if shift is not None:
             result = result - shift(i, tirx.min(y, m - 1)) * columns[0 if rights == 1 else i, panel, lane]
@@ -173,10 +175,10 @@ def compute(
     if requantize is not None:
         kept = te.compute((batch, count, computed, width), total, name=REQUANTIZE)
 
-    def finish(*index: Any) -> Any:
+    def finish(*index: Expr) -> Expr | te.TensorSlice:
         at, start = [], 0
         for length in parts:
-            flat: Any = 0
+            flat: Expr | int = 0
             for axis in range(start, start + length):
                 flat = flat * shape[axis] + index[axis]
             at.append(flat)
@@ -188,13 +190,13 @@ def compute(
     return te.compute(tuple(shape), finish, name="finish")
 
 
-def epilogue(sch: s_tir.Schedule, anchor: Block) -> tuple[Any, str]:
+def epilogue(sch: s_tir.Schedule, anchor: Block) -> tuple[SBlockRV, str]:
     """Inline the consumers of `anchor` into the last block; return it and the name of the block between, or ""."""
     between = [block for block in blocks_of(sch) if block.name == REQUANTIZE]
     return inline_after(sch, between[0] if between else anchor), REQUANTIZE if between else ""
 
 
-def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
+def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> s_tir.Schedule:
     """Parallel over (batch, panel), row tiles innermost, so that a panel stays in the second-level cache."""
     width = anchor.spatial[3]
     annotations = sch.get(anchor.rv).annotations
@@ -232,7 +234,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> Any:
     return sch
 
 
-def tiles_out(sch: s_tir.Schedule, last: Any, name: str, between: str, ragged: bool) -> Any:
+def tiles_out(sch: s_tir.Schedule, last: SBlockRV, name: str, between: str, ragged: bool) -> SBlockRV | None:
     """The block that copies a tile out of the registers if the last block cannot store full tiles; None if it can.
 
     A store under a condition on the lane would be taken apart into scalars, and indexing the sums in a rolled loop
@@ -249,7 +251,9 @@ def tiles_out(sch: s_tir.Schedule, last: Any, name: str, between: str, ragged: b
     return None
 
 
-def place_tile(sch: s_tir.Schedule, tile: Any, copy: Any, stores: tuple[Any, Any], lanes: int) -> None:
+def place_tile(
+    sch: s_tir.Schedule, tile: LoopRV, copy: SBlockRV | None, stores: tuple[LoopRV, LoopRV], lanes: int
+) -> None:
     """Store a tile, whose loops in the last block are `stores`, once per iteration of `tile`."""
     if copy is None:
         columns, store_lane = sch.split(stores[1], [None, lanes])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from tvm import te, tirx
+from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -16,7 +16,13 @@ from graphopt.targets.cpu.kernels.integer.gemm import unsigned
 from graphopt.targets.cpu.kernels.integer.window import Window
 
 
-def prepare(x: Any, packed: Any, window: Window, x_zero: Any = None, w_zero: Any = None) -> list[Any]:
+def prepare(
+    x: te.Tensor,
+    packed: te.Tensor | None,
+    window: Window,
+    x_zero: te.Tensor | None = None,
+    w_zero: te.Tensor | None = None,
+) -> list[te.Tensor]:
     """The image in lines, and with units of words the weights as int16 less their zero point.
 
     Args:
@@ -27,7 +33,7 @@ def prepare(x: Any, packed: Any, window: Window, x_zero: Any = None, w_zero: Any
     """
     given = [tensor for tensor in (x, packed, x_zero, w_zero) if tensor is not None]
 
-    def body(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
+    def body(ins: Sequence[tirx.Buffer], outs: Sequence[tirx.Buffer]) -> tirx.Stmt:
         further = iter(ins)
         image, weights, centre, zero = (None if t is None else next(further) for t in (x, packed, x_zero, w_zero))
         with IRBuilder() as lines:
@@ -48,7 +54,7 @@ def prepare(x: Any, packed: Any, window: Window, x_zero: Any = None, w_zero: Any
 class _Lines:
     """Emits the loops that rewrite an image: a task for each unit of channels and row."""
 
-    def __init__(self, x: Any, zero: Any, lines: Any, window: Window) -> None:
+    def __init__(self, x: tirx.Buffer, zero: tirx.Buffer | None, lines: tirx.Buffer, window: Window) -> None:
         self.x, self.zero, self.lines, self.window = x, zero, lines, window
         self.dtype = window.dtypes[1]
         self.extents = window.apart
@@ -56,7 +62,7 @@ class _Lines:
     def write(self) -> None:
         window, extents = self.window, self.extents
         with T.parallel(0, math.prod(extents[:-3])) as task:
-            place: list[Any] = []
+            place: list[Expr] = []
             rest = task
             for extent in reversed(extents[2:-3]):
                 place.insert(0, tirx.floormod(rest, extent))
@@ -82,7 +88,7 @@ class _Lines:
                     for part in range(window.unit):
                         self._store(self.outside, remainder, n, part)
 
-    def _centre(self) -> Any:
+    def _centre(self) -> Expr:
         """The zero point in the type of the lines."""
         if self.window.unit == dots.WORDS:
             return const(0, "int16") if self.zero is None else self.zero[0].astype("int16")
@@ -90,7 +96,7 @@ class _Lines:
             return const(0 if str(self.x.dtype) == "uint8" else 128, "uint8")
         return unsigned(self.zero[0])
 
-    def _all_channels(self, step: Any) -> None:
+    def _all_channels(self, step: Expr) -> None:
         """Emit a row for all units of channels, of which the last may be partial."""
         window = self.window
         rest = window.channels % window.unit
@@ -129,7 +135,7 @@ class _Lines:
                                 stored = tirx.if_then_else(within, stored, self.outside)
                         self._store(stored, remainder, n, part)
 
-    def _store(self, value: Any, remainder: Any, n: Any, part: int) -> None:
+    def _store(self, value: Expr, remainder: Expr | int, n: Expr, part: int) -> None:
         if self.window.joined:
             *index, row = self.index
             T.buffer_store(self.lines, value, (*index, 0, row * self.window.pitch + n, part))
@@ -144,7 +150,7 @@ class _Lines:
         first = min(total, max(0, -(offset // window.step)))
         return first, max(first, min(total, (window.image[-1] - 1 - offset) // window.step + 1))
 
-    def _value(self, part: int, at: Any) -> Any:
+    def _value(self, part: int, at: Expr) -> Expr:
         """The image at column `at`, or at that position where all are one row."""
         window = self.window
         place = [*self.rows, at]
@@ -159,11 +165,11 @@ class _Lines:
         return unsigned(value) if window.unit == dots.BYTES else value.astype("int16") - self.centre
 
 
-def _write_weights(packed: Any, zero: Any, weights: Any, window: Window) -> None:
+def _write_weights(packed: tirx.Buffer, zero: tirx.Buffer | None, weights: tirx.Buffer, window: Window) -> None:
     *outer, rows, unit = window.tiles
     with T.parallel(0, outer[0] * outer[1]) as task, T.serial(0, math.prod(outer[2:])) as step:
         group, tile = tirx.floordiv(task, outer[1]), tirx.floormod(task, outer[1])
-        place: list[Any] = []
+        place: list[Expr] = []
         rest = step
         for extent in reversed(outer[2:]):
             place.insert(0, tirx.floormod(rest, extent))

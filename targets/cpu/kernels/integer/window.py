@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tvm import tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.kernels.blocks import round_up
 from graphopt.targets.cpu.kernels.integer import dots
@@ -89,7 +89,7 @@ class Window:
         """Columns between neighbouring lanes."""
         return 1 if self.flat else self.strides[-1]
 
-    def column(self, *taps: Any) -> tuple[Any, Any]:
+    def column(self, *taps: tirx.IterVar) -> tuple[Expr | int, Expr | int]:
         """The remainder of the columns that a tap reads, and its first column; `taps` is the tap on all axes."""
         tap = taps[-1]
         if self.flat:

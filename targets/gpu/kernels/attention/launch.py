@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import round_up
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.waves import (
     CLOCK,
     INSTRUCTIONS,
@@ -113,7 +113,7 @@ class Tile:
         words = self.a * (self.b + columns + VECTOR + 2) + max(VECTOR * self.b, columns) + self.waiting(shape)
         return words * ITEM_BYTES[shape.kept] // 4 + 48
 
-    def resident(self, shape: Shape, device: Device) -> int:
+    def resident(self, shape: Shape, device: GpuSpec) -> int:
         """Resident blocks on a multiprocessor, by registers and by shared memory."""
         return fitting_blocks(self.threads, round_up(self.registers(shape), 8), self.shared(shape), device)
 
@@ -145,7 +145,7 @@ def stride(extent: int) -> int:
     return VECTOR * (vectors + 1 - vectors % 2)
 
 
-def tiles(shape: Shape, device: Device) -> list[Tile]:
+def tiles(shape: Shape, device: GpuSpec) -> list[Tile]:
     """The tiles that fit the device, the best by estimate first; none where even the smallest does not."""
     # At most what leaves room for two resident blocks.
     limit = min(device.shared_per_block, device.shared_per_multiprocessor // 2 - 1024)
@@ -181,7 +181,7 @@ def sliced(tile: Tile, shape: Shape, limit: int) -> Tile | None:
     return min(fitting, key=slices, default=None)
 
 
-def seconds(shape: Shape, tile: Tile, device: Device) -> float:
+def seconds(shape: Shape, tile: Tile, device: GpuSpec) -> float:
     """An estimate: waves of blocks, each bound by arithmetic, by shared memory, or by waiting for its slices."""
     blocks = shape.heads * math.ceil(shape.queries / tile.rows) * tile.split
     grid = waves(blocks, tile.resident(shape, device), device)

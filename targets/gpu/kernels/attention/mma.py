@@ -22,7 +22,7 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const, dims
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.attention.launch import Shape
 from graphopt.targets.gpu.kernels.attention.mma_launch import CHUNK, Tile, padded, stride
 from graphopt.targets.gpu.kernels.gemm.access import Chunk
@@ -32,7 +32,7 @@ from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.views import View, Views
 
 
-def attributes(shape: Shape, tile: Tile, device: Device) -> dict[str, int]:
+def attributes(shape: Shape, tile: Tile, device: GpuSpec) -> dict[str, int]:
     """Attributes of the function that holds `compute`: its barriers are complete, and its resident blocks."""
     return {SYNCHRONIZED: 1, RESIDENT: tile.resident(shape, device)}
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from graphopt.targets.common.kernels.blocks import round_up
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.attention.launch import Shape
 from graphopt.targets.gpu.kernels.gemm.epilogue_store import ROWS
 from graphopt.targets.gpu.kernels.gemm.mma import HOPPER_MMA
@@ -61,7 +61,7 @@ class Tile:
         depth, width = padded(shape.depth), padded(shape.width)
         return depth // 4 + self.keys // 2 + self.keys // 4 + width // 2 + self.keys // 4 + 56
 
-    def resident(self, shape: Shape, device: Device) -> int:
+    def resident(self, shape: Shape, device: GpuSpec) -> int:
         """Resident blocks on a multiprocessor."""
         return fitting_blocks(self.threads, round_up(self.registers(shape), 8), self.shared(shape), device)
 
@@ -88,7 +88,7 @@ def fits(shape: Shape) -> bool:
     return all(extent % CHUNK == 0 and extent <= WIDEST for extent in (shape.depth, shape.width))
 
 
-def tiles(shape: Shape, device: Device, kind: str) -> list[Tile]:
+def tiles(shape: Shape, device: GpuSpec, kind: str) -> list[Tile]:
     """The tiles that fit the device, the best by estimate first."""
     if not fits(shape):
         return []
@@ -96,7 +96,7 @@ def tiles(shape: Shape, device: Device, kind: str) -> list[Tile]:
     return sorted(fitting, key=lambda tile: seconds(shape, tile, device, kind))
 
 
-def seconds(shape: Shape, tile: Tile, device: Device, kind: str) -> float:
+def seconds(shape: Shape, tile: Tile, device: GpuSpec, kind: str) -> float:
     """An estimate: waves of blocks, each bound by the cores, by exponentials, by shared memory, or by waiting."""
     blocks = shape.heads * math.ceil(shape.queries / tile.rows)
     grid = waves(blocks, tile.resident(shape, device), device)

@@ -24,7 +24,7 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const, dims, round_up
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.attention.launch import STATIC, VECTOR, Shape, Tile, stride
 from graphopt.targets.gpu.kernels.attention.slices import Slice
 from graphopt.targets.gpu.kernels.guards import inside, when
@@ -34,7 +34,7 @@ ADDERS = 64
 """Threads per block of the kernel that combines parts."""
 
 
-def attributes(shape: Shape, tile: Tile, device: Device) -> dict[str, int]:
+def attributes(shape: Shape, tile: Tile, device: GpuSpec) -> dict[str, int]:
     """Attributes of the function that holds `compute`: its barriers are complete, and its resident blocks."""
     return {SYNCHRONIZED: 1, RESIDENT: tile.resident(shape, device)}
 

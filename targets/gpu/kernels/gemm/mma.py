@@ -15,12 +15,12 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.gpu.devices import LARGEST_GRID, Device
+from graphopt.targets.gpu.devices import LARGEST_GRID, GpuSpec
 from graphopt.targets.gpu.kernels.gemm import grids
 from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
 from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS, EpilogueStore
 from graphopt.targets.gpu.kernels.gemm.grids import Timed
-from graphopt.targets.gpu.kernels.gemm.mma_operand import Side
+from graphopt.targets.gpu.kernels.gemm.mma_operand import MmaOperand
 from graphopt.targets.gpu.kernels.gemm.mma_tile import TILES, Tile
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
@@ -58,7 +58,7 @@ class Template:
         """Args: units: the instructions that it multiplies with."""
         self.gemm, self.tile, self.units = gemm, tile, units
         left, right = access_patterns(gemm)
-        self.left, self.right = Side(self, left, True), Side(self, right, False)
+        self.left, self.right = MmaOperand(self, left, True), MmaOperand(self, right, False)
         self.sides = self.left, self.right
         self.across, self.down = tile.columns // COLUMNS, tile.rows // ROWS
 
@@ -182,7 +182,7 @@ def resident(tile: Tile) -> int:
     return max(1, 65536 // (tile.threads * tile.registers))
 
 
-def tiles(gemm: Gemm, device: Device, units: Units) -> list[Timed[Tile]]:
+def tiles(gemm: Gemm, device: GpuSpec, units: Units) -> list[Timed[Tile]]:
     """The tiles that fit the device, the best by estimate first; none where the grid would be too large."""
     candidates = []
     for tile in (replace(tile, k=tile.k * units.chunk // 8) for tile in TILES):
@@ -197,7 +197,7 @@ def tiles(gemm: Gemm, device: Device, units: Units) -> list[Timed[Tile]]:
     return sorted(candidates, key=lambda timed: timed.seconds)
 
 
-def stream_k(template: Template, device: Device) -> grids.StreamK:
+def stream_k(template: Template, device: GpuSpec) -> grids.StreamK:
     """The tiles and slices that Stream-K would share."""
     rows, columns = grids.counts(template.gemm, template.extents)
     kept = 4 * template.registers * template.threads
@@ -209,7 +209,7 @@ def stream_k(template: Template, device: Device) -> grids.StreamK:
     )
 
 
-def streamed_seconds(template: Template, device: Device) -> float:
+def streamed_seconds(template: Template, device: GpuSpec) -> float:
     """An estimate: full waves of tiles, and the partial last wave by Stream-K."""
     shared_out = stream_k(template, device)
     return shared_out.streamed(_step(template, _fitting(template, device), device)) / CLOCK + shared_out.added(
@@ -217,7 +217,7 @@ def streamed_seconds(template: Template, device: Device) -> float:
     )
 
 
-def seconds(template: Template, split: int, device: Device) -> float:
+def seconds(template: Template, split: int, device: GpuSpec) -> float:
     """An estimate: waves of resident blocks."""
     p, t = template.gemm, template.tile
     blocks = p.batch * math.ceil(p.m / t.m) * math.ceil(p.n / t.n) * split
@@ -227,12 +227,12 @@ def seconds(template: Template, split: int, device: Device) -> float:
     return cycles / CLOCK + adding_seconds(split, p.batch * p.m * p.n, device)
 
 
-def _fitting(template: Template, device: Device) -> int:
+def _fitting(template: Template, device: GpuSpec) -> int:
     of_shared = device.shared_per_multiprocessor // (template.shared_bytes + RESERVED_SHARED_BYTES)
     return max(1, min(resident(template.tile), of_shared))
 
 
-def _step(template: Template, resident_blocks: int, device: Device) -> float:
+def _step(template: Template, resident_blocks: int, device: GpuSpec) -> float:
     """Cycles of a slice: bound by the cores, by shared memory, by the cache, or by waiting for it."""
     t, units = template.tile, template.units
     size = CHUNK_BYTES // units.chunk

@@ -35,7 +35,7 @@ class Block(Protocol):
     column: Expr
 
 
-class Side:
+class MmaOperand:
     """The left or the right operand. `size` elements of shared memory hold a slice of it."""
 
     def __init__(self, block: Block, access: AccessPattern, left: bool) -> None:

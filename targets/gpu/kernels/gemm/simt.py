@@ -17,7 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.gpu.devices import LARGEST_GRID, Device
+from graphopt.targets.gpu.devices import LARGEST_GRID, GpuSpec
 from graphopt.targets.gpu.kernels.gemm import split_k as parts_of
 from graphopt.targets.gpu.kernels.gemm.access import AccessPattern, Element
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
@@ -75,7 +75,7 @@ TILES = (
 )
 
 
-def tiles(gemm: Gemm, device: Device) -> list[Tile]:
+def tiles(gemm: Gemm, device: GpuSpec) -> list[Tile]:
     """The tiles that fit the device, the best by estimate first; none where the grid would be too large."""
     fitting = [
         replace(tile, split=split)
@@ -89,7 +89,7 @@ def tiles(gemm: Gemm, device: Device) -> list[Tile]:
     return sorted(fitting, key=lambda tile: seconds(gemm, tile, device))
 
 
-def seconds(gemm: Gemm, tile: Tile, device: Device) -> float:
+def seconds(gemm: Gemm, tile: Tile, device: GpuSpec) -> float:
     """An estimate: waves of blocks, each bound by arithmetic, by the second-level cache, or by waiting for it."""
     blocks = gemm.batch * math.ceil(gemm.m / tile.m) * math.ceil(gemm.n / tile.n) * tile.split
     grid = waves(blocks, tile.resident, device)
@@ -110,8 +110,8 @@ def emit(gemm: Gemm, tile: Tile) -> tirx.PrimFunc:
 class _Template:
     def __init__(self, gemm: Gemm, tile: Tile) -> None:
         self.gemm, self.tile = gemm, tile
-        self.left = _Side(self, gemm.left, True)
-        self.right = _Side(self, lambda b, n, k: gemm.right(b, k, n), False)
+        self.left = _SimtOperand(self, gemm.left, True)
+        self.right = _SimtOperand(self, lambda b, n, k: gemm.right(b, k, n), False)
 
     def function(self) -> tirx.PrimFunc:
         """The GEMM's function."""
@@ -181,7 +181,7 @@ class _Template:
                 T.buffer_store(*store(self.at, row, column, sums[i * t.columns + j]))
 
 
-class _Side:
+class _SimtOperand:
     """One operand: its slice in shared memory [2, k, extent], and how threads fetch it."""
 
     def __init__(self, template: _Template, element: Element, left: bool) -> None:

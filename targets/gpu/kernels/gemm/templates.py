@@ -11,7 +11,7 @@ from functools import partial
 
 from tvm import tirx
 
-from graphopt.targets.gpu.devices import Device
+from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.gemm import mma, simt, wgmma
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import LABELS, TensorCores
@@ -19,7 +19,7 @@ from graphopt.targets.gpu.kernels.gemm.warpgroups import WarpGroups
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class KernelCandidate:
     """A kernel template's tile: estimated seconds, the units that it computes on ("fp16 mma", or ""), its emitter."""
 
     seconds: float
@@ -28,7 +28,7 @@ class Choice:
     emit: Callable[[], tirx.PrimFunc]
 
 
-def best(gemm: Gemm, device: Device) -> Choice:
+def best(gemm: Gemm, device: GpuSpec) -> KernelCandidate:
     """The choice with the wanted tile, if there is such a tile; else the fastest by estimate.
 
     Raises:
@@ -44,22 +44,22 @@ def best(gemm: Gemm, device: Device) -> Choice:
     return fastest[0]
 
 
-def choices(gemm: Gemm, device: Device, count: int | None = None) -> list[Choice]:
+def choices(gemm: Gemm, device: GpuSpec, count: int | None = None) -> list[KernelCandidate]:
     """The best `count` tiles of every kernel template, or all, the fastest by estimate first."""
-    return sorted(_choices(gemm, device, count), key=lambda choice: choice.seconds)
+    return sorted(_candidates(gemm, device, count), key=lambda choice: choice.seconds)
 
 
-def _choices(gemm: Gemm, device: Device, count: int | None) -> Iterator[Choice]:
+def _candidates(gemm: Gemm, device: GpuSpec, count: int | None) -> Iterator[KernelCandidate]:
     for tile in simt.tiles(gemm, device)[:count]:
-        yield Choice(simt.seconds(gemm, tile, device), str(tile), "", partial(simt.emit, gemm, tile))
+        yield KernelCandidate(simt.seconds(gemm, tile, device), str(tile), "", partial(simt.emit, gemm, tile))
     if gemm.kind is None or not device.cuda:
         return
     units, label = TensorCores(gemm.kind), LABELS[gemm.kind]
     for choice in mma.tiles(gemm, device, units)[:count]:
         emit: Callable[[], tirx.PrimFunc] = partial(mma.emit, gemm, choice.tile, units)
-        yield Choice(choice.seconds, str(choice.tile), f"{label} mma", emit)
+        yield KernelCandidate(choice.seconds, str(choice.tile), f"{label} mma", emit)
     if device.warpgroups and wgmma.possible(gemm):
         groups = WarpGroups(gemm.kind)
         for wide in wgmma.tiles(gemm, device)[:count]:
             emit = partial(wgmma.emit, gemm, wide.tile, groups, device)
-            yield Choice(wide.seconds, str(wide.tile), f"{label} wgmma", emit)
+            yield KernelCandidate(wide.seconds, str(wide.tile), f"{label} wgmma", emit)

@@ -17,7 +17,7 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.gpu.devices import LARGEST_GRID, Device
+from graphopt.targets.gpu.devices import LARGEST_GRID, GpuSpec
 from graphopt.targets.gpu.kernels.gemm import grids
 from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
 from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS, EpilogueStore
@@ -77,7 +77,7 @@ class Tile:
         """Registers per thread: sums, and some 64 for addresses."""
         return self.n // 2 + 64
 
-    def resident(self, device: Device) -> int:
+    def resident(self, device: GpuSpec) -> int:
         """Resident blocks on a multiprocessor."""
         of_shared = device.shared_per_multiprocessor // (self.shared_bytes + RESERVED_SHARED_BYTES)
         return max(1, min(device.registers // (self.threads * self.registers), of_shared))
@@ -109,7 +109,7 @@ def possible(gemm: Gemm) -> bool:
     return all(access.contiguous(True, CHUNK) and access.plain(gemm.kind) for access in access_patterns(gemm))
 
 
-def emit(gemm: Gemm, tile: Tile, units: Units, device: Device) -> tirx.PrimFunc:
+def emit(gemm: Gemm, tile: Tile, units: Units, device: GpuSpec) -> tirx.PrimFunc:
     """The function that computes `gemm` with `tile` on `units`."""
     return _Template(gemm, tile, units).function(device)
 
@@ -139,7 +139,7 @@ class _Template:
         """Slices that all of k takes."""
         return math.ceil(self.gemm.k / ROW)
 
-    def function(self, device: Device) -> tirx.PrimFunc:
+    def function(self, device: GpuSpec) -> tirx.PrimFunc:
         """The GEMM's function."""
         return grids.function(self, self.tile.split, self.tile.stream, self.tile.resident(device))
 
@@ -221,7 +221,7 @@ class _Template:
             epilogue.put(sums, i * (columns // COLUMNS * 4), thread, self.at, *place)
 
 
-def tiles(gemm: Gemm, device: Device) -> list[Timed[Tile]]:
+def tiles(gemm: Gemm, device: GpuSpec) -> list[Timed[Tile]]:
     """The tiles that fit the device, the best by estimate first; none where no grid is large enough."""
     candidates = []
     for tile in (tile for tile in TILES if tile.shared_bytes <= device.shared_per_block):
@@ -236,14 +236,14 @@ def tiles(gemm: Gemm, device: Device) -> list[Timed[Tile]]:
     return sorted(candidates, key=lambda timed: timed.seconds)
 
 
-def _stream_k(gemm: Gemm, tile: Tile, device: Device) -> grids.StreamK:
+def _stream_k(gemm: Gemm, tile: Tile, device: GpuSpec) -> grids.StreamK:
     """The tiles and slices that Stream-K would share."""
     rows, columns = grids.counts(gemm, (tile.m, tile.n))
     slices, at_once = math.ceil(gemm.k / ROW), device.multiprocessors * tile.resident(device)
     return grids.StreamK(gemm.batch * rows * columns, slices, 4 * tile.m * tile.n, at_once)
 
 
-def seconds(gemm: Gemm, tile: Tile, device: Device) -> float:
+def seconds(gemm: Gemm, tile: Tile, device: GpuSpec) -> float:
     """An estimate: waves of resident blocks."""
     blocks = gemm.batch * math.ceil(gemm.m / tile.m) * math.ceil(gemm.n / tile.n) * tile.split
     grid = waves(blocks, tile.resident(device), device)
@@ -252,7 +252,7 @@ def seconds(gemm: Gemm, tile: Tile, device: Device) -> float:
     return cycles / CLOCK + adding_seconds(tile.split, gemm.batch * gemm.m * gemm.n, device)
 
 
-def _step(gemm: Gemm, tile: Tile, resident_blocks: int, device: Device) -> float:
+def _step(gemm: Gemm, tile: Tile, resident_blocks: int, device: GpuSpec) -> float:
     """Cycles of a slice: bound by the cores, by the second-level cache, by its instructions, or by waiting for it."""
     assert gemm.kind is not None
     rate = tensor_core_rate(gemm.kind, device) * math.sqrt(min(1.0, tile.n / 128))  # narrow tiles read more

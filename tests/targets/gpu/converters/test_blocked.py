@@ -175,7 +175,7 @@ def blocked(array: Array, b: int) -> Array:
 
 @pytest.mark.parametrize("shape", [(2, 20, 9, 11), (1, 16, 8, 8), (3, 5, 1, 70)])
 @pytest.mark.parametrize("b", [8, 16])
-def test_changes_of_layout(run: Any, device: devices.Device, shape: tuple[int, ...], b: int) -> None:
+def test_changes_of_layout(run: Any, device: devices.GpuSpec, shape: tuple[int, ...], b: int) -> None:
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     y = blocked(x, b)
     for given, expected, tile in (
@@ -207,7 +207,7 @@ def test_windows_with_few_threads(run: Any, b: int) -> None:
     np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=1e-12, atol=1e-12)
 
 
-def test_large_windows_are_shared(device: devices.Device) -> None:
+def test_large_windows_are_shared(device: devices.GpuSpec) -> None:
     """A few means over whole planes: not a thread for each."""
     a = te.placeholder((1, 1, 64, 64, 16), "float32", name="x")
     out = (1, 1, 1, 1, 16)
@@ -218,7 +218,7 @@ def test_large_windows_are_shared(device: devices.Device) -> None:
 
 
 @pytest.mark.parametrize("m", [2, 4, 6])
-def test_transforms_with_few_threads(run: Any, device: devices.Device, m: int) -> None:
+def test_transforms_with_few_threads(run: Any, device: devices.GpuSpec, m: int) -> None:
     """Both transforms with the identity between them: A^T (B^T d B) A."""
     x = np.random.default_rng(0).standard_normal((2, 2, 7, 9, 8))
     tiles = winograd.Tiles(m, 2, (8, 8))

@@ -36,7 +36,7 @@ def weights(gates: int, directions: int = 1, hidden: int = H) -> dict[str, Array
 
 
 @pytest.fixture
-def execute_model(opencl: Any, device: devices.Device, monkeypatch: pytest.MonkeyPatch) -> Execute:
+def execute_model(opencl: Any, device: devices.GpuSpec, monkeypatch: pytest.MonkeyPatch) -> Execute:
     """Compile for a device and run on PoCL: the outputs, and the calls of the one segment."""
     monkeypatch.setattr(devices, "OPENCL", device)
 
@@ -225,7 +225,7 @@ def test_refusals(lab: Any, monkeypatch: pytest.MonkeyPatch, steps: int, attribu
     assert reason in str(target.OpenClTarget().supports(model.graph[0], model.opset_imports))
 
 
-def function(layer: recurrence_launch.Layer, device: devices.Device) -> tuple[Any, recurrence_launch.LaunchConfig]:
+def function(layer: recurrence_launch.Layer, device: devices.GpuSpec) -> tuple[Any, recurrence_launch.LaunchConfig]:
     """The PrimFunc of a layer, as the converter marks it."""
     made = recurrence_launch.launch_config(layer, device)
     columns = layer.directions * layer.gates * layer.hidden
@@ -274,7 +274,7 @@ def test_what_takes_longer() -> None:
 @pytest.mark.parametrize("device", [devices.OPENCL, *devices.DEVICES.values()], ids=lambda device: device.name)
 @pytest.mark.parametrize("hidden", [1, 20, 512, 3000])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_cuts_fit_the_device(device: devices.Device, hidden: int, dtype: str) -> None:
+def test_cuts_fit_the_device(device: devices.GpuSpec, hidden: int, dtype: str) -> None:
     for cell, batch in (("LSTM", 1), ("GRU", 40), ("RNN", 7)):
         layer = recurrence_launch.Layer(cell, 2, batch, hidden, 2, dtype, DEFAULTS[cell])
         made = recurrence_launch.launch_config(layer, device)

@@ -60,7 +60,7 @@ def reduced(shape: Shape, over: tuple[int, ...], kind: str, dtype: str = "float3
 
 @pytest.mark.parametrize("kind", ["sum", "max", "min", "extreme"])
 @pytest.mark.parametrize(("shape", "over"), [case for case in CASES if case[1]])
-def test_reductions(execute: Any, device: devices.Device, shape: Shape, over: tuple[int, ...], kind: str) -> None:
+def test_reductions(execute: Any, device: devices.GpuSpec, shape: Shape, over: tuple[int, ...], kind: str) -> None:
     x = numbers(*shape)
     squares = x.astype(np.float64) ** 2
     expected = {"sum": squares.sum, "max": squares.max, "min": squares.min, "extreme": squares.max}[kind](over)
@@ -109,7 +109,7 @@ WORKS = [
 
 @pytest.mark.parametrize("device", [devices.OPENCL, *devices.DEVICES.values()], ids=lambda device: device.name)
 @pytest.mark.parametrize("work", WORKS, ids=str)
-def test_cuts_fit_the_device(device: devices.Device, work: reductions.Sums) -> None:
+def test_cuts_fit_the_device(device: devices.GpuSpec, work: reductions.Sums) -> None:
     made = reductions.launch_config(work, device)
     assert made.threads % device.warp == 0, "shuffles take whole warps"
     assert made.threads <= device.threads_per_block

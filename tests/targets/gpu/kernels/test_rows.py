@@ -25,7 +25,7 @@ def numbers(*shape: int) -> Array:
 
 
 def written(
-    kind: str, count: int, n: int, device: devices.Device, dtype: str = "float32"
+    kind: str, count: int, n: int, device: devices.GpuSpec, dtype: str = "float32"
 ) -> tuple[Any, rows_launch.LaunchConfig]:
     """The function of `kind`, as the converter marks it."""
     work = rows_launch.Rows(count, n, dtype, "float32" if dtype in ("float16", "bfloat16") else dtype)
@@ -51,7 +51,7 @@ def softmax(x: Array) -> Array:
 
 
 @pytest.mark.parametrize(("count", "n"), SIZES)
-def test_softmax(execute: Any, device: devices.Device, count: int, n: int) -> None:
+def test_softmax(execute: Any, device: devices.GpuSpec, count: int, n: int) -> None:
     x = numbers(count, n) * 5
     for kind, expected in (("softmax", softmax(x)), ("log_softmax", np.log(softmax(x)))):
         function, _ = written(kind, count, n, device)
@@ -60,7 +60,7 @@ def test_softmax(execute: Any, device: devices.Device, count: int, n: int) -> No
 
 
 @pytest.mark.parametrize(("count", "n"), SIZES)
-def test_layer_norm(execute: Any, device: devices.Device, count: int, n: int) -> None:
+def test_layer_norm(execute: Any, device: devices.GpuSpec, count: int, n: int) -> None:
     x, weight, bias = numbers(count, n) + 100, numbers(n), numbers(n + 1)[:n]
     wide = x.astype(np.float64)
     expected = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5) * weight + bias
@@ -70,7 +70,7 @@ def test_layer_norm(execute: Any, device: devices.Device, count: int, n: int) ->
 
 
 @pytest.mark.parametrize(("count", "n"), SIZES)
-def test_rms_norm(execute: Any, device: devices.Device, count: int, n: int) -> None:
+def test_rms_norm(execute: Any, device: devices.GpuSpec, count: int, n: int) -> None:
     x, weight = numbers(count, n) + 100, numbers(n)
     wide = x.astype(np.float64)
     expected = wide / np.sqrt(np.square(wide).mean(1, keepdims=True) + 1e-5) * weight
@@ -94,7 +94,7 @@ def test_infinities_are_what_they_are_in_numpy(execute: Any) -> None:
 @pytest.mark.parametrize("device", [devices.OPENCL, *devices.DEVICES.values()], ids=lambda device: device.name)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize(("count", "n"), [*SIZES, (16384, 1024), (4, 50257), (100_000, 3)])
-def test_cuts_fit_the_device(device: devices.Device, dtype: str, count: int, n: int) -> None:
+def test_cuts_fit_the_device(device: devices.GpuSpec, dtype: str, count: int, n: int) -> None:
     work = rows_launch.Rows(count, n, dtype, "float64" if dtype == "float64" else "float32")
     made = rows_launch.launch_config(work, device)
     assert n % made.vector == 0

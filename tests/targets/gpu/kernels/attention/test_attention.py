@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 
 def _function(
-    device: devices.Device,
+    device: devices.GpuSpec,
     given: list[Array],
     scale: float,
     tile: attention_tiles.Tile | None = None,
@@ -66,7 +66,7 @@ def _expected(given: list[Array], scale: float) -> Array:
 
 def _check(
     run: Any,
-    device: devices.Device,
+    device: devices.GpuSpec,
     given: list[Array],
     scale: float,
     tile: Any = None,
@@ -91,12 +91,12 @@ def _check(
     ],
     ids=str,
 )
-def test_sizes(run: Any, device: devices.Device, sizes: tuple[int, ...]) -> None:
+def test_sizes(run: Any, device: devices.GpuSpec, sizes: tuple[int, ...]) -> None:
     _check(run, device, _inputs(*sizes), 0.3)
 
 
 @pytest.mark.parametrize("tile", attention_tiles.TILES, ids=lambda tile: f"{tile.rows}x{tile.keys}/{tile.a}x{tile.b}")
-def test_every_tile(run: Any, device: devices.Device, tile: attention_tiles.Tile) -> None:
+def test_every_tile(run: Any, device: devices.GpuSpec, tile: attention_tiles.Tile) -> None:
     """With odd and even numbers of slices, and keys that end within a tile."""
     if tile.threads > device.threads_per_block:
         pytest.skip("more threads than the device has")
@@ -107,7 +107,7 @@ def test_every_tile(run: Any, device: devices.Device, tile: attention_tiles.Tile
             _check(run, device, given, 0.3, dataclasses.replace(made, split=split))
 
 
-def test_many_keys(run: Any, device: devices.Device) -> None:
+def test_many_keys(run: Any, device: devices.GpuSpec) -> None:
     """Parts of a row come together."""
     given = _inputs(1, 1, 2, 4096, 16, 16)
     tile = attention_tiles.tiles(_shape(given), device)[0]
@@ -123,7 +123,7 @@ def test_masks(run: Any, mask: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("split", [1, 3])
-def test_forbidden_keys(run: Any, device: devices.Device, split: int) -> None:
+def test_forbidden_keys(run: Any, device: devices.GpuSpec, split: int) -> None:
     """Rows that see nothing in their first or last tiles are right; a row that sees nothing at all is NaN."""
     given = _inputs(1, 2, 9, 130, 8, 8, (9, 130))
     mask = given[3]
@@ -137,14 +137,14 @@ def test_forbidden_keys(run: Any, device: devices.Device, split: int) -> None:
     _check(run, device, given, 0.3, dataclasses.replace(tile, split=split))
 
 
-def test_double_precision(run: Any, device: devices.Device) -> None:
+def test_double_precision(run: Any, device: devices.GpuSpec) -> None:
     given = [array.astype(np.float64) for array in _inputs(1, 2, 30, 65, 20, 12, (65,))]
     expected = _expected(given, 0.3)
     (y,) = run(_function(device, given, 0.3), given, [np.empty(expected.shape)])
     np.testing.assert_allclose(y, expected, rtol=1e-12)
 
 
-def test_large_scores_do_not_overflow(run: Any, device: devices.Device) -> None:
+def test_large_scores_do_not_overflow(run: Any, device: devices.GpuSpec) -> None:
     given = _inputs(1, 1, 8, 200, 16, 16)
     _check(run, device, [given[0] * 30, *given[1:]], 10.0)
 
@@ -157,7 +157,7 @@ def test_what_does_not_fit() -> None:
 
 @pytest.mark.parametrize("device", [devices.OPENCL, *devices.DEVICES.values()], ids=lambda device: device.name)
 @pytest.mark.parametrize("depth", [1, 64, 80, 256])
-def test_tiles_fit_the_device(device: devices.Device, depth: int) -> None:
+def test_tiles_fit_the_device(device: devices.GpuSpec, depth: int) -> None:
     shape = attention_tiles.Shape(12, 128, 128, depth, depth, "float32")
     found = attention_tiles.tiles(shape, device)
     assert found
@@ -211,7 +211,7 @@ def test_machine_code_of_other_types(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(("k_slice", "v_slice"), [(4, 32), (8, 16), (12, 8), (20, 4)])
-def test_slices(run: Any, device: devices.Device, k_slice: int, v_slice: int) -> None:
+def test_slices(run: Any, device: devices.GpuSpec, k_slice: int, v_slice: int) -> None:
     """Their number decides which half of the shared memory a tile of keys begins with."""
     tile = attention_tiles.Tile(4, 32, 1, 2, k_slice, v_slice)
     _check(run, device, _inputs(1, 2, 6, 100, 18, 24), 0.3, tile)
@@ -227,7 +227,7 @@ def _causal(queries: int, keys: int, causal_offset: int, low: float = -np.inf) -
 @pytest.mark.parametrize("split", [1, 2])
 @pytest.mark.parametrize(("queries", "keys", "causal_offset"), [(70, 70, 0), (40, 130, 90), (9, 200, 3), (130, 100, 1)])
 def test_causal_masks(
-    run: Any, device: devices.Device, queries: int, keys: int, causal_offset: int, split: int
+    run: Any, device: devices.GpuSpec, queries: int, keys: int, causal_offset: int, split: int
 ) -> None:
     """Tiles that no query of a block sees are not looked at."""
     given = [*_inputs(1, 2, queries, keys, 16, 24), _causal(queries, keys, causal_offset)]
@@ -237,7 +237,7 @@ def test_causal_masks(
     _check(run, device, given, 0.3, tile, causal_offset)
 
 
-def test_what_is_skipped_is_not_read(run: Any, device: devices.Device) -> None:
+def test_what_is_skipped_is_not_read(run: Any, device: devices.GpuSpec) -> None:
     given = [*_inputs(1, 2, 9, 200, 16, 24), _causal(9, 200, 3)]
     expected = _expected(given, 0.3)
     given[1][:, :, 64:] = given[2][:, :, 64:] = np.nan

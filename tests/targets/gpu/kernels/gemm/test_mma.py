@@ -96,7 +96,11 @@ def test_a_barrier_before_every_slice() -> None:
     assert loop.index("wait_group_2()") < loop.index("__syncthreads()") < loop.index("cp_async_cg")
 
 
-def cuda(tile: mma_tile.Tile, kind: str, device: devices.Device, transposed: tuple[bool, bool] = (False, False)) -> Any:
+def cuda(
+    tile: mma_tile.Tile, kind: str, device: devices.GpuSpec, transposed: tuple[bool, bool] = (False, False)
+) -> Any:
+    tile: mma_tile.Tile, kind: str, device: devices.GpuSpec, transposed: tuple[bool, bool] = (False, False)
+) -> Any:
     function = matmul((1, 512, 512, 512), transposed, KINDS[kind], tf32=kind == "tf32")
     found = normal_form(function)
     assert found.kind == kind
@@ -141,7 +145,7 @@ def test_halves_and_marked_floats_go_there_and_nothing_else() -> None:
     device = devices.DEVICES["h100"]
     sizes = (1, 512, 512, 512)
 
-    def precision(function: Any, on: devices.Device = device) -> str:
+    def precision(function: Any, on: devices.GpuSpec = device) -> str:
         return rules.apply(function, on).plan.precision
 
     assert precision(matmul(sizes, dtype="float16")) == "fp16 mma"

@@ -70,7 +70,7 @@ def test_tiles_fit_the_device() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("device", [devices.DEVICES["a100"], devices.DEVICES["h100"]], ids=str)
 @pytest.mark.parametrize("tile", simt.TILES, ids=str)
-def test_cuda_code_spills_no_registers(tile: simt.Tile, device: devices.Device, dtype: str) -> None:
+def test_cuda_code_spills_no_registers(tile: simt.Tile, device: devices.GpuSpec, dtype: str) -> None:
     made = code.generate("kernel", simt.emit(normal_form(matmul((1, 256, 256, 256), dtype=dtype)), tile), device)
     (launch,) = made.launches
     (found,) = nvrtc.compile_cuda(made.bounded(1), device.arch).resources.values()
