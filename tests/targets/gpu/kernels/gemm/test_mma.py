@@ -99,8 +99,6 @@ def test_a_barrier_before_every_slice() -> None:
 def cuda(
     tile: mma_tile.Tile, kind: str, device: devices.GpuSpec, transposed: tuple[bool, bool] = (False, False)
 ) -> Any:
-    tile: mma_tile.Tile, kind: str, device: devices.GpuSpec, transposed: tuple[bool, bool] = (False, False)
-) -> Any:
     function = matmul((1, 512, 512, 512), transposed, KINDS[kind], tf32=kind == "tf32")
     found = normal_form(function)
     assert found.kind == kind
