@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm import relax, te
+from tvm import relax, te, tirx
 
 from graphopt.program.program import ALIGNMENT, ITEM_BYTES, Place, Value
 
@@ -30,13 +30,13 @@ def possible(shapes: Sequence[tuple[int, ...]], dtype: str, axis: int) -> bool:
     return math.prod(shapes[0][:axis]) == 1 and aligned and sum(sizes) >= LEAST_BYTES
 
 
-def emit(builder: Any, parts: Sequence[Any], shape: tuple[int, ...], dtype: str) -> Any:
+def emit(builder: relax.BlockBuilder, parts: Sequence[relax.Expr], shape: tuple[int, ...], dtype: str) -> relax.Var:
     """Emit the concatenated tensor as an opaque call."""
     result = relax.TensorType(shape, dtype)
     return builder.emit(relax.op.call_dps_packed(NAME, relax.Tuple(list(parts)), [result]))
 
 
-def parts_of(value: Any) -> list[Any] | None:
+def parts_of(value: relax.Expr) -> list[relax.Expr] | None:
     """The parts of an emitted concatenation view; None if `value` is something else."""
     if not isinstance(value, relax.Call) or str(getattr(value.op, "name", "")) != "relax.call_dps_packed":
         return None
@@ -74,7 +74,7 @@ def shown(array: NDArray[Any], value: Value) -> NDArray[Any]:
     return data.view(array.dtype).reshape(value.shape or ())
 
 
-def copy_kernel(shape: tuple[int, ...], dtype: str) -> Any:
+def copy_kernel(shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
     """A PrimFunc that copies a tensor, for a part that its producer could not write in place."""
     source = te.placeholder(shape, dtype, name="x")
     return te.create_prim_func([source, te.compute(shape, lambda *i: source(*i), name="copy")])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
-from tvm import relax
+from tvm import relax, te, tirx
 from tvm.relax.utils import gen_call_tir_inputs
 
 from graphopt.cost.workload import PRECISION, TILE
@@ -23,7 +23,7 @@ SMALL_INTEGERS = 4096
 """Constants up to these sizes are part of the code (axes, shapes, scalars); larger ones are weights."""
 
 
-def is_small(tensor: Any) -> bool:
+def is_small(tensor: ir.TensorProtocol) -> bool:
     """Whether a constant is part of the code."""
     return bool(tensor.size <= (SMALL_FLOATS if tensor.dtype.is_floating_point() else SMALL_INTEGERS))
 
@@ -39,7 +39,7 @@ def signature(node: ir.Node) -> str:
             inputs.append((constant.dtype, tuple(constant.shape), constant.numpy().tolist()))
         else:
             inputs.append((constant is None, static_type(value)))
-    position: dict[Any, int] = {}
+    position: dict[ir.Value | None, int] = {}
     repeated = tuple(position.setdefault(value, len(position)) for value in node.inputs)
     outputs = tuple((static_type(v), bool(v.uses()) or v.is_graph_output()) for v in node.outputs)
     attributes = tuple(sorted((name, str(a)) for name, a in node.attributes.items()))  # an Attr prints its value only
@@ -57,15 +57,19 @@ def _complete(node: ir.Node) -> bool:
     return all(is_small(each) or each.dtype.is_floating_point() or _is_weights(each) for each in constants)
 
 
-def _is_weights(tensor: Any) -> bool:
+def _is_weights(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype in (ir.DataType.INT8, ir.DataType.UINT8) and len(tensor.shape) > 1
+
+
+Definition = Callable[..., te.Tensor | Sequence[te.Tensor]]
+"""From TE tensors to the tensor, or the tensors, that a kernel computes."""
 
 
 @dataclass(slots=True)
 class Definitions:
     """The PrimFuncs of TE definitions, unscheduled, by signature, and by order within a node."""
 
-    kernels: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
+    kernels: dict[tuple[Any, ...], tuple[tirx.PrimFunc, list[relax.TensorType]]] = field(default_factory=dict)
 
     def of(self, node: ir.Node) -> NodeDefinitions:
         """The definitions of one node, which is about to be converted."""
@@ -78,13 +82,18 @@ class Definitions:
 class NodeDefinitions:
     """Emits the definitions of one node in order."""
 
-    kernels: dict[tuple[Any, ...], tuple[Any, Any]]
+    kernels: dict[tuple[Any, ...], tuple[tirx.PrimFunc, list[relax.TensorType]]]
     key: tuple[Any, ...] | None
     count: int = 0
 
     def emit(
-        self, builder: Any, name: str, function: Callable[..., Any], args: Sequence[Any], attributes: dict[str, Any]
-    ) -> Any:
+        self,
+        builder: relax.BlockBuilder,
+        name: str,
+        function: Definition,
+        args: Sequence[relax.Expr],
+        attributes: dict[str, Any],
+    ) -> relax.Var:
         """Emit a TE definition as one call, as `BlockBuilder.emit_te` does, but define an equal kernel only once."""
         self.count += 1
         if self.key is None or not all(isinstance(getattr(arg, "ty", None), relax.TensorType) for arg in args):

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from tvm import ir, relax
+from tvm import ir, relax, tirx
 
 from graphopt.targets.common import origins
 from graphopt.targets.common.converters.base import INJECTIVE, REDUCTION
@@ -44,7 +43,7 @@ class _Kernel:
 class _Held:
     """Size of a value that may be fused: parts of it and of the values inside it, each once, and all written out."""
 
-    inside: dict[Any, int]
+    inside: dict[relax.Var | tuple[relax.Var, relax.Var], int]
     written: int
     nameless: bool
 
@@ -53,12 +52,12 @@ class _Held:
         return self.written if self.nameless else sum(self.inside.values())
 
 
-def cut(module: Any) -> Any:
+def cut(module: ir.IRModule) -> ir.IRModule:
     """Return `module`, legalized and with operator patterns, with the large values of `main` kept in memory."""
     main = module["main"]
-    known: dict[Any, _Kernel] = {}
-    held: dict[Any, _Held] = {}
-    cuts: dict[Any, Any] = {}
+    known: dict[ir.GlobalVar, _Kernel] = {}
+    held: dict[relax.Var, _Held] = {}
+    cuts: dict[relax.Var, relax.Var] = {}
     for variable, value in origins.bindings(main):
         if not isinstance(value, relax.Call) or str(getattr(value.op, "name", "")) != "relax.call_tir":
             continue
@@ -88,7 +87,7 @@ def cut(module: Any) -> Any:
     return _kept(module, cuts) if cuts else module
 
 
-def _kernel(function: Any) -> _Kernel:
+def _kernel(function: tirx.PrimFunc) -> _Kernel:
     attributes = function.attrs or {}
     pattern = int(attributes["op_pattern"]) if "op_pattern" in attributes else 8
     stages = blocks.stages(function)
@@ -106,12 +105,12 @@ def _kernel(function: Any) -> _Kernel:
     return _Kernel(pattern, size, elsewhere, tuple(map(len, read)), nameless)
 
 
-def _loads(stages: list[blocks.Stage], parameter: Any) -> Iterator[Any]:
+def _loads(stages: list[blocks.Stage], parameter: tirx.Var) -> Iterator[ir.TensorLoad]:
     for stage in stages:
         yield from (load for load in blocks.loads(stage.value) if load.source.same_as(parameter))
 
 
-def _kept(module: Any, fresh: dict[Any, Any]) -> Any:
+def _kept(module: ir.IRModule, fresh: dict[relax.Var, relax.Var]) -> ir.IRModule:
     """The module with these variables of `main` replaced by outputs of the dataflow block that binds them."""
     main = module["main"]
     bodies = []
@@ -128,7 +127,7 @@ def _kept(module: Any, fresh: dict[Any, Any]) -> Any:
     return result
 
 
-def _substituted(value: Any, fresh: dict[Any, Any]) -> Any:
+def _substituted(value: relax.Expr, fresh: dict[relax.Var, relax.Var]) -> relax.Expr:
     if isinstance(value, relax.Var):
         return fresh.get(value, value)
     if isinstance(value, relax.Tuple):

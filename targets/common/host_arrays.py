@@ -21,7 +21,7 @@ def empty(shape: Sequence[int], dtype: str) -> NDArray[Any]:
     return raw[start : start + size].view(kind).reshape(tuple(shape))
 
 
-def tensor(array: NDArray[Any]) -> Any:
+def tensor(array: NDArray[Any]) -> tvm.runtime.Tensor:
     """A TVM view of `array`; a copy only where it is not aligned, or empty, which numpy places anywhere."""
     if not array.size:
         return tvm.runtime.empty(array.shape, "bfloat16" if array.dtype.kind == "V" else str(array.dtype))

@@ -41,13 +41,13 @@ class Identity:
         """The texts that a cache finds a kernel by."""
         return self.symbol, self.text
 
-    def function(self) -> Any:
+    def function(self) -> tvm.tirx.PrimFunc:
         """The PrimFunc, without a global symbol."""
         ieee.register()  # a function from a cache may hold its operators
         return tvm.ir.load_json(self.text)
 
 
-def identify(function: Any, name: str) -> Identity:
+def identify(function: tvm.tirx.PrimFunc, name: str) -> Identity:
     """The identity of `function`, which the importer called `name`."""
     if "global_symbol" in function.attrs:
         function = function.without_attr("global_symbol")

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
+import tvm
 from numpy.typing import NDArray
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import GenericConst
 
 from graphopt.errors import GraphoptError
@@ -31,12 +32,12 @@ VIEWS = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 """Operators that only change the shape: they are not fused, and cost nothing."""
 
 
-def legalize(module: Any) -> Any:
+def legalize(module: tvm.IRModule) -> tvm.IRModule:
     """Legalize each Relax operator to a PrimFunc; views stay, nothing is fused."""
     return relax.transform.LegalizeOps(literals.LEGALIZED, list(VIEWS))(module)
 
 
-def obstacle(module: Any) -> str | None:
+def obstacle(module: tvm.IRModule) -> str | None:
     """Why a legalized module holds more than kernels and views, in a sentence; None if it does not."""
     for block in module["main"].body.blocks:
         for binding in block.bindings:
@@ -49,7 +50,9 @@ def obstacle(module: Any) -> str | None:
     return None
 
 
-def fuse(module: Any, owners: origins.Owners, separate: bool) -> tuple[Any, dict[Any, tuple[str, ...]]]:
+def fuse(
+    module: tvm.IRModule, owners: origins.Owners, separate: bool
+) -> tuple[tvm.IRModule, dict[relax.Var, tuple[str, ...]]]:
     """Fuse elementwise consumers into their producers (TVM's FuseOps and FuseTIR).
 
     Args:
@@ -81,7 +84,7 @@ def lower(imported: Imported, builder: Scheduler, prefix: str, separate: bool = 
     legal = legalize(imported.module)
     module, traced = fuse(legal, origins.legalized(imported.owners, legal), separate)
     lowered = Lowered(inputs=imported.inputs)
-    names: dict[Any, str] = {}
+    names: dict[relax.Var, str] = {}
     main = module["main"]
     parameters = list(main.params)
     for parameter, name in zip(parameters, imported.inputs, strict=False):
@@ -100,7 +103,7 @@ def lower(imported: Imported, builder: Scheduler, prefix: str, separate: bool = 
     return lowered
 
 
-def _declare(lowered: Lowered, name: str, ty: Any, place: Place, of: str = "") -> None:
+def _declare(lowered: Lowered, name: str, ty: relax.TensorType, place: Place, of: str = "") -> None:
     shape = tuple(int(d) for d in ty.shape)
     lowered.values[name] = Value(name, str(ty.dtype), shape, place, of=of)
 
@@ -113,9 +116,11 @@ def _constant(lowered: Lowered, name: str, array: NDArray[Any]) -> None:
 class _Reader:
     """Walks the bindings of a fused `main` and writes calls and values."""
 
-    def __init__(self, module: Any, lowered: Lowered, names: dict[Any, str], builder: Scheduler, prefix: str) -> None:
+    def __init__(
+        self, module: tvm.IRModule, lowered: Lowered, names: dict[relax.Var, str], builder: Scheduler, prefix: str
+    ) -> None:
         self.module, self.lowered, self.names, self.builder, self.prefix = module, lowered, names, builder, prefix
-        self.tuples: dict[Any, list[str]] = {}
+        self.tuples: dict[relax.Var, list[str]] = {}
         self.symbols: dict[str, str] = {}
         self.written: set[str] = set()  # by kernels of this segment: where they lie is still free
         self.count = 0
@@ -124,7 +129,7 @@ class _Reader:
         self.count += 1
         return f"{self.prefix}{stem}{self.count}"
 
-    def bind(self, variable: Any, value: Any, nodes: tuple[str, ...]) -> None:
+    def bind(self, variable: relax.Var, value: relax.Expr, nodes: tuple[str, ...]) -> None:
         """Read one binding of `main`: a kernel, a view, or an alias."""
         if isinstance(value, relax.Tuple):
             self.tuples[variable] = [self.name_of(item) for item in value.fields]
@@ -149,7 +154,7 @@ class _Reader:
                 f"operator {value.op.name} of TVM is no kernel; report this model as a bug of graphopt."
             )
 
-    def _call(self, variable: Any, call: Any, nodes: tuple[str, ...]) -> None:
+    def _call(self, variable: relax.Var, call: relax.Call, nodes: tuple[str, ...]) -> None:
         function = call.args[0]
         hint = str(function.name_hint)
         symbol = self.symbols.get(hint)
@@ -169,7 +174,7 @@ class _Reader:
             self.names[variable] = outputs[0]
         self.lowered.calls.append(KernelCall(symbol, inputs, tuple(outputs), origin=nodes))
 
-    def _kernel(self, function: Any, hint: str) -> str:
+    def _kernel(self, function: tirx.PrimFunc, hint: str) -> str:
         """Add a PrimFunc to the functions; return its symbol."""
         kernel = identify(ieee.hide(inlining.inline(function)), hint)
         if kernel.symbol not in self.lowered.functions:
@@ -178,7 +183,7 @@ class _Reader:
                 self.lowered.notes.append(f"kernel {kernel.symbol}: {note}")
         return kernel.symbol
 
-    def _concat_view(self, variable: Any, parts: list[Any], nodes: tuple[str, ...]) -> None:
+    def _concat_view(self, variable: relax.Var, parts: list[relax.Expr], nodes: tuple[str, ...]) -> None:
         """Make parts that kernels of this segment write views of the result; copy the others into their views."""
         name = self.names[variable] = self.fresh("t")
         _declare(self.lowered, name, variable.ty, Place.ARENA)
@@ -195,7 +200,7 @@ class _Reader:
             self.lowered.calls.append(KernelCall(symbol, (part.name,), (target,), origin=nodes))
         self.written.add(name)
 
-    def name_of(self, expression: Any) -> str:
+    def name_of(self, expression: relax.Expr) -> str:
         """Name of a variable's value; a constant becomes a weight."""
         if isinstance(expression, GenericConst):
             name = self.fresh("const")
@@ -203,7 +208,7 @@ class _Reader:
             return name
         return self.names[expression]
 
-    def name_outputs(self, result: Any, wanted: tuple[str, ...]) -> None:
+    def name_outputs(self, result: relax.Var, wanted: tuple[str, ...]) -> None:
         """Give the results the names that the segment promises."""
         self.lowered.outputs = wanted
         rename: dict[str, str] = {}

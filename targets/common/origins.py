@@ -14,11 +14,13 @@ from typing import Any
 import tvm
 from tvm import relax
 
-Owners = Mapping[Any, str]
+Owners = Mapping[relax.Var, str]
 """The ONNX node of each Relax variable; variables are the same where they are the same object."""
 
 
-def claim(owners: dict[Any, str], variable: Any, node: str, definition: Callable[[Any], Any]) -> None:
+def claim(
+    owners: dict[relax.Var, str], variable: relax.Var, node: str, definition: Callable[[relax.Var], relax.Expr | None]
+) -> None:
     """Let `node` own `variable` and the variables that it is computed from, up to those that have an owner.
 
     Args:
@@ -32,7 +34,7 @@ def claim(owners: dict[Any, str], variable: Any, node: str, definition: Callable
             waiting.extend(_variables(value))
 
 
-def legalized(owners: Owners, module: Any) -> dict[Any, str]:
+def legalized(owners: Owners, module: tvm.IRModule) -> dict[relax.Var, str]:
     """The owners after LegalizeOps, which keeps every variable and may compute it in more steps than one."""
     definitions = dict(bindings(module["main"]))
     extended = dict(owners)
@@ -42,7 +44,7 @@ def legalized(owners: Owners, module: Any) -> dict[Any, str]:
     return extended
 
 
-def trace(before: Any, after: Any, owners: Owners) -> dict[Any, tuple[str, ...]]:
+def trace(before: tvm.IRModule, after: tvm.IRModule, owners: Owners) -> dict[relax.Var, tuple[str, ...]]:
     """For each variable of `after.main`, the nodes that compute its value, in order.
 
     Args:
@@ -70,14 +72,14 @@ def trace(before: Any, after: Any, owners: Owners) -> dict[Any, tuple[str, ...]]
     return traced
 
 
-def bindings(function: Any) -> Iterator[tuple[Any, Any]]:
+def bindings(function: relax.Function) -> Iterator[tuple[relax.Var, relax.Expr]]:
     """Variable and expression of each binding."""
     for block in function.body.blocks:
         for binding in block.bindings:
             yield binding.var, binding.value
 
 
-def _variables(expression: Any) -> Iterator[Any]:
+def _variables(expression: relax.Expr | None) -> Iterator[relax.Var]:
     """The variables that the expression reads."""
     if isinstance(expression, relax.Var):
         yield expression
@@ -97,15 +99,15 @@ class _Step:
     position: int
 
 
-def _result(module: Any) -> Any:
+def _result(module: tvm.IRModule) -> Any:
     """What `main` returns: nested tuples of steps, and None for parameters and constants."""
-    known: dict[Any, Any] = {}
+    known: dict[relax.Var, Any] = {}
     for position, (variable, value) in enumerate(bindings(module["main"])):
         known[variable] = _evaluate(module, value, known, position)
     return _evaluate(module, module["main"].body.body, known, -1)
 
 
-def _evaluate(module: Any, expression: Any, known: Mapping[Any, Any], position: int) -> Any:
+def _evaluate(module: tvm.IRModule, expression: relax.Expr, known: Mapping[relax.Var, Any], position: int) -> Any:
     """Steps in place of variables; the calls of a grouped function are steps of its caller."""
     if isinstance(expression, relax.Var):
         return known.get(expression)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import tvm
 from tvm import relax
 from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
@@ -24,7 +25,7 @@ from graphopt.graph.constness import constant_tensor, is_constant, tensor_of
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common import origins
 from graphopt.targets.common.converters import halves
-from graphopt.targets.common.converters.base import HALVES, Context, Converter, dtype_of
+from graphopt.targets.common.converters.base import HALVES, Context, Converter, Inputs, dtype_of
 from graphopt.targets.common.converters.refusals import WRONG_IN_TVM
 from graphopt.targets.common.converters.refusals import NotSupported as NotSupported
 from graphopt.targets.common.converters.shapes import nothing
@@ -43,23 +44,23 @@ class Imported:
     ONNX node that it belongs to.
     """
 
-    module: Any
+    module: tvm.IRModule
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     weights: dict[str, ir.Value]
-    owners: dict[Any, str]
+    owners: dict[relax.Var, str]
 
 
 @dataclass(slots=True)
 class _Scope:
-    builder: Any
+    builder: relax.BlockBuilder
     machine: Any
     definitions: Definitions
     table: Table
-    expressions: dict[ir.Value, Any] = field(default_factory=dict)
+    expressions: dict[ir.Value, relax.Expr] = field(default_factory=dict)
     weights: dict[str, ir.Value] = field(default_factory=dict)
-    owners: dict[Any, str] = field(default_factory=dict)
-    parameters: list[Any] = field(default_factory=list)
+    owners: dict[relax.Var, str] = field(default_factory=dict)
+    parameters: list[relax.Var] = field(default_factory=list)
 
 
 def import_nodes(
@@ -135,7 +136,7 @@ def _bind_constant(scope: _Scope, value: ir.Value) -> None:
     scope.parameters.append(parameter)
 
 
-def _variable(name: str, value: ir.Value) -> Any:
+def _variable(name: str, value: ir.Value) -> relax.Var:
     described = static_type(value)
     if described is None and (tensor := tensor_of(value)) is not None:
         dtype = str(tensor.dtype.numpy())
@@ -205,7 +206,7 @@ def _shape(value: ir.Value) -> tuple[int, ...]:
     return () if described is None else described[1]
 
 
-def _checked(scope: _Scope, value: ir.Value, expression: Any) -> Any:
+def _checked(scope: _Scope, value: ir.Value, expression: relax.Expr) -> relax.Expr:
     """Emit `expression` and check its type against the one that ONNX shape inference gave."""
     if isinstance(expression, relax.ShapeExpr):
         raise NotSupported(f"value {value.name} is a shape that is not known before run time")
@@ -247,7 +248,7 @@ def refusal(node: ir.Node, table: Table) -> str | None:
     return None
 
 
-def _convert_with_tvm(scope: _Scope, node: ir.Node, inputs: list[Any], opset: int) -> Any:
+def _convert_with_tvm(scope: _Scope, node: ir.Node, inputs: Inputs, opset: int) -> relax.Expr:
     if node.domain == "graphopt" or node.op_type not in onnx_frontend._get_convert_map():
         raise NotSupported(f"{node.op_type} has no native form for these types and attributes")
     wrong = WRONG_IN_TVM.get(node.op_type)

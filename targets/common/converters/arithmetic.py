@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 from tvm import relax, tirx
-from tvm.ir import GenericConst
+from tvm.ir import Expr, GenericConst
 
 from graphopt.targets.common.converters.base import (
     FLOATS,
     HALVES,
     Context,
     Converter,
+    Inputs,
+    Outputs,
     dtype_of,
     elementwise_map,
     shape_of,
@@ -22,7 +24,7 @@ from graphopt.targets.common.converters.base import (
 )
 
 
-def is_inf(c: Context, inputs: list[Any]) -> Any:
+def is_inf(c: Context, inputs: Inputs) -> Outputs:
     """IsInf with its two flags."""
     (x,) = inputs
     dtype = dtype_of(x)
@@ -31,7 +33,7 @@ def is_inf(c: Context, inputs: list[Any]) -> Any:
     signs = [sign for sign, name in ((1, "detect_positive"), (-1, "detect_negative")) if c.integer(name, 1)]
     limits = [tirx.const(sign * math.inf, dtype) for sign in signs]
 
-    def matches(value: Any) -> Any:
+    def matches(value: Expr) -> Any:
         hits = [value == limit for limit in limits]
         return tirx.any(*hits) if hits else tirx.const(False, "bool")
 
@@ -48,14 +50,14 @@ def hyperbolic(sign: int) -> Converter:
     Far out, e^x / 2 is (e^(x/2) / 2) e^(x/2): e^x overflows before its half does.
     """
 
-    def convert(c: Context, inputs: list[Any]) -> Any:
+    def convert(c: Context, inputs: Inputs) -> Outputs:
         source = dtype_of(inputs[0])
         dtype = "float32" if source in HALVES else source
         if dtype not in FLOATS:
             return NotImplemented
         half, far = tirx.const(0.5, dtype), tirx.const(_FAR[dtype], dtype)
 
-        def value(x: Any) -> Any:
+        def value(x: Expr) -> Expr:
             x = x.astype(dtype)
             split = tirx.abs(x) > far
             power = tirx.Select(split, half * x, x)
@@ -75,14 +77,14 @@ def hyperbolic(sign: int) -> Converter:
     return convert
 
 
-def mish(c: Context, inputs: list[Any]) -> Any:
+def mish(c: Context, inputs: Inputs) -> Outputs:
     """x tanh(log(1 + e^x)) = x (w^2 + 2 w) / (w^2 + 2 w + 2) with w = e^x, which cancels nowhere."""
     source = dtype_of(inputs[0])
     dtype = "float32" if source in HALVES else source
     if dtype not in ("float32", "float64"):
         return NotImplemented
 
-    def value(x: Any) -> Any:
+    def value(x: Expr) -> Expr:
         x = x.astype(dtype)
         w = tirx.exp(tirx.min(x, tirx.const(20, dtype)))
         top = w * (w + tirx.const(2, dtype))
@@ -92,7 +94,7 @@ def mish(c: Context, inputs: list[Any]) -> Any:
     return elementwise_map(c, value, inputs[0])
 
 
-def power(c: Context, inputs: list[Any]) -> Any:
+def power(c: Context, inputs: Inputs) -> Outputs:
     """Pow whose operands differ in type, or are integers."""
     x, y = inputs
     left, right = dtype_of(x), dtype_of(y)
@@ -105,11 +107,11 @@ def power(c: Context, inputs: list[Any]) -> Any:
     if left not in ("int32", "int64"):
         return NotImplemented
 
-    def integer(base: Any, exponent: Any) -> Any:
+    def integer(base: Expr, exponent: Expr) -> Expr:
         # Squaring by the six bits that can matter: beyond them every base but 0, 1, -1 has overflowed, and those three
         # depend on the parity only.
         exponent = tirx.Select(exponent > 63, 62 + exponent % 2, exponent)
-        result: Any = tirx.const(1, left)
+        result: Expr = tirx.const(1, left)
         square = base
         for bit in range(6):
             odd = tirx.bitwise_and(tirx.shift_right(exponent, tirx.const(bit, right)), tirx.const(1, right)) == 1
@@ -120,12 +122,14 @@ def power(c: Context, inputs: list[Any]) -> Any:
     return elementwise_map(c, integer, x, y)
 
 
-def divide(c: Context, inputs: list[Any]) -> Any:
+def divide(c: Context, inputs: Inputs) -> Outputs:
     """Div of integers, towards zero. Where the processor would trap: x / 0 is 0, and the least integer / -1 itself."""
     return _integer(c, inputs, tirx.truncdiv, lambda a: -a)
 
 
-def _integer(c: Context, inputs: list[Any], function: Callable[..., Any], by_minus_one: Callable[..., Any]) -> Any:
+def _integer(
+    c: Context, inputs: Inputs, function: Callable[[Expr, Expr], Expr], by_minus_one: Callable[[Expr], Expr]
+) -> Outputs:
     """`function` of integers, with divisors 0 and -1 replaced, for which the processor has no quotient."""
     dtype = dtype_of(inputs[0])
     if not dtype.startswith(("int", "uint")):
@@ -133,7 +137,7 @@ def _integer(c: Context, inputs: list[Any], function: Callable[..., Any], by_min
     zero, one = tirx.const(0, dtype), tirx.const(1, dtype)
     signed = dtype.startswith("int")
 
-    def value(a: Any, b: Any) -> Any:
+    def value(a: Expr, b: Expr) -> Expr:
         if not signed:
             return tirx.Select(b == zero, zero, function(a, tirx.Select(b == zero, one, b)))
         safe = tirx.Select(tirx.any(b == zero, b == -one), one, b)
@@ -142,7 +146,7 @@ def _integer(c: Context, inputs: list[Any], function: Callable[..., Any], by_min
     return elementwise_map(c, value, *spread(c, inputs))
 
 
-def modulo(c: Context, inputs: list[Any]) -> Any:
+def modulo(c: Context, inputs: Inputs) -> Outputs:
     """Mod: the sign of the dividend with fmod=1, else of the divisor. Integers modulo zero give 0."""
     dtype = dtype_of(inputs[0])
     if dtype not in FLOATS:
@@ -152,7 +156,7 @@ def modulo(c: Context, inputs: list[Any]) -> Any:
     truncated = bool(c.integer("fmod"))
     zero = tirx.const(0, dtype)
 
-    def value(a: Any, b: Any) -> Any:
+    def value(a: Expr, b: Expr) -> Expr:
         wide, name = ("float64", "fmod") if dtype == "float64" else ("float32", "fmodf")  # of the C library
         rest = tirx.call_pure_extern(wide, name, a.astype(wide), b.astype(wide)).astype(dtype)
         if truncated:
@@ -163,14 +167,14 @@ def modulo(c: Context, inputs: list[Any]) -> Any:
     return elementwise_map(c, value, x, y)
 
 
-def bit_shift(c: Context, inputs: list[Any]) -> Any:
+def bit_shift(c: Context, inputs: Inputs) -> Outputs:
     """BitShift of integers; a shift by the width or more gives 0, or to the right the sign of a negative number."""
     dtype = dtype_of(inputs[0])
     right = c.text("direction") == "RIGHT"
     width, zero = tirx.const(int(math.log2(np.dtype(dtype).itemsize * 8)), dtype), tirx.const(0, dtype)
     signed = dtype.startswith("int")
 
-    def value(a: Any, b: Any) -> Any:
+    def value(a: Expr, b: Expr) -> Expr:
         inside = tirx.shift_right(b, width) == zero  # a negative distance counts as a large one
         safe = tirx.Select(inside, b, zero)
         moved = tirx.shift_right(a, safe) if right else tirx.shift_left(a, safe)
@@ -180,7 +184,7 @@ def bit_shift(c: Context, inputs: list[Any]) -> Any:
     return elementwise_map(c, value, *spread(c, inputs))
 
 
-def cast(c: Context, inputs: list[Any]) -> Any:
+def cast(c: Context, inputs: Inputs) -> Outputs:
     """Cast of floats to int32 or int64: the least integer where the float is out of range or NaN, as on x86-64."""
     (x,) = inputs
     target = str(c.node.outputs[0].dtype.numpy()) if c.node.outputs[0].dtype is not None else ""
@@ -190,7 +194,7 @@ def cast(c: Context, inputs: list[Any]) -> Any:
     wide = "float32" if source == "float16" else source
     limit = float(2 ** (31 if target == "int32" else 63))
 
-    def value(element: Any) -> Any:
+    def value(element: Expr) -> Expr:
         element = element.astype(wide)
         inside = tirx.all(element >= tirx.const(-limit, wide), element < tirx.const(limit, wide))
         least = tirx.const(np.iinfo(target).min, target)
@@ -199,7 +203,7 @@ def cast(c: Context, inputs: list[Any]) -> Any:
     return elementwise_map(c, value, x)
 
 
-def bit_cast(c: Context, inputs: list[Any]) -> Any:
+def bit_cast(c: Context, inputs: Inputs) -> Outputs:
     """BitCast between types of one size."""
     dtype = c.node.outputs[0].dtype
     if dtype is None or "bool" in (target := str(dtype.numpy()), dtype_of(inputs[0])):
@@ -209,7 +213,7 @@ def bit_cast(c: Context, inputs: list[Any]) -> Any:
     return elementwise_map(c, lambda x: tirx.reinterpret(target, x), inputs[0])
 
 
-def lp_normalization(c: Context, inputs: list[Any]) -> Any:
+def lp_normalization(c: Context, inputs: Inputs) -> Outputs:
     """x / |x|_p along an axis, and 0 where the norm is 0."""
     (x,) = inputs
     dtype = dtype_of(x)

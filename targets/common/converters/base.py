@@ -9,9 +9,10 @@ from typing import Any
 
 import onnx_ir as ir
 from tvm import relax, te
+from tvm.ir import Expr
 
 from graphopt.cost.workload import PRECISION, TILE
-from graphopt.targets.common.definitions import NodeDefinitions
+from graphopt.targets.common.definitions import Definition, NodeDefinitions
 
 ELEMENTWISE, BROADCAST, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 1, 2, 3, 4, 8
 """TVM's fusion patterns: elementwise; elementwise with broadcasts; index arithmetic; reductions; consumers may fuse;
@@ -33,20 +34,20 @@ class Context:
     `machine` is what the target generates code for: a `CpuMachine` or a GPU's `Device`.
     """
 
-    builder: Any
+    builder: relax.BlockBuilder
     machine: Any
     node: ir.Node
     definitions: NodeDefinitions
 
-    def te(self, name: str, function: Callable[..., Any], *args: Any, pattern: int) -> Any:
+    def te(self, name: str, function: Definition, *args: relax.Expr, pattern: int) -> relax.Var:
         """Emit a TE definition over Relax expressions as one kernel called `name`."""
         return self.definitions.emit(self.builder, name, function, args, {"op_pattern": pattern})
 
-    def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
+    def reshape(self, x: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
         """Emit a view; nothing where the shape is already right."""
         return x if shape_of(x) == shape else self.builder.emit(relax.op.reshape(x, shape))
 
-    def broadcast(self, x: Any, shape: tuple[int, ...]) -> Any:
+    def broadcast(self, x: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
         """Emit `x` repeated to `shape`; a view, or nothing, where nothing repeats."""
         if math.prod(shape) == math.prod(shape_of(x)):
             return self.reshape(x, shape)
@@ -90,12 +91,12 @@ class Context:
         return tuple(shape.numpy())
 
 
-def shape_of(x: Any) -> tuple[int, ...]:
+def shape_of(x: relax.Expr) -> tuple[int, ...]:
     """Static shape of a Relax expression."""
     return tuple(int(d) for d in x.ty.shape)
 
 
-def dtype_of(x: Any) -> str:
+def dtype_of(x: relax.Expr) -> str:
     """Dtype of a Relax expression."""
     return str(x.ty.dtype)
 
@@ -104,12 +105,12 @@ FLOATS = ("float16", "float32", "float64")
 HALVES = ("float16", "bfloat16")
 
 
-def spread(c: Context, inputs: list[Any]) -> list[Any]:
+def spread(c: Context, inputs: list[relax.Expr]) -> list[relax.Expr]:
     """The tensors broadcast to the shape of the node's output."""
     return [c.broadcast(x, c.out_shape) for x in inputs]
 
 
-def elementwise_map(c: Context, function: Callable[..., Any], *args: Any) -> Any:
+def elementwise_map(c: Context, function: Callable[..., Expr], *args: relax.Expr) -> relax.Var:
     """An elementwise function of equally shaped tensors."""
     name = c.node.op_type.lower()
     return c.te(

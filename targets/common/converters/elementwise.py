@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from tvm import te, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.converters.base import (
     BROADCAST,
@@ -15,6 +16,8 @@ from graphopt.targets.common.converters.base import (
     HALVES,
     Context,
     Converter,
+    Inputs,
+    Outputs,
     dtype_of,
     elementwise_map,
 )
@@ -23,10 +26,10 @@ from graphopt.targets.common.kernels import math as fast
 from graphopt.targets.common.kernels.blocks import const
 
 
-def elementwise(function: Callable[[Any], Any]) -> Converter:
+def elementwise(function: Callable[[Expr], Expr]) -> Converter:
     """A unary float function of one element; fp16 and bf16 are computed in single precision."""
 
-    def convert(c: Context, inputs: list[Any]) -> Any:
+    def convert(c: Context, inputs: Inputs) -> Outputs:
         dtype = dtype_of(inputs[0])
         if dtype not in (*FLOATS, *HALVES):
             return NotImplemented
@@ -37,7 +40,7 @@ def elementwise(function: Callable[[Any], Any]) -> Converter:
     return convert
 
 
-def clamp(c: Context, inputs: list[Any]) -> Any:
+def clamp(c: Context, inputs: Inputs) -> Outputs:
     """Relu and Clip of floats: a NaN stays one, where a maximum would lose it."""
     dtype = dtype_of(inputs[0])
     if dtype not in FLOATS:
@@ -51,12 +54,12 @@ def clamp(c: Context, inputs: list[Any]) -> Any:
     return elementwise_map(c, lambda x: _between(x, low, high), inputs[0])
 
 
-def _clamp_to_operands(c: Context, inputs: list[Any]) -> Any:
+def _clamp_to_operands(c: Context, inputs: Inputs) -> Outputs:
     """Clip whose bounds, one element each, are known at run time only; a bound that is NaN has no effect."""
     present = [each is not None for each in (*inputs, None, None)[1:3]]
     bounds = [c.reshape(each, ()) for each in inputs[1:3] if each is not None]
 
-    def define(v: Any, *given: Any) -> Any:
+    def define(v: te.Tensor, *given: te.Tensor) -> te.Tensor:
         scalars = iter(given)
         low, high = (next(scalars)() if there else None for there in present)
         return te.compute(v.shape, lambda *index: _between(v(*index), low, high), name="clip")
@@ -64,7 +67,7 @@ def _clamp_to_operands(c: Context, inputs: list[Any]) -> Any:
     return c.te("clip", define, inputs[0], *bounds, pattern=BROADCAST)
 
 
-def _between(x: Any, low: Any, high: Any) -> Any:
+def _between(x: Expr, low: Expr | None, high: Expr | None) -> Expr:
     if low is not None:
         x = tirx.Select(x < low, low, x)
     return x if high is None else tirx.Select(x > high, high, x)
@@ -78,7 +81,7 @@ def _limit(c: Context, index: int) -> Any:
     return NotImplemented if limit is None or limit.size != 1 or np.isnan(limit).any() else limit.reshape(())
 
 
-def _double_gelu(x: Any) -> Any:
+def _double_gelu(x: Expr) -> Expr:
     """The approximation by tanh as ONNX spells it in operators, whose constants have single precision."""
     half, one, slope, cubic = (
         tirx.const(float(np.float32(number)), "float64") for number in (0.5, 1.0, 2 / math.pi, 0.044715)
@@ -86,16 +89,16 @@ def _double_gelu(x: Any) -> Any:
     return half * x * (one + tirx.tanh(tirx.sqrt(slope) * (x + cubic * x * x * x)))
 
 
-def gelu(c: Context, inputs: list[Any]) -> Any:
+def gelu(c: Context, inputs: Inputs) -> Outputs:
     """Gelu by erf, or by its approximation with tanh."""
     if dtype_of(inputs[0]) == "float64" and c.text("approximate", "none") == "tanh":
         return elementwise_map(c, _double_gelu, inputs[0])
     half, one = tirx.const(0.5, "float32"), tirx.const(1.0, "float32")
 
-    def exact(x: Any) -> Any:
+    def exact(x: Expr) -> Expr:
         return x * half * (one + fast.erf(x * tirx.const(math.sqrt(0.5), "float32")))
 
-    def approximate(x: Any) -> Any:
+    def approximate(x: Expr) -> Expr:
         inner = x * tirx.const(math.sqrt(2 / math.pi), "float32") * (one + tirx.const(0.044715, "float32") * x * x)
         return x * half * (one + fast.tanh(inner))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import relax
 
-from graphopt.targets.common.converters.base import HALVES, Context, Converter, dtype_of
+from graphopt.targets.common.converters.base import HALVES, Context, Converter, Inputs, Outputs, dtype_of
 
 SINGLE = (
     *("AveragePool", "CumSum", "GlobalAveragePool", "GlobalLpPool", "GroupNormalization", "InstanceNormalization"),
@@ -18,7 +18,7 @@ SINGLE = (
 def in_single(inner: Converter) -> Converter:
     """The operator of `inner` for half-precision operands."""
 
-    def convert(c: Context, inputs: list[Any]) -> Any:
+    def convert(c: Context, inputs: Inputs) -> Outputs:
         dtype = dtype_of(inputs[0])
         if dtype not in HALVES:
             return NotImplemented
@@ -35,12 +35,12 @@ def in_single(inner: Converter) -> Converter:
     return convert
 
 
-def widened(c: Context, inputs: list[Any]) -> list[Any]:
+def widened(c: Context, inputs: Inputs) -> Inputs:
     """The operands, with fp16 and bf16 cast to single precision."""
     return [_single(c, x) if x is not None and dtype_of(x) in HALVES else x for x in inputs]
 
 
-def rounded(c: Context, result: Any, dtype: str) -> Any:
+def rounded(c: Context, result: relax.Expr, dtype: str) -> relax.Expr:
     """A result rounded to half precision."""
     return relax.op.astype(result if isinstance(result, relax.Var) else c.builder.emit(result), dtype)
 
@@ -52,7 +52,7 @@ _CARRIED = (
 """Operators that are cheap to recompute in single precision."""
 
 
-def _single(c: Context, x: Any, depth: int = 6) -> Any:
+def _single(c: Context, x: relax.Expr, depth: int = 6) -> relax.Expr:
     """`x` in single precision: the value that it was rounded from, traced through `_CARRIED`, where there is one."""
     binding: Any = c.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
     name = str(getattr(binding.op, "name", "")) if isinstance(binding, relax.Call) else ""

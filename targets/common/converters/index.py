@@ -6,15 +6,26 @@ report it, so it reads the nearest element instead of foreign memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, te, tirx, topi
+from tvm.ir import Expr, GenericConst
 
 from graphopt.graph.constness import numbers_of
-from graphopt.targets.common.converters.base import HALVES, INJECTIVE, OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.base import (
+    HALVES,
+    INJECTIVE,
+    OPAQUE,
+    Context,
+    Converter,
+    Inputs,
+    Outputs,
+    dtype_of,
+    shape_of,
+)
 
 MAX_RANKED = 4096
 """Most elements along the axis of a TopK, whose cost is quadratic in them."""
@@ -25,27 +36,27 @@ def constant(c: Context, index: int) -> NDArray[Any] | None:
     return numbers_of(c.node.inputs[index]) if index < len(c.node.inputs) else None
 
 
-def known(array: NDArray[Any]) -> Any:
+def known(array: NDArray[Any]) -> GenericConst:
     """A Relax constant of the array's own dtype (`relax.const` alone makes 32 bits of 64)."""
     return relax.const(array, str(array.dtype))
 
 
-def _within(index: Any, extent: int) -> Any:
+def _within(index: Expr, extent: int) -> Expr:
     """`index` counted from the front, inside [0, extent)."""
     wide = index.astype("int64")
     positive = tirx.Select(wide < 0, wide + extent, wide)
     return tirx.max(tirx.min(positive, tirx.const(extent - 1, "int64")), tirx.const(0, "int64"))
 
 
-def gather(c: Context, inputs: list[Any]) -> Any:
+def gather(c: Context, inputs: Inputs) -> Outputs:
     """y[a.., i.., b..] = x[a.., indices[i..], b..]."""
     shape, picks = shape_of(inputs[0]), shape_of(inputs[1])
     axis = c.integer("axis") % len(shape)
     if 0 in shape:
         return NotImplemented
 
-    def compute(x: Any, indices: Any) -> Any:
-        def element(*i: Any) -> Any:
+    def compute(x: te.Tensor, indices: te.Tensor) -> te.Tensor:
+        def element(*i: Expr) -> Expr:
             chosen = i[axis : axis + len(picks)]
             return x(*i[:axis], _within(indices(*chosen), shape[axis]), *i[axis + len(picks) :])
 
@@ -54,13 +65,13 @@ def gather(c: Context, inputs: list[Any]) -> Any:
     return c.te("gather", compute, *inputs, pattern=INJECTIVE)
 
 
-def reverse_sequence(c: Context, inputs: list[Any]) -> Any:
+def reverse_sequence(c: Context, inputs: Inputs) -> Outputs:
     """y[t, b, ..] = x[lengths[b] - 1 - t, b, ..] for t < lengths[b], else x[t, b, ..]."""
     time, batch = c.integer("time_axis"), c.integer("batch_axis", 1)
     extent = shape_of(inputs[0])[time]
 
-    def compute(x: Any, lengths: Any) -> Any:
-        def element(*i: Any) -> Any:
+    def compute(x: te.Tensor, lengths: te.Tensor) -> te.Tensor:
+        def element(*i: Expr) -> Expr:
             step, length = i[time].astype("int64"), lengths(i[batch])
             place = tirx.Select(step < length, length - tirx.const(1, "int64") - step, step)
             return x(*(_within(place, extent) if axis == time else each for axis, each in enumerate(i)))
@@ -70,13 +81,13 @@ def reverse_sequence(c: Context, inputs: list[Any]) -> Any:
     return c.te("reverse_sequence", compute, *inputs, pattern=INJECTIVE)
 
 
-def gather_elements(c: Context, inputs: list[Any]) -> Any:
+def gather_elements(c: Context, inputs: Inputs) -> Outputs:
     """y[i..] = x[i.. with indices[i..] on one axis]."""
     shape = shape_of(inputs[0])
     axis = c.integer("axis") % len(shape)
 
-    def compute(x: Any, indices: Any) -> Any:
-        def element(*i: Any) -> Any:
+    def compute(x: te.Tensor, indices: te.Tensor) -> te.Tensor:
+        def element(*i: Expr) -> Expr:
             return x(*i[:axis], _within(indices(*i), shape[axis]), *i[axis + 1 :])
 
         return te.compute(c.out_shape, element, name="gather_elements")
@@ -84,13 +95,13 @@ def gather_elements(c: Context, inputs: list[Any]) -> Any:
     return c.te("gather_elements", compute, *inputs, pattern=INJECTIVE)
 
 
-def gather_nd(c: Context, inputs: list[Any]) -> Any:
+def gather_nd(c: Context, inputs: Inputs) -> Outputs:
     """y[b.., i.., r..] = x[b.., indices[b.., i.., :], r..]."""
     shape, picks = shape_of(inputs[0]), shape_of(inputs[1])
     batch, leading = c.integer("batch_dims"), len(picks) - 1
 
-    def compute(x: Any, indices: Any) -> Any:
-        def element(*i: Any) -> Any:
+    def compute(x: te.Tensor, indices: te.Tensor) -> te.Tensor:
+        def element(*i: Expr) -> Expr:
             chosen = [_within(indices(*i[:leading], j), shape[batch + j]) for j in range(picks[-1])]
             return x(*i[:batch], *chosen, *i[leading:])
 
@@ -99,13 +110,13 @@ def gather_nd(c: Context, inputs: list[Any]) -> Any:
     return c.te("gather_nd", compute, *inputs, pattern=INJECTIVE)
 
 
-def scatter_nd(c: Context, inputs: list[Any]) -> Any:
+def scatter_nd(c: Context, inputs: Inputs) -> Outputs:
     """TVM's ScatterND, with negative indices normalized first."""
     x, indices, updates = inputs
     shape, picks = shape_of(x), shape_of(indices)
 
-    def compute(table: Any) -> Any:
-        def element(*i: Any) -> Any:
+    def compute(table: te.Tensor) -> te.Tensor:
+        def element(*i: Expr) -> Expr:
             index = table(*i)
             result = _within(index, shape[0])
             for j in range(1, picks[-1]):
@@ -119,10 +130,10 @@ def scatter_nd(c: Context, inputs: list[Any]) -> Any:
     return relax.op.scatter_nd(x, positive, updates, reduction)
 
 
-def running(function: Any) -> Converter:
+def running(function: Callable[..., te.Tensor]) -> Converter:
     """CumSum and CumProd with a constant axis."""
 
-    def convert(c: Context, inputs: list[Any]) -> Any:
+    def convert(c: Context, inputs: Inputs) -> Outputs:
         axis = constant(c, 1)
         if axis is None or not shape_of(inputs[0]):
             return NotImplemented
@@ -140,7 +151,7 @@ def running(function: Any) -> Converter:
     return convert
 
 
-def pad(c: Context, inputs: list[Any]) -> Any:
+def pad(c: Context, inputs: Inputs) -> Outputs:
     """Pad in its four modes; the pads and axes are constants, the value need not be."""
     x = inputs[0]
     shape, out, mode = shape_of(x), c.out_shape, c.text("mode", "constant")
@@ -155,8 +166,8 @@ def pad(c: Context, inputs: list[Any]) -> Any:
     if mode == "constant":
         fill = c.reshape(value, ())
 
-        def constant_mode(v: Any, f: Any) -> Any:
-            def element(*i: Any) -> Any:
+        def constant_mode(v: te.Tensor, f: te.Tensor) -> te.Tensor:
+            def element(*i: Expr) -> Expr:
                 source = [index - begin for index, begin in zip(i, begins, strict=True)]
                 if 0 in shape:
                     return f()
@@ -178,10 +189,10 @@ def pad(c: Context, inputs: list[Any]) -> Any:
     return c.te("pad", lambda v: _mirrored(v, kept, out, begins, mode), x, pattern=INJECTIVE)
 
 
-def _mirrored(x: Any, kept: Sequence[int], out: Sequence[int], begins: Sequence[int], mode: str) -> Any:
+def _mirrored(x: te.Tensor, kept: Sequence[int], out: Sequence[int], begins: Sequence[int], mode: str) -> te.Tensor:
     """Pad by repeating the input; `kept` are the extents that remain after negative pads, which cut first."""
 
-    def place(index: Any, extent: int, begin: int) -> Any:
+    def place(index: Expr, extent: int, begin: int) -> Expr:
         first = max(-begin, 0)
         source = index - begin - first
         if mode == "edge":
@@ -195,7 +206,7 @@ def _mirrored(x: Any, kept: Sequence[int], out: Sequence[int], begins: Sequence[
     return te.compute(out, lambda *i: x(*(place(*each) for each in zip(i, kept, begins, strict=True))), name="pad")
 
 
-def top_k(c: Context, inputs: list[Any]) -> Any:
+def top_k(c: Context, inputs: Inputs) -> Outputs:
     """Values and indices of the k first elements: the rank of each is the number of elements that precede it."""
     x = inputs[0]
     shape = shape_of(x)
@@ -205,11 +216,11 @@ def top_k(c: Context, inputs: list[Any]) -> Any:
         return NotImplemented
     length, largest = shape[axis], bool(c.integer("largest", 1))
 
-    def at(tensor: Any, i: Sequence[Any], place: Any) -> Any:
+    def at(tensor: te.Tensor, i: Sequence[Expr], place: Expr | tirx.IterVar) -> Expr:
         return tensor(*i[:axis], place, *i[axis + 1 :])
 
-    def compute(v: Any) -> Any:
-        def rank(*i: Any) -> Any:
+    def compute(v: te.Tensor) -> list[te.Tensor]:
+        def rank(*i: Expr) -> Expr:
             j = te.reduce_axis((0, length), name="j")
             other, own = at(v, i, j), v(*i)
             before = other > own if largest else other < own
@@ -217,7 +228,7 @@ def top_k(c: Context, inputs: list[Any]) -> Any:
 
         ranks = te.compute(shape, rank, name="rank")
 
-        def position(*i: Any) -> Any:
+        def position(*i: Expr) -> Expr:
             j = te.reduce_axis((0, length), name="p")
             hit = at(ranks, i, j) == i[axis].astype("int32")
             return te.max(tirx.Select(hit, j.astype("int64"), tirx.const(0, "int64")), axis=j)

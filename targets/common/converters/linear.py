@@ -8,12 +8,12 @@ As in ONNX Runtime, fp16 is computed in float32, ties round to even, and NaN giv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from tvm import relax, te, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.converters.base import (
     BROADCAST,
@@ -22,6 +22,8 @@ from graphopt.targets.common.converters.base import (
     INJECTIVE,
     Context,
     Converter,
+    Inputs,
+    Outputs,
     dtype_of,
     shape_of,
 )
@@ -31,7 +33,7 @@ from graphopt.targets.common.kernels.blocks import const
 INTEGERS = ("int8", "uint8", "int16", "uint16")
 
 
-def quantize_linear(c: Context, inputs: list[Any]) -> Any:
+def quantize_linear(c: Context, inputs: Inputs) -> Outputs:
     """QuantizeLinear of floats."""
     x, scale, zero = (*inputs, None)[:3]
     target = _target(c)
@@ -40,8 +42,10 @@ def quantize_linear(c: Context, inputs: list[Any]) -> Any:
     if c.integer("precision"):
         return NotImplemented
 
-    def define(v: Any, s: Any, z: Any, at: Callable[[Any], list[Any]]) -> Any:
-        def element(*index: Any) -> Any:
+    def define(
+        v: te.Tensor, s: te.Tensor, z: te.Tensor | None, at: Callable[[Sequence[Expr]], list[Expr | int]]
+    ) -> te.Tensor:
+        def element(*index: Expr) -> Expr:
             quotient = v(*index).astype("float32") / s(*at(index)).astype("float32")
             centre = const(0.0, "float32") if z is None else z(*at(index)).astype("float32")
             return saturated(tirx.nearbyint(quotient) + centre, target)
@@ -51,14 +55,16 @@ def quantize_linear(c: Context, inputs: list[Any]) -> Any:
     return _emit(c, define, x, scale, zero)
 
 
-def dequantize_linear(c: Context, inputs: list[Any]) -> Any:
+def dequantize_linear(c: Context, inputs: Inputs) -> Outputs:
     """DequantizeLinear of integers of 8, 16 or 32 bits."""
     x, scale, zero = (*inputs, None)[:3]
     if dtype_of(x) not in (*INTEGERS, "int32") or dtype_of(scale) not in FLOATS[:2] or c.integer("output_dtype"):
         return NotImplemented
 
-    def define(v: Any, s: Any, z: Any, at: Callable[[Any], list[Any]]) -> Any:
-        def element(*index: Any) -> Any:
+    def define(
+        v: te.Tensor, s: te.Tensor, z: te.Tensor | None, at: Callable[[Sequence[Expr]], list[Expr | int]]
+    ) -> te.Tensor:
+        def element(*index: Expr) -> Expr:
             # Exact in float32 but for 32 bits. LLVM narrows the difference of bytes to 16 bits and loses its sign.
             wide = "int32" if v.dtype == "int32" else "float32"
             value = v(*index).astype(wide)
@@ -71,7 +77,7 @@ def dequantize_linear(c: Context, inputs: list[Any]) -> Any:
     return _emit(c, define, x, scale, zero)
 
 
-def saturated(value: Any, dtype: str) -> Any:
+def saturated(value: Expr, dtype: str) -> Expr:
     """Cast an integer in float32 to `dtype`, clamped to its limits; NaN gives the lower limit."""
     limits = np.iinfo(dtype)
     low, high = const(float(limits.min), "float32"), const(float(limits.max), "float32")
@@ -84,7 +90,9 @@ def _target(c: Context) -> str:
     return "" if dtype is None else str(dtype.numpy())
 
 
-def _emit(c: Context, define: Callable[..., Any], x: Any, scale: Any, zero: Any) -> Any:
+def _emit(
+    c: Context, define: Callable[..., te.Tensor], x: relax.Expr, scale: relax.Expr, zero: relax.Expr | None
+) -> Outputs:
     """Emit one kernel, with `scale` and `zero` indexed per tensor, per axis or per block, as their shape says."""
     shape, scales = shape_of(x), shape_of(scale)
     axis = c.integer("axis", 1)
@@ -96,7 +104,7 @@ def _emit(c: Context, define: Callable[..., Any], x: Any, scale: Any, zero: Any)
     elif scales != ((*shape[:axis], -(-shape[axis] // block), *shape[axis + 1 :]) if block else (shape[axis],)):
         return NotImplemented
 
-    def at(index: Any) -> list[Any]:
+    def at(index: Sequence[Expr]) -> list[Expr | int]:
         if single:
             return [0]
         if not block:
@@ -113,12 +121,12 @@ def _emit(c: Context, define: Callable[..., Any], x: Any, scale: Any, zero: Any)
     )
 
 
-def dynamic_quantize(ends: Callable[[Context, Any], Any]) -> Converter:
+def dynamic_quantize(ends: Callable[[Context, relax.Expr], relax.Expr]) -> Converter:
     """DynamicQuantizeLinear; `ends` gives [2], the largest of a tensor and the largest of its negative."""
     return partial(_dynamic_quantize, ends)
 
 
-def _dynamic_quantize(ends: Callable[[Context, Any], Any], c: Context, inputs: list[Any]) -> Any:
+def _dynamic_quantize(ends: Callable[[Context, relax.Expr], relax.Expr], c: Context, inputs: Inputs) -> Outputs:
     """y, scale, zero point of [min(x, 0), max(x, 0)] over 0..255; the scale of zeros is 1, as in ONNX Runtime."""
     (x,) = inputs
     if dtype_of(x) != "float32":
@@ -128,15 +136,15 @@ def _dynamic_quantize(ends: Callable[[Context, Any], Any], c: Context, inputs: l
     both = ends(c, x)
     zero, full = tirx.const(0, "float32"), tirx.const(255, "float32")
 
-    def scale(both: Any) -> Any:
+    def scale(both: te.Tensor) -> te.Tensor:
         span = tirx.max(both[0], zero) + tirx.max(both[1], zero)
         return te.compute((), lambda: tirx.Select(span == zero, tirx.const(1, "float32"), span / full), name="scale")
 
-    def zero_point(both: Any, s: Any) -> Any:
+    def zero_point(both: te.Tensor, s: te.Tensor) -> te.Tensor:
         place = tirx.min(tirx.max(both[1], zero) / s(), full)
         return te.compute((), lambda: tirx.nearbyint(place).astype("uint8"), name="zero_point")
 
-    def quantized(value: Any, s: Any, z: Any) -> Any:
+    def quantized(value: Expr, s: Expr, z: Expr) -> Expr:
         rounded = tirx.nearbyint(value / s) + z.astype("float32")
         return tirx.min(tirx.max(rounded, zero), full).astype("int32").astype("uint8")
 
@@ -151,11 +159,11 @@ def _dynamic_quantize(ends: Callable[[Context, Any], Any], c: Context, inputs: l
     return [y, y_scale, y_zero]
 
 
-def largest_ends(c: Context, x: Any) -> Any:
+def largest_ends(c: Context, x: relax.Expr) -> relax.Var:
     """[2], the largest of x and the largest of -x."""
     high, low = (c.builder.emit(reduce(x)) for reduce in (relax.op.max, relax.op.min))
 
-    def joined(a: Any, b: Any) -> Any:
+    def joined(a: te.Tensor, b: te.Tensor) -> te.Tensor:
         return te.compute((2,), lambda i: tirx.Select(i == 0, a(), b() * tirx.const(-1, "float32")), name="ends")
 
     return c.te("ends", joined, high, low, pattern=INJECTIVE)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from graphopt.graph.shapes.extents import split_pads
 from graphopt.targets.common.converters.base import Context
 
@@ -29,7 +27,12 @@ def conv_begin_pads(
 
 
 def conv_transpose_begin_pads(
-    c: Context, image: list[int], kernel: list[int], strides: Any, dilations: Any, out: tuple[int, ...]
+    c: Context,
+    image: list[int],
+    kernel: list[int],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    out: tuple[int, ...],
 ) -> tuple[int, ...]:
     """Padding before each axis; derived from the output's size where the node gives that instead."""
     rank = len(kernel)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from tvm import te, tirx
+from tvm.ir import Expr, GenericConst
 
 from graphopt.targets.common.converters.base import (
     FLOATS,
@@ -22,6 +23,8 @@ from graphopt.targets.common.converters.base import (
     REDUCTION,
     Context,
     Converter,
+    Inputs,
+    Outputs,
     dtype_of,
     shape_of,
 )
@@ -40,7 +43,7 @@ class Pool:
     pads: tuple[int, ...]
 
 
-def pool(c: Context, inputs: list[Any]) -> Any:
+def pool(c: Context, inputs: Inputs) -> Outputs:
     """MaxPool without indices and AveragePool, where TVM's do not fit; LpPool."""
     (x,) = inputs
     dtype, kind = dtype_of(x), c.node.op_type
@@ -60,12 +63,12 @@ def pool(c: Context, inputs: list[Any]) -> Any:
         working = dtype
     # Of nothing but -inf ONNX Runtime makes the lowest number where its vector code runs: in float32 without dilations.
     finite = dtype not in FLOATS or (dtype == "float32" and set(dilations) == {1})
-    lowest: Any = tirx.min_value(dtype) if finite else tirx.const(-math.inf, dtype)
+    lowest: Expr = tirx.min_value(dtype) if finite else tirx.const(-math.inf, dtype)
     start, power = (lowest if kind == "MaxPool" else tirx.const(0, working)), c.integer("p", 2)
 
     largest = te.comm_reducer(lambda a, b: tirx.max(a, b), lambda _: lowest, name="max")
 
-    def value(element: Any) -> Any:
+    def value(element: Expr) -> Expr:
         element = element.astype(working)
         if kind != "LpPool":
             return element
@@ -73,10 +76,10 @@ def pool(c: Context, inputs: list[Any]) -> Any:
             return tirx.abs(element) if power == 1 else element * element
         return tirx.power(tirx.abs(element), tirx.const(power, working))
 
-    def compute(v: Any, count: Any = None) -> Any:
+    def compute(v: te.Tensor, count: Any = None) -> te.Tensor:
         window = [te.reduce_axis((0, extent), name=f"k{axis}") for axis, extent in enumerate(kernel)]
 
-        def element(n: Any, channel: Any, *place: Any) -> Any:
+        def element(n: Expr, channel: Expr, *place: Expr) -> Expr:
             at = [p * s + k * d - b for p, s, k, d, b in zip(place, strides, window, dilations, begins, strict=True)]
             inside = tirx.all(*(tirx.all(a >= 0, a < extent) for a, extent in zip(at, shape[2:], strict=True)))
             sample = tirx.if_then_else(inside, value(v(n, channel, *at)), start)
@@ -86,7 +89,7 @@ def pool(c: Context, inputs: list[Any]) -> Any:
         if kind == "MaxPool":
             return y
 
-        def finished(*i: Any) -> Any:
+        def finished(*i: Expr) -> Expr:
             if kind == "AveragePool":
                 cells = count(0, i[2])
                 for axis in range(1, rank):
@@ -105,7 +108,7 @@ def pool(c: Context, inputs: list[Any]) -> Any:
     return c.te(kind.lower(), compute, *arguments, pattern=REDUCTION)
 
 
-def counts(c: Context, image: tuple[int, ...], window: Pool, ends: tuple[int, ...], dtype: str) -> Any:
+def counts(c: Context, image: tuple[int, ...], window: Pool, ends: tuple[int, ...], dtype: str) -> GenericConst:
     """Number of averaged elements along each axis at each position, [rank, longest axis]."""
     counts = np.ones((len(image), max(window.out)), dtype)
     for axis in range(len(image)):

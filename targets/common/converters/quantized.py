@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm import relax, tirx
+from tvm import relax, te, tirx
+from tvm.ir import Expr
 
 from graphopt.graph.constness import numbers_of
-from graphopt.targets.common.converters.base import Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.base import Context, Converter, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.linear import saturated
 from graphopt.targets.common.kernels.blocks import dims
 
@@ -31,8 +32,8 @@ BYTES = ("int8", "uint8")
 class Factor:
     """A tensor of bytes, its zero point (None where it is known to be zero), and its constant numbers, if any."""
 
-    value: Any
-    zero: Any
+    value: relax.Expr
+    zero: relax.Expr | None
     known: NDArray[Any] | None
 
     @property
@@ -53,23 +54,23 @@ class Rescaling:
     `ratio` is [1] or has one entry for each column of a GEMM or filter of a convolution, as `bias` has; `zero` is [1].
     """
 
-    ratio: Any
-    zero: Any
-    bias: Any = None
+    ratio: relax.Expr
+    zero: relax.Expr
+    bias: relax.Expr | None = None
 
-    def operands(self) -> dict[str, Any]:
+    def operands(self) -> dict[str, relax.Expr]:
         """The operands that are present, by name."""
         every = {"ratio": self.ratio, "y_zero": self.zero, "bias": self.bias}
         return {name: operand for name, operand in every.items() if operand is not None}
 
     @staticmethod
-    def element(operands: dict[str, Any]) -> Callable[[Any, Any], Any] | None:
+    def element(operands: dict[str, te.Tensor]) -> Callable[[Expr, Expr], Expr] | None:
         """The function of one sum and its channel, from the TE tensors of `operands`; None where there are none."""
         if "ratio" not in operands:
             return None
         ratio, zero, bias = operands["ratio"], operands["y_zero"], operands.get("bias")
 
-        def element(total: Any, channel: Any) -> Any:
+        def element(total: Expr, channel: Expr) -> Expr:
             total = total if bias is None else total + bias[channel]
             rounded = tirx.nearbyint(total.astype("float32") * ratio[0 if dims(ratio) == [1] else channel])
             return saturated(rounded + zero[0].astype("float32"), str(zero.dtype))
@@ -77,23 +78,23 @@ class Rescaling:
         return element
 
 
-Sums = Callable[..., Any]
+Sums = Callable[..., Outputs]
 """From a context, two factors and perhaps a `Rescaling` to the sums of a GEMM or a convolution, rescaled if asked."""
 
 
-def matmul_integer(c: Context, inputs: list[Any], product: Sums) -> Any:
+def matmul_integer(c: Context, inputs: Inputs, product: Sums) -> Outputs:
     """MatMulInteger."""
     factors = _factors(c, inputs, (0, 2), (1, 3))
     return NotImplemented if factors is None else _shaped(c, product(c, *factors), c.out_shape)
 
 
-def conv_integer(c: Context, inputs: list[Any], convolution: Sums) -> Any:
+def conv_integer(c: Context, inputs: Inputs, convolution: Sums) -> Outputs:
     """ConvInteger."""
     factors = _factors(c, inputs, (0, 2), (1, 3))
     return NotImplemented if factors is None else convolution(c, *factors)
 
 
-def qlinear_matmul(c: Context, inputs: list[Any], product: Sums) -> Any:
+def qlinear_matmul(c: Context, inputs: Inputs, product: Sums) -> Outputs:
     """QLinearMatMul."""
     _, a_scale, _, _, b_scale, _, y_scale, y_zero = inputs
     factors = _factors(c, inputs, (0, 2), (3, 5))
@@ -110,7 +111,7 @@ def qlinear_matmul(c: Context, inputs: list[Any], product: Sums) -> Any:
     )
 
 
-def qlinear_conv(c: Context, inputs: list[Any], convolution: Sums) -> Any:
+def qlinear_conv(c: Context, inputs: Inputs, convolution: Sums) -> Outputs:
     """QLinearConv; the scale and the zero point of the weights may differ from filter to filter."""
     _, x_scale, _, _, w_scale, _, y_scale, y_zero = inputs[:8]
     factors = _factors(c, inputs, (0, 2), (3, 5))
@@ -120,7 +121,7 @@ def qlinear_conv(c: Context, inputs: list[Any], convolution: Sums) -> Any:
     return convolution(c, *factors, Rescaling(ratio, _vector(c, y_zero), inputs[8] if len(inputs) > 8 else None))
 
 
-def _factors(c: Context, inputs: list[Any], *positions: tuple[int, int]) -> list[Factor] | None:
+def _factors(c: Context, inputs: Inputs, *positions: tuple[int, int]) -> list[Factor] | None:
     """The factors from pairs of positions, tensor and zero point; None unless all tensors are bytes."""
     factors = []
     for value, zero in positions:
@@ -139,21 +140,23 @@ def _known(c: Context, position: int) -> Any:
     return numbers_of(c.node.inputs[position])
 
 
-def _shaped(c: Context, total: Any, shape: tuple[int, ...]) -> Any:
+def _shaped(c: Context, total: Outputs, shape: tuple[int, ...]) -> Outputs:
     return total if total is NotImplemented else c.reshape(total, shape)
 
 
-def _vector(c: Context, x: Any) -> Any:
+def _vector(c: Context, x: relax.Expr) -> relax.Expr:
     """A single number as [1], since a scalar would become part of the code."""
     return c.reshape(x, (1,)) if math.prod(shape_of(x)) == 1 else x
 
 
-def _rows(c: Context, x: Any) -> Any:
+def _rows(c: Context, x: relax.Expr) -> relax.Expr:
     """A scale or zero point [M] of rows as [M, 1]."""
     return c.reshape(x, (*shape_of(x), 1)) if len(shape_of(x)) == 1 else x
 
 
-def _ratio(c: Context, positions: tuple[int, int, int], scales: tuple[Any, Any, Any]) -> Any:
+def _ratio(
+    c: Context, positions: tuple[int, int, int], scales: tuple[relax.Expr, relax.Expr, relax.Expr]
+) -> relax.Expr:
     """a * b / y in float32, in this order, of the inputs at `positions`, which are shaped as `scales`."""
     known = [_known(c, position) for position in positions]
     if all(numbers is not None for numbers in known):
@@ -166,7 +169,7 @@ def _ratio(c: Context, positions: tuple[int, int, int], scales: tuple[Any, Any, 
     return emit(relax.op.divide(emit(relax.op.multiply(a, b)), y))
 
 
-def _requantized(c: Context, total: Any, ratio: Any, zero: Any) -> Any:
+def _requantized(c: Context, total: relax.Expr, ratio: relax.Expr, zero: relax.Expr) -> relax.Expr:
     """Rescale `total` as `Rescaling` does, with operands that broadcast to its shape in any way."""
     emit, limits = c.builder.emit, np.iinfo(dtype_of(zero))
     rounded = emit(relax.op.round(emit(relax.op.multiply(emit(relax.op.astype(total, "float32")), ratio))))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from tvm import relax, te, tirx
+from tvm.ir import GenericConst
 
-from graphopt.targets.common.converters.base import INJECTIVE, Context, dtype_of
+from graphopt.targets.common.converters.base import INJECTIVE, Context, Inputs, dtype_of
 from graphopt.targets.common.converters.index import constant
 from graphopt.targets.common.converters.refusals import NotSupported
 
@@ -20,7 +20,7 @@ X, W, R, B, LENGTHS, H, C, P = range(8)
 """Positions of the operands."""
 
 
-def operands(inputs: list[Any]) -> list[Any]:
+def operands(inputs: Inputs) -> Inputs:
     """All eight operands, None for those that are left out."""
     return [*inputs, *[None] * (8 - len(inputs))]
 
@@ -51,7 +51,7 @@ def refuse(c: Context, hidden: int) -> None:
         raise NotSupported(f"hidden_size of {cell} is not the width of its recurrent weights, which is {hidden}")
 
 
-def lengths(c: Context, given: list[Any], steps: int) -> Any:
+def lengths(c: Context, given: Inputs, steps: int) -> relax.Expr | None:
     """The lengths of the rows; None where all rows are known to have all steps."""
     if given[LENGTHS] is None:
         return None
@@ -59,7 +59,7 @@ def lengths(c: Context, given: list[Any], steps: int) -> Any:
     return given[LENGTHS] if known is None or bool((known != steps).any()) else None
 
 
-def begun(c: Context, state: Any, lengths: Any, rows: int) -> Any:
+def begun(c: Context, state: relax.Expr, lengths: relax.Expr | None, rows: int) -> relax.Expr:
     """The initial state, whose axis `rows` is the batch: 0 for a row without steps, whose last state it also is.
 
     ONNX leaves the last state of such a row open; ONNX Runtime gives zeros.
@@ -68,7 +68,7 @@ def begun(c: Context, state: Any, lengths: Any, rows: int) -> Any:
         return state
     zero = tirx.const(0, dtype_of(state))
 
-    def compute(v: Any, n: Any) -> Any:
+    def compute(v: te.Tensor, n: te.Tensor) -> te.Tensor:
         return te.compute(v.shape, lambda *i: tirx.Select(n(i[rows]) > 0, v(*i), zero), name="begun")
 
     return c.te("begun", compute, state, lengths, pattern=INJECTIVE)
@@ -84,6 +84,6 @@ def reverse(c: Context) -> bool:
     return c.text("direction", "forward") == "reverse"
 
 
-def zeros(shape: tuple[int, ...], dtype: str) -> Any:
+def zeros(shape: tuple[int, ...], dtype: str) -> GenericConst:
     """A constant of zeros."""
     return relax.const(np.zeros(shape, dtype), dtype)

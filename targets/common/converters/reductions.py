@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, te, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.converters.base import (
     FLOATS,
     REDUCTION,
     Context,
     Converter,
+    Inputs,
+    Outputs,
     dtype_of,
     elementwise_map,
     shape_of,
 )
 from graphopt.targets.common.converters.index import constant, known
 
-_OF_ONE: dict[str, Callable[[Any], Any]] = {
+_OF_ONE: dict[str, Callable[[relax.Expr], relax.Expr]] = {
     "ReduceL1": relax.op.abs,
     "ReduceL2": lambda x: relax.op.sqrt(relax.op.multiply(x, x)),  # ONNX Runtime's squares overflow too
     "ReduceLogSum": relax.op.log,
@@ -30,7 +33,7 @@ _OF_ONE: dict[str, Callable[[Any], Any]] = {
 """Reductions that change a single element, as functions of that element."""
 
 
-def alone(c: Context, x: Any) -> Any:
+def alone(c: Context, x: relax.Expr) -> Outputs:
     """Reduce each element by itself where the node has no axes and `noop_with_empty_axes`; else NotImplemented."""
     axes = _axes(c)
     if axes is None or len(axes) or not c.integer("noop_with_empty_axes"):
@@ -41,7 +44,7 @@ def alone(c: Context, x: Any) -> Any:
 def reduction(of_nothing: float) -> Converter:
     """A reduction over no elements is a constant, one over no axes elementwise. All others are TVM's."""
 
-    def convert(c: Context, inputs: list[Any]) -> Any:
+    def convert(c: Context, inputs: Inputs) -> Outputs:
         x = inputs[0]
         dtype = dtype_of(x)
         if (result := alone(c, x)) is not NotImplemented:
@@ -57,7 +60,7 @@ def reduction(of_nothing: float) -> Converter:
     return convert
 
 
-def mean(c: Context, inputs: list[Any]) -> Any:
+def mean(c: Context, inputs: Inputs) -> Outputs:
     """ReduceMean of integers: the sum in int64, divided towards zero; of nothing 0."""
     result = reduction(0)(c, inputs)
     (x, dtype, axes) = inputs[0], dtype_of(inputs[0]), _axes(c)
@@ -75,7 +78,7 @@ def extreme(largest: bool) -> Converter:
     """ReduceMax and ReduceMin: TVM's maximum starts at the lowest finite number, and has no booleans."""
     of_nothing = reduction(-math.inf if largest else math.inf)
 
-    def convert(c: Context, inputs: list[Any]) -> Any:
+    def convert(c: Context, inputs: Inputs) -> Outputs:
         x = inputs[0]
         shape, dtype = shape_of(x), dtype_of(x)
         places = chosen_axes(c, len(shape))
@@ -90,7 +93,7 @@ def extreme(largest: bool) -> Converter:
         low = 0 if working == "int8" else -math.inf
         high = 1 if working == "int8" else math.inf
 
-        def compute(v: Any) -> Any:
+        def compute(v: te.Tensor) -> te.Tensor:
             reducer = te.comm_reducer(
                 lambda a, b: tirx.max(a, b) if largest else tirx.min(a, b),
                 lambda t: tirx.const(low if largest else high, t),
@@ -98,7 +101,7 @@ def extreme(largest: bool) -> Converter:
             )
             inner = [te.reduce_axis((0, shape[axis]), name=f"r{axis}") for axis in places]
 
-            def element(*i: Any) -> Any:
+            def element(*i: Expr) -> Expr:
                 outer, chosen = iter(i), iter(inner)
                 index = []
                 for axis in range(len(shape)):

@@ -6,15 +6,14 @@ outside the image it counts as 0.
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import te, tirx
+from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import OPAQUE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.base import OPAQUE, Context, Converter, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.refusals import NotSupported
 
 
-def roi_align(c: Context, inputs: list[Any]) -> Any:
+def roi_align(c: Context, inputs: Inputs) -> Outputs:
     """y[r, c, h, w] over x[n, c, H, W] and rois[r, 4] = (x1, y1, x2, y2) in the image batch_indices[r].
 
     Raises:
@@ -34,7 +33,7 @@ def roi_align(c: Context, inputs: list[Any]) -> Any:
     scale, zero, one = (tirx.const(value, dtype) for value in (c.real("spatial_scale", 1.0), 0, 1))
     _, _, rows, columns = c.out_shape
 
-    def point(r: Any, bin_: Any, sample: Any, rois: Any, axis: int, bins: int) -> Any:
+    def point(r: Expr, bin_: Expr, sample: tirx.IterVar, rois: te.Tensor, axis: int, bins: int) -> Expr:
         """Coordinate of a sample along y (axis 1) or x (axis 0)."""
         offset = tirx.const(0.5 if half else 0, dtype)
         start, end = rois(r, axis) * scale - offset, rois(r, axis + 2) * scale - offset
@@ -43,7 +42,7 @@ def roi_align(c: Context, inputs: list[Any]) -> Any:
         inside = (sample.astype(dtype) + tirx.const(0.5, dtype)) * step / tirx.const(samples, dtype)
         return start + bin_.astype(dtype) * step + inside
 
-    def taps(at: Any, extent: int) -> tuple[Any, ...]:
+    def taps(at: Expr, extent: int) -> tuple[tuple[Expr, Expr], ...]:
         """The two pixels beside a coordinate and their weights."""
         low = tirx.max(at, zero)
         first = tirx.min(low.astype("int32"), tirx.const(extent - 1, "int32"))
@@ -51,10 +50,10 @@ def roi_align(c: Context, inputs: list[Any]) -> Any:
         rest = tirx.Select(first >= extent - 1, zero, low - first.astype(dtype))
         return (first, one - rest), (second, rest)
 
-    def compute(v: Any, rois: Any, images: Any) -> Any:
+    def compute(v: te.Tensor, rois: te.Tensor, images: te.Tensor) -> te.Tensor:
         i, j = (te.reduce_axis((0, samples), name=name) for name in ("i", "j"))
 
-        def element(r: Any, channel: Any, h: Any, w: Any) -> Any:
+        def element(r: Expr, channel: Expr, h: Expr, w: Expr) -> Expr:
             y, x = point(r, h, i, rois, 1, rows), point(r, w, j, rois, 0, columns)
             image = tirx.max(tirx.min(images(r).astype("int32"), tirx.const(n - 1, "int32")), tirx.const(0, "int32"))
             inside = tirx.all(y >= -one, y <= tirx.const(height, dtype), x >= -one, x <= tirx.const(width, dtype))

@@ -9,14 +9,24 @@ decides which pixel is nearest, and its definition is the one that models are ju
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, te, tirx
+from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import FLOATS, INJECTIVE, Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.base import (
+    FLOATS,
+    INJECTIVE,
+    Context,
+    Converter,
+    Inputs,
+    Outputs,
+    dtype_of,
+    shape_of,
+)
 from graphopt.targets.common.converters.index import constant, known
 from graphopt.targets.common.converters.refusals import NotSupported
 
@@ -39,7 +49,7 @@ class _Axis:
     end: np.float32
 
 
-def resize(c: Context, inputs: list[Any]) -> Any:
+def resize(c: Context, inputs: Inputs) -> Outputs:
     """Resize by scales or sizes that are known, on any axes.
 
     Raises:
@@ -189,13 +199,13 @@ def _antialiased(c: Context, mode: str, x: Singles, axis: _Axis) -> tuple[NDArra
 
 def _along(
     c: Context,
-    x: Any,
+    x: relax.Expr,
     axis: int,
     index: NDArray[np.int64],
     weight: Singles | None,
     outside: NDArray[np.bool_] | None,
     dtype: str,
-) -> Any:
+) -> relax.Var:
     shape = list(shape_of(x))
     shape[axis], taps = index.shape
     arguments = [x, known(index)]
@@ -206,8 +216,8 @@ def _along(
         arguments.append(known(np.asarray(outside)))
     beyond = tirx.const(np.float32(c.real("extrapolation_value")).astype(dtype).item(), dtype)
 
-    def compute(v: Any, places: Any, *rest: Any) -> Any:
-        def value(i: Any) -> Any:
+    def compute(v: te.Tensor, places: te.Tensor, *rest: te.Tensor) -> te.Tensor:
+        def value(i: Sequence[Expr]) -> Expr:
             pixels = [v(*i[:axis], places(i[axis], tap), *i[axis + 1 :]) for tap in range(taps)]
             if not weighted:
                 return pixels[0]
@@ -216,7 +226,7 @@ def _along(
                 total = total + pixels[tap] * rest[0](i[axis], tap)
             return total
 
-        def element(*i: Any) -> Any:
+        def element(*i: Expr) -> Expr:
             return tirx.if_then_else(rest[-1](i[axis]), beyond, value(i)) if bounded else value(i)
 
         return te.compute(shape, element, name="resize")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from tvm import relax
 
 from graphopt.targets.common import concat_views
-from graphopt.targets.common.converters.base import Context, Converter, dtype_of, shape_of
+from graphopt.targets.common.converters.base import Context, Converter, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.index import constant, known
 
 
-def nothing(c: Context, inputs: list[Any]) -> Any:
+def nothing(c: Context, inputs: Inputs) -> Outputs:
     """Any operator whose outputs have no elements."""
     results = []
     for value in c.node.outputs:
@@ -23,7 +22,7 @@ def nothing(c: Context, inputs: list[Any]) -> Any:
     return results
 
 
-def shape(c: Context, inputs: list[Any]) -> Any:
+def shape(c: Context, inputs: Inputs) -> Outputs:
     """Shape of a static tensor: a constant."""
     dims = shape_of(inputs[0])
     rank = len(dims)
@@ -33,12 +32,12 @@ def shape(c: Context, inputs: list[Any]) -> Any:
     return known(np.array(dims[start:end], dtype=np.int64))
 
 
-def size(c: Context, inputs: list[Any]) -> Any:
+def size(c: Context, inputs: Inputs) -> Outputs:
     """Size of a static tensor: a constant."""
     return known(np.array(math.prod(shape_of(inputs[0])), dtype=np.int64))
 
 
-def eye_like(c: Context, inputs: list[Any]) -> Any:
+def eye_like(c: Context, inputs: Inputs) -> Outputs:
     """EyeLike: a constant."""
     dtype = c.node.outputs[0].dtype
     if dtype is None:
@@ -50,7 +49,7 @@ def eye_like(c: Context, inputs: list[Any]) -> Any:
 def space(to_depth: bool) -> Converter:
     """SpaceToDepth, and DepthToSpace in both modes: a reshape, a transposition, a reshape."""
 
-    def convert(c: Context, inputs: list[Any]) -> Any:
+    def convert(c: Context, inputs: Inputs) -> Outputs:
         (x,) = inputs
         block = c.integer("blocksize")
         n, channels, h, w = shape_of(x)
@@ -68,7 +67,7 @@ def space(to_depth: bool) -> Converter:
     return convert
 
 
-def concat(c: Context, inputs: list[Any]) -> Any:
+def concat(c: Context, inputs: Inputs) -> Outputs:
     """Concat without its empty operands, and without a copy where it can be a concatenation view."""
     filled = [x for x in inputs if 0 not in shape_of(x)]
     if len(filled) == 1:
@@ -78,7 +77,7 @@ def concat(c: Context, inputs: list[Any]) -> Any:
     return NotImplemented if len(filled) == len(inputs) else relax.op.concat(filled, c.integer("axis"))
 
 
-def split(c: Context, inputs: list[Any]) -> Any:
+def split(c: Context, inputs: Inputs) -> Outputs:
     """Split; parts may be empty."""
     x = inputs[0]
     axis = c.integer("axis") % len(shape_of(x))
@@ -97,7 +96,7 @@ def split(c: Context, inputs: list[Any]) -> Any:
     return parts
 
 
-def dropout(c: Context, inputs: list[Any]) -> Any:
+def dropout(c: Context, inputs: Inputs) -> Outputs:
     """Dropout in inference: the input, and a mask of ones."""
     training = constant(c, 2) if len(inputs) > 2 and inputs[2] is not None else np.array(False)
     if training is None or training.any():

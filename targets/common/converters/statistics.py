@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import te, tirx
+from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import BROADCAST, HALVES, Context, dtype_of
+from graphopt.targets.common.converters.base import BROADCAST, HALVES, Context, Inputs, Outputs, dtype_of
 from graphopt.targets.common.kernels.blocks import const
 
 
-def batch_norm(c: Context, inputs: list[Any]) -> Any:
+def batch_norm(c: Context, inputs: Inputs) -> Outputs:
     """x[N, C, ...] * f + (bias - mean * f), f = scale / sqrt(variance + epsilon): ONNX Runtime's order of operations.
 
     fp16 and bf16 are computed in single precision, and statistics may have another type than x.
@@ -20,10 +19,10 @@ def batch_norm(c: Context, inputs: list[Any]) -> Any:
     dtype = dtype_of(inputs[0])
     wide = "float32" if dtype in HALVES else dtype
 
-    def define(x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
+    def define(x: te.Tensor, scale: te.Tensor, bias: te.Tensor, mean: te.Tensor, variance: te.Tensor) -> te.Tensor:
         epsilon = const(c.real("epsilon", 1e-5), wide)
 
-        def element(*index: Any) -> Any:
+        def element(*index: Expr) -> Expr:
             place = index[1] if len(index) > 1 else 0
             s, b, m, v = (each(place).astype(wide) for each in (scale, bias, mean, variance))
             factor = s / tirx.sqrt(v + epsilon)

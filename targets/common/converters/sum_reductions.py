@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from tvm import te, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.converters.base import (
     FLOATS,
@@ -22,6 +22,8 @@ from graphopt.targets.common.converters.base import (
     REDUCTION,
     Context,
     Converter,
+    Inputs,
+    Outputs,
     dtype_of,
     shape_of,
 )
@@ -29,7 +31,7 @@ from graphopt.targets.common.converters.reductions import chosen_axes
 from graphopt.targets.common.kernels import math as fast
 from graphopt.targets.common.kernels.blocks import const
 
-Element = Callable[[Any], Any]
+Element = Callable[[Expr], Expr]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,10 @@ class _Kind:
     """The term of each element, and the result from the sum and the number of summed elements."""
 
     term: Element = lambda x: x
-    result: Callable[[Any, int], Any] = lambda total, _: total
+    result: Callable[[Expr, int], Expr] = lambda total, _: total
 
 
-def _mean(total: Any, count: int) -> Any:
+def _mean(total: Expr, count: int) -> Expr:
     return total / const(count, total.ty.dtype)
 
 
@@ -64,7 +66,7 @@ def total(accumulator: Accumulator = lambda dtype, _: dtype) -> Converter:
     return partial(_total, accumulator)
 
 
-def _total(accumulator: Accumulator, c: Context, inputs: list[Any]) -> Any:
+def _total(accumulator: Accumulator, c: Context, inputs: Inputs) -> Outputs:
     x = inputs[0]
     shape, dtype = shape_of(x), dtype_of(x)
     if c.node.op_type == "GlobalAveragePool":
@@ -78,11 +80,11 @@ def _total(accumulator: Accumulator, c: Context, inputs: list[Any]) -> Any:
     wide = "float32" if dtype in HALVES else dtype
     kept = accumulator(wide, count)
 
-    def along(name: str, combine: Callable[..., Any], term: Callable[..., Any]) -> Any:
+    def along(name: str, combine: Callable[..., Expr], term: Callable[..., Expr]) -> te.Tensor:
         """A reduction of the terms; `term` takes the index of the element and that of its result."""
         inner = {axis: te.reduce_axis((0, shape[axis]), f"r{axis}") for axis in axes}
 
-        def element(*i: Any) -> Any:
+        def element(*i: Expr) -> Expr:
             outer = iter(i)
             index = []
             for axis in range(len(shape)):
@@ -93,18 +95,18 @@ def _total(accumulator: Accumulator, c: Context, inputs: list[Any]) -> Any:
 
         return te.compute(c.out_shape, element, name=name)
 
-    def define(v: Any) -> Any:
+    def define(v: te.Tensor) -> te.Tensor:
         kind = _KINDS[c.node.op_type]
         sums = along("total", te.sum, lambda index, _: kind.term(v(*index).astype(wide)).astype(kept))
         return te.compute(
             c.out_shape, lambda *i: kind.result(sums(*i).astype(wide), count).astype(dtype), name="result"
         )
 
-    def define_exponentials(v: Any) -> Any:
+    def define_exponentials(v: te.Tensor) -> te.Tensor:
         """log(sum(e^x)) = m + log(sum(e^(x - m))) of the largest element m, or of 0 where that is infinite."""
         top = along("top", te.max, lambda index, _: v(*index).astype(wide))
 
-        def shift(*i: Any) -> Any:
+        def shift(*i: Expr) -> Expr:
             return tirx.Select(tirx.abs(top(*i)) <= tirx.max_value(wide), top(*i), const(0, wide))
 
         near = te.compute(c.out_shape, shift, name="near")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import tvm
-from tvm import s_tir, tirx
+from tvm import s_tir, te, tirx
+from tvm.ir import Expr, PrimType
+from tvm.s_tir.schedule import LoopRV, SBlockRV
 
 RULE = "graphopt.rule"
 """Block annotation by which a compute definition names the schedule rule it wants."""
@@ -19,7 +20,7 @@ SCHEDULED = "graphopt.scheduled"
 class Block:
     """A block of a PrimFunc with the properties that schedule rules use."""
 
-    rv: Any
+    rv: SBlockRV
     name: str
     spatial: tuple[int, ...]  # extents of the spatial iterators, in order
     reduce: tuple[int, ...]
@@ -42,7 +43,7 @@ def blocks_of(schedule: s_tir.Schedule) -> list[Block]:
     return blocks
 
 
-def inline_after(schedule: s_tir.Schedule, anchor: Block) -> Any:
+def inline_after(schedule: s_tir.Schedule, anchor: Block) -> SBlockRV:
     """Inline every block after `anchor` into the last one and return that last block (the fused epilogue)."""
     blocks = blocks_of(schedule)
     position = next(i for i, block in enumerate(blocks) if block.name == anchor.name)
@@ -51,7 +52,7 @@ def inline_after(schedule: s_tir.Schedule, anchor: Block) -> Any:
     return blocks[-1].rv
 
 
-def dtype_of(schedule: s_tir.Schedule, block: Any) -> str:
+def dtype_of(schedule: s_tir.Schedule, block: SBlockRV) -> str:
     """Dtype of the tensor that `block` writes."""
     return str(schedule.get(block).writes[0].source.dtype)
 
@@ -61,16 +62,16 @@ def round_up(extent: int, multiple: int) -> int:
     return -(-extent // multiple) * multiple
 
 
-def extent_of(schedule: s_tir.Schedule, loop: Any) -> int:
+def extent_of(schedule: s_tir.Schedule, loop: LoopRV) -> int:
     """Static extent of a loop."""
     return int(schedule.get(loop).extent)
 
 
-def const(value: float, dtype: str) -> Any:
+def const(value: float, dtype: str | PrimType) -> Expr:
     """A typed scalar for compute definitions."""
     return tvm.tirx.const(value, dtype)
 
 
-def dims(tensor: Any) -> list[int]:
+def dims(tensor: te.Tensor) -> list[int]:
     """Static shape of a TE tensor."""
     return [int(d) for d in tensor.shape]

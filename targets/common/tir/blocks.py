@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import ir, s_tir, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.tir.expressions import parts
 
@@ -18,12 +18,12 @@ class Stage:
     `value` is what is stored at `indices` of `buffer`; `variables` are the iterators of the block.
     """
 
-    nest: Any
-    block: Any
-    buffer: Any
-    indices: tuple[Any, ...]
-    value: Any
-    variables: tuple[Any, ...]
+    nest: tirx.Stmt
+    block: s_tir.SBlock
+    buffer: tirx.Buffer
+    indices: tuple[Expr, ...]
+    value: Expr
+    variables: tuple[tirx.Var, ...]
 
     @property
     def reduces(self) -> bool:
@@ -35,7 +35,7 @@ class Stage:
         """Extents of the iterators."""
         return tuple(int(iterator.dom.extent) for iterator in self.block.iter_vars)
 
-    def storing(self, value: Any) -> Any:
+    def storing(self, value: Expr) -> tirx.Stmt:
         """The loops with another value stored, which may read other tensors."""
         body = tirx.BufferStore(self.buffer, value, list(self.indices))
         old = self.block
@@ -44,7 +44,7 @@ class Stage:
         return _inside(self.nest, block)
 
 
-def stages(function: Any) -> list[Stage] | None:
+def stages(function: tirx.PrimFunc) -> list[Stage] | None:
     """The stages of a function that was created from TE definitions; None for any other function."""
     root = function.body
     if not isinstance(root, s_tir.SBlockRealize):
@@ -54,7 +54,7 @@ def stages(function: Any) -> list[Stage] | None:
     return None if any(each is None for each in parsed) else [each for each in parsed if each is not None]
 
 
-def replaced(function: Any, nests: Sequence[Any], keep: Callable[[Any], bool]) -> Any:
+def replaced(function: tirx.PrimFunc, nests: Sequence[tirx.Stmt], keep: Callable[[tirx.Buffer], bool]) -> tirx.PrimFunc:
     """The function with these nests as its body, and with those of its own tensors that `keep` accepts."""
     old = function.body.block
     tensors = [buffer for buffer in old.alloc_buffers if keep(buffer)]
@@ -63,7 +63,7 @@ def replaced(function: Any, nests: Sequence[Any], keep: Callable[[Any], bool]) -
     return function.with_body(s_tir.SBlockRealize([], function.body.predicate, block))
 
 
-def loads(expression: Any) -> list[Any]:
+def loads(expression: Expr) -> list[ir.TensorLoad]:
     """The loads in an expression."""
     return [part for part in parts(expression) if isinstance(part, ir.TensorLoad)]
 
@@ -74,7 +74,7 @@ def holds_bfloat16(stage: Stage) -> bool:
     return "bfloat16" in (str(stage.buffer.dtype), *types)
 
 
-def _stage(nest: Any) -> Stage | None:
+def _stage(nest: tirx.Stmt) -> Stage | None:
     inner = nest
     while isinstance(inner, tirx.For):
         inner = inner.body
@@ -85,7 +85,7 @@ def _stage(nest: Any) -> Stage | None:
     return Stage(nest, block, store.buffer, tuple(store.indices), store.value, variables)
 
 
-def _inside(nest: Any, block: Any) -> Any:
+def _inside(nest: tirx.Stmt, block: s_tir.SBlock) -> tirx.Stmt:
     """The loops around another block."""
     if isinstance(nest, tirx.For):
         bounds = nest.loop_var, nest.min, nest.extent, nest.kind
@@ -93,9 +93,9 @@ def _inside(nest: Any, block: Any) -> Any:
     return s_tir.SBlockRealize(nest.iter_values, nest.predicate, block)
 
 
-def _reads(value: Any, own: Any) -> list[Any]:
+def _reads(value: Expr, own: tirx.Buffer) -> list[ir.TensorRegion]:
     """Regions of the tensors that a value reads, one for each place."""
-    regions: dict[tuple[str, str], Any] = {}
+    regions: dict[tuple[str, str], ir.TensorRegion] = {}
     for load in loads(value):
         if not load.source.same_as(own):
             key = str(load.source), str(list(load.indices))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from tvm import ir, tirx
+from tvm.ir import Expr
 
 _BINARY = (
     tirx.Add,
@@ -34,7 +34,7 @@ _BINARY = (
 _LEAVES = (tirx.Var, tirx.IntImm, tirx.FloatImm, ir.StringImm)
 
 
-def children(expression: Any) -> tuple[Any, ...]:
+def children(expression: Expr) -> tuple[Expr, ...]:
     """The operands of an expression, in order.
 
     Raises:
@@ -63,7 +63,7 @@ def children(expression: Any) -> tuple[Any, ...]:
     raise ValueError(f"it holds a {type(expression).__name__}")
 
 
-def parts(expression: Any) -> Iterator[Any]:
+def parts(expression: Expr) -> Iterator[Expr]:
     """`expression` and everything inside it.
 
     Raises:
@@ -76,7 +76,7 @@ def parts(expression: Any) -> Iterator[Any]:
         waiting.extend(reversed(children(part)))
 
 
-def rewritten(expression: Any, swap: Callable[[Any], Any]) -> Any:
+def rewritten(expression: Expr, swap: Callable[[Expr], Expr | None]) -> Expr:
     """`expression` with each part replaced for which `swap` returns a replacement; `swap` sees the outermost first.
 
     Raises:
@@ -97,7 +97,7 @@ def rewritten(expression: Any, swap: Callable[[Any], Any]) -> Any:
     return result
 
 
-def rebuilt(expression: Any, operands: list[Any]) -> Any:
+def rebuilt(expression: Expr, operands: list[Expr]) -> Expr:
     """`expression` with other operands, of the same types; nothing is simplified.
 
     Raises:
@@ -128,10 +128,10 @@ def rebuilt(expression: Any, operands: list[Any]) -> Any:
     raise ValueError(f"it holds a {type(expression).__name__}")
 
 
-def substituted(expression: Any, values: Mapping[Any, Any]) -> Any:
+def substituted(expression: Expr, values: Mapping[tirx.Var, Expr | int]) -> Expr:
     """`expression` with variables replaced by expressions of their type, or by integers."""
 
-    def swap(part: Any) -> Any:
+    def swap(part: Expr) -> Expr | None:
         if not isinstance(part, tirx.Var):
             return None
         value = next((new for old, new in values.items() if old.same_as(part)), None)
@@ -140,7 +140,7 @@ def substituted(expression: Any, values: Mapping[Any, Any]) -> Any:
     return rewritten(expression, swap)
 
 
-def _as(value: Any, dtype: str) -> Any:
+def _as(value: Expr | int, dtype: str) -> Expr:
     if isinstance(value, int):
         return tirx.IntImm(dtype, value)
     return value if str(value.ty.dtype) == dtype else value.astype(dtype)

@@ -18,10 +18,10 @@ another reads it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import tvm
 from tvm import ir, s_tir, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.kernels.blocks import RULE, SCHEDULED
 from graphopt.targets.common.tir import statements
@@ -31,7 +31,7 @@ from graphopt.targets.common.tir.expressions import children, parts, rebuilt, re
 _PREFIX = "graphopt.ieee."
 _NAMED = f"{_PREFIX}named"
 _ROUNDED = f"{_PREFIX}bfloat16"
-_BINARY: dict[str, Any] = {
+_BINARY: dict[str, type[Expr]] = {
     f"{_PREFIX}add": tirx.Add,
     f"{_PREFIX}multiply": tirx.Mul,
     f"{_PREFIX}subtract": tirx.Sub,
@@ -62,27 +62,27 @@ def register() -> None:
     ir.register_op_attr("tirx.nearbyint", "TVectorizable", True)  # TVM sets this for its other roundings only
 
 
-def _operator(name: str) -> Any:
+def _operator(name: str) -> ir.Op:
     register()
     return ir.Op.get(name)
 
 
-def named(value: Any) -> Any:
+def named(value: Expr) -> Expr:
     """`value`, marked to be bound to a name, or to be rounded before it is read."""
     return ir.Call(_operator(_NAMED), [value], ret_ty=value.ty)
 
 
-def product_rounded(value: Any) -> Any:
+def product_rounded(value: Expr) -> Expr:
     """`value` as another node reads it: a product of floats is rounded first."""
     return named(value) if isinstance(value, tirx.Mul) and _floating(value) else value
 
 
-def difference(a: Any, b: Any) -> Any:
+def difference(a: Expr, b: Expr) -> Expr:
     """`a - b` of floats, hidden from the start: TVM also simplifies definitions when it makes functions of them."""
     return ir.Call(_operator(f"{_PREFIX}subtract"), [a, b], ret_ty=a.ty)
 
 
-def hide(function: Any) -> Any:
+def hide(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function with its differences and comparisons of floats hidden, and products rounded where nodes meet.
 
     A reduction keeps the form that schedules look for; only its operand is hidden. Blocks up to the last one with a
@@ -96,7 +96,7 @@ def hide(function: Any) -> Any:
     ruled = [stage.buffer for stage in ordered[:last]]
     own = list(body.block.alloc_buffers) if isinstance(body, s_tir.SBlockRealize) else []
 
-    def stored(store: Any, reduces: bool) -> Any:
+    def stored(store: tirx.BufferStore, reduces: bool) -> tirx.BufferStore:
         value = store.value
         if any(store.buffer.same_as(each) for each in ruled):
             return store
@@ -118,7 +118,7 @@ def hide(function: Any) -> Any:
     return function if new.same_as(body) else function.with_body(new)
 
 
-def reveal(fenced: Callable[[Any], Any], wide: Callable[[int], str]) -> Any:
+def reveal(fenced: Callable[[Expr], Expr], wide: Callable[[int], str]) -> tvm.transform.Pass:
     """The pass that undoes `hide`; names become variables.
 
     Args:
@@ -126,7 +126,7 @@ def reveal(fenced: Callable[[Any], Any], wide: Callable[[int], str]) -> Any:
         wide: a type, by bits, in which signed integers may overflow.
     """
 
-    def swap(part: Any) -> Any:
+    def swap(part: Expr) -> Expr | None:
         name = _name(part)
         if name == _NAMED:
             value = rewritten(part.args[0], swap)
@@ -139,21 +139,21 @@ def reveal(fenced: Callable[[Any], Any], wide: Callable[[int], str]) -> Any:
         kind = _BINARY.get(name)
         return None if kind is None else _computed(kind, plain(part.args[0]), plain(part.args[1]), wide)
 
-    def plain(value: Any) -> Any:
+    def plain(value: Expr) -> Expr:
         return rewritten(value, swap)
 
-    def stored(store: Any, _reduces: bool) -> Any:
+    def stored(store: tirx.BufferStore, _reduces: bool) -> tirx.Stmt:
         names = _Names()
         value = names.hoisted(store.value)
         new = plain(value)
         if not names.variables:
             return store if new.same_as(store.value) else _store(store.buffer, new, list(store.indices))
-        body: list[Any] = []
+        body: list[tirx.Stmt] = []
         for buffer, held in names.variables:
             body += [tirx.AllocBuffer(buffer), _store(buffer, plain(held), [_zero()])]
         return tirx.SeqStmt([*body, _store(store.buffer, new, list(store.indices))])
 
-    def transform(function: Any, _module: Any, _context: Any) -> Any:
+    def transform(function: tirx.PrimFunc, _module: ir.IRModule, _context: tvm.transform.PassContext) -> tirx.PrimFunc:
         if _PREFIX not in ir.save_json(function):  # which costs less than a walk through a long function
             return function
         return function.with_body(statements.changed(function.body, plain, stored))
@@ -161,7 +161,7 @@ def reveal(fenced: Callable[[Any], Any], wide: Callable[[int], str]) -> Any:
     return tirx.transform.prim_func_pass(transform, opt_level=0)
 
 
-def _computed(kind: Any, a: Any, b: Any, wide: Callable[[int], str]) -> Any:
+def _computed(kind: type[Expr], a: Expr, b: Expr, wide: Callable[[int], str]) -> Expr:
     """`kind` of two operands; signed integers are computed in a type that does not overflow or may, and cast back."""
     signed, other = str(a.ty.dtype), str(b.ty.dtype)
     if signed != other:  # of integers, some of which TVM narrowed
@@ -193,14 +193,14 @@ class _Names:
     """
 
     def __init__(self) -> None:
-        self.variables: list[tuple[Any, Any]] = []  # a variable of one element, and what it holds
-        self.places: list[tuple[Any, Any]] = []
+        self.variables: list[tuple[tirx.Buffer, Expr]] = []  # a variable of one element, and what it holds
+        self.places: list[tuple[tirx.Var, Expr]] = []
 
-    def hoisted(self, expression: Any) -> Any:
+    def hoisted(self, expression: Expr) -> Expr:
         """`expression` with loads of variables; values that are computed under a condition stay where they are."""
         return rewritten(expression, self._swap)
 
-    def _swap(self, part: Any) -> Any:
+    def _swap(self, part: Expr) -> Expr | None:
         if isinstance(part, tirx.Var):
             return next((load for name, load in self.places if name.same_as(part)), None)
         if _name(part).endswith("if_then_else"):
@@ -216,14 +216,14 @@ class _Names:
             part = part.body
         return self.hoisted(part)
 
-    def _variable(self, name: str, value: Any) -> Any:
+    def _variable(self, name: str, value: Expr) -> ir.TensorLoad:
         buffer = tirx.decl_buffer((1,), value.ty.dtype, name, scope="local")
         self.variables.append((buffer, value))
         return tirx.BufferLoad(buffer, [_zero()])
 
 
-def _renamed(expression: Any, places: list[tuple[Any, Any]]) -> Any:
-    def swap(part: Any) -> Any:
+def _renamed(expression: Expr, places: list[tuple[tirx.Var, Expr]]) -> Expr:
+    def swap(part: Expr) -> Expr | None:
         if isinstance(part, tirx.Var):
             return next((load for name, load in places if name.same_as(part)), None)
         return None
@@ -231,23 +231,23 @@ def _renamed(expression: Any, places: list[tuple[Any, Any]]) -> Any:
     return rewritten(expression, swap)
 
 
-def _store(buffer: Any, value: Any, indices: list[Any]) -> Any:
+def _store(buffer: tirx.Buffer, value: Expr, indices: list[Expr]) -> tirx.BufferStore:
     """A store; flags are bytes in memory, and TVM leaves it to code generators to make them that."""
     if str(value.ty.dtype).startswith("bool") and not str(buffer.dtype).startswith("bool"):
         value = tirx.Cast(str(value.ty.dtype).replace("bool", "int8"), value)
     return tirx.BufferStore(buffer, value, indices)
 
 
-def _zero() -> Any:
+def _zero() -> Expr:
     return tirx.IntImm("int32", 0)
 
 
-def llvm_fence(product: Any) -> Any:
+def llvm_fence(product: Expr) -> Expr:
     """A product of floats that LLVM rounds before it adds to it."""
     return tirx.call_llvm_pure_intrin(product.ty, _FENCE, product)
 
 
-def holds_names(block: Any) -> bool:
+def holds_names(block: s_tir.SBlock) -> bool:
     """Whether a block gives names to values, which are better computed in one place: nothing should inline it."""
     value = getattr(block.body, "value", None)
     if value is None:
@@ -255,11 +255,11 @@ def holds_names(block: Any) -> bool:
     return any(isinstance(part, tirx.Let) and _name(part.value) == _NAMED for part in parts(value))
 
 
-def _name(part: Any) -> str:
+def _name(part: Expr) -> str:
     return str(part.op.name) if isinstance(part, ir.Call) and isinstance(part.op, ir.Op) else ""
 
 
-def _floating(value: Any) -> bool:
+def _floating(value: Expr) -> bool:
     return "float" in str(value.ty.dtype)
 
 
@@ -267,11 +267,11 @@ _COMPUTES = tirx.Cast | tirx.Add | tirx.Sub | tirx.Mul | tirx.Div
 """Kinds of expressions whose bfloat16 is a result of arithmetic."""
 
 
-def _nearest(x: Any) -> Any:
+def _nearest(x: Expr) -> Expr:
     """The bfloat16 nearest to a float32, ties to even, as a float32: the upper half of its bits. NaN stays."""
     lanes = tvm.DataType(str(x.ty.dtype)).lanes
 
-    def word(value: int) -> Any:
+    def word(value: int) -> Expr:
         one = tirx.const(value, "uint32")
         return one if lanes == 1 else tirx.Broadcast(one, lanes)
 
@@ -281,7 +281,7 @@ def _nearest(x: Any) -> Any:
     return tirx.Select(tirx.EQ(x, x), tirx.reinterpret(x.ty.dtype, upper), x)
 
 
-def _hidden(value: Any, integers: bool = True) -> Any:
+def _hidden(value: Expr, integers: bool = True) -> Expr:
     """`value` with its differences and comparisons of floats as calls, and with `integers` arithmetic of data."""
     return _Walk(integers).of(value)[0]
 
@@ -291,9 +291,9 @@ class _Walk:
 
     def __init__(self, integers: bool) -> None:
         self.integers = integers
-        self.names: list[Any] = []  # of values that tensors decide
+        self.names: list[tirx.Var] = []  # of values that tensors decide
 
-    def of(self, part: Any) -> tuple[Any, bool]:
+    def of(self, part: Expr) -> tuple[Expr, bool]:
         chain = []  # which may be longer than Python's stack
         while isinstance(part, tirx.Let):
             value, data = self.of(part.value)
@@ -315,7 +315,7 @@ class _Walk:
             new = tirx.Let(name, value, new)
         return new, data
 
-    def _hide(self, old: Any, new: Any, data: bool) -> Any:
+    def _hide(self, old: Expr, new: Expr, data: bool) -> Expr:
         if isinstance(old, _COMPUTES) and str(old.ty.dtype) == "bfloat16":
             wide = new.value if isinstance(new, tirx.Cast) and str(new.value.ty.dtype) == "float32" else None
             wide = tirx.Cast("float32", new) if wide is None else wide
@@ -338,5 +338,5 @@ class _Walk:
         return ir.Call(_operator(name), operands, ret_ty=new.ty)
 
 
-def _loads(value: Any, buffer: Any) -> bool:
+def _loads(value: Expr, buffer: tirx.Buffer) -> bool:
     return any(load.source.same_as(buffer) for load in loads(value))

@@ -9,9 +9,10 @@ them is never done. Names stay in registers, which is as fast as one long expres
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from tvm import ir, tirx
+from tvm.ir import Expr
 
 from graphopt.targets.common.kernels.blocks import RULE, SCHEDULED
 from graphopt.targets.common.tir import ieee
@@ -26,7 +27,7 @@ _KEPT = {"bool": "int8"}
 """Types of the names of values whose own type has no vectors in memory."""
 
 
-def inline(function: Any) -> Any:
+def inline(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function with its elementwise blocks merged, as far as they go over the same elements.
 
     Blocks up to the last one with a schedule rule belong to that rule, and stay. Kernels with bfloat16 are left to
@@ -49,7 +50,7 @@ def inline(function: Any) -> Any:
 
 
 class _Merge:
-    def __init__(self, function: Any, before: list[Stage], after: list[Stage]) -> None:
+    def __init__(self, function: tirx.PrimFunc, before: list[Stage], after: list[Stage]) -> None:
         self.function, self.before, self.after = function, before, after
         own = list(function.body.block.alloc_buffers)
         self.loads = [loads(stage.value) for stage in after]
@@ -80,7 +81,7 @@ class _Merge:
                 return None
         return targets.pop() if len(targets) == 1 else None
 
-    def done(self) -> Any:
+    def done(self) -> tirx.PrimFunc:
         if not self.into:
             return self.function
         gone = [self.after[number].buffer for number in self.into]
@@ -103,11 +104,11 @@ class _Merge:
                     indexing.add(member)
         return indexing
 
-    def _merged(self, number: int, members: list[int]) -> Any:
+    def _merged(self, number: int, members: list[int]) -> tirx.Stmt:
         """The loops of a stage, with the values of its members bound before its own."""
         stage = self.after[number]
-        values: list[tuple[Any, Any]] = []  # a tensor, and what is there in its place
-        names: list[tuple[Any, Any]] = []
+        values: list[tuple[tirx.Buffer, Expr]] = []  # a tensor, and what is there in its place
+        names: list[tuple[tirx.Var, Expr]] = []
         read = [load.source for reader in (*members, number) for load in self.loads[reader]]
         places = self._places(members, number)
         for member in members:
@@ -134,20 +135,22 @@ def _own_element(stage: Stage) -> bool:
     return _same(stage.indices, stage.variables) and stage.extents == tuple(int(d) for d in stage.buffer.shape)
 
 
-def _same(indices: Any, variables: tuple[Any, ...]) -> bool:
+def _same(indices: Sequence[Expr], variables: tuple[tirx.Var, ...]) -> bool:
     places = tuple(indices)
     return len(places) == len(variables) and all(a.same_as(b) for a, b in zip(places, variables, strict=True))
 
 
-def _longer(expression: Any, limit: int) -> bool:
+def _longer(expression: Expr, limit: int) -> bool:
     return any(number > limit for number, _ in enumerate(parts(expression), 1))
 
 
-def _moved(value: Any, old: tuple[Any, ...], new: tuple[Any, ...], values: list[tuple[Any, Any]]) -> Any:
+def _moved(
+    value: Expr, old: tuple[tirx.Var, ...], new: tuple[tirx.Var, ...], values: list[tuple[tirx.Buffer, Expr]]
+) -> Expr:
     """`value` at other iterators, with loads of some tensors replaced, and with names inside it of its own."""
     variables = list(zip(old, new, strict=True))
 
-    def swap(part: Any) -> Any:
+    def swap(part: Expr) -> Expr | None:
         if isinstance(part, tirx.Var):
             return next((other for variable, other in variables if variable.same_as(part)), None)
         if isinstance(part, ir.TensorLoad):

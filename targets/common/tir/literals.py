@@ -7,16 +7,15 @@ at the ends of their range for infinities, and folds comparisons with them to "n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from tvm import ir, topi
+from tvm import ir, relax, topi
 from tvm.ir import GenericConst
 
 
-def _binary(name: str) -> Callable[[Any, Any], Any]:
+def _binary(name: str) -> Callable[[relax.BlockBuilder, relax.Call], relax.Expr]:
     """TVM's legalization, but operands that TVM misreads stay tensors instead of constants in the function."""
 
-    def legalized(builder: Any, call: Any) -> Any:
+    def legalized(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
         if any(map(_misread, call.args)):
             return builder.call_te(getattr(topi, name), *call.args)
         return ir.Op.get(f"relax.{name}").get_attr("FLegalize")(builder, call)
@@ -24,7 +23,7 @@ def _binary(name: str) -> Callable[[Any, Any], Any]:
     return legalized
 
 
-def _misread(value: Any) -> bool:
+def _misread(value: relax.Expr) -> bool:
     """Whether an operand is one constant: a float zero, or an integer far from 0 for its type."""
     if not isinstance(value, GenericConst):
         return False

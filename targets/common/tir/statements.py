@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from tvm import s_tir, tirx
+from tvm.ir import Expr
 
 
-def changed(statement: Any, change: Callable[[Any], Any], stored: Callable[[Any, bool], Any] | None = None) -> Any:
+def changed(
+    statement: tirx.Stmt,
+    change: Callable[[Expr], Expr],
+    stored: Callable[[tirx.BufferStore, bool], tirx.Stmt] | None = None,
+) -> tirx.Stmt:
     """The statement with every value that it stores, binds, evaluates or decides by changed; itself if none is.
 
     Bounds of loops and indices of stores stay, as do kinds of statements that hold no such value.
@@ -20,14 +24,16 @@ def changed(statement: Any, change: Callable[[Any], Any], stored: Callable[[Any,
 
 
 class _Changer:
-    def __init__(self, change: Callable[[Any], Any], stored: Callable[[Any, bool], Any] | None) -> None:
+    def __init__(
+        self, change: Callable[[Expr], Expr], stored: Callable[[tirx.BufferStore, bool], tirx.Stmt] | None
+    ) -> None:
         self.change, self.stored = change, stored
 
-    def statement(self, old: Any, reduces: bool) -> Any:
+    def statement(self, old: tirx.Stmt, reduces: bool) -> tirx.Stmt:
         new = self._new(old, reduces)
         return old if new is None else new
 
-    def _new(self, old: Any, reduces: bool) -> Any:
+    def _new(self, old: tirx.Stmt, reduces: bool) -> tirx.Stmt | None:
         """The changed statement; None where nothing changes."""
         if isinstance(old, tirx.SeqStmt):
             parts = [self.statement(part, reduces) for part in old]
@@ -50,7 +56,7 @@ class _Changer:
             return tirx.Bind(old.var, value) if isinstance(old, tirx.Bind) else tirx.Evaluate(value)
         return self._around(old, reduces)
 
-    def _around(self, old: Any, reduces: bool) -> Any:
+    def _around(self, old: tirx.Stmt, reduces: bool) -> tirx.Stmt | None:
         """The changed statement, for kinds that hold other statements."""
         if isinstance(old, tirx.IfThenElse):
             condition, then = self.change(old.condition), self.statement(old.then_case, reduces)
@@ -71,7 +77,7 @@ class _Changer:
         bounds = old.loop_var, old.min, old.extent, old.kind
         return tirx.For(*bounds, body, old.thread_binding, old.annotations, old.step)
 
-    def _block(self, old: Any) -> Any:
+    def _block(self, old: s_tir.SBlock) -> s_tir.SBlock:
         start = None if old.init is None else self.statement(old.init, False)
         body = self.statement(old.body, old.init is not None)
         if body.same_as(old.body) and (start is None or start.same_as(old.init)):
@@ -80,5 +86,5 @@ class _Changer:
         return s_tir.SBlock(*access, old.name_hint, body, start, old.alloc_buffers, old.match_buffers, old.annotations)
 
 
-def _same(new: Any, old: Any) -> bool:
+def _same(new: Sequence[Expr | tirx.Stmt], old: Sequence[Expr | tirx.Stmt] | tirx.SeqStmt) -> bool:
     return all(a.same_as(b) for a, b in zip(new, old, strict=True))
