@@ -61,7 +61,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class KernelPlan:
     """How a kernel computes: algorithm, tile, and an estimate of its seconds, None if it is bound by memory bandwidth.
 
     `layout` is the layout of its tensors. `precision` names the units that compute sums ("fp16 mma"), empty for

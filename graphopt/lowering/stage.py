@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.cost.workload import Plan
+from graphopt.cost.workload import KernelPlan
 from graphopt.distributed.partition import Part
 from graphopt.errors import GraphoptError
 from graphopt.graph.analysis import static_type
@@ -47,7 +47,7 @@ class BuiltStage:
     constants: dict[str, NDArray[Any]]
     fallbacks: dict[str, bytes]
     notes: list[str]
-    plans: dict[str, Plan]
+    plans: dict[str, KernelPlan]
 
     def write(self, folder: Path, target: Target) -> dict[str, bytes | Path]:
         """Generate code and write weights below `folder`; returns the files of the artifact by name."""
@@ -69,7 +69,7 @@ class _Draft:
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
     fallbacks: dict[str, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    plans: dict[str, Plan] = field(default_factory=dict)
+    plans: dict[str, KernelPlan] = field(default_factory=dict)
 
 
 def build_stage(

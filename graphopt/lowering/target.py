@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.cost.source import Costed
-from graphopt.cost.workload import Plan, Workload
+from graphopt.cost.workload import KernelPlan, Workload
 from graphopt.program.program import KernelCall, Value
 
 
@@ -30,7 +30,7 @@ class Lowered:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
-    plans: dict[str, Plan] = field(default_factory=dict)
+    plans: dict[str, KernelPlan] = field(default_factory=dict)
 
 
 class Target(Costed, Protocol):

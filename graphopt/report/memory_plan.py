@@ -37,7 +37,7 @@ class Rectangle:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MemoryPlan:
     """The arena of a stage over its steps: step 0 takes the inputs, the last gives the outputs."""
 
     stage: int
@@ -47,7 +47,7 @@ class Plan:
     lower_bound: int
 
 
-def plan(stage: Stage) -> Plan:
+def plan(stage: Stage) -> MemoryPlan:
     """The data of the picture, from the calls of the stage."""
     values = {value.name: value for value in stage.values}
     first: dict[str, int] = {}
@@ -66,7 +66,7 @@ def plan(stage: Stage) -> Plan:
     rectangles = tuple(
         Rectangle(shown[name], first[name], last[name], values[name].offset, values[name].nbytes) for name in first
     )
-    return Plan(stage.index, tuple(names), rectangles, stage.arena_bytes, stage.arena_lower_bound)
+    return MemoryPlan(stage.index, tuple(names), rectangles, stage.arena_bytes, stage.arena_lower_bound)
 
 
 def names_of_values(stage: Stage) -> dict[str, str]:
@@ -113,7 +113,7 @@ def _steps(stage: Stage) -> Iterator[tuple[str, Sequence[str]]]:
     yield "outputs", stage.outputs
 
 
-def text(stage_plan: Plan, width: int = 64, full: str = "#", free: str = ".") -> str:
+def text(stage_plan: MemoryPlan, width: int = 64, full: str = "#", free: str = ".") -> str:
     """One line per step (or several steps), the arena from left to right; live values are drawn as `full`."""
     head = f"stage {stage_plan.stage}: arena {nbytes(stage_plan.arena)}, lower bound {nbytes(stage_plan.lower_bound)}"
     if not stage_plan.arena:
@@ -138,7 +138,7 @@ def text(stage_plan: Plan, width: int = 64, full: str = "#", free: str = ".") ->
     return "\n".join(lines)
 
 
-def svg(plans: Sequence[Plan]) -> str:
+def svg(plans: Sequence[MemoryPlan]) -> str:
     """The drawing as SVG: time to the right, offset upwards, one rectangle per value, one panel per stage."""
     height = len(plans) * (_HEIGHT + _LEGEND + _MARGIN)
     parts = [
@@ -151,7 +151,7 @@ def svg(plans: Sequence[Plan]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _panel(picture: Plan, top: int) -> Iterator[str]:
+def _panel(picture: MemoryPlan, top: int) -> Iterator[str]:
     right = _WIDTH - 2 * _MARGIN
     steps, arena = max(len(picture.steps), 1), max(picture.arena, 1)
 

@@ -19,7 +19,7 @@ from graphopt.passes.precision.rewrite import Rewrite
 from graphopt.passes.precision.view import CAST_BYTES, View, elements, tensors_of
 from graphopt.pipeline.pass_base import Pass, PassResult, Refusal, option
 
-HALVES = {Numbers.FP16: ir.DataType.FLOAT16, Numbers.BF16: ir.DataType.BFLOAT16}
+HALF_DTYPES = {Numbers.FP16: ir.DataType.FLOAT16, Numbers.BF16: ir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Precision(Pass):
             return PassResult(model, False)
         if self.to == Numbers.TF32:
             return _mark_products(model)
-        half = HALVES[self.to]
+        half = HALF_DTYPES[self.to]
         raised = half == ir.DataType.BFLOAT16 and _raise_opset(model)
         view = View(model.graph, half)
         rules = Rules(half, model.opset_imports.get("", 1), _captured(model))

@@ -24,8 +24,8 @@ from graphopt.graph.analysis import static_type
 from graphopt.graph.constness import constant_tensor, is_constant, tensor_of
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common import origins
-from graphopt.targets.common.converters import halves
-from graphopt.targets.common.converters.base import HALVES, Context, Converter, Inputs, dtype_of
+from graphopt.targets.common.converters import half_precision
+from graphopt.targets.common.converters.base import HALF_DTYPES, Context, Converter, Inputs, dtype_of
 from graphopt.targets.common.converters.refusals import WRONG_IN_TVM
 from graphopt.targets.common.converters.refusals import NotSupported as NotSupported
 from graphopt.targets.common.converters.shapes import nothing
@@ -163,10 +163,10 @@ def _convert(scope: _Scope, node: ir.Node, opsets: Mapping[str, int]) -> None:
         if result is not NotImplemented:
             break
     else:
-        half = dtype_of(inputs[0]) if node.op_type in halves.SINGLE and inputs[0] is not None else ""
-        if half in HALVES:
-            result = _convert_with_tvm(scope, node, halves.widened(context, inputs), opsets.get("", 1))
-            result = halves.rounded(context, scope.builder.normalize(result), half)
+        half = dtype_of(inputs[0]) if node.op_type in half_precision.SINGLE and inputs[0] is not None else ""
+        if half in HALF_DTYPES:
+            result = _convert_with_tvm(scope, node, half_precision.widened(context, inputs), opsets.get("", 1))
+            result = half_precision.rounded(context, scope.builder.normalize(result), half)
         else:
             result = _convert_with_tvm(scope, node, inputs, opsets.get("", 1))
     results = (

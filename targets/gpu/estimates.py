@@ -16,7 +16,7 @@ from tvm.ir import Expr
 
 from graphopt.cost.workload import Workload
 from graphopt.program.program import ITEM_BYTES
-from graphopt.targets.common.converters.base import HALVES
+from graphopt.targets.common.converters.base import HALF_DTYPES
 from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.gemm import simt, templates
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
@@ -43,7 +43,7 @@ class Shape:
     def product(self, kind: str | None) -> Gemm:
         """The GEMM of tensors that lie so; tensor cores may multiply factors of `kind`."""
         b, m, n, k = self.batch, self.m, self.n, self.k
-        kept = "float32" if self.dtype in HALVES else self.dtype
+        kept = "float32" if self.dtype in HALF_DTYPES else self.dtype
         # tensor cores read both operands along k
         turned = kind is not None and self.wide[1]
         left = tirx.decl_buffer((b, m, k * (1 if self.wide[0] else 2)), self.dtype)
@@ -153,7 +153,7 @@ class Estimates:
 
     def _product(self, shape: Shape, units: str) -> float:
         """Seconds of the kernel template that the schedule will choose."""
-        kind = shape.dtype if shape.dtype in HALVES else "tf32" if units == "tf32" else None
+        kind = shape.dtype if shape.dtype in HALF_DTYPES else "tf32" if units == "tf32" else None
         if (shape, kind) not in self._known:
             gemm = shape.product(kind)
             try:

@@ -7,16 +7,16 @@ from dataclasses import asdict
 
 from tvm import tirx
 
-from graphopt.cost.workload import Plan
+from graphopt.cost.workload import KernelPlan
 
 _KEY = "graphopt.plan"
 
 
-def attribute(plan: Plan) -> dict[str, str]:
+def attribute(plan: KernelPlan) -> dict[str, str]:
     """The attribute that marks a function with `plan`."""
     return {_KEY: json.dumps(asdict(plan))}
 
 
-def of(function: tirx.PrimFunc) -> Plan:
+def of(function: tirx.PrimFunc) -> KernelPlan:
     """The plan that a function is marked with."""
-    return Plan(**json.loads(str(function.attrs[_KEY]))) if _KEY in function.attrs else Plan("written")
+    return KernelPlan(**json.loads(str(function.attrs[_KEY]))) if _KEY in function.attrs else KernelPlan("written")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tvm import s_tir, tirx
 
-from graphopt.cost.workload import Plan
+from graphopt.cost.workload import KernelPlan
 from graphopt.targets.common.kernels.blocks import Block, blocks_of
 from graphopt.targets.gpu import plans
 from graphopt.targets.gpu.code import SYNCHRONIZED
@@ -22,23 +22,23 @@ class Scheduled:
     """A PrimFunc with every loop in a kernel, its plan, and a note if its schedule rule did not fit it."""
 
     function: tirx.PrimFunc
-    plan: Plan
+    plan: KernelPlan
     note: str = ""
 
 
 def _product(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> Scheduled:
     layout = product.layout(sch, anchor)
     chosen = templates.best(product.read(sch, anchor), device)
-    return Scheduled(chosen.emit(), Plan("product", chosen.tile, chosen.seconds, layout, chosen.units))
+    return Scheduled(chosen.emit(), KernelPlan("product", chosen.tile, chosen.seconds, layout, chosen.units))
 
 
 def _window(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> Scheduled:
-    return Scheduled(window.emit(sch, anchor, device), Plan("window", layout=blocked(anchor.spatial[-1])))
+    return Scheduled(window.emit(sch, anchor, device), KernelPlan("window", layout=blocked(anchor.spatial[-1])))
 
 
 def _winograd(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> Scheduled:
     layout = blocked(winograd.lanes(sch))
-    return Scheduled(winograd.emit(sch, anchor, device), Plan("winograd transform", layout=layout))
+    return Scheduled(winograd.emit(sch, anchor, device), KernelPlan("winograd transform", layout=layout))
 
 
 RULES = {product.NAME: _product, window.NAME: _window, winograd.NAME: _winograd}
@@ -66,15 +66,15 @@ def apply(function: tirx.PrimFunc, device: GpuSpec) -> Scheduled:
         reductions = [block for block in blocks_of(sch) if block.reduce]
         if len(reductions) == 1:
             emitted, config, seconds = sums.emit(sch, reductions[0], device)
-            return Scheduled(emitted, Plan("sums", str(config), seconds), note)
+            return Scheduled(emitted, KernelPlan("sums", str(config), seconds), note)
     except (s_tir.ScheduleError, ValueError):
         pass
     try:
         sch = s_tir.Schedule(function)
         generic.schedule(sch, device)
-        return Scheduled(sch.mod["main"], Plan("elements"), note)
+        return Scheduled(sch.mod["main"], KernelPlan("elements"), note)
     except (s_tir.ScheduleError, ValueError):
-        return Scheduled(generic.by_hand(function, device), Plan("loops"), note)
+        return Scheduled(generic.by_hand(function, device), KernelPlan("loops"), note)
 
 
 def choices(function: tirx.PrimFunc, device: GpuSpec, count: int | None) -> list[templates.KernelCandidate]:

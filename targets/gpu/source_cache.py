@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from graphopt.cost.workload import Plan
+from graphopt.cost.workload import KernelPlan
 from graphopt.disk_cache import DiskCache
 from graphopt.program.program import Launch
 from graphopt.targets.common import sources
@@ -24,7 +24,7 @@ class Generated:
     """Source and launches of a kernel, its plan, and the note that scheduling it left."""
 
     code: DeviceCode
-    plan: Plan
+    plan: KernelPlan
     note: str = ""
 
 
@@ -69,4 +69,4 @@ def _read(document: dict[str, Any]) -> Generated:
     )
     scratch = tuple((dtype, tuple(shape)) for dtype, shape in code["scratch"])
     device_code = DeviceCode(code["source"], tuple(launches), scratch, code["resident"])
-    return Generated(device_code, Plan(**document["plan"]), document["note"])
+    return Generated(device_code, KernelPlan(**document["plan"]), document["note"])

@@ -11,7 +11,7 @@ from tvm.ir import Expr
 
 from graphopt.targets.common.converters.base import (
     FLOATS,
-    HALVES,
+    HALF_DTYPES,
     Context,
     Converter,
     Inputs,
@@ -33,9 +33,9 @@ def function(define: Function) -> Converter:
 
     def convert(c: Context, inputs: Inputs) -> Outputs:
         dtype = dtype_of(inputs[0])
-        if dtype not in (*FLOATS, *HALVES):
+        if dtype not in (*FLOATS, *HALF_DTYPES):
             return NotImplemented
-        wide = "float32" if dtype in HALVES else dtype
+        wide = "float32" if dtype in HALF_DTYPES else dtype
         value = define(c, wide)
         return elementwise_map(
             c, lambda *x: value(*(each.astype(wide) for each in x)).astype(dtype), *spread(c, inputs)
@@ -106,6 +106,18 @@ def hard_swish(_: Context, dtype: str) -> Callable[[Expr], Expr]:
     return value
 
 
+def swish(c: Context, dtype: str) -> Callable[[Expr], Expr]:
+    """x Sigmoid(alpha x)."""
+    alpha = c.real("alpha", 1.0)
+    return lambda x: x * fast.sigmoid(_times(x, alpha, dtype))
+
+
+def swiglu(c: Context, dtype: str) -> Callable[[Expr, Expr], Expr]:
+    """Swish(a) b."""
+    gate = swish(c, dtype)
+    return lambda a, b: gate(a) * b
+
+
 def softplus(_: Context, dtype: str) -> Callable[[Expr], Expr]:
     """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), where log1p(u) = log(w) u / (w - 1) of w = 1 + u (Kahan)."""
     one, u = const(1, dtype), tirx.Var("u", dtype)
@@ -135,7 +147,7 @@ def extreme(largest: bool) -> Converter:
 
     def convert(c: Context, inputs: Inputs) -> Outputs:
         dtype = dtype_of(inputs[0])
-        floating = dtype in (*FLOATS, *HALVES)
+        floating = dtype in (*FLOATS, *HALF_DTYPES)
 
         def further(a: Expr, b: Expr) -> Expr:
             if not floating:
@@ -165,5 +177,7 @@ ACTIVATIONS: dict[str, Converter] = {
     "Selu": function(elu),
     "Sign": function(sign),
     "Softplus": function(softplus),
+    "SwiGLU": function(swiglu),
+    "Swish": function(swish),
     "ThresholdedRelu": function(thresholded_relu),
 }

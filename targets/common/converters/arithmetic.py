@@ -12,7 +12,7 @@ from tvm.ir import Expr, GenericConst
 
 from graphopt.targets.common.converters.base import (
     FLOATS,
-    HALVES,
+    HALF_DTYPES,
     Context,
     Converter,
     Inputs,
@@ -52,7 +52,7 @@ def hyperbolic(sign: int) -> Converter:
 
     def convert(c: Context, inputs: Inputs) -> Outputs:
         source = dtype_of(inputs[0])
-        dtype = "float32" if source in HALVES else source
+        dtype = "float32" if source in HALF_DTYPES else source
         if dtype not in FLOATS:
             return NotImplemented
         half, far = tirx.const(0.5, dtype), tirx.const(_FAR[dtype], dtype)
@@ -80,7 +80,7 @@ def hyperbolic(sign: int) -> Converter:
 def mish(c: Context, inputs: Inputs) -> Outputs:
     """x tanh(log(1 + e^x)) = x (w^2 + 2 w) / (w^2 + 2 w + 2) with w = e^x, which cancels nowhere."""
     source = dtype_of(inputs[0])
-    dtype = "float32" if source in HALVES else source
+    dtype = "float32" if source in HALF_DTYPES else source
     if dtype not in ("float32", "float64"):
         return NotImplemented
 

@@ -102,7 +102,7 @@ def dtype_of(x: relax.Expr) -> str:
 
 
 FLOATS = ("float16", "float32", "float64")
-HALVES = ("float16", "bfloat16")
+HALF_DTYPES = ("float16", "bfloat16")
 
 
 def spread(c: Context, inputs: list[relax.Expr]) -> list[relax.Expr]:

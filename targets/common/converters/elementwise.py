@@ -13,7 +13,7 @@ from tvm.ir import Expr
 from graphopt.targets.common.converters.base import (
     BROADCAST,
     FLOATS,
-    HALVES,
+    HALF_DTYPES,
     Context,
     Converter,
     Inputs,
@@ -31,9 +31,9 @@ def elementwise(function: Callable[[Expr], Expr]) -> Converter:
 
     def convert(c: Context, inputs: Inputs) -> Outputs:
         dtype = dtype_of(inputs[0])
-        if dtype not in (*FLOATS, *HALVES):
+        if dtype not in (*FLOATS, *HALF_DTYPES):
             return NotImplemented
-        if dtype in HALVES:
+        if dtype in HALF_DTYPES:
             return elementwise_map(c, lambda x: function(x.astype("float32")).astype(dtype), inputs[0])
         return elementwise_map(c, function, inputs[0])
 

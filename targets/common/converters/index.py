@@ -16,7 +16,7 @@ from tvm.ir import Expr, GenericConst
 
 from graphopt.graph.constness import numbers_of
 from graphopt.targets.common.converters.base import (
-    HALVES,
+    HALF_DTYPES,
     INJECTIVE,
     OPAQUE,
     Context,
@@ -142,7 +142,7 @@ def running(function: Callable[..., te.Tensor]) -> Converter:
         if c.integer("reverse"):
             x = c.builder.emit(relax.op.flip(x, place))
         dtype, exclusive = dtype_of(x), bool(c.integer("exclusive"))
-        wide = "float32" if dtype in HALVES else dtype
+        wide = "float32" if dtype in HALF_DTYPES else dtype
         x = x if wide == dtype else c.builder.emit(relax.op.astype(x, wide))
         y = c.te("running", lambda v: function(v, axis=place, dtype=wide, exclusive=exclusive), x, pattern=OPAQUE)
         y = y if wide == dtype else c.builder.emit(relax.op.astype(y, dtype))

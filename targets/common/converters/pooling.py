@@ -19,7 +19,7 @@ from tvm.ir import Expr, GenericConst
 
 from graphopt.targets.common.converters.base import (
     FLOATS,
-    HALVES,
+    HALF_DTYPES,
     REDUCTION,
     Context,
     Converter,
@@ -55,10 +55,10 @@ def pool(c: Context, inputs: Inputs) -> Outputs:
     plain = not c.integer("ceil_mode") and set(dilations) == {1} and rank <= 3 and fits and not auto
     if (plain and kind != "LpPool") or len(c.node.outputs) > 1 or 0 in shape:
         return NotImplemented
-    if kind != "MaxPool" and dtype not in (*FLOATS, *HALVES):
+    if kind != "MaxPool" and dtype not in (*FLOATS, *HALF_DTYPES):
         return NotImplemented
     begins, ends = pool_pads(c, shape[2:], kernel, strides)
-    working = "float32" if dtype in HALVES else dtype
+    working = "float32" if dtype in HALF_DTYPES else dtype
     if kind == "MaxPool":
         working = dtype
     # Of nothing but -inf ONNX Runtime makes the lowest number where its vector code runs: in float32 without dilations.

@@ -64,13 +64,13 @@ class Rescaling:
         return {name: operand for name, operand in every.items() if operand is not None}
 
     @staticmethod
-    def element(operands: dict[str, te.Tensor]) -> Callable[[Expr, Expr], Expr] | None:
+    def element(operands: dict[str, te.Tensor]) -> Callable[[Expr | te.TensorSlice, Expr], Expr] | None:
         """The function of one sum and its channel, from the TE tensors of `operands`; None where there are none."""
         if "ratio" not in operands:
             return None
         ratio, zero, bias = operands["ratio"], operands["y_zero"], operands.get("bias")
 
-        def element(total: Expr, channel: Expr) -> Expr:
+        def element(total: Expr | te.TensorSlice, channel: Expr) -> Expr:
             total = total if bias is None else total + bias[channel]
             rounded = tirx.nearbyint(total.astype("float32") * ratio[0 if dims(ratio) == [1] else channel])
             return saturated(rounded + zero[0].astype("float32"), str(zero.dtype))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import BROADCAST, HALVES, Context, Inputs, Outputs, dtype_of
+from graphopt.targets.common.converters.base import BROADCAST, HALF_DTYPES, Context, Inputs, Outputs, dtype_of
 from graphopt.targets.common.kernels.blocks import const
 
 
@@ -17,7 +17,7 @@ def batch_norm(c: Context, inputs: Inputs) -> Outputs:
     if len([output for output in c.node.outputs if output.name]) > 1:
         return NotImplemented
     dtype = dtype_of(inputs[0])
-    wide = "float32" if dtype in HALVES else dtype
+    wide = "float32" if dtype in HALF_DTYPES else dtype
 
     def define(x: te.Tensor, scale: te.Tensor, bias: te.Tensor, mean: te.Tensor, variance: te.Tensor) -> te.Tensor:
         epsilon = const(c.real("epsilon", 1e-5), wide)

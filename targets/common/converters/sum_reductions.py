@@ -17,7 +17,7 @@ from tvm.ir import Expr
 
 from graphopt.targets.common.converters.base import (
     FLOATS,
-    HALVES,
+    HALF_DTYPES,
     OPAQUE,
     REDUCTION,
     Context,
@@ -73,11 +73,11 @@ def _total(accumulator: Accumulator, c: Context, inputs: Inputs) -> Outputs:
         axes: list[int] | None = list(range(2, len(shape)))
     else:
         axes = chosen_axes(c, len(shape))
-    if dtype not in (*FLOATS, *HALVES) or 0 in shape or not axes:
+    if dtype not in (*FLOATS, *HALF_DTYPES) or 0 in shape or not axes:
         return NotImplemented
     keep = c.node.op_type == "GlobalAveragePool" or bool(c.integer("keepdims", 1))
     count = math.prod(shape[axis] for axis in axes)
-    wide = "float32" if dtype in HALVES else dtype
+    wide = "float32" if dtype in HALF_DTYPES else dtype
     kept = accumulator(wide, count)
 
     def along(name: str, combine: Callable[..., Expr], term: Callable[..., Expr]) -> te.Tensor:

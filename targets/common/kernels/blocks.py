@@ -72,6 +72,6 @@ def const(value: float, dtype: str | PrimType) -> Expr:
     return tvm.tirx.const(value, dtype)
 
 
-def dims(tensor: te.Tensor) -> list[int]:
+def dims(tensor: te.Tensor | tirx.Buffer) -> list[int]:
     """Static shape of a TE tensor."""
     return [int(d) for d in tensor.shape]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from graphopt.targets.common.converters.base import HALVES, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
-from graphopt.targets.common.converters.halves import in_single
+from graphopt.targets.common.converters.base import HALF_DTYPES, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
+from graphopt.targets.common.converters.half_precision import in_single
 from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.common.kernels.blocks import SCHEDULED, round_up
 from graphopt.targets.cpu.kernels import attention as kernel
@@ -21,7 +21,7 @@ def attention(c: Context, inputs: Inputs) -> Outputs:
     q, k, v = inputs[:3]
     mask = inputs[3] if len(inputs) > 3 else None
     sq, sk, sv, dtype = shape_of(q), shape_of(k), shape_of(v), dtype_of(q)
-    if dtype in HALVES:
+    if dtype in HALF_DTYPES:
         return in_single(attention)(c, inputs)
     if dtype not in ("float32", "float64"):
         raise NotSupported(f"the kernel of {c.node.op_type} does not compute in {dtype}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphopt.targets.common.converters.base import Converter
 from graphopt.targets.common.converters.elementwise import elementwise
-from graphopt.targets.common.converters.halves import in_single
+from graphopt.targets.common.converters.half_precision import in_single
 from graphopt.targets.common.converters.linear import dynamic_quantize
 from graphopt.targets.common.converters.quantized import converters as quantized
 from graphopt.targets.common.converters.sum_reductions import total
@@ -83,7 +83,7 @@ FIRST: dict[str, Converter] = {
     "Tanh": elementwise(fast.tanh),
 }
 
-HALVES: dict[str, Converter] = {
+HALF_DTYPES: dict[str, Converter] = {
     "Conv": in_single(conv),
     "ConvTranspose": in_single(conv_transpose),
     "Gemm": in_single(fully_connected),
@@ -101,5 +101,5 @@ _REPLACED = {"DynamicQuantizeLinear", *(name for name in FIRST if name.startswit
 
 TABLE: Table = {
     **in_order(CUSTOM),
-    **in_order(FIRST, HALVES, {name: each for name, each in SHARED.items() if name not in _REPLACED}, FURTHER),
+    **in_order(FIRST, HALF_DTYPES, {name: each for name, each in SHARED.items() if name not in _REPLACED}, FURTHER),
 }

@@ -7,8 +7,17 @@ import math
 import numpy as np
 from tvm import relax, te
 
-from graphopt.cost.workload import Plan
-from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
+from graphopt.cost.workload import KernelPlan
+from graphopt.targets.common.converters.base import (
+    FLOATS,
+    HALF_DTYPES,
+    OPAQUE,
+    Context,
+    Inputs,
+    Outputs,
+    dtype_of,
+    shape_of,
+)
 from graphopt.targets.common.converters.index import constant
 from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.gpu import plans
@@ -32,13 +41,13 @@ def attention(c: Context, inputs: Inputs) -> Outputs:
     q, k, v = inputs[:3]
     sq, sk, sv, dtype = shape_of(q), shape_of(k), shape_of(v), dtype_of(q)
     name = c.node.op_type
-    if dtype not in (*FLOATS, *HALVES):
+    if dtype not in (*FLOATS, *HALF_DTYPES):
         raise NotSupported(f"the kernel of {name} does not compute in {dtype}")
     if 0 in (*sq, *sk, *sv) or not sq[:2] == sk[:2] == sv[:2]:
         raise NotSupported(f"the operands of {name} are empty or differ in batch or heads")
     device: GpuSpec = c.machine
     assert isinstance(device, GpuSpec)
-    kept = "float32" if dtype in HALVES else dtype
+    kept = "float32" if dtype in HALF_DTYPES else dtype
     shape = launch.Shape(math.prod(sq[:2]), sq[2], sk[2], sq[3], sv[3], kept, _causal_offset(c, sq[2], sk[2]))
     fitting = launch.tiles(shape, device)
     if not fitting:
@@ -48,14 +57,14 @@ def attention(c: Context, inputs: Inputs) -> Outputs:
         )
     tile, scale = fitting[0], c.real("scale", 1.0)
     sources, views = _seen(c, [q, k, v])
-    on_cores = mma_launch.tiles(shape, device, dtype) if device.cuda and dtype in HALVES else []
+    on_cores = mma_launch.tiles(shape, device, dtype) if device.cuda and dtype in HALF_DTYPES else []
     marks: dict[str, int]
-    plan = Plan("attention", f"{tile.rows}x{tile.keys}", seconds(shape, tile, device))
+    plan = KernelPlan("attention", f"{tile.rows}x{tile.keys}", seconds(shape, tile, device))
     assert plan.seconds is not None
     if on_cores and mma_launch.seconds(shape, on_cores[0], device, dtype) < plan.seconds:
         best, units = on_cores[0], TensorCores(dtype)
         taken = mma_launch.seconds(shape, best, device, dtype)
-        plan = Plan("attention", f"{best.rows}x{best.keys}", taken, precision=f"{LABELS[dtype]} mma")
+        plan = KernelPlan("attention", f"{best.rows}x{best.keys}", taken, precision=f"{LABELS[dtype]} mma")
         marks = mma.attributes(shape, best, device)
 
         def define(q: te.Tensor, k: te.Tensor, v: te.Tensor, mask: te.Tensor | None = None) -> te.Tensor:

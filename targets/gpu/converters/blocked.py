@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
-from graphopt.cost.workload import Plan
+from graphopt.cost.workload import KernelPlan
 from graphopt.targets.common.converters.base import (
     FLOATS,
-    HALVES,
+    HALF_DTYPES,
     INJECTIVE,
     OPAQUE,
     Context,
@@ -53,11 +53,11 @@ PLANE = 32
 
 def accumulator(dtype: str) -> str:
     """The dtype of sums of `dtype`: fp16 and bf16 are summed in fp32."""
-    return "float32" if dtype in HALVES else dtype
+    return "float32" if dtype in HALF_DTYPES else dtype
 
 
 def _require_floats(c: Context, inputs: Inputs) -> None:
-    if dtype_of(inputs[0]) not in (*FLOATS, *HALVES):
+    if dtype_of(inputs[0]) not in (*FLOATS, *HALF_DTYPES):
         raise NotSupported(f"the kernel of {c.node.op_type} does not compute in {dtype_of(inputs[0])}")
 
 
@@ -75,7 +75,7 @@ def _window(c: Context, kernel: tuple[int, ...]) -> Window:
 def on_cores(c: Context, dtype: str) -> bool:
     """Whether tensor cores may multiply numbers of `dtype`; they want both operands along k."""
     device: GpuSpec = c.machine
-    return bool(device.cuda) and (dtype in HALVES or c.tf32)
+    return bool(device.cuda) and (dtype in HALF_DTYPES or c.tf32)
 
 
 def conv2d_blocked(c: Context, inputs: Inputs) -> Outputs:
@@ -106,7 +106,7 @@ def _gathered(c: Context, x: relax.Expr, w: relax.Expr) -> tuple[relax.Expr, rel
     x[N, C, H, W, 1], w[CO, C, kh, kw, 1, b]  ->  x[N, 1, H, W, chunk], w[CO, 1, kh, kw, chunk, b]
     """
     (images, planes, height, width, lanes), dtype = shape_of(x), dtype_of(x)
-    chunk = CHUNK_BYTES // (2 if dtype in HALVES else 4)
+    chunk = CHUNK_BYTES // (2 if dtype in HALF_DTYPES else 4)
     if lanes > 1 or planes > chunk:
         return x, w
     blocks, _, kh, kw, _, b = shape_of(w)
@@ -139,7 +139,7 @@ def winograd_blocked(c: Context, inputs: Inputs) -> Outputs:
     tiles = winograd.Tiles(c.integer("m"), out[0], (out[2], out[3]))
     pads = c.integers("pads", (0, 0, 0, 0))
     device: GpuSpec = c.machine
-    plan = Plan("winograd transform", layout=blocked(lanes))
+    plan = KernelPlan("winograd transform", layout=blocked(lanes))
     v = c.builder.emit_te(
         lambda p: winograd.transform_input(p, tiles, pads, device.threads_per_block),
         x,
@@ -296,7 +296,7 @@ def from_blocked(c: Context, inputs: Inputs) -> Outputs:
 def _transposed(c: Context, x: relax.Expr, tile: transposes.Transpose) -> relax.Expr:
     device: GpuSpec = c.machine
     ends = "NCHW", blocked(tile.block)
-    plan = Plan("transpose", layout=" to ".join(ends if tile.to_blocked else ends[::-1]))
+    plan = KernelPlan("transpose", layout=" to ".join(ends if tile.to_blocked else ends[::-1]))
     return c.builder.emit_te(
         lambda v: transposes.compute(v, tile, c.out_shape, device.threads_per_block),
         x,

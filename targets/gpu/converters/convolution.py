@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import FLOATS, HALVES, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
+from graphopt.targets.common.converters.base import (
+    FLOATS,
+    HALF_DTYPES,
+    OPAQUE,
+    Context,
+    Inputs,
+    Outputs,
+    dtype_of,
+    shape_of,
+)
 from graphopt.targets.common.converters.pads import conv_begin_pads, conv_transpose_begin_pads
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.converters.blocked import accumulator
@@ -80,7 +89,7 @@ def conv(c: Context, inputs: Inputs) -> Outputs:
     """Conv of any rank and grouping: weights times patches, which are computed where they are read."""
     x, w = inputs[:2]
     bias = inputs[2] if len(inputs) > 2 else None
-    if dtype_of(x) not in (*FLOATS, *HALVES) or 0 in (*shape_of(x), *shape_of(w)) or len(shape_of(x)) < 3:
+    if dtype_of(x) not in (*FLOATS, *HALF_DTYPES) or 0 in (*shape_of(x), *shape_of(w)) or len(shape_of(x)) < 3:
         return NotImplemented
     groups, out = c.integer("group", 1), c.out_shape
     image, kernel = shape_of(x)[2:], shape_of(w)[2:]
@@ -111,7 +120,7 @@ def conv_transpose(c: Context, inputs: Inputs) -> Outputs:
     bias = inputs[2] if len(inputs) > 2 else None
     groups, out = c.integer("group", 1), c.out_shape
     image, kernel = shape_of(x)[2:], shape_of(w)[2:]
-    if dtype_of(x) not in (*FLOATS, *HALVES) or not kernel or 0 in (*shape_of(x), *shape_of(w), *out):
+    if dtype_of(x) not in (*FLOATS, *HALF_DTYPES) or not kernel or 0 in (*shape_of(x), *shape_of(w), *out):
         return NotImplemented
     ones = (1,) * len(kernel)
     strides, dilations = c.integers("strides", ones), c.integers("dilations", ones)

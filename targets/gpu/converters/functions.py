@@ -10,7 +10,7 @@ from tvm.ir import Expr
 from graphopt.targets.common.converters.base import (
     ELEMENTWISE,
     FLOATS,
-    HALVES,
+    HALF_DTYPES,
     Context,
     Inputs,
     Outputs,
@@ -28,9 +28,9 @@ def left_to_tvm(_: Context, __: Inputs) -> Outputs:
 def gelu(c: Context, inputs: Inputs) -> Outputs:
     """x / 2 (1 + erf(x / sqrt 2)), or its approximation by tanh; fp16 and bf16 are computed in fp32."""
     dtype = dtype_of(inputs[0])
-    if dtype not in (*FLOATS, *HALVES) or not shape_of(inputs[0]):
+    if dtype not in (*FLOATS, *HALF_DTYPES) or not shape_of(inputs[0]):
         return NotImplemented
-    kept = "float32" if dtype in HALVES else dtype
+    kept = "float32" if dtype in HALF_DTYPES else dtype
     approximate = c.text("approximate", "none") == "tanh"
 
     def function(element: te.TensorSlice) -> Expr:

@@ -8,7 +8,7 @@ from tvm import relax, te, tirx
 from tvm.ir import Expr
 
 from graphopt.graph.constness import is_constant
-from graphopt.targets.common.converters.base import FLOATS, HALVES, Context, Inputs, Outputs, dtype_of, shape_of
+from graphopt.targets.common.converters.base import FLOATS, HALF_DTYPES, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.converters.blocked import accumulator, on_cores
 from graphopt.targets.gpu.fusion import epilogue
@@ -31,7 +31,7 @@ def _matmul(
     scale: float = 1.0,
 ) -> Outputs:
     sa, sb, dtype = shape_of(a), shape_of(b), dtype_of(a)
-    if dtype not in (*FLOATS, *HALVES) or len(sa) < 2 or len(sb) < 2 or 0 in (*sa, *sb):
+    if dtype not in (*FLOATS, *HALF_DTYPES) or len(sa) < 2 or len(sb) < 2 or 0 in (*sa, *sb):
         return NotImplemented
     k, m = (sa[-2], sa[-1]) if left_transposed else (sa[-1], sa[-2])
     n = sb[-2] if right_transposed else sb[-1]

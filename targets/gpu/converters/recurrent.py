@@ -5,12 +5,12 @@ from __future__ import annotations
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
-from graphopt.cost.workload import Plan
+from graphopt.cost.workload import KernelPlan
 from graphopt.targets.common.converters import recurrent_node
 from graphopt.targets.common.converters.base import (
     EPILOGUE,
     FLOATS,
-    HALVES,
+    HALF_DTYPES,
     OPAQUE,
     Context,
     Inputs,
@@ -41,7 +41,7 @@ def recurrent(c: Context, inputs: Inputs) -> Outputs:
     steps, batch = shape_of(x)[1::-1] if batch_first else shape_of(x)[:2]
     _refuse(c, given_as, hidden, steps, 0 in (*shape_of(x), *shape_of(given[W]), *shape_of(r)))
     dtype = given_as
-    if given_as in HALVES:
+    if given_as in HALF_DTYPES:
         dtype = "float32"
         given = [each if i == LENGTHS or each is None else _cast(c, each, dtype) for i, each in enumerate(given)]
         x, r = given[X], given[R]
@@ -61,7 +61,7 @@ def recurrent(c: Context, inputs: Inputs) -> Outputs:
     device: GpuSpec = c.machine
     assert isinstance(device, GpuSpec)
     config = recurrence_launch.launch_config(layer, device)
-    plan = Plan(
+    plan = KernelPlan(
         "recurrence", f"{config.units}x{config.rows}x{config.lanes}", recurrence_launch.seconds(layer, config, device)
     )
     projected = _projected(c, layer, x, given[W], given[B])
@@ -103,7 +103,7 @@ def _cast(c: Context, value: relax.Expr, dtype: str) -> relax.Expr:
 def _refuse(c: Context, dtype: str, hidden: int, steps: int, empty: bool) -> None:
     """Raise for types, sizes, attributes and inputs that the kernels do not know."""
     cell = c.node.op_type
-    if dtype not in (*FLOATS, *HALVES):
+    if dtype not in (*FLOATS, *HALF_DTYPES):
         raise NotSupported(f"the kernels of {cell} do not compute in {dtype}")
     if empty:
         raise NotSupported(f"{cell} has empty operands")

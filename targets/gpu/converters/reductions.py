@@ -7,7 +7,7 @@ import math
 from tvm import te
 from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import HALVES, Context, Inputs, Outputs, dtype_of, shape_of
+from graphopt.targets.common.converters.base import HALF_DTYPES, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.converters.index import constant
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.gpu.fusion import epilogue
@@ -17,7 +17,7 @@ def mean(c: Context, inputs: Inputs) -> Outputs:
     """ReduceMean or GlobalAveragePool of fp16 and bf16, summed in fp32; other dtypes are left to TVM."""
     x = inputs[0]
     shape, dtype = shape_of(x), dtype_of(x)
-    if dtype not in HALVES or 0 in shape or len(shape) < 1:
+    if dtype not in HALF_DTYPES or 0 in shape or len(shape) < 1:
         return NotImplemented
     if c.node.op_type == "GlobalAveragePool":
         axes, kept = list(range(2, len(shape))), True

@@ -6,10 +6,10 @@ import math
 
 from tvm.ir import Expr
 
-from graphopt.cost.workload import Plan
+from graphopt.cost.workload import KernelPlan
 from graphopt.targets.common.converters.base import (
     FLOATS,
-    HALVES,
+    HALF_DTYPES,
     OPAQUE,
     Context,
     Converter,
@@ -30,7 +30,7 @@ def softmax(logarithm: bool) -> Converter:
         x = inputs[0]
         shape, dtype = shape_of(x), dtype_of(x)
         axis = c.integer("axis", -1) % max(len(shape), 1)
-        if dtype not in (*FLOATS, *HALVES) or not shape or 0 in shape or axis != len(shape) - 1:
+        if dtype not in (*FLOATS, *HALF_DTYPES) or not shape or 0 in shape or axis != len(shape) - 1:
             return NotImplemented
         work, config, attributes = _launch(c, math.prod(shape[:-1]), shape[-1], dtype)
         flat = c.reshape(x, (work.rows, work.n))
@@ -50,7 +50,7 @@ def layer_norm(c: Context, inputs: Inputs) -> Outputs:
     axis = c.integer("axis", -1) % max(len(shape), 1)
     n = math.prod(shape[axis:])
     used = [o for o in c.node.outputs[1:] if o.uses() or o.is_graph_output()]
-    if dtype not in (*FLOATS, *HALVES) or 0 in shape or used or math.prod(shape_of(weight)) != n:
+    if dtype not in (*FLOATS, *HALF_DTYPES) or 0 in shape or used or math.prod(shape_of(weight)) != n:
         return NotImplemented
     if bias is not None and math.prod(shape_of(bias)) != n:
         return NotImplemented
@@ -74,7 +74,7 @@ def rms_norm(c: Context, inputs: Inputs) -> Outputs:
     shape, dtype = shape_of(x), dtype_of(x)
     axis = c.integer("axis", -1) % max(len(shape), 1)
     n = math.prod(shape[axis:])
-    if dtype not in (*FLOATS, *HALVES) or dtype_of(weight) not in (*FLOATS, *HALVES) or 0 in shape:
+    if dtype not in (*FLOATS, *HALF_DTYPES) or dtype_of(weight) not in (*FLOATS, *HALF_DTYPES) or 0 in shape:
         return NotImplemented
     if math.prod(shape_of(weight)) != n:
         return NotImplemented
@@ -94,7 +94,7 @@ def channel_norm(c: Context, inputs: Inputs) -> Outputs:
     """InstanceNormalization, and GroupNormalization with a weight for each channel (opset 21), of x[N, C, ...]."""
     x, weight, bias = inputs[:3]
     shape, dtype = shape_of(x), dtype_of(x)
-    if dtype not in (*FLOATS, *HALVES) or 0 in shape or len(shape) < 3 or shape_of(weight) != (shape[1],):
+    if dtype not in (*FLOATS, *HALF_DTYPES) or 0 in shape or len(shape) < 3 or shape_of(weight) != (shape[1],):
         return NotImplemented
     if shape_of(bias) != (shape[1],):
         return NotImplemented
@@ -122,7 +122,7 @@ def _launch(
     """The workload, its launch configuration, and the attributes of its function."""
     device: GpuSpec = c.machine
     assert isinstance(device, GpuSpec)
-    work = rows_launch.Rows(count, n, dtype, "float32" if dtype in HALVES else dtype, passes)
+    work = rows_launch.Rows(count, n, dtype, "float32" if dtype in HALF_DTYPES else dtype, passes)
     config = rows_launch.launch_config(work, device)
-    plan = Plan("rows", str(config), rows_launch.seconds(work, config, device))
+    plan = KernelPlan("rows", str(config), rows_launch.seconds(work, config, device))
     return work, config, {"op_pattern": OPAQUE, **rows.ATTRIBUTES, **plans.attribute(plan)}

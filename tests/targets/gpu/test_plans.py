@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import te
 
-from graphopt.cost.workload import Plan
+from graphopt.cost.workload import KernelPlan
 from graphopt.targets.gpu import plans
 
 
@@ -16,10 +16,10 @@ def function() -> Any:
 
 
 def test_what_is_marked_is_found_again() -> None:
-    plan = Plan("rows", "8x32x4", 1.5e-6, "plain", "fp16 mma")
+    plan = KernelPlan("rows", "8x32x4", 1.5e-6, "plain", "fp16 mma")
     ((key, value),) = plans.attribute(plan).items()
     assert plans.of(function().with_attr(key, value)) == plan
 
 
 def test_a_function_without_one_was_written() -> None:
-    assert plans.of(function()) == Plan("written")
+    assert plans.of(function()) == KernelPlan("written")

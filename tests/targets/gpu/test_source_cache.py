@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from graphopt.cost.workload import Plan
+from graphopt.cost.workload import KernelPlan
 from graphopt.disk_cache import DiskCache
 from graphopt.program.program import Launch
 from graphopt.targets.common import sources
@@ -21,7 +21,7 @@ H100 = devices.find("h100")
 LAUNCHES = (Launch("first", (4, 2, 1), (128, 1, 1), (0, 2), 4096), Launch("second", (1, 1, 1), (32, 1, 1), (2, 1)))
 MADE = Generated(
     DeviceCode("void first() {} // ünicode", LAUNCHES, (("float32", (4, 8)), ("float16", ())), 3),
-    Plan("product", "64x64x8/4x4", 1.5e-6, "plain", "fp16 mma"),
+    KernelPlan("product", "64x64x8/4x4", 1.5e-6, "plain", "fp16 mma"),
     "a note",
 )
 
@@ -34,7 +34,7 @@ def key(device: devices.GpuSpec = H100) -> str:
     return SourceCache(DiskCache(Path("nowhere"), 0), device).key(*identity().parts)
 
 
-@pytest.mark.parametrize("made", [MADE, Generated(DeviceCode("", ()), Plan("elements"))])
+@pytest.mark.parametrize("made", [MADE, Generated(DeviceCode("", ()), KernelPlan("elements"))])
 def test_what_was_put_comes_back(tmp_path: Path, made: Generated) -> None:
     cache = SourceCache(DiskCache(tmp_path, 10_000), H100)
     assert cache.get(*identity().parts) is None

@@ -8,7 +8,7 @@ import pytest
 
 from graphopt import models
 from graphopt.compiler import compile_model, rewrite
-from graphopt.cost.workload import Plan
+from graphopt.cost.workload import KernelPlan
 from graphopt.frontend.expand import expand_functions
 from graphopt.frontend.load import load
 from graphopt.options import Options
@@ -36,7 +36,7 @@ CASES = [
 
 def lowered(
     name: str, precision: str, level: str
-) -> tuple[list[KernelCall], dict[str, code.DeviceCode], dict[str, Plan]]:
+) -> tuple[list[KernelCall], dict[str, code.DeviceCode], dict[str, KernelPlan]]:
     """Calls, functions and plans of a model, all of whose nodes are native, as one segment."""
     made = rewrite(f"zoo:{name}", Options(target="cuda", level=level, costs="roofline", precision=precision))
     backend: Any = made.target

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
 
+from graphopt.compiler import compile_model
 from graphopt.verify.oracle import run_onnxruntime
 
 UNARY = (
@@ -126,3 +128,17 @@ def test_extremes_of_many(lab: Any, kind: str, dtype: str) -> None:
         feeds["x3"][0, 0], feeds["x29"][1, 1], feeds["x0"][2, 2] = np.nan, np.nan, np.inf
     model = lab.model(f"y = {kind}({', '.join(feeds)})", feeds, outputs=("y",), opset=20)
     np.testing.assert_array_equal(lab.execute(lab.lower(model), feeds)["y"], run_onnxruntime(model, feeds)["y"])
+
+
+def test_swiglu_beyond_what_onnxruntime_knows() -> None:
+    """The definition, a Sigmoid(alpha a) b, in double precision: where it overflows, and at infinities and NaN."""
+    model = onnx.parser.parse_model("""<ir_version: 13, opset_import: ["": 28]>
+        g (float[25] a, float[25] b) => (float[25] y) { y = SwiGLU <alpha = 1.5> (a, b) }""")
+    a = values("float32")
+    b = np.roll(a, 3)
+    compiled = compile_model(model, fallback=False)
+    with np.errstate(all="ignore"):
+        wide = a.astype(np.float64)
+        expected = (wide / (1 + np.exp(-1.5 * wide)) * b).astype(np.float32)
+        expected[np.isneginf(a)] = np.nan  # -inf times 0
+    np.testing.assert_allclose(compiled.artifact.session().run({"a": a, "b": b})["y"], expected, rtol=1e-5, atol=1e-30)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import relax
 
-from graphopt.targets.common.converters.base import HALVES, Context, Converter, Inputs, Outputs, dtype_of
+from graphopt.targets.common.converters.base import HALF_DTYPES, Context, Converter, Inputs, Outputs, dtype_of
 
 SINGLE = (
     *("AveragePool", "CumSum", "GlobalAveragePool", "GlobalLpPool", "GroupNormalization", "InstanceNormalization"),
@@ -20,7 +20,7 @@ def in_single(inner: Converter) -> Converter:
 
     def convert(c: Context, inputs: Inputs) -> Outputs:
         dtype = dtype_of(inputs[0])
-        if dtype not in HALVES:
+        if dtype not in HALF_DTYPES:
             return NotImplemented
         wide = widened(c, inputs)
         result = inner(c, wide)
@@ -37,7 +37,7 @@ def in_single(inner: Converter) -> Converter:
 
 def widened(c: Context, inputs: Inputs) -> Inputs:
     """The operands, with fp16 and bf16 cast to single precision."""
-    return [_single(c, x) if x is not None and dtype_of(x) in HALVES else x for x in inputs]
+    return [_single(c, x) if x is not None and dtype_of(x) in HALF_DTYPES else x for x in inputs]
 
 
 def rounded(c: Context, result: relax.Expr, dtype: str) -> relax.Expr:
