@@ -45,7 +45,7 @@ def apply(function: tirx.PrimFunc, machine: CpuMachine) -> tuple[tirx.PrimFunc, 
     try:
         blocks = blocks_of(sch)
     except s_tir.ScheduleError:  # TVM wrote its loops by hand (scatter): nothing to schedule
-        return function, "it is no compute definition, it runs on one core"
+        return function, "no schedule rule applies; the kernel runs on one thread"
     anchor = next((block for block in blocks if block.rule), None)
     note = ""
     if anchor is not None:
@@ -60,5 +60,5 @@ def apply(function: tirx.PrimFunc, machine: CpuMachine) -> tuple[tirx.PrimFunc, 
     try:
         generic.schedule(sch, machine)
     except s_tir.ScheduleError:
-        return function, note or "no schedule fits, it runs on one core"
+        return function, note or "no schedule rule fits; the kernel runs on one thread"
     return sch.mod["main"], note

@@ -103,5 +103,5 @@ def test_loops_written_by_hand_stay_as_they_are(lab: Any) -> None:
     model = lab.model("y = ScatterElements(x, i, u)", feeds)
     lowered = lab.lower(model)
     (note,) = lowered.notes
-    assert note.endswith(": it is no compute definition, it runs on one core")
+    assert note.endswith(": no schedule rule applies; the kernel runs on one thread")
     require_equal(run_onnxruntime(model, feeds), lab.execute(lowered, feeds), "as it is")
