@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tvm.error import InternalError
 
 from graphopt import targets
 from graphopt.compiler import compile_model
@@ -75,7 +76,7 @@ def fail_at(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def failing(self: Any, nodes: Any, *args: Any) -> Any:
         if any(node.op_type == kind for node in nodes):
-            raise RuntimeError("unknown intrinsic")
+            raise InternalError("unknown intrinsic")
         return lower(self, nodes, *args)
 
     monkeypatch.setattr(CpuTarget, "lower", failing)
