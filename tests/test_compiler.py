@@ -11,11 +11,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 import tvm_ffi
-from tvm.error import InternalError
 
 import graphopt
 from graphopt.compiler import Compilation, compile_model
-from graphopt.errors import FeedError, GraphoptError, PipelineError, UnsupportedError, VerificationError
+from graphopt.errors import CodegenError, FeedError, GraphoptError, PipelineError, UnsupportedError, VerificationError
 from graphopt.program.program import FallbackSegment, NativeSegment, Place
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.verify.oracle import random_inputs, run_onnxruntime
@@ -158,7 +157,7 @@ def test_a_node_whose_code_cannot_be_generated_falls_back(monkeypatch: pytest.Mo
 
     def broken(self: CpuTarget, nodes: Sequence[ir.Node], *rest: Any) -> Any:
         if any(node.op_type == "Exp" for node in nodes):
-            raise InternalError("LLVM is out of registers")
+            raise CodegenError("LLVM is out of registers")
         return real(self, nodes, *rest)
 
     monkeypatch.setattr(CpuTarget, "lower", broken)

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from tvm.error import InternalError
 
 from graphopt import targets
 from graphopt.compiler import compile_model
-from graphopt.errors import GraphoptError
+from graphopt.errors import CodegenError, GraphoptError
 from graphopt.frontend.expand import expand_functions
 from graphopt.frontend.load import load
 from graphopt.verify.oracle import compare, random_inputs, run_onnxruntime
@@ -76,7 +75,7 @@ def fail_at(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def failing(self: Any, nodes: Any, *args: Any) -> Any:
         if any(node.op_type == kind for node in nodes):
-            raise InternalError("unknown intrinsic")
+            raise CodegenError("unknown intrinsic")
         return lower(self, nodes, *args)
 
     monkeypatch.setattr(CpuTarget, "lower", failing)
