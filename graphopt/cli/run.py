@@ -58,7 +58,6 @@ def command(
 
     from graphopt.artifact import open_artifact
     from graphopt.cli import feeds as _feeds
-    from graphopt.distributed.launch import launch
     from graphopt.report import outputs as reporting
     from graphopt.runtime import files
 
@@ -79,6 +78,8 @@ def command(
         where = f"{session.threads} threads" if session.device is None else session.device.name
         how = f"one run took {seconds * 1e3:.2f} ms on {where}"
     else:
+        from graphopt.distributed.launch import launch
+
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="graphopt-") as scratch, progress(f"running on {ranks} ranks"):
             paths = launch(artifact, ranks, feeds, output or Path(scratch), timeout, threads)

@@ -84,9 +84,10 @@ def test_every_rule_is_the_anchor_of_some_kernel() -> None:
     assert set(CASES) == set(rules.RULES)
 
 
-def test_a_kernel_without_a_rule_gets_the_generic_schedule(any_lab: Any) -> None:
+def test_a_kernel_without_a_rule_gets_the_generic_schedule(every_lab: Any) -> None:
     """Parallel and in vectors, with no note."""
-    lowered = any_lab.same("a = Add(x, z) b = Mul(a, x) y = Sub(b, z)", {"x": numbers(64, 512), "z": numbers(64, 512)})
+    feeds = {"x": numbers(64, 512), "z": numbers(64, 512)}
+    lowered = every_lab.same("a = Add(x, z) b = Mul(a, x) y = Sub(b, z)", feeds)
     (call,) = lowered.calls
     text = str(lowered.functions[call.symbol])
     assert "T.parallel" in text

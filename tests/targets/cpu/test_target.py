@@ -162,15 +162,15 @@ def test_code_holds_no_instruction_above_its_level(lab: Any, level: str) -> None
     assert any(re.search(WANTED[level], line) for line in lines), "the vectors of the level are not used"
 
 
-def test_every_kind_of_kernel_runs(any_lab: Any) -> None:
-    model = every_kind_of_kernel(any_lab, any_lab.target.cpu.lanes())
+def test_every_kind_of_kernel_runs(every_lab: Any) -> None:
+    model = every_kind_of_kernel(every_lab, every_lab.target.cpu.lanes())
     outputs = model.graph.outputs
     while len(outputs) > 1:  # Floor jumps where rounding differs: compare the smooth output only
         outputs.pop()
     for node in reversed(list(model.graph)):
         if node.outputs[0].name in ("q", "j", "i"):
             model.graph.remove(node, safe=True)
-    any_lab.check(model, {"x": numbers(2, 32, 10, 9)}, rtol=1e-4)
+    every_lab.check(model, {"x": numbers(2, 32, 10, 9)}, rtol=1e-4)
 
 
 # ---------------------------------------------------------------- library

@@ -85,18 +85,18 @@ def test_qlinear_conv(lab: Any, x: Any, w: Any, attributes: str, kinds: tuple[st
 
 @pytest.mark.parametrize("kinds", [("uint8", "int8"), ("uint8", "uint8"), ("int8", "int8")])
 @pytest.mark.parametrize("group", [1, 2, 8])
-def test_every_level(any_lab: Any, kinds: tuple[str, str], group: int) -> None:
+def test_every_level(every_lab: Any, kinds: tuple[str, str], group: int) -> None:
     """Rows of 40, 16 and 5 positions: whole tiles, one tile, and a cut one."""
     constants = qlinear(integers(kinds[0], 1), integers(kinds[1], 24, 8 // group, 3, 3))
     images = {f"x{columns}": integers(kinds[0], 1, 8, 4, columns) for columns in (40, 16, 5)}
     node = "y_{0} = QLinearConv<group={1}, pads=[1, 1, 1, 1]>({0}, xs, xz, w, ws, wz, ys, yz, b)"
     body = " ".join(node.format(name, group) for name in images)
-    any_lab.check(any_lab.model(body, images, constants, [f"y_{name}" for name in images]), images)
+    every_lab.check(every_lab.model(body, images, constants, [f"y_{name}" for name in images]), images)
 
 
 @pytest.mark.parametrize("kinds", [("uint8", "uint8"), ("uint8", "int8"), ("int8", "int8"), ("int8", "uint8")])
 @pytest.mark.parametrize("group", [1, 4])
-def test_extremes_do_not_saturate(any_lab: Any, kinds: tuple[str, str], group: int) -> None:
+def test_extremes_do_not_saturate(every_lab: Any, kinds: tuple[str, str], group: int) -> None:
     """What ONNX Runtime refuses, or saturates, beside its float convolution; the weights of one group are constant."""
     limits = [np.iinfo(kind) for kind in kinds]
     rng = np.random.default_rng(0)
@@ -119,16 +119,16 @@ def test_extremes_do_not_saturate(any_lab: Any, kinds: tuple[str, str], group: i
             value.const_value = ir.Tensor(given[str(value.name)], name=value.name)
             model.graph.inputs.remove(value)
             model.graph.register_initializer(value)
-        lowered = any_lab.lower(model)
+        lowered = every_lab.lower(model)
         assert not lowered.notes
-        np.testing.assert_array_equal(any_lab.execute(lowered, given)["y"], expected.astype(np.int32))
+        np.testing.assert_array_equal(every_lab.execute(lowered, given)["y"], expected.astype(np.int32))
 
 
-def test_an_epilogue_is_fused(any_lab: Any) -> None:
+def test_an_epilogue_is_fused(every_lab: Any) -> None:
     body = "t = ConvInteger<pads=[2, 2]>(x, w, xz, wz) f = Cast<to=1>(t) s = Mul(f, scale) u = Add(s, bias) y = Relu(u)"
     constants = {"w": integers("uint8", 12, 6, 5), "wz": point(60), "bias": np.ones((1, 12, 1), np.float32)}
     feeds = {"x": integers("uint8", 1, 6, 30), "xz": point(3), "scale": np.array(0.01, np.float32)}
-    assert len(any_lab.same(body, feeds, constants).calls) <= 2
+    assert len(every_lab.same(body, feeds, constants).calls) <= 2
 
 
 @given(
@@ -174,12 +174,12 @@ def test_tiles_fit_the_registers(level: str, unit: int, channels: int, filters: 
         ((1, 3, 4, 5, 5), (8, 3, 2, 3, 2), "pads=[0, 1, 0, 1, 1, 1], strides=[2, 1, 1]"),
     ],
 )
-def test_joined_rows(any_lab: Any, x: Any, w: Any, attributes: str, kinds: tuple[str, str]) -> None:
+def test_joined_rows(every_lab: Any, x: Any, w: Any, attributes: str, kinds: tuple[str, str]) -> None:
     image, weights = integers(kinds[0], *x), integers(kinds[1], *w)
     body = f"y = QLinearConv<{attributes}>(x, xs, xz, w, ws, wz, ys, yz, b)"
-    any_lab.same(body, {"x": image}, qlinear(image, weights))
+    every_lab.same(body, {"x": image}, qlinear(image, weights))
     if kinds[0] == "uint8":
-        any_lab.same(f"y = ConvInteger<{attributes}>(x, w)", {"x": image}, {"w": weights})
+        every_lab.same(f"y = ConvInteger<{attributes}>(x, w)", {"x": image}, {"w": weights})
 
 
 def test_rows_are_joined_where_lanes_would_be_empty() -> None:

@@ -60,7 +60,7 @@ def exact(lab: Any, a: Any, b: Any, a_zero: Any = None, b_zero: Any = None, cons
 
 @pytest.mark.parametrize("kinds", [("uint8", "uint8"), ("uint8", "int8"), ("int8", "int8"), ("int8", "uint8")])
 @pytest.mark.parametrize("constant", [False, True])
-def test_types_and_zero_points_on_every_level(any_lab: Any, kinds: tuple[str, str], constant: bool) -> None:
+def test_types_and_zero_points_on_every_level(every_lab: Any, kinds: tuple[str, str], constant: bool) -> None:
     a, b = integers(kinds[0], 3, 7, 33), integers(kinds[1], 33, 50)
     zeros = {"p": point(5, kinds[0]), "q": point(3, kinds[1]), "r": integers(kinds[1], 50)}
     body = """
@@ -71,7 +71,7 @@ def test_types_and_zero_points_on_every_level(any_lab: Any, kinds: tuple[str, st
     """
     feeds = {"a": a} if constant else {"a": a, "b": b}
     names = ("none", "left", "one", "columns")
-    any_lab.check(any_lab.model(body, feeds, ({"b": b} if constant else {}) | zeros, outputs=names), feeds)
+    every_lab.check(every_lab.model(body, feeds, ({"b": b} if constant else {}) | zeros, outputs=names), feeds)
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_vectors(lab: Any, left: Any, right: Any) -> None:
 
 @pytest.mark.parametrize("kinds", [("uint8", "uint8"), ("uint8", "int8"), ("int8", "int8"), ("int8", "uint8")])
 @pytest.mark.parametrize("constant", [False, True])
-def test_extremes_do_not_saturate(any_lab: Any, kinds: tuple[str, str], constant: bool) -> None:
+def test_extremes_do_not_saturate(every_lab: Any, kinds: tuple[str, str], constant: bool) -> None:
     """Products of nothing but the largest and the smallest numbers, with zero points at the other end."""
     (low, high), (least, most) = ((np.iinfo(kind).min, np.iinfo(kind).max) for kind in kinds)
     a = np.stack([np.full(70, low), np.full(70, high), np.tile([low, high], 35)]).astype(kinds[0])
     b = np.stack([np.full(70, least), np.full(70, most), np.tile([least, most], 35)], 1).astype(kinds[1])
     for zeros in ((None, None), (high, least), (low, most)):
         exact(
-            any_lab,
+            every_lab,
             a,
             b,
             *(None if z is None else point(z, kind) for z, kind in zip(zeros, kinds, strict=True)),
@@ -141,10 +141,10 @@ def test_any_shape(lab: Any, m: int, n: int, k: int, unsigned: bool, zero: int) 
     lab.same("y = MatMulInteger(a, b, p)", {"a": integers("uint8", m, k), "p": point(zero)}, {"b": b})
 
 
-def test_an_epilogue_is_fused(any_lab: Any) -> None:
+def test_an_epilogue_is_fused(every_lab: Any) -> None:
     body = "t = MatMulInteger(a, b, p) f = Cast<to=1>(t) s = Mul(f, scale) u = Add(s, bias) y = Relu(u)"
     constants = {"b": integers("int8", 20, 50), "scale": np.full(50, 0.01, np.float32), "bias": np.ones(50, np.float32)}
-    lowered = any_lab.same(body, {"a": integers("uint8", 9, 20), "p": point(3)}, constants)
+    lowered = every_lab.same(body, {"a": integers("uint8", 9, 20), "p": point(3)}, constants)
     assert len(lowered.calls) <= 2
 
 
@@ -163,7 +163,7 @@ def test_tiles_fit_the_registers(level: str, shape: tuple[int, int, int]) -> Non
 
 @pytest.mark.parametrize("kinds", [("uint8", "uint8", "uint8"), ("uint8", "int8", "uint8"), ("int8", "int8", "int8")])
 @pytest.mark.parametrize("columns", [False, True])
-def test_qlinear_matmul(any_lab: Any, kinds: tuple[str, str, str], columns: bool) -> None:
+def test_qlinear_matmul(every_lab: Any, kinds: tuple[str, str, str], columns: bool) -> None:
     a, b = integers(kinds[0], 3, 9, 33), integers(kinds[1], 33, 50)
     rng = np.random.default_rng(1)
     constants = {
@@ -175,7 +175,7 @@ def test_qlinear_matmul(any_lab: Any, kinds: tuple[str, str, str], columns: bool
         "ys": np.array(0.3, np.float32),
         "yz": point(11, kinds[2]),
     }
-    any_lab.same("y = QLinearMatMul(a, as, az, b, bs, bz, ys, yz)", {"a": a}, constants)
+    every_lab.same("y = QLinearMatMul(a, as, az, b, bs, bz, ys, yz)", {"a": a}, constants)
 
 
 def test_ties_go_to_the_even_integer_and_the_rest_saturates(lab: Any) -> None:
