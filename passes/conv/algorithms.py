@@ -197,21 +197,26 @@ def _forms(
                 PLANAR_LAYOUT,
                 BLOCKED_LAYOUT,
                 costs.blocked(machine, s, block, PLANES),
-                blocked_work(conv, PLANES, block),
+                blocked_workload(conv, PLANES, block),
             )
-        yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.blocked(machine, s, block, block), blocked_work(conv, block, block)
+        yield (
+            BLOCKED_LAYOUT,
+            BLOCKED_LAYOUT,
+            costs.blocked(machine, s, block, block),
+            blocked_workload(conv, block, block),
+        )
     elif algorithm is Algorithm.DEPTHWISE:
-        yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.depthwise(machine, s, block), depthwise_work(conv, block)
+        yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.depthwise(machine, s, block), depthwise_workload(conv, block)
     elif algorithm in TILE:
         m = TILE[algorithm]
-        yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.winograd(machine, s, m, block), winograd_work(conv, m, block)
+        yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.winograd(machine, s, m, block), winograd_workload(conv, m, block)
     elif algorithm is Algorithm.FFT:
         for n in _fft_tiles(s):
-            yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.fft(machine, s, n, block), fft_work(conv, n, block)
+            yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.fft(machine, s, n, block), fft_workload(conv, n, block)
     elif algorithm is Algorithm.IM2COL:
-        yield PLANAR_LAYOUT, PLANAR_LAYOUT, costs.im2col(machine, s), im2col_work(conv)
+        yield PLANAR_LAYOUT, PLANAR_LAYOUT, costs.im2col(machine, s), im2col_workload(conv)
     else:
-        yield PLANAR_LAYOUT, PLANAR_LAYOUT, costs.planar(machine, s), planar_work(conv)
+        yield PLANAR_LAYOUT, PLANAR_LAYOUT, costs.planar(machine, s), planar_workload(conv)
 
 
 def _blocks(channels: int, block: int) -> int:
@@ -230,7 +235,7 @@ def _blocked_ends(conv: ConvNode, in_block: int, block: int) -> tuple[tuple[int,
     return x, Operand((blocks, block), dtype, True), (s.n, blocks, s.oh, s.ow, block)
 
 
-def blocked_work(conv: ConvNode, in_block: int, block: int) -> Workload:
+def blocked_workload(conv: ConvNode, in_block: int, block: int) -> Workload:
     """Workload of `Conv2dBlocked` for this convolution."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, in_block, block)
@@ -239,7 +244,7 @@ def blocked_work(conv: ConvNode, in_block: int, block: int) -> Workload:
     return Workload("Conv2dBlocked", (Operand(x, dtype), w, bias), y, attributes)
 
 
-def depthwise_work(conv: ConvNode, block: int) -> Workload:
+def depthwise_workload(conv: ConvNode, block: int) -> Workload:
     """Workload of `DepthwiseConv2dBlocked` for this convolution."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, block, block)
@@ -247,7 +252,7 @@ def depthwise_work(conv: ConvNode, block: int) -> Workload:
     return Workload("DepthwiseConv2dBlocked", (Operand(x, dtype), w, bias), y, _window(conv))
 
 
-def winograd_work(conv: ConvNode, m: int, block: int) -> Workload:
+def winograd_workload(conv: ConvNode, m: int, block: int) -> Workload:
     """Workload of `Conv2dWinograd` or `Conv2dWinogradAxis` for this convolution."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, block, block)
@@ -257,7 +262,7 @@ def winograd_work(conv: ConvNode, m: int, block: int) -> Workload:
     return Workload(op_type, (Operand(x, dtype), u, bias), y, tuple(attributes.items()))
 
 
-def fft_work(conv: ConvNode, n: int, block: int) -> Workload:
+def fft_workload(conv: ConvNode, n: int, block: int) -> Workload:
     """Workload of `Conv2dFft` with n x n transforms for this convolution."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, block, block)
@@ -267,7 +272,7 @@ def fft_work(conv: ConvNode, n: int, block: int) -> Workload:
     return Workload("Conv2dFft", (Operand(x, dtype), u, bias), y, attributes)
 
 
-def im2col_work(conv: ConvNode) -> Workload:
+def im2col_workload(conv: ConvNode) -> Workload:
     """Workload of `Conv2dIm2col` for this convolution."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     operands = (
@@ -279,7 +284,7 @@ def im2col_work(conv: ConvNode) -> Workload:
     return Workload("Conv2dIm2col", operands, (s.n, s.o, s.oh, s.ow), attributes)
 
 
-def planar_work(conv: ConvNode) -> Workload:
+def planar_workload(conv: ConvNode) -> Workload:
     """Workload of the standard `Conv` for this convolution."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     operands = (
