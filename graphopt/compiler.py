@@ -192,9 +192,8 @@ def rewrite(
     costs = open_costs(named, target, notes.append, clock.progress)
     pipeline = _pipeline(options, costs)
     result = pipeline.run(loaded.model, observers)
-    ports = assemble.ports_of(
-        loaded.model
-    )  # after the passes more of their shapes are known; their names are unchanged
+    # after the passes more shapes of inputs and outputs are known; their names are unchanged
+    ports = assemble.ports_of(loaded.model)
     return Rewritten(loaded.model, target, pipeline, result, costs, ports, tuple(notes), loaded.constants)
 
 

@@ -83,7 +83,7 @@ FIRST: dict[str, Converter] = {
     "Tanh": elementwise(fast.tanh),
 }
 
-HALF_DTYPES: dict[str, Converter] = {
+IN_SINGLE: dict[str, Converter] = {
     "Conv": in_single(conv),
     "ConvTranspose": in_single(conv_transpose),
     "Gemm": in_single(fully_connected),
@@ -101,5 +101,5 @@ _REPLACED = {"DynamicQuantizeLinear", *(name for name in FIRST if name.startswit
 
 TABLE: Table = {
     **in_order(CUSTOM),
-    **in_order(FIRST, HALF_DTYPES, {name: each for name, each in SHARED.items() if name not in _REPLACED}, FURTHER),
+    **in_order(FIRST, IN_SINGLE, {name: each for name, each in SHARED.items() if name not in _REPLACED}, FURTHER),
 }
