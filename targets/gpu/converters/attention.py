@@ -65,12 +65,12 @@ def attention(c: Context, inputs: Inputs) -> Outputs:
         best, units = on_cores[0], TensorCores(dtype)
         taken = mma_launch.seconds(shape, best, device, dtype)
         plan = KernelPlan("attention", f"{best.rows}x{best.keys}", taken, precision=f"{LABELS[dtype]} mma")
-        marks = mma.attributes(shape, best, device)
+        marks = launch.attributes(shape, best, device)
 
         def define(q: te.Tensor, k: te.Tensor, v: te.Tensor, mask: te.Tensor | None = None) -> te.Tensor:
             return mma.compute(q, k, v, mask, scale, shape, best, units, views)
     else:
-        marks = kernel.attributes(shape, tile, device)
+        marks = launch.attributes(shape, tile, device)
 
         def define(q: te.Tensor, k: te.Tensor, v: te.Tensor, mask: te.Tensor | None = None) -> te.Tensor:
             return kernel.compute(q, k, v, mask, scale, shape, tile, views)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import round_up
+from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.waves import (
     CLOCK,
@@ -55,6 +57,18 @@ class Shape:
         if self.causal_offset is None:
             return tiles
         return min(tiles, (min(first_row + rows, self.queries) - 1 + self.causal_offset) // keys + 1)
+
+
+class AnyTile(Protocol):
+    """A tile of attention on whatever units."""
+
+    def resident(self, shape: Shape, device: GpuSpec) -> int:
+        """Resident blocks per multiprocessor."""
+
+
+def attributes(shape: Shape, tile: AnyTile, device: GpuSpec) -> dict[str, int]:
+    """Attributes of a function that computes attention: its barriers are complete, and its resident blocks."""
+    return {SYNCHRONIZED: 1, RESIDENT: tile.resident(shape, device)}
 
 
 @dataclass(frozen=True, slots=True)

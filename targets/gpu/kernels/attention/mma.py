@@ -21,8 +21,6 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const, dims
-from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
-from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.attention.launch import Shape
 from graphopt.targets.gpu.kernels.attention.mma_launch import CHUNK, Tile, padded, stride
 from graphopt.targets.gpu.kernels.gemm.access import Chunk
@@ -30,11 +28,6 @@ from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import Units
 from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.views import View, Views
-
-
-def attributes(shape: Shape, tile: Tile, device: GpuSpec) -> dict[str, int]:
-    """Attributes of the function that holds `compute`: its barriers are complete, and its resident blocks."""
-    return {SYNCHRONIZED: 1, RESIDENT: tile.resident(shape, device)}
 
 
 def compute(
@@ -50,7 +43,7 @@ def compute(
 ) -> te.Tensor:
     """The attention of q[B, H, S, D], k[B, H, T, D], v[B, H, T, E] as one TE tensor [B, H, S, E] of their type.
 
-    A row of which every score is -inf is NaN, as a softmax of it is. The function needs `attributes`.
+    A row of which every score is -inf is NaN, as a softmax of it is. The function needs `launch.attributes`.
 
     Args:
         mask: added to the scores, broadcasts against [B, H, S, T]; or None.

@@ -23,8 +23,6 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const, dims, round_up
-from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
-from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.attention.launch import STATIC, VECTOR, Shape, Tile, stride
 from graphopt.targets.gpu.kernels.attention.slices import Slice
 from graphopt.targets.gpu.kernels.guards import inside, when
@@ -32,11 +30,6 @@ from graphopt.targets.gpu.kernels.views import Views
 
 ADDERS = 64
 """Threads per block of the kernel that combines parts."""
-
-
-def attributes(shape: Shape, tile: Tile, device: GpuSpec) -> dict[str, int]:
-    """Attributes of the function that holds `compute`: its barriers are complete, and its resident blocks."""
-    return {SYNCHRONIZED: 1, RESIDENT: tile.resident(shape, device)}
 
 
 def compute(
@@ -51,7 +44,7 @@ def compute(
 ) -> te.Tensor:
     """The attention of q[B, H, S, D], k[B, H, T, D], v[B, H, T, E] as one TE tensor [B, H, S, E].
 
-    A row of which every score is -inf is NaN, as a softmax of it is. The function needs `attributes`.
+    A row of which every score is -inf is NaN, as a softmax of it is. The function needs `launch.attributes`.
 
     Args:
         mask: added to the scores, broadcasts against [B, H, S, T]; or None.

@@ -35,7 +35,7 @@ def _function(
     mask = placeholders[3] if len(given) > 3 else None
     y = simt.compute(*placeholders[:3], mask, scale, shape, chosen)
     function = te.create_prim_func([*placeholders, y])
-    for key, value in simt.attributes(shape, chosen, device).items():
+    for key, value in attention_tiles.attributes(shape, chosen, device).items():
         function = function.with_attr(key, value)
     return function
 
@@ -204,7 +204,7 @@ def test_machine_code_of_other_types(dtype: str) -> None:
     tensors = [te.placeholder((1, 12, 128, 64), dtype, name=name) for name in "qkv"]
     y = simt.compute(*tensors, None, 0.125, shape, tile)
     function = te.create_prim_func([*tensors, y])
-    for key, value in simt.attributes(shape, tile, device).items():
+    for key, value in attention_tiles.attributes(shape, tile, device).items():
         function = function.with_attr(key, value)
     made = code.generate("kernel", rules.apply(function, device).function, device)
     assert nvrtc.compile_cuda(made.source, device.arch).resources["kernel_kernel"].spilled == 0

@@ -36,7 +36,7 @@ def build(
     shape = attention_tiles.Shape(batch * heads, queries, keys, depth, width, "float32", causal_offset)
     y = mma.compute(*given, masks[0] if masks else None, scale, shape, tile, units)
     function = te.create_prim_func([*given, *masks, y])
-    for key, value in mma.attributes(shape, tile, devices.DEVICES["a100"]).items():
+    for key, value in attention_tiles.attributes(shape, tile, devices.DEVICES["a100"]).items():
         function = function.with_attr(key, value)
     return rules.apply(function, devices.DEVICES["a100"]).function
 
