@@ -175,7 +175,7 @@ def _panel(picture: MemoryPlan, top: int) -> Iterator[str]:
             f'height="{max(high, 0.5):.1f}" fill="{_colour(box.name)}" stroke="white" stroke-width="0.5">'
             f"<title>{escape(title)}</title></rect>"
         )
-        label = box.name if len(box.name) * 6.5 < wide else ""
+        label = _clipped(box.name, int((wide - 8) / 6.5))
         if label and high > 14:
             yield (
                 f'<text x="{x(box.first) + 3:.1f}" y="{y(box.offset + box.size) + high / 2 + 4:.1f}" '
@@ -197,6 +197,13 @@ def _panel(picture: MemoryPlan, top: int) -> Iterator[str]:
             f'fill="#444">{step}</text>'
         )
     yield f'<text x="{x(0) + right / 2:.0f}" y="{top + _HEIGHT + 34}" text-anchor="middle" fill="#444">step</text>'
+
+
+def _clipped(name: str, most: int) -> str:
+    """The first of `name` that `most` characters hold; nothing where that would say nothing."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}" if most >= 5 else ""
 
 
 def _colour(name: str) -> str:

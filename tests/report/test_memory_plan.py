@@ -70,3 +70,13 @@ def test_values_carry_the_names_of_the_nodes_that_compute_them() -> None:
     plan = memory_plan.plan(Stage(0, tuple(values), ("x",), ("y",), (NativeSegment(calls),), 256, 256))
     assert [box.name for box in plan.rectangles] == ["x", "conv, relu +1", "pool, scratch", "pool", "y"]
     assert plan.steps == ("inputs", "conv, relu +1", "pool", "pool", "gemm", "outputs")
+
+
+def test_a_long_name_is_shown_as_far_as_it_fits() -> None:
+    value = Value("a_value_with_a_name_that_is_longer_than_its_place", "float32", (16,), Place.ARENA, 0)
+    calls = tuple(KernelCall(f"k{i}", (value.name,), (value.name,)) for i in range(4))
+    steps = (NativeSegment(calls), *(FallbackSegment(f"fallback/{i}.onnx", (), (), ()) for i in range(20)))
+    drawn = memory_plan.svg([memory_plan.plan(Stage(0, (value,), (value.name,), (), steps, 64, 64))])
+    (label,) = [text for text in ElementTree.fromstring(drawn).itertext() if text.endswith("\N{HORIZONTAL ELLIPSIS}")]
+    assert value.name.startswith(label[:-1])
+    assert len(label) >= 5
