@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+# `python -m pytest` puts the current folder first on the path, where `graphopt/` without the folders beside it would
+# hide the installed package.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parents[1]]
+
 from tests.helpers import pocl
 from tests.helpers.artifacts import kernels, mixed, one_stage, pipeline, slow_pipeline, weight
 from tests.helpers.paper_driver import PaperDriver
