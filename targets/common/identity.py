@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tvm
+from tvm_ffi.serialization import from_json_graph_str
 
 from graphopt.targets.common.tir import ieee
 
@@ -44,7 +45,7 @@ class Identity:
     def function(self) -> tvm.tirx.PrimFunc:
         """The PrimFunc, without a global symbol."""
         ieee.register()  # a function from a cache may hold its operators
-        return tvm.ir.load_json(self.text)
+        return from_json_graph_str(self.text)  # `tvm.ir.load_json` would first bring texts of older TVMs up to date
 
 
 def identify(function: tvm.tirx.PrimFunc, name: str) -> Identity:

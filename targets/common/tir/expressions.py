@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from tvm import ir, tirx
 from tvm.ir import Expr
 
+_LEAVES = (tirx.Var, tirx.IntImm, tirx.FloatImm, ir.StringImm)
 _BINARY = (
     tirx.Add,
     tirx.Sub,
@@ -31,7 +32,18 @@ _BINARY = (
     tirx.BitwiseOr,
     tirx.BitwiseXor,
 )
-_LEAVES = (tirx.Var, tirx.IntImm, tirx.FloatImm, ir.StringImm)
+_CHILDREN: dict[type[Expr], Callable[[Expr], tuple[Expr, ...]]] = {
+    **dict.fromkeys(_LEAVES, lambda _: ()),
+    **dict.fromkeys(_BINARY, lambda e: (e.a, e.b)),
+    **dict.fromkeys((tirx.Not, tirx.BitwiseNot), lambda e: (e.a,)),
+    **dict.fromkeys((tirx.Cast, tirx.Broadcast), lambda e: (e.value,)),
+    tirx.Ramp: lambda e: (e.base, e.stride),
+    tirx.Shuffle: lambda e: tuple(e.vectors),
+    tirx.Select: lambda e: (e.condition, e.true_value, e.false_value),
+    tirx.Let: lambda e: (e.value, e.body),
+    ir.TensorLoad: lambda e: tuple(e.indices),
+    ir.Call: lambda e: tuple(e.args),
+}
 
 
 def children(expression: Expr) -> tuple[Expr, ...]:
@@ -40,27 +52,10 @@ def children(expression: Expr) -> tuple[Expr, ...]:
     Raises:
         ValueError: a kind of expression that is not taken apart.
     """
-    if isinstance(expression, _LEAVES):
-        return ()
-    if isinstance(expression, _BINARY):
-        return expression.a, expression.b
-    if isinstance(expression, tirx.Not | tirx.BitwiseNot):
-        return (expression.a,)
-    if isinstance(expression, tirx.Cast | tirx.Broadcast):
-        return (expression.value,)
-    if isinstance(expression, tirx.Ramp):
-        return expression.base, expression.stride
-    if isinstance(expression, tirx.Shuffle):
-        return tuple(expression.vectors)
-    if isinstance(expression, tirx.Select):
-        return expression.condition, expression.true_value, expression.false_value
-    if isinstance(expression, tirx.Let):
-        return expression.value, expression.body
-    if isinstance(expression, ir.TensorLoad):
-        return tuple(expression.indices)
-    if isinstance(expression, ir.Call):
-        return tuple(expression.args)
-    raise ValueError(f"it holds a {type(expression).__name__}")
+    operands = _CHILDREN.get(type(expression))
+    if operands is None:
+        raise ValueError(f"it holds a {type(expression).__name__}")
+    return operands(expression)
 
 
 def parts(expression: Expr) -> Iterator[Expr]:
@@ -103,29 +98,26 @@ def rebuilt(expression: Expr, operands: list[Expr]) -> Expr:
     Raises:
         ValueError: a kind of expression that `children` does not take apart.
     """
-    if isinstance(expression, _LEAVES):
+    kind = type(expression)
+    if kind in _LEAVES:
         return expression
-    if isinstance(expression, _BINARY):
-        return type(expression)(*operands)
-    if isinstance(expression, tirx.Not | tirx.BitwiseNot):
-        return type(expression)(*operands)
-    if isinstance(expression, tirx.Cast):
+    if kind in _BINARY or kind in (tirx.Not, tirx.BitwiseNot, tirx.Select):
+        return kind(*operands)
+    if kind is tirx.Cast:
         return tirx.Cast(str(expression.ty.dtype), *operands)
-    if isinstance(expression, tirx.Broadcast):
+    if kind is tirx.Broadcast:
         return tirx.Broadcast(*operands, expression.lanes)
-    if isinstance(expression, tirx.Ramp):
+    if kind is tirx.Ramp:
         return tirx.Ramp(*operands, expression.lanes)
-    if isinstance(expression, tirx.Shuffle):
+    if kind is tirx.Shuffle:
         return tirx.Shuffle(operands, list(expression.indices))
-    if isinstance(expression, tirx.Select):
-        return tirx.Select(*operands)
-    if isinstance(expression, tirx.Let):
+    if kind is tirx.Let:
         return tirx.Let(expression.var, *operands)
-    if isinstance(expression, ir.TensorLoad):
+    if kind is ir.TensorLoad:
         return expression.source[tuple(operands)]
-    if isinstance(expression, ir.Call):
+    if kind is ir.Call:
         return ir.Call(expression.op, operands, expression.attrs, expression.ty_args, ret_ty=expression.ty)
-    raise ValueError(f"it holds a {type(expression).__name__}")
+    raise ValueError(f"it holds a {kind.__name__}")
 
 
 def substituted(expression: Expr, values: Mapping[tirx.Var, Expr | int]) -> Expr:

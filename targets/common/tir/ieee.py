@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import tvm
+import tvm_ffi
 from tvm import ir, s_tir, tirx
 from tvm.ir import Expr
 
@@ -126,37 +127,37 @@ def reveal(fenced: Callable[[Expr], Expr], wide: Callable[[int], str]) -> tvm.tr
         wide: a type, by bits, in which signed integers may overflow.
     """
 
-    def swap(part: Expr) -> Expr | None:
-        name = _name(part)
+    def computed(old: ir.Call, mutator: tvm_ffi.StructuralMutator) -> Expr:
+        call = mutator.default_mutate(old)
+        name = _name(call)
         if name == _NAMED:
-            value = rewritten(part.args[0], swap)
+            value = call.args[0]
             return fenced(value) if isinstance(value, tirx.Mul) and _floating(value) else value
-        if isinstance(part, tirx.Cast) and isinstance(part.value, tirx.Cast) and "bfloat16" in str(part.value.ty.dtype):
-            inner = rewritten(part.value.value, swap)  # which is rounded
-            return inner if str(inner.ty.dtype) == str(part.ty.dtype) else tirx.Cast(str(part.ty.dtype), inner)
         if name == _ROUNDED:
-            return _nearest(rewritten(part.args[0], swap))
+            return _nearest(call.args[0])
         kind = _BINARY.get(name)
-        return None if kind is None else _computed(kind, plain(part.args[0]), plain(part.args[1]), wide)
+        return call if kind is None else _computed(kind, call.args[0], call.args[1], wide)
 
-    def plain(value: Expr) -> Expr:
-        return rewritten(value, swap)
+    def converted(old: tirx.Cast, mutator: tvm_ffi.StructuralMutator) -> Expr:
+        cast = mutator.default_mutate(old)
+        if not isinstance(cast.value, tirx.Cast) or "bfloat16" not in str(cast.value.ty.dtype):
+            return cast
+        inner = cast.value.value  # which is rounded
+        return inner if str(inner.ty.dtype) == str(cast.ty.dtype) else tirx.Cast(str(cast.ty.dtype), inner)
 
-    def stored(store: tirx.BufferStore, _reduces: bool) -> tirx.Stmt:
-        names = _Names()
-        value = names.hoisted(store.value)
-        new = plain(value)
-        if not names.variables:
-            return store if new.same_as(store.value) else _store(store.buffer, new, list(store.indices))
-        body: list[tirx.Stmt] = []
-        for buffer, held in names.variables:
-            body += [tirx.AllocBuffer(buffer), _store(buffer, plain(held), [_zero()])]
-        return tirx.SeqStmt([*body, _store(store.buffer, new, list(store.indices))])
+    def stored(old: tirx.BufferStore, mutator: tvm_ffi.StructuralMutator) -> tirx.BufferStore:
+        store = mutator.default_mutate(old)
+        return store if store.same_as(old) else _flags_as_bytes(store)
+
+    callbacks = [(ir.Call, computed), (tirx.Cast, converted), (tirx.BufferStore, stored)]
 
     def transform(function: tirx.PrimFunc, _module: ir.IRModule, _context: tvm.transform.PassContext) -> tirx.PrimFunc:
-        if _PREFIX not in ir.save_json(function):  # which costs less than a walk through a long function
+        body = function.body
+        if not _calls(body, lambda name: name.startswith(_PREFIX)):
             return function
-        return function.with_body(statements.changed(function.body, plain, stored))
+        if _holds_names(body):
+            body = statements.changed(body, lambda value: value, _hoisted)
+        return function.with_body(tvm_ffi.structural_mutate(body, callbacks))
 
     return tirx.transform.prim_func_pass(transform, opt_level=0)
 
@@ -183,6 +184,35 @@ def llvm_wide(bits: int) -> str:
 def c_wide(bits: int) -> str:
     """The unsigned type, which wraps around in C."""
     return f"uint{bits}"
+
+
+def _hoisted(store: tirx.BufferStore, _reduces: bool) -> tirx.Stmt:
+    """The store, after stores of the values that it names into variables."""
+    if not _holds_names(store.value):
+        return store
+    names = _Names()
+    value = names.hoisted(store.value)
+    if not names.variables:  # each name stands in a value that is computed under a condition
+        return store
+    body: list[tirx.Stmt] = []
+    for buffer, held in names.variables:
+        body += [tirx.AllocBuffer(buffer), tirx.BufferStore(buffer, held, [_zero()])]
+    return tirx.SeqStmt([*body, tirx.BufferStore(store.buffer, value, list(store.indices))])
+
+
+def _holds_names(part: Expr | tirx.Stmt) -> bool:
+    """Whether `part` gives names to values, or reads one more than once."""
+    named = tvm_ffi.structural_walk(part, (tirx.Let, lambda _: tvm_ffi.VisitInterrupt()), order="pre")
+    return named is not None or _calls(part, lambda name: name == _ROUNDED)
+
+
+def _calls(part: Expr | tirx.Stmt, wanted: Callable[[str], bool]) -> bool:
+    """Whether an operator whose name is `wanted` is called in `part`."""
+
+    def look(call: ir.Call) -> tvm_ffi.VisitInterrupt | None:
+        return tvm_ffi.VisitInterrupt() if wanted(_name(call)) else None
+
+    return tvm_ffi.structural_walk(part, (ir.Call, look), order="pre") is not None
 
 
 class _Names:
@@ -231,11 +261,12 @@ def _renamed(expression: Expr, places: list[tuple[tirx.Var, Expr]]) -> Expr:
     return rewritten(expression, swap)
 
 
-def _store(buffer: tirx.Buffer, value: Expr, indices: list[Expr]) -> tirx.BufferStore:
-    """A store; flags are bytes in memory, and TVM leaves it to code generators to make them that."""
-    if str(value.ty.dtype).startswith("bool") and not str(buffer.dtype).startswith("bool"):
-        value = tirx.Cast(str(value.ty.dtype).replace("bool", "int8"), value)
-    return tirx.BufferStore(buffer, value, indices)
+def _flags_as_bytes(store: tirx.BufferStore) -> tirx.BufferStore:
+    """Flags are bytes in memory, and TVM leaves it to code generators to make them that."""
+    kind = str(store.value.ty.dtype)
+    if not kind.startswith("bool") or str(store.buffer.dtype).startswith("bool"):
+        return store
+    return tirx.BufferStore(store.buffer, tirx.Cast(kind.replace("bool", "int8"), store.value), list(store.indices))
 
 
 def _zero() -> Expr:

@@ -42,9 +42,16 @@ class AccessPattern:
         """Args: index: the dtype of its indices."""
         self.element, self.size, self.depth = element, size, depth
         self._symbols = [tirx.Var(name, index) for name in ("batch", "outer", "quads")]
+        self._contiguous: dict[tuple[bool, int], bool] = {}  # the answers so far: each takes milliseconds
 
     def contiguous(self, along_depth: bool, width: int) -> bool:
         """Whether `width` neighbours, from each multiple of `width` on, are one aligned load under one condition."""
+        asked = along_depth, width
+        if asked not in self._contiguous:
+            self._contiguous[asked] = self._is_contiguous(along_depth, width)
+        return self._contiguous[asked]
+
+    def _is_contiguous(self, along_depth: bool, width: int) -> bool:
         if (self.depth if along_depth else self.size) % width:
             return False
         first = self._lane(along_depth, width, 0)

@@ -54,10 +54,17 @@ def access_patterns(gemm: Gemm) -> tuple[AccessPattern, AccessPattern]:
 class Template:
     """Emits the function of one GEMM."""
 
-    def __init__(self, gemm: Gemm, tile: Tile, units: Units) -> None:
-        """Args: units: the instructions that it multiplies with."""
+    def __init__(
+        self, gemm: Gemm, tile: Tile, units: Units, patterns: tuple[AccessPattern, AccessPattern] | None = None
+    ) -> None:
+        """Set up the template.
+
+        Args:
+            units: the instructions that it multiplies with.
+            patterns: those of `gemm`, where templates of several tiles share them.
+        """
         self.gemm, self.tile, self.units = gemm, tile, units
-        left, right = access_patterns(gemm)
+        left, right = patterns or access_patterns(gemm)
         self.left, self.right = MmaOperand(self, left, True), MmaOperand(self, right, False)
         self.sides = self.left, self.right
         self.across, self.down = tile.columns // COLUMNS, tile.rows // ROWS
@@ -185,8 +192,9 @@ def resident(tile: Tile) -> int:
 def tiles(gemm: Gemm, device: GpuSpec, units: Units) -> list[Timed[Tile]]:
     """The tiles that fit the device, the best by estimate first; none where the grid would be too large."""
     candidates = []
+    patterns = access_patterns(gemm)
     for tile in (replace(tile, k=tile.k * units.chunk // 8) for tile in TILES):
-        template = Template(gemm, tile, units)
+        template = Template(gemm, tile, units, patterns)
         if tile.threads > device.threads_per_block or template.shared_bytes > device.shared_per_block:
             continue
         for split in SPLITS:
