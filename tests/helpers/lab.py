@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import tvm_ffi
 from numpy.typing import NDArray
 
 from graphopt import ops
@@ -26,6 +27,7 @@ Array = NDArray[Any]
 _GUARD = 64
 _POISON = 0xFF  # NaN in every float type
 _FENCE = 0xA5
+_KEPT = 4  # compiled modules
 
 
 def executable_levels() -> list[str]:
@@ -91,6 +93,18 @@ class Lab:
     """A target at one level, and what the tests do with it."""
 
     target: CpuTarget
+    _modules: dict[tuple[Any, ...], Any] = field(default_factory=dict, compare=False)
+
+    def _compiled(self, functions: Mapping[str, Any]) -> Any:
+        """The module of these functions; the last few are kept for tests that run the same ones again."""
+        if not functions:
+            return {}
+        key = tuple((symbol, tvm_ffi.StructuralKey(function)) for symbol, function in functions.items())
+        if key not in self._modules:
+            if len(self._modules) == _KEPT:
+                del self._modules[next(iter(self._modules))]
+            self._modules[key] = build.compile_functions(functions, self.target.cpu)
+        return self._modules[key]
 
     def model(
         self,
@@ -113,7 +127,7 @@ class Lab:
     def execute(self, lowered: Lowered, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the calls; every value that a call writes is poisoned before, and fenced."""
         library.Threads(min(2, host.available_cpus())).apply()  # idle workers spin, beside the other tests
-        module = build.compile_functions(lowered.functions, self.target.cpu) if lowered.functions else {}
+        module = self._compiled(lowered.functions)
         memory: dict[str, _Memory] = {}
         arrays: dict[str, Array] = {}
         for name, value in lowered.values.items():

@@ -58,9 +58,14 @@ SHAPES = [
 
 @pytest.mark.parametrize("m", [2, 4, 6])
 @pytest.mark.parametrize(("channels", "plane", "pads"), SHAPES)
-def test_in_one_pass(any_lab: Any, m: int, channels: tuple[int, int], plane: tuple[int, int], pads: Any) -> None:
+def test_in_one_pass(lab: Any, m: int, channels: tuple[int, int], plane: tuple[int, int], pads: Any) -> None:
     for tile in ("fused1:4x2", "fused2:3x1"):
-        assert len(check(any_lab, tile, m, channels, plane, pads)) == 1
+        assert len(check(lab, tile, m, channels, plane, pads)) == 1
+
+
+@pytest.mark.parametrize(("m", "tile"), [(2, "fused2:3x1"), (4, "fused1:4x2"), (6, "fused2:3x1")])
+def test_in_one_pass_on_every_level(any_lab: Any, m: int, tile: str) -> None:
+    assert len(check(any_lab, tile, m, *SHAPES[2])) == 1
 
 
 @pytest.mark.parametrize("m", [2, 4, 6])
