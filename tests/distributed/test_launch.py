@@ -101,15 +101,10 @@ def test_when_all_ranks_stop_the_launcher_notices(slow_pipeline: Artifact, tmp_p
         assert not any(child.is_running() for child in children)
 
 
+@pytest.mark.parametrize("computing", [False, True])
 @pytest.mark.parametrize(
-    ("number", "said", "computing"),
-    [
-        (signal.SIGTERM, "SystemExit 143", False),
-        (signal.SIGTERM, "SystemExit 143", True),
-        (signal.SIGINT, "KeyboardInterrupt", False),
-        (signal.SIGKILL, "", False),
-        (signal.SIGKILL, "", True),
-    ],
+    ("number", "said"),
+    [(signal.SIGTERM, "SystemExit 143"), (signal.SIGINT, "KeyboardInterrupt"), (signal.SIGKILL, "")],
 )
 def test_when_the_launcher_is_ended_all_ranks_end(
     slow_pipeline: Artifact, tmp_path: Path, number: signal.Signals, said: str, computing: bool

@@ -15,7 +15,8 @@ def require_equal(
     where: str,
     tolerances: Mapping[str, Tolerance] = TOLERANCES,
 ) -> None:
-    """Raise a VerificationError that begins with `where` when `compare` finds anything."""
+    """Raise a VerificationError that begins with `where` when `compare` finds anything; nothing agrees with nothing."""
+    assert expected, f"{where}: nothing to compare"
     mismatches = compare(expected, actual, tolerances)
     if mismatches:
         others = f"; {len(mismatches) - 1} more outputs differ" if len(mismatches) > 1 else ""

@@ -35,7 +35,9 @@ def load(body: str, feeds: dict[str, Any], constants: dict[str, Any], opset: int
 def check(body: str, feeds: dict[str, Any], constants: dict[str, Any], opset: int = 20) -> None:
     """Every output has the type that it has in ONNX Runtime."""
     model = load(body, feeds, constants, opset)
-    for name, array in run_onnxruntime(model, feeds).items():
+    results = run_onnxruntime(model, feeds)
+    assert results
+    for name, array in results.items():
         value = next(value for value in model.graph.outputs if value.name == name)
         assert value.shape is not None, name
         assert (value.dtype, tuple(value.shape)) == (ir.DataType.from_numpy(array.dtype), array.shape), name

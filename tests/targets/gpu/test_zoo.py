@@ -20,10 +20,10 @@ from tests.helpers.equal import require_equal
 from tests.helpers.occupancy import occupancy
 
 LIKE_OTHERS = ("vgg16", "resnet50", "mlp", "wideresnet28-2")
-"""Models whose kernels others have too: alexnet and unet, resnet18, mlp-b128, resnet18."""
+"""Models whose kinds of layers others have too: alexnet and unet, resnet18, mlp-b128, resnet18."""
 
 BUILT = [name for name in models.names() if models.describe(name).source == "built" and name not in LIKE_OTHERS]
-NAMES = [*BUILT, "light/shufflenet"]  # the other light ones are like the built
+NAMES = [*BUILT, "light/inception_v2", "light/shufflenet"]  # the other light ones are like the built
 
 CASES = [
     *((name, "fp32", "a100") for name in NAMES),
