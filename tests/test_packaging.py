@@ -117,3 +117,10 @@ def test_the_version_is_that_of_the_package() -> None:
     from graphopt.version import VERSION
 
     assert tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"] == VERSION
+
+
+def test_the_tests_see_the_installed_package_under_python_m_pytest() -> None:
+    """Python puts the checkout first on the path, where `graphopt/` is without the folders beside it."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/pipeline/test_pipeline.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout
