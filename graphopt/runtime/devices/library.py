@@ -2,6 +2,7 @@
 
 `import tvm` takes seconds, because it imports the compiler and torch. A compiled kernel needs only tvm_ffi and two
 libraries of the tvm package, which are loaded here by name: some 0.1 s, without torch and without the compiler.
+tvm_ffi imports torch and cuda-bindings wherever they are installed: both are hidden from it.
 
 Threads: TVM keeps one pool per calling thread, sized when that thread first uses it. The pool gets as many threads as
 the processors this process may use (TVM_NUM_THREADS, unless the user set it), and each session uses its own number of
@@ -30,6 +31,8 @@ from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.runtime.devices import forked, host, placement
 
 _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
+_HIDDEN = ("torch", "cuda.bindings")
+"""Packages that tvm_ffi imports if it can, for conversions that nothing here uses: 2 s and 0.1 s."""
 ADDRESS = 16
 """Alignment of argument addresses in bytes, as the compiler tells LLVM (`targets.stack`)."""
 
@@ -48,7 +51,7 @@ def runtime() -> ModuleType:
     # Idle workers poll this often, about a microsecond each, before they sleep: long enough for the gaps inside a run.
     # TVM's default keeps cores from ONNX Runtime's segments and from other ranks for a third of a second.
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "5000")
-    _import_without_torch("tvm_ffi")
+    _import_alone("tvm_ffi")
     if "tvm" not in sys.modules:
         for name in _LIBRARIES:
             ctypes.CDLL(str(_library_folder() / name), mode=ctypes.RTLD_GLOBAL)
@@ -138,23 +141,23 @@ class Threads:
 
 
 def compiler() -> None:
-    """Import TVM's compiler, and not torch unless it is loaded already: some 0.7 s instead of 2."""
+    """Import TVM's compiler without `_HIDDEN`: some 0.7 s instead of 2."""
     runtime()
-    _import_without_torch("tvm")
+    _import_alone("tvm")
 
 
-def _import_without_torch(name: str) -> None:
-    """Import a package that imports torch if it can (2 s); hides torch meanwhile unless it is loaded already."""
+def _import_alone(name: str) -> None:
+    """Import a package without `_HIDDEN`, which it would import if it could; what is loaded already stays visible."""
     if name in sys.modules:
         return
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]
+    hidden = [package for package in _HIDDEN if package not in sys.modules]
+    for package in hidden:
+        sys.modules[package] = None  # type: ignore[assignment]
     try:
         importlib.import_module(name)
     finally:
-        if hide:
-            del sys.modules["torch"]
+        for package in hidden:
+            del sys.modules[package]
 
 
 def _library_folder() -> Path:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -21,7 +22,7 @@ import graphopt
 session = graphopt.open(sys.argv[1]).session(threads=1)
 y = session.run({"x": np.ones(1000, np.float32)})["y"]
 maps = open("/proc/self/maps").read()
-heavy = ["torch", "tvm", "onnx", "onnx_ir", "onnxruntime", "onnxscript"]
+heavy = ["torch", "cuda.bindings", "tvm", "onnx", "onnx_ir", "onnxruntime", "onnxscript"]
 print(json.dumps({
     "modules": [name for name in heavy if name in sys.modules],
     "mapped": [name for name in ("libtvm_compiler", "libtorch", "onnxruntime") if name in maps],
@@ -44,7 +45,7 @@ def run_python(*arguments: str, **environment: str) -> str:
     return result.stdout
 
 
-def test_a_session_loads_neither_torch_nor_the_compiler(one_stage: Artifact, tmp_path: Path) -> None:
+def test_a_session_loads_neither_torch_nor_cuda_nor_the_compiler(one_stage: Artifact, tmp_path: Path) -> None:
     path = one_stage.save(tmp_path / "model.gopt")
     found = json.loads(run_python("-c", _RUN, str(path), GRAPHOPT_CODE_CACHE=str(tmp_path / "cache")))
     assert found["modules"] == []
@@ -58,6 +59,13 @@ def test_torch_and_the_compiler_can_follow_a_session(one_stage: Artifact, tmp_pa
     path = one_stage.save(tmp_path / "model.gopt")
     code = _RUN + "import torch, tvm; print(float((torch.ones(2, 2) @ torch.ones(2, 2)).sum()), tvm.__name__)"
     assert run_python("-c", code, str(path)).splitlines()[-1] == "8.0 tvm"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cuda") is None, reason="the extra cuda is not installed")
+def test_the_driver_api_can_follow_a_session(one_stage: Artifact, tmp_path: Path) -> None:
+    path = one_stage.save(tmp_path / "model.gopt")
+    code = _RUN + "from cuda.bindings import driver; print(driver.CUresult.CUDA_SUCCESS.name)"
+    assert run_python("-c", code, str(path)).splitlines()[-1] == "CUDA_SUCCESS"
 
 
 def test_a_spoilt_cache_file_is_replaced(one_stage: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
