@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graphopt.errors import ModelError
-from graphopt.ops import attention, conv, fft, im2col, layout, lrn, pool, winograd, winograd_axis
+from graphopt.ops import attention, conv, fft, im2col, layout, lrn, pool, sparse, winograd, winograd_axis
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,6 +39,7 @@ _BODIES = {
     "LRNBlocked": lrn.LRN_BLOCKED,
     "Attention": attention.ATTENTION,
     "AttentionMasked": attention.ATTENTION_MASKED,
+    "BlockSparseMatMul": sparse.BLOCK_SPARSE_MATMUL,
 }
 
 

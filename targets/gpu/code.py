@@ -41,6 +41,11 @@ _BOUNDS = re.compile(r"__launch_bounds__\((\d+)\)")
 _lock = threading.Lock()
 
 
+def handwritten(function: tirx.PrimFunc, body: tirx.Stmt, resident: int) -> tirx.PrimFunc:
+    """The function with a body that computes the same and has all its barriers, for `resident` blocks at a time."""
+    return function.with_body(body).with_attr(SYNCHRONIZED, 1).with_attr(RESIDENT, resident)
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceCode:
     """`source` defines the entries of `launches`, whose arguments count the parameters and then `scratch`.

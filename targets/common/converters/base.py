@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
-from tvm import relax, te
+from tvm import relax, te, tirx
 from tvm.ir import Expr
 
 from graphopt.cost.workload import PRECISION, TILE
@@ -42,6 +42,11 @@ class Context:
     def te(self, name: str, function: Definition, *args: relax.Expr, pattern: int) -> relax.Var:
         """Emit a TE definition over Relax expressions as one kernel called `name`."""
         return self.definitions.emit(self.builder, name, function, args, {"op_pattern": pattern})
+
+    def function(self, name: str, function: tirx.PrimFunc, x: relax.Expr, shape: tuple[int, ...]) -> relax.Var:
+        """Emit a function of one tensor that is scheduled already; nothing fuses with it."""
+        place = self.builder.add_func(function.with_attr("op_pattern", OPAQUE), name)
+        return self.builder.emit(relax.call_tir(place, relax.Tuple([x]), relax.TensorType(shape, dtype_of(x))))
 
     def reshape(self, x: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
         """Emit a view; nothing where the shape is already right."""

@@ -35,7 +35,7 @@ def to_blocked(c: Context, inputs: Inputs) -> Outputs:
         return c.te("to_blocked", lambda x: _from_channels_last(x, block), last, pattern=INJECTIVE)
     if squares.possible(shape, block, dtype_of(inputs[0])):
         x, groups = _before_shuffle(c, inputs[0])
-        return _emit(c, "to_blocked", squares.to_blocked(shape, block, dtype_of(x), groups), x)
+        return c.function("to_blocked", squares.to_blocked(shape, block, dtype_of(x), groups), x, c.out_shape)
 
     def compute(x: te.Tensor) -> te.Tensor:
         n, _, h, w = (int(d) for d in x.shape)
@@ -87,11 +87,6 @@ def _channels_last(c: Context, x: relax.Expr) -> relax.Expr | None:
     return c.reshape(source, (n, h, w, channels))
 
 
-def _emit(c: Context, name: str, function: tirx.PrimFunc, x: relax.Expr) -> relax.Expr:
-    place = c.builder.add_func(function.with_attr("op_pattern", OPAQUE), name)
-    return c.builder.emit(relax.call_tir(place, relax.Tuple([x]), relax.TensorType(c.out_shape, dtype_of(x))))
-
-
 def _before_shuffle(c: Context, x: relax.Expr) -> tuple[relax.Expr, int]:
     """The tensor that was shuffled to give `x`, and in how many groups; `x` itself and 1 if it is no channel shuffle.
 
@@ -123,7 +118,7 @@ def from_blocked(c: Context, inputs: Inputs) -> Outputs:
     channels = c.integer("channels")
     if squares.possible(c.out_shape, shape_of(inputs[0])[4], dtype_of(inputs[0])):
         kernel = squares.from_blocked(c.out_shape, shape_of(inputs[0])[4], dtype_of(inputs[0]))
-        return _emit(c, "from_blocked", kernel, inputs[0])
+        return c.function("from_blocked", kernel, inputs[0], c.out_shape)
 
     def compute(x: te.Tensor) -> te.Tensor:
         n, _, h, w, b = (int(d) for d in x.shape)

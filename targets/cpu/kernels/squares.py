@@ -7,7 +7,7 @@ the one before it where the positions are no multiple of b; it writes the same n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tvm
 from tvm import s_tir, tirx
@@ -65,9 +65,9 @@ def _move(shape: tuple[int, ...], b: int, dtype: str, from_planar: bool, groups:
         zero = tirx.Broadcast(const(0, dtype), b)
         if from_planar:
             loads = [tirx.BufferLoad(planar, row(i)) if i < rows else zero for i in range(b)]
-            return _transposed(loads, dtype, lambda v: [tirx.BufferStore(blocked, v[j], lanes(j)) for j in range(b)])
+            return transposed(loads, dtype, lambda v: [tirx.BufferStore(blocked, v[j], lanes(j)) for j in range(b)])
         loads = [tirx.BufferLoad(blocked, lanes(j)) for j in range(b)]
-        return _transposed(loads, dtype, lambda v: [tirx.BufferStore(planar, v[i], row(i)) for i in range(rows)])
+        return transposed(loads, dtype, lambda v: [tirx.BufferStore(planar, v[i], row(i)) for i in range(rows)])
 
     body = square(b)
     if c % b:
@@ -80,7 +80,7 @@ def _move(shape: tuple[int, ...], b: int, dtype: str, from_planar: bool, groups:
     return tirx.PrimFunc(list(order), root).with_attr({SCHEDULED: 1, "s_tir": True, "tirx.noalias": True})
 
 
-def _transposed(vectors: list[Expr], dtype: str, stores: Stores) -> tirx.SeqStmt:
+def transposed(vectors: list[Expr], dtype: str, stores: Stores) -> tirx.SeqStmt:
     """Statements that transpose the square of `vectors` and store the result."""
     b = len(vectors)
     bound: list[tuple[tirx.Var, Expr]] = []
@@ -91,18 +91,19 @@ def _transposed(vectors: list[Expr], dtype: str, stores: Stores) -> tirx.SeqStmt
         return variable
 
     current = [bind(vector) for vector in vectors]
+    for rounds in exchanges(b):
+        current = [bind(tirx.Shuffle([current[i], current[j]], lanes)) for i, j, lanes in rounds]
+    return tirx.SeqStmt([*(tirx.Bind(variable, value) for variable, value in bound), *stores(current)])
+
+
+def exchanges(b: int) -> Iterator[list[tuple[int, int, list[tirx.IntImm]]]]:
+    """The rounds that transpose a square of b vectors: for each new vector two old ones, and the lanes of both."""
     distance = b // 2
     while distance:
-        low = [j if not j & distance else b + j - distance for j in range(b)]
-        high = [j + distance if not j & distance else b + j for j in range(b)]
-        following = list(current)
-        for i in range(b):
-            if not i & distance:
-                pair = [current[i], current[i + distance]]
-                following[i] = bind(tirx.Shuffle(pair, [tirx.IntImm("int32", k) for k in low]))
-                following[i + distance] = bind(tirx.Shuffle(pair, [tirx.IntImm("int32", k) for k in high]))
-        current, distance = following, distance // 2
-    return tirx.SeqStmt([*(tirx.Bind(variable, value) for variable, value in bound), *stores(current)])
+        low = [tirx.IntImm("int32", j if not j & distance else b + j - distance) for j in range(b)]
+        high = [tirx.IntImm("int32", j + distance if not j & distance else b + j) for j in range(b)]
+        yield [(i & ~distance, i | distance, high if i & distance else low) for i in range(b)]
+        distance //= 2
 
 
 def _extent(value: int) -> tirx.IntImm:

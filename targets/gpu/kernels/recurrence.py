@@ -22,10 +22,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
+from graphopt.targets.common.kernels.guards import inside, when
 from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.attention.launch import stride
-from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.recurrence_launch import VECTOR, LaunchConfig, Layer
 
 MOST_STEPS = 4096

@@ -17,12 +17,13 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.program.program import ITEM_BYTES
+from graphopt.targets.common.kernels import anchored
+from graphopt.targets.common.kernels.anchored import Anchored
 from graphopt.targets.common.kernels.blocks import Block, const
+from graphopt.targets.common.kernels.guards import inside, when
 from graphopt.targets.common.tir.expressions import rewritten, substituted
+from graphopt.targets.gpu.code import handwritten
 from graphopt.targets.gpu.devices import GpuSpec
-from graphopt.targets.gpu.kernels import anchored
-from graphopt.targets.gpu.kernels.anchored import Anchored
-from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.window import unflattened
 from graphopt.targets.gpu.waves import CLOCK, REACHED_BANDWIDTH, fitting_by_threads, waves
 
@@ -132,7 +133,7 @@ def emit(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> tuple[tirx.Prim
     _check(reduction, anchor)
     template = _Template(reduction, anchor, start, device)
     return (
-        reduction.replaced(template.statement(), 1),
+        handwritten(reduction.function, template.statement(), 1),
         template.config,
         seconds(template.work, template.config, device),
     )

@@ -18,8 +18,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const, dims
+from graphopt.targets.common.kernels.guards import inside, when
 from graphopt.targets.gpu.code import SYNCHRONIZED
-from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.rows_launch import LaunchConfig, Rows
 
 ATTRIBUTES = {SYNCHRONIZED: 1}

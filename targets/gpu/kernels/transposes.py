@@ -16,7 +16,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.gpu.kernels.guards import inside, when
+from graphopt.targets.common.kernels.guards import inside, when
 
 PIXELS = 64
 """Pixels per tile, which holds one block of channels of each."""

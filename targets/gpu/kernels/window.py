@@ -16,11 +16,12 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.program.program import ITEM_BYTES
+from graphopt.targets.common.kernels import anchored
 from graphopt.targets.common.kernels.blocks import RULE, Block, const, dims
+from graphopt.targets.common.kernels.guards import inside, when
+from graphopt.targets.gpu.code import handwritten
 from graphopt.targets.gpu.devices import GpuSpec
-from graphopt.targets.gpu.kernels import anchored
 from graphopt.targets.gpu.kernels.generic import THREADS
-from graphopt.targets.gpu.kernels.guards import inside, when
 
 NAME = "gpu.window"
 BYTES = 16
@@ -135,7 +136,7 @@ def emit(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> tirx.PrimFunc:
                         T.buffer_store(total, reduction.combine(total[lane], value), [lane])
                     with T.vectorized(0, width) as lane:
                         T.buffer_store(*reduction.store([*outer, group * width + lane], total[lane]))
-        return reduction.replaced(builder.get().body, RESIDENT)
+        return handwritten(reduction.function, builder.get().body, RESIDENT)
 
 
 def unflattened(place: Expr, extents: Sequence[int]) -> list[Expr]:

@@ -25,11 +25,11 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.ops.winograd import matrices
+from graphopt.targets.common.kernels import anchored
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, const, dims
-from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
+from graphopt.targets.common.kernels.guards import inside, when
+from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED, handwritten
 from graphopt.targets.gpu.devices import GpuSpec
-from graphopt.targets.gpu.kernels import anchored
-from graphopt.targets.gpu.kernels.guards import inside, when
 
 NAME = "gpu.winograd"
 
@@ -194,7 +194,7 @@ def emit(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> tirx.PrimFunc:
                             with when(inside((y, out[2], m), (z, out[3], m))):
                                 place = [image, channel // out[4], y, z, channel % out[4]]
                                 T.buffer_store(*reduction.store(place, results[i * m + j]))
-        return reduction.replaced(builder.get().body, resident(tiles))
+        return handwritten(reduction.function, builder.get().body, resident(tiles))
 
 
 class _each:  # noqa: N801  a context manager, read as a word

@@ -21,12 +21,12 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const, dims
+from graphopt.targets.common.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.attention.launch import Shape
 from graphopt.targets.gpu.kernels.attention.mma_launch import CHUNK, Tile, padded, stride
 from graphopt.targets.gpu.kernels.gemm.access import Chunk
 from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import Units
-from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.views import View, Views
 
 

@@ -23,9 +23,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const, dims, round_up
+from graphopt.targets.common.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.attention.launch import STATIC, VECTOR, Shape, Tile, stride
 from graphopt.targets.gpu.kernels.attention.slices import Slice
-from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.views import Views
 
 ADDERS = 64

@@ -12,8 +12,8 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
+from graphopt.targets.common.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.attention.launch import VECTOR
-from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.views import View
 
 

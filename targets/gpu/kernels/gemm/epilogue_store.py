@@ -13,12 +13,12 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
+from graphopt.targets.common.kernels.guards import inside, when
 from graphopt.targets.common.tir.expressions import rewritten
 from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.gemm.split_k import Store
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import Units
-from graphopt.targets.gpu.kernels.guards import inside, when
 
 VECTOR = 4
 """Results that a thread stores at a time, where they are neighbours in memory."""

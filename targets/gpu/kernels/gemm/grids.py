@@ -19,10 +19,11 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
+from graphopt.targets.common.kernels.guards import when
+from graphopt.targets.gpu.code import handwritten
 from graphopt.targets.gpu.kernels.gemm import split_k as parts_of
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.gemm.split_k import Store
-from graphopt.targets.gpu.kernels.guards import when
 
 RASTER = 8
 """Rows of tiles per group of neighbouring blocks, which find each other's operands in the cache."""
@@ -77,7 +78,7 @@ def function(template: Blocks, split: int, stream: int, resident: int) -> tirx.P
                 streamed(template, stream)
             else:
                 parts_of.split(template.gemm, split, template.threads, partial(parts, template, split))
-        return template.gemm.replaced(builder.get().body, resident)
+        return handwritten(template.gemm.function, builder.get().body, resident)
 
 
 def raster(block: Expr, rows: int, columns: int) -> tuple[Expr, Expr]:

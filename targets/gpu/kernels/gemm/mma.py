@@ -15,6 +15,7 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
+from graphopt.targets.common.kernels.guards import when
 from graphopt.targets.gpu.devices import LARGEST_GRID, GpuSpec
 from graphopt.targets.gpu.kernels.gemm import grids
 from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
@@ -25,7 +26,6 @@ from graphopt.targets.gpu.kernels.gemm.mma_tile import TILES, Tile
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import CHUNK_BYTES, Units
-from graphopt.targets.gpu.kernels.guards import when
 from graphopt.targets.gpu.waves import (
     CLOCK,
     INSTRUCTIONS,

@@ -15,11 +15,11 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
+from graphopt.targets.common.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
 from graphopt.targets.gpu.kernels.gemm.epilogue_store import COLUMNS, ROWS
 from graphopt.targets.gpu.kernels.gemm.mma_tile import Tile
 from graphopt.targets.gpu.kernels.gemm.tensor_cores import Units
-from graphopt.targets.gpu.kernels.guards import inside, when
 
 
 class Block(Protocol):

@@ -20,7 +20,6 @@ from tvm.ir import Expr
 from graphopt.cost.workload import TILE
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, inline_after
 from graphopt.targets.common.tir.expressions import rewritten, substituted
-from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 from graphopt.targets.gpu.kernels.gemm.axes import Axes
 
 NAME = "gpu.product"
@@ -93,10 +92,6 @@ class Gemm:
     store: Callable[[Expr, Expr, Expr, Expr], tuple[tirx.Buffer, Expr, list[Expr]]]
     kind: str | None = None
     tile: str = ""
-
-    def replaced(self, body: tirx.Stmt, resident: int) -> tirx.PrimFunc:
-        """The function with another body, which computes the same and has all its barriers."""
-        return self.function.with_body(body).with_attr(SYNCHRONIZED, 1).with_attr(RESIDENT, resident)
 
 
 def layout(sch: s_tir.Schedule, anchor: Block) -> str:

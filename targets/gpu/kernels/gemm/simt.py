@@ -17,12 +17,13 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import const
+from graphopt.targets.common.kernels.guards import inside, when
+from graphopt.targets.gpu.code import handwritten
 from graphopt.targets.gpu.devices import LARGEST_GRID, GpuSpec
 from graphopt.targets.gpu.kernels.gemm import split_k as parts_of
 from graphopt.targets.gpu.kernels.gemm.access import AccessPattern, Element
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
-from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.waves import CLOCK, INSTRUCTIONS, L2_LOAD_BYTES, adding_seconds, overlapped, waves
 
 VECTOR = 4
@@ -120,7 +121,7 @@ class _Template:
             with T.prim_func(s_tir=True):
                 T.func_name("main")
                 parts_of.split(p, t.split, t.threads, self._tiles)
-            return p.replaced(builder.get().body, t.resident)
+            return handwritten(p.function, builder.get().body, t.resident)
 
     def _tiles(self, store: Store) -> None:
         """The kernel whose blocks compute tiles."""

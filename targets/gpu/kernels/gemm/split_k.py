@@ -10,8 +10,8 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
+from graphopt.targets.common.kernels.guards import inside, when
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
-from graphopt.targets.gpu.kernels.guards import inside, when
 
 Store = Callable[[Expr, Expr, Expr, Expr], tuple[tirx.Buffer, Expr, list[Expr]]]
 """(b, m, n, total) -> (buffer, value, indices), as `Gemm.store`."""

@@ -17,6 +17,7 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
+from graphopt.targets.common.kernels.guards import inside, when
 from graphopt.targets.gpu.devices import LARGEST_GRID, GpuSpec
 from graphopt.targets.gpu.kernels.gemm import grids
 from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
@@ -26,7 +27,6 @@ from graphopt.targets.gpu.kernels.gemm.mma import access_patterns
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.kernels.gemm.split_k import SPLITS, Store
 from graphopt.targets.gpu.kernels.gemm.warpgroups import CHUNK, DEPTH, GROUP_ROWS, Units
-from graphopt.targets.gpu.kernels.guards import inside, when
 from graphopt.targets.gpu.waves import (
     CLOCK,
     L2_COPY_BYTES,

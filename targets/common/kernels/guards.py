@@ -1,4 +1,4 @@
-"""Statements that only some threads run: where a tile reaches beyond what there is."""
+"""Statements under a condition: where a tile reaches beyond what there is."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     total[a] = what the anchor computes    y[i] = epilogue(total[a(i)], ...)
 
-The kernel templates (`window`, `winograd`, `reductions`) compute `total` in their own way, a thread some elements of
-it, and store the epilogue's results: the elementwise functions that TVM fused behind the anchor.
+A kernel template computes `total` in its own way and stores the epilogue's results: the elementwise functions that TVM
+fused behind the anchor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from tvm.ir import Expr
 
 from graphopt.targets.common.kernels.blocks import Block, blocks_of, inline_after
 from graphopt.targets.common.tir.expressions import rewritten, substituted
-from graphopt.targets.gpu.code import RESIDENT, SYNCHRONIZED
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +32,11 @@ class Anchored:
     variables: tuple[tirx.Var, ...]
     _total: tirx.Buffer
     _last: s_tir.SBlock | None
+
+    @property
+    def total_extents(self) -> tuple[int, ...]:
+        """Extents of what the anchor computes."""
+        return tuple(int(extent) for extent in self._total.shape)
 
     @property
     def extents(self) -> tuple[int, ...]:
@@ -56,10 +60,6 @@ class Anchored:
 
         body = self._last.body
         return body.buffer, rewritten(body.value, swap), [substituted(index, values) for index in body.indices]
-
-    def replaced(self, body: tirx.Stmt, resident: int) -> tirx.PrimFunc:
-        """The function with another body, which computes the same and has all its barriers."""
-        return self.function.with_body(body).with_attr(SYNCHRONIZED, 1).with_attr(RESIDENT, resident)
 
 
 def read(sch: s_tir.Schedule, anchor: Block) -> Anchored:

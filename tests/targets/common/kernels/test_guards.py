@@ -6,7 +6,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.targets.gpu.kernels.guards import inside, when
+from graphopt.targets.common.kernels.guards import inside, when
 
 
 def test_a_tile_that_divides_asks_nothing() -> None:

@@ -1,0 +1,1 @@
+"""Kernels of CPUs that multiply the blocks of block-sparse weights."""
