@@ -11,6 +11,7 @@ Names are resolved when they are first used, so that `import graphopt` stays lig
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from graphopt.version import VERSION
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from graphopt.frontend.load import load as load
     from graphopt.pipeline.pass_base import Pass as Pass
     from graphopt.pipeline.pipeline import Pipeline as Pipeline
+
+if importlib.util.find_spec(f"{__name__}.passes") is None:
+    raise ImportError(
+        f"{__path__[0]} is graphopt's source, not an installation, and hides the one that there may be: "
+        "start Python in another folder, or install it with pip install -e ."
+    )
 
 __version__ = VERSION
 

@@ -157,7 +157,9 @@ def open_artifact(path: str | os.PathLike[str], *, check_cpu: bool = True) -> Ar
     try:
         contents = _read_directory(target) if target.is_dir() else container.read(map_file(target), str(target))
     except OSError as error:
-        raise ArtifactError(f"{target} cannot be opened: {error.strerror or error}") from error
+        raise ArtifactError(
+            f"{target} cannot be opened ({error.strerror or error}); name an artifact that graphopt compile wrote"
+        ) from error
     manifest = _read_manifest(contents.pop(MANIFEST, None), target)
     listed = manifest["files"]
     if set(listed) != set(contents):
@@ -180,7 +182,9 @@ def open_artifact(path: str | os.PathLike[str], *, check_cpu: bool = True) -> Ar
 
 def _read_manifest(data: memoryview | None, path: Path) -> dict[str, Any]:
     if data is None or len(data) > _MAX_MANIFEST:
-        raise ArtifactError(f"{path} is not a graphopt artifact: it has no {MANIFEST}")
+        raise ArtifactError(
+            f"{path} is not a graphopt artifact: it has no {MANIFEST}; name what graphopt compile wrote"
+        )
     manifest = program_json.strict_json(bytes(data), f"{MANIFEST} of {path}")
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise ArtifactError(f"{path} is not a graphopt artifact: its {MANIFEST} names no format")
@@ -257,7 +261,9 @@ def _digests(contents: Mapping[str, memoryview]) -> dict[str, str]:
 def _read_directory(path: Path) -> dict[str, memoryview]:
     """manifest.json and the files it lists. Other files are ignored."""
     if not (path / MANIFEST).is_file():
-        raise ArtifactError(f"{path} is not a graphopt artifact: it has no {MANIFEST}")
+        raise ArtifactError(
+            f"{path} is not a graphopt artifact: it has no {MANIFEST}; name what graphopt compile wrote"
+        )
     contents = {MANIFEST: map_file(path / MANIFEST)}
     for name in _read_manifest(contents[MANIFEST], path)["files"]:
         file = path / name

@@ -39,10 +39,10 @@ class Options:
         micro_batches: how many times the compiled batch a run takes, piece by piece.
         fallback: whether nodes that are not native may run in ONNX Runtime.
         costs: source of the costs that algorithms are chosen by: "measured" on this machine (timings of earlier
-            costs: source of the costs that algorithms are chosen by: "measured" on this machine (timings of earlier
-                compilations are in the user's cost table), "roofline" for estimates, or the path of an artifact, whose
-                costs are reused, so that the same model becomes the same code. None takes the environment variable
-                GRAPHOPT_COSTS, else "measured".
+            compilations are in the user's cost table), "roofline" for estimates, or the path of an artifact, whose
+            costs are reused, so that the same model becomes the same code. None takes the environment variable
+            GRAPHOPT_COSTS, else "measured".
+        threads: threads that code for CPUs is generated and measured for; None takes the processors of this host.
         cache: reuse kernels that were compiled before from the user's cache, and keep new ones there.
         keep_denormals: leave out the pass `flush-denormals`, which replaces weights below 2^-126 by zero.
         seed: seed of the random inputs that verification draws.

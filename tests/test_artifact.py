@@ -7,49 +7,16 @@ import os
 import random
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from graphopt import artifact as artifact_module
 from graphopt.artifact import Artifact, open_artifact
 from graphopt.errors import ArtifactError
-from graphopt.program import container, schedule
-from graphopt.program import json as program_json
-from graphopt.program.check import problems
-from graphopt.program.program import FallbackSegment, Place, Port, Program, Stage, Value
-from graphopt.program.weights import read_index, save_weights, weights_bytes
+from graphopt.program.weights import save_weights, weights_bytes
 from graphopt.runtime.devices import host
-
-
-def sample(manifest: dict[str, object] | None = None) -> Artifact:
-    """A program of one fallback segment with a weight beside it (which nothing uses)."""
-    weights = {"w": np.arange(5, dtype=np.float32), "b": np.ones((2, 3), np.bool_)}
-    stage = Stage(
-        index=0,
-        values=(
-            Value("x", "float32", (4,), Place.ARENA, 0),
-            Value("y", "float32", (4,), Place.ARENA, 64),
-            Value("w", "float32", (5,), Place.WEIGHT),
-        ),
-        inputs=("x",),
-        outputs=("y",),
-        segments=(FallbackSegment("fallback/0.onnx", ("x",), ("y",), ()),),
-        arena_bytes=128,
-        arena_lower_bound=128,
-        weights="weights_0.safetensors",
-    )
-    ports = (Port("x", "float32", (4,)),), (Port("y", "float32", (4,)),)
-    program = Program((stage,), schedule.build((stage,), ["x"]), *ports)
-    files: dict[str, bytes | Path] = {
-        "weights_0.safetensors": weights_bytes(weights),
-        "fallback/0.onnx": b"model",
-        "empty.txt": b"",
-    }
-    return Artifact.create(program, files, manifest if manifest is not None else {"pipeline": "fuse"})
+from tests.helpers.sample_artifact import contents, sample
 
 
 @pytest.fixture(params=["file", "directory"])
@@ -58,10 +25,6 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "directory":
         path.mkdir()
     return sample().save(path)
-
-
-def contents(artifact: Artifact) -> dict[str, bytes]:
-    return {name: bytes(data) for name, data in artifact.files.items()}
 
 
 def test_save_and_open_give_the_same_artifact(saved: Path) -> None:
@@ -84,18 +47,6 @@ def test_a_path_that_ends_in_a_slash_is_a_directory(tmp_path: Path) -> None:
     sample().save(f"{tmp_path}/out/")
     assert (tmp_path / "out/fallback/0.onnx").read_bytes() == b"model"
     assert open_artifact(tmp_path / "out").program == sample().program
-
-
-def test_the_file_is_a_zip_that_others_read_with_members_at_64_bytes(tmp_path: Path) -> None:
-    path = sample().save(tmp_path / "model.gopt")
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-        assert archive.read("fallback/0.onnx") == b"model"
-        data = path.read_bytes()
-        for info in archive.infolist():
-            assert info.compress_type == zipfile.ZIP_STORED
-            content = archive.read(info)
-            assert any(data[at : at + len(content)] == content for at in range(0, len(data), 64))
 
 
 def test_mapped_weights_are_aligned_in_memory(saved: Path) -> None:
@@ -159,35 +110,6 @@ def test_the_sentence_about_a_damaged_file_says_where(tmp_path: Path) -> None:
         assert str(error.value).endswith("; compile the model again")
 
 
-def forge(path: Path, files: dict[str, bytes], manifest: dict[str, Any]) -> None:
-    """Write a file in which every digest and the whole container is right, whatever stands in it."""
-    listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    signed = {**manifest, "files": listed}
-    signed["sha256"] = artifact_module._own_digest(signed)
-    everything = {"manifest.json": artifact_module._manifest_bytes(signed), **files}
-    artifact_module._save_zip(path, {name: memoryview(data) for name, data in everything.items()})
-
-
-@pytest.mark.parametrize(
-    ("manifest", "reason"),
-    [
-        ({"target": {"features": ["avx4096"]}}, "a processor with avx4096"),
-        ({"target": {"arch": "pdp11"}}, "built for pdp11"),
-        ({"versions": {"apache-tvm": "0.0.1"}}, "built with apache-tvm 0.0.1"),
-        ({"format": 2}, "has format 2"),
-    ],
-)
-def test_a_consistent_forgery_is_refused_for_its_manifest(
-    tmp_path: Path, manifest: dict[str, Any], reason: str
-) -> None:
-    good = sample()
-    forge(tmp_path / "a.gopt", contents(good), dict(good.manifest))
-    assert open_artifact(tmp_path / "a.gopt").manifest == good.manifest
-    forge(tmp_path / "a.gopt", contents(good), {**good.manifest, **manifest})
-    with pytest.raises(ArtifactError, match=reason):
-        open_artifact(tmp_path / "a.gopt")
-
-
 def test_tvm_is_asked_for_where_kernels_call_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Machine code for a GPU calls nothing."""
 
@@ -201,66 +123,6 @@ def test_tvm_is_asked_for_where_kernels_call_it(tmp_path: Path, monkeypatch: pyt
         open_artifact(here)
     for name in ("cuda", "opencl"):
         open_artifact(sample({**manifest, "target": {"name": name}}).save(tmp_path / f"{name}.gopt"))
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"offset": 1 << 20}, "does not fit"),
-        ({"offset": -64}, "not a whole number"),
-        ({"offset": 1}, "does not fit"),
-        ({"shape": [-4]}, "not a whole number"),
-        ({"shape": [1 << 40]}, "impossible shape|does not fit"),
-        ({"dtype": "float33"}, "unknown type 'float33'"),
-        ({"name": "z"}, "unknown value|not a value"),
-        ({"place": "view", "of": "y", "offset": 0}, "leads to no value"),
-        ({"place": "nowhere"}, "nowhere"),
-    ],
-)
-def test_a_consistent_forgery_is_refused_for_its_program(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
-    files = contents(sample())
-    document = json.loads(files["program.json"])
-    value = next(value for value in document["stages"][0]["values"] if value["name"] == "y")
-    value.update(change)
-    forge(tmp_path / "a.gopt", {**files, "program.json": json.dumps(document).encode()}, dict(sample().manifest))
-    with pytest.raises(ArtifactError, match=reason):
-        open_artifact(tmp_path / "a.gopt")
-
-
-def test_forged_programs_open_or_are_refused_and_nothing_else(tmp_path: Path) -> None:
-    """Some hundred forgeries with one or two odd things put anywhere into program.json."""
-    files, manifest = contents(sample()), dict(sample().manifest)
-    chance = random.Random(11)
-    odd = [-1, 0, 1, 63, 64, 128, 1 << 45, 1 << 63, 1 << 70, 0.5, None, True, "", "x", "y", "w", "../x", [], {}, [[]]]
-    opened = 0
-    refused: list[str] = []
-    for _ in range(400):
-        document = json.loads(files["program.json"])
-        for _ in range(chance.randrange(1, 3)):
-            spots: list[tuple[Any, Any]] = []
-            left = [document]
-            while left:
-                item = left.pop()
-                keys = list(item) if isinstance(item, dict) else list(range(len(item)))
-                spots += [(item, key) for key in keys]
-                left += [item[key] for key in keys if isinstance(item[key], dict | list)]
-            item, key = chance.choice(spots)
-            if chance.random() < 0.2:
-                del item[key]
-            else:
-                item[key] = chance.choice(odd)
-        data = json.dumps(document).encode()
-        forge(tmp_path / "a.gopt", {**files, "program.json": data}, manifest)
-        try:
-            found = open_artifact(tmp_path / "a.gopt")
-        except ArtifactError as error:
-            refused.append(str(error))
-        else:
-            opened += 1
-            assert program_json.loads(program_json.dumps(found.program)) == found.program
-            assert problems(found.program) == []
-    assert opened < 200
-    assert not any("\n" in reason for reason in refused)
 
 
 def test_random_bytes_are_refused(tmp_path: Path) -> None:
@@ -327,13 +189,10 @@ def test_what_is_no_artifact(tmp_path: Path, name: str) -> None:
 
 
 def test_a_pipe_is_no_artifact(tmp_path: Path) -> None:
+    """Nor does opening one wait for somebody to write to it."""
     os.mkfifo(tmp_path / "pipe")
-    descriptor = os.open(tmp_path / "pipe", os.O_RDWR)
-    try:
-        with pytest.raises(ArtifactError, match="not a regular file"):
-            open_artifact(tmp_path / "pipe")
-    finally:
-        os.close(descriptor)
+    with pytest.raises(ArtifactError, match="not a regular file"):
+        open_artifact(tmp_path / "pipe")
 
 
 def test_an_artifact_of_another_processor(tmp_path: Path) -> None:
@@ -417,97 +276,3 @@ def test_saving_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ArtifactError, match="cannot be written"):
         sample().save(tmp_path / "file" / "model.gopt")
-
-
-def test_weights_are_safetensors_that_the_library_reads(tmp_path: Path) -> None:
-    tensors = {
-        "a": np.arange(7, dtype=np.float32).reshape(1, 7),
-        "half": np.ones(3, np.float16),
-        "empty": np.zeros((0, 4), np.int64),
-        "brain": np.linspace(-1, 1, 9).astype(ml_dtypes.bfloat16),
-        "scalar": np.array(5, np.int32),
-        "yes": np.array([True, False]),
-        "back": np.arange(6, dtype=np.float64)[::-2],
-        "last": np.arange(3, dtype=np.uint8),
-    }
-    path = tmp_path / "w.safetensors"
-    save_weights(path, tensors)
-    assert path.read_bytes() == weights_bytes(tensors)
-    loaded = safetensors.numpy.load_file(path)
-    assert {name for name in loaded if not name.startswith("__pad_")} == set(tensors)
-    data = memoryview(path.read_bytes())
-    index = read_index(data, "w")
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(loaded[name], tensor)
-        assert (index[name].dtype, index[name].shape) == (tensor.dtype.name, tensor.shape)
-        assert index[name].start % 64 == 0
-        assert bytes(data[index[name].start : index[name].start + index[name].nbytes]) == tensor.tobytes()
-
-
-def test_weights_that_cannot_be_stored() -> None:
-    with pytest.raises(ArtifactError, match="names with '__' in front are reserved"):
-        weights_bytes({"__pad_0": np.zeros(1)})
-    with pytest.raises(ArtifactError, match="complex128 is not supported"):
-        weights_bytes({"c": np.zeros(1, complex)})
-
-
-def header(**tensors: object) -> memoryview:
-    text = json.dumps(tensors).encode()
-    text += b" " * (-(8 + len(text)) % 64)
-    return memoryview(len(text).to_bytes(8, "little") + text + bytes(64))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        memoryview(b""),
-        memoryview(b"\xff" * 16),
-        memoryview((100).to_bytes(8, "little") + b"{}"),
-        memoryview((2).to_bytes(8, "little") + b"[]"),
-        header(t=[]),
-        header(t={"dtype": "F32", "shape": [1]}),
-        header(t={"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}),
-        header(t={"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}),
-        header(t={"dtype": "F32", "shape": [17], "data_offsets": [0, 68]}),
-        header(t={"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}),
-        header(t={"dtype": "F32", "shape": [1], "data_offsets": [-64, -60]}),
-        header(t={"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}),
-        header(t={"dtype": "F32", "shape": [1 << 62, 1 << 62], "data_offsets": [0, 1 << 126]}),
-        header(t={"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}),
-        header(t={"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}),
-        header(t={"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}),
-    ],
-)
-def test_hostile_weights_headers(data: memoryview) -> None:
-    with pytest.raises(ArtifactError, match="w is damaged"):
-        read_index(data, "w")
-
-
-def test_zip_frames_beyond_four_gigabytes_are_consistent() -> None:
-    """Sizes only: the frame of a 9 GB zip, laid over a file that has a hole instead of the contents."""
-    members = [container.Member("a", 5 << 30, 1), container.Member("b", 4 << 30, 2), container.Member("c", 3, 3)]
-    frame = container.frame(members)
-    assert all(start % 64 == 0 for start in frame.starts)
-    for (header_, start, member), following in zip(
-        zip(frame.headers, frame.starts, members, strict=True), (*frame.starts[1:], None), strict=True
-    ):
-        end = start + member.size
-        assert following is None or following - len(frame.headers[members.index(member) + 1]) == end
-        assert len(header_) < 256
-    assert frame.tail_start == frame.starts[-1] + 3
-
-
-@pytest.mark.slow
-def test_a_sparse_file_beyond_four_gigabytes_opens_in_zipfile(tmp_path: Path) -> None:
-    members = [container.Member("big", (1 << 32) + 5, 0), container.Member("after", 4, 0x8587D865)]
-    frame = container.frame(members)
-    path = tmp_path / "big.zip"
-    with path.open("wb") as file:
-        for header_, start in zip(frame.headers, frame.starts, strict=True):
-            file.seek(start - len(header_))
-            file.write(header_)
-        file.write(b"abcd")
-        file.write(frame.tail)
-    with zipfile.ZipFile(path) as archive:
-        assert archive.getinfo("big").file_size == (1 << 32) + 5
-        assert archive.getinfo("after").file_size == 4

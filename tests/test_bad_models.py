@@ -10,17 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from graphopt.errors import GraphoptError, ModelError
+from graphopt.errors import ModelError
 from graphopt.frontend.load import load
+from tests.helpers.model_proto import text
 
 HERE = Path(__file__).parent
+
+
 LIGHT = Path(os.path.dirname(onnx.__file__), "backend/test/data/light")
+
+
 PER_MODEL = 120  # mutations; six kinds in turn
+
+
 BATCH = 60
+
+
 SECONDS = 20  # for one mutation, far above the usual hundredth
 
 
@@ -70,10 +78,6 @@ def test_mutations_load_or_are_refused(tmp_path: Path) -> None:
     assert len(refused) > len(outcomes) // 3
     assert all("model.onnx" in message for message in refused)
     assert not [message for message in refused if "cannot be loaded (" in message], "a check of our own is missing"
-
-
-def text(graph: str, opset: int = 20) -> onnx.ModelProto:
-    return onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}]> {graph}')
 
 
 RELU = "g (float[2] x) => (float[2] y) { [r] y = Relu(x) }"
@@ -366,111 +370,3 @@ def test_refusals(damage: Callable[[onnx.ModelProto], None], sentence: str, tmp_
 def test_refused_graphs(graph: str, sentence: str) -> None:
     with pytest.raises(ModelError, match=re.escape(sentence)):
         load(text(graph))
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b"", "is empty; export or copy the model again"),
-        (b"<html>not found</html>\n", "is text, not an ONNX protobuf"),
-        (b"PK\x03\x04" + bytes(60), "is a zip archive, perhaps a PyTorch checkpoint"),
-        (bytes(range(256)) * 4, "is not an ONNX protobuf or is damaged"),
-        (b"\x00" * 100, "is not an ONNX protobuf or is damaged"),
-    ],
-)
-def test_files_that_are_no_models(content: bytes, sentence: str, tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(content)
-    with pytest.raises(ModelError, match=rf"^{re.escape(str(path))} {re.escape(sentence)}"):
-        load(path)
-
-
-def test_paths_that_are_no_files(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"absent\.onnx: does not exist; give the path"):
-        load(tmp_path / "absent.onnx")
-    with pytest.raises(ModelError, match="is a directory; give the path"):
-        load(tmp_path)
-    with pytest.raises(ModelError, match="is not a file name"):
-        load("a\0b")
-    os.mkfifo(tmp_path / "pipe.onnx")
-    with pytest.raises(ModelError, match="is not a regular file"):
-        load(tmp_path / "pipe.onnx")
-    with (tmp_path / "large.onnx").open("wb") as file:
-        file.truncate(1 << 31)
-    with pytest.raises(ModelError, match="is larger than 2 GiB"):
-        load(tmp_path / "large.onnx")
-
-
-def external(tmp_path: Path, location: str, offset: str = "0", length: str = "4096") -> Path:
-    """A model in its own folder whose weight w[32, 32] lies at `location`."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (tmp_path / "outside.data").write_bytes(bytes(8192))
-    (folder / "inside.data").write_bytes(bytes(8192))
-    (folder / "link.data").symlink_to(tmp_path / "outside.data")
-    (folder / "way").symlink_to(tmp_path)
-    (folder / "good.data").symlink_to("inside.data")
-    (tmp_path / "shared.data").write_bytes(bytes(8192))
-    os.link(tmp_path / "shared.data", folder / "hard.data")
-    tensor = onnx.TensorProto(name="w", data_type=1, dims=[32, 32], data_location=onnx.TensorProto.EXTERNAL)
-    for key, value in (("location", location), ("offset", offset), ("length", length)):
-        tensor.external_data.add(key=key, value=value)
-    model = text("g (float[1,32] x) => (float[1,32] y) { y = MatMul(x, w) }")
-    model.graph.initializer.append(tensor)
-    path = folder / "model.onnx"
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-@pytest.mark.parametrize(
-    ("location", "offset", "length", "sentence"),
-    [
-        ("/etc/passwd", "0", "4096", "keeps its data at '/etc/passwd', outside the model's folder"),
-        ("C:\\w.data", "0", "4096", "outside the model's folder"),
-        ("../outside.data", "0", "4096", "keeps its data at '../outside.data', outside the model's folder"),
-        ("a/../inside.data", "0", "4096", "outside the model's folder"),
-        ("link.data", "0", "4096", "a link that leaves the model's folder"),
-        ("way/outside.data", "0", "4096", "a link that leaves the model's folder"),
-        ("hard.data", "0", "4096", "a file with several hard links"),
-        ("absent.data", "0", "4096", "needs the data file 'absent.data', which is not beside the model"),
-        (".", "0", "4096", "which is not a regular file"),
-        ("", "0", "4096", "names no file for its external data"),
-        ("inside.data", "4097", "4096", "needs the bytes 4097 to 8193 of 'inside.data', which has 8192"),
-        (
-            "inside.data",
-            "99999999999999999999",
-            "4096",
-            "has the external offset '99999999999999999999', not a byte count",
-        ),
-        ("inside.data", "-8", "4096", "has the external offset '-8', not a byte count"),
-        ("inside.data", "0", "4095", "needs 4096 bytes and declares 4095"),
-    ],
-)
-def test_external_data_is_refused(tmp_path: Path, location: str, offset: str, length: str, sentence: str) -> None:
-    path = external(tmp_path, location, offset, length)
-    with pytest.raises(ModelError, match=f"initializer w .*{re.escape(sentence)}"):
-        load(path)
-
-
-@pytest.mark.parametrize("location", ["inside.data", "./inside.data", "good.data"])
-def test_external_data_inside_the_folder_loads(tmp_path: Path, location: str) -> None:
-    path = external(tmp_path, location, "4096")
-    tensor = load(path).model.graph.initializers["w"].const_value
-    assert isinstance(tensor, ir.ExternalTensor)
-    assert not tensor.numpy().any()
-
-
-def test_external_data_of_an_ir_model_is_checked_too(tmp_path: Path) -> None:
-    path = external(tmp_path, "../outside.data")
-    model = ir.load(path)
-    with pytest.raises(ModelError, match="outside the model's folder"):
-        load(model)
-
-
-def test_errors_of_libraries_become_model_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise RecursionError("deep\nwithin.")
-
-    monkeypatch.setattr("graphopt.frontend.load.fix_inputs", fail)
-    with pytest.raises(GraphoptError, match=r"^the model cannot be loaded \(RecursionError: deep within\); check it"):
-        load(text(RELU))

@@ -1,6 +1,7 @@
 """The import rules of the layout, read from the sources with `ast`.
 
 An import counts wherever it stands: inside functions, under `if TYPE_CHECKING:`, as `importlib.import_module("...")`.
+A name that is computed is seen only as such: `COMPUTED` lists who imports what a table or a variable names.
 The two packages that show names which load when they are used (`graphopt`, `graphopt.passes`) are read without what
 stands under `if TYPE_CHECKING:`, because that is the list of those names.
 
@@ -62,7 +63,7 @@ RUNNING = (
 """What executes an artifact; nothing that it imports, directly or not, may need a compiler."""
 
 Imports = Mapping[str, Iterable[str]]
-"""Module -> full names that it imports: modules of ours, and of libraries what stands behind `import` or `from`."""
+"""Module -> full names that it imports: modules of ours, and modules and names of libraries."""
 
 
 def _modules() -> dict[str, Path]:
@@ -77,26 +78,59 @@ def _modules() -> dict[str, Path]:
 MODULES = _modules()
 
 
+COMPUTED = {
+    "graphopt": "its public names",
+    "graphopt.passes": "the table of passes",
+    "graphopt.pipeline.spelling": "the same table",
+    "graphopt.targets": "the table of targets",
+    "graphopt.models.zoo": "the table of models",
+    "graphopt.bench.peers.runtimes": "the table of peers",
+    "graphopt.cli.app": "the table of commands",
+    "graphopt.runtime.devices.library": "tvm_ffi and tvm, with what they would import hidden",
+}
+"""Modules that import what they compute the name of, and why."""
+
+
 def _walk(node: ast.AST, types: bool) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
         if not types and isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield other
+                yield from _walk(other, types)
             continue
         yield child
         yield from _walk(child, types)
 
 
+def _called_imports(tree: ast.AST, types: bool = True) -> Iterator[str | None]:
+    """What calls that import are given: a literal name, or None for anything else."""
+    for node in _walk(tree, types):
+        if isinstance(node, ast.Call) and _last_name(node.func) in ("import_module", "__import__", "run_module"):
+            given = [
+                *node.args[:1],
+                *(keyword.value for keyword in node.keywords if keyword.arg in ("name", "mod_name")),
+            ]
+            literal = isinstance(given[0], ast.Constant) and isinstance(given[0].value, str) and len(node.args) <= 1
+            yield given[0].value if literal and not given[0].value.startswith(".") else None
+
+
+def _last_name(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
 def _imports(name: str, types: bool) -> set[str]:
     found: set[str] = set()
-    for node in _walk(ast.parse(MODULES[name].read_text(encoding="utf-8")), types):
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    for node in _walk(tree, types):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name} has a relative import"
             base = node.module or ""
             below = {f"{base}.{alias.name}" for alias in node.names}
-            found |= {each if each in MODULES else base for each in below}
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "import_module":
-            found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
+            ours = base.partition(".")[0] == "graphopt"
+            found |= {each if each in MODULES or not ours else base for each in below} | (set() if ours else {base})
+    found |= {each for each in _called_imports(tree, types) if each is not None}
     return found - {name}
 
 
@@ -285,6 +319,46 @@ def test_imports_are_seen_where_they_hide() -> None:
     assert "graphopt.pipeline.pipeline" not in LOADED["graphopt.options"]
 
 
+def test_computed_imports_are_known() -> None:
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+    assert {name for name, tree in trees.items() if None in _called_imports(tree)} == set(COMPUTED)
+
+
+@pytest.mark.parametrize(
+    ("source", "imported"),
+    [
+        ("import importlib\nimportlib.import_module('graphopt.targets')", "graphopt.targets"),
+        ("from importlib import import_module\nimport_module('tvm')", "tvm"),
+        ("import importlib\nimportlib.import_module(name='tvm')", "tvm"),
+        ("__import__('torch')", "torch"),
+        ("import runpy\nrunpy.run_module('tvm')", "tvm"),
+        ("import importlib\nimportlib.import_module('..targets', 'graphopt.runtime')", None),
+        ("import importlib\nimportlib.import_module(f'graphopt.{x}')", None),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    __import__('networkx')", "networkx"),
+    ],
+)
+def test_calls_that_import_are_seen(source: str, imported: str | None) -> None:
+    assert list(_called_imports(ast.parse(source), types=False)) == [imported]
+
+
+def test_every_folder_of_sources_is_a_package() -> None:
+    folders = {path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_every_pass_is_listed() -> None:
+    from graphopt.passes import PASSES
+
+    defined = {
+        (name, node.name)
+        for name, path in MODULES.items()
+        if _below(name, "graphopt.passes")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and "Pass" in map(_last_name, node.bases)
+    }
+    assert defined == set(PASSES.values())
+
+
 def test_every_package_has_a_place() -> None:
     below = {name.split(".")[1] for name in MODULES if "." in name}
     assert below == {entry.split(".")[0] for entry in ORDER if entry}
@@ -293,13 +367,16 @@ def test_every_package_has_a_place() -> None:
 @pytest.mark.parametrize("name", ["graphopt", "graphopt.passes", "graphopt.targets", "graphopt.models"])
 def test_packages_load_nothing_heavy(name: str) -> None:
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
-    top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    top |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
-    light = ("__future__", "importlib", "typing", "graphopt.errors", "graphopt.version")
+    for function in [node for node in tree.body if isinstance(node, ast.FunctionDef)]:
+        tree.body.remove(function)
+    nodes = list(_walk(tree, types=False))
+    top = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    top |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    light = ("__future__", "importlib", "importlib.util", "typing", "graphopt.errors", "graphopt.version")
     assert top <= {*light, "graphopt.models.samples", "graphopt.models.zoo"}
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", [*FOLDERS, "tests", "benchmarks"])
 def test_folders_and_files_stay_small(folder: str) -> None:
     """A file is read in one sitting, and a folder is looked over at once."""
     files = sorted((ROOT / folder).rglob("*.py"))
@@ -315,5 +392,8 @@ def test_folders_and_files_stay_small(folder: str) -> None:
 FULL = {
     "models": "a file for each family of models",
     "targets/common/converters": "a file for each family of operators",
+    "tests": "mirrors what lies right below graphopt",
+    "tests/helpers": "a file for each thing that tests share",
+    "tests/targets/cpu/kernels": "a file for each kernel",
 }
 """Folders of many files, and why."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from graphopt.bench.peers.runtimes import PEERS
 from graphopt.cli import options as options
 from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
@@ -39,15 +40,10 @@ class Suite(StrEnum):
     GEMM = "gemm"
 
 
-class Peer(StrEnum):
-    """The runtimes to compare with; the names of `graphopt.bench.peers.runtimes.PEERS`."""
-
-    ONNXRUNTIME = "onnxruntime"
-    TORCH = "torch"
-    TORCH_COMPILE = "torch-compile"
-    TVM = "tvm"
-    GREEDY = "greedy"
-    SINGLE_LAYOUT = "single-layout"
+def _peer(name: str) -> str:
+    if name not in PEERS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(PEERS)}")
+    return name
 
 
 def command(
@@ -61,22 +57,26 @@ def command(
         ),
     ] = None,
     peer: Annotated[
-        list[Peer] | None,
+        list[str] | None,
         typer.Option(
-            "--peer", help="What to compare with; repeat. Default onnxruntime; on an NVIDIA GPU torch both ways."
+            "--peer",
+            metavar=f"[{'|'.join(PEERS)}]",
+            parser=_peer,
+            help="What to compare with; repeat. Default onnxruntime; on an NVIDIA GPU torch both ways.",
         ),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Of every side.")] = 2,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads of every side.")] = 2,
     runs: Annotated[
         int | None, typer.Option("--runs", metavar="N", min=2, help="Counted runs per side; default about 2 seconds.")
     ] = None,
     target: options.Target = "llvm",
     level: options.Level = None,
-    precision: Annotated[Precision, typer.Option("--precision", help="Of graphopt's products, and of torch.")] = (
+    precision: Annotated[Precision, typer.Option("--precision", help="Precision of graphopt and of torch.")] = (
         Precision.FP32
     ),
     batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", min=1, help="Of models of the zoo; others take --shapes.")
+        int | None,
+        typer.Option("--batch", metavar="N", min=1, help="Batch of zoo models; others take --shapes."),
     ] = None,
     shapes: options.Shapes = None,
     inputs: options.Inputs = None,
@@ -116,7 +116,7 @@ def command(
         if layers or roofline is not None:
             settings = Settings(threads, costs, target, level, precision.value)
             return _layers(wanted[0], settings, runs, say, fixed, roofline)
-        peers = [selected.value for selected in dict.fromkeys(peer)] if peer else None
+        peers = list(dict.fromkeys(peer)) if peer else None
         given = feeds.given(inputs or [])
         document = benchmark.run(wanted, threads, runs, peers, say, fixed, costs, target, level, precision.value, given)
         document["command"] = _command()

@@ -60,7 +60,7 @@ def command(
     passes: options.Passes = None,
     precision: Annotated[
         Precision,
-        typer.Option("--precision", help="Of products and what lies between them; sums and softmax stay in fp32."),
+        typer.Option("--precision", help="Precision of products and what lies between; sums and softmax stay in fp32."),
     ] = Precision.FP32,
     verify: Annotated[
         VerifyMode,

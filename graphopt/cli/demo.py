@@ -34,7 +34,7 @@ class _Step(Protocol):
 
 def command(
     context: typer.Context,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Of every step.")] = 2,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads of every step.")] = 2,
 ) -> Report:
     """Compile two models, check them against ONNX Runtime, time one beside it, and run it on two ranks.
 

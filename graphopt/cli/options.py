@@ -79,7 +79,7 @@ Inputs = Annotated[
         help="An input, as numpy.save wrote it, or FILE.npz with several; repeat for others.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the random inputs.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the random inputs.")]
 Ranks = Annotated[int, typer.Option("--ranks", metavar="N", min=1, help="Pipeline stages, one process each.")]
 
 

@@ -13,6 +13,8 @@ from graphopt.errors import GraphoptError
 from graphopt.report.document import Block, Report
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from graphopt.artifact import Artifact
 
 EXAMPLES = (
@@ -56,6 +58,8 @@ def command(
         if program is not None and not fixed:
             fixed = _open_shapes(model, program)
         loaded = load(model, shapes=fixed)
+        if program is not None:
+            _require_same_inputs(loaded.model, model, program, artifact)
         checked: list[str] = []
         if program is None:
             from graphopt.compiler import compile_model
@@ -97,6 +101,16 @@ def command(
     verdict = f"{len(wrong)} of {len(compared)} outputs differ" if wrong else "the program agrees with ONNX Runtime"
     blocks.append(f"{model}: {verdict}")
     return Report(document, blocks, failed=bool(wrong))
+
+
+def _require_same_inputs(loaded: ir.Model, model: str, artifact: Artifact, path: Path | None) -> None:
+    wanted = {str(value.name) for value in loaded.graph.inputs}
+    given = {port.name for port in artifact.program.inputs}
+    if wanted != given:
+        raise GraphoptError(
+            f"{path} was compiled from another model: its inputs are {', '.join(sorted(given)) or 'none'}, "
+            f"those of {model} {', '.join(sorted(wanted)) or 'none'}; name the model that it was compiled from"
+        )
 
 
 def _open_shapes(model: str, artifact: Artifact) -> dict[str, tuple[int, ...]]:

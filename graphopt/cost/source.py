@@ -79,7 +79,9 @@ def open_costs(
 
         return MeasuredCosts(target.machine, table, target.tiles, measure, target.estimate)
     if not Path(source).exists():
-        raise GraphoptError(f"--costs {source} is neither {MEASURED}, {ROOFLINE} nor an artifact that exists")
+        raise GraphoptError(
+            f"--costs (or {VARIABLE}) is {source}, which is neither {MEASURED}, {ROOFLINE} nor an artifact that exists"
+        )
     manifest = open_artifact(source, check_cpu=False).manifest
     if manifest.get("target") != target.describe():
         raise GraphoptError(

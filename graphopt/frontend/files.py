@@ -70,6 +70,8 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 def _what_it_is(content: bytes) -> str:
     head = content[:256]
+    if head.startswith(b"PK") and b"manifest.json" in head:
+        return "is an artifact that graphopt compiled, and not an ONNX model"
     if head.startswith(b"PK"):
         return "is a zip archive, perhaps a PyTorch checkpoint, and not an ONNX model"
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):

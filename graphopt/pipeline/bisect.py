@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from graphopt.errors import ModelError, VerificationError
 from graphopt.ops.layout import blocks
@@ -48,18 +49,14 @@ def bisect(directory: Path, seed: int = 0, tolerances: Mapping[str, Tolerance] =
     """Run all dumps of `directory` on the same random inputs, and compare each with the previous one.
 
     Raises:
-        ModelError: the folder holds no two dumps.
+        ModelError: the folder does not hold all dumps of a compilation, or one is damaged.
     """
-    dumps = sorted(path for path in directory.glob("*.onnx") if _DUMP.fullmatch(path.name))
-    if len(dumps) < 2:
-        raise ModelError(
-            f"{directory} holds {len(dumps)} dumps; write them with graphopt compile MODEL --dump {directory}"
-        )
+    dumps = _dumps(directory)
     before = dumps[0]
-    feeds = random_inputs(ir.load(before), seed)
+    feeds = random_inputs(_read(before), seed)
     expected = run_onnxruntime(before, feeds)
     for after in dumps[1:]:
-        spelling = ir.load(after).metadata_props.get(PASS_KEY, after.name)
+        spelling = _read(after).metadata_props.get(PASS_KEY, after.name)
         try:
             actual = run_onnxruntime(after, feeds)
         except VerificationError as error:
@@ -73,6 +70,30 @@ def bisect(directory: Path, seed: int = 0, tolerances: Mapping[str, Tolerance] =
     return Verdict(True, f"all {len(dumps)} dumps in {directory} compute the same outputs")
 
 
+def _dumps(directory: Path) -> list[Path]:
+    """The dumps in the order in which they were written, none missing between them."""
+    if directory.exists() and not directory.is_dir():
+        raise ModelError(f"{directory} is a file; name the folder that graphopt compile MODEL --dump FOLDER wrote")
+    dumps = sorted(path for path in directory.glob("*.onnx") if _DUMP.fullmatch(path.name))
+    if len(dumps) < 2:
+        raise ModelError(
+            f"{directory} holds {len(dumps)} dumps; write them with graphopt compile MODEL --dump {directory}"
+        )
+    for number, path in enumerate(dumps):
+        if int(path.name[:3]) != number:
+            raise ModelError(
+                f"{directory} has no dump {number:03}; write them again with graphopt compile MODEL --dump"
+            )
+    return dumps
+
+
+def _read(path: Path) -> ir.Model:
+    try:
+        return ir.load(path)
+    except (DecodeError, ValueError, OSError) as error:
+        raise ModelError(f"the dump {path} is damaged; write it again with graphopt compile MODEL --dump") from error
+
+
 def _verdict(
     before: Path,
     after: Path,
@@ -82,7 +103,7 @@ def _verdict(
     tolerances: Mapping[str, Tolerance],
 ) -> Verdict:
     first = f"pass {spelling} wrote {after.name}, the first dump that differs"
-    difference = first_difference(ir.load(before), ir.load(after), feeds, tolerances)
+    difference = first_difference(_read(before), _read(after), feeds, tolerances)
     if difference is None:
         return Verdict(False, f"{first}: {output.message}", after.name, spelling, value=output.output)
     return Verdict(

@@ -79,7 +79,7 @@ class Dump:
         except OSError as error:
             raise PipelineError(
                 f"the dump {self.directory} cannot be written: {error.strerror or error}; "
-                "free some space or name another folder"
+                "free some space or name a folder that can be written"
             ) from error
 
     def _write(self, event: Event) -> None:

@@ -19,7 +19,8 @@ def sha256(data: memoryview) -> str:
 
 def map_file(path: Path) -> memoryview:
     """The file's bytes, mapped. Private and writable, because kernel arguments must be; the file is never changed."""
-    with path.open("rb") as file:
+    # Without waiting: a pipe that nobody writes to would never open.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ArtifactError(f"{path} is not a regular file")
         if os.fstat(file.fileno()).st_size == 0:

@@ -26,7 +26,7 @@ def document(compilation: Compilation, file: Path | None) -> dict[str, Any]:
     artifact, steps = compilation.artifact, compilation.pipeline.steps
     return {
         "file": None if file is None else str(file),
-        "bytes": sum(len(data) for data in artifact.files.values()),
+        "bytes": sum(len(data) for data in artifact.files.values()) if file is None else _size(file),
         "target": dict(artifact.manifest["target"]),
         "pipeline": artifact.manifest["pipeline"],
         "nodes": {
@@ -50,6 +50,10 @@ def document(compilation: Compilation, file: Path | None) -> dict[str, Any]:
             for refusal in step.refusals
         ],
     }
+
+
+def _size(file: Path) -> int:
+    return sum(each.stat().st_size for each in (file.rglob("*") if file.is_dir() else (file,)) if each.is_file())
 
 
 def summary(compilation: Compilation, source: str, file: Path | None, verified: str) -> list[Block]:

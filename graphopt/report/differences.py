@@ -17,12 +17,12 @@ from graphopt.verify.oracle import EXACT, TOLERANCES
 class Difference:
     """One output: its largest absolute difference, the largest that is allowed, and the problem, if any.
 
-    `largest` and `allowed` are None for outputs that are not numeric.
+    `shape` is None for sequences; `largest` and `allowed` are for outputs that are not numeric.
     """
 
     output: str
     dtype: str
-    shape: str
+    shape: tuple[int, ...] | None
     largest: float | None
     allowed: float | None
     problem: str
@@ -35,7 +35,7 @@ def differences(judge: Judge, actual: Mapping[str, Any]) -> list[Difference]:
     for name, value in judge.expected.items():
         largest, allowed = _distance(value, actual.get(name))
         allowed = None if allowed is None else max(allowed, judge.allowed.get(name, 0.0))
-        shape = "x".join(map(str, np.shape(value))) if isinstance(value, np.ndarray) else "?"
+        shape = value.shape if isinstance(value, np.ndarray) else None
         dtype = value.dtype.name if isinstance(value, np.ndarray) else type(value).__name__
         compared.append(Difference(name, dtype, shape, largest, allowed, _problem(name, problems)))
     return compared
@@ -52,7 +52,7 @@ def table(compared: list[Difference]) -> Table:
         (
             difference.output,
             difference.dtype,
-            difference.shape,
+            "?" if difference.shape is None else "x".join(map(str, difference.shape)),
             _number(difference.largest),
             _number(difference.allowed),
             difference.problem or "equal",

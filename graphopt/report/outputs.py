@@ -47,7 +47,8 @@ def _range(value: Any) -> tuple[float | None, float | None, float | None]:
     if not isinstance(value, np.ndarray) or not value.size or value.dtype.hasobject or value.dtype.kind in "cSU":
         return None, None, None
     wide = value.astype(np.float64)
-    return _finite(wide.min()), _finite(wide.mean()), _finite(wide.max())
+    with np.errstate(all="ignore"):  # NaN and infinities are results, and shown as null
+        return _finite(wide.min()), _finite(wide.mean()), _finite(wide.max())
 
 
 def _finite(number: float) -> float | None:

@@ -136,10 +136,10 @@ class Session:
         """A function that enqueues a run on the device without the copies of inputs and outputs, for `device.laps`.
 
         Args:
-                feeds: arrays of the host, the inputs of these runs.
+            feeds: arrays of the host, the inputs of these runs.
 
-            Raises:
-                GraphoptError: as in `run_device`.
+        Raises:
+            GraphoptError: as in `run_device`.
         """
         self.run_device(feeds)
         assert isinstance(self._runners[0], DeviceStageRunner)

@@ -22,7 +22,7 @@ from graphopt.targets.gpu.kernels.gemm import simt, templates
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
 from graphopt.targets.gpu.waves import CLOCK, INSTRUCTIONS, LAUNCH, REACHED_BANDWIDTH
 
-ADDRESS = 24
+ADDRESS_INSTRUCTIONS = 24
 """Instructions that compute the address of a patch element: its tap, its pixel, and whether that is in the image."""
 
 VECTOR = 16
@@ -105,7 +105,7 @@ class Estimates:
 
     def _threads(self, elements: float) -> float:
         """Seconds to compute the addresses of so many elements."""
-        return elements * ADDRESS / (self.device.multiprocessors * INSTRUCTIONS * CLOCK)
+        return elements * ADDRESS_INSTRUCTIONS / (self.device.multiprocessors * INSTRUCTIONS * CLOCK)
 
     def _planar(self, workload: Workload, units: str) -> float:
         attributes = dict(workload.attributes)

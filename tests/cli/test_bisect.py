@@ -46,3 +46,24 @@ def test_an_empty_folder(graphopt: Cli, tmp_path: Path) -> None:
     assert result.code == 1
     assert result.one_sentence
     assert "--dump" in result.err
+
+
+def test_a_damaged_dump_is_named(graphopt: Cli, dumps: Path) -> None:
+    damaged = sorted(dumps.glob("*.onnx"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:90])
+    result = graphopt("bisect", dumps)
+    assert result.code == 1
+    assert f"the dump {damaged} is damaged; write it again" in result.err
+
+
+def test_a_missing_dump_is_named(graphopt: Cli, dumps: Path) -> None:
+    (dumps / "000_input.onnx").unlink()
+    result = graphopt("bisect", dumps)
+    assert result.code == 1
+    assert f"{dumps} has no dump 000; write them again" in result.err
+
+
+def test_a_file_is_no_folder_of_dumps(graphopt: Cli, tiny: Path) -> None:
+    result = graphopt("bisect", tiny)
+    assert result.code == 1
+    assert f"{tiny} is a file; name the folder" in result.err

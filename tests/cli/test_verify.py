@@ -35,3 +35,17 @@ def test_the_artifact_of_another_model(graphopt: Cli, tiny: Path, compiled: Path
     assert result.code == 1
     assert result.document["equal"] is False
     assert "output y" in result.document["outputs"][0]["problem"]
+
+
+def test_the_artifact_of_a_model_with_other_inputs(
+    graphopt: Cli, write_model: Callable[[str, Path], Path], compiled: Path, tmp_path: Path
+) -> None:
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float[4] a) => (float[4] b) { b = Relu(a) }'
+    result = graphopt("verify", write_model(text, tmp_path / "other.onnx"), compiled)
+    assert result.code == 1
+    assert "was compiled from another model: its inputs are x, those of" in result.err
+
+
+def test_shapes_are_lists_in_json(graphopt: Cli, tiny: Path, compiled: Path) -> None:
+    (output,) = graphopt("verify", tiny, compiled, "--json").document["outputs"]
+    assert all(isinstance(size, int) for size in output["shape"])

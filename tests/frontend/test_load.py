@@ -6,41 +6,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 import graphopt
 from graphopt.errors import ModelError
 from graphopt.frontend.load import IR_VERSION, load
 from graphopt.graph.opsets import OPSET
+from tests.helpers.loaded import dynamic, ops, run, text
 
 LIGHT = Path(os.path.dirname(onnx.__file__), "backend/test/data/light")
-
-
-def text(graph: str, opset: int = 20, ir_version: int = 10, imports: str = "", functions: str = "") -> onnx.ModelProto:
-    """A model in ONNX's text form: `graph` is `g (inputs) => (outputs) { nodes }`."""
-    return onnx.parser.parse_model(
-        f'<ir_version: {ir_version}, opset_import: ["": {opset}{imports}]>\n{graph}\n{functions}'
-    )
-
-
-def run(model: onnx.ModelProto | ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, feeds)
-
-
-def ops(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
-
-
-def dynamic(model: ir.Model) -> list[str | None]:
-    values = [value for node in model.graph for value in node.outputs]
-    return [value.name for value in values if value.shape is None or not value.shape.is_static()]
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(LIGHT.glob("*.onnx"))])
@@ -265,43 +241,6 @@ def test_training_dropout_stays() -> None:
     assert "Dropout" in ops(load(model).model)
 
 
-def test_foreign_functions_are_inlined_and_ours_survive() -> None:
-    functions = """
-    <opset_import: ["": 20], domain: "local"> twice (a) => (b) { b = Add(a, a) }
-    <opset_import: ["": 20], domain: "graphopt"> Square (a) => (b) { b = Mul(a, a) }"""
-    model = text(
-        "g (float[2] x) => (float[2] y) { t = local.twice(x) y = graphopt.Square(t) }",
-        imports=', "local": 1, "graphopt": 1',
-        functions=functions,
-    )
-    loaded = load(model).model
-    assert ops(loaded) == ["Add", "Square"]
-    assert [key[0] for key in loaded.functions] == ["graphopt"]
-    assert loaded.opset_imports == {"": 20, "graphopt": 1}
-    np.testing.assert_array_equal(run(loaded, {"x": np.array([1, 2], np.float32)})[0], [4, 16])
-
-
-def test_functions_with_names_of_operators_are_not_called() -> None:
-    """ONNX Runtime has a kernel for those."""
-    model = text("g (float[3] x) => (float[3] y) { y = Relu(x) }")
-    model.functions.append(
-        onnx.helper.make_function(
-            "", "Relu", ["a"], ["b"], [onnx.helper.make_node("Neg", ["a"], ["b"])], [onnx.helper.make_opsetid("", 18)]
-        )
-    )
-    assert ops(load(model).model) == ["Relu"]
-
-
-@pytest.mark.parametrize("called", ["Both", "Caller"])
-def test_a_call_with_other_outputs_is_refused(called: str) -> None:
-    model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["": 18, "own": 1]>
-        g (float[3] x) => (float[3] y) {{ y = own.{called}(x) }}
-        <domain: "own", opset_import: ["": 18]> Both (a) => (b, c) {{ b = Neg(a) c = Exp(a) }}
-        <domain: "own", opset_import: ["": 18, "own": 1]> Caller (a) => (y) {{ y = own.Both(a) }}""")
-    with pytest.raises(ModelError, match=r"node y calls the function own.Both, which has outputs b, c, with 1 of its"):
-        load(model)
-
-
 def test_old_opsets_are_converted_with_their_subgraphs() -> None:
     model = text(
         """g (float[2,1,3] x, bool c) => (float[2,3] y) {
@@ -399,52 +338,3 @@ def test_loading_twice_changes_nothing() -> None:
     second = load(first)
     assert ops(second.model) == ops(first)
     assert second.notes == ()
-
-
-def external(tmp_path: Path, elements: int = 4096) -> Path:
-    weight = np.arange(elements, dtype=np.float32).reshape(4, -1)
-    initializer = numpy_helper.from_array(weight, "w")
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", 1, [1, 4])],
-        [helper.make_tensor_value_info("y", 1, [1, elements // 4])],
-        [initializer],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    path = tmp_path / "model.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="weights.data", size_threshold=0)
-    return path
-
-
-def test_external_weights_stay_mapped(tmp_path: Path) -> None:
-    model = load(external(tmp_path)).model
-    tensor = model.graph.initializers["w"].const_value
-    assert isinstance(tensor, ir.ExternalTensor)
-    np.testing.assert_array_equal(tensor.numpy().reshape(-1), np.arange(4096, dtype=np.float32))
-
-
-def test_models_over_two_gigabytes_load_without_reading_into_memory(tmp_path: Path) -> None:
-    import resource
-
-    path = external(tmp_path)
-    proto = onnx.load(path, load_external_data=False)
-    del proto.graph.node[:]
-    rows = (1 << 28) + 4096  # more than 2 GiB of bfloat16 pairs; the file is sparse and costs no disk
-    proto.graph.node.append(helper.make_node("Gather", ["w", "i"], ["y"]))
-    proto.graph.initializer[0].data_type = onnx.TensorProto.BOOL
-    proto.graph.initializer[0].dims[:] = [rows, 8]
-    for entry in proto.graph.initializer[0].external_data:
-        if entry.key == "length":
-            entry.value = str(rows * 8)
-    del proto.graph.input[:], proto.graph.output[:]
-    proto.graph.input.append(helper.make_tensor_value_info("i", onnx.TensorProto.INT64, [2]))
-    proto.graph.output.append(helper.make_tensor_value_info("y", onnx.TensorProto.BOOL, [2, 8]))
-    path.write_bytes(proto.SerializeToString())
-    os.truncate(tmp_path / "weights.data", rows * 8)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    model = load(path).model
-    tensor = model.graph.initializers["w"].const_value
-    assert tensor is not None
-    assert tensor.nbytes > 1 << 31
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10

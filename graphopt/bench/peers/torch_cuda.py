@@ -19,7 +19,7 @@ _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, 
 _WARM_UPS = 3
 """Runs before a capture, in which cuDNN benchmarks its algorithms and torch compiles."""
 _HEAD_BYTES, _HEAD_STEPS = 128 << 20, 2
-"""As in `graphopt.runtime.devices.cuda`: keeps the GPU busy until the host runs ahead of it."""
+"""What keeps the GPU busy until the host runs ahead of it: bytes set, and steps meanwhile enqueued."""
 
 
 class TorchCudaSide:

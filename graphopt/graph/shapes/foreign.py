@@ -75,7 +75,7 @@ def _embedded(node: ir.Node) -> Sequence[Typed]:
 
 
 def _product(a: Extents, b: Extents) -> Extents:
-    """As MatMul has it."""
+    """The shape of the matrix product of a and b, whose batch axes broadcast."""
     if len(a) < 1 or len(b) < 1 or a[-1] != b[-2 if len(b) > 1 else 0]:
         raise Unknown
     rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else ()

@@ -34,7 +34,7 @@ _LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime_extra.so")
 _HIDDEN = ("torch", "cuda.bindings")
 """Packages that tvm_ffi imports if it can, for conversions that nothing here uses: 2 s and 0.1 s."""
 ADDRESS = 16
-"""Alignment of argument addresses in bytes, as the compiler tells LLVM (`targets.stack`)."""
+"""Alignment of argument addresses in bytes, as the compiler tells LLVM (`targets/cpu/register_arrays.py`)."""
 
 _DEFAULT_MODE = 1  # ThreadGroup::kBig: all cores of the same kind
 

@@ -41,7 +41,7 @@ def block_sparse_matmul(c: Context, inputs: Inputs) -> Outputs:
     order = definition.order(np.asarray(constant_array(pattern)), groups, extents[0], c.machine.cores, line)
     longest = int(np.diff(order[: groups + 1]).max())
 
-    def define(*tensors: te.Tensor) -> te.Tensor:
-        return definition.compute(rule, *tensors, c.out_shape, height, longest, groups)
+    def define(panel: te.Tensor, weights: te.Tensor, places: te.Tensor, bounds: te.Tensor) -> te.Tensor:
+        return definition.compute(rule, panel, weights, places, bounds, c.out_shape, height, longest, groups)
 
     return c.te("sparse_product", define, packed, blocks, starts, relax.const(order, "int32"), pattern=EPILOGUE)
