@@ -20,8 +20,10 @@ def block_sparse_matmul(c: Context, inputs: Inputs) -> Outputs:
     count, _, width = shape_of(blocks)
     pattern = c.node.inputs[2]
     lanes = c.machine.lanes(dtype)
-    if dtype not in ("float32", "float64") or 0 in (*shape, count) or not is_constant(pattern):
+    if dtype not in ("float32", "float64") or 0 in shape or not is_constant(pattern):
         return NotImplemented
+    if count == 0:
+        return c.builder.emit(relax.op.zeros(c.out_shape, dtype))
     m, k, n = math.prod(shape[:-1]), shape[-1], c.out_shape[-1]
     by_outputs = width % lanes == 0 or lanes % width == 0 and m <= math.ceil(m / lanes) * width
     if not by_outputs and lanes % width:

@@ -26,6 +26,7 @@ class Accumulator:
     """Sums of `vectors` vectors; with few, several partial ones, because each waits for its last addition."""
 
     def __init__(self, product: Product, vectors: int, lanes: int, term: Term) -> None:
+        """Args: lanes: elements of a vector; term: what is added."""
         self.product, self.vectors, self.lanes, self.term = product, vectors, lanes, term
         self.dtype = product.function.dtype
         self.partial = max(1, IN_FLIGHT // vectors)
