@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graphopt.passes.products.join_products import JoinProducts as JoinProducts
     from graphopt.passes.quantize.quantized_moves import QuantizedMoves as QuantizedMoves
     from graphopt.passes.quantize.quantized_products import QuantizedProducts as QuantizedProducts
+    from graphopt.passes.sparse.cluster_sparse import ClusterSparse as ClusterSparse
 
 PASSES = {
     "hoist-branches": ("graphopt.passes.branches.hoist_branches", "HoistBranches"),
@@ -30,6 +31,7 @@ PASSES = {
     "lift-rows": ("graphopt.passes.conv.lift_rows", "LiftRows"),
     "quantized-moves": ("graphopt.passes.quantize.quantized_moves", "QuantizedMoves"),
     "quantized-products": ("graphopt.passes.quantize.quantized_products", "QuantizedProducts"),
+    "cluster-sparse": ("graphopt.passes.sparse.cluster_sparse", "ClusterSparse"),
     "precision": ("graphopt.passes.precision.precision", "Precision"),
     "select-conv": ("graphopt.passes.conv.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout.layout", "Layout"),
@@ -37,8 +39,8 @@ PASSES = {
 }
 
 DEFAULT = (
-    "hoist-branches,normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,lift-rows,"
-    "select-conv,layout,choose-tiles"
+    "hoist-branches,normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,"
+    "cluster-sparse,lift-rows,select-conv,layout,choose-tiles"
 )
 """The pipeline of `graphopt compile` when --passes is not given."""
 
@@ -55,6 +57,7 @@ __all__ = [
     "PASSES",
     "BatchProducts",
     "ChooseTiles",
+    "ClusterSparse",
     "FlushDenormals",
     "Fuse",
     "HoistBranches",

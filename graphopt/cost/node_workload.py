@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from graphopt import ops
 from graphopt.cost.workload import PRECISION, AttributeValue, Operand, Workload
 from graphopt.graph.analysis import static_type
-from graphopt.graph.constness import is_constant
+from graphopt.graph.constness import constant_array, is_constant
 
 _KINDS = {
     ir.AttributeType.INT: "as_int",
@@ -23,7 +24,10 @@ def workload_of(node: ir.Node) -> Workload | None:
         type_and_shape = static_type(value) if value is not None else None
         if value is None or type_and_shape is None:
             return None
-        operands.append(Operand(type_and_shape[1], type_and_shape[0], is_constant(value)))
+        if node.domain == ops.DOMAIN and is_constant(value) and type_and_shape[0].startswith("int"):
+            operands.append(Operand.of_indices(constant_array(value)))
+        else:
+            operands.append(Operand(type_and_shape[1], type_and_shape[0], is_constant(value)))
     result = static_type(node.outputs[0]) if len(node.outputs) == 1 else None
     if result is None or not operands or result[0] != operands[0].dtype:
         return None

@@ -32,7 +32,9 @@ IM2COL_RATE = 0.6
 DEPTHWISE_RATE = 0.25
 PLANAR_RATE = 0.4
 PLANAR_ROW_RATE = 0.03
-"""Fractions of the peak: a GEMM on the patches of each group, and the share of one row of its register tile."""
+SPARSE_RATE, SPARSE_LOADS, SPARSE_DEPTH = 0.6, 3.0, 0.2
+"""Fractions of the peak: a GEMM on the patches of each group, and the share of one row of its register tile; blocks of
+sparse weights, of which each waits for some loads, and the gain of blocks of several inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,24 @@ class ConvShape:
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
+
+
+def product(machine: Machine, m: int, n: int, k: int, itemsize: int = 4) -> float:
+    """Seconds of a GEMM of M x K and K x N."""
+    return _seconds(machine, 2 * m * n * k / DIRECT_RATE, m * k + k * n + m * n, itemsize)
+
+
+def block_sparse(machine: Machine, m: int, n: int, k: int, blocks: tuple[int, int, int], itemsize: int = 4) -> float:
+    """Seconds of `BlockSparseMatMul` with B blocks of depth x width: `blocks`.
+
+    Every block reads an index, and a panel's line for each of its inputs, which few outputs or rows share.
+    """
+    count, depth, width = blocks
+    shared = min(width * -(-m // machine.vector_lanes), machine.vector_lanes)
+    rate = SPARSE_RATE * shared / (shared + SPARSE_LOADS) * (1 + SPARSE_DEPTH * (depth > 1))
+    values = count * (depth * width + 1) + m * (k + n)
+    rows = m if m == 1 else -(-m // machine.vector_lanes) * machine.vector_lanes
+    return _seconds(machine, 2 * rows * count * depth * width / rate, values, itemsize)
 
 
 def _seconds(machine: Machine, weighted_flops: float, values: float, itemsize: int) -> float:

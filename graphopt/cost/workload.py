@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 AttributeValue = int | float | str | tuple[int, ...]
 
@@ -16,11 +21,23 @@ PRECISION = "graphopt.precision"
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """An input: its static shape, numpy's name of its dtype, and whether it is a constant (weights, a bias)."""
+    """An input: its static shape, numpy's name of its dtype, and whether it is a constant (weights, a bias).
+
+    `pattern` is the digest of `indices`, the integers of a constant that decide how much is computed: where the blocks
+    of sparse weights lie. They are not compared, for the digest is.
+    """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
     constant: bool = False
+    pattern: str = ""
+    indices: NDArray[Any] | None = field(default=None, compare=False, repr=False)
+
+    @staticmethod
+    def of_indices(indices: NDArray[Any]) -> Operand:
+        """The constant operand that holds `indices`."""
+        digest = hashlib.sha256(np.ascontiguousarray(indices).tobytes()).hexdigest()[:32]
+        return Operand(indices.shape, indices.dtype.name, True, digest, indices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +57,7 @@ class Workload:
     @property
     def key(self) -> str:
         """A text that is equal for equal workloads, and for no others."""
-        operands = [[list(o.shape), o.dtype, o.constant] for o in self.operands]
+        operands = [[list(o.shape), o.dtype, o.constant, *filter(None, [o.pattern])] for o in self.operands]
         attributes = {name: list(v) if isinstance(v, tuple) else v for name, v in sorted(self.attributes)}
         parts = [self.domain, self.op_type, operands, list(self.shape), attributes, *filter(None, [self.units])]
         return json.dumps(parts, separators=(",", ":"), sort_keys=True)

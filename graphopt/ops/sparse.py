@@ -1,53 +1,69 @@
 """Products with block-sparse weights: only the blocks that hold a weight other than zero are stored and multiplied.
 
 `blocks` [B, bk, bn] hold bk inputs x bn outputs each. `rows` [B], ascending, names the group of bn outputs that a block
-adds to, `starts` [B] its first input. A block's inputs are neighbours, at any offset.
+adds to, `starts` [B] its first input. A block's inputs are neighbours, at any offset; no two blocks of a group share
+one. The body makes the matrix dense again. It defines the result for finite inputs: a kernel does not multiply what is
+in no block, so that NaN and infinities spread no further than the blocks that read them.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 BLOCK_SPARSE_MATMUL = """
 BlockSparseMatMul <outputs>(x, blocks, rows, starts) => (y)
 {
-    infer = Constant <value_ints = [-1]>()
     zero = Constant <value_int = 0>()
     one = Constant <value_int = 1>()
     first = Constant <value_ints = [0]>()
+    one_vector = Constant <value_ints = [1]>()
     last_axis = Constant <value_ints = [-1]>()
-
-    depth = Shape <start = -1>(x)
-    matrix_shape = Concat <axis = 0>(infer, depth)
-    matrix = Reshape(x, matrix_shape)
-    block_depth = Shape <start = 1, end = 2>(blocks)
-    block_depth_scalar = Squeeze(block_depth, first)
-    steps = Range(zero, block_depth_scalar, one)
-    starts_wide = Cast <to = 7>(starts)
-    starts_column = Unsqueeze(starts_wide, last_axis)
-    places = Add(starts_column, steps)
-    picked = Gather <axis = 1>(matrix, places)
-    by_block = Transpose <perm = [1, 0, 2]>(picked)
-    products = MatMul(by_block, blocks)
-
     outputs = Constant <value_ints: ints = @outputs>()
     width = Shape <start = 2, end = 3>(blocks)
-    one_vector = Constant <value_ints = [1]>()
     less = Sub(width, one_vector)
     rounded = Add(outputs, less)
     groups = Div(rounded, width)
-    count = Shape <start = 0, end = 1>(matrix)
-    sums_shape = Concat <axis = 0>(groups, count, width)
-    zero_like = CastLike(zero, blocks)
-    zeros = Expand(zero_like, sums_shape)
+    block_depth = Shape <start = 1, end = 2>(blocks)
+    block_depth_scalar = Squeeze(block_depth, first)
+
+    steps = Range(zero, block_depth_scalar, one)
+    starts_wide = Cast <to = 7>(starts)
+    starts_column = Unsqueeze(starts_wide, last_axis)
+    inputs = Add(starts_column, steps)
+    inputs_shape = Shape(inputs)
     rows_wide = Cast <to = 7>(rows)
     rows_column = Unsqueeze(rows_wide, last_axis)
-    sums = ScatterND <reduction = "add">(zeros, rows_column, products)
-    by_row = Transpose <perm = [1, 0, 2]>(sums)
-    padded_shape = Concat <axis = 0>(count, infer)
-    padded = Reshape(by_row, padded_shape)
-    kept = Slice(padded, first, outputs, one_vector)
-    batch = Shape <start = 0, end = -1>(x)
-    y_shape = Concat <axis = 0>(batch, outputs)
-    y = Reshape(kept, y_shape)
+    groups_of_inputs = Expand(rows_column, inputs_shape)
+    inputs_last = Unsqueeze(inputs, last_axis)
+    groups_last = Unsqueeze(groups_of_inputs, last_axis)
+    places = Concat <axis = -1>(inputs_last, groups_last)
+
+    depth = Shape <start = -1>(x)
+    split_shape = Concat <axis = 0>(depth, groups, width)
+    zero_like = CastLike(zero, blocks)
+    zeros = Expand(zero_like, split_shape)
+    split = ScatterND(zeros, places, blocks)
+    columns = Mul(groups, width)
+    padded_shape = Concat <axis = 0>(depth, columns)
+    padded = Reshape(split, padded_shape)
+    matrix = Slice(padded, first, outputs, one_vector)
+    y = MatMul(x, matrix)
 }
 """
 """`outputs` holds one number, N; y is [..., N]."""
+
+
+def pack_blocks(
+    weight: NDArray[Any], depth: int, width: int
+) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int32]]:
+    """The operands blocks [B, depth, width], rows [B] and starts [B] of `weight` [K, N], whose K `depth` divides."""
+    k, n = weight.shape
+    steps, groups = k // depth, -(-n // width)
+    padded = np.zeros((k, groups * width), weight.dtype)
+    padded[:, :n] = weight
+    tiles = padded.reshape(steps, depth, groups, width).transpose(2, 0, 1, 3)
+    rows, places = np.nonzero((tiles != 0).any(axis=(2, 3)))
+    return np.ascontiguousarray(tiles[rows, places]), rows.astype(np.int32), (places * depth).astype(np.int32)

@@ -17,14 +17,16 @@ Progress = Callable[[str], None]
 
 
 def node_of(workload: Workload, tile: str = "", seed: int = 0) -> ir.Node:
-    """The ONNX node that a workload describes; its constants hold random numbers."""
+    """The ONNX node that a workload describes; its constants hold random numbers, but for indices."""
     generator = np.random.default_rng(seed)
     inputs = []
     for index, operand in enumerate(workload.operands):
         dtype = ir.DataType.from_numpy(np.dtype(operand.dtype))
         value = ir.Value(name=f"x{index}", shape=ir.Shape(operand.shape), type=ir.TensorType(dtype))
         if operand.constant:
-            array = (generator.standard_normal(operand.shape, dtype=np.float32) * 0.1).astype(operand.dtype)
+            array = operand.indices
+            if array is None:
+                array = (generator.standard_normal(operand.shape, dtype=np.float32) * 0.1).astype(operand.dtype)
             value.const_value = ir.tensor(array, name=value.name)
         inputs.append(value)
     attributes = {name: list(v) if isinstance(v, tuple) else v for name, v in workload.attributes}

@@ -87,7 +87,7 @@ def test_costs_of_another_target_are_refused(slow_winograd: list[str], tmp_path:
 
 
 def test_neither_a_source_nor_a_file() -> None:
-    with pytest.raises(GraphoptError, match="--costs guess is neither measured, roofline nor an artifact that exists"):
+    with pytest.raises(GraphoptError, match="is guess, which is neither measured, roofline nor an artifact"):
         compile_model(model(), costs="guess")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from graphopt.ops.sparse import pack_blocks
 from graphopt.verify.oracle import run_onnxruntime
 from tests.helpers.block_sparse import BlockSparse, block_sparse
 from tests.helpers.lab import make_model
@@ -29,20 +30,20 @@ def test_without_blocks_all_is_zero() -> None:
     np.testing.assert_array_equal(_body(weights, np.ones((3, 40), np.float32)), np.zeros((3, 50)))
 
 
-def test_blocks_that_overlap_add_up() -> None:
-    """A block begins at any input; two blocks of a group may hold the same one."""
-    constants = {
-        "blocks": np.ones((2, 4, 8), np.float32),
-        "rows": np.array([0, 0], np.int64),
-        "starts": np.array([1, 3], np.int64),
-    }
-    weights = BlockSparse(constants, np.zeros((8, 8)))
-    x = np.arange(8, dtype=np.float32)[None]
-    np.testing.assert_array_equal(_body(weights, x), np.full((1, 8), x[0, 1:5].sum() + x[0, 3:7].sum()))
+@pytest.mark.parametrize("block", [(1, 16), (4, 8), (1, 1), (8, 32)])
+@pytest.mark.parametrize("n", [48, 50])
+def test_packing(n: int, block: tuple[int, int]) -> None:
+    generator = np.random.default_rng(3)
+    weight = generator.standard_normal((40, n)).astype(np.float32) * (generator.random((40, n)) < 0.05)
+    weight[:, 32:40] = 0
+    blocks, rows, starts = pack_blocks(weight, *block)
+    constants = {"blocks": blocks, "rows": rows, "starts": starts}
+    x = np.eye(40, dtype=np.float32)
+    np.testing.assert_array_equal(_body(BlockSparse(constants, weight), x), weight)
+    assert (np.diff(rows) >= 0).all()
+    assert (blocks != 0).any(axis=(1, 2)).all()
 
 
-def test_numbers_that_no_block_reads_do_not_matter() -> None:
-    weights = block_sparse(40, 48, (1, 16), 0.3)
-    x = np.ones((3, 40), np.float32)
-    x[:, [i for i in range(40) if i not in weights.constants["starts"]]] = np.nan
-    assert np.isfinite(_body(weights, x)).all()
+def test_nothing_is_packed_of_zeros() -> None:
+    blocks, rows, starts = pack_blocks(np.zeros((8, 20), np.float32), 4, 16)
+    assert (blocks.shape, rows.shape, starts.shape) == ((0, 4, 16), (0,), (0,))

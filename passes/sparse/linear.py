@@ -1,0 +1,52 @@
+"""Products with a constant matrix, as the passes on sparse weights read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graphopt.graph.edit import array_of, dims, is_op
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """y = x times `weight` [K, N], plus `bias` where there is one; `rows` are all but the last axis of x."""
+
+    node: ir.Node
+    x: ir.Value
+    weight: NDArray[Any]
+    bias: ir.Value | None
+    rows: int
+
+    @property
+    def density(self) -> float:
+        """The share of weights that are not zero."""
+        return float(np.count_nonzero(self.weight)) / self.weight.size
+
+
+def read_linear(node: ir.Node, floats: Sequence[str]) -> Linear | None:
+    """The product that a MatMul or Gemm computes, if its matrix is constant and its shapes are static."""
+    if not is_op(node, "MatMul", "Gemm") or node.inputs[0] is None:
+        return None
+    x, weight = node.inputs[0], array_of(node.inputs[1])
+    shape, out = dims(x), dims(node.outputs[0])
+    if weight is None or weight.ndim != 2 or shape is None or len(shape) < 2 or out is None or 0 in (*shape, *out):
+        return None
+    if weight.dtype.name not in floats:
+        return None
+    bias = None
+    if node.op_type == "Gemm":
+        attributes = node.attributes
+        if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1.0:
+            return None
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is not None and attributes.get_float("beta", 1.0) != 1.0:
+            return None
+        weight = weight.T if attributes.get_int("transB", 0) else weight
+    return Linear(node, x, weight, bias, math.prod(shape[:-1]))

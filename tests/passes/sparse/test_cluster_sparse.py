@@ -1,0 +1,152 @@
+"""Products with sparse matrices become products with their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from graphopt.cost.model import CostModel
+from graphopt.cost.workload import Timing, Workload
+from graphopt.passes import ClusterSparse
+from graphopt.pipeline.pass_base import PassResult
+from graphopt.verify.oracle import Tolerance, random_inputs, run_onnxruntime
+from tests.helpers.equal import require_equal
+from tests.helpers.text_models import listing, parse
+
+PRODUCT = "g (float[64,96] x, float[96,128] w) => (float[64,128] y) { y = MatMul(x, w) }"
+
+
+class Fixed(CostModel):
+    """`dense` are the seconds of a MatMul or Gemm; `b16x1` and so on those of one block of that shape."""
+
+    def __init__(self, dense: float, **blocks: float) -> None:
+        super().__init__()
+        self.dense, self.blocks = dense, blocks
+        self.asked: list[str] = []
+
+    def timings(self, groups: Sequence[Sequence[Workload]]) -> list[list[Timing | None]]:
+        return [[self._timing(workload) for workload in group] for group in groups]
+
+    def _timing(self, workload: Workload) -> Timing:
+        seconds = self.dense
+        if workload.domain:
+            count, depth, width = workload.operands[1].shape
+            self.asked.append(f"b{width}x{depth}")
+            seconds = self.blocks.get(f"b{width}x{depth}", 1.0) * count
+        return Timing(seconds, seconds, seconds, "")
+
+
+def mask(rows: int, columns: int, block: tuple[int, int], density: float, shuffled: bool = False) -> NDArray[Any]:
+    generator = np.random.default_rng(0)
+    kept = generator.random((rows // block[0], columns // block[1])) < density
+    full = np.kron(kept, np.ones(block))
+    return full[:, generator.permutation(columns)] if shuffled else full
+
+
+def rewritten(
+    each: ClusterSparse, text: str, masks: Mapping[str, NDArray[Any]], tolerance: float = 1e-5
+) -> tuple[str, PassResult]:
+    """The listing after the pass and its result, the outputs held against those before."""
+    model = parse(text, {name: array.shape for name, array in masks.items()})
+    for name, array in masks.items():
+        value = model.graph.initializers[name]
+        value.const_value = ir.Tensor((value.const_value.numpy() * array).astype(np.float32), name=name)
+    feeds = random_inputs(model, 0)
+    expected = run_onnxruntime(model, feeds)
+    result = each(model)
+    require_equal(
+        expected, run_onnxruntime(model, feeds), "after the pass", {"float32": Tolerance(tolerance, tolerance)}
+    )
+    assert not each(model).modified
+    return listing(model), result
+
+
+def test_blocks_as_they_are() -> None:
+    after, result = rewritten(ClusterSparse(costs=Fixed(1e-3, b16x1=1e-6)), PRODUCT, {"w": mask(96, 128, (1, 16), 0.1)})
+    blocks = int(mask(96, 128, (1, 16), 0.1).sum()) // 16
+    assert after == (
+        f"y[64,128] = BlockSparseMatMul(x, const[{blocks},1,16], const[{blocks}], const[{blocks}]) {{outputs=[128]}}"
+    )
+    (choice,) = result.choices
+    assert (choice.algorithm, choice.seconds, choice.measured) == ("16x1", pytest.approx(blocks * 1e-6), True)
+    assert ("dense", 1e-3, "slower") in [(a.algorithm, a.seconds, a.reason) for a in choice.alternatives]
+
+
+def test_outputs_are_clustered_and_put_back() -> None:
+    costs = Fixed(1e-3, b16x1=1e-6)
+    after, result = rewritten(
+        ClusterSparse(measured=12, costs=costs), PRODUCT, {"w": mask(96, 128, (1, 16), 0.1, shuffled=True)}
+    )
+    blocks = int(mask(96, 128, (1, 16), 0.1).sum()) // 16
+    assert after.splitlines()[1] == "y[64,128] = Gather(matmul0.blocksparsematmul, const[128]) {axis=1}"
+    assert f"BlockSparseMatMul(x, const[{blocks},1,16]" in after, "clustering finds the blocks that were shuffled"
+    assert result.choices[0].algorithm == "16x1 clustered"
+
+
+def test_square_blocks() -> None:
+    costs = Fixed(1e-3, b16x16=1e-6)
+    after, _ = rewritten(ClusterSparse(costs=costs), PRODUCT, {"w": mask(96, 128, (16, 16), 0.2)})
+    assert f"const[{int(mask(96, 128, (16, 16), 0.2).sum()) // 256},16,16]" in after
+
+
+@pytest.mark.parametrize(
+    "node",
+    ["y = Gemm(x, w, b)", "y = Gemm <transB = 1>(x, w, b)", "t = MatMul(x, w) y = Add(t, b)", "y = Gemm(x, w)"],
+)
+def test_gemm(node: str) -> None:
+    kept = mask(96, 128, (1, 16), 0.1)
+    kept = kept.T if "transB" in node else kept
+    text = (
+        f"g (float[64,96] x, float[{kept.shape[0]},{kept.shape[1]}] w, float[128] b) => (float[64,128] y) {{ {node} }}"
+    )
+    weights = {"w": kept} | ({"b": np.ones(128)} if "b)" in node else {})
+    text = text if "b)" in node else text.replace(", float[128] b", "")
+    after, result = rewritten(ClusterSparse(costs=Fixed(1e-3, b16x1=1e-6)), text, weights)
+    assert "BlockSparseMatMul" in after
+    assert ("Add" in after) == ("b" in weights)
+    assert result.modified
+
+
+@pytest.mark.parametrize(
+    ("density", "options"), [(0.7, {}), (0.1, {"min_weights": 1 << 20}), (0.1, {"max_density": 0.05})]
+)
+def test_what_is_dense_or_small_is_not_looked_at(density: float, options: dict[str, Any]) -> None:
+    costs = Fixed(1.0, b16x1=1e-9)
+    _, result = rewritten(ClusterSparse(costs=costs, **options), PRODUCT, {"w": mask(96, 128, (1, 16), density)})
+    assert not result.modified
+    assert costs.asked == []
+
+
+def test_a_product_that_is_faster_dense_stays_with_both_costs() -> None:
+    kept = mask(96, 128, (1, 16), 0.5)
+    blocks = int(kept.sum()) // 16
+    costs = Fixed(1e-4, b16x1=0.98e-4 / blocks)
+    after, result = rewritten(ClusterSparse(costs=costs), PRODUCT, {"w": kept})
+    assert after == "y[64,128] = MatMul(x, const[96,128])"
+    (choice,) = result.choices
+    assert choice.algorithm == "dense"
+    reasons = {other.algorithm: other.reason for other in choice.alternatives}
+    assert reasons["16x1"] == "not faster by enough"
+
+
+def test_estimates_decide_where_nothing_is_measured() -> None:
+    after, result = rewritten(ClusterSparse(), PRODUCT, {"w": mask(96, 128, (1, 16), 0.05)})
+    assert "BlockSparseMatMul" in after
+    assert not result.choices[0].measured
+
+
+def test_a_matrix_of_zeros() -> None:
+    after, _ = rewritten(ClusterSparse(), PRODUCT, {"w": np.zeros((96, 128))})
+    assert "const[0,1," in after
+
+
+def test_weights_that_are_shared_stay_for_the_other(rewrite: Callable[..., Any]) -> None:
+    text = """g (float[64,96] x, float[96,128] w) => (float[64,128] y, float[128,96] v)
+        { y = MatMul(x, w)  v = Transpose(w) }"""
+    after, _ = rewritten(ClusterSparse(costs=Fixed(1e-3, b16x1=1e-6)), text, {"w": mask(96, 128, (1, 16), 0.1)})
+    assert "Transpose(const[96,128])" in after
