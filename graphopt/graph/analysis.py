@@ -160,6 +160,15 @@ def _matmul(node: ir.Node, result: int) -> int:
     return 2 * result * shape[-1] if shape else 0
 
 
+def _block_sparse(node: ir.Node, result: int) -> int:
+    """blocks[B, bk, bn], each multiplied with every row of x or position of the map."""
+    blocks, out = _dims(node.inputs[1]), _dims(node.outputs[0])
+    if len(blocks) != 3 or not result:
+        return 0
+    rows = result // (out[-1] if node.op_type == "BlockSparseMatMul" else out[1] * out[4])
+    return 2 * rows * math.prod(blocks)
+
+
 def _im2col(node: ir.Node, result: int) -> int:
     """w[O, C * kh * kw]."""
     weight = _dims(node.inputs[1])
@@ -205,7 +214,8 @@ def _recurrent(node: ir.Node) -> int:
 
 
 _PRODUCTS = {
-    "Attention": _attention, "AttentionMasked": _attention, "Conv": _conv, "Conv2dBlocked": _conv_blocked,
+    "Attention": _attention, "AttentionMasked": _attention, "BlockSparseConv": _block_sparse,
+    "BlockSparseMatMul": _block_sparse, "Conv": _conv, "Conv2dBlocked": _conv_blocked,
     "Conv2dFft": _fft, "Conv2dIm2col": _im2col, "Conv2dWinograd": _winograd,
     "Conv2dWinogradAxis": _winograd_axis, "ConvInteger": _conv, "ConvTranspose": _conv_transpose,
     "DepthwiseConv2dBlocked": _depthwise_blocked, "Einsum": _einsum, "Gemm": _gemm, "MatMul": _matmul,

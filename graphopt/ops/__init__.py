@@ -39,6 +39,7 @@ _BODIES = {
     "LRNBlocked": lrn.LRN_BLOCKED,
     "Attention": attention.ATTENTION,
     "AttentionMasked": attention.ATTENTION_MASKED,
+    "BlockSparseConv": sparse.BLOCK_SPARSE_CONV,
     "BlockSparseMatMul": sparse.BLOCK_SPARSE_MATMUL,
 }
 

@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_SPARSE_MATMUL = """
-BlockSparseMatMul <outputs>(x, blocks, rows, starts) => (y)
-{
+_MATRIX = """
     zero = Constant <value_int = 0>()
     one = Constant <value_int = 1>()
     first = Constant <value_ints = [0]>()
@@ -41,7 +39,6 @@ BlockSparseMatMul <outputs>(x, blocks, rows, starts) => (y)
     groups_last = Unsqueeze(groups_of_inputs, last_axis)
     places = Concat <axis = -1>(inputs_last, groups_last)
 
-    depth = Shape <start = -1>(x)
     split_shape = Concat <axis = 0>(depth, groups, width)
     zero_like = CastLike(zero, blocks)
     zeros = Expand(zero_like, split_shape)
@@ -49,11 +46,54 @@ BlockSparseMatMul <outputs>(x, blocks, rows, starts) => (y)
     columns = Mul(groups, width)
     padded_shape = Concat <axis = 0>(depth, columns)
     padded = Reshape(split, padded_shape)
+"""
+"""`padded` [depth, groups * width]: the dense matrix, with zeros behind the last output."""
+
+BLOCK_SPARSE_MATMUL = f"""
+BlockSparseMatMul <outputs>(x, blocks, rows, starts) => (y)
+{{
+    depth = Shape <start = -1>(x)
+    {_MATRIX}
     matrix = Slice(padded, first, outputs, one_vector)
     y = MatMul(x, matrix)
-}
+}}
 """
 """`outputs` holds one number, N; y is [..., N]."""
+
+BLOCK_SPARSE_CONV = f"""
+BlockSparseConv <outputs, kernel_shape, strides, pads, dilations>(x, blocks, rows, starts, bias) => (y)
+{{
+    infer = Constant <value_ints = [-1]>()
+    kernel = Constant <value_ints: ints = @kernel_shape>()
+    batch = Shape <start = 0, end = 1>(x)
+    plane = Shape <start = 2, end = 4>(x)
+    in_blocks = Shape <start = 1, end = 2>(x)
+    in_lanes = Shape <start = 4, end = 5>(x)
+    in_channels = Mul(in_blocks, in_lanes)
+    taps = ReduceProd <keepdims = 1>(kernel)
+    depth = Mul(in_channels, taps)
+    {_MATRIX}
+    by_output = Transpose <perm = [1, 0]>(padded)
+    w_shape = Concat <axis = 0>(columns, in_channels, kernel)
+    w = Reshape(by_output, w_shape)
+    bias_planar = Reshape(bias, infer)
+
+    x_split = Transpose <perm = [0, 1, 4, 2, 3]>(x)
+    x_shape = Concat <axis = 0>(batch, in_channels, plane)
+    x_planar = Reshape(x_split, x_shape)
+    planar = Conv <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations>
+             (x_planar, w, bias_planar)
+
+    out_plane = Shape <start = 2, end = 4>(planar)
+    y_shape = Concat <axis = 0>(batch, groups, width, out_plane)
+    y_split = Reshape(planar, y_shape)
+    y = Transpose <perm = [0, 1, 3, 4, 2]>(y_split)
+}}
+"""
+"""On blocked tensors: x is [N, C / b, H, W, b], bias [groups, bn], y [N, groups, OH, OW, bn].
+
+An input of the matrix is one channel at one tap of the window: channel * kh * kw + row * kw + column.
+"""
 
 
 def pack_blocks(
@@ -67,3 +107,15 @@ def pack_blocks(
     tiles = padded.reshape(steps, depth, groups, width).transpose(2, 0, 1, 3)
     rows, places = np.nonzero((tiles != 0).any(axis=(2, 3)))
     return np.ascontiguousarray(tiles[rows, places]), rows.astype(np.int32), (places * depth).astype(np.int32)
+
+
+def pack_sparse_conv_weight(w: NDArray[Any], width: int) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int32]]:
+    """The operands blocks [B, 1, width], rows and starts of `BlockSparseConv` for the weights w [O, C, kh, kw]."""
+    return pack_blocks(w.reshape(w.shape[0], -1).T, 1, width)
+
+
+def vector_density(w: NDArray[Any], width: int) -> float:
+    """The share of vectors of `width` outputs of w [O, ...] in which a weight is not zero."""
+    supports = (w != 0).reshape(w.shape[0], -1)
+    starts = np.arange(0, w.shape[0], width)
+    return float(np.logical_or.reduceat(supports, starts, axis=0).mean()) if w.size else 0.0

@@ -11,6 +11,7 @@ from graphopt.cost import roofline as costs
 from graphopt.cost.model import CostModel
 from graphopt.cost.roofline import ConvShape, Machine
 from graphopt.cost.workload import AttributeValue, Operand, Workload
+from graphopt.ops.sparse import pack_sparse_conv_weight, vector_density
 from graphopt.passes.conv.forms import ConvNode, winograd_form
 
 
@@ -23,6 +24,7 @@ class Algorithm(StrEnum):
     WINOGRAD4 = "winograd4"
     WINOGRAD6 = "winograd6"
     FFT = "fft"
+    SPARSE = "sparse"
     IM2COL = "im2col"
     PLANAR = "planar"
 
@@ -48,6 +50,8 @@ FFT_KERNEL = 5
 FULL = 4
 """Bytes of a float32. Half precision is summed in float32, but transformed tiles would be in half precision again."""
 DIRECT_ERROR = 4.6e-8
+MAX_DENSITY = 0.6
+"""The largest share of vectors of outputs with a weight other than zero of which the others are worth skipping."""
 CHANNELS = 7.0
 """Number of channels whose sequential sum adds as much error as one channel has (tests/ops/test_winograd.py)."""
 
@@ -128,6 +132,8 @@ def _against(algorithm: Algorithm, conv: ConvNode, limits: Limits, allowed: tupl
         return _against_fft(conv, limits)
     if s.group > 1:
         return "the convolution has groups"
+    if algorithm is Algorithm.SPARSE:
+        return _against_density(conv, limits)
     if algorithm is Algorithm.IM2COL:
         return _against_workspace(costs.im2col_workspace(s), limits)
     if s.itemsize < FULL:
@@ -167,6 +173,15 @@ def _against_fft(conv: ConvNode, limits: Limits) -> str:
         return f"the kernel is larger than a transform of {max(FFT_TILES)}"
     workspace = min(costs.fft_workspace(s, n, limits.block) for n in _fft_tiles(s))
     return _against_error(Algorithm.FFT, s, limits) or _against_workspace(workspace, limits)
+
+
+def _against_density(conv: ConvNode, limits: Limits) -> str:
+    if conv.weight.dtype.name != "float32":
+        return "its weights are not float32"
+    density = vector_density(conv.weight, limits.block)
+    if density > MAX_DENSITY:
+        return f"{density:.0%} of its vectors of {limits.block} outputs hold a weight other than zero"
+    return ""
 
 
 def _against_error(algorithm: Algorithm, s: ConvShape, limits: Limits) -> str:
@@ -213,6 +228,16 @@ def _forms(
     elif algorithm is Algorithm.FFT:
         for n in _fft_tiles(s):
             yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.fft(machine, s, n, block), fft_workload(conv, n, block)
+    elif algorithm is Algorithm.SPARSE:
+        if vector_density(conv.weight, block) <= MAX_DENSITY:
+            workload = sparse_workload(conv, block)
+            shape = workload.operands[1].shape
+            seconds = costs.block_sparse(
+                machine, s.n * s.oh * s.ow, s.o, s.c * s.kh * s.kw, (shape[0], 1, block), s.itemsize
+            )
+            yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, seconds, workload
+        else:
+            yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, math.inf, blocked_workload(conv, block, block)
     elif algorithm is Algorithm.IM2COL:
         yield PLANAR_LAYOUT, PLANAR_LAYOUT, costs.im2col(machine, s), im2col_workload(conv)
     else:
@@ -270,6 +295,16 @@ def fft_workload(conv: ConvNode, n: int, block: int) -> Workload:
     u = Operand((costs.fft_taps(n) * s.group, *blocks, block, block), dtype, True)
     attributes = (("tile", n), ("kernel_shape", (s.kh, s.kw)), ("pads", conv.pads), ("group", s.group))
     return Workload("Conv2dFft", (Operand(x, dtype), u, bias), y, attributes)
+
+
+def sparse_workload(conv: ConvNode, block: int) -> Workload:
+    """Workload of `BlockSparseConv` for this convolution, with the pattern of its weights."""
+    s, dtype = conv.shape, str(conv.weight.dtype)
+    x, bias, y = _blocked_ends(conv, block, block)
+    blocks, *indices = pack_sparse_conv_weight(conv.weight, block)
+    operands = Operand(x, dtype), Operand(blocks.shape, dtype, True), *map(Operand.of_indices, indices), bias
+    attributes = (("outputs", (s.o,)), ("kernel_shape", (s.kh, s.kw)), *_window(conv))
+    return Workload("BlockSparseConv", operands, y, attributes)
 
 
 def im2col_workload(conv: ConvNode) -> Workload:

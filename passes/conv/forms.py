@@ -17,6 +17,7 @@ from graphopt.ops.conv import pack_bias, pack_conv_weight, pack_depthwise_weight
 from graphopt.ops.fft import fft_weight
 from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.layout import blocks
+from graphopt.ops.sparse import pack_sparse_conv_weight
 from graphopt.ops.winograd import winograd_weight
 
 
@@ -84,6 +85,13 @@ def emit_fft(editor: Editor, conv: ConvNode, n: int, block: int, tile: str) -> N
     _wrap(editor, conv, "Conv2dFft", fft_weight(conv.weight, n, block, s.group), attributes, block, block, tile)
 
 
+def emit_sparse(editor: Editor, conv: ConvNode, block: int) -> None:
+    """Conv -> ToBlocked, BlockSparseConv, FromBlocked."""
+    s = conv.shape
+    attributes: dict[str, AttributeValue] = {"outputs": (s.o,), "kernel_shape": (s.kh, s.kw), **_window(conv)}
+    _wrap(editor, conv, "BlockSparseConv", pack_sparse_conv_weight(conv.weight, block), attributes, block, block, "")
+
+
 def emit_im2col(editor: Editor, conv: ConvNode, tile: str) -> None:
     """Conv -> Conv2dIm2col."""
     node, s = conv.node, conv.shape
@@ -121,7 +129,7 @@ def _wrap(
     editor: Editor,
     conv: ConvNode,
     op_type: str,
-    weight: NDArray[Any],
+    weight: NDArray[Any] | tuple[NDArray[Any], ...],
     attributes: dict[str, AttributeValue],
     in_block: int,
     block: int,
@@ -150,10 +158,11 @@ def _wrap(
     y_name = node.outputs[0].name
     in_shape = (s.n, blocks(s.c, in_block), s.h, s.w, in_block)
     x_blocked = insert("ToBlocked", [x], {"block": in_block}, in_shape, f"{x.name}.blocked")
-    w = editor.constant(weight, f"{node.name}.weight")
+    operands = weight if isinstance(weight, tuple) else (weight,)
+    weights = [editor.constant(each, f"{node.name}.weight") for each in operands]
     bias = editor.constant(pack_bias(conv.bias, block), f"{node.name}.bias")
     out_shape = (s.n, blocks(s.o, block), s.oh, s.ow, block)
-    blocked = insert(op_type, [x_blocked, w, bias], attributes, out_shape, f"{y_name}.blocked")
+    blocked = insert(op_type, [x_blocked, *weights, bias], attributes, out_shape, f"{y_name}.blocked")
     _mark(blocked, tile, conv.units if op_type == "Conv2dBlocked" else "")
     y = insert("FromBlocked", [blocked], {"channels": s.o}, (s.n, s.o, s.oh, s.ow), f"{y_name}.planar")
     editor.swap(node, y)

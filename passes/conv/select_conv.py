@@ -18,7 +18,15 @@ from graphopt.cost.workload import TILE as TILE_KEY
 from graphopt.graph.edit import Editor, array_of, dims, ints, is_op
 from graphopt.ops import MINIMUM_OPSET
 from graphopt.passes.conv.algorithms import PLANAR_LAYOUT, PLANES, TILE, Algorithm, Candidate, Limits, candidates
-from graphopt.passes.conv.forms import ConvNode, emit_blocked, emit_depthwise, emit_fft, emit_im2col, emit_winograd
+from graphopt.passes.conv.forms import (
+    ConvNode,
+    emit_blocked,
+    emit_depthwise,
+    emit_fft,
+    emit_im2col,
+    emit_sparse,
+    emit_winograd,
+)
 from graphopt.passes.layout.blockable import is_among, listed
 from graphopt.passes.layout.selection import Labelled, selection_problem
 from graphopt.pipeline.pass_base import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
@@ -42,6 +50,7 @@ class SelectConv(Pass):
                                   y = FromBlocked(Conv2dWinogradAxis(...))           3, 5, 7 along one axis
                                   y = FromBlocked(DepthwiseConv2dBlocked(...))                    one channel per group
                                   y = FromBlocked(Conv2dFft(ToBlocked(x), u, packed bias))        5x5 and larger
+                                  y = FromBlocked(BlockSparseConv(ToBlocked(x), blocks, ...))     sparse weights
                                   y = Conv2dIm2col(x, w as a matrix, bias)
                                   y = Conv(x, w, bias)                                            as it was
 
@@ -175,6 +184,8 @@ def _emit(editor: Editor, conv: ConvNode, chosen: Candidate, lanes: int) -> None
         size = dict(chosen.workload.attributes)["tile"]
         assert isinstance(size, int)
         emit_fft(editor, conv, size, lanes, chosen.tile)
+    elif chosen.algorithm is Algorithm.SPARSE:
+        emit_sparse(editor, conv, lanes)
     elif chosen.algorithm is Algorithm.IM2COL:
         emit_im2col(editor, conv, chosen.tile)
     elif chosen.tile:

@@ -11,6 +11,7 @@ from graphopt.targets.cpu.kernels import extremes, gemm, generic, lrn, rowwise
 from graphopt.targets.cpu.kernels.conv import depthwise, direct, fft, winograd, winograd_fused
 from graphopt.targets.cpu.kernels.integer import conv
 from graphopt.targets.cpu.kernels.integer import gemm as integer_gemm
+from graphopt.targets.cpu.kernels.sparse import conv as sparse_conv
 from graphopt.targets.cpu.kernels.sparse import outputs, rows
 from graphopt.targets.cpu.machine import CpuMachine
 
@@ -32,6 +33,7 @@ RULES: dict[str, Rule] = {
     integer_gemm.NAME: integer_gemm.schedule,
     lrn.NAME: lrn.schedule,
     outputs.NAME: outputs.schedule,
+    sparse_conv.NAME: sparse_conv.schedule,
     rows.NAME: rows.schedule,
     rowwise.NAME: rowwise.schedule,
 }

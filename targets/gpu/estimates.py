@@ -25,6 +25,7 @@ from graphopt.targets.gpu.waves import CLOCK, INSTRUCTIONS, LAUNCH, REACHED_BAND
 ADDRESS_INSTRUCTIONS = 24
 """Instructions that compute the address of a patch element: its tap, its pixel, and whether that is in the image."""
 
+_WITHOUT_KERNEL = ("BlockSparseConv", "BlockSparseMatMul", "Conv2dFft", "Conv2dIm2col", "Conv2dWinogradAxis")
 VECTOR = 16
 """Bytes of the widest load."""
 
@@ -92,7 +93,7 @@ class Estimates:
             return LAUNCH
         if workload.op_type in ("ToBlocked", "FromBlocked"):
             return LAUNCH + self._moved(workload)
-        if workload.op_type in ("Conv2dIm2col", "Conv2dFft", "Conv2dWinogradAxis"):
+        if workload.op_type in _WITHOUT_KERNEL:
             return math.inf
         estimate = known.get(workload.op_type)
         return None if estimate is None else estimate(workload, units)

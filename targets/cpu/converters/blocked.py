@@ -136,12 +136,14 @@ def _four(pads: tuple[int, ...]) -> tuple[int, int, int, int]:
     return top, left, bottom, right
 
 
-def _two(values: tuple[int, ...]) -> tuple[int, int]:
+def two(values: tuple[int, ...]) -> tuple[int, int]:
+    """A pair, for type checkers."""
     first, second = values
     return first, second
 
 
-def _padded(c: Context, x: relax.Expr, pads: tuple[int, ...]) -> relax.Expr:
+def pad(c: Context, x: relax.Expr, pads: tuple[int, ...]) -> relax.Expr:
+    """The blocked image with its padding; nothing where it has none."""
     if not any(pads):
         return x
     return c.te("pad", lambda v: tiling.pad_input(v, _four(pads)), x, pattern=INJECTIVE)
@@ -151,8 +153,8 @@ def conv2d_blocked(c: Context, inputs: Inputs) -> Outputs:
     """Conv2dBlocked: the direct convolution of the padded input, with a bias."""
     x, w, bias = inputs
     tile = direct.Tile.parse(c.tile) if c.tile else None
-    padded = _padded(c, x, c.integers("pads", (0, 0, 0, 0)))  # once: every tile of output channels reads all of it
-    strides, dilations = _two(c.integers("strides", (1, 1))), _two(c.integers("dilations", (1, 1)))
+    padded = pad(c, x, c.integers("pads", (0, 0, 0, 0)))  # once: every tile of output channels reads all of it
+    strides, dilations = two(c.integers("strides", (1, 1))), two(c.integers("dilations", (1, 1)))
     return c.te(
         "conv_direct",
         lambda p, q, r: direct.compute(p, q, r, strides, dilations, c.machine, tile),
@@ -167,7 +169,7 @@ def depthwise_blocked(c: Context, inputs: Inputs) -> Outputs:
     """DepthwiseConv2dBlocked, with a bias."""
     x, w, bias = inputs
     pads = _four(c.integers("pads", (0, 0, 0, 0)))
-    strides, dilations = _two(c.integers("strides", (1, 1))), _two(c.integers("dilations", (1, 1)))
+    strides, dilations = two(c.integers("strides", (1, 1))), two(c.integers("dilations", (1, 1)))
     return c.te(
         "depthwise",
         lambda p, q, r: depthwise.depthwise(p, q, r, strides, dilations, pads),
@@ -182,9 +184,9 @@ def pool_blocked(mode: str) -> Converter:
     """MaxPoolBlocked (`mode` "max") and AveragePoolBlocked ("average")."""
 
     def convert(c: Context, inputs: Inputs) -> Outputs:
-        kernel = _two(c.integers("kernel_shape"))
-        strides, pads = _two(c.integers("strides", (1, 1))), _four(c.integers("pads", (0, 0, 0, 0)))
-        dilations, out = _two(c.integers("dilations", (1, 1))), _two(c.out_shape[2:4])
+        kernel = two(c.integers("kernel_shape"))
+        strides, pads = two(c.integers("strides", (1, 1))), _four(c.integers("pads", (0, 0, 0, 0)))
+        dilations, out = two(c.integers("dilations", (1, 1))), two(c.out_shape[2:4])
         include = bool(c.integer("count_include_pad"))
         return c.te(
             f"pool_{mode}",
@@ -198,7 +200,7 @@ def pool_blocked(mode: str) -> Converter:
 
 def global_average_pool_blocked(c: Context, inputs: Inputs) -> Outputs:
     """GlobalAveragePoolBlocked as one window over the plane."""
-    kernel = _two(shape_of(inputs[0])[2:4])
+    kernel = two(shape_of(inputs[0])[2:4])
     return c.te(
         "pool_global",
         lambda x: depthwise.pool(x, "average", kernel, (1, 1), (0, 0, 0, 0), (1, 1), (1, 1), False),

@@ -10,7 +10,9 @@ from tvm import relax, te
 from graphopt.graph.constness import constant_array, is_constant
 from graphopt.targets.common.converters.base import EPILOGUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.kernels.blocks import round_up
-from graphopt.targets.cpu.kernels.sparse import definition, outputs, panels, rows
+from graphopt.targets.cpu.converters.blocked import pad, two
+from graphopt.targets.cpu.kernels.sparse import conv, definition, outputs, panels
+from graphopt.targets.cpu.kernels.sparse import rows as by_rows
 
 
 def block_sparse_matmul(c: Context, inputs: Inputs) -> Outputs:
@@ -33,7 +35,7 @@ def block_sparse_matmul(c: Context, inputs: Inputs) -> Outputs:
     if by_outputs:
         rule, height = outputs.NAME, outputs.tile_rows(m, lanes)
     else:
-        rule, height = rows.NAME, rows.tile_vectors(m, width, c.machine, dtype) * lanes
+        rule, height = by_rows.NAME, by_rows.tile_vectors(m, width, c.machine, dtype) * lanes
     extents = (1, k, 1) if m == 1 else panels.shape(m, k, height, lanes)
     packed = c.reshape(x, (m, k))
     if m == 1:
@@ -47,3 +49,30 @@ def block_sparse_matmul(c: Context, inputs: Inputs) -> Outputs:
         return definition.compute(rule, panel, weights, places, bounds, c.out_shape, height, longest, groups)
 
     return c.te("sparse_product", define, packed, blocks, starts, relax.const(order, "int32"), pattern=EPILOGUE)
+
+
+def block_sparse_conv(c: Context, inputs: Inputs) -> Outputs:
+    """BlockSparseConv of float32 with a constant pattern of vectors of outputs."""
+    x, blocks, _, _, bias = inputs
+    count, depth, width = shape_of(blocks)
+    rows, starts = c.node.inputs[2:4]
+    if dtype_of(x) != "float32" or depth != 1 or 0 in shape_of(x) or not (is_constant(rows) and is_constant(starts)):
+        return NotImplemented
+    groups = c.out_shape[1]
+    if count == 0:
+        return c.broadcast(c.reshape(bias, (1, groups, 1, 1, width)), c.out_shape)
+    padded = pad(c, x, c.integers("pads"))
+    n, _, height, image_width, block = shape_of(padded)
+    kernel, strides, dilations = (two(c.integers(name)) for name in ("kernel_shape", "strides", "dilations"))
+    window = conv.Window(kernel, strides, dilations, (height, image_width), block)
+    tile = conv.tile_of(two(c.out_shape[2:4]), window.flat, c.machine)
+    tiles = conv.tiles(two(c.out_shape[2:4]), window.flat, tile) * n
+    order = definition.order(np.asarray(constant_array(rows)), groups, tiles, c.machine.cores)
+    longest = int(np.diff(order[: groups + 1]).max())
+
+    def define(image: te.Tensor, weights: te.Tensor, places: te.Tensor, bounds: te.Tensor, b: te.Tensor) -> te.Tensor:
+        return conv.compute(image, weights, places, bounds, b, c.out_shape, window, tile, longest)
+
+    flat = c.reshape(padded, (n, math.prod(shape_of(padded)[1:])))
+    offsets = relax.const(window.offsets(np.asarray(constant_array(starts))), "int32")
+    return c.te("sparse_conv", define, flat, blocks, offsets, relax.const(order, "int32"), bias, pattern=EPILOGUE)

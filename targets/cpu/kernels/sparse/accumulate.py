@@ -9,7 +9,6 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.cpu.kernels.sparse.definition import Product
 from graphopt.targets.cpu.kernels.tiling import largest_divisor
 
 IN_FLIGHT = 8
@@ -25,10 +24,12 @@ Term = Callable[[Expr, Expr, Expr, int, Expr], Expr]
 class Accumulator:
     """Sums of `vectors` vectors; with few, several partial ones, because each waits for its last addition."""
 
-    def __init__(self, product: Product, vectors: int, lanes: int, term: Term) -> None:
-        """Args: lanes: elements of a vector; term: what is added."""
-        self.product, self.vectors, self.lanes, self.term = product, vectors, lanes, term
-        self.dtype = product.function.dtype
+    def __init__(
+        self, dtype: str, vectors: int, lanes: int, depth: int, start: Callable[[Expr], Expr], term: Term
+    ) -> None:
+        """Args: lanes: elements of a vector; depth: inputs of a block; start: its first one; term: what is added."""
+        self.dtype, self.vectors, self.lanes, self.depth = dtype, vectors, lanes, depth
+        self.start, self.term = start, term
         self.partial = max(1, IN_FLIGHT // vectors)
 
     def emit(self, begin: Expr, end: Expr) -> tirx.Buffer:
@@ -37,7 +38,7 @@ class Accumulator:
         for at in range(self.partial * self.vectors):
             with T.vectorized(0, self.lanes) as lane:
                 T.buffer_store(sums, const(0, self.dtype), [at * self.lanes + lane])
-        together = max(1, self.partial // self.product.depth)
+        together = max(1, self.partial // self.depth)
         steps = tirx.floordiv(end - begin, together)
         with T.serial(0, steps) as step:
             for turn in range(together):
@@ -53,8 +54,7 @@ class Accumulator:
 
     def _block(self, sums: tirx.Buffer, block: Expr, turn: int) -> None:
         """Add the products of one block; neighbouring steps go to different partial sums."""
-        start = T.bind(self.product.start(block))
-        depth = self.product.depth
+        start, depth = T.bind(self.start(block)), self.depth
         unrolled = depth if depth <= UNROLLED else largest_divisor(depth, UNROLLED)
         with T.serial(0, depth // unrolled) as outer:
             for inner in range(unrolled):

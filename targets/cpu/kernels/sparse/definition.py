@@ -9,7 +9,7 @@ rows, and each range has as many blocks as the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -165,17 +165,14 @@ def product_of(sch: s_tir.Schedule, anchor: Block) -> Product:
     function = read(sch, anchor)
     if function.extents != shape:
         raise ValueError("what follows it changes the shape of its result")
-    value = function.value
-    if not isinstance(value, ir.Call) or not isinstance(value.args[1], tirx.Mul):
-        raise ValueError("it is no sum of products under a condition")
-    panel, block = value.args[1].a, value.args[1].b
+    panels, blocks, starts, bounds = operands_of(function)
     m, groups, width = function.total_extents
     return Product(
         function,
-        panel.source,
-        block.source,
-        _first_load(panel.indices[1]),
-        _first_load(value.args[0].b),
+        panels,
+        blocks,
+        starts,
+        bounds,
         m,
         shape[-1],
         rows,
@@ -185,8 +182,26 @@ def product_of(sch: s_tir.Schedule, anchor: Block) -> Product:
     )
 
 
-def _first_load(value: Expr) -> tirx.Buffer:
-    """The buffer that a sum or conversion of a load reads."""
-    while not isinstance(value, ir.TensorLoad):
-        value = value.a if isinstance(value, tirx.Add) else value.value
-    return value.source
+def operands_of(function: Anchored) -> tuple[tirx.Buffer, tirx.Buffer, tirx.Buffer, tirx.Buffer]:
+    """What is multiplied (x, blocks), where x is read (starts), and the bounds of the groups (order).
+
+    Raises:
+        ValueError: the sum has another form than if_then_else(block < order[...], x[..., starts[block] ...] * blocks).
+    """
+    value = function.value
+    if not isinstance(value, ir.Call) or not isinstance(value.args[1], tirx.Mul):
+        raise ValueError("it is no sum of products under a condition")
+    x, block = value.args[1].a, value.args[1].b
+    starts = next(buffer for index in x.indices for buffer in _loaded(index))
+    return x.source, block.source, starts, next(_loaded(value.args[0].b))
+
+
+def _loaded(value: Expr) -> Iterator[tirx.Buffer]:
+    """The buffers that an index reads, the outermost loads first."""
+    if isinstance(value, ir.TensorLoad):
+        yield value.source
+    elif isinstance(value, tirx.Add | tirx.Mul):
+        yield from _loaded(value.a)
+        yield from _loaded(value.b)
+    elif isinstance(value, tirx.Cast):
+        yield from _loaded(value.value)

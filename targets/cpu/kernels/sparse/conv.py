@@ -1,0 +1,180 @@
+"""Convolutions with block-sparse weights on the channel-blocked layout, without im2col.
+
+    y[n, g, oh, ow, :] = bias[g, :] + sum over blocks b of group g of
+                         x[n, offsets[b] + (oh * sh * W + ow * sw) * bi] * blocks[b, :]
+
+`offsets[b]` is where the channel and the tap of a block lie in the padded image, so that every kernel, stride and
+dilation is the same loop: a line of weights is loaded, and multiplied with one number of each position of a tile.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import s_tir, te, tirx
+from tvm.ir import Expr
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.targets.common.kernels.anchored import read
+from graphopt.targets.common.kernels.blocks import RULE, Block, const, dims
+from graphopt.targets.common.kernels.guards import when
+from graphopt.targets.cpu.kernels.sparse.accumulate import Accumulator
+from graphopt.targets.cpu.kernels.sparse.definition import operands_of
+from graphopt.targets.cpu.kernels.tiling import padded_tile
+from graphopt.targets.cpu.machine import CpuMachine
+
+NAME = "sparse_conv"
+
+BESIDE = 3
+"""Registers beside the sums: a line of weights, a broadcast, and one to spare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A window on a padded image of `image` rows and columns with blocks of `block` channels."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    image: tuple[int, int]
+    block: int
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Elements from one output row, and from one output column, to the next."""
+        return self.strides[0] * self.image[1] * self.block, self.strides[1] * self.block
+
+    @property
+    def flat(self) -> bool:
+        """Whether all positions of the map are one row."""
+        return self.kernel == self.strides == (1, 1)
+
+    def offsets(self, starts: NDArray[np.integer]) -> NDArray[np.int32]:
+        """Where inputs, channel * kh * kw + row * kw + column, lie in an image."""
+        channel, tap = np.divmod(starts, math.prod(self.kernel))
+        row, column = np.divmod(tap, self.kernel[1])
+        outer, lane = np.divmod(channel, self.block)
+        rows = outer * self.image[0] + row * self.dilations[0]
+        return np.asarray((rows * self.image[1] + column * self.dilations[1]) * self.block + lane, np.int32)
+
+
+def tile_of(out: tuple[int, int], flat: bool, machine: CpuMachine) -> tuple[int, int]:
+    """Rows and columns of a register tile: the fewest loads, and few positions computed twice."""
+    limit = machine.level.registers - BESIDE
+    if flat:
+        return 1, padded_tile(math.prod(out), limit)
+    tiles = [(min(out[0], limit // columns), columns) for columns in range(1, min(out[1], limit) + 1)]
+
+    def cost(tile: tuple[int, int]) -> float:
+        count = math.ceil(out[0] / tile[0]) * math.ceil(out[1] / tile[1])
+        return count * (max(math.prod(tile), 8) + 2)
+
+    return min(tiles, key=cost)
+
+
+def tiles(out: tuple[int, int], flat: bool, tile: tuple[int, int]) -> int:
+    """Tiles of one image."""
+    rows, columns = (1, math.prod(out)) if flat else out
+    return math.ceil(rows / tile[0]) * math.ceil(columns / tile[1])
+
+
+def compute(
+    x: te.Tensor,
+    blocks: te.Tensor,
+    offsets: te.Tensor,
+    order: te.Tensor,
+    bias: te.Tensor,
+    shape: tuple[int, ...],
+    window: Window,
+    tile: tuple[int, int],
+    longest: int,
+) -> te.Tensor:
+    """The convolution, [N, groups, OH, OW, bn] = `shape`.
+
+    Args:
+        x: [N, elements of a padded image].
+        blocks: [B, 1, bn].
+        offsets: [B].
+        order: see `definition.order`.
+        bias: [groups, bn].
+        tile: rows and columns of the register tile.
+        longest: blocks of the longest group.
+    """
+    down, across = window.steps
+    j = te.reduce_axis((0, max(longest, 1)), "j")
+
+    def element(n: Expr, group: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
+        block = order[group] + j
+        product = x[n, offsets[block] + y * down + z * across] * blocks[block, 0, lane]
+        return te.sum(tirx.if_then_else(block < order[group + 1], product, const(0, blocks.dtype)), axis=[j])
+
+    notes = {
+        RULE: NAME,
+        "graphopt.tile": list(tile),
+        "graphopt.steps": [down, across],
+        "graphopt.flat": int(window.flat),
+    }
+    sums = te.compute(shape, element, name="conv", attrs=notes)
+    return te.compute(shape, lambda n, g, y, z, lane: sums[n, g, y, z, lane] + bias[g, lane], name="bias")
+
+
+def schedule(sch: s_tir.Schedule, anchor: Block, _machine: CpuMachine) -> tirx.PrimFunc:
+    """The function with loops that end where a group does: a task for each tile of positions and range of groups."""
+    notes = sch.get(anchor.rv).annotations
+    function = read(sch, anchor)
+    if function.extents != function.total_extents:
+        raise ValueError("what follows it changes the shape of its result")
+    x, blocks, offsets, order = operands_of(function)
+    images, groups, rows, columns, lanes = function.total_extents
+    down, across = (int(step) for step in notes["graphopt.steps"])
+    flat = bool(int(notes["graphopt.flat"]))
+    out = (1, rows * columns) if flat else (rows, columns)
+    tile = tuple(int(extent) for extent in notes["graphopt.tile"])
+    count = math.ceil(out[0] / tile[0]), math.ceil(out[1] / tile[1])
+    parts = dims(order)[0] - groups - 2
+    index = function.index
+
+    def bound(at: Expr) -> Expr:
+        return order[at].astype(index)
+
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("main")
+            with T.parallel(0, images * count[0] * count[1] * parts) as task:
+                part, place = tirx.floormod(task, parts), tirx.floordiv(task, parts)
+                wanted = (
+                    tirx.floormod(tirx.floordiv(place, count[1]), count[0]) * tile[0],
+                    tirx.floormod(place, count[1]) * tile[1],
+                )
+                image = tirx.floordiv(place, count[0] * count[1])
+                # The last tile begins where it ends with the map; what the tile before it stores it does not.
+                first = [
+                    T.bind(tirx.min(at, extent - size) if extent % size else at)
+                    for at, extent, size in zip(wanted, out, tile, strict=True)
+                ]
+                base = T.bind(first[0] * down + first[1] * across)
+                with T.serial(bound(groups + 1 + part), bound(groups + 2 + part)) as group:
+
+                    def term(block: Expr, step: Expr, offset: Expr, at: int, lane: Expr) -> Expr:
+                        y, z = divmod(at, tile[1])
+                        return blocks[block, step, lane] * x[image, offset + base + (y * down + z * across)]
+
+                    sums = Accumulator(
+                        function.dtype, math.prod(tile), lanes, 1, lambda block: offsets[block].astype(index), term
+                    ).emit(T.bind(bound(group)), T.bind(bound(group + 1)))
+                    for at in range(math.prod(tile)):
+                        y, z = (begin + step for begin, step in zip(first, divmod(at, tile[1]), strict=True))
+                        new = [
+                            place >= begin
+                            for place, begin, extent, size in zip((y, z), wanted, out, tile, strict=True)
+                            if extent % size
+                        ]
+                        where = (tirx.floordiv(z, columns), tirx.floormod(z, columns)) if flat else (y, z)
+                        with when(tirx.all(*new) if new else None), T.vectorized(0, lanes) as lane:
+                            T.buffer_store(*function.store([image, group, *where, lane], sums[at * lanes + lane]))
+        body = builder.get().body
+    return function.function.with_body(body)
