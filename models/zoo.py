@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graphopt.errors import ModelError
+from graphopt.models import sparse
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -164,7 +165,10 @@ _BATCHED = re.compile(r"(?P<name>.+)-b(?P<batch>[1-9][0-9]{0,4})")
 
 
 def names() -> tuple[str, ...]:
-    """All names that `describe` and `build` accept; models of source `built` also as NAME-bN with batch N."""
+    """All names that `describe` and `build` accept, but for those with numbers in them.
+
+    Models of source `built` have a name NAME-bN for each batch N, sparse layers one as `sparse` spells them.
+    """
     return tuple(_BY_NAME)
 
 
@@ -175,6 +179,8 @@ def describe(name: str) -> ModelInfo:
     """
     if name in _BY_NAME:
         return _BY_NAME[name]
+    if name.startswith(sparse.PREFIX) and (layer := sparse.parse(name.removeprefix(sparse.PREFIX))) is not None:
+        return ModelInfo(name, "sparse", layer.title, (TensorInfo("x", layer.shape),), ("y",), "layer")
     if (match := _BATCHED.fullmatch(name)) and match["name"] in _BY_NAME:
         return _batched(_BY_NAME[match["name"]], int(match["batch"]))
     wanted = name.lower().removeprefix("zoo:")
@@ -212,6 +218,10 @@ def build(name: str) -> Path:
 
 
 def _create(info: ModelInfo) -> ir.Model:
+    if info.family == "sparse":
+        described = sparse.parse(info.name.removeprefix(sparse.PREFIX))
+        assert described is not None
+        return sparse.build(described, SEED)
     if info.source == "layer":
         from graphopt.models.layers import layer
 

@@ -24,7 +24,7 @@ from graphopt.bench.sides import Settings
 from graphopt.errors import GraphoptError
 from graphopt.version import VERSION
 
-SUITES = ("light", "zoo", "seeded", "layers", "gemm")
+SUITES = ("light", "zoo", "seeded", "layers", "gemm", "sparse")
 _SOURCES = {"light": ("onnx",), "zoo": ("built", "trained"), "seeded": ("seeded",)}
 _PREFIXES = {"layers": "layer/conv", "gemm": "layer/gemm"}
 _PACKAGES = ("graphopt", "apache-tvm", "onnxruntime", "torch", "numpy")
@@ -45,6 +45,10 @@ def suite(name: str, device: bool = False) -> list[str]:
     """
     from graphopt import models
 
+    if name == "sparse":
+        from graphopt.models import sparse
+
+        return [f"zoo:{sparse.PREFIX}{layer}" for layer in sparse.grid()]
     if name in _PREFIXES:
         names = [model for model in models.names() if model.startswith(_PREFIXES[name])]
         return [f"zoo:{model}" for model in names if name != "gemm" or model.startswith(_LARGE) == device]

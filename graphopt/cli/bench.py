@@ -38,6 +38,7 @@ class Suite(StrEnum):
     SEEDED = "seeded"
     LAYERS = "layers"
     GEMM = "gemm"
+    SPARSE = "sparse"
 
 
 def _peer(name: str) -> str:
@@ -53,7 +54,8 @@ def command(
     suite: Annotated[
         list[Suite] | None,
         typer.Option(
-            "--suite", help="Add onnx's light models, the zoo's own, light ones with weights, layers or a GEMM."
+            "--suite",
+            help="Add onnx's light models, the zoo's own, light ones with weights, layers, a GEMM, or sparse layers.",
         ),
     ] = None,
     peer: Annotated[
@@ -117,6 +119,8 @@ def command(
             settings = Settings(threads, costs, target, level, precision.value)
             return _layers(wanted[0], settings, runs, say, fixed, roofline)
         peers = list(dict.fromkeys(peer)) if peer else None
+        if peers is None and suite and set(suite) == {Suite.SPARSE} and not models:
+            peers = ["dense", "onnxruntime"]
         given = feeds.given(inputs or [])
         document = benchmark.run(wanted, threads, runs, peers, say, fixed, costs, target, level, precision.value, given)
         document["command"] = _command()

@@ -17,6 +17,9 @@ def test_suites_name_models_of_the_zoo() -> None:
     from graphopt import models
 
     on_host, on_device = ({each: suite.suite(each, device) for each in suite.SUITES} for device in (False, True))
+    sparse = on_host.pop("sparse")
+    assert sparse == on_device.pop("sparse")
+    assert all(models.describe(name.removeprefix("zoo:")).family == "sparse" for name in sparse)
     found = {name for suites in (on_host, on_device) for each in suites.values() for name in each}
     assert {name.removeprefix("zoo:") for name in found} == set(models.names())
     assert len(on_host["light"]) == 9

@@ -72,3 +72,18 @@ def test_the_document_names_its_command(graphopt: Cli, tiny: Path, monkeypatch: 
     assert document["command"] == "graphopt bench 'a model.onnx' --json"
     assert document["date"].count("-") == 2
     assert document["environment"]["versions"]["onnxruntime"]
+
+
+def test_sparse_layers_are_timed_beside_dense_ones(graphopt: Cli) -> None:
+    name = "zoo:sparse/96x64-m5-b16x1-s90"
+    result = graphopt("bench", name, "--peer", "dense", "--peer", "onnxruntime", "--runs", 2, "--json")
+    assert result.code == 0
+    (row,) = result.document["models"]
+    assert row["equal"]
+    assert set(row["ratios"]) == {"dense", "onnxruntime"}
+
+
+def test_an_unknown_peer(graphopt: Cli) -> None:
+    result = graphopt("bench", "zoo:lenet-digits", "--peer", "tensorrt")
+    assert result.code == 2
+    assert "'tensorrt' is not one of onnxruntime, torch," in result.err

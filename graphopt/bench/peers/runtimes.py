@@ -266,18 +266,49 @@ class Greedy:
     def open(self, model: Path, settings: Settings) -> Side:
         """A session of the model compiled with the other strategy."""
         _require_cpu(self.name, settings)
-        from graphopt.compiler import compile_model
-        from graphopt.passes import DEFAULT, SelectConv
+        from graphopt.passes import SelectConv
 
-        passes = DEFAULT.replace(SelectConv.name, f"{SelectConv.name}{{strategy={self.name}}}")
-        compiled = compile_model(str(model), passes=passes, costs=settings.costs, threads=settings.threads)
-        return HostSide(compiled.artifact.session(settings.threads).run)
+        return _compiled(model, settings, {SelectConv.name: f"{{strategy={self.name}}}"})
+
+
+class Dense:
+    """graphopt without what it does for sparse weights: every product and convolution reads all of them."""
+
+    name = "dense"
+    prepared = True
+    compiles = True
+
+    def load(self) -> None:
+        """Import the compiler."""
+        from graphopt.runtime.devices import library
+
+        library.compiler()
+
+    def open(self, model: Path, settings: Settings) -> Side:
+        """A session of the model compiled without blocks of weights."""
+        _require_cpu(self.name, settings)
+        from graphopt.passes import ClusterSparse, SelectConv
+        from graphopt.passes.conv.algorithms import Algorithm
+
+        dense = "+".join(algorithm for algorithm in Algorithm if algorithm is not Algorithm.SPARSE)
+        return _compiled(model, settings, {ClusterSparse.name: "", SelectConv.name: f"{{algorithms={dense}}}"})
 
 
 class SingleLayout(Greedy):
     """graphopt with all convolutions on one layout, the better one."""
 
     name = "single-layout"
+
+
+def _compiled(model: Path, settings: Settings, options: Mapping[str, str]) -> Side:
+    """A session of the model compiled with options of some passes; an empty text leaves the pass out."""
+    from graphopt.compiler import compile_model
+    from graphopt.passes import DEFAULT
+
+    names = DEFAULT.split(",")
+    passes = ",".join(name + options.get(name, "") for name in names if options.get(name) != "")
+    compiled = compile_model(str(model), passes=passes, costs=settings.costs, threads=settings.threads)
+    return HostSide(compiled.artifact.session(settings.threads).run)
 
 
 def _require_cpu(name: str, settings: Settings) -> None:
@@ -290,6 +321,7 @@ PEERS: Mapping[str, tuple[str, str]] = {
     "torch": ("graphopt.bench.peers.runtimes", "Torch"),
     "torch-compile": ("graphopt.bench.peers.runtimes", "TorchCompile"),
     "tvm": ("graphopt.bench.peers.runtimes", "Tvm"),
+    "dense": ("graphopt.bench.peers.runtimes", "Dense"),
     "greedy": ("graphopt.bench.peers.runtimes", "Greedy"),
     "single-layout": ("graphopt.bench.peers.runtimes", "SingleLayout"),
 }

@@ -8,6 +8,7 @@ import numpy as np
 from tvm import relax, te
 
 from graphopt.graph.constness import constant_array, is_constant
+from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.converters.base import EPILOGUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.kernels.blocks import round_up
 from graphopt.targets.cpu.converters.blocked import pad, two
@@ -67,7 +68,8 @@ def block_sparse_conv(c: Context, inputs: Inputs) -> Outputs:
     window = conv.Window(kernel, strides, dilations, (height, image_width), block)
     tile = conv.tile_of(two(c.out_shape[2:4]), window.flat, c.machine)
     tiles = conv.tiles(two(c.out_shape[2:4]), window.flat, tile) * n
-    order = definition.order(np.asarray(constant_array(rows)), groups, tiles, c.machine.cores)
+    least = definition.ranges(count * width * ITEM_BYTES["float32"], c.machine)
+    order = definition.order(np.asarray(constant_array(rows)), groups, tiles, c.machine.cores, 1, least)
     longest = int(np.diff(order[: groups + 1]).max())
 
     def define(image: te.Tensor, weights: te.Tensor, places: te.Tensor, bounds: te.Tensor, b: te.Tensor) -> te.Tensor:

@@ -5,6 +5,7 @@
 
 `offsets[b]` is where the channel and the tap of a block lie in the padded image, so that every kernel, stride and
 dilation is the same loop: a line of weights is loaded, and multiplied with one number of each position of a tile.
+Tasks go over all tiles with one range of groups, whose blocks stay in the cache meanwhile.
 """
 
 from __future__ import annotations
@@ -145,7 +146,8 @@ def schedule(sch: s_tir.Schedule, anchor: Block, _machine: CpuMachine) -> tirx.P
         with T.prim_func(s_tir=True):
             T.func_name("main")
             with T.parallel(0, images * count[0] * count[1] * parts) as task:
-                part, place = tirx.floormod(task, parts), tirx.floordiv(task, parts)
+                places = images * count[0] * count[1]
+                part, place = tirx.floordiv(task, places), tirx.floormod(task, places)
                 wanted = (
                     tirx.floormod(tirx.floordiv(place, count[1]), count[0]) * tile[0],
                     tirx.floormod(place, count[1]) * tile[1],

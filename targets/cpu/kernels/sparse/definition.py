@@ -21,28 +21,39 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.common.kernels.anchored import Anchored, read
 from graphopt.targets.common.kernels.blocks import RULE, Block, const, dims
 from graphopt.targets.common.kernels.guards import inside, when
+from graphopt.targets.cpu.machine import CpuMachine
 
 IMBALANCE = 0.05
 """By how much the busiest core may have more to do than the mean."""
 
 
-def order(rows: NDArray[np.integer], groups: int, tiles: int, cores: int, line: int = 1) -> NDArray[np.int32]:
+def order(
+    rows: NDArray[np.integer], groups: int, tiles: int, cores: int, line: int = 1, least: int = 1
+) -> NDArray[np.int32]:
     """The pointers of the groups, then the bounds of the ranges of groups that tasks take.
+
+    A task takes one range for one tile.
 
     Args:
         rows: the group of each block, ascending.
         groups: a multiple of `line`.
         tiles: tiles of rows, each of which has a task for every range.
         line: groups that are not separated.
+        least: ranges, at least, if there are as many lines.
     """
     pointers = np.searchsorted(rows, np.arange(groups + 1))
     lines = groups // line
     parts = next(
-        (p for p in range(1, lines) if math.ceil(tiles * p / cores) * cores <= tiles * p * (1 + IMBALANCE)), lines
+        (p for p in range(least, lines) if math.ceil(tiles * p / cores) * cores <= tiles * p * (1 + IMBALANCE)), lines
     )
     work = pointers[::line] + np.arange(0, groups + 1, line)  # to store a group's sums costs about as much as a block
     bounds = np.searchsorted(work, np.arange(parts + 1) * (work[-1] / parts) - 0.5) * line
     return np.concatenate([pointers, bounds]).astype(np.int32)
+
+
+def ranges(weight_bytes: int, machine: CpuMachine) -> int:
+    """Ranges of which each fills half of the second-level cache: the other half is for what the blocks multiply."""
+    return max(1, math.ceil(weight_bytes / (machine.l2_bytes / 2)))
 
 
 def compute(

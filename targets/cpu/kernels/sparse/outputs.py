@@ -2,7 +2,8 @@
 
 A line of weights of a block meets the numbers of all rows of the tile, which stand side by side in the panel: one load,
 and for each row a multiply-add with a broadcast from memory, for one entry of `starts`. The sums of a tile stay in
-registers until the group ends.
+registers until the group ends. Tasks go over the ranges of groups with one tile, because a core reads the panels that
+it has written itself several times faster than those of another.
 """
 
 from __future__ import annotations

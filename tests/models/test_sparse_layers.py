@@ -1,0 +1,54 @@
+"""Layers with block-sparse weights, built from what their names say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt import models
+from graphopt.errors import ModelError
+from graphopt.models import sparse
+
+
+def test_the_names_of_the_grid_are_names_of_models() -> None:
+    grid = sparse.grid()
+    assert len(set(grid)) == len(grid) == (3 * 3 + 4) * 4 * 5
+    assert all(models.describe(f"sparse/{name}").inputs for name in grid)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "weights"),
+    [
+        ("96x64-m5-b16x1-s90", (5, 96), (96, 64)),
+        ("96x64-m5-b32x32-s50", (5, 96), (96, 64)),
+        ("conv96x64-w7-b16x1-s80", (1, 96, 7, 7), (64, 96, 1, 1)),
+    ],
+)
+def test_a_layer(name: str, shape: tuple[int, ...], weights: tuple[int, ...]) -> None:
+    layer = sparse.parse(name)
+    assert layer is not None
+    model = sparse.build(layer, 0)
+    (x,), (w,) = model.graph.inputs, model.graph.initializers.values()
+    assert (tuple(x.shape), tuple(w.shape)) == (shape, weights)
+    matrix = w.const_value.numpy().reshape(weights[:2])
+    matrix = matrix.T if layer.conv else matrix
+    tiles = matrix.reshape(96 // layer.depth, layer.depth, 64 // layer.width, layer.width)
+    zero = ~(tiles != 0).any(axis=(1, 3))
+    assert zero.sum() == zero.size * layer.percent // 100
+    assert models.describe(f"sparse/{name}").inputs[0].shape == shape
+
+
+@pytest.mark.parametrize(
+    "name", ["96x64-w5-b16x1-s90", "conv96x64-m5-b16x1-s90", "96x64-m5-b16x1", "0x64-m5-b16x1-s90"]
+)
+def test_other_names_are_refused(name: str) -> None:
+    assert sparse.parse(name) is None
+    with pytest.raises(ModelError, match="the model zoo has no model"):
+        models.describe(f"sparse/{name}")
+
+
+def test_equal_seeds_give_equal_weights() -> None:
+    layer = sparse.parse("96x64-m5-b16x1-s90")
+    assert layer is not None
+    first, second = (next(iter(sparse.build(layer, 1).graph.initializers.values())) for _ in range(2))
+    np.testing.assert_array_equal(first.const_value.numpy(), second.const_value.numpy())
