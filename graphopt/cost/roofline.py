@@ -71,11 +71,11 @@ def product(machine: Machine, m: int, n: int, k: int, itemsize: int = 4) -> floa
 def block_sparse(machine: Machine, m: int, n: int, k: int, blocks: tuple[int, int, int], itemsize: int = 4) -> float:
     """Seconds of `BlockSparseMatMul` with B blocks of depth x width: `blocks`.
 
-    Every block reads an index, and a panel's line for each of its inputs, which few outputs or rows share.
+    Every block reads an index, and a panel's line for each of its inputs, which narrow blocks and few rows share badly.
     """
     count, depth, width = blocks
     shared = min(width * -(-m // machine.vector_lanes), machine.vector_lanes)
-    rate = SPARSE_RATE * shared / (shared + SPARSE_LOADS) * (1 + SPARSE_DEPTH * (depth > 1))
+    rate = SPARSE_RATE * shared / (shared + SPARSE_LOADS) * width / (width + 0.5) * (1 + SPARSE_DEPTH * (depth > 1))
     values = count * (depth * width + 1) + m * (k + n)
     rows = m if m == 1 else -(-m // machine.vector_lanes) * machine.vector_lanes
     return _seconds(machine, 2 * rows * count * depth * width / rate, values, itemsize)

@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+ROUNDING = 5
+ROUNDED = 1024
+"""Numbers of blocks from `ROUNDED` on have `ROUNDING` significant bits behind the first."""
+
 _MATRIX = """
     zero = Constant <value_int = 0>()
     one = Constant <value_int = 1>()
@@ -99,14 +103,30 @@ An input of the matrix is one channel at one tap of the window: channel * kh * k
 def pack_blocks(
     weight: NDArray[Any], depth: int, width: int
 ) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int32]]:
-    """The operands blocks [B, depth, width], rows [B] and starts [B] of `weight` [K, N], whose K `depth` divides."""
+    """The operands blocks [B, depth, width], rows [B] and starts [B] of `weight` [K, N], whose K `depth` divides.
+
+    A few blocks of zeros make B a round number, so that layers with nearly as many blocks share their kernel.
+    """
     k, n = weight.shape
     steps, groups = k // depth, -(-n // width)
     padded = np.zeros((k, groups * width), weight.dtype)
     padded[:, :n] = weight
     tiles = padded.reshape(steps, depth, groups, width).transpose(2, 0, 1, 3)
-    rows, places = np.nonzero((tiles != 0).any(axis=(2, 3)))
+    kept = (tiles != 0).any(axis=(2, 3))
+    _round_up(kept)
+    rows, places = np.nonzero(kept)
     return np.ascontiguousarray(tiles[rows, places]), rows.astype(np.int32), (places * depth).astype(np.int32)
+
+
+def _round_up(kept: NDArray[np.bool_]) -> None:
+    """Keep some more blocks: their number becomes a multiple of a 32nd of its leading power of two."""
+    count = int(kept.sum())
+    step = 1 << (count.bit_length() - ROUNDING - 1) if count >= ROUNDED else 1
+    missing = min(-count % step, kept.size - count)
+    if missing:
+        # Spread over all groups, so that none gets much more to do.
+        free = np.flatnonzero(~kept)
+        kept.flat[free[np.linspace(0, len(free) - 1, missing).astype(np.int64)]] = True
 
 
 def pack_sparse_conv_weight(w: NDArray[Any], width: int) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int32]]:

@@ -27,6 +27,10 @@ SWEEPS = 3
 PARTNERS = 3
 """Groups that a row is offered to in each round: those in which it adds the fewest columns."""
 
+HOPELESS = 0.9
+"""Rows of which a greedy order leaves more than this share of the given order's columns have little in common; in large
+problems they are not exchanged."""
+
 EFFORT, MOST_STARTS = 20_000, 16
 """Small problems are solved from several random orders too: `EFFORT` over the square of their rows."""
 
@@ -110,7 +114,8 @@ def cluster(problem: Problem) -> Solution:
     best = given
     for begin in (_greedy(problem), *(generator.permutation(rows) for _ in range(starts))):
         groups = _Groups(problem.supports, begin, problem.height)
-        groups.exchange(given.bound)
+        if starts or groups.columns <= HOPELESS * given.columns:
+            groups.exchange(given.bound)
         order = groups.order()
         columns = columns_of(problem, order)
         if columns < best.columns:
@@ -169,6 +174,11 @@ class _Groups:
         self.members = [order[first : first + height].copy() for first in range(0, len(order), height)]
         self.unions = np.stack([np.bitwise_or.reduce(self.bits[rows], axis=0) for rows in self.members])
 
+    @property
+    def columns(self) -> int:
+        """Columns of all groups."""
+        return int(_count(self.unions).sum())
+
     def order(self) -> NDArray[np.int64]:
         """The rows, group after group."""
         return np.concatenate(self.members)
@@ -176,13 +186,13 @@ class _Groups:
     def exchange(self, target: int) -> None:
         """Exchange pairs of rows of two groups while that needs fewer columns, until all groups need `target`."""
         for _ in range(SWEEPS):
-            before = int(_count(self.unions).sum())
+            before = self.columns
             if before <= target or len(self.members) < 2:
                 return
             for group in range(len(self.members)):
                 for place in range(len(self.members[group])):
                     self._move(group, place)
-            if int(_count(self.unions).sum()) > before * 0.999:
+            if self.columns > before * 0.999:
                 return
 
     def _move(self, group: int, place: int) -> None:

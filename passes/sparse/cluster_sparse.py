@@ -59,7 +59,7 @@ class ClusterSparse(Pass):
         if model.opset_imports.get("", 1) < MINIMUM_OPSET:
             return PassResult(model, False)
         layers: dict[Linear, list[_Candidate]] = {}
-        refusals = []
+        refusals, notes = [], []
         for node in model.graph:
             linear = read_linear(node, FLOATS)
             if linear is None or linear.weight.size < self.min_weights or linear.density > self.max_density:
@@ -70,6 +70,7 @@ class ClusterSparse(Pass):
                 refusals.append(Refusal(str(node.name), "its shapes or attributes have no representation as a cost"))
                 continue
             layers[linear] = [self._dense(linear, dense), *offered[: self.measured]]
+            notes.append(_densities(linear, offered))
         timings = self.costs.timings([[each.workload for each in offered] for offered in layers.values()])
         editor, choices = Editor(model, self.name), []
         for (linear, offered), timed in zip(layers.items(), timings, strict=True):
@@ -79,7 +80,7 @@ class ClusterSparse(Pass):
             choices.append(_choice(linear, best, offered))
             if best.blocks is not None:
                 _emit(editor, linear, best)
-        return PassResult(model, editor.modified, tuple(refusals), tuple(choices))
+        return PassResult(model, editor.modified, tuple(refusals), tuple(choices), tuple(notes))
 
     def _dense(self, linear: Linear, workload: Workload) -> _Candidate:
         (k, n), machine = linear.weight.shape, self.costs.machine
@@ -113,9 +114,8 @@ class ClusterSparse(Pass):
         out = (*shape[:-1], n)
         workload = Workload("BlockSparseMatMul", operands, out, (("outputs", (n,)),), ops.DOMAIN)
         move = 0.0 if order is None else roofline.transform(machine, math.prod(out) * weight.itemsize)
-        return _Candidate(
-            f"{width}x{depth}{'' if order is None else ' clustered'}", seconds + move, workload, blocks, order, move
-        )
+        name = f"sparse {width}x{depth}{'' if order is None else ' clustered'}"
+        return _Candidate(name, seconds + move, workload, blocks, order, move, width, depth)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,12 +128,30 @@ class _Candidate:
     blocks: tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int32]] | None = None
     order: NDArray[np.int64] | None = None
     move: float = 0.0
+    width: int = 0
+    depth: int = 0
     measured: bool = False
 
     def at(self, timing: Timing | None) -> _Candidate:
         """The candidate with measured seconds."""
         assert timing is not None
         return replace(self, seconds=timing.seconds + self.move, measured=True)
+
+
+def _densities(linear: Linear, offered: Sequence[_Candidate]) -> str:
+    """How dense the weights are, and the vectors of outputs that hold one: as given, clustered, and at random."""
+    width = max(each.width for each in offered if each.depth == 1)
+    shares = {
+        each.order is not None: len(each.blocks[0]) * width / linear.weight.size
+        for each in offered
+        if each.blocks is not None and (each.width, each.depth) == (width, 1)
+    }
+    clustered = f", {shares[True]:.1%} clustered" if True in shares else ""
+    random = clustering.expected_of_random(linear.density, width)
+    return (
+        f"{linear.node.name}: {linear.density:.1%} of the weights are not zero; {shares[False]:.1%} of the vectors of "
+        f"{width} outputs hold one{clustered}, {random:.1%} would at random"
+    )
 
 
 def _choice(linear: Linear, best: _Candidate, offered: Sequence[_Candidate]) -> Choice:

@@ -47,3 +47,15 @@ def test_packing(n: int, block: tuple[int, int]) -> None:
 def test_nothing_is_packed_of_zeros() -> None:
     blocks, rows, starts = pack_blocks(np.zeros((8, 20), np.float32), 4, 16)
     assert (blocks.shape, rows.shape, starts.shape) == ((0, 4, 16), (0,), (0,))
+
+
+@pytest.mark.parametrize(("kept", "blocks"), [(1000, 1000), (1025, 1056), (3000, 3008), (4095, 4096), (4096, 4096)])
+def test_many_blocks_are_rounded_up(kept: int, blocks: int) -> None:
+    """Layers with nearly as many blocks share a kernel; what is added is zero, and spread over the groups."""
+    weight = np.zeros((64, 64), np.float32)
+    weight.flat[np.random.default_rng(0).permutation(4096)[:kept]] = 1
+    packed, rows, starts = pack_blocks(weight, 1, 1)
+    assert len(packed) == blocks
+    assert packed.sum() == kept
+    assert len(set(zip(rows.tolist(), starts.tolist(), strict=True))) == blocks
+    assert np.ptp(np.bincount(rows, minlength=64) - (weight != 0).sum(axis=0)) <= 2

@@ -73,7 +73,7 @@ def test_blocks_as_they_are() -> None:
         f"y[64,128] = BlockSparseMatMul(x, const[{blocks},1,16], const[{blocks}], const[{blocks}]) {{outputs=[128]}}"
     )
     (choice,) = result.choices
-    assert (choice.algorithm, choice.seconds, choice.measured) == ("16x1", pytest.approx(blocks * 1e-6), True)
+    assert (choice.algorithm, choice.seconds, choice.measured) == ("sparse 16x1", pytest.approx(blocks * 1e-6), True)
     assert ("dense", 1e-3, "slower") in [(a.algorithm, a.seconds, a.reason) for a in choice.alternatives]
 
 
@@ -85,7 +85,7 @@ def test_outputs_are_clustered_and_put_back() -> None:
     blocks = int(mask(96, 128, (1, 16), 0.1).sum()) // 16
     assert after.splitlines()[1] == "y[64,128] = Gather(matmul0.blocksparsematmul, const[128]) {axis=1}"
     assert f"BlockSparseMatMul(x, const[{blocks},1,16]" in after, "clustering finds the blocks that were shuffled"
-    assert result.choices[0].algorithm == "16x1 clustered"
+    assert result.choices[0].algorithm == "sparse 16x1 clustered"
 
 
 def test_square_blocks() -> None:
@@ -131,7 +131,7 @@ def test_a_product_that_is_faster_dense_stays_with_both_costs() -> None:
     (choice,) = result.choices
     assert choice.algorithm == "dense"
     reasons = {other.algorithm: other.reason for other in choice.alternatives}
-    assert reasons["16x1"] == "not faster by enough"
+    assert reasons["sparse 16x1"] == "not faster by enough"
 
 
 def test_estimates_decide_where_nothing_is_measured() -> None:
@@ -150,3 +150,12 @@ def test_weights_that_are_shared_stay_for_the_other(rewrite: Callable[..., Any])
         { y = MatMul(x, w)  v = Transpose(w) }"""
     after, _ = rewritten(ClusterSparse(costs=Fixed(1e-3, b16x1=1e-6)), text, {"w": mask(96, 128, (1, 16), 0.1)})
     assert "Transpose(const[96,128])" in after
+
+
+def test_the_densities_are_told() -> None:
+    _, result = rewritten(ClusterSparse(), PRODUCT, {"w": mask(96, 128, (1, 16), 0.1, shuffled=True)})
+    (note,) = result.notes
+    assert note == (
+        "matmul0: 8.7% of the weights are not zero; 44.5% of the vectors of 16 outputs hold one, 8.7% clustered, "
+        "76.8% would at random"
+    )
