@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphopt.passes.quantize.quantized_moves import QuantizedMoves as QuantizedMoves
     from graphopt.passes.quantize.quantized_products import QuantizedProducts as QuantizedProducts
     from graphopt.passes.sparse.cluster_sparse import ClusterSparse as ClusterSparse
+    from graphopt.passes.sparse.skip_zeros import SkipZeros as SkipZeros
 
 PASSES = {
     "hoist-branches": ("graphopt.passes.branches.hoist_branches", "HoistBranches"),
@@ -32,6 +33,7 @@ PASSES = {
     "quantized-moves": ("graphopt.passes.quantize.quantized_moves", "QuantizedMoves"),
     "quantized-products": ("graphopt.passes.quantize.quantized_products", "QuantizedProducts"),
     "cluster-sparse": ("graphopt.passes.sparse.cluster_sparse", "ClusterSparse"),
+    "skip-zeros": ("graphopt.passes.sparse.skip_zeros", "SkipZeros"),
     "precision": ("graphopt.passes.precision.precision", "Precision"),
     "select-conv": ("graphopt.passes.conv.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout.layout", "Layout"),
@@ -40,7 +42,7 @@ PASSES = {
 
 DEFAULT = (
     "hoist-branches,normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,"
-    "cluster-sparse,lift-rows,select-conv,layout,choose-tiles"
+    "cluster-sparse,skip-zeros,lift-rows,select-conv,layout,choose-tiles"
 )
 """The pipeline of `graphopt compile` when --passes is not given."""
 
@@ -69,6 +71,7 @@ __all__ = [
     "QuantizedMoves",
     "QuantizedProducts",
     "SelectConv",
+    "SkipZeros",
 ]
 
 

@@ -19,6 +19,10 @@ PRECISION = "graphopt.precision"
 """Metadata of an ONNX node: `tf32` where a float32 GEMM may round its operands to TF32 (10 bits)."""
 
 
+SKIP_ZEROS = "graphopt.skip-zeros"
+"""Metadata of an ONNX node: a product whose kernel leaves out weights of inputs that are zero in a run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operand:
     """An input: its static shape, numpy's name of its dtype, and whether it is a constant (weights, a bias).

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 from tvm.relax.utils import gen_call_tir_inputs
 
-from graphopt.cost.workload import PRECISION, TILE
+from graphopt.cost.workload import PRECISION, SKIP_ZEROS, TILE
 from graphopt.graph.analysis import static_type
 from graphopt.graph.constness import constant_tensor, is_constant, tensor_of
 
@@ -73,7 +73,7 @@ class Definitions:
 
     def of(self, node: ir.Node) -> NodeDefinitions:
         """The definitions of one node, which is about to be converted."""
-        marks = node.metadata_props.get(TILE), node.metadata_props.get(PRECISION)
+        marks = tuple(node.metadata_props.get(key) for key in (TILE, PRECISION, SKIP_ZEROS))
         key = (signature(node), *marks) if _complete(node) else None
         return NodeDefinitions(self.kernels, key)
 

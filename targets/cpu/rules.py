@@ -12,7 +12,7 @@ from graphopt.targets.cpu.kernels.conv import depthwise, direct, fft, winograd, 
 from graphopt.targets.cpu.kernels.integer import conv
 from graphopt.targets.cpu.kernels.integer import gemm as integer_gemm
 from graphopt.targets.cpu.kernels.sparse import conv as sparse_conv
-from graphopt.targets.cpu.kernels.sparse import outputs, rows
+from graphopt.targets.cpu.kernels.sparse import inputs, outputs, rows
 from graphopt.targets.cpu.machine import CpuMachine
 
 Rule = Callable[[s_tir.Schedule, Block, CpuMachine], s_tir.Schedule | tirx.PrimFunc | None]
@@ -29,6 +29,7 @@ RULES: dict[str, Rule] = {
     extremes.NAME: extremes.schedule,
     extremes.BOTH: extremes.schedule_ends,
     gemm.NAME: gemm.schedule,
+    inputs.NAME: inputs.schedule,
     conv.NAME: conv.schedule,
     integer_gemm.NAME: integer_gemm.schedule,
     lrn.NAME: lrn.schedule,

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common
 
-from graphopt.cost.workload import TILE
+from graphopt.cost.workload import SKIP_ZEROS, TILE
 
 
 def parse(text: str, weights: Mapping[str, Sequence[int]] | None = None, opset: int = 20) -> ir.Model:
@@ -32,7 +32,7 @@ def parse(text: str, weights: Mapping[str, Sequence[int]] | None = None, opset: 
 
 
 def listing(model: ir.Model) -> str:
-    """One line per node: outputs with extents, operator, inputs (constants with extents), attributes by name, tile."""
+    """One line per node: outputs with extents, operator, inputs (constants with extents), attributes by name, marks."""
 
     def extents(value: ir.Value) -> str:
         return f"[{','.join(map(str, value.shape or ()))}]"
@@ -52,5 +52,6 @@ def listing(model: ir.Model) -> str:
         inputs = ", ".join(map(argument, node.inputs))
         given = ", ".join(attribute(node.attributes[name]) for name in sorted(node.attributes))
         tile = f" @{node.metadata_props[TILE]}" if TILE in node.metadata_props else ""
-        lines.append(f"{outputs} = {node.op_type}({inputs})" + (f" {{{given}}}" if given else "") + tile)
+        skips = " skipping zeros" if SKIP_ZEROS in node.metadata_props else ""
+        lines.append(f"{outputs} = {node.op_type}({inputs})" + (f" {{{given}}}" if given else "") + tile + skips)
     return "\n".join(lines)

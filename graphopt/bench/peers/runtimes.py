@@ -272,7 +272,7 @@ class Greedy:
 
 
 class Dense:
-    """graphopt without what it does for sparse weights: every product and convolution reads all of them."""
+    """graphopt without what it does for zeros: every product and convolution reads all of its weights."""
 
     name = "dense"
     prepared = True
@@ -287,11 +287,12 @@ class Dense:
     def open(self, model: Path, settings: Settings) -> Side:
         """A session of the model compiled without blocks of weights."""
         _require_cpu(self.name, settings)
-        from graphopt.passes import ClusterSparse, SelectConv
+        from graphopt.passes import ClusterSparse, SelectConv, SkipZeros
         from graphopt.passes.conv.algorithms import Algorithm
 
         dense = "+".join(algorithm for algorithm in Algorithm if algorithm is not Algorithm.SPARSE)
-        return _compiled(model, settings, {ClusterSparse.name: "", SelectConv.name: f"{{algorithms={dense}}}"})
+        options = {ClusterSparse.name: "", SkipZeros.name: "", SelectConv.name: f"{{algorithms={dense}}}"}
+        return _compiled(model, settings, options)
 
 
 class SingleLayout(Greedy):

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
-from graphopt.cost.workload import PRECISION, TILE
+from graphopt.cost.workload import PRECISION, SKIP_ZEROS, TILE
 from graphopt.targets.common.definitions import Definition, NodeDefinitions
 
 ELEMENTWISE, BROADCAST, INJECTIVE, REDUCTION, EPILOGUE, OPAQUE = 0, 1, 2, 3, 4, 8
@@ -82,6 +82,11 @@ class Context:
     def tf32(self) -> bool:
         """Whether factors in float32 may be rounded to TF32."""
         return self.node.metadata_props.get(PRECISION) == "tf32"
+
+    @property
+    def skips(self) -> bool:
+        """Whether inputs of the product may be zero often enough to look for them in each run."""
+        return SKIP_ZEROS in self.node.metadata_props
 
     @property
     def tile(self) -> str | None:

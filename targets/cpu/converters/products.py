@@ -8,6 +8,7 @@ from tvm import relax
 
 from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.cpu.kernels import gemm
+from graphopt.targets.cpu.kernels.sparse import inputs as inputs_of_zero
 
 
 def product(
@@ -29,7 +30,11 @@ def product(
     right = c.reshape(b, (right_batch, sb[-2], sb[-1]))
     panels = c.te("pack", lambda v: gemm.pack(v, tile.width, transposed), right, pattern=OPAQUE)
     left = c.reshape(a, (batch, m, k))
-    return c.te("gemm", lambda p, q: gemm.compute(p, q, out, parts, tile.rows), left, panels, pattern=EPILOGUE)
+    skips = c.skips and m == batch == trailing == 1 and dtype_of(a) == "float32"
+    rule = inputs_of_zero.NAME if skips else gemm.NAME
+    return c.te(
+        "gemm", lambda p, q: gemm.compute(p, q, out, parts, tile.rows, rule=rule), left, panels, pattern=EPILOGUE
+    )
 
 
 def matmul(c: Context, inputs: Inputs) -> Outputs:

@@ -186,6 +186,7 @@ def compute(
     rows: int,
     groups: int = 1,
     bias: te.Tensor | None = None,
+    rule: str = NAME,
 ) -> te.Tensor:
     """a[batch or groups or 1, M, K] times panels[batch or 1, ceil(N / width), K, width], written as `shape`.
 
@@ -194,6 +195,7 @@ def compute(
         rows: height of the register tile.
         groups: where more than 1, the M axis of `shape` holds `groups` times M, group-major, and the batch counts them.
         bias: [groups * M], added along M.
+        rule: the schedule rule, one that computes the same.
     """
     lefts, m, k = dims(a)
     rights, count, _, width = dims(panels)
@@ -210,7 +212,7 @@ def compute(
         (batch, count, computed, width),
         product,
         name="gemm",
-        attrs={RULE: NAME, "graphopt.rows": rows, "graphopt.parts": list(parts), "graphopt.groups": groups},
+        attrs={RULE: rule, "graphopt.rows": rows, "graphopt.parts": list(parts), "graphopt.groups": groups},
     )
 
     def finish(*index: Expr) -> Expr | te.TensorSlice:
