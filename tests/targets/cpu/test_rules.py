@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.cost.workload import TILE
+from graphopt.cost.workload import SKIP_ZEROS, TILE
 from graphopt.targets.cpu import rules
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.verify.oracle import run_onnxruntime
+from tests.helpers.block_sparse import block_sparse
 from tests.helpers.equal import require_equal
 
 
@@ -18,6 +19,7 @@ def numbers(*shape: int) -> Any:
 
 
 WINOGRAD = ("y = graphopt.Conv2dWinograd<m=2,pads=[1,1,1,1]>(x, w, b)", (1, 1, 6, 7, 16), (16, 1, 1, 16, 16))
+BLOCKS, NARROW = block_sparse(20, 33, (1, 16), 0.3), block_sparse(20, 33, (1, 4), 0.3)
 BYTES = "q, s, z = DynamicQuantizeLinear(x) v = Cast<to=3>(w)"
 CASES = {
     "gemm": ("y = MatMul(x, w)", (9, 20), (20, 33)),
@@ -46,6 +48,14 @@ CASES = {
         "y = graphopt.Conv2dFft<tile=8, kernel_shape=[5, 5], pads=[2, 2, 2, 2], group=1>(x, w, b)",
         (1, 1, 6, 7, 16), (94, 1, 1, 16, 16),
     ),
+    "gemm_of_sparse_inputs": ("y = MatMul(x, w)", (1, 20), (20, 33)),
+    "sparse_outputs": (BLOCKS.call, (9, 20), BLOCKS.constants),
+    "sparse_rows": (NARROW.call, (9, 20), NARROW.constants),
+    "sparse_conv": (
+        "graphopt.BlockSparseConv <outputs = [33], kernel_shape = [1, 1], strides = [1, 1], pads = [0, 0, 0, 0], "
+        "dilations = [1, 1]>(x, blocks, rows, starts, bias)",
+        (1, 2, 6, 7, 16), {**BLOCKS.constants, "bias": numbers(3, 16)},
+    ),
 }  # fmt: skip
 
 
@@ -69,8 +79,12 @@ def test_a_rule_that_does_not_fit_leaves_a_note_and_the_right_numbers(
 
     monkeypatch.setitem(rules.RULES, rule, fails_late)
     feeds = {"x": numbers(*x)}
-    constants = {"w": numbers(*w)} | ({"b": numbers(1, 16)} if "(x, w, b)" in body else {})
-    model = lab.model(body, feeds, constants)
+    constants = w if isinstance(w, dict) else {"w": numbers(*w)}
+    if "(x, w, b)" in body:
+        constants = {**constants, "b": numbers(1, 16)}
+    model = lab.model(f"y = {body}" if isinstance(w, dict) else body, feeds, constants)
+    if rule == "gemm_of_sparse_inputs":
+        model.graph[0].metadata_props[SKIP_ZEROS] = "1"
     if rule in TILES:
         model.graph[0].metadata_props[TILE] = TILES[rule]
     lowered = lab.lower(model)
