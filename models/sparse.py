@@ -2,6 +2,7 @@
 
 sparse/768x3072-m128-b16x1-s90      MatMul of x [128, 768] and w [768, 3072]; blocks of 16 outputs x 1 input, 90 % zero
 sparse/conv256x64-w56-b16x1-s90     1x1 convolution, 256 -> 64 channels, of 56 x 56 positions
+sparse/...-shuffled                 the same with its outputs in random order
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 PREFIX = "sparse/"
 _NAME = re.compile(
     r"(?P<conv>conv)?(?P<k>[1-9]\d{0,4})x(?P<n>[1-9]\d{0,4})-(?P<axis>[mw])(?P<size>[1-9]\d{0,3})"
-    r"-b(?P<width>[1-9]\d{0,2})x(?P<depth>[1-9]\d{0,2})-s(?P<percent>\d{1,2})"
+    r"-b(?P<width>[1-9]\d{0,2})x(?P<depth>[1-9]\d{0,2})-s(?P<percent>\d{1,2})(?P<shuffled>-shuffled)?"
 )
 PRODUCTS = ((768, 768), (768, 3072), (3072, 768))
 """K x N of a transformer's projections and MLP."""
@@ -42,6 +43,7 @@ class SparseLayer:
     width: int
     depth: int
     percent: int
+    shuffled: bool = False
 
     @property
     def title(self) -> str:
@@ -60,8 +62,8 @@ def parse(name: str) -> SparseLayer | None:
     match = _NAME.fullmatch(name)
     if match is None or bool(match["conv"]) != (match["axis"] == "w"):
         return None
-    numbers = (int(match[part]) for part in ("k", "n", "size", "width", "depth", "percent"))
-    return SparseLayer(name, bool(match["conv"]), *numbers)
+    k, n, size, width, depth, percent = (int(match[part]) for part in ("k", "n", "size", "width", "depth", "percent"))
+    return SparseLayer(name, bool(match["conv"]), k, n, size, width, depth, percent, bool(match["shuffled"]))
 
 
 def grid() -> list[str]:
@@ -82,6 +84,8 @@ def build(layer: SparseLayer, seed: int) -> ir.Model:
     kept = np.ones(rows * columns, np.bool_)
     kept[generator.permutation(kept.size)[: kept.size * layer.percent // 100]] = False
     mask = np.kron(kept.reshape(rows, columns), np.ones((layer.depth, layer.width), np.bool_))[:k, :n]
+    if layer.shuffled:
+        mask = mask[:, generator.permutation(n)]
     bound = np.float32(math.sqrt(3.0 / k))
     drawn = (generator.random((k, n), dtype=np.float32) * 2 - 1) * bound * mask
     weight = np.ascontiguousarray(drawn.T).reshape(n, k, 1, 1) if layer.conv else drawn

@@ -28,6 +28,7 @@ COMMANDS = {
     "tune": "Search wider for the tiles of a model's hottest kernels.",
     "cache": "Show what is kept of earlier compilations, and remove it.",
     "report": "Show what is in an artifact.",
+    "inspect": "Show how sparse a model's weights are.",
     "demo": "Compile, check, time and distribute a real model.",
 }
 """Command -> one line of help; `graphopt.cli.NAME` holds the function `command` and its `EXAMPLES`."""

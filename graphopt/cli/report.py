@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from graphopt.cli import drawing
 from graphopt.cli import options as options
-from graphopt.errors import GraphoptError
 from graphopt.report.document import Report
 
 EXAMPLES = ("graphopt report model.gopt", "graphopt report model.gopt --svg plan.svg")
@@ -34,25 +32,6 @@ def command(
     full, free = ("█", "·") if context.obj.terminal else ("#", ".")
     blocks = contents.blocks(opened, full, free)
     if svg is not None:
-        _write(svg, memory_plan.svg([memory_plan.plan(stage) for stage in opened.program.stages]))
+        drawing.write(svg, memory_plan.svg([memory_plan.plan(stage) for stage in opened.program.stages]), "--svg")
         blocks.append(f"The memory plan is drawn in {svg}.")
     return Report({"artifact": str(artifact), **contents.document(opened)}, blocks)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a temporary file and rename it."""
-    draft = None
-    try:
-        descriptor, draft = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.absolute().parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise GraphoptError(
-            f"--svg {path} cannot be written: {reason}; free some space or name another file"
-        ) from error
-    finally:
-        if draft is not None:
-            Path(draft).unlink(missing_ok=True)  # exists only if it was not renamed

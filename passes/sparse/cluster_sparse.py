@@ -20,6 +20,7 @@ from graphopt.graph.edit import Editor, dims
 from graphopt.ops import MINIMUM_OPSET
 from graphopt.ops.sparse import pack_blocks
 from graphopt.passes.sparse.linear import Linear, read_linear
+from graphopt.passes.sparse.permute import cluster_channels
 from graphopt.pipeline.pass_base import Alternative, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve import clustering
 
@@ -37,9 +38,10 @@ class ClusterSparse(Pass):
                               y = Gather(BlockSparseMatMul(x, blocks, rows, starts), places)   clustered outputs
 
     Outputs that need the same inputs are brought together (`graphopt.solve.clustering`), so that a block holds few
-    zeros; a Gather puts them back. Each shape of block is estimated, the best few are measured beside the dense
-    product, with the pattern that they have, and the fastest is taken. Nothing is rounded: results differ by the order
-    of summation alone, but that a zero weight no longer turns an infinite input into NaN.
+    zeros: offline, where all that reads them can follow (`permute`), also those of convolutions, which `select-conv`
+    looks at later; elsewhere a Gather puts them back. Each shape of block is estimated, the best few are measured
+    beside the dense product, with the pattern that they have, and the fastest is taken. Nothing is rounded: results
+    differ by the order of summation alone, but that a zero weight no longer turns an infinite input into NaN.
     """
 
     name: ClassVar[str] = "cluster-sparse"
@@ -58,8 +60,10 @@ class ClusterSparse(Pass):
         """Rewrite the main graph; a sparse product gets a Choice or a Refusal."""
         if model.opset_imports.get("", 1) < MINIMUM_OPSET:
             return PassResult(model, False)
+        editor = Editor(model, self.name)
+        notes = cluster_channels(editor, self.costs.machine.vector_lanes, self.max_density)
         layers: dict[Linear, list[_Candidate]] = {}
-        refusals, notes = [], []
+        refusals = []
         for node in model.graph:
             linear = read_linear(node, FLOATS)
             if linear is None or linear.weight.size < self.min_weights or linear.density > self.max_density:
@@ -72,7 +76,7 @@ class ClusterSparse(Pass):
             layers[linear] = [self._dense(linear, dense), *offered[: self.measured]]
             notes.append(_densities(linear, offered))
         timings = self.costs.timings([[each.workload for each in offered] for offered in layers.values()])
-        editor, choices = Editor(model, self.name), []
+        choices = []
         for (linear, offered), timed in zip(layers.items(), timings, strict=True):
             if all(timing is not None for timing in timed):
                 offered = [each.at(timing) for each, timing in zip(offered, timed, strict=True)]

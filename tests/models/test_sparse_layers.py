@@ -52,3 +52,15 @@ def test_equal_seeds_give_equal_weights() -> None:
     assert layer is not None
     first, second = (next(iter(sparse.build(layer, 1).graph.initializers.values())) for _ in range(2))
     np.testing.assert_array_equal(first.const_value.numpy(), second.const_value.numpy())
+
+
+def test_shuffled_outputs_hold_the_same_blocks() -> None:
+    plain, shuffled = (sparse.parse(f"96x64-m5-b16x1-s90{end}") for end in ("", "-shuffled"))
+    assert plain is not None
+    assert shuffled is not None
+    masks = [
+        next(iter(sparse.build(layer, 0).graph.initializers.values())).const_value.numpy() != 0
+        for layer in (plain, shuffled)
+    ]
+    assert sorted(map(bytes, masks[0].T)) == sorted(map(bytes, masks[1].T))
+    assert (masks[0] != masks[1]).any()
