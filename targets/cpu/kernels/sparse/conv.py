@@ -166,7 +166,13 @@ def schedule(sch: s_tir.Schedule, anchor: Block, _machine: CpuMachine) -> tirx.P
                         return blocks[block, step, lane] * x[image, offset + base + (y * down + z * across)]
 
                     sums = Accumulator(
-                        function.dtype, math.prod(tile), lanes, 1, lambda block: offsets[block].astype(index), term
+                        function.dtype,
+                        math.prod(tile),
+                        lanes,
+                        1,
+                        anchor.reduce[0],
+                        lambda block: offsets[block].astype(index),
+                        term,
                     ).emit(T.bind(bound(group)), T.bind(bound(group + 1)))
                     for at in range(math.prod(tile)):
                         y, z = (begin + step for begin, step in zip(first, divmod(at, tile[1]), strict=True))

@@ -109,7 +109,8 @@ def compute(
 class Product:
     """A product as its loops see it: operands, extents, and where results go.
 
-    M rows of results in tiles of `rows`, `groups` of `width` outputs, of which `n` exist; `depth` inputs of a block.
+    M rows of results in tiles of `rows`, `groups` of `width` outputs, of which `n` exist; `depth` inputs of a block,
+    and at most `longest` blocks of a group.
     """
 
     function: Anchored
@@ -123,6 +124,7 @@ class Product:
     groups: int
     width: int
     depth: int
+    longest: int
 
     @property
     def tiles(self) -> int:
@@ -195,6 +197,7 @@ def product_of(sch: s_tir.Schedule, anchor: Block) -> Product:
         groups,
         width,
         anchor.reduce[1],
+        anchor.reduce[0],
     )
 
 

@@ -21,6 +21,7 @@ from graphopt.targets.common.kernels.anchored import Anchored, read
 from graphopt.targets.common.kernels.blocks import Block, blocks_of, const
 from graphopt.targets.common.kernels.guards import when
 from graphopt.targets.cpu.kernels import gemm
+from graphopt.targets.cpu.kernels.partials import STEPS
 from graphopt.targets.cpu.machine import CpuMachine
 
 NAME = "gemm_of_sparse_inputs"
@@ -70,20 +71,25 @@ def _body(function: Anchored, dense: tirx.Stmt, depth: int, machine: CpuMachine)
 def _listed(
     function: Anchored, x: tirx.Buffer, weights: tirx.Buffer, places: tirx.Buffer, count: Expr, machine: CpuMachine
 ) -> None:
-    """The product over the list: a task for each panel."""
+    """The product over the list: a task for each panel; long sums in parts, as in `partials.py`."""
     _, panels, _, width = function.total_extents
     lanes = machine.lanes(function.dtype)
     with T.parallel(0, panels) as panel:
-        sums = T.alloc_buffer((width,), function.dtype, scope="local")
-        for first in range(0, width, lanes):
-            with T.vectorized(0, lanes) as lane:
-                T.buffer_store(sums, const(0, function.dtype), [first + lane])
-        steps = T.bind(tirx.floordiv(count, TOGETHER))
-        with T.serial(0, steps) as step:
-            for inner in range(TOGETHER):
-                _add(sums, x, weights, panel, places[step * TOGETHER + inner], width, lanes)
-        with T.serial(steps * TOGETHER, count) as at:
-            _add(sums, x, weights, panel, places[at], width, lanes)
+        totals, sums = (T.alloc_buffer((width,), function.dtype, scope="local") for _ in range(2))
+        _zero(totals, width, lanes)
+        with T.serial(0, tirx.floordiv(count + STEPS - 1, STEPS)) as part:
+            begin = T.bind(part * STEPS)
+            end = T.bind(tirx.min(begin + STEPS, count))
+            steps = T.bind(tirx.floordiv(end - begin, TOGETHER))
+            _zero(sums, width, lanes)
+            with T.serial(0, steps) as step:
+                for inner in range(TOGETHER):
+                    _add(sums, x, weights, panel, places[begin + step * TOGETHER + inner], width, lanes)
+            with T.serial(begin + steps * TOGETHER, end) as at:
+                _add(sums, x, weights, panel, places[at], width, lanes)
+            for first in range(0, width, lanes):
+                with T.vectorized(0, lanes) as lane:
+                    T.buffer_store(totals, totals[first + lane] + sums[first + lane], [first + lane])
         n = function.extents[-1]
         start = panel * width
         leading = [tirx.IntImm(function.index, 0)] * (len(function.extents) - 1)
@@ -91,7 +97,7 @@ def _listed(
             at = start + first
 
             def store(lane: Expr, first: int = first, at: Expr = at) -> None:
-                T.buffer_store(*function.store([*leading, at + lane], sums[first + lane]))
+                T.buffer_store(*function.store([*leading, at + lane], totals[first + lane]))
 
             if n % width == 0:
                 with T.vectorized(0, lanes) as lane:
@@ -102,6 +108,12 @@ def _listed(
                     store(lane)
                 with T.Else(), T.serial(0, lanes) as lane, when(at + lane < n):
                     store(lane)
+
+
+def _zero(buffer: tirx.Buffer, width: int, lanes: int) -> None:
+    for first in range(0, width, lanes):
+        with T.vectorized(0, lanes) as lane:
+            T.buffer_store(buffer, const(0, str(buffer.dtype)), [first + lane])
 
 
 def _add(

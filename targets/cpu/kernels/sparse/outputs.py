@@ -50,6 +50,6 @@ def _vector(p: Product, lanes: int, tile: Expr, group: Expr, blocks: tuple[Expr,
     def term(block: Expr, step: Expr, place: Expr, row: int, lane: Expr) -> Expr:
         return p.blocks[block, step, first + lane] * p.panels[tile, place, row]
 
-    sums = Accumulator(p.function.dtype, p.rows, lanes, p.depth, p.start, term).emit(*blocks)
+    sums = Accumulator(p.function.dtype, p.rows, lanes, p.depth, p.longest, p.start, term).emit(*blocks)
     for row in range(p.rows):
         p.store(sums, row * lanes, tile * p.rows + row, group * p.width + first, lanes)

@@ -70,7 +70,7 @@ class _Loops:
 
         vectors = p.width * self.vectors
         begin, end = T.bind(p.pointer(group)), T.bind(p.pointer(group + 1))
-        sums = Accumulator(self.dtype, vectors, self.lanes, p.depth, p.start, term).emit(begin, end)
+        sums = Accumulator(self.dtype, vectors, self.lanes, p.depth, p.longest, p.start, term).emit(begin, end)
         for at in range(vectors):
             with T.vectorized(0, self.lanes) as lane:
                 T.buffer_store(results, sums[at * self.lanes + lane], [(inner * vectors + at) * self.lanes + lane])

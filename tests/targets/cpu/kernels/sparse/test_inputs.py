@@ -63,3 +63,12 @@ def test_several_rows_take_the_dense_kernel(lab: Any) -> None:
     w = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
     x = np.repeat(inputs(64, 0.5), 5, axis=0)
     check(lab, "y = MatMul(x, w)", {"x": x}, {"w": w})
+
+
+def test_long_sums_are_as_exact_as_dense_ones(lab: Any) -> None:
+    x = np.abs(inputs(16384, 0.3)) + 0.0
+    w = np.abs(np.random.default_rng(0).standard_normal((16384, 24))).astype(np.float32)
+    model = lab.model("y = MatMul(x, w)", {"x": x}, {"w": w})
+    model.graph.node(0).metadata_props[SKIP_ZEROS] = "1"
+    exact = x.astype(np.float64) @ w.astype(np.float64)
+    np.testing.assert_allclose(lab.execute(lab.lower(model), {"x": x})["y"], exact, rtol=2e-6)

@@ -130,3 +130,16 @@ def test_skewed_groups_are_shared_by_their_blocks() -> None:
     first, middle, last = order[21:]
     shares = [order[middle] - order[first], order[last] - order[middle]]
     assert max(shares) <= 1.2 * min(shares) + 100
+
+
+@pytest.mark.parametrize("block", [(1, 16), (1, 4), (16, 16)], ids=str)
+@pytest.mark.parametrize("rows", [1, 20])
+def test_long_sums_are_as_exact_as_dense_ones(lab: Any, block: tuple[int, int], rows: int) -> None:
+    """Thousands of additions of one sign, in one sum, would lose four digits."""
+    k = 8192
+    weights = block_sparse(k, 32, block, 0.6)
+    weights.constants["blocks"][:] = np.abs(weights.constants["blocks"])
+    x = np.abs(numbers(rows, k)) + 0.3
+    lowered = lab.lower(lab.model(f"y = {weights.call}", {"x": x}, weights.constants))
+    exact = x.astype(np.float64) @ np.abs(weights.dense).astype(np.float64)
+    np.testing.assert_allclose(lab.execute(lowered, {"x": x})["y"], exact, rtol=2e-6)
