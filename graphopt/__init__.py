@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from graphopt.pipeline.pass_base import Pass as Pass
     from graphopt.pipeline.pipeline import Pipeline as Pipeline
 
-if importlib.util.find_spec(f"{__name__}.passes") is None:
-    raise ImportError(
-        f"{__path__[0]} is graphopt's source, not an installation, and hides the one that there may be: "
-        "start Python in another folder, or install it with pip install -e ."
-    )
-
 __version__ = VERSION
 
 _HOMES = {
@@ -41,6 +35,9 @@ _HOMES = {
     "open": ("graphopt.artifact", "open_artifact"),
 }
 
+_COMPILING = {"Pass", "Pipeline", "compile", "load"}
+"""Names that need the folders which lie beside this one in a checkout, and below it where graphopt is installed."""
+
 __all__ = ["Artifact", "Pass", "Pipeline", "compile", "load", "open"]
 
 
@@ -48,6 +45,11 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
+    if name in _COMPILING and importlib.util.find_spec(f"{__name__}.passes") is None:
+        raise ImportError(
+            f"{__path__[0]} is graphopt's source, not an installation, and hides the one that there may be: "
+            "start Python in another folder, or install it with pip install -e ."
+        )
     module, attribute = _HOMES[name]
     return getattr(importlib.import_module(module), attribute)
 

@@ -84,6 +84,8 @@ def _failed(error: Exception) -> int:
         return _say(str(error), ERROR)
     if isinstance(error, MemoryError):
         return _say("there is not enough memory for this: take a smaller model or batch", ERROR)
+    if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("graphopt."):
+        return _say("this folder holds graphopt's source, which hides the installation: work in another one", ERROR)
     kind = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return _say(f"this is a bug in graphopt ({' '.join(kind.split())[:300]}); run it again with --debug", ERROR)
 

@@ -84,6 +84,13 @@ def test_an_error_is_one_sentence(graphopt: Cli, monkeypatch: pytest.MonkeyPatch
     assert (result.code, result.out, result.err) == (1, "", "graphopt: node a is bad; change it\n")
 
 
+def test_a_checkout_that_hides_the_package_is_no_bug(graphopt: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    _replace(monkeypatch, ModuleNotFoundError("No module named 'graphopt.passes'", name="graphopt.passes"))
+    result = graphopt("passes")
+    assert result.code == 1
+    assert "this folder holds graphopt's source, which hides the installation" in result.err
+
+
 def test_a_bug_says_so(graphopt: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     _replace(monkeypatch, ValueError("first\nsecond"))
     result = graphopt("passes")
