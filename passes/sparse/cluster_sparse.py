@@ -80,9 +80,9 @@ class ClusterSparse(Pass):
         for (linear, offered), timed in zip(layers.items(), timings, strict=True):
             if all(timing is not None for timing in timed):
                 offered = [each.at(timing) for each, timing in zip(offered, timed, strict=True)]
-            best = min(offered, key=lambda each: each.seconds * (self.gain if each.blocks is not None else 1.0))
+            best = min(offered, key=lambda each: each.seconds * (self.gain if each.sparse else 1.0))
             choices.append(_choice(linear, best, offered))
-            if best.blocks is not None:
+            if best.sparse:
                 _emit(editor, linear, best)
         return PassResult(model, editor.modified, tuple(refusals), tuple(choices), tuple(notes))
 
@@ -109,32 +109,45 @@ class ClusterSparse(Pass):
     def _candidate(self, linear: Linear, depth: int, width: int, order: NDArray[np.int64] | None) -> _Candidate:
         (k, n), machine = linear.weight.shape, self.costs.machine
         weight = linear.weight if order is None else linear.weight[:, order]
-        blocks = pack_blocks(weight, depth, width)
-        seconds = roofline.block_sparse(machine, linear.rows, n, k, blocks[0].shape, weight.itemsize)
+        blocks, *indices = pack_blocks(weight, depth, width)
+        seconds = roofline.block_sparse(machine, linear.rows, n, k, blocks.shape, weight.itemsize)
         shape = dims(linear.x)
         assert shape is not None
         dtype = weight.dtype.name
-        operands = Operand(shape, dtype), Operand(blocks[0].shape, dtype, True), *map(Operand.of_indices, blocks[1:])
+        operands = Operand(shape, dtype), Operand(blocks.shape, dtype, True), *map(Operand.of_indices, indices)
         out = (*shape[:-1], n)
         workload = Workload("BlockSparseMatMul", operands, out, (("outputs", (n,)),), ops.DOMAIN)
         move = 0.0 if order is None else roofline.transform(machine, math.prod(out) * weight.itemsize)
         name = f"sparse {width}x{depth}{'' if order is None else ' clustered'}"
-        return _Candidate(name, seconds + move, workload, blocks, order, move, width, depth)
+        return _Candidate(name, seconds + move, workload, depth, width, order, move)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Candidate:
-    """One way to compute a product; `blocks` is None for the dense one. `move` are the seconds to put outputs back."""
+    """One way to compute a product: blocks of `depth` x `width`, both 0 for the dense one.
+
+    `move` are the seconds to put outputs back that were sorted by `order`. Blocks are packed again when they are
+    needed: those of all candidates of a model would take several times its size.
+    """
 
     name: str
     seconds: float
     workload: Workload
-    blocks: tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int32]] | None = None
+    depth: int = 0
+    width: int = 0
     order: NDArray[np.int64] | None = None
     move: float = 0.0
-    width: int = 0
-    depth: int = 0
     measured: bool = False
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it is not the dense product."""
+        return self.width > 0
+
+    @property
+    def weights(self) -> int:
+        """Weights in its blocks."""
+        return math.prod(self.workload.operands[1].shape)
 
     def at(self, timing: Timing | None) -> _Candidate:
         """The candidate with measured seconds."""
@@ -146,9 +159,9 @@ def _densities(linear: Linear, offered: Sequence[_Candidate]) -> str:
     """How dense the weights are, and the vectors of outputs that hold one: as given, clustered, and at random."""
     width = max(each.width for each in offered if each.depth == 1)
     shares = {
-        each.order is not None: len(each.blocks[0]) * width / linear.weight.size
+        each.order is not None: each.weights / linear.weight.size
         for each in offered
-        if each.blocks is not None and (each.width, each.depth) == (width, 1)
+        if (each.width, each.depth) == (width, 1)
     }
     clustered = f", {shares[True]:.1%} clustered" if True in shares else ""
     random = clustering.expected_of_random(linear.density, width)
@@ -173,9 +186,9 @@ def _emit(editor: Editor, linear: Linear, best: _Candidate) -> None:
     result = node.outputs[0]
     shape = dims(result)
     assert shape is not None
-    assert best.blocks is not None
-    names = ("blocks", "rows", "starts")
-    operands = [editor.constant(array, f"{node.name}.{name}") for array, name in zip(best.blocks, names, strict=True)]
+    weight = linear.weight if best.order is None else linear.weight[:, best.order]
+    packed = zip(pack_blocks(weight, best.depth, best.width), ("blocks", "rows", "starts"), strict=True)
+    operands = [editor.constant(array, f"{node.name}.{name}") for array, name in packed]
 
     def insert(op_type: str, inputs: Sequence[ir.Value], attributes: dict[str, Any], domain: str = "") -> ir.Value:
         name = f"{node.name}.{op_type.lower()}"
