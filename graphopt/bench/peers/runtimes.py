@@ -250,66 +250,64 @@ class Tvm:
         return HostSide(run)
 
 
-class Greedy:
+class Variant:
+    """graphopt itself with options of some passes."""
+
+    name = ""
+    prepared = True
+    compiles = True
+
+    def load(self) -> None:
+        """Import the compiler."""
+        from graphopt.runtime.devices import library
+
+        library.compiler()
+
+    def open(self, model: Path, settings: Settings) -> Side:
+        """A session of the model compiled with these options."""
+        _require_cpu(self.name, settings)
+        from graphopt.compiler import compile_model
+        from graphopt.passes import DEFAULT
+
+        options = self.options()
+        passes = ",".join(name + options.get(name, "") for name in DEFAULT.split(",") if options.get(name) != "")
+        compiled = compile_model(str(model), passes=passes, costs=settings.costs, threads=settings.threads)
+        return HostSide(compiled.artifact.session(settings.threads).run)
+
+    def options(self) -> Mapping[str, str]:
+        """Pass -> its options as text; an empty text leaves the pass out.
+
+        By default another strategy of select-conv, which has the name of the peer.
+        """
+        from graphopt.passes import SelectConv
+
+        return {SelectConv.name: f"{{strategy={self.name}}}"}
+
+
+class Greedy(Variant):
     """graphopt with greedy selection: each convolution takes its own best algorithm, whatever the conversions cost."""
 
     name = "greedy"
-    prepared = True
-    compiles = True
-
-    def load(self) -> None:
-        """Import the compiler."""
-        from graphopt.runtime.devices import library
-
-        library.compiler()
-
-    def open(self, model: Path, settings: Settings) -> Side:
-        """A session of the model compiled with the other strategy."""
-        _require_cpu(self.name, settings)
-        from graphopt.passes import SelectConv
-
-        return _compiled(model, settings, {SelectConv.name: f"{{strategy={self.name}}}"})
 
 
-class Dense:
-    """graphopt without what it does for zeros: every product and convolution reads all of its weights."""
-
-    name = "dense"
-    prepared = True
-    compiles = True
-
-    def load(self) -> None:
-        """Import the compiler."""
-        from graphopt.runtime.devices import library
-
-        library.compiler()
-
-    def open(self, model: Path, settings: Settings) -> Side:
-        """A session of the model compiled without blocks of weights."""
-        _require_cpu(self.name, settings)
-        from graphopt.passes import ClusterSparse, SelectConv, SkipZeros
-        from graphopt.passes.conv.algorithms import Algorithm
-
-        dense = "+".join(algorithm for algorithm in Algorithm if algorithm is not Algorithm.SPARSE)
-        options = {ClusterSparse.name: "", SkipZeros.name: "", SelectConv.name: f"{{algorithms={dense}}}"}
-        return _compiled(model, settings, options)
-
-
-class SingleLayout(Greedy):
+class SingleLayout(Variant):
     """graphopt with all convolutions on one layout, the better one."""
 
     name = "single-layout"
 
 
-def _compiled(model: Path, settings: Settings, options: Mapping[str, str]) -> Side:
-    """A session of the model compiled with options of some passes; an empty text leaves the pass out."""
-    from graphopt.compiler import compile_model
-    from graphopt.passes import DEFAULT
+class Dense(Variant):
+    """graphopt without what it does for zeros: every product and convolution reads all of its weights."""
 
-    names = DEFAULT.split(",")
-    passes = ",".join(name + options.get(name, "") for name in names if options.get(name) != "")
-    compiled = compile_model(str(model), passes=passes, costs=settings.costs, threads=settings.threads)
-    return HostSide(compiled.artifact.session(settings.threads).run)
+    name = "dense"
+
+    def options(self) -> Mapping[str, str]:
+        """The passes on zeros are left out, and the algorithm of sparse convolutions."""
+        from graphopt.passes import ClusterSparse, SelectConv, SkipZeros
+        from graphopt.passes.conv.algorithms import Algorithm
+
+        dense = "+".join(algorithm for algorithm in Algorithm if algorithm is not Algorithm.SPARSE)
+        return {ClusterSparse.name: "", SkipZeros.name: "", SelectConv.name: f"{{algorithms={dense}}}"}
 
 
 def _require_cpu(name: str, settings: Settings) -> None:
