@@ -105,7 +105,7 @@ def candidates(conv: ConvNode, model: CostModel, limits: Limits, allowed: tuple[
         if algorithm is Algorithm.PLANAR and not any(candidate.possible for candidate in offered):
             reason = ""
         error = relative_error(algorithm, conv.shape.c // conv.shape.group, (conv.shape.kh, conv.shape.kw))
-        for reads, writes, roofline, workload in _forms(algorithm, conv, model.machine, limits.block):
+        for reads, writes, roofline, workload in _forms(algorithm, conv, model.machine, limits.block, not reason):
             seconds = math.inf if reason else model.estimated(workload, roofline, conv.units)
             workload = replace(workload, units=conv.units)
             why = reason or ("" if seconds < math.inf else "the target has no kernel for it")
@@ -202,7 +202,7 @@ def _against_workspace(nbytes: int, limits: Limits) -> str:
 
 
 def _forms(
-    algorithm: Algorithm, conv: ConvNode, machine: Machine, block: int
+    algorithm: Algorithm, conv: ConvNode, machine: Machine, block: int, possible: bool
 ) -> Iterator[tuple[int, int, float, Workload]]:
     """(layout read, layout written, estimated seconds, workload) of the ways to compute `algorithm`."""
     s = conv.shape
@@ -229,15 +229,14 @@ def _forms(
         for n in _fft_tiles(s):
             yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, costs.fft(machine, s, n, block), fft_workload(conv, n, block)
     elif algorithm is Algorithm.SPARSE:
-        if vector_density(conv.weight, block) <= MAX_DENSITY:
-            workload = sparse_workload(conv, block)
-            shape = workload.operands[1].shape
-            seconds = costs.block_sparse(
-                machine, s.n * s.oh * s.ow, s.o, s.c * s.kh * s.kw, (shape[0], 1, block), s.itemsize
-            )
-            yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, seconds, workload
-        else:
+        if not possible:  # its pattern would be packed for nothing
             yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, math.inf, blocked_workload(conv, block, block)
+            return
+        workload = sparse_workload(conv, block)
+        count, _, _ = workload.operands[1].shape
+        positions, depth = s.n * s.oh * s.ow, s.c * s.kh * s.kw
+        seconds = costs.block_sparse(machine, positions, s.o, depth, (count, 1, block), s.itemsize)
+        yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, seconds, workload
     elif algorithm is Algorithm.IM2COL:
         yield PLANAR_LAYOUT, PLANAR_LAYOUT, costs.im2col(machine, s), im2col_workload(conv)
     else:

@@ -69,7 +69,9 @@ def _captured(node: ir.Node) -> Iterator[ir.Value]:
     """The values of the outer graph that subgraphs of `node` read."""
     for attribute in node.attributes.values():
         if isinstance(attribute, ir.Attr) and attribute.type is ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph().all_nodes():
+            graph = attribute.as_graph()
+            yield from graph.outputs
+            for inner in graph.all_nodes():
                 yield from (value for value in inner.inputs if value is not None)
 
 
@@ -217,8 +219,7 @@ def _normalization(finder: _Finder, node: ir.Node) -> bool:
         channel = len(shape) - 1
         if (node.attributes.get_int("axis", -1) or 0) % len(shape) != channel:
             return False
-    for axis in range(len(shape)):
-        finder.same((x, axis), (y, axis))
+    _all_axes(finder, x, y)
     for index, value in enumerate(node.inputs[1:], 1):
         if value is None:
             continue
@@ -232,9 +233,13 @@ def _softmax(finder: _Finder, node: ir.Node) -> bool:
     x, y = node.inputs[0], node.outputs[0]
     if x is None or not _ranks(node):
         return False
+    _all_axes(finder, x, y)
+    return True
+
+
+def _all_axes(finder: _Finder, x: ir.Value, y: ir.Value) -> None:
     for axis in range(len(dims(x) or ())):
         finder.same((x, axis), (y, axis))
-    return True
 
 
 def _transpose(finder: _Finder, node: ir.Node) -> bool:

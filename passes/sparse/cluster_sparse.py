@@ -18,7 +18,7 @@ from graphopt.cost.node_workload import workload_of
 from graphopt.cost.workload import Operand, Timing, Workload
 from graphopt.graph.edit import Editor, dims
 from graphopt.ops import MINIMUM_OPSET
-from graphopt.ops.sparse import pack_blocks
+from graphopt.ops.sparse import pack_blocks, vector_density
 from graphopt.passes.sparse.linear import Linear, read_linear
 from graphopt.passes.sparse.permute import cluster_channels
 from graphopt.pipeline.pass_base import Alternative, Choice, Pass, PassResult, Refusal, option
@@ -69,10 +69,10 @@ class ClusterSparse(Pass):
             if linear is None or linear.weight.size < self.min_weights or linear.density > self.max_density:
                 continue
             dense = workload_of(node)
-            offered = sorted(self._candidates(linear), key=lambda each: each.seconds)
-            if dense is None or not offered:
+            if dense is None:
                 refusals.append(Refusal(str(node.name), "its shapes or attributes have no representation as a cost"))
                 continue
+            offered = sorted(self._candidates(linear), key=lambda each: each.seconds)
             layers[linear] = [self._dense(linear, dense), *offered[: self.measured]]
             notes.append(_densities(linear, offered))
         timings = self.costs.timings([[each.workload for each in offered] for offered in layers.values()])
@@ -144,11 +144,6 @@ class _Candidate:
         """Whether it is not the dense product."""
         return self.width > 0
 
-    @property
-    def weights(self) -> int:
-        """Weights in its blocks."""
-        return math.prod(self.workload.operands[1].shape)
-
     def at(self, timing: Timing | None) -> _Candidate:
         """The candidate with measured seconds."""
         assert timing is not None
@@ -158,16 +153,14 @@ class _Candidate:
 def _densities(linear: Linear, offered: Sequence[_Candidate]) -> str:
     """How dense the weights are, and the vectors of outputs that hold one: as given, clustered, and at random."""
     width = max(each.width for each in offered if each.depth == 1)
-    shares = {
-        each.order is not None: each.weights / linear.weight.size
-        for each in offered
-        if (each.width, each.depth) == (width, 1)
-    }
-    clustered = f", {shares[True]:.1%} clustered" if True in shares else ""
+    rows = linear.weight.T
+    orders = [each.order for each in offered if (each.width, each.depth) == (width, 1) and each.order is not None]
+    clustered = f", {vector_density(rows[orders[0]], width):.1%} clustered" if orders else ""
     random = clustering.expected_of_random(linear.density, width)
+    given = vector_density(rows, width)
     return (
-        f"{linear.node.name}: {linear.density:.1%} of the weights are not zero; {shares[False]:.1%} of the vectors of "
-        f"{width} outputs hold one{clustered}, {random:.1%} would at random"
+        f"{linear.node.name}: {linear.density:.1%} of the weights are not zero; {given:.1%} of the vectors of {width} "
+        f"outputs hold one{clustered}, {random:.1%} would at random"
     )
 
 

@@ -106,7 +106,7 @@ def compute(
         longest: blocks of the longest group.
     """
     down, across = window.steps
-    j = te.reduce_axis((0, max(longest, 1)), "j")
+    j = te.reduce_axis((0, longest), "j")
 
     def element(n: Expr, group: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
         block = order[group] + j

@@ -86,7 +86,7 @@ def compute(
     """
     _, bk, bn = dims(blocks)
     m = math.prod(shape[:-1])
-    j, i = te.reduce_axis((0, max(longest, 1)), "j"), te.reduce_axis((0, bk), "i")
+    j, i = te.reduce_axis((0, longest), "j"), te.reduce_axis((0, bk), "i")
 
     def element(y: Expr, group: Expr, lane: Expr) -> Expr:
         block = order[group] + j
