@@ -20,7 +20,7 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.targets.common.kernels.anchored import read
+from graphopt.targets.common.kernels.anchored import Anchored, read
 from graphopt.targets.common.kernels.blocks import RULE, Block, const, dims
 from graphopt.targets.common.kernels.guards import when
 from graphopt.targets.cpu.kernels.sparse.accumulate import Accumulator
@@ -129,60 +129,76 @@ def schedule(sch: s_tir.Schedule, anchor: Block, _machine: CpuMachine) -> tirx.P
     function = read(sch, anchor)
     if function.extents != function.total_extents:
         raise ValueError("what follows it changes the shape of its result")
-    x, blocks, offsets, order = operands_of(function)
-    images, groups, rows, columns, lanes = function.total_extents
+    height, width = (int(extent) for extent in notes["graphopt.tile"])
     down, across = (int(step) for step in notes["graphopt.steps"])
     flat = bool(int(notes["graphopt.flat"]))
-    out = (1, rows * columns) if flat else (rows, columns)
-    tile = tuple(int(extent) for extent in notes["graphopt.tile"])
-    count = math.ceil(out[0] / tile[0]), math.ceil(out[1] / tile[1])
-    parts = dims(order)[0] - groups - 2
-    index = function.index
+    return function.function.with_body(
+        _Loops(function, (height, width), (down, across), flat, anchor.reduce[0]).statement()
+    )
 
-    def bound(at: Expr) -> Expr:
-        return order[at].astype(index)
 
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("main")
-            with T.parallel(0, images * count[0] * count[1] * parts) as task:
-                places = images * count[0] * count[1]
-                part, place = tirx.floordiv(task, places), tirx.floormod(task, places)
-                wanted = (
-                    tirx.floormod(tirx.floordiv(place, count[1]), count[0]) * tile[0],
-                    tirx.floormod(place, count[1]) * tile[1],
-                )
-                image = tirx.floordiv(place, count[0] * count[1])
-                # The last tile begins where it ends with the map; what the tile before it stores it does not.
-                first = [
-                    T.bind(tirx.min(at, extent - size) if extent % size else at)
-                    for at, extent, size in zip(wanted, out, tile, strict=True)
-                ]
-                base = T.bind(first[0] * down + first[1] * across)
-                with T.serial(bound(groups + 1 + part), bound(groups + 2 + part)) as group:
+class _Loops:
+    """Emits the loops."""
 
-                    def term(block: Expr, step: Expr, offset: Expr, at: int, lane: Expr) -> Expr:
-                        y, z = divmod(at, tile[1])
-                        return blocks[block, step, lane] * x[image, offset + base + (y * down + z * across)]
+    def __init__(
+        self, function: Anchored, tile: tuple[int, int], steps: tuple[int, int], flat: bool, longest: int
+    ) -> None:
+        self.function, self.tile, self.steps, self.flat, self.longest = function, tile, steps, flat, longest
+        self.x, self.blocks, self.offsets, self.order = operands_of(function)
+        self.images, self.groups, rows, self.columns, self.lanes = function.total_extents
+        self.out = (1, rows * self.columns) if flat else (rows, self.columns)
+        self.size = math.prod(tile)
 
-                    sums = Accumulator(
-                        function.dtype,
-                        math.prod(tile),
-                        lanes,
-                        1,
-                        anchor.reduce[0],
-                        lambda block: offsets[block].astype(index),
-                        term,
-                    ).emit(T.bind(bound(group)), T.bind(bound(group + 1)))
-                    for at in range(math.prod(tile)):
-                        y, z = (begin + step for begin, step in zip(first, divmod(at, tile[1]), strict=True))
-                        new = [
-                            place >= begin
-                            for place, begin, extent, size in zip((y, z), wanted, out, tile, strict=True)
-                            if extent % size
-                        ]
-                        where = (tirx.floordiv(z, columns), tirx.floormod(z, columns)) if flat else (y, z)
-                        with when(tirx.all(*new) if new else None), T.vectorized(0, lanes) as lane:
-                            T.buffer_store(*function.store([image, group, *where, lane], sums[at * lanes + lane]))
-        body = builder.get().body
-    return function.function.with_body(body)
+    def statement(self) -> tirx.Stmt:
+        """The body of the function."""
+        count = tuple(math.ceil(extent / size) for extent, size in zip(self.out, self.tile, strict=True))
+        places = self.images * math.prod(count)
+        parts = dims(self.order)[0] - self.groups - 2
+        with IRBuilder() as builder:
+            with T.prim_func(s_tir=True):
+                T.func_name("main")
+                with T.parallel(0, places * parts) as task:
+                    part, place = tirx.floordiv(task, places), tirx.floormod(task, places)
+                    image = tirx.floordiv(place, math.prod(count))
+                    row, column = (
+                        tirx.floormod(tirx.floordiv(place, count[1]), count[0]),
+                        tirx.floormod(place, count[1]),
+                    )
+                    wanted = row * self.tile[0], column * self.tile[1]
+                    # The last tile begins where it ends with the map; what the tile before it stores it does not.
+                    first = tuple(
+                        T.bind(tirx.min(at, extent - size) if extent % size else at)
+                        for at, extent, size in zip(wanted, self.out, self.tile, strict=True)
+                    )
+                    bounds = self.groups + 1 + part
+                    with T.serial(self._bound(bounds), self._bound(bounds + 1)) as group:
+                        self._group(image, group, wanted, first)
+            return builder.get().body
+
+    def _bound(self, at: Expr) -> Expr:
+        return self.order[at].astype(self.function.index)
+
+    def _group(self, image: Expr, group: Expr, wanted: tuple[Expr, ...], first: tuple[Expr, ...]) -> None:
+        """Sum up and store one group for a tile that begins at `first`; what lies before `wanted` is not stored."""
+        down, across = self.steps
+        base = T.bind(first[0] * down + first[1] * across)
+
+        def term(block: Expr, step: Expr, offset: Expr, at: int, lane: Expr) -> Expr:
+            y, z = divmod(at, self.tile[1])
+            return self.blocks[block, step, lane] * self.x[image, offset + base + (y * down + z * across)]
+
+        def start(block: Expr) -> Expr:
+            return self.offsets[block].astype(self.function.index)
+
+        begin, end = T.bind(self._bound(group)), T.bind(self._bound(group + 1))
+        sums = Accumulator(self.function.dtype, self.size, self.lanes, 1, self.longest, start, term).emit(begin, end)
+        for at in range(self.size):
+            y, z = (begin + step for begin, step in zip(first, divmod(at, self.tile[1]), strict=True))
+            new = [
+                place >= begin
+                for place, begin, extent, size in zip((y, z), wanted, self.out, self.tile, strict=True)
+                if extent % size
+            ]
+            where = (tirx.floordiv(z, self.columns), tirx.floormod(z, self.columns)) if self.flat else (y, z)
+            with when(tirx.all(*new) if new else None), T.vectorized(0, self.lanes) as lane:
+                T.buffer_store(*self.function.store([image, group, *where, lane], sums[at * self.lanes + lane]))
