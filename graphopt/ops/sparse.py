@@ -78,9 +78,14 @@ BlockSparseConv <outputs, kernel_shape, strides, pads, dilations>(x, blocks, row
     depth = Mul(in_channels, taps)
     {_MATRIX}
     by_output = Transpose <perm = [1, 0]>(padded)
-    w_shape = Concat <axis = 0>(columns, in_channels, kernel)
-    w = Reshape(by_output, w_shape)
     bias_planar = Reshape(bias, infer)
+    out_channels = Shape(bias_planar)
+    kept = Slice(by_output, first, out_channels, first)
+    split_w_shape = Concat <axis = 0>(out_channels, infer, kernel, block_depth)
+    split_w = Reshape(kept, split_w_shape)
+    w_by_channel = Transpose <perm = [0, 1, 4, 2, 3]>(split_w)
+    w_shape = Concat <axis = 0>(out_channels, in_channels, kernel)
+    w = Reshape(w_by_channel, w_shape)
 
     x_split = Transpose <perm = [0, 1, 4, 2, 3]>(x)
     x_shape = Concat <axis = 0>(batch, in_channels, plane)
@@ -89,14 +94,16 @@ BlockSparseConv <outputs, kernel_shape, strides, pads, dilations>(x, blocks, row
              (x_planar, w, bias_planar)
 
     out_plane = Shape <start = 2, end = 4>(planar)
-    y_shape = Concat <axis = 0>(batch, groups, width, out_plane)
+    out_blocks = Shape(bias)
+    y_shape = Concat <axis = 0>(batch, out_blocks, out_plane)
     y_split = Reshape(planar, y_shape)
     y = Transpose <perm = [0, 1, 3, 4, 2]>(y_split)
 }}
 """
-"""On blocked tensors: x is [N, C / b, H, W, b], bias [groups, bn], y [N, groups, OH, OW, bn].
+"""On blocked tensors: x is [N, C / b, H, W, b], bias [O / c, c], y [N, O / c, OH, OW, c]; c divides bn, and bk divides C.
 
-An input of the matrix is one channel at one tap of the window: channel * kh * kw + row * kw + column.
+An input of the matrix is one channel at one tap of the window; bk neighbours are channels of one tap:
+((channel / bk * kh + row) * kw + column) * bk + channel % bk.
 """
 
 
@@ -129,9 +136,16 @@ def _round_up(kept: NDArray[np.bool_]) -> None:
         kept.flat[free[np.linspace(0, len(free) - 1, missing).astype(np.int64)]] = True
 
 
-def pack_sparse_conv_weight(w: NDArray[Any], width: int) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int32]]:
-    """The operands blocks [B, 1, width], rows and starts of `BlockSparseConv` for the weights w [O, C, kh, kw]."""
-    return pack_blocks(w.reshape(w.shape[0], -1).T, 1, width)
+def pack_sparse_conv_weight(
+    w: NDArray[Any], width: int, depth: int = 1
+) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int32]]:
+    """The operands blocks [B, depth, width], rows and starts of `BlockSparseConv` for the weights w [O, C, kh, kw].
+
+    `depth` divides C.
+    """
+    outputs, channels, *kernel = w.shape
+    split = w.reshape(outputs, channels // depth, depth, *kernel)
+    return pack_blocks(np.moveaxis(split, 2, -1).reshape(outputs, -1).T, depth, width)
 
 
 def vector_density(w: NDArray[Any], width: int) -> float:

@@ -13,7 +13,7 @@ from graphopt.targets.gpu.code import SYNCHRONIZED
 from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels import generic, window, winograd
 from graphopt.targets.gpu.kernels import reductions as sums
-from graphopt.targets.gpu.kernels.gemm import product, templates
+from graphopt.targets.gpu.kernels.gemm import product, sparse, templates
 from graphopt.targets.gpu.kernels.gemm.axes import blocked
 
 
@@ -26,9 +26,13 @@ class Scheduled:
     note: str = ""
 
 
+READERS = {product.NAME: product.read, sparse.NAME: sparse.read}
+"""The rules whose functions have the normal form of a GEMM, and what reads it."""
+
+
 def _product(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> Scheduled:
     layout = product.layout(sch, anchor)
-    chosen = templates.best(product.read(sch, anchor), device)
+    chosen = templates.best(READERS[str(anchor.rule)](sch, anchor), device)
     return Scheduled(chosen.emit(), KernelPlan("product", chosen.tile, chosen.seconds, layout, chosen.units))
 
 
@@ -41,7 +45,7 @@ def _winograd(sch: s_tir.Schedule, anchor: Block, device: GpuSpec) -> Scheduled:
     return Scheduled(winograd.emit(sch, anchor, device), KernelPlan("winograd transform", layout=layout))
 
 
-RULES = {product.NAME: _product, window.NAME: _window, winograd.NAME: _winograd}
+RULES = {**dict.fromkeys(READERS, _product), window.NAME: _window, winograd.NAME: _winograd}
 
 
 def apply(function: tirx.PrimFunc, device: GpuSpec) -> Scheduled:
@@ -81,8 +85,8 @@ def choices(function: tirx.PrimFunc, device: GpuSpec, count: int | None) -> list
     """The `templates.choices` for the GEMM of a PrimFunc; none where it computes no GEMM."""
     try:
         sch = s_tir.Schedule(_without_offsets(function))
-        anchor = next((block for block in blocks_of(sch) if block.rule == product.NAME), None)
-        return [] if anchor is None else templates.choices(product.read(sch, anchor), device, count)
+        anchor = next((block for block in blocks_of(sch) if block.rule in READERS), None)
+        return [] if anchor is None else templates.choices(READERS[str(anchor.rule)](sch, anchor), device, count)
     except (s_tir.ScheduleError, ValueError, TypeError):  # nothing that `apply` could emit
         return []
 

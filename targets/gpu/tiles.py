@@ -16,7 +16,8 @@ DEFAULT = ("",)
 """The schedule's own choice."""
 
 PRODUCTS = frozenset(
-    {("", "Conv"), ("", "Gemm"), ("", "MatMul"), ("graphopt", "Conv2dBlocked"), ("graphopt", "Conv2dWinograd")}
+    {("", "Conv"), ("", "Gemm"), ("", "MatMul")}
+    | {("graphopt", name) for name in ("BlockSparseMatMul", "Conv2dBlocked", "Conv2dWinograd")}
 )
 """Domain and operator of workloads that have a GEMM in them."""
 

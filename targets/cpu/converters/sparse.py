@@ -11,6 +11,7 @@ from graphopt.graph.constness import constant_array, is_constant
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.converters.base import EPILOGUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.kernels.blocks import round_up
+from graphopt.targets.common.kernels.groups import longest
 from graphopt.targets.cpu.converters.blocked import pad, two
 from graphopt.targets.cpu.kernels.sparse import conv, definition, outputs, panels
 from graphopt.targets.cpu.kernels.sparse import rows as by_rows
@@ -44,10 +45,10 @@ def block_sparse_matmul(c: Context, inputs: Inputs) -> Outputs:
     else:
         packed = c.function("to_panels", panels.to_panels(m, k, height, lanes, dtype), packed, extents)
     order = definition.order(np.asarray(constant_array(pattern)), groups, extents[0], c.machine.cores, line)
-    longest = definition.longest(order, groups)
+    longest = longest(order, groups)
 
     def define(panel: te.Tensor, weights: te.Tensor, places: te.Tensor, bounds: te.Tensor) -> te.Tensor:
-        return definition.compute(rule, panel, weights, places, bounds, c.out_shape, height, longest, groups)
+        return definition.compute(rule, panel, weights, places, bounds, c.out_shape, height, most, groups)
 
     return c.te("sparse_product", define, packed, blocks, starts, relax.const(order, "int32"), pattern=EPILOGUE)
 
@@ -70,10 +71,10 @@ def block_sparse_conv(c: Context, inputs: Inputs) -> Outputs:
     tiles = conv.tiles(two(c.out_shape[2:4]), window.flat, tile) * n
     least = definition.ranges(count * width * ITEM_BYTES["float32"], c.machine)
     order = definition.order(np.asarray(constant_array(rows)), groups, tiles, c.machine.cores, 1, least)
-    longest = definition.longest(order, groups)
+    longest = longest(order, groups)
 
     def define(image: te.Tensor, weights: te.Tensor, places: te.Tensor, bounds: te.Tensor, b: te.Tensor) -> te.Tensor:
-        return conv.compute(image, weights, places, bounds, b, c.out_shape, window, tile, longest)
+        return conv.compute(image, weights, places, bounds, b, c.out_shape, window, tile, most)
 
     flat = c.reshape(padded, (n, math.prod(shape_of(padded)[1:])))
     offsets = relax.const(window.offsets(np.asarray(constant_array(starts))), "int32")

@@ -15,6 +15,7 @@ from graphopt.targets.gpu.converters.products import fully_connected, matmul
 from graphopt.targets.gpu.converters.recurrent import recurrent
 from graphopt.targets.gpu.converters.reductions import mean
 from graphopt.targets.gpu.converters.rows import channel_norm, layer_norm, rms_norm, softmax
+from graphopt.targets.gpu.converters.sparse import block_sparse_conv, block_sparse_matmul
 from graphopt.targets.gpu.converters.views import transpose
 
 OWN: dict[str, Converter] = {
@@ -24,6 +25,8 @@ OWN: dict[str, Converter] = {
     "graphopt.Conv2dIm2col": conv_im2col,
     "MatMul": matmul,
     "Gemm": fully_connected,
+    "graphopt.BlockSparseConv": block_sparse_conv,
+    "graphopt.BlockSparseMatMul": block_sparse_matmul,
     "graphopt.Attention": attention,
     "graphopt.AttentionMasked": attention,
     "Softmax": softmax(logarithm=False),

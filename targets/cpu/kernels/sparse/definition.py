@@ -51,11 +51,6 @@ def order(
     return np.concatenate([pointers, bounds]).astype(np.int32)
 
 
-def longest(order: NDArray[np.int32], groups: int) -> int:
-    """The blocks of the longest group, or a few more: a power of two, since the definition names it."""
-    return 1 << int(np.diff(order[: groups + 1]).max(initial=1) - 1).bit_length()
-
-
 def ranges(weight_bytes: int, machine: CpuMachine) -> int:
     """Ranges of which each fills half of the second-level cache: the other half is for what the blocks multiply."""
     return max(1, math.ceil(weight_bytes / (machine.l2_bytes / 2)))

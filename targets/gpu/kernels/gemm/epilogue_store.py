@@ -13,7 +13,7 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.common.kernels.guards import inside, when
+from graphopt.targets.common.kernels.guards import when
 from graphopt.targets.common.tir.expressions import rewritten
 from graphopt.targets.gpu.kernels.gemm.access import AccessPattern
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
@@ -65,8 +65,7 @@ class EpilogueStore:
             item = (group * in_flight + turn) * 32 + lane
             inner_row, inner_column = item // across, item % across * self.vector
             m, n = row + inner_row, column + inner_column
-            limits = (m, self.gemm.m, self.tile[0]), (n, self.gemm.n, self.tile[1])
-            with when(inside(*limits)):
+            with when(self.gemm.exists(m, n, self.tile)):
                 self._keep(at, m, n, base + inner_row * self.stride + inner_column)
         self.units.warp_barrier()
 
@@ -105,5 +104,6 @@ def _vector(gemm: Gemm, store: Store, split: bool) -> int:
         buffer, _, indices = store(batch, depth, place, const(0, gemm.dtype))
         return buffer[tuple(indices)]
 
-    target = AccessPattern(element, gemm.n, gemm.m, gemm.index)
+    stored = gemm.n if gemm.ragged is None else gemm.results
+    target = AccessPattern(element, stored, gemm.m, gemm.index)
     return VECTOR if target.contiguous(False, VECTOR) else 1

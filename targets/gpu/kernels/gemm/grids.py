@@ -57,7 +57,7 @@ class Blocks(Protocol):
         """Set the tile's place: the first argument of what stores results, the batch, the first row and column."""
 
     def multiply(self, sums: tirx.Buffer, first: Expr | int, count: Expr | int) -> None:
-        """sums = the product of `count` slices from `first` on; an integer, or an expression that is not 0."""
+        """sums = the product of `count` slices from `first` on; an expression is not 0 but in a ragged GEMM."""
 
     def store(self, sums: tirx.Buffer, thread: Expr, store: Store, split: bool) -> None:
         """Store the sums, in rows of parts of k where they are `split`."""
@@ -104,8 +104,11 @@ def parts(template: Blocks, split: int, store: Store) -> None:
         sums = template.begin(thread)
         row, column = raster(block, rows, columns)
         batch, part = (bz, 0) if split == 1 else (bz // split, bz % split)
-        template.place(bz, batch, row * template.extents[0], column * template.extents[1])
-        template.multiply(sums, part * own, own)
+        first_column = template.gemm.column(column, template.extents[1])
+        template.place(bz, batch, row * template.extents[0], first_column)
+        ragged = template.gemm.ragged
+        depth = template.gemm.k // template.slices
+        template.multiply(sums, *((part * own, own) if ragged is None else ragged.slices(first_column, depth)))
         template.store(sums, thread, store, split > 1)
 
 

@@ -125,8 +125,9 @@ class Template:
             T.buffer_store(sums, const(0, self.gemm.dtype), [i])
         for ahead in range(t.stages - 1):
             self._copy(first + ahead, ahead, count > ahead)
-        self._fetch(first, None)
-        self._put(0, None)
+        some = None if self.gemm.ragged is None else count > 0
+        self._fetch(first, some)
+        self._put(0, some)
         with T.serial(0, count) as i:
             units.wait(t.stages - 2)
             T.evaluate(T.tvm_storage_sync("shared"))
@@ -198,9 +199,10 @@ def tiles(gemm: Gemm, device: GpuSpec, units: Units) -> list[Timed[Tile]]:
         if tile.threads > device.threads_per_block or template.shared_bytes > device.shared_per_block:
             continue
         for split in SPLITS:
-            if (split == 1 or split * tile.k * 4 <= gemm.k) and gemm.batch * split <= LARGEST_GRID:
+            enough = split == 1 or split * tile.k * 4 <= gemm.k
+            if enough and gemm.fits(tile.n, tile.k, split) and gemm.batch * split <= LARGEST_GRID:
                 candidates.append(Timed(seconds(template, split, device), replace(tile, split=split)))
-        if stream := stream_k(template, device).streams():
+        if gemm.ragged is None and (stream := stream_k(template, device).streams()):
             candidates.append(Timed(streamed_seconds(template, device), replace(tile, stream=stream)))
     return sorted(candidates, key=lambda timed: timed.seconds)
 
@@ -230,7 +232,7 @@ def seconds(template: Template, split: int, device: GpuSpec) -> float:
     p, t = template.gemm, template.tile
     blocks = p.batch * math.ceil(p.m / t.m) * math.ceil(p.n / t.n) * split
     grid = waves(blocks, _fitting(template, device), device)
-    slices = math.ceil(template.slices / split)
+    slices = math.ceil(math.ceil(p.summed / t.k) / split)
     cycles = grid.count * ((slices + 1) * _step(template, grid.resident_blocks, device) + grids.STARTED)
     return cycles / CLOCK + adding_seconds(split, p.batch * p.m * p.n, device)
 

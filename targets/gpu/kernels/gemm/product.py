@@ -10,6 +10,7 @@ form alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,10 @@ from tvm.ir import Expr
 
 from graphopt.cost.workload import TILE
 from graphopt.targets.common.kernels.blocks import RULE, Block, blocks_of, inline_after
+from graphopt.targets.common.kernels.guards import inside
 from graphopt.targets.common.tir.expressions import rewritten, substituted
 from graphopt.targets.gpu.kernels.gemm.axes import Axes
+from graphopt.targets.gpu.kernels.gemm.ragged import Ragged
 
 NAME = "gpu.product"
 _AXES = "graphopt.axes"
@@ -60,8 +63,7 @@ def compute(
     def element(b: Expr, y: Expr, x: Expr) -> Expr:
         return te.sum(left(b, y, r).astype(kept) * right(b, r, x).astype(kept), axis=[r])
 
-    notes = {RULE: NAME, _AXES: str(axes), _TF32: int(tf32)} | ({TILE: tile} if tile else {})
-    sums = te.compute((batch, m, n), element, name="product", attrs=notes)
+    sums = te.compute((batch, m, n), element, name="product", attrs=annotations(NAME, axes, tf32, tile))
 
     def finish(*index: Expr) -> Expr:
         value = sums[axes.flat(index)]
@@ -77,7 +79,8 @@ class Gemm:
     `store(b, m, n, total)` gives what the finished sum becomes: (buffer, value, indices).
     `batch`, `m`, `n`, `k` are extents; `dtype` is that of the sums, `index` of the indices in `function`. `kind` is the
     type of both factors where tensor cores may multiply it: "float16", "bfloat16", or "tf32" where that was allowed.
-    `tile` is the one that was chosen, or empty.
+    `tile` is the one that was chosen, or empty. With `ragged`, columns sum over parts of k; only `results` of them are
+    stored, the others are padding.
     """
 
     function: Any
@@ -92,6 +95,27 @@ class Gemm:
     store: Callable[[Expr, Expr, Expr, Expr], tuple[tirx.Buffer, Expr, list[Expr]]]
     kind: str | None = None
     tile: str = ""
+    ragged: Ragged | None = None
+    results: int = 0
+
+    @property
+    def summed(self) -> int:
+        """Elements of k that a column sums over, on average."""
+        return self.k if self.ragged is None else math.ceil(self.k / self.ragged.groups)
+
+    def fits(self, columns: int, depth: int, parts: int) -> bool:
+        """Whether a kernel may cut it into tiles of so many columns, slices so deep, and k into so many parts."""
+        return self.ragged is None or (parts == 1 and self.ragged.fits(columns, depth))
+
+    def column(self, tile: Expr, columns: int) -> Expr:
+        """The first column of a tile."""
+        return tile * columns if self.ragged is None else self.ragged.column(tile, columns)
+
+    def exists(self, row: Expr, column: Expr, tile: tuple[int, int]) -> Expr | None:
+        """The condition that a result of a tile is stored; None where all of every tile are."""
+        if self.ragged is None:
+            return inside((row, self.m, tile[0]), (column, self.n, tile[1]))
+        return inside((row, self.m, tile[0]), (column, self.results, self.n))
 
 
 def layout(sch: s_tir.Schedule, anchor: Block) -> str:
@@ -99,8 +123,43 @@ def layout(sch: s_tir.Schedule, anchor: Block) -> str:
     return Axes.parse(str(sch.get(anchor.rv).annotations[_AXES])).layout
 
 
-def read(sch: s_tir.Schedule, anchor: Block) -> Gemm:
-    """The normal form of a function whose one GEMM is `anchor`.
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What a function with one sum of products computes, before it has a normal form.
+
+    `added` is what is added to the sum, over `variables`; `store` is `Gemm.store`.
+    """
+
+    function: Any
+    added: Expr
+    variables: tuple[tirx.Var, ...]
+    dtype: str
+    store: Callable[[Expr, Expr, Expr, Expr], tuple[tirx.Buffer, Expr, list[Expr]]]
+    tf32: bool
+    tile: str
+
+    @property
+    def index(self) -> str:
+        """The dtype of indices."""
+        return str(self.variables[0].ty.dtype)
+
+    def kind(self, left: Expr, right: Expr) -> str | None:
+        """`Gemm.kind` of two factors."""
+        if self.dtype != "float32":
+            return None
+        types = {str((value.value if isinstance(value, tirx.Cast) else value).ty.dtype) for value in (left, right)}
+        if types == {"float32"}:
+            return "tf32" if self.tf32 else None
+        return types.pop() if types in ({"float16"}, {"bfloat16"}) else None
+
+
+def annotations(rule: str, axes: Axes, tf32: bool, tile: str | None) -> dict[str, Any]:
+    """The annotations of a sum that `anchor` reads."""
+    return {RULE: rule, _AXES: str(axes), _TF32: int(tf32)} | ({TILE: tile} if tile else {})
+
+
+def anchor_of(sch: s_tir.Schedule, anchor: Block) -> Anchor:
+    """What a function computes whose one sum of products is `anchor`.
 
     Raises:
         ValueError: something in the function is neither computed for one operand element nor for one result.
@@ -114,13 +173,10 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Gemm:
         raise ValueError("its epilogue is not elementwise")
     block, last = sch.get(blocks[0].rv), sch.get(blocks[1].rv)
     sums = block.writes[0].source
-    value = block.body.value  # sums[...] + left * right
-    if not isinstance(value, tirx.Add) or not isinstance(value.b, tirx.Mul):
+    update = block.body.value  # sums[...] + left * right
+    if not isinstance(update, tirx.Add):
         raise ValueError("it is no sum of products")
-    b, m, n, k = (iterator.var for iterator in block.iter_vars)
-    left, right = value.b.a, value.b.b
     axes = Axes.parse(str(block.annotations[_AXES]))
-    batch, rows, columns = anchor.spatial
     store = last.body
     if axes.shape != tuple(int(iterator.dom.extent) for iterator in last.iter_vars):
         raise ValueError("what follows it broadcasts its result")
@@ -136,30 +192,42 @@ def read(sch: s_tir.Schedule, anchor: Block) -> Gemm:
         at_index = [substituted(place, values) for place in store.indices]
         return store.buffer, _with(store.value, values, swap), at_index
 
-    return Gemm(
+    return Anchor(
         sch.mod["main"],
-        batch,
-        rows,
-        columns,
-        anchor.reduce[0],
+        update.b,
+        tuple(iterator.var for iterator in block.iter_vars),
         str(sums.dtype),
-        str(m.ty.dtype),
-        lambda at, row, depth: substituted(left, {b: at, m: row, k: depth}),
-        lambda at, depth, column: substituted(right, {b: at, n: column, k: depth}),
         finish,
-        _kind(left, right, str(sums.dtype), bool(int(block.annotations[_TF32]))),
+        bool(int(block.annotations[_TF32])),
         str(block.annotations.get(TILE, "")),
     )
 
 
-def _kind(left: Expr, right: Expr, summed: str, tf32: bool) -> str | None:
-    """`Gemm.kind` of two factors whose products are summed in `summed`."""
-    if summed != "float32":
-        return None
-    types = {str((value.value if isinstance(value, tirx.Cast) else value).ty.dtype) for value in (left, right)}
-    if types == {"float32"}:
-        return "tf32" if tf32 else None
-    return types.pop() if types in ({"float16"}, {"bfloat16"}) else None
+def read(sch: s_tir.Schedule, anchor: Block) -> Gemm:
+    """The normal form of a function whose one GEMM is `anchor`.
+
+    Raises:
+        ValueError: something in the function is neither computed for one operand element nor for one result.
+    """
+    (batch, rows, columns), (depth,) = anchor.spatial, anchor.reduce
+    found = anchor_of(sch, anchor)
+    if not isinstance(found.added, tirx.Mul):
+        raise ValueError("it is no sum of products")
+    (b, m, n, k), left, right = found.variables, found.added.a, found.added.b
+    return Gemm(
+        found.function,
+        batch,
+        rows,
+        columns,
+        depth,
+        found.dtype,
+        found.index,
+        lambda at, row, depth: substituted(left, {b: at, m: row, k: depth}),
+        lambda at, depth, column: substituted(right, {b: at, n: column, k: depth}),
+        found.store,
+        found.kind(left, right),
+        found.tile,
+    )
 
 
 def _with(value: Expr, variables: dict[tirx.Var, Expr], swap: Callable[[Expr], Expr | None]) -> Expr:

@@ -85,6 +85,7 @@ def tiles(gemm: Gemm, device: GpuSpec) -> list[Tile]:
         if tile.threads <= device.threads_per_block
         and 2 * ITEM_BYTES[gemm.dtype] * tile.k * (tile.m + tile.n + 2 * VECTOR) <= device.shared_per_block
         and (split == 1 or split * tile.k * 4 <= gemm.k)
+        and gemm.fits(tile.n, tile.k, split)
         and max(gemm.batch * split, math.ceil(gemm.m / tile.m)) <= LARGEST_GRID
     ]
     return sorted(fitting, key=lambda tile: seconds(gemm, tile, device))
@@ -98,7 +99,7 @@ def seconds(gemm: Gemm, tile: Tile, device: GpuSpec) -> float:
     # a warp's vector of 32 words takes two cycles
     shared = grid.resident_blocks * tile.k * tile.threads * (tile.rows + tile.columns) / (32 * VECTOR) * 2
     fetched = grid.resident_blocks * tile.k * (tile.m + tile.n) * 4 / L2_LOAD_BYTES
-    slices = math.ceil(math.ceil(gemm.k / tile.k) / tile.split)
+    slices = math.ceil(math.ceil(gemm.summed / tile.k) / tile.split)
     cycles = grid.count * (slices + 2) * overlapped(max(arithmetic, shared), fetched, 600.0)
     return cycles / CLOCK + adding_seconds(tile.split, gemm.batch * gemm.m * gemm.n, device)
 
@@ -135,7 +136,7 @@ class _Template:
             self.at: Expr = bz
             self.batch: Expr = bz if t.split == 1 else bz // t.split
             self.part: Expr | int = 0 if t.split == 1 else bz % t.split
-            self.row, self.column, self.thread = by * t.m, bx * t.n, thread
+            self.row, self.column, self.thread = by * t.m, p.column(bx, t.n), thread
             across = t.n // t.columns
             self.own_row, self.own_column = thread // across, thread % across
             self._body(store)
@@ -147,22 +148,40 @@ class _Template:
             T.buffer_store(sums, const(0, p.dtype), [i])
         for side in (self.left, self.right):
             side.allocate()
-        slices = math.ceil(math.ceil(p.k / t.k) / t.split)
-        first = self.part * slices
+        if p.ragged is None:
+            slices = math.ceil(math.ceil(p.k / t.k) / t.split)
+            self._slices(sums, self.part * slices, slices)
+        else:
+            first, count = p.ragged.slices(self.column, t.k)
+            # without any slice, one that exists is fetched and not multiplied: all threads meet at the barrier
+            first = tirx.min(first, p.k // t.k - 1)
+            self._slices(sums, first, count, tirx.max(count - 1, 0), count > 0)
+        self._store(sums, store)
+
+    def _slices(
+        self,
+        sums: tirx.Buffer,
+        first: Expr | int,
+        count: Expr | int,
+        others: Expr | int | None = None,
+        some: Expr | None = None,
+    ) -> None:
+        """Add up `count` slices of k; `others` are all but one, and `some` says whether there is one."""
+        others = count - 1 if others is None else others
         for side in (self.left, self.right):
             side.fetch(first)
             side.put(0)
         T.evaluate(T.tvm_storage_sync("shared"))
-        if slices > 1:
-            with T.serial(0, slices - 1) as part:
+        if not isinstance(others, int) or others:
+            with T.serial(0, others) as part:
                 for side in (self.left, self.right):
                     side.fetch(first + part + 1)
                 self._multiply(sums, part % 2)
                 for side in (self.left, self.right):
                     side.put((part + 1) % 2)
                 T.evaluate(T.tvm_storage_sync("shared"))
-        self._multiply(sums, (slices - 1) % 2)
-        self._store(sums, store)
+        with when(some):
+            self._multiply(sums, (count - 1) % 2)
 
     def _multiply(self, sums: tirx.Buffer, half: Expr | int) -> None:
         """One slice of k: operands of a step into registers, then all their products."""
@@ -178,7 +197,7 @@ class _Template:
         with T.unroll(0, t.rows) as i, T.unroll(0, t.columns) as j:
             row = self.row + _place(i, self.own_row, t.m // t.rows, t.rows)
             column = self.column + _place(j, self.own_column, t.n // t.columns, t.columns)
-            with when(inside((row, p.m, t.m), (column, p.n, t.n))):
+            with when(p.exists(row, column, (t.m, t.n))):
                 T.buffer_store(*store(self.at, row, column, sums[i * t.columns + j]))
 
 

@@ -103,8 +103,8 @@ TILES = (
 
 
 def possible(gemm: Gemm) -> bool:
-    """Whether both operands are fp16 or bf16 in memory, contiguous along k in chunks of 16 bytes."""
-    if gemm.kind not in ("float16", "bfloat16"):
+    """Whether both operands are fp16 or bf16 in memory, contiguous along k in chunks of 16 bytes, all of it summed."""
+    if gemm.kind not in ("float16", "bfloat16") or gemm.ragged is not None:
         return False
     return all(access.contiguous(True, CHUNK) and access.plain(gemm.kind) for access in access_patterns(gemm))
 
