@@ -47,8 +47,8 @@ DEFAULT = (
 """The pipeline of `graphopt compile` when --passes is not given."""
 
 _GPU = (
-    "normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,join-products,lift-rows,"
-    "select-conv{max-workspace=1GiB},layout,choose-tiles"
+    "normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,join-products,cluster-sparse,"
+    "lift-rows,select-conv{max-workspace=1GiB},layout,choose-tiles"
 )
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
 """The pipelines of targets that do not use `DEFAULT`."""

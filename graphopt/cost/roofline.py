@@ -15,7 +15,9 @@ from graphopt.ops.winograd import tile_of
 class Machine:
     """The processor that the cost model assumes. `peak_flops` and `bandwidth` (bytes/s) are totals over all `cores`.
 
-    `floats` are the dtypes, by numpy's names, for which it has operators on blocked tensors.
+    `floats` are the dtypes, by numpy's names, for which it has operators on blocked tensors. `sparse_blocks` are the
+    (inputs, outputs) of the blocks of sparse weights that its products take; its convolutions take `sparse_sides`
+    square ones, or where there are none vectors of outputs in float32.
     """
 
     vector_lanes: int = 16
@@ -23,6 +25,8 @@ class Machine:
     peak_flops: float = 250e9
     bandwidth: float = 20e9
     floats: tuple[str, ...] = ("float32", "float64")
+    sparse_blocks: tuple[tuple[int, int], ...] = ((1, 1), (1, 4), (1, 8), (1, 16), (16, 16), (32, 32))
+    sparse_sides: tuple[int, ...] = ()
 
 
 DIRECT_RATE = 0.75

@@ -100,7 +100,7 @@ BlockSparseConv <outputs, kernel_shape, strides, pads, dilations>(x, blocks, row
     y = Transpose <perm = [0, 1, 3, 4, 2]>(y_split)
 }}
 """
-"""On blocked tensors: x is [N, C / b, H, W, b], bias [O / c, c], y [N, O / c, OH, OW, c]; c divides bn, and bk divides C.
+"""On blocked tensors: x [N, C / b, H, W, b], bias [O / c, c], y [N, O / c, OH, OW, c]; bn is a multiple of c, C of bk.
 
 An input of the matrix is one channel at one tap of the window; bk neighbours are channels of one tap:
 ((channel / bk * kh + row) * kw + column) * bk + channel % bk.
@@ -153,3 +153,11 @@ def vector_density(w: NDArray[Any], width: int) -> float:
     supports = (w != 0).reshape(w.shape[0], -1)
     starts = np.arange(0, w.shape[0], width)
     return float(np.logical_or.reduceat(supports, starts, axis=0).mean()) if w.size else 0.0
+
+
+def block_density(w: NDArray[Any], depth: int, width: int) -> float:
+    """The share of blocks of `depth` channels x `width` outputs at one tap of w [O, C, ...] that hold a weight."""
+    by_tap = (w != 0).reshape(*w.shape[:2], -1)
+    for axis, step in enumerate((width, depth)):
+        by_tap = np.logical_or.reduceat(by_tap, np.arange(0, w.shape[axis], step), axis=axis)
+    return float(by_tap.mean()) if w.size else 0.0

@@ -11,7 +11,7 @@ from graphopt.cost import roofline as costs
 from graphopt.cost.model import CostModel
 from graphopt.cost.roofline import ConvShape, Machine
 from graphopt.cost.workload import AttributeValue, Operand, Workload
-from graphopt.ops.sparse import pack_sparse_conv_weight, vector_density
+from graphopt.ops.sparse import block_density, pack_sparse_conv_weight
 from graphopt.passes.conv.forms import ConvNode, winograd_form
 
 
@@ -101,7 +101,7 @@ def candidates(conv: ConvNode, model: CostModel, limits: Limits, allowed: tuple[
     """Every algorithm with its cost or the reason against it; planar only where allowed, or as the last resort."""
     offered: list[Candidate] = []
     for algorithm in Algorithm:
-        reason = _against(algorithm, conv, limits, allowed)
+        reason = _against(algorithm, conv, model.machine, limits, allowed)
         if algorithm is Algorithm.PLANAR and not any(candidate.possible for candidate in offered):
             reason = ""
         error = relative_error(algorithm, conv.shape.c // conv.shape.group, (conv.shape.kh, conv.shape.kw))
@@ -113,7 +113,9 @@ def candidates(conv: ConvNode, model: CostModel, limits: Limits, allowed: tuple[
     return offered
 
 
-def _against(algorithm: Algorithm, conv: ConvNode, limits: Limits, allowed: tuple[Algorithm, ...]) -> str:
+def _against(
+    algorithm: Algorithm, conv: ConvNode, machine: Machine, limits: Limits, allowed: tuple[Algorithm, ...]
+) -> str:
     """Why `algorithm` is impossible here, in a sentence; "" if it is possible."""
     s = conv.shape
     if algorithm not in allowed:
@@ -133,7 +135,7 @@ def _against(algorithm: Algorithm, conv: ConvNode, limits: Limits, allowed: tupl
     if s.group > 1:
         return "the convolution has groups"
     if algorithm is Algorithm.SPARSE:
-        return _against_density(conv, limits)
+        return _against_density(conv, machine, limits)
     if algorithm is Algorithm.IM2COL:
         return _against_workspace(costs.im2col_workspace(s), limits)
     if s.itemsize < FULL:
@@ -175,13 +177,24 @@ def _against_fft(conv: ConvNode, limits: Limits) -> str:
     return _against_error(Algorithm.FFT, s, limits) or _against_workspace(workspace, limits)
 
 
-def _against_density(conv: ConvNode, limits: Limits) -> str:
-    if conv.weight.dtype.name != "float32":
+def _against_density(conv: ConvNode, machine: Machine, limits: Limits) -> str:
+    if not machine.sparse_sides and conv.weight.dtype.name != "float32":
         return "its weights are not float32"
-    density = vector_density(conv.weight, limits.block)
+    shapes = _sparse_blocks(conv, machine, limits.block)
+    if not shapes:
+        return f"its channels are no multiple of {min(machine.sparse_sides)}"
+    density, depth, width = min((block_density(conv.weight, *shape), *shape) for shape in shapes)
     if density > MAX_DENSITY:
-        return f"{density:.0%} of its vectors of {limits.block} outputs hold a weight other than zero"
+        kind = f"vectors of {width} outputs" if depth == 1 else f"blocks of {width} outputs x {depth} channels"
+        return f"{density:.0%} of its {kind} hold a weight other than zero"
     return ""
+
+
+def _sparse_blocks(conv: ConvNode, machine: Machine, block: int) -> tuple[tuple[int, int], ...]:
+    """(channels, outputs) of the blocks of sparse weights that a kernel multiplies."""
+    if not machine.sparse_sides:
+        return ((1, block),)
+    return tuple((side, side) for side in machine.sparse_sides if conv.shape.c % side == 0)
 
 
 def _against_error(algorithm: Algorithm, s: ConvShape, limits: Limits) -> str:
@@ -232,11 +245,12 @@ def _forms(
         if not possible:  # its pattern would be packed for nothing
             yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, math.inf, blocked_workload(conv, block, block)
             return
-        workload = sparse_workload(conv, block)
-        count, _, _ = workload.operands[1].shape
-        positions, depth = s.n * s.oh * s.ow, s.c * s.kh * s.kw
-        seconds = costs.block_sparse(machine, positions, s.o, depth, (count, 1, block), s.itemsize)
-        yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, seconds, workload
+        for depth, width in _sparse_blocks(conv, machine, block):
+            workload = sparse_workload(conv, block, depth, width)
+            shape = workload.operands[1].shape[0], depth, width
+            positions, inputs = s.n * s.oh * s.ow, s.c * s.kh * s.kw
+            seconds = costs.block_sparse(machine, positions, s.o, inputs, shape, s.itemsize)
+            yield BLOCKED_LAYOUT, BLOCKED_LAYOUT, seconds, workload
     elif algorithm is Algorithm.IM2COL:
         yield PLANAR_LAYOUT, PLANAR_LAYOUT, costs.im2col(machine, s), im2col_workload(conv)
     else:
@@ -296,11 +310,11 @@ def fft_workload(conv: ConvNode, n: int, block: int) -> Workload:
     return Workload("Conv2dFft", (Operand(x, dtype), u, bias), y, attributes)
 
 
-def sparse_workload(conv: ConvNode, block: int) -> Workload:
-    """Workload of `BlockSparseConv` for this convolution, with the pattern of its weights."""
+def sparse_workload(conv: ConvNode, block: int, depth: int, width: int) -> Workload:
+    """Workload of `BlockSparseConv` with blocks of depth x width, with the pattern of the convolution's weights."""
     s, dtype = conv.shape, str(conv.weight.dtype)
     x, bias, y = _blocked_ends(conv, block, block)
-    blocks, *indices = pack_sparse_conv_weight(conv.weight, block)
+    blocks, *indices = pack_sparse_conv_weight(conv.weight, width, depth)
     operands = Operand(x, dtype), Operand(blocks.shape, dtype, True), *map(Operand.of_indices, indices), bias
     attributes = (("outputs", (s.o,)), ("kernel_shape", (s.kh, s.kw)), *_window(conv))
     return Workload("BlockSparseConv", operands, y, attributes)

@@ -85,11 +85,12 @@ def emit_fft(editor: Editor, conv: ConvNode, n: int, block: int, tile: str) -> N
     _wrap(editor, conv, "Conv2dFft", fft_weight(conv.weight, n, block, s.group), attributes, block, block, tile)
 
 
-def emit_sparse(editor: Editor, conv: ConvNode, block: int) -> None:
-    """Conv -> ToBlocked, BlockSparseConv, FromBlocked."""
+def emit_sparse(editor: Editor, conv: ConvNode, depth: int, width: int, block: int, tile: str) -> None:
+    """Conv -> ToBlocked, BlockSparseConv with blocks of depth x width, FromBlocked."""
     s = conv.shape
     attributes: dict[str, AttributeValue] = {"outputs": (s.o,), "kernel_shape": (s.kh, s.kw), **_window(conv)}
-    _wrap(editor, conv, "BlockSparseConv", pack_sparse_conv_weight(conv.weight, block), attributes, block, block, "")
+    weight = pack_sparse_conv_weight(conv.weight, width, depth)
+    _wrap(editor, conv, "BlockSparseConv", weight, attributes, block, block, tile)
 
 
 def emit_im2col(editor: Editor, conv: ConvNode, tile: str) -> None:
@@ -163,6 +164,6 @@ def _wrap(
     bias = editor.constant(pack_bias(conv.bias, block), f"{node.name}.bias")
     out_shape = (s.n, blocks(s.o, block), s.oh, s.ow, block)
     blocked = insert(op_type, [x_blocked, *weights, bias], attributes, out_shape, f"{y_name}.blocked")
-    _mark(blocked, tile, conv.units if op_type == "Conv2dBlocked" else "")
+    _mark(blocked, tile, conv.units if op_type in ("Conv2dBlocked", "BlockSparseConv") else "")
     y = insert("FromBlocked", [blocked], {"channels": s.o}, (s.n, s.o, s.oh, s.ow), f"{y_name}.planar")
     editor.swap(node, y)

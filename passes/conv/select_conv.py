@@ -185,7 +185,8 @@ def _emit(editor: Editor, conv: ConvNode, chosen: Candidate, lanes: int) -> None
         assert isinstance(size, int)
         emit_fft(editor, conv, size, lanes, chosen.tile)
     elif chosen.algorithm is Algorithm.SPARSE:
-        emit_sparse(editor, conv, lanes)
+        _, depth, width = chosen.workload.operands[1].shape
+        emit_sparse(editor, conv, depth, width, lanes, chosen.tile)
     elif chosen.algorithm is Algorithm.IM2COL:
         emit_im2col(editor, conv, chosen.tile)
     elif chosen.tile:

@@ -15,19 +15,14 @@ from graphopt import ops
 from graphopt.cost import roofline
 from graphopt.cost.model import CostModel
 from graphopt.cost.node_workload import workload_of
-from graphopt.cost.workload import Operand, Timing, Workload
+from graphopt.cost.workload import PRECISION, TILE, Operand, Timing, Workload
 from graphopt.graph.edit import Editor, dims
 from graphopt.ops import MINIMUM_OPSET
-from graphopt.ops.sparse import pack_blocks, vector_density
+from graphopt.ops.sparse import block_density, pack_blocks, vector_density
 from graphopt.passes.sparse.linear import Linear, read_linear
 from graphopt.passes.sparse.permute import cluster_channels
 from graphopt.pipeline.pass_base import Alternative, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve import clustering
-
-WIDTHS = ((1, 1), (1, 4), (1, 8), (1, 16), (16, 16), (32, 32))
-"""(inputs, outputs) of the blocks that are tried."""
-
-FLOATS = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ class ClusterSparse(Pass):
         layers: dict[Linear, list[_Candidate]] = {}
         refusals = []
         for node in model.graph:
-            linear = read_linear(node, FLOATS)
+            linear = read_linear(node, self.costs.machine.floats)
             if linear is None or linear.weight.size < self.min_weights or linear.density > self.max_density:
                 continue
             dense = workload_of(node)
@@ -89,13 +84,13 @@ class ClusterSparse(Pass):
     def _dense(self, linear: Linear, workload: Workload) -> _Candidate:
         (k, n), machine = linear.weight.shape, self.costs.machine
         seconds = roofline.product(machine, linear.rows, n, k, linear.weight.itemsize)
-        return _Candidate("dense", seconds, workload)
+        return _Candidate("dense", self.costs.estimated(workload, seconds, workload.units), workload)
 
     def _candidates(self, linear: Linear) -> Iterator[_Candidate]:
         """Blocks of every shape, of outputs as they are and clustered where that saves some."""
         k, n = linear.weight.shape
         support = (linear.weight != 0).T
-        for depth, width in WIDTHS:
+        for depth, width in self.costs.machine.sparse_blocks:
             if k % depth or width > 2 * n:
                 continue
             yield self._candidate(linear, depth, width, None)
@@ -116,8 +111,10 @@ class ClusterSparse(Pass):
         dtype = weight.dtype.name
         operands = Operand(shape, dtype), Operand(blocks.shape, dtype, True), *map(Operand.of_indices, indices)
         out = (*shape[:-1], n)
-        workload = Workload("BlockSparseMatMul", operands, out, (("outputs", (n,)),), ops.DOMAIN)
+        units = str(linear.node.metadata_props.get(PRECISION, ""))
+        workload = Workload("BlockSparseMatMul", operands, out, (("outputs", (n,)),), ops.DOMAIN, units)
         move = 0.0 if order is None else roofline.transform(machine, math.prod(out) * weight.itemsize)
+        seconds = self.costs.estimated(workload, seconds, workload.units)
         name = f"sparse {width}x{depth}{'' if order is None else ' clustered'}"
         return _Candidate(name, seconds + move, workload, depth, width, order, move)
 
@@ -137,6 +134,7 @@ class _Candidate:
     width: int = 0
     order: NDArray[np.int64] | None = None
     move: float = 0.0
+    tile: str = ""
     measured: bool = False
 
     @property
@@ -147,14 +145,22 @@ class _Candidate:
     def at(self, timing: Timing | None) -> _Candidate:
         """The candidate with measured seconds."""
         assert timing is not None
-        return replace(self, seconds=timing.seconds + self.move, measured=True)
+        return replace(self, seconds=timing.seconds + self.move, tile=timing.tile, measured=True)
 
 
 def _densities(linear: Linear, offered: Sequence[_Candidate]) -> str:
     """How dense the weights are, and the vectors of outputs that hold one: as given, clustered, and at random."""
-    width = max(each.width for each in offered if each.depth == 1)
+    vectors = [each for each in offered if each.depth == 1]
     rows = linear.weight.T
-    orders = [each.order for each in offered if (each.width, each.depth) == (width, 1) and each.order is not None]
+    if not vectors:
+        blocks = [
+            f"{block_density(rows, each.depth, each.width):.1%} of the blocks of {each.width}x{each.depth}"
+            for each in offered
+        ]
+        listed = f"; {', '.join(blocks)} hold one" if blocks else ""
+        return f"{linear.node.name}: {linear.density:.1%} of the weights are not zero{listed}"
+    width = max(each.width for each in vectors)
+    orders = [each.order for each in vectors if each.width == width and each.order is not None]
     clustered = f", {vector_density(rows[orders[0]], width):.1%} clustered" if orders else ""
     random = clustering.expected_of_random(linear.density, width)
     given = vector_density(rows, width)
@@ -170,7 +176,9 @@ def _choice(linear: Linear, best: _Candidate, offered: Sequence[_Candidate]) -> 
         for each in offered
         if each is not best
     )
-    return Choice(str(linear.node.name), best.name, best.seconds, others, "", best.measured)
+    return Choice(
+        str(linear.node.name), best.name, best.seconds, others, best.tile if best.sparse else "", best.measured
+    )
 
 
 def _emit(editor: Editor, linear: Linear, best: _Candidate) -> None:
@@ -199,6 +207,10 @@ def _emit(editor: Editor, linear: Linear, best: _Candidate) -> None:
         )
 
     value = insert("BlockSparseMatMul", [linear.x, *operands], {"outputs": [n]}, ops.DOMAIN)
+    product = value.producer()
+    for key, said in ((TILE, best.tile), (PRECISION, best.workload.units)):
+        if said and product is not None:  # its converter reads them
+            product.metadata_props[key] = said
     if best.order is not None:
         places = np.empty(n, np.int64)
         places[best.order] = np.arange(n)

@@ -20,19 +20,23 @@ from graphopt.targets.common.converters.base import HALF_DTYPES
 from graphopt.targets.gpu.devices import GpuSpec
 from graphopt.targets.gpu.kernels.gemm import simt, templates
 from graphopt.targets.gpu.kernels.gemm.product import Gemm
+from graphopt.targets.gpu.kernels.gemm.ragged import Ragged
 from graphopt.targets.gpu.waves import CLOCK, INSTRUCTIONS, LAUNCH, REACHED_BANDWIDTH
 
 ADDRESS_INSTRUCTIONS = 24
 """Instructions that compute the address of a patch element: its tap, its pixel, and whether that is in the image."""
 
-_WITHOUT_KERNEL = ("BlockSparseConv", "BlockSparseMatMul", "Conv2dFft", "Conv2dIm2col", "Conv2dWinogradAxis")
+_WITHOUT_KERNEL = ("Conv2dFft", "Conv2dIm2col", "Conv2dWinogradAxis")
 VECTOR = 16
 """Bytes of the widest load."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A GEMM: extents of batch, m, n, k; the dtype of its operands, and whether a load takes 16 bytes of each."""
+    """A GEMM: extents of batch, m, n, k; the dtype of its operands, and whether a load takes 16 bytes of each.
+
+    With `block`, (depth, width) of blocks of sparse weights, k are the inputs of all blocks.
+    """
 
     batch: int
     m: int
@@ -40,6 +44,7 @@ class Shape:
     k: int
     dtype: str
     wide: tuple[bool, bool]
+    block: tuple[int, int] | None = None
 
     def product(self, kind: str | None) -> Gemm:
         """The GEMM of tensors that lie so; tensor cores may multiply factors of `kind`."""
@@ -58,6 +63,11 @@ class Shape:
             value = right[at, column, depth] if turned else right[at, depth, column * (1 if self.wide[1] else 2)]
             return value.astype(kept)
 
+        ragged = None
+        if self.block is not None:
+            depth, width = self.block
+            groups, n = -(-n // width), -(-n // width) * width
+            ragged = Ragged(tirx.decl_buffer((2 * groups + 1,), "int32"), groups, width, depth)
         return Gemm(
             None,
             b,
@@ -70,6 +80,8 @@ class Shape:
             columns,
             lambda at, row, column, total: (out, total, [at, row, column]),
             kind,
+            ragged=ragged,
+            results=self.n,
         )
 
 
@@ -84,10 +96,14 @@ class Estimates:
     def seconds(self, workload: Workload, units: str = "") -> float | None:
         """Seconds of `workload`, whose GEMMs may use `units`; infinity without a kernel, None if not known."""
         known = {
+            "BlockSparseConv": self._sparse,
+            "BlockSparseMatMul": self._sparse,
             "Conv": self._planar,
             "Conv2dBlocked": self._blocked,
             "Conv2dWinograd": self._winograd,
             "DepthwiseConv2dBlocked": self._depthwise,
+            "Gemm": self._dense,
+            "MatMul": self._dense,
         }
         if 0 in workload.shape or any(0 in operand.shape for operand in workload.operands):
             return LAUNCH
@@ -103,6 +119,30 @@ class Estimates:
         size = ITEM_BYTES[workload.operands[0].dtype]
         elements = math.prod(workload.shape) + sum(math.prod(operand.shape) for operand in workload.operands)
         return elements * size / (REACHED_BANDWIDTH * self.device.bandwidth)
+
+    def _sparse(self, workload: Workload, units: str) -> float:
+        """The blocks read once, and what the columns of a group sum over, which is as much for all of them."""
+        x, (count, depth, width) = workload.operands[0], workload.operands[1].shape
+        if depth % 8 or width % 32:
+            return math.inf
+        if workload.op_type == "BlockSparseMatMul":
+            m, n = math.prod(workload.shape[:-1]), workload.shape[-1]
+        else:
+            images, blocks, *plane, lanes = workload.shape
+            m, n = images * math.prod(plane), blocks * lanes
+        shape = Shape(1, m, n, count * depth, x.dtype, (True, True), (depth, width))
+        return LAUNCH + max(self._moved(workload), self._product(shape, units))
+
+    def _dense(self, workload: Workload, units: str) -> float | None:
+        """A product with a constant matrix."""
+        matrices = [b for b in workload.operands[1:2] if b.constant and len(b.shape) == 2]
+        if not matrices or dict(workload.attributes).get("transA"):
+            return None
+        a, b = workload.operands[0], matrices[0]
+        n = workload.shape[-1]
+        m, k, wide = math.prod(workload.shape[:-1]), math.prod(b.shape) // n, VECTOR // ITEM_BYTES[a.dtype]
+        shape = Shape(1, m, n, k, a.dtype, (k % wide == 0, n % wide == 0))
+        return LAUNCH + max(self._moved(workload), self._product(shape, units))
 
     def _threads(self, elements: float) -> float:
         """Seconds to compute the addresses of so many elements."""
@@ -169,10 +209,10 @@ class Estimates:
     def _address_seconds(self, gemm: Gemm, shape: Shape) -> float:
         """Seconds in which CUDA cores compute operands' addresses, which the estimate of `simt` leaves out."""
         tile = simt.tiles(gemm, self.device)[0]
-        blocks = shape.batch * math.ceil(shape.m / tile.m) * math.ceil(shape.n / tile.n)
+        blocks = shape.batch * math.ceil(shape.m / tile.m) * math.ceil(gemm.n / tile.n)
         pairs = zip((tile.m, tile.n), shape.wide, strict=True)
         loads = sum(extent / (simt.VECTOR if wide else 1) for extent, wide in pairs)
-        return self._threads(blocks * shape.k * loads)
+        return self._threads(blocks * gemm.summed * loads)
 
 
 def _pads(workload: Workload) -> tuple[int, ...]:

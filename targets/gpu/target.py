@@ -37,6 +37,9 @@ from graphopt.targets.gpu.converters.table import TABLE
 from graphopt.targets.gpu.estimates import Estimates
 from graphopt.targets.gpu.source_cache import Generated, SourceCache
 
+SPARSE_SIDES = (32, 64)
+"""Inputs and outputs of blocks of sparse weights: a slice of k is as deep, and no tile of a block is narrower."""
+
 
 class GpuTarget(TvmTarget):
     """Generates code for one device, or for the architecture that it stands for."""
@@ -70,7 +73,15 @@ class GpuTarget(TvmTarget):
     def machine(self) -> Machine:
         """What partitioning and estimates see of the device."""
         floats = ("float32", "float64", "float16", "bfloat16") if self.device.cuda else ("float32", "float64")
-        return Machine(BLOCK, self.device.multiprocessors, self.device.rates["float32"], self.device.bandwidth, floats)
+        return Machine(
+            BLOCK,
+            self.device.multiprocessors,
+            self.device.rates["float32"],
+            self.device.bandwidth,
+            floats,
+            tuple((side, side) for side in SPARSE_SIDES),
+            SPARSE_SIDES,
+        )
 
     def estimate(self, workload: Workload, units: str) -> float | None:
         """Estimated seconds of convolutions and of changes between layouts; None where they are not known."""

@@ -45,7 +45,7 @@ def block_sparse_matmul(c: Context, inputs: Inputs) -> Outputs:
     else:
         packed = c.function("to_panels", panels.to_panels(m, k, height, lanes, dtype), packed, extents)
     order = definition.order(np.asarray(constant_array(pattern)), groups, extents[0], c.machine.cores, line)
-    longest = longest(order, groups)
+    most = longest(order, groups)
 
     def define(panel: te.Tensor, weights: te.Tensor, places: te.Tensor, bounds: te.Tensor) -> te.Tensor:
         return definition.compute(rule, panel, weights, places, bounds, c.out_shape, height, most, groups)
@@ -71,7 +71,7 @@ def block_sparse_conv(c: Context, inputs: Inputs) -> Outputs:
     tiles = conv.tiles(two(c.out_shape[2:4]), window.flat, tile) * n
     least = definition.ranges(count * width * ITEM_BYTES["float32"], c.machine)
     order = definition.order(np.asarray(constant_array(rows)), groups, tiles, c.machine.cores, 1, least)
-    longest = longest(order, groups)
+    most = longest(order, groups)
 
     def define(image: te.Tensor, weights: te.Tensor, places: te.Tensor, bounds: te.Tensor, b: te.Tensor) -> te.Tensor:
         return conv.compute(image, weights, places, bounds, b, c.out_shape, window, tile, most)

@@ -44,9 +44,10 @@ def _pattern(c: Context, blocks: relax.Expr, outputs: int, dtype: str) -> _Patte
     pattern = c.node.inputs[2:4]
     if dtype not in (*FLOATS, *HALF_DTYPES) or depth % DEPTH or width % WIDTH:
         return None
-    if not all(is_constant(value) for value in pattern):
+    arrays = [np.asarray(constant_array(value)) for value in pattern if is_constant(value)]
+    if len(arrays) < len(pattern):
         return None
-    rows, starts = (np.asarray(constant_array(value)) for value in pattern)
+    rows, starts = arrays
     if (starts % depth).any():
         return None
     groups = round_up(outputs, width) // width

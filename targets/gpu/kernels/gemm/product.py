@@ -63,7 +63,7 @@ def compute(
     def element(b: Expr, y: Expr, x: Expr) -> Expr:
         return te.sum(left(b, y, r).astype(kept) * right(b, r, x).astype(kept), axis=[r])
 
-    sums = te.compute((batch, m, n), element, name="product", attrs=annotations(NAME, axes, tf32, tile))
+    sums = te.compute((batch, m, n), element, name="product", attrs=notes_of(NAME, axes, tf32, tile))
 
     def finish(*index: Expr) -> Expr:
         value = sums[axes.flat(index)]
@@ -153,7 +153,7 @@ class Anchor:
         return types.pop() if types in ({"float16"}, {"bfloat16"}) else None
 
 
-def annotations(rule: str, axes: Axes, tf32: bool, tile: str | None) -> dict[str, Any]:
+def notes_of(rule: str, axes: Axes, tf32: bool, tile: str | None) -> dict[str, Any]:
     """The annotations of a sum that `anchor` reads."""
     return {RULE: rule, _AXES: str(axes), _TF32: int(tf32)} | ({TILE: tile} if tile else {})
 

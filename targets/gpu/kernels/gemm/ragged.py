@@ -1,4 +1,4 @@
-"""Columns of a GEMM that do not sum over all of k: groups of them have ranges of their own, as sparse blocks leave them.
+"""Columns of a GEMM that do not sum over all of k: groups of them have ranges of their own, as blocks leave them.
 
     y[m, n] = sum of left(m, k) * right(k, n) over k from step * pointers[n / width] to step * pointers[n / width + 1]
 

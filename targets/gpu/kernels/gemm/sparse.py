@@ -3,8 +3,7 @@
     y[m, n] = epilogue(sum over the blocks b of group n / width, i < depth of left(m, b, i) * blocks[b, i, n % width])
 
 All blocks one after the other are k, of which a column sums over those of its group (`ragged`). What a block multiplies
-lies where `left` finds it: `columns[b]` names the inputs of a block, in units of its depth, so that the depth of a block
-is copied 16 bytes at a time.
+lies where `left` finds it. Where that counts inputs in units of a block's depth, 16 bytes of them are copied at a time.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def compute(
         value = left(row, block, i).astype(kept) * weight.astype(kept)
         return te.sum(tirx.if_then_else(block < order[group + 1], value, const(0, kept)), axis=[j, i])
 
-    notes = product.annotations(NAME, axes, tf32, tile) | {_SIDES: [groups, width]}
+    notes = product.notes_of(NAME, axes, tf32, tile) | {_SIDES: [groups, width]}
     sums = te.compute((1, m, n), element, name="product", attrs=notes)
 
     def finish(*index: Expr) -> Expr:
