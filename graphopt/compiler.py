@@ -203,6 +203,13 @@ def _pipeline(options: Options, costs: CostModel) -> Pipeline:
 
     spelled = DEFAULTS.get(options.target, DEFAULT) if options.passes is None else options.passes
     pipeline = spelled if isinstance(spelled, Pipeline) else Pipeline.parse(spelled)
+    if options.lossy_energy is not None:
+        names = [step.name for step in pipeline.passes]
+        if "cluster-sparse" not in names:
+            raise GraphoptError("--lossy-energy needs cluster-sparse in --passes; add it, or leave out --lossy-energy.")
+        place = names.index("cluster-sparse")
+        dropping = Pipeline.parse(f"drop-blocks{{energy={options.lossy_energy!r}}}").passes
+        pipeline = Pipeline((*pipeline.passes[:place], *dropping, *pipeline.passes[place:]))
     if options.precision != Precision.FP32:
         chosen = Pipeline.parse(f"precision{{to={options.precision}}}").passes
         names = [step.name for step in pipeline.passes]

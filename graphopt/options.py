@@ -44,6 +44,8 @@ class Options:
             GRAPHOPT_COSTS, else "measured".
         threads: threads that code for CPUs is generated and measured for; None takes the processors of this host.
         cache: reuse kernels that were compiled before from the user's cache, and keep new ones there.
+        lossy_energy: the share of a layer's squared weights to keep where dropping the others makes denser blocks of
+            sparse weights; the pass `drop-blocks`, before `cluster-sparse`, drops them. None drops nothing.
         keep_denormals: leave out the pass `flush-denormals`, which replaces weights below 2^-126 by zero.
         seed: seed of the random inputs that verification draws.
         inputs: arrays to verify with; missing ones are random. They fix open dimensions too.
@@ -67,6 +69,7 @@ class Options:
     costs: str | None = None
     threads: int | None = None
     cache: bool = True
+    lossy_energy: float | None = None
     keep_denormals: bool = False
     seed: int = 0
     inputs: Mapping[str, Any] | None = None
@@ -90,6 +93,14 @@ class Options:
                 f"--verify {verify} cannot follow --precision bf16, since ONNX Runtime computes no bfloat16 here; "
                 "--verify ends compares the finished program with the model in fp32"
             )
+        if self.lossy_energy is not None:
+            if not 0 < self.lossy_energy <= 1:
+                raise GraphoptError(f"--lossy-energy must be above 0 and at most 1, not {self.lossy_energy:g}.")
+            if verify is not VerifyMode.OFF:
+                raise GraphoptError(
+                    f"--verify {verify} cannot follow --lossy-energy, which changes results; --eval compares them on "
+                    "data of your own"
+                )
         if self.inputs and verify is VerifyMode.OFF:
             raise GraphoptError("inputs are for verification: give --verify too, or leave them out")
 

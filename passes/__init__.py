@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphopt.passes.quantize.quantized_moves import QuantizedMoves as QuantizedMoves
     from graphopt.passes.quantize.quantized_products import QuantizedProducts as QuantizedProducts
     from graphopt.passes.sparse.cluster_sparse import ClusterSparse as ClusterSparse
+    from graphopt.passes.sparse.drop_blocks import DropBlocks as DropBlocks
     from graphopt.passes.sparse.skip_zeros import SkipZeros as SkipZeros
 
 PASSES = {
@@ -33,6 +34,7 @@ PASSES = {
     "quantized-moves": ("graphopt.passes.quantize.quantized_moves", "QuantizedMoves"),
     "quantized-products": ("graphopt.passes.quantize.quantized_products", "QuantizedProducts"),
     "cluster-sparse": ("graphopt.passes.sparse.cluster_sparse", "ClusterSparse"),
+    "drop-blocks": ("graphopt.passes.sparse.drop_blocks", "DropBlocks"),
     "skip-zeros": ("graphopt.passes.sparse.skip_zeros", "SkipZeros"),
     "precision": ("graphopt.passes.precision.precision", "Precision"),
     "select-conv": ("graphopt.passes.conv.select_conv", "SelectConv"),
@@ -60,6 +62,7 @@ __all__ = [
     "BatchProducts",
     "ChooseTiles",
     "ClusterSparse",
+    "DropBlocks",
     "FlushDenormals",
     "Fuse",
     "HoistBranches",

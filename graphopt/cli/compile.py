@@ -84,6 +84,14 @@ def command(
     no_fallback: options.NoFallback = False,
     costs: options.Costs = None,
     threads: options.Threads = None,
+    lossy_energy: Annotated[
+        float | None,
+        typer.Option(
+            "--lossy-energy",
+            metavar="SHARE",
+            help="Drop weights outside of the blocks that keep this share of a sparse layer's squared weights.",
+        ),
+    ] = None,
     keep_denormals: Annotated[
         bool, typer.Option("--keep-denormals", help="Do not take weights below 2^-126 as zero.")
     ] = False,
@@ -118,6 +126,7 @@ def command(
                 costs=costs,
                 threads=threads,
                 cache=not no_cache,
+                lossy_energy=lossy_energy,
                 keep_denormals=keep_denormals,
                 seed=seed,
                 inputs=feeds.given(inputs or []),

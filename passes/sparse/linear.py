@@ -50,3 +50,14 @@ def read_linear(node: ir.Node, floats: Sequence[str]) -> Linear | None:
             return None
         weight = weight.T if attributes.get_int("transB", 0) else weight
     return Linear(node, x, weight, bias, math.prod(shape[:-1]))
+
+
+def by_output(node: ir.Node, weight: NDArray[Any]) -> NDArray[Any] | None:
+    """The weights of a product or a convolution without groups as [outputs, inputs]; None if it is neither."""
+    if not is_op(node, "MatMul", "Gemm", "Conv") or weight.ndim < 2 or weight.dtype.kind != "f" or not weight.size:
+        return None
+    if is_op(node, "Conv"):
+        return weight.reshape(weight.shape[0], -1) if (node.attributes.get_int("group", 1) or 1) == 1 else None
+    if weight.ndim != 2:
+        return None
+    return weight if is_op(node, "Gemm") and node.attributes.get_int("transB", 0) == 1 else weight.T
