@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.bench import suite
-from graphopt.report import benchmark, layers
+from graphopt.report import benchmark, layers, sparse_grid
 from graphopt.report.document import Table, plain
 
 HERE = Path(__file__).parent
@@ -74,6 +74,12 @@ def merged(document: Any, new: Any) -> Any:
 def table(document: Any) -> str:
     """The table as `graphopt bench` prints it."""
     return plain(benchmark.blocks(document))
+
+
+def show_sparse(document: Any) -> str:
+    """The grid that `graphopt bench --suite sparse` prints, and the lines below its rows."""
+    grid, footer = sparse_grid.grid(document), benchmark.blocks(document)[-1]
+    return plain([footer] if grid is None else [grid, footer])
 
 
 def graphopt(*arguments: str, cache: Path | None = None) -> Any:
@@ -174,6 +180,13 @@ TABLES = {
         bench,
         table,
     ),
+    "sparse": Entry(
+        "Sparse weights",
+        "graphopt bench --suite sparse --threads 2 --runs 15",
+        "One layer each, with blocks of random weights; `dense` is graphopt without sparse kernels. Times, not ratios.",
+        bench,
+        show_sparse,
+    ),
     "selection": Entry(
         "One problem, or one convolution at a time",
         "graphopt bench zoo:resnet50 zoo:googlenet zoo:densenet121 --peer greedy --peer single-layout --threads 2",
@@ -197,62 +210,51 @@ def kernels(document: Any) -> str:
     return plain(layers.blocks(document))
 
 
+def _on_gpu(title: str, arguments: str, text: str) -> Entry:
+    """The table of a `graphopt bench` command that measures one model at a time."""
+    return Entry(title, f"graphopt bench {arguments}", text, each_model, table)
+
+
 ON_GPU = {
-    "gpu-gemm": Entry(
+    "gpu-gemm": _on_gpu(
         "Matrix product, 4096 cubed",
-        "graphopt bench --suite gemm --target cuda --peer torch",
+        "--suite gemm --target cuda --peer torch",
         "PyTorch calls cuBLAS; in float32 without TF32.",
-        each_model,
-        table,
     ),
-    "gpu-resnet50": Entry(
+    "gpu-resnet50": _on_gpu(
         "ResNet-50 in float16",
-        "graphopt bench zoo:resnet50 zoo:resnet50-b32 --target cuda --precision fp16",
+        "zoo:resnet50 zoo:resnet50-b32 --target cuda --precision fp16",
         "Batches 1 and 32. PyTorch computes in channels_last on halves, with cuDNN's benchmark.",
-        each_model,
-        table,
     ),
-    "gpu-vgg16": Entry(
+    "gpu-vgg16": _on_gpu(
         "VGG-16 in float16",
-        "graphopt bench zoo:vgg16 zoo:vgg16-b32 --target cuda --precision fp16",
+        "zoo:vgg16 zoo:vgg16-b32 --target cuda --precision fp16",
         "Batches 1 and 32.",
-        each_model,
-        table,
     ),
-    "gpu-bert": Entry(
+    "gpu-bert": _on_gpu(
         "BERT-base, batch 8, in float16",
-        "graphopt bench zoo:bert-base-b8 --target cuda --precision fp16",
+        "zoo:bert-base-b8 --target cuda --precision fp16",
         "At sequence length 128.",
-        each_model,
-        table,
     ),
-    "gpu-zoo": Entry(
+    "gpu-zoo": _on_gpu(
         "The zoo in float32",
-        "graphopt bench --suite zoo --target cuda",
+        "--suite zoo --target cuda",
         "Batch 1.",
-        each_model,
-        table,
     ),
-    "gpu-zoo-fp16": Entry(
+    "gpu-zoo-fp16": _on_gpu(
         "The zoo in float16",
-        "graphopt bench --suite zoo --target cuda --precision fp16",
+        "--suite zoo --target cuda --precision fp16",
         "Batch 1.",
-        each_model,
-        table,
     ),
-    "gpu-seeded": Entry(
+    "gpu-seeded": _on_gpu(
         "Nine models of the onnx package with random weights",
-        "graphopt bench --suite seeded --target cuda --peer torch",
+        "--suite seeded --target cuda --peer torch",
         "Batch 1, float32.",
-        each_model,
-        table,
     ),
-    "gpu-layers": Entry(
+    "gpu-layers": _on_gpu(
         "The 3 x 3 convolutions of a residual network, in float32",
-        "graphopt bench --suite layers --target cuda",
+        "--suite layers --target cuda",
         "Batch 1.",
-        each_model,
-        table,
     ),
     "gpu-kernels": Entry(
         "The kernels of ResNet-50, batch 32, in float16",

@@ -52,6 +52,14 @@ class SparseLayer:
         return f"{what}, {self.percent} % of its blocks of {self.width} x {self.depth} zero"
 
     @property
+    def spelled(self) -> str:
+        """What is multiplied, without its blocks."""
+        if self.conv:
+            return f"1x1 {self.k}->{self.n}, {self.size}x{self.size}"
+        rows = "1 row" if self.size == 1 else f"{self.size} rows"
+        return f"{self.k}x{self.n}, {rows}{', shuffled' if self.shuffled else ''}"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of x."""
         return (1, self.k, self.size, self.size) if self.conv else (self.size, self.k)

@@ -108,7 +108,8 @@ def run(
             options["inputs"] = [str(file), *inputs]
         for number, model in enumerate(models, 1):
             where = f"[{number}/{len(models)}] {model}"
-            rows.append(_row(model, options, lambda text, where=where: say(f"{where}: {text}")))  # type: ignore[misc]
+            row = _row(model, options, lambda text, where=where: say(f"{where}: {text}"))  # type: ignore[misc]
+            rows.append({**row, **_sparse_layer(model)})
     return {
         "target": target,
         "level": level,
@@ -119,6 +120,17 @@ def run(
         "models": rows,
         "geometric_mean": means(rows, sides),
     }
+
+
+def _sparse_layer(model: str) -> dict[str, Any]:
+    """What a row of a layer with sparse weights says of it besides; nothing for other models."""
+    from graphopt.models import sparse
+
+    layer = sparse.parse(model.removeprefix("zoo:").removeprefix(sparse.PREFIX))
+    if layer is None:
+        return {}
+    block = f"{layer.width}x{layer.depth}"
+    return {"layer": {"shape": layer.spelled, "block": block, "percent": layer.percent}}
 
 
 def means(rows: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> dict[str, dict[str, Any] | None]:

@@ -107,6 +107,7 @@ def command(
         from graphopt.bench.sides import Settings
         from graphopt.cli import feeds
         from graphopt.report import benchmark as reporting
+        from graphopt.report import sparse_grid
         from graphopt.targets import TARGETS
 
         if target not in TARGETS:
@@ -127,7 +128,10 @@ def command(
     for model, failure in reporting.failures(document):
         sentence = failure if model in failure else f"{model}: {failure}"
         print(f"graphopt: {sentence}", file=sys.stderr)  # noqa: T201
-    return Report(document, reporting.blocks(document), failed=reporting.failed(document))
+    blocks = reporting.blocks(document)
+    if (summary := sparse_grid.grid(document)) is not None:
+        blocks.append(summary)
+    return Report(document, blocks, failed=reporting.failed(document))
 
 
 def _command() -> str:
