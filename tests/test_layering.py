@@ -30,7 +30,7 @@ ORDER = (
     *("version", "errors", "modes", "disk_cache"),
     "program",  # plain data
     "runtime",
-    "artifact",
+    *("artifact", "storage"),
     "ops",
     "graph",
     "solve",
