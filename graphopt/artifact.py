@@ -12,13 +12,11 @@ Files are mapped into memory, so opening costs one pass over the bytes, and weig
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from graphopt.program import json as program_json
 from graphopt.program.check import file_name_problem, problems
 from graphopt.program.contents import Contents
 from graphopt.program.files import map_file, sha256, write_file
+from graphopt.program.manifest import manifest_bytes, own_digest
 from graphopt.program.program import FallbackSegment, Program
 from graphopt.runtime.devices import device, host
 
@@ -83,7 +82,7 @@ class Artifact(Contents):
             document = json.loads(json.dumps(document, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise ArtifactError(f"the manifest cannot be written as JSON: {error}") from None
-        document["sha256"] = _own_digest(document)
+        document["sha256"] = own_digest(document)
         artifact = Artifact(program, document, contents)
         artifact._check_references()
         return artifact
@@ -105,7 +104,7 @@ class Artifact(Contents):
             if as_directory:
                 _save_directory(target, self._everything())
             else:
-                _save_zip(target, self._everything())
+                write_file(target, *container.pieces(self._everything()))
         except OSError as error:
             raise ArtifactError(f"{target} cannot be written: {error.strerror or error}") from error
         return target
@@ -117,7 +116,7 @@ class Artifact(Contents):
         return Session(self, threads=threads)
 
     def _everything(self) -> dict[str, memoryview]:
-        return {MANIFEST: memoryview(_manifest_bytes(self.manifest)), **self.files}
+        return {MANIFEST: memoryview(manifest_bytes(self.manifest)), **self.files}
 
     def _check_references(self) -> None:
         """Check that every file that the program names exists, and that its weights match in dtype and shape."""
@@ -194,7 +193,7 @@ def _read_manifest(data: memoryview | None, path: Path) -> dict[str, Any]:
             "compile the model again"
         )
     listed = manifest.get("files")
-    if manifest.get("sha256") != _own_digest(manifest) or bytes(data) != _manifest_bytes(manifest):
+    if manifest.get("sha256") != own_digest(manifest) or bytes(data) != manifest_bytes(manifest):
         raise ArtifactError(
             f"{path} was changed after it was written: {MANIFEST} has another SHA-256; compile it again"
         )
@@ -243,15 +242,6 @@ def _check_runtime(manifest: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _own_digest(manifest: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(_manifest_bytes(rest)).hexdigest()
-
-
-def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
-    return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
-
-
 def _digests(contents: Mapping[str, memoryview]) -> dict[str, str]:
     """SHA-256 of every file, one thread per file: hashing releases the interpreter lock."""
     with ThreadPoolExecutor(max_workers=min(8, host.available_cpus())) as pool:
@@ -272,15 +262,6 @@ def _read_directory(path: Path) -> dict[str, memoryview]:
             raise ArtifactError(f"{path} is damaged: {name} is missing or a link")
         contents[name] = map_file(file)
     return contents
-
-
-def _save_zip(target: Path, contents: Mapping[str, memoryview]) -> None:
-    members = [container.Member(name, len(data), zlib.crc32(data)) for name, data in contents.items()]
-    frame = container.frame(members)
-    pieces: list[bytes | memoryview] = []
-    for header, data in zip(frame.headers, contents.values(), strict=True):
-        pieces += [header, data]
-    write_file(target, *pieces, frame.tail)
 
 
 def _save_directory(target: Path, contents: Mapping[str, memoryview]) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphopt import artifact as artifact_module
 from graphopt.artifact import Artifact, open_artifact
 from graphopt.errors import ArtifactError
+from graphopt.program.manifest import manifest_bytes, own_digest
 from graphopt.program.weights import save_weights, weights_bytes
 from graphopt.runtime.devices import host
 from tests.helpers.sample_artifact import contents, sample
@@ -167,8 +167,8 @@ def test_names_in_a_manifest_cannot_leave_the_directory(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"model")
     manifest = json.loads((path / "manifest.json").read_bytes())
     manifest["files"]["../secret"] = manifest["files"].pop("fallback/0.onnx")
-    manifest["sha256"] = artifact_module._own_digest(manifest)
-    (path / "manifest.json").write_bytes(artifact_module._manifest_bytes(manifest))
+    manifest["sha256"] = own_digest(manifest)
+    (path / "manifest.json").write_bytes(manifest_bytes(manifest))
     with pytest.raises(ArtifactError, match="not allowed"):
         open_artifact(path)
 
@@ -176,7 +176,7 @@ def test_names_in_a_manifest_cannot_leave_the_directory(tmp_path: Path) -> None:
 def test_another_format_is_refused_by_name(tmp_path: Path) -> None:
     path = sample().save(f"{tmp_path}/model/")
     manifest = {**json.loads((path / "manifest.json").read_bytes()), "format": 2}
-    (path / "manifest.json").write_bytes(artifact_module._manifest_bytes(manifest))
+    (path / "manifest.json").write_bytes(manifest_bytes(manifest))
     with pytest.raises(ArtifactError, match="has format 2 and this graphopt reads 1"):
         open_artifact(path)
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from graphopt import artifact as artifact_module
 from graphopt.artifact import open_artifact
 from graphopt.errors import ArtifactError
+from graphopt.program import container
 from graphopt.program import json as program_json
 from graphopt.program.check import problems
+from graphopt.program.files import write_file
+from graphopt.program.manifest import manifest_bytes, own_digest
 from tests.helpers.sample_artifact import contents, sample
 
 
@@ -22,9 +24,9 @@ def forge(path: Path, files: dict[str, bytes], manifest: dict[str, Any]) -> None
     """Write a file in which every digest and the whole container is right, whatever stands in it."""
     listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
     signed = {**manifest, "files": listed}
-    signed["sha256"] = artifact_module._own_digest(signed)
-    everything = {"manifest.json": artifact_module._manifest_bytes(signed), **files}
-    artifact_module._save_zip(path, {name: memoryview(data) for name, data in everything.items()})
+    signed["sha256"] = own_digest(signed)
+    everything = {"manifest.json": manifest_bytes(signed), **files}
+    write_file(path, *container.pieces({name: memoryview(data) for name, data in everything.items()}))
 
 
 @pytest.mark.parametrize(

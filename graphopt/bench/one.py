@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,20 @@ def measure(
     """
     for name in peers:
         peer(name).load()  # import torch before TVM: the other order aborts the process
+    with _file(source) as file:
+        return _measure(source, file, settings, runs, peers, say, shapes, inputs)
+
+
+def _measure(
+    source: str,
+    file: Path,
+    settings: Settings,
+    runs: int | None,
+    peers: Sequence[str],
+    say: Say,
+    shapes: Mapping[str, Sequence[int]] | None,
+    inputs: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     from graphopt.bench import peak
     from graphopt.bench.layers import native
     from graphopt.compiler import compile_model
@@ -85,7 +100,6 @@ def measure(
     from graphopt.verify.precisions import tolerances
 
     say("compiling")
-    file = _file(source)
     shapes = {**given_shapes(file, inputs or {}), **(shapes or {})}
     opened_model = load(file, shapes=shapes)
     loaded = opened_model.model
@@ -243,12 +257,21 @@ def _sentence(error: Exception) -> str:
     return text if isinstance(error, GraphoptError) else f"{type(error).__name__}: {text}"
 
 
-def _file(source: str) -> Path:
+@contextlib.contextmanager
+def _file(source: str) -> Iterator[Path]:
+    """The ONNX file that every side opens; that of a compressed model exists as long as it is used."""
+    from graphopt.storage.restore import decompress, is_compressed_file
+
     if source.startswith("zoo:"):
         from graphopt import models
 
-        return models.build(source.removeprefix("zoo:"))
+        yield models.build(source.removeprefix("zoo:"))
+        return
     path = Path(source)
     if not path.is_file():
         raise GraphoptError(f"{source} is not a file; give an ONNX file or zoo:NAME")
-    return path
+    if not is_compressed_file(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as folder:
+        yield decompress(path, Path(folder) / "model.onnx")[0]

@@ -163,5 +163,5 @@ def _no_empty_folders(folder: Path | None) -> Iterator[None]:
 def default_name(model: str) -> str:
     """`resnet50.gopt` for `models/resnet50.onnx` and for `zoo:light/resnet50`."""
     last = model.removeprefix("zoo:").rstrip("/").rpartition("/")[2]
-    stem = last.removesuffix(".onnx")
+    stem = last.removesuffix(".onnx").removesuffix(options.COMPRESSED)
     return (re.sub(r"[^\w.+-]", "_", stem).lstrip(".") or "model") + SUFFIX

@@ -10,6 +10,9 @@ import typer
 
 from graphopt.errors import GraphoptError
 
+COMPRESSED = ".gopz"
+"""Ending of the names of compressed models that no name was given for."""
+
 _BEGINNING = 64
 """Bytes at the beginning of a file that tell its kind."""
 
@@ -34,7 +37,12 @@ def filled(text: str) -> str:
 
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", parser=filled, help="An ONNX file, or zoo:NAME (see `graphopt models`).")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        parser=filled,
+        help="An ONNX file, what `graphopt compress` wrote, or zoo:NAME (see `graphopt models`).",
+    ),
 ]
 ArtifactPath = Annotated[Path, typer.Argument(metavar="ARTIFACT", parser=path, help="What `graphopt compile` wrote.")]
 Shapes = Annotated[

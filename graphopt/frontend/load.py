@@ -1,6 +1,6 @@
 """`load`: turn every kind of model source into one checked, static, folded `onnx_ir.Model`.
 
-read        path, ModelProto, onnx_ir.Model, torch.nn.Module or zoo:NAME; nothing of the source is modified
+read        path, compressed file, ModelProto, onnx_ir.Model, torch.nn.Module or zoo:NAME; no source is modified
 check       structure, payloads and external paths, before any library walks the graph
 inline      functions of other domains than our own
 fix         symbolic input dimensions
@@ -45,11 +45,12 @@ from graphopt.frontend.sparse import densify
 from graphopt.frontend.valid import check
 from graphopt.graph.constness import stored
 from graphopt.graph.opsets import OPSET
+from graphopt.storage.restore import is_compressed_file, restore
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["IR_VERSION", "Loaded", "Source", "load", "parse_shapes"]
+__all__ = ["IR_VERSION", "Loaded", "Source", "load", "parse_shapes", "read"]
 
 IR_VERSION = 11
 """Multi-device annotations need 11, ONNX Runtime 1.31 reads up to 13."""
@@ -99,6 +100,24 @@ def load(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, exam
         ) from error
 
 
+def read(source: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Path | None]:
+    """A model as it is stored, for whoever changes its weights alone, and the folder of its external data.
+
+    `source` is a path, also of a compressed model, or `zoo:NAME`. The structure and all tensors are checked.
+
+    Raises ModelError, as `load` does.
+    """
+    original = _resolve(source, None)
+    folder = original.resolve().parent if isinstance(original, Path) else None
+    try:
+        model = read_model(original) if isinstance(original, Path) else original
+        assert isinstance(model, onnx.ModelProto)
+        check_structure(model, folder)
+    except ModelError as error:
+        raise ModelError(str(error) if _origin(source) in str(error) else f"{_origin(source)}: {error}") from error
+    return model, folder
+
+
 def _root(error: BaseException) -> str:
     """The innermost cause of `error`: the libraries wrap each level of a model in an exception of its own."""
     while (cause := error.__cause__ or error.__context__) is not None:
@@ -117,7 +136,7 @@ def _resolve(source: Any, example_inputs: Any) -> Path | onnx.ModelProto | ir.Mo
 
         source = models.build(source.removeprefix("zoo:"))
     if isinstance(source, str | os.PathLike):
-        return Path(source)
+        return restore(source) if is_compressed_file(source) else Path(source)
     if isinstance(source, onnx.ModelProto | ir.Model):
         return source
     module_type = type(source)

@@ -23,11 +23,14 @@ def given_shapes(source: Any, given: Mapping[str, Any]) -> dict[str, tuple[int, 
     """Shapes of the given arrays whose inputs have open dimensions; loading reports what is wrong with the others."""
     import onnx
 
+    from graphopt.storage.restore import is_compressed_file, skeleton
+
     if not given:
         return {}
     if isinstance(source, str | os.PathLike) and not str(source).startswith("zoo:"):
         try:
-            source = onnx.load(source, load_external_data=False)
+            compressed = is_compressed_file(source)
+            source = skeleton(source) if compressed else onnx.load(source, load_external_data=False)
         except Exception:  # whatever a file that is no model provokes
             return {}
     if isinstance(source, onnx.ModelProto):

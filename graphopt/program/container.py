@@ -13,7 +13,8 @@ that it does not read.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphopt.errors import ArtifactError
@@ -85,25 +86,39 @@ def frame(members: Sequence[Member]) -> Frame:
     return Frame(tuple(headers), tuple(starts), tail, position)
 
 
-def read(data: memoryview, path: str) -> dict[str, memoryview]:
+def pieces(contents: Mapping[str, memoryview]) -> Iterator[bytes | memoryview]:
+    """The bytes of the zip whose members are `contents`, in order."""
+    around = frame([Member(name, len(data), zlib.crc32(data)) for name, data in contents.items()])
+    for header, data in zip(around.headers, contents.values(), strict=True):
+        yield header
+        yield data
+    yield around.tail
+
+
+def read(
+    data: memoryview, path: str, kind: str = "artifact", remedy: str = "compile the model again"
+) -> dict[str, memoryview]:
     """The members of a zip laid out by `frame`: name -> bytes, not copied.
+
+    Args:
+        data: the complete file.
+        path: what it is called in error messages, `kind` what it should be, `remedy` how to get one.
 
     Raises:
         ArtifactError: the file is no such zip, or was changed outside its members.
     """
     bad = _broken(data)
     if bad is not None:
-        raise ArtifactError(f"{path} is not a graphopt artifact or is damaged: {bad}; compile the model again")
+        raise ArtifactError(f"{path} is not a graphopt {kind} or is damaged: {bad}; {remedy}")
     *_, count, size, start = _ZIP64_END.unpack(data[-_TAIL : -_TAIL + _ZIP64_END.size])
     members = _members(bytes(data[start : start + size]), count)
     if isinstance(members, str):
-        raise ArtifactError(f"{path} is damaged: {members}; compile the model again")
+        raise ArtifactError(f"{path} is damaged: {members}; {remedy}")
     expected = frame(members)
     if expected.tail_start + len(expected.tail) != len(data):
         wanted = expected.tail_start + len(expected.tail)
         raise ArtifactError(
-            f"{path} is damaged: its members make a file of {wanted} bytes, and it has {len(data)}; "
-            "compile the model again"
+            f"{path} is damaged: its members make a file of {wanted} bytes, and it has {len(data)}; {remedy}"
         )
     contents = {}
     for member, header, begin in zip(members, expected.headers, expected.starts, strict=True):
@@ -111,14 +126,13 @@ def read(data: memoryview, path: str) -> dict[str, memoryview]:
         if data[at:begin] != header:
             place = at + _first_difference(bytes(data[at:begin]), header)
             raise ArtifactError(
-                f"{path} is damaged: the header of its member {_shown(member.name)} is wrong at byte {place}; "
-                "compile the model again"
+                f"{path} is damaged: the header of its member {_shown(member.name)} is wrong at byte {place}; {remedy}"
             )
         contents[member.name] = data[begin : begin + member.size]
     tail = bytes(data[expected.tail_start :])
     if tail != expected.tail:
         place = expected.tail_start + _first_difference(tail, expected.tail)
-        raise ArtifactError(f"{path} is damaged: its directory is wrong at byte {place}; compile the model again")
+        raise ArtifactError(f"{path} is damaged: its directory is wrong at byte {place}; {remedy}")
     return contents
 
 

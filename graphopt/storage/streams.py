@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from graphopt.errors import ArtifactError
 from graphopt.storage import bits, huffman
 
-PACKED, HUFFMAN = "packed", "huffman"
+PACKED, HUFFMAN = CODINGS = ("packed", "huffman")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,83 @@
+"""`graphopt compress`: a model in a small file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphopt.cli import options as options
+from graphopt.cli.progress import progress
+from graphopt.errors import GraphoptError
+from graphopt.report.document import Report
+
+EXAMPLES = (
+    "graphopt compress pruned.onnx -o pruned.gopz",
+    "graphopt compress pruned.onnx -o pruned.gopz --bits 5",
+)
+
+
+def command(
+    model: options.Model,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT.gopz",
+            parser=options.file,
+            help="Where to write, over a compressed model that is there; default NAME.gopz in this folder.",
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            "--bits",
+            metavar="N",
+            min=5,
+            max=8,
+            help="Share weights: those of each MatMul, Gemm and Conv become 2^N - 1 values and zero (5 to 8). "
+            "Without it nothing is lost.",
+        ),
+    ] = None,
+) -> Report:
+    """Store a model in few bytes; every command that takes a model takes the file, `graphopt decompress` undoes it.
+
+    Each tensor is stored in its smallest form: dense, a bitmap or compressed columns; as it is or as codes; packed or
+    as Huffman codes.
+    """
+    file = output if output is not None else Path(default_name(model))
+    options.check_output(file, "-o", _is_compressed)
+    with progress("reading the model") as say:
+        from graphopt.frontend.load import read
+        from graphopt.report import compression as reporting
+        from graphopt.storage.model import share_weights, write
+
+        source, folder = read(model)
+        errors = None if bits is None else share_weights(source, folder, bits, say)
+        try:
+            compressed = write(source, folder, file, errors, bits, say)
+        except OSError as error:
+            raise GraphoptError(f"-o {file} cannot be written: {error.strerror or error}; name another file") from error
+    exact = [node for node, found in (errors or {}).items() if found is None]
+    notes = [f"note: the weights of {', '.join(exact)} are not finite and were not shared"] if exact else []
+    document = {"model": model, "file": str(file), "bits": bits, **reporting.document(compressed)}
+    lossless = (
+        "every tensor comes back bit by bit" if bits is None else f"weights are shared, {2**bits - 1} values each"
+    )
+    return Report(document, [*reporting.blocks(compressed), *notes, f"Wrote {file}: {lossless}."])
+
+
+def _is_compressed(beginning: bytes) -> bool:
+    from graphopt.storage.archive import is_compressed
+
+    return is_compressed(beginning)
+
+
+def default_name(model: str) -> str:
+    """`resnet50.gopz` for `models/resnet50.onnx` and for `zoo:light/resnet50`."""
+    last = model.removeprefix("zoo:").rstrip("/").rpartition("/")[2]
+    stem = last.removesuffix(".onnx").removesuffix(options.COMPRESSED)
+    return (re.sub(r"[^\w.+-]", "_", stem).lstrip(".") or "model") + options.COMPRESSED
