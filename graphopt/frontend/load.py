@@ -26,7 +26,7 @@ import onnx_ir.passes.common as common
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.frontend.checks import OWN_DOMAIN, check_structure
 from graphopt.frontend.complete import complete
-from graphopt.frontend.files import check_external, each_tensor, has_nan, own_tensor, read_model
+from graphopt.frontend.files import check_external, check_tensor, each_tensor, has_nan, own_tensor, read_model
 from graphopt.frontend.fold import lift_constants
 from graphopt.frontend.maps import untyped_maps
 from graphopt.frontend.names import canonical_domain, unique_names
@@ -45,6 +45,7 @@ from graphopt.frontend.sparse import densify
 from graphopt.frontend.valid import check
 from graphopt.graph.constness import stored
 from graphopt.graph.opsets import OPSET
+from graphopt.storage.protos import tensors
 from graphopt.storage.restore import is_compressed_file, restore
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def read(source: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Path | None]:
         model = read_model(original) if isinstance(original, Path) else original
         assert isinstance(model, onnx.ModelProto)
         check_structure(model, folder)
+        for tensor in tensors(model):  # also where nothing is computed with them
+            check_tensor(tensor, f"tensor {tensor.name}", folder)
     except ModelError as error:
         raise ModelError(str(error) if _origin(source) in str(error) else f"{_origin(source)}: {error}") from error
     return model, folder

@@ -66,7 +66,8 @@ def decompress(file: str | os.PathLike[str], target: Path) -> list[Path]:
         return [target]
     model = _parse(opened)
     beside = target.with_name(f"{target.name}.data")
-    initializers = {id(tensor) for tensor in model.graph.initializer}
+    held = list(model.graph.initializer)  # protobuf makes an object anew when nobody holds it
+    initializers = {id(tensor) for tensor in held}
     descriptor, name = tempfile.mkstemp(prefix=f".{beside.name}.", suffix=".tmp", dir=target.absolute().parent)
     try:
         with os.fdopen(descriptor, "wb") as data:
