@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graphopt.passes.quantize.quantized_moves import QuantizedMoves as QuantizedMoves
     from graphopt.passes.quantize.quantized_products import QuantizedProducts as QuantizedProducts
     from graphopt.passes.sparse.cluster_sparse import ClusterSparse as ClusterSparse
+    from graphopt.passes.sparse.compress_columns import CompressColumns as CompressColumns
     from graphopt.passes.sparse.drop_blocks import DropBlocks as DropBlocks
     from graphopt.passes.sparse.skip_zeros import SkipZeros as SkipZeros
 
@@ -35,6 +36,7 @@ PASSES = {
     "quantized-products": ("graphopt.passes.quantize.quantized_products", "QuantizedProducts"),
     "cluster-sparse": ("graphopt.passes.sparse.cluster_sparse", "ClusterSparse"),
     "drop-blocks": ("graphopt.passes.sparse.drop_blocks", "DropBlocks"),
+    "compress-columns": ("graphopt.passes.sparse.compress_columns", "CompressColumns"),
     "skip-zeros": ("graphopt.passes.sparse.skip_zeros", "SkipZeros"),
     "precision": ("graphopt.passes.precision.precision", "Precision"),
     "select-conv": ("graphopt.passes.conv.select_conv", "SelectConv"),
@@ -63,6 +65,7 @@ __all__ = [
     "ChooseTiles",
     "ClusterSparse",
     "DropBlocks",
+    "CompressColumns",
     "FlushDenormals",
     "Fuse",
     "HoistBranches",

@@ -169,6 +169,12 @@ def _block_sparse(node: ir.Node, result: int) -> int:
     return 2 * rows * math.prod(blocks)
 
 
+def _compressed_columns(node: ir.Node, result: int) -> int:
+    """codes[E], each multiplied with every row of x."""
+    entries, out = _dims(node.inputs[1]), _dims(node.outputs[0])
+    return 2 * entries[0] * (result // out[-1]) if entries and result else 0
+
+
 def _im2col(node: ir.Node, result: int) -> int:
     """w[O, C * kh * kw]."""
     weight = _dims(node.inputs[1])
@@ -215,8 +221,8 @@ def _recurrent(node: ir.Node) -> int:
 
 _PRODUCTS = {
     "Attention": _attention, "AttentionMasked": _attention, "BlockSparseConv": _block_sparse,
-    "BlockSparseMatMul": _block_sparse, "Conv": _conv, "Conv2dBlocked": _conv_blocked,
-    "Conv2dFft": _fft, "Conv2dIm2col": _im2col, "Conv2dWinograd": _winograd,
+    "BlockSparseMatMul": _block_sparse, "CompressedColumnsMatMul": _compressed_columns, "Conv": _conv,
+    "Conv2dBlocked": _conv_blocked, "Conv2dFft": _fft, "Conv2dIm2col": _im2col, "Conv2dWinograd": _winograd,
     "Conv2dWinogradAxis": _winograd_axis, "ConvInteger": _conv, "ConvTranspose": _conv_transpose,
     "DepthwiseConv2dBlocked": _depthwise_blocked, "Einsum": _einsum, "Gemm": _gemm, "MatMul": _matmul,
     "MatMulInteger": _matmul, "QLinearConv": _quantized_conv,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graphopt.errors import ModelError
-from graphopt.ops import attention, conv, fft, im2col, layout, lrn, pool, sparse, winograd, winograd_axis
+from graphopt.ops import attention, compressed, conv, fft, im2col, layout, lrn, pool, sparse, winograd, winograd_axis
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,6 +41,7 @@ _BODIES = {
     "AttentionMasked": attention.ATTENTION_MASKED,
     "BlockSparseConv": sparse.BLOCK_SPARSE_CONV,
     "BlockSparseMatMul": sparse.BLOCK_SPARSE_MATMUL,
+    "CompressedColumnsMatMul": compressed.COMPRESSED_COLUMNS_MATMUL,
 }
 
 
