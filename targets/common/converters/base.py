@@ -43,10 +43,11 @@ class Context:
         """Emit a TE definition over Relax expressions as one kernel called `name`."""
         return self.definitions.emit(self.builder, name, function, args, {"op_pattern": pattern})
 
-    def function(self, name: str, function: tirx.PrimFunc, x: relax.Expr, shape: tuple[int, ...]) -> relax.Var:
-        """Emit a function of one tensor that is scheduled already; nothing fuses with it."""
+    def function(self, name: str, function: tirx.PrimFunc, shape: tuple[int, ...], *operands: relax.Expr) -> relax.Var:
+        """Emit a function that is scheduled already, and fuses with nothing; y has the first operand's dtype."""
         place = self.builder.add_func(function.with_attr("op_pattern", OPAQUE), name)
-        return self.builder.emit(relax.call_tir(place, relax.Tuple([x]), relax.TensorType(shape, dtype_of(x))))
+        result = relax.TensorType(shape, dtype_of(operands[0]))
+        return self.builder.emit(relax.call_tir(place, relax.Tuple(list(operands)), result))
 
     def reshape(self, x: relax.Expr, shape: tuple[int, ...]) -> relax.Expr:
         """Emit a view; nothing where the shape is already right."""

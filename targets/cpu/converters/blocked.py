@@ -35,7 +35,7 @@ def to_blocked(c: Context, inputs: Inputs) -> Outputs:
         return c.te("to_blocked", lambda x: _from_channels_last(x, block), last, pattern=INJECTIVE)
     if squares.possible(shape, block, dtype_of(inputs[0])):
         x, groups = _before_shuffle(c, inputs[0])
-        return c.function("to_blocked", squares.to_blocked(shape, block, dtype_of(x), groups), x, c.out_shape)
+        return c.function("to_blocked", squares.to_blocked(shape, block, dtype_of(x), groups), c.out_shape, x)
 
     def compute(x: te.Tensor) -> te.Tensor:
         n, _, h, w = (int(d) for d in x.shape)
@@ -118,7 +118,7 @@ def from_blocked(c: Context, inputs: Inputs) -> Outputs:
     channels = c.integer("channels")
     if squares.possible(c.out_shape, shape_of(inputs[0])[4], dtype_of(inputs[0])):
         kernel = squares.from_blocked(c.out_shape, shape_of(inputs[0])[4], dtype_of(inputs[0]))
-        return c.function("from_blocked", kernel, inputs[0], c.out_shape)
+        return c.function("from_blocked", kernel, c.out_shape, inputs[0])
 
     def compute(x: te.Tensor) -> te.Tensor:
         n, _, h, w, b = (int(d) for d in x.shape)

@@ -13,7 +13,7 @@ from graphopt.targets.common.converters.base import EPILOGUE, Context, Inputs, O
 from graphopt.targets.common.kernels.blocks import round_up
 from graphopt.targets.common.kernels.groups import longest
 from graphopt.targets.cpu.converters.blocked import pad, two
-from graphopt.targets.cpu.kernels.sparse import conv, definition, outputs, panels
+from graphopt.targets.cpu.kernels.sparse import columns, conv, definition, outputs, panels
 from graphopt.targets.cpu.kernels.sparse import rows as by_rows
 
 
@@ -43,7 +43,7 @@ def block_sparse_matmul(c: Context, inputs: Inputs) -> Outputs:
     if m == 1:
         packed = c.reshape(packed, extents)
     else:
-        packed = c.function("to_panels", panels.to_panels(m, k, height, lanes, dtype), packed, extents)
+        packed = c.function("to_panels", panels.to_panels(m, k, height, lanes, dtype), extents, packed)
     order = definition.order(np.asarray(constant_array(pattern)), groups, extents[0], c.machine.cores, line)
     most = longest(order, groups)
 
@@ -79,3 +79,22 @@ def block_sparse_conv(c: Context, inputs: Inputs) -> Outputs:
     flat = c.reshape(padded, (n, math.prod(shape_of(padded)[1:])))
     offsets = relax.const(window.offsets(np.asarray(constant_array(starts))), "int32")
     return c.te("sparse_conv", define, flat, blocks, offsets, relax.const(order, "int32"), bias, pattern=EPILOGUE)
+
+
+def compressed_columns_matmul(c: Context, inputs: Inputs) -> Outputs:
+    """CompressedColumnsMatMul of few rows with constant columns, which are cut to the outputs of a task."""
+    x, *_, book = inputs
+    dtype, shape = dtype_of(x), shape_of(x)
+    m, k, n = math.prod(shape[:-1]), shape[-1], c.out_shape[-1]
+    packed = [np.asarray(constant_array(value)) for value in c.node.inputs[1:4] if is_constant(value)]
+    if dtype not in ("float32", "float64") or 0 in (m, k, n) or m > columns.MOST_ROWS or len(packed) < 3:
+        return NotImplemented
+    codes, zeros, pointers = packed
+    entries = columns.places(codes, zeros, pointers)
+    if not len(entries[0]):
+        return c.builder.emit(relax.op.zeros(c.out_shape, dtype))
+    made = columns.cut(*entries, k, n, c.machine.cores)
+    operands = [relax.const(array, str(array.dtype)) for array in (made.codes, made.zeros, made.pointers, made.firsts)]
+    function = columns.product(m, k, n, made, shape_of(book)[0], dtype)
+    y = c.function("compressed_columns", function, (m, n), c.reshape(x, (m, k)), *operands, book)
+    return c.reshape(y, c.out_shape)

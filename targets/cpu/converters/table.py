@@ -28,7 +28,7 @@ from graphopt.targets.cpu.converters.pool_rows import pool_of_rows
 from graphopt.targets.cpu.converters.products import fully_connected, matmul
 from graphopt.targets.cpu.converters.recurrent import recurrent
 from graphopt.targets.cpu.converters.rows import channel_norm, layer_norm, softmax
-from graphopt.targets.cpu.converters.sparse import block_sparse_conv, block_sparse_matmul
+from graphopt.targets.cpu.converters.sparse import block_sparse_conv, block_sparse_matmul, compressed_columns_matmul
 from graphopt.targets.cpu.converters.transposed import conv_transpose
 from graphopt.targets.cpu.converters.winograd import conv2d_winograd
 from graphopt.targets.cpu.kernels.tiling import summed_in
@@ -38,6 +38,7 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.AttentionMasked": attention,
     "graphopt.AveragePoolBlocked": pool_blocked("average"),
     "graphopt.BlockSparseConv": block_sparse_conv,
+    "graphopt.CompressedColumnsMatMul": compressed_columns_matmul,
     "graphopt.BlockSparseMatMul": block_sparse_matmul,
     "graphopt.Conv2dBlocked": conv2d_blocked,
     "graphopt.Conv2dFft": conv2d_fft,
