@@ -226,6 +226,14 @@ def sparse_outside_of_an_axis(model: onnx.ModelProto) -> None:
     sparse(model, places=((0, 3),), dims=(4, 3))
 
 
+def sparse_twice(model: onnx.ModelProto) -> None:
+    sparse(model, places=(1, 1), count=2)
+
+
+def sparse_out_of_order(model: onnx.ModelProto) -> None:
+    sparse(model, places=((2, 0), (1, 2)), dims=(4, 3), count=2)
+
+
 def sparse_counts(model: onnx.ModelProto) -> None:
     sparse(model, count=2)
 
@@ -313,6 +321,8 @@ REFUSALS = [
     (in_memory_external, "initializer w keeps its data in the file 'w.data'; load the model by its path"),
     (sparse_outside, "initializer s is sparse and has an index outside of 4"),
     (sparse_outside_of_an_axis, "initializer s is sparse and has an index outside of 4x3"),
+    (sparse_twice, "initializer s is sparse and has the index 1 twice; export it with ascending indices"),
+    (sparse_out_of_order, "initializer s is sparse and has the index [1, 2] after a larger one; export it with"),
     (sparse_counts, "initializer s is sparse and has 2 values with indices of shape [1]; give one int64 index"),
     (sparse_huge, "initializer s is sparse and would take too much memory as a dense 1048576x524288"),
     (sparse_constant, "attribute sparse_value of node r (Constant) is sparse and has an index outside of 4"),

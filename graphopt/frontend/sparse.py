@@ -67,17 +67,28 @@ def check_sparse(tensor: onnx.SparseTensorProto, where: str, base_dir: Path | No
     limits = np.array(tensor.dims if places.ndim == 2 else [math.prod(tensor.dims)], dtype=np.int64)
     if places.size and ((places < 0).any() or (places >= limits).any()):
         raise ModelError(f"{where} is sparse and has an index outside of {shape}; export the model again")
+    steps = np.diff(_flat(places, tensor))
+    if (steps <= 0).any():  # ONNX wants them to ascend; of two values at one place nobody says which counts
+        at = int(np.argmax(steps <= 0))
+        how = "twice" if steps[at] == 0 else "after a larger one"
+        place = places[at + 1].tolist()
+        raise ModelError(f"{where} is sparse and has the index {place} {how}; export it with ascending indices")
 
 
 def _dense(tensor: onnx.SparseTensorProto) -> onnx.TensorProto:
-    values, places = _array(tensor.values), _array(tensor.indices)
-    if places.ndim == 2:
-        places = np.ravel_multi_index(tuple(places.T), tuple(tensor.dims))
+    values, places = _array(tensor.values), _flat(_array(tensor.indices), tensor)
     dense = np.zeros(math.prod(tensor.dims), values.dtype)
     dense[places] = values
     proto = numpy_helper.from_array(dense.reshape(tuple(tensor.dims)), tensor.values.name)
     proto.data_type = tensor.values.data_type
     return proto
+
+
+def _flat(places: np.ndarray, tensor: onnx.SparseTensorProto) -> np.ndarray:
+    """Places in the flattened tensor, of indices or rows of coordinates."""
+    if places.ndim == 2 and places.size:
+        return np.asarray(np.ravel_multi_index(tuple(places.T), tuple(tensor.dims)))
+    return places.reshape(-1)
 
 
 def _array(tensor: onnx.TensorProto) -> np.ndarray:
