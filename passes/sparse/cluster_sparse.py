@@ -20,7 +20,7 @@ from graphopt.graph.edit import Editor, dims
 from graphopt.ops import MINIMUM_OPSET
 from graphopt.ops.sparse import pack_blocks, vector_density
 from graphopt.passes.sparse.linear import Linear, read_linear
-from graphopt.passes.sparse.permute import cluster_channels
+from graphopt.passes.sparse.cluster_channels import cluster_channels
 from graphopt.pipeline.pass_base import Alternative, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve import clustering
 
@@ -61,7 +61,7 @@ class ClusterSparse(Pass):
         if model.opset_imports.get("", 1) < MINIMUM_OPSET:
             return PassResult(model, False)
         editor = Editor(model, self.name)
-        notes = cluster_channels(editor, self.costs.machine.vector_lanes, self.max_density)
+        notes = cluster_channels(editor, self.costs.machine, self.max_density)
         layers: dict[Linear, list[_Candidate]] = {}
         refusals = []
         for node in model.graph:
