@@ -80,6 +80,7 @@ class Finder:
     """Collects where slots lie while rules walk through a graph, and finds their classes."""
 
     def __init__(self) -> None:
+        """Nothing is known yet: no value carries channels."""
         self._count = 0
         self._carriers: dict[int, list[Carrier]] = {}
         self._values: list[tuple[ir.Value, Slots]] = []

@@ -74,23 +74,17 @@ def _reshaped(
 ) -> Carrier | None:
     """What y carries for a carrier of x; None if its places have no order there that others share."""
     touched = [block for block in blocks if set(block[0]) & set(carrier.axes)]
-    whole = [block for block in touched if set(block[0]) <= set(carrier.axes)]
-    if len(whole) == len(touched):
-        # The blocks in the order in which the carrier has them, so that heads stay before what is inside them.
-        touched.sort(key=lambda block: min(carrier.axes.index(axis) for axis in block[0]))
-        wanted = [axis for block in touched for axis in block[0]]
-        if tuple(wanted) != carrier.axes and carrier.repeats:
-            return None
-        return Carrier(tuple(axis for block in touched for axis in block[1]), carrier.along(wanted, shape))
-    ((mine, theirs), *others) = touched
-    beside = any(each is not carrier and set(each.axes) & set(mine) for each in carriers)
-    if others or beside or math.prod(shape[axis] for axis in mine) > MOST_PLACES:
+    # The blocks in the order in which the carrier has them, so that heads stay before what is inside them.
+    touched.sort(key=lambda block: min(carrier.axes.index(axis) for axis in block[0] if axis in carrier.axes))
+    axes = [axis for block in touched for axis in block[0]]
+    order = [axis for axis in axes if axis in carrier.axes]
+    extents = [shape[axis] for axis in axes]
+    shared = any(each is not carrier and set(each.axes) & set(axes) for each in carriers)
+    if shared or math.prod(extents) > MOST_PLACES or (tuple(order) != carrier.axes and carrier.repeats):
         return None
-    wanted = sorted(carrier.axes)
-    if tuple(wanted) != carrier.axes and carrier.repeats:
-        return None
-    grid = carrier.along(wanted, shape).reshape([shape[axis] if axis in wanted else 1 for axis in mine])
-    return Carrier(theirs, np.broadcast_to(grid, [shape[axis] for axis in mine]).reshape(-1))
+    grid = carrier.along(order, shape).reshape([shape[axis] if axis in order else 1 for axis in axes])
+    places = np.broadcast_to(grid, extents).reshape(-1)
+    return Carrier(tuple(axis for block in touched for axis in block[1]), places)
 
 
 def concat(finder: Finder, node: ir.Node) -> bool:
@@ -238,8 +232,10 @@ def _pick(finder: Finder, carrier: Carrier, y: ir.Value, axes: Sequence[int], sl
 def stretch(finder: Finder, node: ir.Node) -> bool:
     """Resize, Pad and Expand keep the axes whose extent they keep."""
     x, y = node.inputs[0], node.outputs[0]
-    if x is None or not is_static(node) or node.attributes.get_string("coordinate_transformation_mode", "") == (
-        "tf_crop_and_resize"
+    if (
+        x is None
+        or not is_static(node)
+        or node.attributes.get_string("coordinate_transformation_mode", "") == ("tf_crop_and_resize")
     ):
         return False
     finder.refuse(*node.inputs[1:])

@@ -81,7 +81,8 @@ def linear(finder: Finder, node: ir.Node) -> bool:
 def _product_of_variables(finder: Finder, node: ir.Node) -> bool:
     """Both operands of a sum are permuted alike, in each of the products that are computed side by side."""
     a, b, y = node.inputs[0], node.inputs[1], node.outputs[0]
-    assert a is not None and b is not None
+    assert a is not None
+    assert b is not None
     left, right = dims(a) or (), dims(b) or ()
     rank = len(left)
     if rank < 2 or len(right) != rank or left[:-2] != right[:-2]:
@@ -109,7 +110,7 @@ def _contract(finder: Finder, a: tuple[ir.Value, int], b: tuple[ir.Value, int]) 
     beside = {each for each in mine.axes if each != axis}
     mapped = Carrier(tuple(axis if each == other else each for each in theirs.axes), theirs.slots)
     alike = sorted(mapped.axes) == sorted(mine.axes) and len(mapped.slots) == len(mine.slots)
-    if not alike or not beside <= set(range(len(shape) - 2)) or mapped.repeats:
+    if not alike or not beside <= set(range(len(shape) - 2)) or (mapped.repeats and mapped.axes != mine.axes):
         finder.fix(mine.slots)
         finder.fix(theirs.slots)
         return
@@ -122,7 +123,9 @@ def attention(finder: Finder, node: ir.Node) -> bool:
     if not is_static(node):
         return False
     q, k, v = node.inputs[:3]
-    assert q is not None and k is not None and v is not None
+    assert q is not None
+    assert k is not None
+    assert v is not None
     y = node.outputs[0]
     _contract(finder, (q, 3), (k, 3))
     for value in (q, k):
@@ -248,15 +251,17 @@ def reduce(finder: Finder, node: ir.Node) -> bool:
     if x is None or not is_static(node):
         return False
     rank = len(dims(x) or ())
-    given = array_of(node.inputs[1]).reshape(-1).tolist() if len(node.inputs) > 1 and is_constant(node.inputs[1]) else None
-    if len(node.inputs) > 1 and node.inputs[1] is not None and given is None:
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
+    given = array_of(axes)
+    if axes is not None and given is None:
         return False
-    listed = given if given is not None else ints(node, "axes", [])
+    listed = ints(node, "axes", []) if given is None else given.reshape(-1).tolist()
     if not listed and node.attributes.get_int("noop_with_empty_axes", 0):
         return False
     reduced = {axis % rank for axis in listed} or set(range(rank))
     kept = [axis for axis in range(rank) if axis not in reduced]
-    place = {axis: axis for axis in kept} if node.attributes.get_int("keepdims", 1) else {a: i for i, a in enumerate(kept)}
+    stays = node.attributes.get_int("keepdims", 1)
+    place = {axis: axis if stays else number for number, axis in enumerate(kept)}
     for carrier in finder.of(x):
         if not set(carrier.axes) & reduced:
             finder.carry(y, [place[axis] for axis in carrier.axes], carrier.slots)

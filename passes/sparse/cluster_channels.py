@@ -68,9 +68,7 @@ class _Ends:
         return self.layer.permuted(outputs, inputs)
 
 
-def _ends(
-    channels: Channels, sparse: dict[ir.Node, SparseLayer | None], max_density: float
-) -> list[_Ends]:
+def _ends(channels: Channels, sparse: dict[ir.Node, SparseLayer | None], max_density: float) -> list[_Ends]:
     """The layers that are sparse enough: the producers of a class, and the products that read it."""
     ends: dict[ir.Node, _Ends] = {}
     for operand in channels.operands:

@@ -19,8 +19,8 @@ from graphopt.cost.workload import Operand, Timing, Workload
 from graphopt.graph.edit import Editor, dims
 from graphopt.ops import MINIMUM_OPSET
 from graphopt.ops.sparse import pack_blocks, vector_density
-from graphopt.passes.sparse.linear import Linear, read_linear
 from graphopt.passes.sparse.cluster_channels import cluster_channels
+from graphopt.passes.sparse.linear import Linear, read_linear
 from graphopt.pipeline.pass_base import Alternative, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve import clustering
 

@@ -19,7 +19,7 @@ Move = tuple[Channels, NDArray[np.int64]]
 def permute(editor: Editor, moves: Sequence[Move]) -> None:
     """Put the channels of some classes into another order, in all constants that carry them.
 
-        w1[k, order], b1[order], w2[order, n]   instead of   w1, b1, w2   in   MatMul(Relu(Add(MatMul(x, w1), b1)), w2)
+    w1[k, order], b1[order], w2[order, n]   instead of   w1, b1, w2   in   MatMul(Relu(Add(MatMul(x, w1), b1)), w2)
     """
     constants: dict[tuple[ir.Node, int], list[tuple[Operand, NDArray[np.int64]]]] = {}
     for channels, order in moves:
@@ -27,7 +27,7 @@ def permute(editor: Editor, moves: Sequence[Move]) -> None:
             constants.setdefault((operand.node, operand.index), []).append((operand, operand.along(order)))
     for (node, index), changes in constants.items():
         old = node.inputs[index]
-        assert old is not None and is_constant(old)
+        assert is_constant(old)
         hint = f"{str(old.name).removesuffix('.permuted')}.permuted"
         node.replace_input_with(index, editor.constant(_permuted(constant_array(old), changes), hint))
         if not old.uses() and not old.is_graph_output() and not old.is_graph_input():
@@ -38,9 +38,7 @@ def permute(editor: Editor, moves: Sequence[Move]) -> None:
     editor.modified = editor.modified or bool(moves)
 
 
-def _permuted(
-    array: NDArray[np.generic], changes: Sequence[tuple[Operand, NDArray[np.int64]]]
-) -> NDArray[np.generic]:
+def _permuted(array: NDArray[np.generic], changes: Sequence[tuple[Operand, NDArray[np.int64]]]) -> NDArray[np.generic]:
     """`array` with other places along some axes; changes of the same axes become one copy."""
     sources: dict[tuple[tuple[int, ...], tuple[int, ...]], NDArray[np.int64]] = {}
     for operand, places in changes:

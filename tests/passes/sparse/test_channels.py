@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graphopt.cost.roofline import Machine
 from graphopt.graph.edit import Editor
 from graphopt.passes.sparse.channels import classes
-from graphopt.cost.roofline import Machine
 from graphopt.passes.sparse.cluster_channels import cluster_channels
 from graphopt.passes.sparse.permute import permute
 from graphopt.verify.oracle import Tolerance, random_inputs, run_onnxruntime
