@@ -256,11 +256,11 @@ def reduce(finder: Finder, node: ir.Node) -> bool:
     if axes is not None and given is None:
         return False
     listed = ints(node, "axes", []) if given is None else given.reshape(-1).tolist()
-    if not listed and node.attributes.get_int("noop_with_empty_axes", 0):
+    if not listed and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
         return False
     reduced = {axis % rank for axis in listed} or set(range(rank))
     kept = [axis for axis in range(rank) if axis not in reduced]
-    stays = node.attributes.get_int("keepdims", 1)
+    stays = bool(node.attributes.get_int("keepdims", 1))
     place = {axis: axis if stays else number for number, axis in enumerate(kept)}
     for carrier in finder.of(x):
         if not set(carrier.axes) & reduced:
