@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +27,9 @@ AGREED = 1.1
 
 ALONE = 4
 """Producers that disagree, the heaviest, whose own best order is tried."""
+
+NAMED = 6
+"""Layers of a class that are named in its sentence."""
 
 Order = NDArray[np.int64]
 
@@ -62,6 +66,13 @@ class _Ends:
     outputs: Operand | None = None
     inputs: Operand | None = None
 
+    @property
+    def part(self) -> float:
+        """The share of the layer's outputs or inputs that the channels are."""
+        outputs, inputs = (0 if end is None else end.places.size for end in (self.outputs, self.inputs))
+        n, k = self.layer.support.shape
+        return float(max(outputs / n, inputs * self.layer.taps / k))
+
     def permuted(self, order: Order) -> NDArray[np.bool_]:
         """The support with the channels in another order."""
         outputs, inputs = (None if end is None else end.along(order) for end in (self.outputs, self.inputs))
@@ -88,6 +99,15 @@ def _ends(channels: Channels, sparse: dict[ir.Node, SparseLayer | None], max_den
     return list(ends.values())
 
 
+class _Seconds(NamedTuple):
+    """Estimated time of layers, each dense or as blocks, and of all as blocks; `own` is the part of a class in it."""
+
+    all: float
+    as_blocks: float
+    own: float
+    own_as_blocks: float
+
+
 class _Class:
     """A class of channels, the sparse layers at its ends, and the order found so far."""
 
@@ -104,8 +124,8 @@ class _Class:
 
     @property
     def readers(self) -> list[_Ends]:
-        """The layers with square blocks that read each channel in one place."""
-        return [end for end in self.ends if end.inputs is not None and end.inputs.places.shape[1] == 1]
+        """The layers with square blocks that read the channels."""
+        return [end for end in self.ends if end.inputs is not None]
 
     def reorder(self, machine: Machine, max_density: float, *, readers: bool) -> bool:
         """Take the candidate with the least estimated time; whether it is clearly better than the order so far."""
@@ -113,13 +133,14 @@ class _Class:
         if not candidates:
             return False
         same = np.arange(len(self.order))
-        fastest, blocks = self._seconds(machine, same)
-        timed = [(*self._seconds(machine, order), number) for number, (order, _) in enumerate(candidates)]
+        given = self._seconds(machine, same)
+        timed = [(*self._seconds(machine, order)[:2], number) for number, (order, _) in enumerate(candidates)]
         seconds, as_blocks, number = min(timed)
         order, preferred = candidates[number]
-        clear = seconds < CLEAR * fastest
-        may_be = seconds <= fastest and as_blocks < WORTH * blocks and self._share(machine, order) <= max_density
-        if not clear and not may_be:
+        saved, saved_as_blocks = given.all - seconds, given.as_blocks - as_blocks
+        clear = saved > (1 - CLEAR) * given.own
+        may_be = saved >= 0 and saved_as_blocks > (1 - WORTH) * given.own_as_blocks
+        if not clear and not (may_be and self._share(machine, order) <= max_density):
             return False
         self.preferred = preferred
         for end in self.ends:
@@ -148,19 +169,21 @@ class _Class:
         """An order for producers and readers. A square block of a reader weighs as much as it has vectors."""
         height = SQUARES[0]
         columns = [
-            np.repeat(grouped(end.layer.support, height)[:, end.inputs.places[:, 0]].T, height, axis=1)
+            np.repeat(grouped(end.layer.support, height)[:, places].T, height, axis=1)
             for end in self.readers
             if end.inputs is not None
+            for places in end.inputs.places.T
         ]
         if columns:
             supports = np.concatenate([*(_rows(end) for end in self.producers), *columns], axis=1)
             yield np.array(clustering.cluster(clustering.Problem(supports, height)).order), self.preferred
 
-    def _seconds(self, machine: Machine, order: Order) -> tuple[float, float]:
-        """Estimated time of all layers, each dense or as blocks, and of all as blocks."""
+    def _seconds(self, machine: Machine, order: Order) -> _Seconds:
+        """Estimated time of the layers with the channels in another order."""
         blocks = [end.layer.sparse_seconds(machine, end.permuted(order)) for end in self.ends]
-        dense = [end.layer.dense_seconds(machine) for end in self.ends]
-        return sum(map(min, blocks, dense)), sum(blocks)
+        best = [min(each, end.layer.dense_seconds(machine)) for each, end in zip(blocks, self.ends, strict=True)]
+        own = [end.part for end in self.ends]
+        return _Seconds(sum(best), sum(blocks), float(np.dot(best, own)), float(np.dot(blocks, own)))
 
     def _share(self, machine: Machine, order: Order) -> float:
         """Vectors of outputs of all producers that hold a weight, of all that there are."""
@@ -173,9 +196,12 @@ class _Class:
 
 
 def _rows(end: _Ends) -> NDArray[np.bool_]:
-    """[channels, inputs]: the support of the channels of a class."""
+    """[channels, inputs]: the support of the channels of a class, of all its copies side by side.
+
+    q and k of attention may be outputs of one product.
+    """
     assert end.outputs is not None
-    return end.layer.support[end.outputs.places[:, 0]]
+    return np.concatenate([end.layer.support[places] for places in end.outputs.places.T], axis=1)
 
 
 def _sentences(chosen: Sequence[_Class], lanes: int) -> Iterator[str]:
@@ -184,10 +210,12 @@ def _sentences(chosen: Sequence[_Class], lanes: int) -> Iterator[str]:
     for each in chosen:
         ends = each.producers or each.ends
         together.setdefault(tuple(str(end.layer.node.name) for end in ends), []).append(each)
-    for names, group in together.items():
+    for all_names, group in together.items():
+        left = len(all_names) - NAMED
+        names = ", ".join(all_names) if left <= 1 else f"{', '.join(all_names[:NAMED])} and {left} more"
         parts = f", within {len(group)} parts each" if len(group) > 1 else ""
         if not group[0].producers:
-            yield f"inputs of {', '.join(names)} are permuted{parts}: their square blocks hold fewer zeros"
+            yield f"inputs of {names} are permuted{parts}: their square blocks hold fewer zeros"
             continue
         vectors = sum(each.vectors for each in group)
         after, given, bound = (
@@ -197,6 +225,6 @@ def _sentences(chosen: Sequence[_Class], lanes: int) -> Iterator[str]:
         alone = dict.fromkeys(str(each.preferred.node.name) for each in group if each.preferred is not None)
         why = f", in the order of {', '.join(alone)} because they disagree" if alone else ""
         yield (
-            f"outputs of {', '.join(names)} are permuted{parts}{why}: {after:.1%} of the vectors of {lanes} hold a "
+            f"outputs of {names} are permuted{parts}{why}: {after:.1%} of the vectors of {lanes} hold a "
             f"weight, {given:.1%} did; no order leaves less than {bound:.1%}"
         )
