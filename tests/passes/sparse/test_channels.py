@@ -6,10 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt.cost.roofline import Machine
 from graphopt.graph.edit import Editor
 from graphopt.passes.sparse.channels import classes
-from graphopt.passes.sparse.cluster_channels import cluster_channels
 from graphopt.passes.sparse.permute import permute
 from graphopt.verify.oracle import Tolerance, random_inputs, run_onnxruntime
 from tests.helpers.equal import require_equal
@@ -130,24 +128,3 @@ def test_any_permutation_changes_nothing(name: str, seed: int) -> None:
     tolerance = {"float32": Tolerance(1e-4, 1e-4)}
     require_equal(before, run_onnxruntime(model, feeds), "permuted", tolerance)
     assert all(value.uses() or value.is_graph_output() for value in model.graph.initializers.values())
-
-
-def test_planted_groups_are_found_across_a_residual_addition() -> None:
-    """Both producers of the class get the same order, in which both are dense blocks."""
-    model = model_of("residual addition")
-    generator = np.random.default_rng(0)
-    shuffled = generator.permutation(32)
-    for name, axis_size in (("w", 8), ("a", 32)):
-        value = model.graph.initializers[name]
-        kept = np.repeat(generator.random((axis_size, 2)) < 0.3, 16, axis=1)[:, shuffled]
-        value.const_value = ir.Tensor((value.const_value.numpy() * kept).astype(np.float32), name=name)
-    feeds = random_inputs(model, 0)
-    before = run_onnxruntime(model, feeds)
-    (note,) = cluster_channels(Editor(model, "test"), Machine(), 0.6)
-    assert note.startswith("outputs of matmul0, matmul2 are permuted: ")
-    require_equal(before, run_onnxruntime(model, feeds), "permuted", {"float32": Tolerance(1e-4, 1e-4)})
-    for node in (model.graph.node(0), model.graph.node(2)):
-        weight = node.inputs[1].const_value.numpy()
-        both = [(weight[:, half : half + 16] != 0).any(axis=1) for half in (0, 16)]
-        full = [(weight[:, half : half + 16] != 0).all(axis=1) for half in (0, 16)]
-        np.testing.assert_array_equal(both, full)
