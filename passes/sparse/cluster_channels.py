@@ -28,6 +28,9 @@ AGREED = 1.1
 ALONE = 4
 """Producers that disagree, the heaviest, whose own best order is tried."""
 
+PERMUTED = ("outputs of ", "inputs of ")
+"""How the sentences on what was permuted begin."""
+
 NAMED = 6
 """Layers of a class that are named in its sentence."""
 
@@ -215,7 +218,7 @@ def _sentences(chosen: Sequence[_Class], lanes: int) -> Iterator[str]:
         names = ", ".join(all_names) if left <= 1 else f"{', '.join(all_names[:NAMED])} and {left} more"
         parts = f", within {len(group)} parts each" if len(group) > 1 else ""
         if not group[0].producers:
-            yield f"inputs of {names} are permuted{parts}: their square blocks hold fewer zeros"
+            yield f"{PERMUTED[1]}{names} are permuted{parts}: their square blocks hold fewer zeros"
             continue
         vectors = sum(each.vectors for each in group)
         after, given, bound = (
@@ -225,6 +228,6 @@ def _sentences(chosen: Sequence[_Class], lanes: int) -> Iterator[str]:
         alone = dict.fromkeys(str(each.preferred.node.name) for each in group if each.preferred is not None)
         why = f", in the order of {', '.join(alone)} because they disagree" if alone else ""
         yield (
-            f"outputs of {names} are permuted{parts}{why}: {after:.1%} of the vectors of {lanes} hold a "
+            f"{PERMUTED[0]}{names} are permuted{parts}{why}: {after:.1%} of the vectors of {lanes} hold a "
             f"weight, {given:.1%} did; no order leaves less than {bound:.1%}"
         )
