@@ -171,12 +171,11 @@ class _Class:
     def _for_readers(self) -> Iterator[tuple[Order, SparseLayer | None]]:
         """An order for producers and readers. A square block of a reader weighs as much as it has vectors."""
         height = SQUARES[0]
-        columns = [
-            np.repeat(grouped(end.layer.support, height)[:, places].T, height, axis=1)
-            for end in self.readers
-            if end.inputs is not None
-            for places in end.inputs.places.T
-        ]
+        columns = []
+        for end in self.readers:
+            assert end.inputs is not None
+            groups = grouped(end.layer.support, height)
+            columns += [np.repeat(groups[:, places].T, height, axis=1) for places in end.inputs.places.T]
         if columns:
             supports = np.concatenate([*(_rows(end) for end in self.producers), *columns], axis=1)
             yield np.array(clustering.cluster(clustering.Problem(supports, height)).order), self.preferred
