@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from graphopt.cli import options as options
 from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
 from graphopt.report.document import Report
+
+if TYPE_CHECKING:
+    from graphopt.pipeline.explain import Row
 
 EXAMPLES = (
     "graphopt inspect --sparsity pruned.onnx",
@@ -42,22 +45,28 @@ def command(
         from graphopt.compiler import rewrite
         from graphopt.options import Options
         from graphopt.passes import DEFAULT, ClusterSparse
+        from graphopt.passes.sparse.cluster_channels import PERMUTED
         from graphopt.passes.sparse.survey import survey
         from graphopt.pipeline.explain import explain
+        from graphopt.pipeline.pipeline import Pipeline
         from graphopt.report import sparsity as reporting
 
-        asked = Options(level=level, costs=costs, shapes=options.parse_shapes(shapes), threads=threads)
-        before = DEFAULT.partition(f",{ClusterSparse.name}")[0]
-        prepared = rewrite(model, Options(level=level, shapes=asked.shapes, passes=before, costs="roofline"))
+        before, name, after = DEFAULT.partition(f",{ClusterSparse.name}")
+        wanted = options.parse_shapes(shapes)
+        prepared = rewrite(model, Options(level=level, costs=costs, shapes=wanted, threads=threads, passes=before))
         say("sorting outputs")
         layers = list(survey(prepared.model, prepared.target.machine.vector_lanes))
-        say("choosing")
-        chosen = explain(rewrite(model, asked).result) if layers else []
-        rows = {row.node: row for row in chosen if row.seconds is not None}
-    blocks = reporting.blocks(layers, rows)
+        rows: dict[str, Row] = {}
+        permuted: list[str] = []
+        if layers:
+            say("choosing")
+            result = Pipeline.parse(f"{name}{after}".lstrip(",")).on(prepared.costs).run(prepared.model)
+            rows = {row.node: row for row in explain(result) if row.seconds is not None}
+            permuted = [note for step in result.steps for note in step.notes if note.startswith(PERMUTED)]
+    blocks = reporting.blocks(layers, rows, permuted)
     if svg is not None:
         if not layers:
             raise GraphoptError(f"{model} has no weights that are zero, so there is nothing to draw; leave out --svg")
         drawing.write(svg, reporting.svg(model, layers), "--svg")
         blocks.append(f"The layers are drawn in {svg}.")
-    return Report({"model": model, "layers": reporting.document(layers, rows)}, blocks)
+    return Report({"model": model, "layers": reporting.document(layers, rows), "permuted": permuted}, blocks)

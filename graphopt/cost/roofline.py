@@ -28,6 +28,21 @@ class Machine:
     sparse_blocks: tuple[tuple[int, int], ...] = ((1, 1), (1, 4), (1, 8), (1, 16), (16, 16), (32, 32))
     sparse_sides: tuple[int, ...] = ()
 
+    @property
+    def squares(self) -> tuple[int, ...]:
+        """Sides of the square blocks of products."""
+        return tuple(depth for depth, width in self.sparse_blocks if depth == width > 1)
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether a block may be one vector of outputs."""
+        return any(depth == 1 < width for depth, width in self.sparse_blocks)
+
+    @property
+    def group(self) -> int:
+        """Outputs that share the inputs of a block: those of a vector, or the side of the smallest square."""
+        return self.vector_lanes if self.has_vectors else min(self.squares)
+
 
 DIRECT_RATE = 0.75
 WINOGRAD_PRODUCT_RATE = 0.7

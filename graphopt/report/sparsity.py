@@ -39,8 +39,8 @@ def _object(layer: LayerSparsity, row: Row | None) -> dict[str, Any]:
     }
 
 
-def blocks(layers: Sequence[LayerSparsity], rows: Mapping[str, Row]) -> list[Block]:
-    """The table, and what its columns mean."""
+def blocks(layers: Sequence[LayerSparsity], rows: Mapping[str, Row], permuted: Sequence[str]) -> list[Block]:
+    """The table, what its columns mean, and what was permuted when the model was compiled: a sentence for each."""
     if not layers:
         return ["No product or convolution has constant weights that are zero."]
     width = layers[0].width
@@ -65,7 +65,8 @@ def blocks(layers: Sequence[LayerSparsity], rows: Mapping[str, Row]) -> list[Blo
         f"given, clustered: vectors of {width} outputs that hold a weight, with the outputs as they are, and sorted; "
         "random: of a random mask as dense; bound: the least of any order."
     )
-    return [table, meaning]
+    free = [f"Permuted at no cost in a run: {sentence}." for sentence in permuted]
+    return [table, meaning, *free]
 
 
 def _decision(row: Row | None) -> tuple[str, str, str, str]:

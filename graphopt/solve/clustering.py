@@ -32,7 +32,8 @@ HOPELESS = 0.9
 problems they are not exchanged."""
 
 EFFORT, MOST_STARTS = 20_000, 16
-"""Small problems are solved from several random orders too: `EFFORT` over the square of their rows."""
+"""Small problems are solved from several random orders too: `EFFORT` over the square of their rows, times the words of
+64 columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def cluster(problem: Problem) -> Solution:
     if problem.height == 1 or given.columns == given.bound:
         return given
     generator, rows = np.random.default_rng(0), len(problem.supports)
-    starts = min(MOST_STARTS, EFFORT // rows**2)
+    starts = min(MOST_STARTS, EFFORT // (rows**2 * -(-problem.supports.shape[1] // 64) or 1))
     best = given
     for begin in (_greedy(problem), *(generator.permutation(rows) for _ in range(starts))):
         groups = _Groups(problem.supports, begin, problem.height)

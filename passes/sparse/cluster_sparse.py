@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from graphopt import ops
-from graphopt.cost import roofline
 from graphopt.cost.model import CostModel
 from graphopt.cost.node_workload import workload_of
-from graphopt.cost.workload import PRECISION, TILE, Operand, Timing, Workload
+from graphopt.cost.workload import PRECISION, TILE, Timing, Workload
 from graphopt.graph.edit import Editor, dims
 from graphopt.ops import MINIMUM_OPSET
 from graphopt.ops.sparse import block_density, pack_blocks, vector_density
+from graphopt.passes.sparse.candidates import Candidate, blocks, dense
+from graphopt.passes.sparse.cluster_channels import cluster_channels
 from graphopt.passes.sparse.linear import Linear, read_linear
-from graphopt.passes.sparse.permute import cluster_channels
 from graphopt.pipeline.pass_base import Alternative, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve import clustering
 
@@ -31,6 +29,7 @@ class ClusterSparse(Pass):
 
         y = MatMul(x, w)  ->  y = BlockSparseMatMul(x, blocks, rows, starts)
                               y = Gather(BlockSparseMatMul(x, blocks, rows, starts), places)   clustered outputs
+                              y = Concat(BlockSparseMatMul(x, ...), MatMul(x, w[:, n:]))       ranges of outputs
 
     Outputs that need the same inputs are brought together (`graphopt.solve.clustering`), so that a block holds few
     zeros: offline, where all that reads them can follow (`permute`), also those of convolutions, which `select-conv`
@@ -56,111 +55,63 @@ class ClusterSparse(Pass):
         if model.opset_imports.get("", 1) < MINIMUM_OPSET:
             return PassResult(model, False)
         editor = Editor(model, self.name)
-        notes = cluster_channels(editor, self.costs.machine.vector_lanes, self.max_density)
-        layers: dict[Linear, list[_Candidate]] = {}
+        notes = cluster_channels(editor, self.costs.machine, self.max_density)
+        layers: dict[Linear, list[Candidate]] = {}
         refusals = []
         for node in model.graph:
             linear = read_linear(node, self.costs.machine.floats)
             if linear is None or linear.weight.size < self.min_weights or linear.density > self.max_density:
                 continue
-            dense = workload_of(node)
-            if dense is None:
+            workload = workload_of(node)
+            if workload is None:
                 refusals.append(Refusal(str(node.name), "its shapes or attributes have no representation as a cost"))
                 continue
-            offered = sorted(self._candidates(linear), key=lambda each: each.seconds)
-            layers[linear] = [self._dense(linear, dense), *offered[: self.measured]]
+            as_dense = dense(linear, workload, self.costs)
+            offered = blocks(linear, as_dense, self.costs)
+            layers[linear] = [as_dense, *offered[: self.measured]]
             notes.append(_densities(linear, offered))
-        timings = self.costs.timings([[each.workload for each in offered] for offered in layers.values()])
         choices = []
-        for (linear, offered), timed in zip(layers.items(), timings, strict=True):
-            if all(timing is not None for timing in timed):
-                offered = [each.at(timing) for each, timing in zip(offered, timed, strict=True)]
+        for (linear, _), offered in zip(layers.items(), self._timed(list(layers.values())), strict=True):
             best = min(offered, key=lambda each: each.seconds * (self.gain if each.sparse else 1.0))
             choices.append(_choice(linear, best, offered))
             if best.sparse:
                 _emit(editor, linear, best)
         return PassResult(model, editor.modified, tuple(refusals), tuple(choices), tuple(notes))
 
-    def _dense(self, linear: Linear, workload: Workload) -> _Candidate:
-        (k, n), machine = linear.weight.shape, self.costs.machine
-        seconds = roofline.product(machine, linear.rows, n, k, linear.weight.itemsize)
-        return _Candidate("dense", self.costs.estimated(workload, seconds, workload.units), workload)
-
-    def _candidates(self, linear: Linear) -> Iterator[_Candidate]:
-        """Blocks of every shape, of outputs as they are and clustered where that saves some."""
-        k, n = linear.weight.shape
-        support = (linear.weight != 0).T
-        for depth, width in self.costs.machine.sparse_blocks:
-            if k % depth or width > 2 * n:
-                continue
-            yield self._candidate(linear, depth, width, None)
-            if width == 1 or depth > 1:
-                continue
-            problem = clustering.Problem(support, width)
-            solution = clustering.cluster(problem)
-            if solution.columns < 0.98 * clustering.columns_of(problem, tuple(range(n))):
-                yield self._candidate(linear, depth, width, np.array(solution.order))
-
-    def _candidate(self, linear: Linear, depth: int, width: int, order: NDArray[np.int64] | None) -> _Candidate:
-        (k, n), machine = linear.weight.shape, self.costs.machine
-        weight = linear.weight if order is None else linear.weight[:, order]
-        blocks, *indices = pack_blocks(weight, depth, width)
-        seconds = roofline.block_sparse(machine, linear.rows, n, k, blocks.shape, weight.itemsize)
-        shape = dims(linear.x)
-        assert shape is not None
-        dtype = weight.dtype.name
-        operands = Operand(shape, dtype), Operand(blocks.shape, dtype, True), *map(Operand.of_indices, indices)
-        out = (*shape[:-1], n)
-        units = str(linear.node.metadata_props.get(PRECISION, ""))
-        workload = Workload("BlockSparseMatMul", operands, out, (("outputs", (n,)),), ops.DOMAIN, units)
-        move = 0.0 if order is None else roofline.transform(machine, math.prod(out) * weight.itemsize)
-        seconds = self.costs.estimated(workload, seconds, workload.units)
-        name = f"sparse {width}x{depth}{'' if order is None else ' clustered'}"
-        return _Candidate(name, seconds + move, workload, depth, width, order, move)
+    def _timed(self, layers: Sequence[Sequence[Candidate]]) -> list[list[Candidate]]:
+        """The candidates of each layer with measured seconds, where those of all are known."""
+        # Candidates of one piece compete. Pieces do not: none is slow because another one is shorter.
+        groups = [[each.workloads[0] for each in layer if len(each.workloads) == 1] for layer in layers]
+        pieces = [each.workloads for layer in layers for each in layer if len(each.workloads) > 1]
+        timings = self.costs.timings([*groups, *([workload] for workloads in pieces for workload in workloads)])
+        known = {
+            workload: timing
+            for group, timed in zip([*groups, *([w] for workloads in pieces for w in workloads)], timings, strict=True)
+            for workload, timing in zip(group, timed, strict=True)
+        }
+        return [_with(layer, known) for layer in layers]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Candidate:
-    """One way to compute a product: blocks of `depth` x `width`, both 0 for the dense one.
-
-    `move` are the seconds to put outputs back that were sorted by `order`. Blocks are packed again when they are
-    needed: those of all candidates of a model would take several times its size.
-    """
-
-    name: str
-    seconds: float
-    workload: Workload
-    depth: int = 0
-    width: int = 0
-    order: NDArray[np.int64] | None = None
-    move: float = 0.0
-    tile: str = ""
-    measured: bool = False
-
-    @property
-    def sparse(self) -> bool:
-        """Whether it is not the dense product."""
-        return self.width > 0
-
-    def at(self, timing: Timing | None) -> _Candidate:
-        """The candidate with measured seconds."""
-        assert timing is not None
-        return replace(self, seconds=timing.seconds + self.move, tile=timing.tile, measured=True)
+def _with(layer: Sequence[Candidate], known: Mapping[Workload, Timing | None]) -> list[Candidate]:
+    timings = [[known[workload] for workload in each.workloads] for each in layer]
+    if any(timing is None for each in timings for timing in each):
+        return list(layer)
+    return [
+        each.at([timing for timing in timed if timing is not None]) for each, timed in zip(layer, timings, strict=True)
+    ]
 
 
-def _densities(linear: Linear, offered: Sequence[_Candidate]) -> str:
+def _densities(linear: Linear, offered: Sequence[Candidate]) -> str:
     """How dense the weights are, and the vectors of outputs that hold one: as given, clustered, and at random."""
-    vectors = [each for each in offered if each.depth == 1]
     rows = linear.weight.T
-    if not vectors:
-        blocks = [
-            f"{block_density(rows, each.depth, each.width):.1%} of the blocks of {each.width}x{each.depth}"
-            for each in offered
-        ]
-        listed = f"; {', '.join(blocks)} hold one" if blocks else ""
-        return f"{linear.node.name}: {linear.density:.1%} of the weights are not zero{listed}"
-    width = max(each.width for each in vectors)
-    orders = [each.order for each in vectors if each.width == width and each.order is not None]
+    widths = [each.shape[1] for each in offered if each.shape[0] == 1]
+    if not widths:
+        squares = dict.fromkeys(each.shape for each in offered)
+        listed = [f"{block_density(rows, *shape):.1%} of the blocks of {shape[1]}x{shape[0]}" for shape in squares]
+        held = f"; {', '.join(listed)} hold one" if listed else ""
+        return f"{linear.node.name}: {linear.density:.1%} of the weights are not zero{held}"
+    width = max(widths)
+    orders = [each.outputs for each in offered if each.shape == (1, width) and each.outputs is not None]
     clustered = f", {vector_density(rows[orders[0]], width):.1%} clustered" if orders else ""
     random = clustering.expected_of_random(linear.density, width)
     given = vector_density(rows, width)
@@ -170,7 +121,7 @@ def _densities(linear: Linear, offered: Sequence[_Candidate]) -> str:
     )
 
 
-def _choice(linear: Linear, best: _Candidate, offered: Sequence[_Candidate]) -> Choice:
+def _choice(linear: Linear, best: Candidate, offered: Sequence[Candidate]) -> Choice:
     others = tuple(
         Alternative(each.name, each.seconds, "slower" if each.seconds > best.seconds else "not faster by enough")
         for each in offered
@@ -181,40 +132,53 @@ def _choice(linear: Linear, best: _Candidate, offered: Sequence[_Candidate]) -> 
     )
 
 
-def _emit(editor: Editor, linear: Linear, best: _Candidate) -> None:
-    """Replace the product by that of its blocks."""
+def _emit(editor: Editor, linear: Linear, best: Candidate) -> None:
+    """Replace the product by those of its pieces, side by side."""
     node, n = linear.node, linear.weight.shape[1]
-    result = node.outputs[0]
+    result, x = node.outputs[0], linear.x
     shape = dims(result)
     assert shape is not None
-    weight = linear.weight if best.order is None else linear.weight[:, best.order]
-    packed = zip(pack_blocks(weight, best.depth, best.width), ("blocks", "rows", "starts"), strict=True)
-    operands = [editor.constant(array, f"{node.name}.{name}") for array, name in packed]
+    weight = best.weight(linear)
+    axis = {"axis": len(shape) - 1}
 
-    def insert(op_type: str, inputs: Sequence[ir.Value], attributes: dict[str, Any], domain: str = "") -> ir.Value:
+    def insert(op_type: str, inputs: Sequence[ir.Value], attributes: dict[str, Any], extent: int = n) -> ir.Value:
         name = f"{node.name}.{op_type.lower()}"
         return editor.insert(
             node,
             op_type,
             inputs,
             attributes,
-            shape=shape,
+            shape=(*shape[:-1], extent),
             dtype=result.dtype,
             name=name,
             output=name,
             origin=[node],
-            domain=domain,
+            domain=ops.DOMAIN if op_type == "BlockSparseMatMul" else "",
         )
 
-    value = insert("BlockSparseMatMul", [linear.x, *operands], {"outputs": [n]}, ops.DOMAIN)
-    product = value.producer()
-    for key, said in ((TILE, best.tile), (PRECISION, best.workload.units)):
-        if said and product is not None:  # its converter reads them
-            product.metadata_props[key] = said
-    if best.order is not None:
-        places = np.empty(n, np.int64)
-        places[best.order] = np.arange(n)
-        value = insert("Gather", [value, editor.constant(places, f"{node.name}.places")], {"axis": len(shape) - 1})
+    if best.inputs is not None:
+        x = insert("Gather", [x, editor.constant(best.inputs, f"{node.name}.inputs")], axis, len(weight))
+    values = []
+    for piece in best.pieces:
+        part, extent = weight[:, piece.start : piece.stop], piece.stop - piece.start
+        if piece.width:
+            packed = zip(pack_blocks(part, piece.depth, piece.width), ("blocks", "rows", "starts"), strict=True)
+            operands = [editor.constant(array, f"{node.name}.{name}") for array, name in packed]
+            values.append(insert("BlockSparseMatMul", [x, *operands], {"outputs": [extent]}, extent))
+            _mark(values[-1], best)
+        else:
+            values.append(insert("MatMul", [x, editor.constant(part, f"{node.name}.dense")], {}, extent))
+    value = values[0] if len(values) == 1 else insert("Concat", values, axis)
+    if best.outputs is not None:
+        value = insert("Gather", [value, editor.constant(np.argsort(best.outputs), f"{node.name}.places")], axis)
     if linear.bias is not None:
         value = insert("Add", [value, linear.bias], {})
     editor.swap(node, value)
+
+
+def _mark(y: ir.Value, best: Candidate) -> None:
+    """Write tile and units into the metadata of the producer of `y`, where its converter reads them."""
+    node = y.producer()
+    for key, said in ((TILE, best.tile), (PRECISION, best.workloads[0].units)):
+        if said and node is not None:
+            node.metadata_props[key] = said

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from graphopt import ops
 from graphopt.graph.edit import Editor, dims
@@ -64,7 +65,7 @@ def _obstacle(linear: Linear) -> str | None:
 def _emit(editor: Editor, linear: Linear) -> str:
     """Replace the product; returns a sentence on the bytes of its weights."""
     node, result = linear.node, linear.node.outputs[0]
-    packed = pack_columns(linear.weight)
+    packed: tuple[NDArray[Any], ...] = pack_columns(linear.weight)
     operands = [
         editor.constant(array, f"{node.name}.{name}")
         for array, name in zip(packed, ("codes", "zeros", "pointers", "codebook"), strict=True)

@@ -58,7 +58,7 @@ class DropBlocks(Pass):
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph; a sparse layer that keeps its weights gets a Refusal."""
         editor = Editor(model, self.name)
-        width = max(self.costs.machine.sparse_sides, default=self.costs.machine.vector_lanes)
+        width = self.costs.machine.group
         refusals, notes = [], []
         for node, weight in _layers(model) if self.energy < 1 else ():
             matrix = by_output(node, weight)

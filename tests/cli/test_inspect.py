@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
+
+from graphopt.frontend import load as loading
+from tests.helpers.text_models import parse
 
 Cli = Callable[..., Any]
 LAYER = "zoo:sparse/96x128-m8-b16x1-s90-shuffled"
@@ -55,3 +60,25 @@ def test_what_to_show_has_to_be_said(graphopt: Cli, tiny: Path) -> None:
     result = graphopt("inspect", tiny)
     assert result.code == 2
     assert "say what to show: --sparsity" in result.err
+
+
+def test_a_model_is_loaded_once_and_what_is_permuted_is_told(
+    graphopt: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """g (float[64,64] x, float[64,128] w, float[128,128] v) => (float[64,128] y)
+        { t = MatMul(x, w) r = Relu(t) y = MatMul(r, v) }"""
+    model = parse(text, {"w": (64, 128), "v": (128, 128)})
+    generator = np.random.default_rng(0)
+    kept = np.repeat(generator.random((64, 8)) < 0.1, 16, axis=1)[:, generator.permutation(128)]
+    weight = model.graph.initializers["w"]
+    weight.const_value = ir.Tensor((weight.const_value.numpy() * kept).astype(np.float32), name="w")
+    ir.save(model, tmp_path / "mlp.onnx")
+    calls: list[Any] = []
+    load = loading.load
+    monkeypatch.setattr(loading, "load", lambda *args, **more: calls.append(args) or load(*args, **more))
+    report = graphopt("inspect", "--sparsity", tmp_path / "mlp.onnx", "--costs", "roofline", "--json")
+    assert len(calls) == 1
+    (sentence,) = report.document["permuted"]
+    assert sentence.startswith("outputs of matmul0 are permuted: ")
+    shown = graphopt("inspect", "--sparsity", tmp_path / "mlp.onnx", "--costs", "roofline").out
+    assert "Permuted at no cost in a run: outputs of matmul0" in " ".join(shown.split())

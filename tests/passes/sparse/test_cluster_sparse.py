@@ -11,6 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from graphopt.cost.model import CostModel
+from graphopt.cost.node_workload import workload_of
+from graphopt.cost.roofline import Machine
 from graphopt.cost.workload import Timing, Workload
 from graphopt.passes import ClusterSparse
 from graphopt.pipeline.pass_base import PassResult
@@ -159,3 +161,66 @@ def test_the_densities_are_told() -> None:
         "matmul0: 8.7% of the weights are not zero; 44.5% of the vectors of 16 outputs hold one, 8.7% clustered, "
         "76.8% would at random"
     )
+
+
+FAST_COPIES = Machine(bandwidth=2e12)
+"""A machine on which Gather and Concat cost next to nothing, so that small products show what large ones choose."""
+
+WIDE = "g (float[64,256] x, float[256,256] w) => (float[64,256] y) { y = MatMul(x, w) }"
+
+
+def test_square_blocks_are_clustered_on_both_sides() -> None:
+    kept = mask(256, 256, (16, 16), 0.2, shuffled=True)[np.random.default_rng(1).permutation(256)]
+    after, result = rewritten(ClusterSparse(costs=CostModel(FAST_COPIES)), WIDE, {"w": kept})
+    blocks = int(kept.sum()) // 256
+    assert after.splitlines() == [
+        "matmul0.gather[64,256] = Gather(x, const[256]) {axis=1}",
+        f"matmul0.blocksparsematmul[64,256] = BlockSparseMatMul(matmul0.gather, const[{blocks},16,16], "
+        f"const[{blocks}], const[{blocks}]) {{outputs=[256]}}",
+        "y[64,256] = Gather(matmul0.blocksparsematmul, const[256]) {axis=1}",
+    ]
+    assert result.choices[0].algorithm == "sparse 16x16 clustered"
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_outputs_are_cut_into_ranges(shuffled: bool, bias: bool) -> None:
+    """One half is dense, the other one of few blocks: each is computed in its own way."""
+    kept = np.concatenate([np.ones((256, 128)), mask(256, 128, (1, 16), 0.1)], axis=1)
+    kept = kept[:, np.random.default_rng(0).permutation(256)] if shuffled else kept
+    text = WIDE.replace("y = MatMul(x, w)", "y = Gemm(x, w, b)").replace(" w)", " w, float[256] b)", 1)
+    masks = {"w": kept, "b": np.ones(256)} if bias else {"w": kept}
+    after, result = rewritten(ClusterSparse(costs=CostModel(FAST_COPIES)), text if bias else WIDE, masks)
+    assert result.choices[0].algorithm == "sparse 2 ranges" + (" clustered" if shuffled else "")
+    assert "MatMul(x, const[256,128])" in after
+    assert "BlockSparseMatMul(x, const[" in after
+    assert ("Gather" in after) == shuffled
+    assert ("Add" in after) == bias
+
+
+def test_ranges_are_measured_piece_by_piece() -> None:
+    """What is timed are the nodes that are emitted."""
+    timed: list[Workload] = []
+
+    class Pieces(Fixed):
+        def _timing(self, workload: Workload) -> Timing:
+            timed.append(workload)
+            return Timing(1e-5, 1e-5, 1e-5, "") if workload.shape == (64, 128) else super()._timing(workload)
+
+    kept = np.concatenate([np.ones((256, 128)), mask(256, 128, (1, 16), 0.1)], axis=1)
+    costs = Pieces(1e-3, b16x1=1e-5)
+    costs.machine = FAST_COPIES
+    model = parse(WIDE, {"w": (256, 256)})
+    value = model.graph.initializers["w"]
+    value.const_value = ir.Tensor((value.const_value.numpy() * kept).astype(np.float32), name="w")
+    (choice,) = ClusterSparse(costs=costs)(model).choices
+    assert (choice.algorithm, choice.measured) == ("sparse 2 ranges", True)
+    assert choice.seconds == pytest.approx(2e-5 + 2 * 64 * 256 * 4 / FAST_COPIES.bandwidth)
+    emitted = [workload_of(node) for node in model.graph if "MatMul" in node.op_type]
+    assert len(emitted) == 2
+    assert set(emitted) <= set(timed)
+
+
+def test_one_kind_of_block_is_not_cut() -> None:
+    _, result = rewritten(ClusterSparse(costs=CostModel(FAST_COPIES)), WIDE, {"w": mask(256, 256, (1, 16), 0.1)})
+    assert not any("ranges" in other.algorithm for other in result.choices[0].alternatives)

@@ -1,0 +1,221 @@
+"""Ways to compute a product with a sparse matrix: dense, in blocks of every shape, in ranges of outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt.cost import roofline
+from graphopt.cost.model import CostModel
+from graphopt.cost.roofline import Machine
+from graphopt.cost.workload import PRECISION, Operand, Timing, Workload
+from graphopt.graph.edit import dims
+from graphopt.ops.sparse import pack_blocks
+from graphopt.passes.sparse.linear import Linear
+from graphopt.solve import clustering, coclustering, heights
+
+CALL = 3e-6
+"""Seconds to call one more kernel."""
+
+RANGES_WORTH = 0.9
+"""Outputs are cut into ranges if that is estimated to leave at most this share of the time of any other candidate."""
+
+FEWER = 0.98
+"""Another order is offered if it leaves at most this share of the blocks."""
+
+Order = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Outputs from `start` to before `stop`, in blocks of `depth` x `width`; both are 0 for a dense product."""
+
+    start: int
+    stop: int
+    depth: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One way to compute a product: its pieces, and the workload of each.
+
+    `outputs` and `inputs` are the orders in which blocks are formed, None where they are those given; `move` are the
+    seconds to gather inputs, to put pieces side by side, and to put outputs back. Blocks are packed again when they are
+    needed: those of all candidates of a model would take several times its size.
+    """
+
+    name: str
+    seconds: float
+    pieces: tuple[Piece, ...]
+    workloads: tuple[Workload, ...]
+    outputs: Order | None = None
+    inputs: Order | None = None
+    move: float = 0.0
+    tile: str = ""
+    measured: bool = False
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it is not the dense product."""
+        return any(piece.width for piece in self.pieces)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(inputs, outputs) of all blocks; zeros for dense products and for ranges of several shapes."""
+        shapes = {(piece.depth, piece.width) for piece in self.pieces}
+        return shapes.pop() if len(shapes) == 1 else (0, 0)
+
+    def weight(self, linear: Linear) -> NDArray[Any]:
+        """The matrix [K, N] in the orders of this candidate."""
+        weight = linear.weight if self.outputs is None else linear.weight[:, self.outputs]
+        return weight if self.inputs is None else weight[self.inputs]
+
+    def at(self, timings: Sequence[Timing]) -> Candidate:
+        """The candidate with measured seconds."""
+        tile = timings[0].tile if len(timings) == 1 else ""
+        return replace(self, seconds=sum(each.seconds for each in timings) + self.move, tile=tile, measured=True)
+
+
+def dense(linear: Linear, workload: Workload, costs: CostModel) -> Candidate:
+    """The dense product, whose node has the workload `workload`."""
+    k, n = linear.weight.shape
+    seconds = roofline.product(costs.machine, linear.rows, n, k, linear.weight.itemsize)
+    return Candidate("dense", costs.estimated(workload, seconds, workload.units), (Piece(0, n),), (workload,))
+
+
+def blocks(linear: Linear, as_dense: Candidate, costs: CostModel) -> list[Candidate]:
+    """Blocks of every shape, outputs and inputs as they are and clustered where that saves some; the best first."""
+    offered = list(_vectors(linear, costs))
+    best = min((as_dense, *offered), key=lambda each: each.seconds)
+    squares = list(_squares(linear, offered, best.seconds, costs))
+    limit = RANGES_WORTH * min(each.seconds for each in (as_dense, *offered, *squares))
+    return sorted((*offered, *squares, *_ranges(linear, offered, limit, costs)), key=lambda each: each.seconds)
+
+
+def _vectors(linear: Linear, costs: CostModel) -> Iterator[Candidate]:
+    """Blocks of one input."""
+    n = linear.weight.shape[1]
+    support = np.ascontiguousarray((linear.weight != 0).T)
+    for depth, width in costs.machine.sparse_blocks:
+        if depth > 1 or width > 2 * n:
+            continue
+        yield _uniform(linear, costs, depth, width)
+        if width == 1:
+            continue
+        problem = clustering.Problem(support, width)
+        solution = clustering.cluster(problem)
+        if solution.columns < FEWER * clustering.as_given(problem).columns:
+            yield _uniform(linear, costs, depth, width, np.array(solution.order))
+
+
+def _squares(linear: Linear, vectors: Sequence[Candidate], seconds: float, costs: CostModel) -> Iterator[Candidate]:
+    """Square blocks. Both sides are clustered only if the best that could come of it takes less than `seconds`."""
+    k, n = linear.weight.shape
+    support = np.ascontiguousarray((linear.weight != 0).T)
+    machine = costs.machine
+    held = (math.prod(each.workloads[0].operands[1].shape) for each in vectors if each.pieces[0].width > 1)
+    values = min(held, default=int(support.sum()))
+    for depth, width in machine.sparse_blocks:
+        if depth == 1 or k % depth or width > 2 * n:
+            continue
+        given = _uniform(linear, costs, depth, width)
+        yield given
+        full = -(-values // (depth * width)), depth, width
+        if _estimated(given, full, linear, costs) + _move(linear, machine, inputs=True) >= seconds:
+            continue
+        problem = coclustering.Problem(support, width, depth)
+        solution = coclustering.cocluster(problem)
+        if solution.blocks < FEWER * coclustering.as_given(problem).blocks:
+            outputs, inputs = (np.array(order) for order in (solution.rows, solution.columns))
+            yield _uniform(linear, costs, depth, width, outputs, inputs)
+
+
+def _ranges(linear: Linear, vectors: Sequence[Candidate], limit: float, costs: CostModel) -> Iterator[Candidate]:
+    """Ranges of outputs, each dense or in blocks of its own width, if they take at most `limit` seconds.
+
+    Outputs are as they are, or in the order that the widest vectors have.
+    """
+    (k, n), machine = linear.weight.shape, costs.machine
+    if not vectors or n < 2 * machine.vector_lanes or PRECISION in linear.node.metadata_props:
+        return
+    widths = [width for depth, width in machine.sparse_blocks if depth == 1 and width <= n]
+    kinds = [heights.Kind(width, _seconds(linear, machine, (1, 1, width), moved=False)) for width in widths]
+    whole = roofline.product(machine, linear.rows, n, k, linear.weight.itemsize)
+    kinds.append(heights.Kind(machine.vector_lanes, whole * machine.vector_lanes / (n * k), dense=True))
+    support = np.ascontiguousarray((linear.weight != 0).T)
+    widest = max(vectors, key=lambda each: (each.pieces[0].width, each.outputs is not None)).outputs
+    for order in (None,) if widest is None else (None, widest):
+        rows = support if order is None else support[order]
+        solution = heights.cut(heights.Problem(rows, tuple(kinds), CALL))
+        move = _move(linear, machine, outputs=True) + (0.0 if order is None else _move(linear, machine, outputs=True))
+        if len(solution.ranges) == 1 or solution.seconds + move > limit:
+            continue
+        pieces = tuple(
+            Piece(each.start, each.stop, *((1, widths[each.kind]) if each.kind < len(widths) else (0, 0)))
+            for each in solution.ranges
+        )
+        weight = linear.weight if order is None else linear.weight[:, order]
+        workloads = tuple(_workload(linear, weight, piece) for piece in pieces)
+        name = f"sparse {len(pieces)} ranges{'' if order is None else ' clustered'}"
+        yield Candidate(name, solution.seconds + move, pieces, workloads, order, None, move)
+
+
+def _uniform(
+    linear: Linear,
+    costs: CostModel,
+    depth: int,
+    width: int,
+    outputs: Order | None = None,
+    inputs: Order | None = None,
+) -> Candidate:
+    """Blocks of one shape."""
+    weight = linear.weight if outputs is None else linear.weight[:, outputs]
+    weight = weight if inputs is None else weight[inputs]
+    piece = Piece(0, weight.shape[1], depth, width)
+    workload = _workload(linear, weight, piece)
+    move = _move(linear, costs.machine, outputs=outputs is not None, inputs=inputs is not None)
+    seconds = _seconds(linear, costs.machine, workload.operands[1].shape)
+    seconds = costs.estimated(workload, seconds, workload.units) + move
+    name = f"sparse {width}x{depth}{'' if outputs is None else ' clustered'}"
+    return Candidate(name, seconds, (piece,), (workload,), outputs, inputs, move)
+
+
+def _workload(linear: Linear, weight: NDArray[Any], piece: Piece) -> Workload:
+    shape, dtype = dims(linear.x), weight.dtype.name
+    assert shape is not None
+    part = weight[:, piece.start : piece.stop]
+    x, out = Operand(shape, dtype), (*shape[:-1], part.shape[1])
+    if not piece.width:
+        return Workload("MatMul", (x, Operand(part.shape, dtype, True)), out, domain="")
+    packed, *indices = pack_blocks(part, piece.depth, piece.width)
+    operands = x, Operand(packed.shape, dtype, True), *map(Operand.of_indices, indices)
+    units = str(linear.node.metadata_props.get(PRECISION, ""))
+    return Workload("BlockSparseMatMul", operands, out, (("outputs", (part.shape[1],)),), units=units)
+
+
+def _estimated(given: Candidate, shape: tuple[int, int, int], linear: Linear, costs: CostModel) -> float:
+    """Estimated seconds of the candidate with blocks [count, depth, width]."""
+    (workload,) = given.workloads
+    x, stored, *_ = workload.operands
+    fewer = replace(workload, operands=(x, replace(stored, shape=shape)))
+    return costs.estimated(fewer, _seconds(linear, costs.machine, shape), workload.units)
+
+
+def _seconds(linear: Linear, machine: Machine, shape: tuple[int, ...], *, moved: bool = True) -> float:
+    """Estimated seconds of blocks [count, depth, width]; of their arithmetic and weights alone if not `moved`."""
+    k, n = linear.weight.shape if moved else (0, 0)
+    count, depth, width = shape
+    return roofline.block_sparse(machine, linear.rows, n, k, (count, depth, width), linear.weight.itemsize)
+
+
+def _move(linear: Linear, machine: Machine, *, outputs: bool = False, inputs: bool = False) -> float:
+    """Seconds to copy all outputs, all inputs or both."""
+    k, n = linear.weight.shape
+    values = linear.rows * (n * outputs + k * inputs)
+    return roofline.transform(machine, values * linear.weight.itemsize)
