@@ -1,15 +1,16 @@
 """Slots: where the channels of all values lie, and which of them may change places.
 
-A slot is one channel, on all axes of all values and constants that carry it. Two slots are of one class if they lie on
-the same axes, as often on each: then they may change places everywhere at once, and nobody sees a difference. That is
-the coarsest partition of the slots that no axis cuts, found by refining it with one axis after another.
+A slot is one channel, at all places of all values and constants that hold it. Two slots are of one class if they look
+alike: they lie on the same carriers, as often on each, and what links the carriers links the first place of one as it
+links the first place of the other, and so on. Then they may change places everywhere at once, the first place with the
+first one, and nobody sees a difference. The classes are found by refining one class of all with one fact after another.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -18,30 +19,25 @@ from numpy.typing import NDArray
 from graphopt.graph.constness import is_constant
 from graphopt.graph.edit import dims
 
-Slots = NDArray[np.int64]
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Carrier:
-    """Axes of a value that carry channels: the slot at each place of their product, the last of `axes` the fastest.
+    """Axes of a value that carry channels, flattened, the last of `axes` the fastest: the number of each place.
 
     The outputs of a product lie along one axis; split into heads, along two. An axis of no carrier keeps its order.
     """
 
     axes: tuple[int, ...]
-    slots: Slots
+    places: Places
 
-    def along(self, axes: Sequence[int], shape: Sequence[int]) -> Slots:
-        """The slots with the axes in the order `axes`; `shape` is that of the value."""
+    def along(self, axes: Sequence[int], shape: Sequence[int]) -> Places:
+        """The places with the axes in the order `axes`; `shape` is that of the value."""
         if tuple(axes) == self.axes:
-            return self.slots
-        grid = self.slots.reshape([shape[axis] for axis in self.axes])
+            return self.places
+        grid = self.places.reshape([shape[axis] for axis in self.axes])
         return grid.transpose([self.axes.index(axis) for axis in axes]).reshape(-1)
-
-    @property
-    def repeats(self) -> bool:
-        """Whether a slot lies at several places."""
-        return len(np.unique(self.slots)) < len(self.slots)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,16 +73,16 @@ class Channels:
 
 
 class Finder:
-    """Collects where slots lie while rules walk through a graph, and finds their classes."""
+    """Collects how the places of values are linked while rules walk through a graph, and finds the classes of slots."""
 
     def __init__(self) -> None:
         """Nothing is known yet: no value carries channels."""
         self._count = 0
         self._carriers: dict[int, list[Carrier]] = {}
-        self._values: list[tuple[ir.Value, Slots]] = []
-        self._equal: list[tuple[Slots, Slots]] = []
-        self._together: list[Slots] = []
-        self._fixed: list[Slots] = []
+        self._values: list[tuple[ir.Value, Places]] = []
+        self._links: list[tuple[Places, Places]] = []
+        self._together: list[Places] = []
+        self._fixed: list[Places] = []
         self._operands: list[Operand] = []
 
     def of(self, value: ir.Value | None) -> Sequence[Carrier]:
@@ -97,138 +93,170 @@ class Finder:
         """The carrier of `value` that contains `axis`."""
         return next((each for each in self.of(value) if axis in each.axes), None)
 
-    def fresh(self, count: int) -> Slots:
-        """New slots."""
+    def new(self, count: int) -> Places:
+        """Numbers of new places."""
         self._count += count
         return np.arange(self._count - count, self._count)
 
-    def carry(self, value: ir.Value, axes: Sequence[int], slots: Slots) -> Carrier | None:
-        """Let `axes` of `value` carry `slots`. Axes of one element are left out; None if that leaves none."""
+    def carry(self, value: ir.Value, axes: Sequence[int], places: Places | None = None) -> Carrier | None:
+        """Let `axes` of `value` carry what is at `places`, or channels of their own.
+
+        Axes of one element are left out; None if that leaves none.
+        """
         shape = dims(value) or ()
         kept = tuple(axis for axis in axes if shape[axis] != 1)
         if not kept:
-            self.fix(slots)
+            if places is not None:
+                self.fix(places)
             return None
-        carrier = Carrier(kept, slots)
+        carrier = Carrier(kept, self.new(math.prod(shape[axis] for axis in kept)))
+        if places is not None:
+            self.same(places, carrier.places)
         self._carriers.setdefault(id(value), []).append(carrier)
-        self._values.append((value, slots))
+        self._values.append((value, carrier.places))
         return carrier
 
-    def join(self, value: ir.Value, axes: Sequence[int], slots: Slots) -> None:
-        """As `carry`, where another operand may have carried slots to some of these axes: they are the same."""
+    def join(self, value: ir.Value, axes: Sequence[int], places: Places) -> None:
+        """As `carry`, where another operand may have carried channels to some of these axes: they are the same."""
         shape = dims(value) or ()
         kept = tuple(axis for axis in axes if shape[axis] != 1)
         there = [each for each in self.of(value) if set(each.axes) & set(kept)]
-        new = Carrier(kept, slots)
         if not there:
-            self.carry(value, axes, slots)
-        elif set(there[0].axes) != set(kept) or (there[0].axes != kept and new.repeats):
-            for slots in (new.slots, *(each.slots for each in there)):
-                self.fix(slots)
+            self.carry(value, axes, places)
+        elif set(there[0].axes) != set(kept):
+            for each in (places, *(carrier.places for carrier in there)):
+                self.fix(each)
         else:
-            self.same(there[0].slots, new.along(there[0].axes, shape))
+            self.same(there[0].places, Carrier(kept, places).along(there[0].axes, shape))
 
-    def same(self, a: Slots, b: Slots) -> None:
-        """The slots of two arrays are the same, place by place."""
-        self._equal.append((a, b))
+    def same(self, a: Places, b: Places) -> None:
+        """The channels of two arrays are the same, place by place."""
+        self._links.append((a, b))
 
-    def fix(self, slots: Slots) -> None:
-        """These slots keep their places."""
-        self._fixed.append(slots)
+    def fix(self, places: Places) -> None:
+        """The channels at these places keep them."""
+        self._fixed.append(places)
 
     def refuse(self, *values: ir.Value | None) -> None:
-        """The slots of these values keep their places."""
+        """The channels of these values keep their places."""
         for value in values:
             for carrier in self.of(value):
-                self.fix(carrier.slots)
+                self.fix(carrier.places)
 
     def apart(self, value: ir.Value, carrier: Carrier, axes: Iterable[int]) -> None:
-        """Slots of `carrier` change no places across elements of those of its axes that are in `axes`."""
+        """Channels of `carrier` change no places across elements of those of its axes that are in `axes`."""
         shape = dims(value) or ()
         across = [axis for axis in carrier.axes if axis in set(axes)]
         if len(across) == len(carrier.axes):
-            self.fix(carrier.slots)
+            self.fix(carrier.places)
         elif across:
             rest = [axis for axis in carrier.axes if axis not in across]
             rows = carrier.along([*across, *rest], shape).reshape(math.prod(shape[axis] for axis in across), -1)
             for row in rows:
                 self.together(row)
 
-    def together(self, slots: Slots) -> None:
-        """These slots change places among themselves alone."""
-        self._together.append(slots)
+    def together(self, places: Places) -> None:
+        """What is at these places changes places among itself alone."""
+        self._together.append(places)
 
     def operand(
         self,
         node: ir.Node,
         index: int,
         axes: Sequence[int],
-        slots: Slots,
+        carrier: Carrier | None,
         *,
         view: Sequence[int] | None = None,
         produces: bool = False,
         consumes: bool = False,
     ) -> None:
-        """The constant operand `index` of `node` carries `slots` along `axes`."""
-        shape = tuple(dims(node.inputs[index]) or ()) if view is None else tuple(view)
-        self._operands.append(Operand(node, index, shape, tuple(axes), slots, produces, consumes))
+        """The constant operand `index` of `node` has the channels of `carrier` along `axes`, flattened in its order."""
+        if carrier is not None:
+            shape = tuple(dims(node.inputs[index]) or ()) if view is None else tuple(view)
+            self._operands.append(Operand(node, index, shape, tuple(axes), carrier.places, produces, consumes))
 
     def classes(self) -> Iterator[Channels]:
         """The classes of at least two slots that nothing fixes and that some product or convolution produces."""
-        root = _roots(self._count, self._equal)
-        colour = self._colours(root)
+        slot = _roots(self._count, self._links)
+        colour = self._colours(slot)
         values: dict[int, dict[int, ir.Value]] = {}
-        for value, slots in self._values:
-            for each in np.unique(colour[root[slots]]).tolist():
+        for value, places in self._values:
+            for each in np.unique(colour[slot[places]]).tolist():
                 values.setdefault(each, {})[id(value)] = value
         operands: dict[int, list[Operand]] = {}
         for operand in self._operands:
-            slots = root[operand.places]
+            slots = slot[operand.places]
             colours = colour[slots]
             by_slot = np.argsort(slots, kind="stable")
             for each in np.unique(colours[colours >= 0]).tolist():
-                places = by_slot[colours[by_slot] == each]
-                extent = len(np.unique(slots[places]))
-                found = Operand(
-                    operand.node,
-                    operand.index,
-                    operand.view,
-                    operand.axes,
-                    places.reshape(extent, -1),
-                    operand.produces,
-                    operand.consumes,
-                )
-                operands.setdefault(each, []).append(found)
-        for each, found_all in operands.items():
-            extent = len(found_all[0].places)
-            if extent > 1 and any(operand.produces for operand in found_all):
-                yield Channels(extent, tuple(found_all), tuple(values[each].values()))
+                found = by_slot[colours[by_slot] == each]
+                extent = len(np.unique(slots[found]))
+                operands.setdefault(each, []).append(replace(operand, places=found.reshape(extent, -1)))
+        for each, followers in operands.items():
+            extent = len(followers[0].places)
+            if extent > 1 and any(operand.produces for operand in followers):
+                yield Channels(extent, tuple(followers), tuple(values[each].values()))
 
-    def _colours(self, root: Slots) -> NDArray[np.int64]:
+    def _colours(self, slot: Places) -> NDArray[np.int64]:
         """The class of every slot, negative where it is fixed."""
-        colour, following = np.zeros(self._count, np.int64), 1
-        seen = set()
-        for slots in (*(slots for _, slots in self._values), *self._together):
-            here, times = np.unique(root[slots], return_counts=True)
-            key = here.tobytes(), times.tobytes()
-            if key in seen:
-                continue
-            seen.add(key)
-            old = colour[here] * (int(times.max(initial=0)) + 1) + times
-            _, new = np.unique(old, return_inverse=True)
-            colour[here] = following + new
-            following += int(new.max(initial=-1)) + 1
-        for slots in self._fixed:
-            colour[root[slots]] = -1
-        return colour
+        times = np.zeros(self._count, np.int64)  # how often a carrier had the slot of a place before
+        for _, places in self._values:
+            times[places] = _occurrence(slot[places])
+        partition = _Partition(self._count)
+        for places in (*(places for _, places in self._values), *self._together):
+            partition.refine(slot[places], times[places])
+        for a, b in self._links:
+            if times[a].any() or times[b].any():
+                partition.refine(slot[a], times[a] * (int(times[b].max()) + 1) + times[b])
+        for places in self._fixed:
+            partition.colour[slot[places]] = -1
+        return partition.colour
 
 
-def _roots(count: int, equal: Sequence[tuple[Slots, Slots]]) -> Slots:
-    """For every slot the least one that it equals."""
+class _Partition:
+    """The classes of slots that look alike in all that is known so far: their numbers are `colour`."""
+
+    def __init__(self, count: int) -> None:
+        self.colour = np.zeros(count, np.int64)
+        self._following = 1
+        self._seen: set[tuple[bytes, bytes]] = set()
+
+    def refine(self, slots: NDArray[np.int64], facts: NDArray[np.int64]) -> None:
+        """Slots stay in one class only if these facts about them, several on one slot, are the same."""
+        key = slots.tobytes(), facts.tobytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        order = np.lexsort((facts, slots))
+        here, starts, counts = np.unique(slots[order], return_index=True, return_counts=True)
+        old = self.colour[here]
+        for count in np.unique(counts).tolist():
+            chosen = counts == count
+            rows = facts[order][starts[chosen, None] + np.arange(count)]
+            new = old[chosen]
+            if rows.any():
+                _, kind = np.unique(rows, axis=0, return_inverse=True)
+                new = new * (int(kind.max()) + 1) + kind.reshape(-1)
+            _, number = np.unique(new, return_inverse=True)
+            self.colour[here[chosen]] = self._following + number
+            self._following += len(number)
+
+
+def _occurrence(slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each place, how many places before it have the same slot."""
+    order = np.argsort(slots, kind="stable")
+    _, starts, counts = np.unique(slots[order], return_index=True, return_counts=True)
+    times = np.empty(len(slots), np.int64)
+    times[order] = np.arange(len(slots)) - np.repeat(starts, counts)
+    return times
+
+
+def _roots(count: int, links: Sequence[tuple[Places, Places]]) -> NDArray[np.int64]:
+    """The slot of every place: the least place that is linked to it, directly or not."""
     root = np.arange(count)
-    if not equal:
+    if not links:
         return root
-    a, b = (np.concatenate(side) for side in zip(*equal, strict=True))
+    a, b = (np.concatenate(side) for side in zip(*links, strict=True))
     while True:
         high, low = np.maximum(root[a], root[b]), np.minimum(root[a], root[b])
         if np.array_equal(high, low):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graphopt.graph.constness import is_constant
 from graphopt.graph.edit import array_of, dims, ints
-from graphopt.passes.sparse.carriers import Carrier, Finder, Slots, is_static, is_variable
+from graphopt.passes.sparse.carriers import Carrier, Finder, is_static, is_variable
 
 MOST_PLACES = 1 << 20
 """Longer axes, made of channels and what is beside them, are not followed."""
@@ -24,12 +24,12 @@ def transpose(finder: Finder, node: ir.Node) -> bool:
         return False
     perm = ints(node, "perm", list(range(len(dims(x) or ())))[::-1])
     for carrier in finder.of(x):
-        finder.carry(y, [perm.index(axis) for axis in carrier.axes], carrier.slots)
+        finder.carry(y, [perm.index(axis) for axis in carrier.axes], carrier.places)
     return True
 
 
 def reshape(finder: Finder, node: ir.Node) -> bool:
-    """[.., H * D] <-> [.., H, D] carry the same slots; an axis of channels and of what is beside them repeats each."""
+    """[.., H * D] <-> [.., H, D] carry the same; an axis of channels and of what is beside them repeats each."""
     x, y = node.inputs[0], node.outputs[0]
     if x is None or not is_static(node):
         return False
@@ -39,9 +39,9 @@ def reshape(finder: Finder, node: ir.Node) -> bool:
     for carrier in finder.of(x):
         moved = None if blocks is None else _reshaped(finder.of(x), carrier, shape, blocks)
         if moved is None:
-            finder.fix(carrier.slots)
+            finder.fix(carrier.places)
         else:
-            finder.carry(y, moved.axes, moved.slots)
+            finder.carry(y, moved.axes, moved.places)
     return True
 
 
@@ -80,7 +80,7 @@ def _reshaped(
     order = [axis for axis in axes if axis in carrier.axes]
     extents = [shape[axis] for axis in axes]
     shared = any(each is not carrier and set(each.axes) & set(axes) for each in carriers)
-    if shared or math.prod(extents) > MOST_PLACES or (tuple(order) != carrier.axes and carrier.repeats):
+    if shared or math.prod(extents) > MOST_PLACES:
         return None
     grid = carrier.along(order, shape).reshape([shape[axis] if axis in order else 1 for axis in axes])
     places = np.broadcast_to(grid, extents).reshape(-1)
@@ -98,25 +98,25 @@ def concat(finder: Finder, node: ir.Node) -> bool:
     along = [each for value in values if (each := finder.on(value, axis)) is not None]
     if along and not _beside(finder, node, values, axis, along[0].axes):
         for carrier in along:
-            finder.fix(carrier.slots)
+            finder.fix(carrier.places)
     for value in values:
         for carrier in finder.of(value):
             if axis not in carrier.axes:
-                finder.join(y, carrier.axes, carrier.slots)
+                finder.join(y, carrier.axes, carrier.places)
     for carrier in finder.of(y):
         if axis in carrier.axes:
             continue
         for index, value in enumerate(values):
             there = finder.on(value, carrier.axes[0])
             if is_constant(value):
-                finder.operand(node, index, carrier.axes, carrier.slots)
+                finder.operand(node, index, carrier.axes, carrier)
             elif there is None or set(there.axes) != set(carrier.axes):
-                finder.fix(carrier.slots)
+                finder.fix(carrier.places)
     return True
 
 
 def _beside(finder: Finder, node: ir.Node, values: Sequence[ir.Value], axis: int, axes: tuple[int, ...]) -> bool:
-    """Let y carry the slots of all operands side by side along `axis`; False if their axes differ."""
+    """Let y carry what all operands carry, side by side along `axis`; False if their axes differ."""
     y = node.outputs[0]
     grids = []
     for value in values:
@@ -124,12 +124,9 @@ def _beside(finder: Finder, node: ir.Node, values: Sequence[ir.Value], axis: int
         carrier = finder.on(value, axis)
         others = {each for each in axes if each != axis and finder.on(value, each) is not carrier}
         if carrier is None and not others:  # in an order of its own, which stays
-            slots = finder.fresh(math.prod(shape[each] for each in axes))
-            finder.fix(slots)
-            carrier = Carrier(axes, slots)
+            carrier = Carrier(axes, finder.new(math.prod(shape[each] for each in axes)))
+            finder.fix(carrier.places)
         if carrier is None or others or set(carrier.axes) - {axis} != set(axes) - {axis}:
-            return False
-        if carrier.axes != axes and carrier.repeats:
             return False
         # an axis of one element is in no carrier
         order = [each for each in axes if each in carrier.axes]
@@ -187,9 +184,7 @@ def gather(finder: Finder, node: ir.Node) -> bool:
     if is_constant(x) and is_variable(indices):
         finder.refuse(indices)
         for each, at in place.items():
-            slots = finder.fresh(shape[each])
-            if finder.carry(y, [at], slots) is not None:
-                finder.operand(node, 0, [each], slots)
+            finder.operand(node, 0, [each], finder.carry(y, [at]))
         return True
     picked = array_of(indices)
     if is_constant(x) or picked is None:
@@ -199,14 +194,13 @@ def gather(finder: Finder, node: ir.Node) -> bool:
         return True
     for carrier in finder.of(x):
         if axis not in carrier.axes:
-            finder.carry(y, [place[each] for each in carrier.axes], carrier.slots)
+            finder.carry(y, [place[each] for each in carrier.axes], carrier.places)
         elif rank == 0 and len(carrier.axes) > 1:
-            grid = carrier.slots.reshape([shape[each] for each in carrier.axes])
+            grid = carrier.places.reshape([shape[each] for each in carrier.axes])
             rest = [place[each] for each in carrier.axes if each != axis]
-            slots = grid.take(int(picked) % shape[axis], axis=carrier.axes.index(axis)).reshape(-1)
-            _pick(finder, carrier, y, rest, slots)
+            finder.carry(y, rest, grid.take(int(picked) % shape[axis], axis=carrier.axes.index(axis)).reshape(-1))
         else:
-            finder.fix(carrier.slots)
+            finder.fix(carrier.places)
     return True
 
 
@@ -214,19 +208,12 @@ def _take(finder: Finder, x: ir.Value, y: ir.Value, places: dict[int, NDArray[np
     """y carries what x carries at some `places` of some axes, none of which goes away."""
     shape = dims(x) or ()
     for carrier in finder.of(x):
-        grid = carrier.slots.reshape([shape[axis] for axis in carrier.axes])
+        grid = carrier.places.reshape([shape[axis] for axis in carrier.axes])
         for number, axis in enumerate(carrier.axes):
             if axis in places:
                 grid = grid.take(places[axis], axis=number)
-        _pick(finder, carrier, y, carrier.axes, grid.reshape(-1))
-
-
-def _pick(finder: Finder, carrier: Carrier, y: ir.Value, axes: Sequence[int], slots: Slots) -> None:
-    """y carries some slots of a carrier of x. Of slots at several places others would be first then: they stay."""
-    if len(slots) < len(carrier.slots) and carrier.repeats:
-        finder.fix(carrier.slots)
-    elif len(slots):
-        finder.carry(y, axes, slots)
+        if grid.size:
+            finder.carry(y, carrier.axes, grid.reshape(-1))
 
 
 def stretch(finder: Finder, node: ir.Node) -> bool:
@@ -248,7 +235,7 @@ def stretch(finder: Finder, node: ir.Node) -> bool:
         kept = {axis for axis in kept if not pads[axis] and not pads[axis + len(shape)]}
     for carrier in finder.of(x):
         if set(carrier.axes) <= kept:
-            finder.carry(y, [axis + len(out) - len(shape) for axis in carrier.axes], carrier.slots)
+            finder.carry(y, [axis + len(out) - len(shape) for axis in carrier.axes], carrier.places)
         else:
-            finder.fix(carrier.slots)
+            finder.fix(carrier.places)
     return True

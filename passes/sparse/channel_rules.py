@@ -31,7 +31,7 @@ def elementwise(finder: Finder, node: ir.Node) -> bool:
         operands = operands[:1]
     for _, value, own in operands:
         for carrier in finder.of(value):
-            finder.join(y, [axis + len(shape) - len(own) for axis in carrier.axes], carrier.slots)
+            finder.join(y, [axis + len(shape) - len(own) for axis in carrier.axes], carrier.places)
     for carrier in finder.of(y):
         for index, value, own in operands:
             shift = len(shape) - len(own)
@@ -39,7 +39,7 @@ def elementwise(finder: Finder, node: ir.Node) -> bool:
             if not varies or finder.on(value, varies[0] - shift) is not None:
                 continue
             if is_constant(value) and len(varies) == len(carrier.axes):
-                finder.operand(node, index, [axis - shift for axis in carrier.axes], carrier.slots)
+                finder.operand(node, index, [axis - shift for axis in carrier.axes], carrier)
             else:
                 finder.apart(y, carrier, varies)
     return True
@@ -65,13 +65,12 @@ def linear(finder: Finder, node: ir.Node) -> bool:
     last = len(shape) - 1
     for carrier in finder.of(x):
         if last not in carrier.axes:
-            finder.carry(y, carrier.axes, carrier.slots)
+            finder.carry(y, carrier.axes, carrier.places)
         elif carrier.axes == (last,):
-            finder.operand(node, 1, [1 if transposed else 0], carrier.slots, consumes=True)
+            finder.operand(node, 1, [1 if transposed else 0], carrier, consumes=True)
         else:
-            finder.fix(carrier.slots)
-    produced = finder.fresh(out[-1])
-    finder.carry(y, [last], produced)
+            finder.fix(carrier.places)
+    produced = finder.carry(y, [last])
     finder.operand(node, 1, [0 if transposed else 1], produced, produces=True)
     if own and own[-1] == out[-1]:
         finder.operand(node, 2, [len(own) - 1], produced)
@@ -92,7 +91,7 @@ def _product_of_variables(finder: Finder, node: ir.Node) -> bool:
     for value, summed in ((a, rank - 1), (b, rank - 2)):
         for carrier in finder.of(value):
             if summed not in carrier.axes:
-                finder.join(y, carrier.axes, carrier.slots)
+                finder.join(y, carrier.axes, carrier.places)
                 finder.apart(value, carrier, side)
     return True
 
@@ -104,17 +103,17 @@ def _contract(finder: Finder, a: tuple[ir.Value, int], b: tuple[ir.Value, int]) 
     if mine is None or theirs is None:
         for carrier in (mine, theirs):
             if carrier is not None:
-                finder.fix(carrier.slots)
+                finder.fix(carrier.places)
         return
     shape = dims(first) or ()
     beside = {each for each in mine.axes if each != axis}
-    mapped = Carrier(tuple(axis if each == other else each for each in theirs.axes), theirs.slots)
-    alike = sorted(mapped.axes) == sorted(mine.axes) and len(mapped.slots) == len(mine.slots)
-    if not alike or not beside <= set(range(len(shape) - 2)) or (mapped.repeats and mapped.axes != mine.axes):
-        finder.fix(mine.slots)
-        finder.fix(theirs.slots)
+    mapped = Carrier(tuple(axis if each == other else each for each in theirs.axes), theirs.places)
+    alike = sorted(mapped.axes) == sorted(mine.axes) and len(mapped.places) == len(mine.places)
+    if not alike or not beside <= set(range(len(shape) - 2)):
+        finder.fix(mine.places)
+        finder.fix(theirs.places)
         return
-    finder.same(mine.slots, mapped.along(mine.axes, shape))
+    finder.same(mine.places, mapped.along(mine.axes, shape))
     finder.apart(first, mine, beside)
 
 
@@ -131,12 +130,12 @@ def attention(finder: Finder, node: ir.Node) -> bool:
     for value in (q, k):
         for carrier in finder.of(value):
             if 3 not in carrier.axes:
-                finder.fix(carrier.slots)
+                finder.fix(carrier.places)
     for carrier in finder.of(v):
         if 2 in carrier.axes or 3 not in carrier.axes:
-            finder.fix(carrier.slots)
+            finder.fix(carrier.places)
             continue
-        finder.carry(y, carrier.axes, carrier.slots)
+        finder.carry(y, carrier.axes, carrier.places)
         finder.apart(v, carrier, (0, 1))
     finder.refuse(*node.inputs[3:])
     return True
@@ -154,37 +153,35 @@ def conv(finder: Finder, node: ir.Node) -> bool:
     inputs = finder.on(x, 1)
     for carrier in finder.of(x):
         if carrier.axes != (1,):
-            finder.fix(carrier.slots)
+            finder.fix(carrier.places)
     if inputs is not None and inputs.axes != (1,):
         inputs = None
     if group == shape[1] == out[1] and weight[1] == 1 and inputs is not None:
-        produced = inputs.slots
-        finder.carry(y, [1], produced)
+        produced = finder.carry(y, [1], inputs.places)
         finder.operand(node, 1, [0], produced)
     else:
-        produced = finder.fresh(out[1])
-        carrier_of_y = finder.carry(y, [1], produced)
+        produced = finder.carry(y, [1])
         among = (0,) if group > 1 else ()
         view = (group, weight[0] // group, *weight[1:]) if among else weight
         ends = (*among, len(among)), (*among, len(among) + 1)
         reads, writes = ends if transposed else ends[::-1]
         sparse = group == 1 and not transposed
         if inputs is not None:
-            finder.operand(node, 1, reads, inputs.slots, view=view, consumes=sparse)
-            _in_groups(finder, x, inputs, group)
+            finder.operand(node, 1, reads, inputs, view=view, consumes=sparse)
+            _in_groups(finder, inputs, group)
         finder.operand(node, 1, writes, produced, view=view, produces=sparse)
-        if carrier_of_y is not None:
-            _in_groups(finder, y, carrier_of_y, group)
+        if produced is not None:
+            _in_groups(finder, produced, group)
     if bias is not None:
         finder.operand(node, 2, [0], produced)
     return True
 
 
-def _in_groups(finder: Finder, value: ir.Value, carrier: Carrier, group: int) -> None:
+def _in_groups(finder: Finder, carrier: Carrier, group: int) -> None:
     """Channels stay in their group of neighbours."""
     if group > 1:
-        for slots in carrier.slots.reshape(group, -1):
-            finder.together(slots)
+        for places in carrier.places.reshape(group, -1):
+            finder.together(places)
 
 
 def pool(finder: Finder, node: ir.Node) -> bool:
@@ -199,9 +196,9 @@ def keep(finder: Finder, node: ir.Node, axes: set[int]) -> bool:
     x, y = node.inputs[0], node.outputs[0]
     for carrier in finder.of(x):
         if set(carrier.axes) <= axes:
-            finder.carry(y, carrier.axes, carrier.slots)
+            finder.carry(y, carrier.axes, carrier.places)
         else:
-            finder.fix(carrier.slots)
+            finder.fix(carrier.places)
     return True
 
 
@@ -221,13 +218,12 @@ def normalization(finder: Finder, node: ir.Node) -> bool:
         return False
     for carrier in finder.of(x):
         if channel in carrier.axes and carrier.axes != (channel,):
-            finder.fix(carrier.slots)
+            finder.fix(carrier.places)
         else:
-            finder.carry(y, carrier.axes, carrier.slots)
+            finder.carry(y, carrier.axes, carrier.places)
     numbers = finder.on(y, channel)
-    if numbers is not None:
-        for index, _ in constants:
-            finder.operand(node, index, [0], numbers.slots)
+    for index, _ in constants:
+        finder.operand(node, index, [0], numbers)
     return True
 
 
@@ -239,7 +235,7 @@ def softmax(finder: Finder, node: ir.Node) -> bool:
     rank = len(dims(x) or ())
     axis = (node.attributes.get_int("axis", -1) or 0) % rank
     for carrier in finder.of(x):
-        finder.carry(y, carrier.axes, carrier.slots)
+        finder.carry(y, carrier.axes, carrier.places)
         if axis in carrier.axes:
             finder.apart(x, carrier, set(carrier.axes) - {axis})
     return True
@@ -264,7 +260,7 @@ def reduce(finder: Finder, node: ir.Node) -> bool:
     place = {axis: axis if stays else number for number, axis in enumerate(kept)}
     for carrier in finder.of(x):
         if not set(carrier.axes) & reduced:
-            finder.carry(y, [place[axis] for axis in carrier.axes], carrier.slots)
+            finder.carry(y, [place[axis] for axis in carrier.axes], carrier.places)
         elif set(carrier.axes) - reduced:
             finder.apart(x, carrier, kept)
     return True

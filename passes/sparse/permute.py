@@ -25,11 +25,16 @@ def permute(editor: Editor, moves: Sequence[Move]) -> None:
     for channels, order in moves:
         for operand in channels.operands:
             constants.setdefault((operand.node, operand.index), []).append((operand, operand.along(order)))
+    made: dict[tuple[object, ...], ir.Value] = {}
     for (node, index), changes in constants.items():
         old = node.inputs[index]
         assert is_constant(old)
-        hint = f"{str(old.name).removesuffix('.permuted')}.permuted"
-        node.replace_input_with(index, editor.constant(_permuted(constant_array(old), changes), hint))
+        sources = _composed(changes)
+        key = old, *((view, axes, places.tobytes()) for (view, axes), places in sources.items())
+        if key not in made:  # layers that share a constant share what becomes of it
+            hint = f"{str(old.name).removesuffix('.permuted')}.permuted"
+            made[key] = editor.constant(_permuted(constant_array(old), sources), hint)
+        node.replace_input_with(index, made[key])
         if not old.uses() and not old.is_graph_output() and not old.is_graph_input():
             editor.graph.initializers.pop(str(old.name), None)
     for value in dict.fromkeys(value for channels, _ in moves for value in channels.values):
@@ -38,12 +43,21 @@ def permute(editor: Editor, moves: Sequence[Move]) -> None:
     editor.modified = editor.modified or bool(moves)
 
 
-def _permuted(array: NDArray[np.generic], changes: Sequence[tuple[Operand, NDArray[np.int64]]]) -> NDArray[np.generic]:
-    """`array` with other places along some axes; changes of the same axes become one copy."""
-    sources: dict[tuple[tuple[int, ...], tuple[int, ...]], NDArray[np.int64]] = {}
+Sources = dict[tuple[tuple[int, ...], tuple[int, ...]], NDArray[np.int64]]
+"""By view and axes of a constant: for each place along the axes, the place that what stands there comes from."""
+
+
+def _composed(changes: Sequence[tuple[Operand, NDArray[np.int64]]]) -> Sources:
+    """Changes of the same axes, by classes that have no place in common, as one."""
+    sources: Sources = {}
     for operand, places in changes:
         key = operand.view, operand.axes
         sources[key] = sources[key][places] if key in sources else places
+    return sources
+
+
+def _permuted(array: NDArray[np.generic], sources: Sources) -> NDArray[np.generic]:
+    """`array` with other places along some axes."""
     shape = array.shape
     for (view, axes), places in sources.items():
         front = range(len(axes))
