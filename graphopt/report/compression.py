@@ -44,7 +44,13 @@ def blocks(compressed: Compressed) -> list[Block]:
             rows.append((name, "", "", "", nbytes(before), "", "", nbytes(after), ratio, *pad, *_blank(paper)))
     total = f"{compressed.original / compressed.file:.1f}x"
     last = () if paper is None else (f"{paper.times}x",)
-    rows.append(("total", "", "", "", nbytes(compressed.original), "", "", nbytes(compressed.file), total, *pad, *last))
+    rest = compressed.file - sum(layer.stages.final for layer in compressed.layers)
+    pruned, shared = (
+        nbytes(rest + sum(getattr(layer.stages, stage) for layer in compressed.layers))
+        for stage in ("pruned", "shared")
+    )
+    whole = (nbytes(compressed.original), pruned, shared, nbytes(compressed.file))
+    rows.append(("total", "", "", "", *whole, total, *pad, *last))
     columns = ("layer", "shape", "not zero", "stored as", *sizes, *errors, *paper_columns)
     right = ("not zero", *sizes, *errors, *paper_columns)
     meaning = (

@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from graphopt.errors import GraphoptError
 from graphopt.storage import archive, protos, sharing
 from graphopt.storage.encode import Encoded, Stages, encode
 from graphopt.storage.record import word_of
@@ -110,8 +109,9 @@ def write(
             say(f"encoding tensor {number + 1} of {len(large)}")
             payload, weight = protos.payload(tensor, folder), weights.get(id(tensor))
             dtype, shape = ir.DataType(tensor.data_type).name, tuple(tensor.dims)
-            _, itemsize, floating = _word(tensor)
-            encoded = encode(payload, itemsize, floating, shape, weight is not None and weight.transposed)
+            word = _word(tensor)
+            assert word is not None
+            encoded = encode(payload, word[1], word[2], shape, weight is not None and weight.transposed)
             _stub(tensor, writer.add(tensor.name, dtype, shape, payload, encoded))
             original += payload.nbytes
             if weight is None:
@@ -135,10 +135,10 @@ def _large(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """The tensors that get members of their own, in the order of the model."""
     found = []
     for tensor in protos.tensors(model):
-        if tensor.data_type == onnx.TensorProto.STRING:
+        word = _word(tensor)
+        if word is None:
             continue
-        bits, _, _ = _word(tensor)
-        nbytes = (math.prod(tensor.dims) * bits + 7) // 8
+        nbytes = (math.prod(tensor.dims) * word[0] + 7) // 8
         if nbytes > SMALL_BYTES:
             found.append((nbytes, tensor))
     if len(found) > archive.MAX_TENSORS:
@@ -147,12 +147,8 @@ def _large(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     return [tensor for _, tensor in found]
 
 
-def _word(tensor: onnx.TensorProto) -> tuple[int, int, bool]:
-    dtype = ir.DataType(tensor.data_type).name
-    word = word_of(dtype)
-    if word is None:
-        raise GraphoptError(f"the tensor {tensor.name!r} has the type {dtype}, which no compressed file holds")
-    return word
+def _word(tensor: onnx.TensorProto) -> tuple[int, int, bool] | None:
+    return word_of(ir.DataType(tensor.data_type).name)
 
 
 def _stub(tensor: onnx.TensorProto, member: str) -> None:

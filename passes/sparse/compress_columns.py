@@ -66,10 +66,8 @@ def _emit(editor: Editor, linear: Linear) -> str:
     """Replace the product; returns a sentence on the bytes of its weights."""
     node, result = linear.node, linear.node.outputs[0]
     packed: tuple[NDArray[Any], ...] = pack_columns(linear.weight)
-    operands = [
-        editor.constant(array, f"{node.name}.{name}")
-        for array, name in zip(packed, ("codes", "zeros", "pointers", "codebook"), strict=True)
-    ]
+    names = ("codes", "zeros", "pointers", "codebook")
+    operands = [editor.constant(array, f"{node.name}.{each}") for array, each in zip(packed, names, strict=True)]
     shape, name = dims(result), f"{node.name}.compressed"
     value = editor.insert(
         node,
