@@ -61,7 +61,7 @@ def command(
             compressed = write(source, folder, file, errors, bits, say)
         except OSError as error:
             raise GraphoptError(f"-o {file} cannot be written: {error.strerror or error}; name another file") from error
-    exact = [node for node, found in (errors or {}).items() if found is None]
+    exact = [layer.node for layer in compressed.layers if errors and layer.error is None]
     notes = [f"note: the weights of {', '.join(exact)} are not finite and were not shared"] if exact else []
     document = {"model": model, "file": str(file), "bits": bits, **reporting.document(compressed)}
     lossless = (

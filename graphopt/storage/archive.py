@@ -57,9 +57,9 @@ class Writer:
     """Collects tensors in a temporary file beside the place of the final one, so that memory holds one at a time."""
 
     def __init__(self, target: Path) -> None:
-        """Write to `target` when `finish` is called, and nothing before."""
-        self._target = target
-        self._spool = tempfile.TemporaryFile(dir=target.absolute().parent)  # noqa: SIM115
+        """Write to `target` when `finish` is called, and nothing before; a symbolic link stays a link."""
+        self._target = target.resolve() if target.is_symlink() else target
+        self._spool = tempfile.TemporaryFile(dir=self._target.absolute().parent)  # noqa: SIM115
         self._ends = [0]
         self._records: list[Record] = []
 

@@ -7,7 +7,7 @@ write(model, folder, file)            every large tensor in its smallest form
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,26 +56,26 @@ class Compressed:
 
 def share_weights(
     model: onnx.ModelProto, folder: Path | None, bits: int, say: Say = lambda _: None
-) -> dict[str, sharing.CodebookError | None]:
+) -> list[sharing.CodebookError | None]:
     """Give the weights of each MatMul, Gemm and Conv at most 2 ** `bits` - 1 values besides zero, in place.
 
-    Zeros stay zeros, and positive; no other weight becomes zero. Returns the codebook error by node; None where weights
-    are not finite, which stay as they are.
+    Zeros stay zeros, and positive; no other weight becomes zero. Returns the codebook error of each layer, in the order
+    of `protos.weights`; None where weights are not finite, which stay as they are.
     """
-    errors: dict[str, sharing.CodebookError | None] = {}
+    errors: list[sharing.CodebookError | None] = []
     for weight in protos.weights(model):
         say(f"sharing the weights of {weight.node}")
         dtype = ir.DataType(weight.tensor.data_type).numpy()
         values = protos.payload(weight.tensor, folder).view(dtype)
         codebook = sharing.share(values, (1 << bits) - 1)
         if codebook is None:
-            errors[weight.node] = None
+            errors.append(None)
             continue
         shared = np.zeros_like(values)
         nonzero = values != 0
         own = values[nonzero]
         places = sharing.nearest(own, codebook) if len(codebook) else np.zeros(0, np.uint8)
-        errors[weight.node] = sharing.error(own, codebook, places)
+        errors.append(sharing.error(own, codebook, places))
         shared[nonzero] = codebook[places]
         protos.put(weight.tensor, shared.tobytes())
     return errors
@@ -85,7 +85,7 @@ def write(
     model: onnx.ModelProto,
     folder: Path | None,
     file: Path,
-    errors: Mapping[str, sharing.CodebookError | None] | None = None,
+    errors: Sequence[sharing.CodebookError | None] | None = None,
     bits: int | None = None,
     say: Say = lambda _: None,
 ) -> Compressed:
@@ -97,6 +97,7 @@ def write(
         say: called with the current activity.
     """
     weights = {id(weight.tensor): weight for weight in protos.weights(model)}
+    error_of = dict(zip(weights, errors or [None] * len(weights), strict=True))
     large = _large(model)
     taken = {id(tensor) for tensor in large}
     for tensor in protos.tensors(model):
@@ -117,11 +118,10 @@ def write(
             if weight is None:
                 others = [others[0] + payload.nbytes, others[1] + encoded.form.nbytes]
             else:
-                layers[id(tensor)] = _layer(weight, encoded, (errors or {}).get(weight.node))
+                layers[id(tensor)] = _layer(weight, encoded, error_of[id(tensor)])
         say("writing the file")
         in_order = tuple(
-            layers[each] if each in layers else _inside(weight, (errors or {}).get(weight.node))
-            for each, weight in weights.items()
+            layers[each] if each in layers else _inside(weight, error_of[each]) for each, weight in weights.items()
         )
         serialized = model.SerializeToString(deterministic=True)
         size = writer.finish(serialized, {"bits": bits, "layers": [_facts(layer) for layer in in_order]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -216,7 +217,9 @@ def test_weights_that_are_not_finite_stay(layers: onnx.ModelProto) -> None:
     protos.put(layers.graph.initializer[3], weights.tobytes())
     before = arrays(layers)["first"]
     errors = share_weights(layers, None, 5)
-    assert [node for node, error in errors.items() if error is None] == [layers.graph.node[2].name or "a"]
+    assert [weight.tensor.name for weight, error in zip(protos.weights(layers), errors, strict=True) if not error] == [
+        "first"
+    ]
     np.testing.assert_array_equal(arrays(layers)["first"], before)
 
 
@@ -243,3 +246,39 @@ def test_a_failure_leaves_the_old_file(
         _written(layers, tmp_path / "m.gopz")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gopz"]
     assert (tmp_path / "m.gopz").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_weights_of_other_types_are_shared(dtype: type, tmp_path: Path) -> None:
+    model = text("g (float[1, 60] x) => (float[1, 50] y) { y = MatMul(x, w) }")
+    weights = np.random.default_rng(0).standard_normal((60, 50)).astype(dtype)
+    model.graph.initializer.append(numpy_helper.from_array(weights, "w"))
+    (error,) = share_weights(model, None, 5)
+    found = numpy_helper.to_array(model.graph.initializer[0])
+    assert found.dtype == dtype
+    assert len(np.unique(found)) == 31
+    assert error is not None
+    assert error.max_abs == np.abs(found.astype(np.float64) - weights.astype(np.float64)).max()
+    write(model, None, tmp_path / "m.gopz", [error], 5)
+    assert restore(tmp_path / "m.gopz").graph.initializer[0].dims == [60, 50]
+
+
+def test_branches_may_share_the_names_of_nodes(tmp_path: Path) -> None:
+    """Each layer has an error of its own."""
+    branch = "branch = {0} () => (float[1, 30] o) {{ o = MatMul(x, {0}) }}"
+    both = ", ".join(branch.format(name).replace("branch =", f"{kind}_branch =") for kind, name in
+                     (("then", "u"), ("else", "v")))  # fmt: skip
+    model = text(f"g (float[1, 40] x, bool c) => (float[1, 30] y) {{ y = If(c) <{both}> }}")
+    generator = np.random.default_rng(0)
+    model.graph.initializer.append(numpy_helper.from_array(generator.standard_normal((40, 30)).astype(np.float32), "u"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((40, 30), np.float32), "v"))
+    compressed = write(model, None, tmp_path / "m.gopz", share_weights(model, None, 5), 5)
+    found = {layer.tensor: layer.error.max_abs > 0 for layer in compressed.layers if layer.error is not None}
+    assert found == {"u": True, "v": False}
+
+
+def test_a_link_stays_one(layers: onnx.ModelProto, tmp_path: Path) -> None:
+    (tmp_path / "link.gopz").symlink_to("m.gopz")
+    _written(layers, tmp_path / "link.gopz")
+    assert (tmp_path / "link.gopz").is_symlink()
+    assert restore(tmp_path / "m.gopz") == layers
