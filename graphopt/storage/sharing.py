@@ -61,11 +61,45 @@ def share(weights: NDArray[Any], count: int) -> NDArray[Any] | None:
 def nearest(weights: NDArray[Any], codebook: NDArray[Any]) -> NDArray[np.uint8]:
     """The place of the nearest value of `codebook`, which is ascending and not empty, for each of the weights."""
     wide = codebook.astype(np.float64)
-    middles = wide[:-1] / 2 + wide[1:] / 2
+    search = _Search(wide[:-1] / 2 + wide[1:] / 2)
     places = np.empty(weights.size, np.uint8)
     for start in range(0, weights.size, CHUNK):
-        places[start : start + CHUNK] = np.searchsorted(middles, weights[start : start + CHUNK].astype(np.float64))
+        places[start : start + CHUNK] = search(weights[start : start + CHUNK].astype(np.float64))
     return places
+
+
+class _Search:
+    """How many of the ascending `limits` are below each value: `searchsorted`, several times faster.
+
+    A grid between the first and the last limit says how many are in cells before a value's own; those in its cell are
+    compared with it. Both places come from the same monotonic function, so that rounding does no harm.
+    """
+
+    _CELLS = 1 << 14
+
+    def __init__(self, limits: NDArray[np.float64]) -> None:
+        self._limits = np.append(limits, np.inf)
+        spread = limits[-1] / 2 - limits[0] / 2 if len(limits) else 0.0
+        with np.errstate(all="ignore"):
+            self._factor = (self._CELLS - 1) / np.float64(spread)
+        self._steps = self._CELLS
+        if np.isfinite(self._factor):
+            cells = np.bincount(self._cell(limits), minlength=self._CELLS)
+            self._before = (np.cumsum(cells) - cells).astype(np.uint8)
+            self._steps = int(cells.max())
+
+    def _cell(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+        shifted = (values / 2 - self._limits[0] / 2) * self._factor
+        cells: NDArray[np.int64] = np.clip(shifted, 0, self._CELLS - 1, out=shifted).astype(np.int64)
+        return cells
+
+    def __call__(self, values: NDArray[np.float64]) -> NDArray[Any]:
+        if self._steps > 4:  # limits too uneven for a grid
+            return np.asarray(np.searchsorted(self._limits[:-1], values))
+        places = self._before[self._cell(values)]
+        for _ in range(self._steps):
+            places += self._limits[places] < values
+        return places
 
 
 def error(weights: NDArray[Any], codebook: NDArray[Any], places: NDArray[np.uint8]) -> CodebookError:

@@ -69,9 +69,10 @@ def codes_of(codebook: Words) -> Alphabet:
     table = np.concatenate([np.zeros(1, codebook.dtype), codebook])
 
     def split(words: Words) -> list[NDArray[np.uint8]]:
+        place = _Places(table)  # not for decoding: a damaged table may have a word twice
         places = np.empty(len(words), np.uint8)
         for start in range(0, len(words), CHUNK):
-            places[start : start + CHUNK] = np.searchsorted(table, words[start : start + CHUNK])
+            places[start : start + CHUNK] = place(words[start : start + CHUNK])
         return [places]
 
     return Alphabet(("codes",), max(1, len(codebook).bit_length()), split, lambda symbols: table[symbols[0]], codebook)
@@ -85,9 +86,34 @@ def distinct(words: Words) -> Words | None:
             return None
         part = words[start : start + CHUNK]
         if len(found):
-            part = part[found[np.minimum(np.searchsorted(found, part), len(found) - 1)] != part]
+            part = part[found[_Places(found)(part)] != part]
         found = np.union1d(found, part)
     return found if len(found) <= MAX_VALUES else None
+
+
+class _Places:
+    """The place of each word in a table of at most 256 different ones; any place for words that it lacks.
+
+    A multiplication that gives the words of the table different highest bits is searched for, and is then all it takes.
+    """
+
+    _BITS = 16
+
+    def __init__(self, table: Words) -> None:
+        kind, bits = table.dtype.type, 8 * table.dtype.itemsize
+        self._shift = kind(max(bits - self._BITS, 0))
+        factors = np.random.default_rng(0)
+        self._factor = kind(1)
+        while len(np.unique(self._hash(table))) < len(table):
+            self._factor = kind(int.from_bytes(factors.bytes(bits // 8), "little") | 1)
+        self._places = np.zeros(1 << min(bits, self._BITS), np.uint8)
+        self._places[self._hash(table)] = np.arange(len(table))
+
+    def _hash(self, words: Words) -> Words:
+        return np.asarray((words * self._factor) >> self._shift)
+
+    def __call__(self, words: Words) -> NDArray[np.uint8]:
+        return self._places[self._hash(words)]
 
 
 def _rotated(words: Words, places: int) -> Words:

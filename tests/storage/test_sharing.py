@@ -92,3 +92,23 @@ def test_many_weights_are_summed_in_steps(monkeypatch: pytest.MonkeyPatch) -> No
     assert _error(weights, 31).rms_relative == pytest.approx(exact, rel=0.05)
     codebooks = [sharing.share(weights, 31) for _ in range(2)]
     assert all(np.array_equal(a, b) for a, b in pairwise(codebooks))
+
+
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=40, unique=True),
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=40),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_grid_finds_what_a_search_does(limits: list[float], values: list[float]) -> None:
+    ordered, every = np.sort(limits), np.array(values + limits)
+    found = sharing._Search(ordered)(every)
+    np.testing.assert_array_equal(found, np.searchsorted(ordered, every))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-310, 1e-3, 1.0, 1e300])
+def test_even_and_uneven_limits(spread: float) -> None:
+    generator = np.random.default_rng(0)
+    for limits in (generator.standard_normal(255) * spread, generator.standard_normal(255) ** 9 * spread):
+        values = np.concatenate([limits, generator.standard_normal(5000) * spread])
+        ordered = np.unique(limits)
+        np.testing.assert_array_equal(sharing._Search(ordered)(values), np.searchsorted(ordered, values))
