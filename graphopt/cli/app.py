@@ -29,6 +29,7 @@ COMMANDS = {
     "cache": "Show what is kept of earlier compilations, and remove it.",
     "report": "Show what is in an artifact.",
     "inspect": "Show how sparse a model's weights are.",
+    "prune": "Leave weights out of a model.",
     "demo": "Compile, check, time and distribute a real model.",
 }
 """Command -> one line of help; `graphopt.cli.NAME` holds the function `command` and its `EXAMPLES`."""

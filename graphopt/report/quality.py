@@ -65,8 +65,8 @@ def blocks(quality: Quality, output: str = "", changed: str = "changed") -> list
         ("flip rate", "", f"{quality.flip_rate:.2%}", ""),
     ]
     what = "probabilities" if quality.probabilities else "logits"
-    of_output = f" of {output}" if output else ""
-    title = f"Quality on {quality.samples} samples, {quality.classes} classes; the scores{of_output} are {what}"
+    source = f"output {output} holds {what}" if output else f"scores are {what}"
+    title = f"Quality on {quality.samples} samples, {quality.classes} classes; {source}"
     table = Table(("", "dense", changed, "change"), tuple(rows), title, ("dense", changed, "change"))
     labelled = quality.dense.top1 is not None
     meaning = "flip rate: samples whose best class is another than the dense model's" + (
