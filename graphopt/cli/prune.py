@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "graphopt prune model.onnx --sparsity 0.9 --granularity block:16x1 -o pruned.onnx --skip classifier",
+    "graphopt prune model.onnx --keep-energy 0.95 --granularity block:16x1 -o pruned.onnx",
     "graphopt prune model.onnx --sparsity 0.5 --granularity filter -o smaller.onnx --eval digits.npz --max-flip 0.02",
 )
 
@@ -52,11 +53,22 @@ def command(
         list[str] | None,
         typer.Option("--skip", metavar="NAME", help="A layer that keeps its weights, or a pattern (fc*); repeat."),
     ] = None,
+    keep_energy: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-energy",
+            metavar="SHARE",
+            help="Instead of --sparsity: the fastest model that keeps this share of the sum of squares, by --costs.",
+        ),
+    ] = None,
     remove: Annotated[
         bool,
         typer.Option("--remove/--no-remove", help="Take whole outputs and inputs out of the model, or make them zero."),
     ] = True,
     shapes: options.Shapes = None,
+    costs: options.Costs = None,
+    level: options.Level = None,
+    threads: options.Threads = None,
     evaluate: quality.Eval = None,
     eval_output: quality.EvalOutput = None,
     max_kl: quality.MaxKl = None,
@@ -70,11 +82,21 @@ def command(
     options.check_output(output, "-o", is_onnx)
     evaluation = quality.asked(evaluate, eval_output, max_kl, max_flip, svg)
     recipe = _recipe(sparsity, granularity, criterion, layer or [], skip or [], remove)
+    _require_one_goal(recipe, keep_energy)
     with progress("starting") as say:
         from graphopt.models.zoo import save
-        from graphopt.pruning import prune_model
+        from graphopt.pruning.model import prune_model
         from graphopt.report import pruning as reporting
 
+        budget = None
+        if keep_energy is not None:
+            from graphopt.pruning.budget import choose
+
+            fixed = options.parse_shapes(shapes)
+            budget = choose(
+                model, recipe, keep_energy, costs=costs, level=level, threads=threads, shapes=fixed, progress=say
+            )
+            recipe = budget.recipe
         pruned = prune_model(model, recipe, shapes=options.parse_shapes(shapes), progress=say)
         judgement = (
             None
@@ -86,6 +108,8 @@ def command(
             judgement.draw(svg, f"{model}, {recipe.granularity}", "pruned")
         save(pruned.model, output)
     blocks = reporting.blocks(pruned.layers)
+    if budget is not None:
+        blocks += reporting.budget_blocks(budget)
     if judgement is not None:
         blocks += judgement.blocks("pruned")
     blocks += [f"note: {note}" for note in pruned.notes]
@@ -97,6 +121,7 @@ def command(
         "criterion": str(recipe.criterion),
         "layers": reporting.document(pruned.layers),
         "total": reporting.totals(pruned.layers),
+        "budget": None if budget is None else reporting.budget_document(budget),
         "quality": None if judgement is None else judgement.document(),
         "notes": list(pruned.notes),
     }
@@ -118,10 +143,15 @@ def _recipe(
     if criterion not in list(Criterion):
         raise GraphoptError(f"there is no criterion {criterion!r}; there are {', '.join(sorted(Criterion))}")
     parsed = Granularity.parse(granularity)
-    shares = dict(map(_layer, layer))
-    if sparsity is None and not shares and parsed.sparsity is None:
-        raise GraphoptError("nothing says how much goes; give --sparsity, as 0.9, or --layer NAME=0.9")
-    return Recipe(parsed, sparsity, shares, tuple(skip), Criterion(criterion), remove)
+    return Recipe(parsed, sparsity, dict(map(_layer, layer)), tuple(skip), Criterion(criterion), remove)
+
+
+def _require_one_goal(recipe: Recipe, keep_energy: float | None) -> None:
+    """Raises GraphoptError unless the options say in one way how much goes."""
+    if keep_energy is not None and (recipe.sparsity is not None or recipe.layers):
+        raise GraphoptError("--keep-energy chooses the sparsity of every layer; leave out --sparsity and --layer")
+    if keep_energy is None and recipe.sparsity is None and not recipe.layers and recipe.granularity.sparsity is None:
+        raise GraphoptError("nothing says how much goes; give --sparsity 0.9, --keep-energy 0.95 or --layer NAME=0.9")
 
 
 def _layer(text: str) -> tuple[str, float]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from graphopt.passes.prune.granularity import Shape
 from graphopt.passes.prune.prune import PrunedLayer
+from graphopt.pruning.budget import Budget
 from graphopt.report.document import Block, Table
-from graphopt.report.units import count
+from graphopt.report.units import count, seconds
 
 
 def document(layers: Sequence[PrunedLayer]) -> list[dict[str, Any]]:
@@ -89,6 +91,42 @@ def blocks(layers: Sequence[PrunedLayer]) -> list[Block]:
         f"zero or gone{smaller}. Energy: the sum of the squares of what is left over that of all."
     )
     return found
+
+
+def budget_document(budget: Budget) -> dict[str, Any]:
+    """The choice for each layer, and totals, as JSON values."""
+    return {
+        "layers": [asdict(layer) for layer in budget.layers],
+        "energy": budget.energy,
+        "dense_seconds": budget.dense_seconds,
+        "seconds": budget.seconds,
+        "gap": budget.gap,
+    }
+
+
+def budget_blocks(budget: Budget) -> list[Block]:
+    """A row for each layer whose cost depends on its zeros, and what all of them take."""
+    columns = ("layer", "sparsity", "energy left", "dense", "pruned", "times faster", "kernel")
+    rows = tuple(
+        (
+            layer.name,
+            f"{layer.sparsity:.0%}" if layer.sparsity else "-",
+            f"{layer.energy:.1%}",
+            seconds(layer.dense_seconds),
+            seconds(layer.seconds),
+            f"{layer.dense_seconds / layer.seconds:.1f}" if layer.seconds else "-",
+            layer.algorithm,
+        )
+        for layer in budget.layers
+    )
+    how = "measured here" if all(layer.measured for layer in budget.layers) else "estimates"
+    faster = budget.dense_seconds / budget.seconds if budget.seconds else math.inf
+    proven = "no other choice is faster" if budget.gap < 5e-4 else f"no other is faster by more than {budget.gap:.1%}"
+    return [
+        Table(columns, rows, "The sparsity of each layer", columns[1:6]),
+        f"These layers take {seconds(budget.dense_seconds)} dense and {seconds(budget.seconds)} pruned ({how}), "
+        f"{faster:.1f} times less, and keep {budget.energy:.1%} of the energy; {proven}.",
+    ]
 
 
 def _shape(shape: Shape) -> str:

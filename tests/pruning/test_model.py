@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt import models, pruning
+from graphopt import models
 from graphopt.errors import GraphoptError
 from graphopt.passes.prune.granularity import Granularity
-from graphopt.pruning import Recipe, prune_model
+from graphopt.pruning.model import Recipe, prune_model
 from graphopt.verify.oracle import Tolerance, run_onnxruntime
 from tests.helpers.equal import require_equal
 
@@ -71,7 +71,7 @@ def test_a_count_that_cannot_follow_keeps_zeros() -> None:
 
 
 def test_a_smaller_model_that_disagrees_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning, "_disagreement", lambda *_: "computes something else")
+    monkeypatch.setattr("graphopt.pruning.model._disagreement", lambda *_: "computes something else")
     pruned = prune_model("zoo:lenet-digits", recipe("filter"))
     assert not any(layer.removed for layer in pruned.layers)
     assert pruned.notes == ("channels are zeros, and not taken out: the smaller model computes something else",)

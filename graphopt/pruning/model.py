@@ -1,7 +1,7 @@
 """Prune a model as the user gave it: the same inputs, outputs, opset and names, with fewer weights.
 
 pruned = prune_model("model.onnx", Recipe(Granularity.parse("block:16x1"), 0.9))
-save(pruned.model, Path("pruned.onnx"))
+pruned.model, pruned.layers
 """
 
 from __future__ import annotations
