@@ -1,4 +1,4 @@
-"""A perceptron of seven square layers: nothing but matrix products, for GEMM and for pipeline experiments."""
+"""Perceptrons: seven square layers, for GEMM and for pipeline experiments, and a small one for 8 x 8 digits."""
 
 from __future__ import annotations
 
@@ -14,3 +14,15 @@ def mlp() -> nn.Module:
     for _ in range(DEPTH - 1):
         layers += [nn.ReLU(), nn.Linear(WIDTH, WIDTH)]
     return nn.Sequential(*layers)
+
+
+def mlp_digits() -> nn.Module:
+    """[N, 1, 8, 8] -> [N, 10]: two hidden layers of 256, which blocks of 16 outputs divide."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 256),
+        nn.ReLU(),
+        nn.Linear(256, 256),
+        nn.ReLU(),
+        nn.Linear(256, 10),
+    )

@@ -35,6 +35,7 @@ SIZES = {
     "gpt2-small": Size(162_349_058, 32_301_023_232),
     "vit-b16": Size(86_567_657, 35_246_074_168),
     "lenet-digits": Size(13_706, 188_298),
+    "mlp-digits": Size(85_002, 169_994),
     "light/bvlc_alexnet": Size(60_965_224, 1_317_231_728),
     "light/densenet121": Size(8_146_152, 5_749_220_584),
     "light/inception_v1": Size(6_998_552, 2_890_612_992),

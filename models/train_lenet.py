@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +32,27 @@ EPOCHS = 60
 BATCH = 64
 
 
-def train(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Module:
-    """Fit the network with AdamW and a cosine schedule; each batch is shifted by up to one pixel.
+def train(builder: Callable[[], nn.Module], images: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Module:
+    """Draw a network and fit it."""
+    module = builder()
+    draw(module, SEED)
+    return fit(module, images, labels, epochs)
 
-    The last epoch's weights are the result: the test split chooses nothing.
+
+def fit(
+    module: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epochs: int,
+    rate: float = 3e-3,
+    after_step: Callable[[], None] | None = None,
+) -> nn.Module:
+    """Fit a network with AdamW and a cosine schedule; each batch is shifted by up to one pixel.
+
+    The last epoch's weights are the result: the test split chooses nothing. `after_step` is called after each batch.
     """
     generator = torch.Generator().manual_seed(SEED)
-    module = lenet_digits()
-    draw(module, SEED)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     padded = functional.pad(images, (1, 1, 1, 1))
     for _ in range(epochs):
@@ -54,6 +66,8 @@ def train(images: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Module:
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
+            if after_step is not None:
+                after_step()
         schedule.step()
     return module.eval()
 
@@ -78,6 +92,13 @@ def accuracy(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> f
 
 def write(folder: Path, epochs: int = EPOCHS) -> dict[str, object]:
     """Train; write `lenet-digits.onnx`, `.safetensors` (the test split) and `.json` to `folder`; return the record."""
+    return write_network(folder, NAME, lenet_digits, epochs)
+
+
+def write_network(
+    folder: Path, name: str, builder: Callable[[], nn.Module], epochs: int = EPOCHS, *, split: bool = True
+) -> dict[str, object]:
+    """Train a network for the digits; write `NAME.onnx`, `NAME.json` and, with `split`, the test split."""
     import onnx_ir
     from safetensors.numpy import save
     from sklearn.datasets import load_digits
@@ -93,14 +114,15 @@ def write(folder: Path, epochs: int = EPOCHS) -> dict[str, object]:
         return torch.from_numpy(pixels).float()[:, None] / LEVELS, torch.from_numpy(labels).long()
 
     with repeatable():
-        module = train(*tensors(train_pixels, train_labels), epochs)
-    model = to_onnx(module, NAME, {"image": ("float32", (1, 1, 8, 8))}, ["logits"])
+        module = train(builder, *tensors(train_pixels, train_labels), epochs)
+    model = to_onnx(module, name, {"image": ("float32", (1, 1, 8, 8))}, ["logits"])
     files = {
-        f"{NAME}.onnx": onnx_ir.to_proto(model).SerializeToString(deterministic=True),
-        f"{NAME}.safetensors": save({"images": test_pixels, "labels": test_labels}),
+        f"{name}.onnx": onnx_ir.to_proto(model).SerializeToString(deterministic=True),
     }
+    if split:
+        files[f"{name}.safetensors"] = save({"images": test_pixels, "labels": test_labels})
     record: dict[str, object] = {
-        "name": NAME,
+        "name": name,
         "data": "scikit-learn load_digits: 1,797 images of 8 x 8 pixels, 0..16",
         "input": f"pixels / {LEVELS}, float32 [1, 1, 8, 8]",
         "test_accuracy": round(accuracy(module, *tensors(test_pixels, test_labels)), 6),
@@ -116,15 +138,15 @@ def write(folder: Path, epochs: int = EPOCHS) -> dict[str, object]:
             package: importlib.metadata.version(package)
             for package in ("torch", "scikit-learn", "onnx-ir", "onnxscript")
         },
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "sha256": {file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
     }
-    files[f"{NAME}.json"] = (json.dumps(record, indent=2) + "\n").encode()
+    files[f"{name}.json"] = (json.dumps(record, indent=2) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        for name, content in files.items():
-            draft = Path(scratch) / name
+        for file, content in files.items():
+            draft = Path(scratch) / file
             draft.write_bytes(content)
-            os.replace(draft, folder / name)
+            os.replace(draft, folder / file)
     return record
 
 

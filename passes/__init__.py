@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from graphopt.passes.products.batch_products import BatchProducts as BatchProducts
     from graphopt.passes.products.choose_tiles import ChooseTiles as ChooseTiles
     from graphopt.passes.products.join_products import JoinProducts as JoinProducts
+    from graphopt.passes.prune.prune import Prune as Prune
     from graphopt.passes.quantize.quantized_moves import QuantizedMoves as QuantizedMoves
     from graphopt.passes.quantize.quantized_products import QuantizedProducts as QuantizedProducts
     from graphopt.passes.sparse.cluster_sparse import ClusterSparse as ClusterSparse
@@ -38,6 +39,7 @@ PASSES = {
     "drop-blocks": ("graphopt.passes.sparse.drop_blocks", "DropBlocks"),
     "compress-columns": ("graphopt.passes.sparse.compress_columns", "CompressColumns"),
     "skip-zeros": ("graphopt.passes.sparse.skip_zeros", "SkipZeros"),
+    "prune": ("graphopt.passes.prune.prune", "Prune"),
     "precision": ("graphopt.passes.precision.precision", "Precision"),
     "select-conv": ("graphopt.passes.conv.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout.layout", "Layout"),
@@ -74,6 +76,7 @@ __all__ = [
     "LiftRows",
     "Normalize",
     "Precision",
+    "Prune",
     "QuantizedMoves",
     "QuantizedProducts",
     "SelectConv",

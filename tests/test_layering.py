@@ -47,7 +47,7 @@ ORDER = (
     "targets.cpu",
     "targets.gpu",
     "targets",  # the table
-    *("compiler", "backend", "tune"),
+    *("compiler", "backend", "tune", "pruning"),
     *("report", "bench", "cli", "__main__"),
     "",  # the names that `import graphopt` shows
 )
@@ -220,7 +220,7 @@ def targets_apart(imports: Imports) -> list[str]:
 
 def spine_alone(imports: Imports) -> list[str]:
     """The spine sees neither passes nor targets, but for the compiler, the measuring parts and the reports."""
-    seeing = ("compiler", "bench", "cli", "report", "passes", "targets", "models", "tune", "backend")
+    seeing = ("compiler", "bench", "cli", "report", "passes", "targets", "models", "tune", "backend", "pruning")
     roots = tuple(f"graphopt.{name}" for name in seeing)
     found = _crossing(imports, lambda name: not _below(name, *roots), "graphopt.passes", "graphopt.targets")
     return [each for each in found if each != "graphopt.pipeline.spelling imports graphopt.passes"]

@@ -31,6 +31,7 @@ COMMANDS = {
     "compress": "Store a model in few bytes.",
     "decompress": "Write a compressed model as ONNX again.",
     "inspect": "Show how sparse a model's weights are.",
+    "prune": "Leave weights out of a model.",
     "demo": "Compile, check, time and distribute a real model.",
 }
 """Command -> one line of help; `graphopt.cli.NAME` holds the function `command` and its `EXAMPLES`."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,13 +84,33 @@ def load(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, exam
     Raises ModelError, one sentence that names the file, node or input and says what to do.
     """
     wanted = {name: tuple(dims) for name, dims in (shapes or {}).items()}
-    origin = _origin(source)
     notes: list[str] = []
-    try:
+    with _naming(source):
         original = _resolve(source, example_inputs)
         model = _open(original, notes)
         constants = _constant_initializers(model, notes)
         return Loaded(_prepare(model, wanted, notes), tuple(notes), original, constants)
+
+
+def as_given(source: Any, example_inputs: Any = None) -> Loaded:
+    """The model as the user gave it, checked: its opset, names, functions and open shapes stay as they are.
+
+    `source` is as in `load`. Sparse initializers become dense, and nodes that were not in execution order are sorted.
+
+    Raises ModelError, one sentence that names the file, node or input and says what to do.
+    """
+    notes: list[str] = []
+    with _naming(source):
+        original = _resolve(source, example_inputs)
+        return Loaded(_open(original, notes), tuple(notes), original)
+
+
+@contextlib.contextmanager
+def _naming(source: Any) -> Iterator[None]:
+    """Errors inside name the source, and are ours."""
+    origin = _origin(source)
+    try:
+        yield
     except GraphoptError as error:
         if origin and origin not in str(error):
             raise type(error)(f"{origin}: {error}") from error

@@ -40,7 +40,7 @@ def test_every_model_is_listed(graphopt: Cli) -> None:
     assert "25.6 M" in text
 
 
-QUICK = ("lenet5", "lenet-digits", "light/squeezenet", "mlp", "wideresnet28-2")
+QUICK = ("lenet5", "lenet-digits", "mlp-digits", "light/squeezenet", "mlp", "wideresnet28-2")
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in models.names()]
 
 

@@ -63,7 +63,7 @@ def test_training_again_gives_the_same_network(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     record = write(tmp_path)
     assert torch.get_num_threads() == threads
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in TRAINED.iterdir())
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in TRAINED.glob("lenet-*"))
     split = "lenet-digits.safetensors"
     assert (tmp_path / split).read_bytes() == (TRAINED / split).read_bytes()
     # Another processor sums in another order: near, not equal.

@@ -35,6 +35,7 @@ for name in sys.argv[2:]:
 QUICK = (
     "lenet5",
     "lenet-digits",
+    "mlp-digits",
     "lstm",
     "bilstm",
     "wideresnet28-2",

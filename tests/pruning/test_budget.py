@@ -1,0 +1,55 @@
+"""The sparsity of every layer, chosen by what the passes of `compile` would pay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from graphopt.cli import main
+from graphopt.errors import GraphoptError
+from graphopt.passes.prune.granularity import Granularity
+from graphopt.passes.prune.plan import Recipe
+from graphopt.pruning.budget import Budget, choose
+from graphopt.pruning.model import prune_model
+
+
+def budget(keep: float, granularity: str = "block:16x1") -> Budget:
+    return choose("zoo:lenet-digits", Recipe(Granularity.parse(granularity)), keep, costs="roofline")
+
+
+@pytest.mark.parametrize("keep", [0.6, 0.8])
+def test_the_budget_is_kept_and_the_model_is_faster(keep: float) -> None:
+    found = budget(keep)
+    assert found.energy >= keep
+    assert found.seconds < found.dense_seconds
+    assert found.gap == 0
+    assert found.seconds == pytest.approx(sum(layer.seconds for layer in found.layers))
+    assert all(layer.seconds <= layer.dense_seconds for layer in found.layers)
+    pruned = {layer.name: layer for layer in prune_model("zoo:lenet-digits", found.recipe).layers}
+    for layer in found.layers:
+        assert pruned[layer.name].asked == layer.sparsity
+        assert pruned[layer.name].energy == pytest.approx(layer.energy)
+
+
+def test_less_energy_is_never_slower() -> None:
+    assert budget(0.5).seconds <= budget(0.65).seconds <= budget(0.8).seconds
+
+
+def test_nothing_to_gain_is_said() -> None:
+    with pytest.raises(GraphoptError, match="no layer becomes faster while 100.0% of the energy stays"):
+        budget(1.0)
+
+
+def test_the_command_prints_the_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["prune", "zoo:mlp-digits", "--keep-energy", "0.9", "--granularity", "block:16x1"]
+    arguments += ["--costs", "roofline", "-o", str(tmp_path / "a.onnx")]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "The sparsity of each layer" in text
+    assert "no other choice is faster" in text
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["budget"]
+    assert found["energy"] >= 0.9
+    assert found["seconds"] < found["dense_seconds"]
