@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
-_NUMBERS = ("flush-denormals",)
+_NUMBERS = ("flush-denormals", "prune")
 """Passes that change constants: their notes are always reported."""
 
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from graphopt.errors import GraphoptError, VerificationError
+from graphopt.frontend.fold import lift_constants
 from graphopt.frontend.load import as_given
 from graphopt.frontend.shapes import fix_inputs, infer_shapes, open_dims
 from graphopt.graph.edit import dims
@@ -104,6 +105,7 @@ def _static(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> tuple[Dims,
     """The static shapes of the values of the main graph by name, and a copy of the model with static inputs."""
     twin = model.clone()
     common.RemoveInitializersFromInputsPass()(twin)
+    lift_constants(twin)
     open_dims(twin)
     fix_inputs(twin, {name: tuple(each) for name, each in shapes.items()})
     infer_shapes(twin)

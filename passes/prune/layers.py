@@ -147,17 +147,15 @@ def held(value: ir.Value) -> ir.TensorProtocol:
 
 
 def hold(value: ir.Value, array: NDArray[Any]) -> None:
-    """Give an initializer or a Constant other numbers of the same dtype."""
+    """Give an initializer or a Constant other numbers of the same dtype and shape."""
     old = held(value)
     tensor = ir.Tensor(np.ascontiguousarray(array), dtype=old.dtype, name=old.name)
     if value.is_initializer():
         value.const_value = tensor
-        value.shape = ir.Shape(array.shape)
         return
     node = value.producer()
     assert node is not None
     node.attributes["value"] = ir.AttrTensor("value", tensor)
-    value.shape = ir.Shape(array.shape)
     if stored(value) is not None:
         value.const_value = tensor
 
