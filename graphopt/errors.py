@@ -30,7 +30,7 @@ class VerificationError(GraphoptError):
 
 
 class ArtifactError(GraphoptError):
-    """An artifact is damaged, was changed after it was written, or was built for another machine."""
+    """An artifact or a compressed model is damaged or was changed, or an artifact was built for another machine."""
 
 
 class RankError(GraphoptError):

@@ -44,7 +44,7 @@ def blocks(compressed: Compressed) -> list[Block]:
             rows.append((name, "", "", "", nbytes(before), "", "", nbytes(after), ratio, *pad, *_blank(paper)))
     total = f"{compressed.original / compressed.file:.1f}x"
     last = () if paper is None else (f"{paper.times}x",)
-    rest = compressed.file - sum(layer.stages.final for layer in compressed.layers)
+    rest = compressed.others[0] + compressed.graph[1]
     pruned, shared = (
         nbytes(rest + sum(getattr(layer.stages, stage) for layer in compressed.layers))
         for stage in ("pruned", "shared")

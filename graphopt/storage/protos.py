@@ -80,7 +80,7 @@ def _weights(graph: Any, outer: ChainMap[str, tuple[onnx.TensorProto, bool]]) ->
     for sparse in getattr(graph, "sparse_initializer", ()):
         known[sparse.values.name] = (sparse.values, False)
     for node in graph.node:
-        if node.domain in ("", "ai.onnx"):
+        if node.domain in ("", "ai.onnx") and node.output:
             _follow(node, known)
             yield from _read(node, known)
         for attribute in node.attribute:
@@ -112,8 +112,7 @@ def _read(node: onnx.NodeProto, known: Mapping[str, tuple[onnx.TensorProto, bool
             continue  # a vector in front, such as the frequencies of rotary embeddings, is no layer's
         # A product's second operand is [inputs, outputs], its first one [outputs, inputs].
         outputs_first = node.op_type == "Conv" or (place == 0) != bool(flags.get("transB" if place else "transA", 0))
-        name = node.name or (node.output[0] if node.output else "")
-        yield Weight(name, node.op_type, tensor, outputs_first != turned)
+        yield Weight(node.name or node.output[0], node.op_type, tensor, outputs_first != turned)
 
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)

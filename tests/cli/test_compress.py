@@ -150,3 +150,5 @@ def test_networks_of_the_paper_are_recognised() -> None:
 def test_published_layers_add_up_to_the_published_total(network: Any, parameters: list[int]) -> None:
     left = sum(count * percent / 100 for count, (_, percent) in zip(parameters, network.layers.values(), strict=True))
     assert sum(parameters) / left == pytest.approx(network.times, rel=0.08)
+    kept = sum(count * percent / 100 for count, (percent, _) in zip(parameters, network.layers.values(), strict=True))
+    assert kept / sum(parameters) == pytest.approx({35: 0.11, 49: 0.075}[network.times], abs=0.002)
