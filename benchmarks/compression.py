@@ -2,8 +2,8 @@
 
     python benchmarks/compression.py
 
-Of each layer the largest weights stay, as many as in tables 4 and 5 of the paper (`graphopt.report.published`); all
-weights are the zoo's, which are random.
+Of each layer the largest weights stay, as many as in tables 4 and 5 of the paper; all weights are the zoo's, which are
+random.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from graphopt.cli import main
 from graphopt.frontend.load import read
-from graphopt.report.published import ALEXNET, VGG16, Published
+from graphopt.report.weights.published import ALEXNET, VGG16, Published
 from graphopt.storage import protos
 
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.bench import suite
-from graphopt.report import benchmark, layers, sparse_grid
+from graphopt.report import benchmark, layers
 from graphopt.report.document import Table, plain
+from graphopt.report.weights import sparse_grid
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "BENCHMARKS.md"

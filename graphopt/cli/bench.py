@@ -107,7 +107,7 @@ def command(
         from graphopt.bench.sides import Settings
         from graphopt.cli import feeds
         from graphopt.report import benchmark as reporting
-        from graphopt.report import sparse_grid
+        from graphopt.report.weights import sparse_grid
         from graphopt.targets import TARGETS
 
         if target not in TARGETS:

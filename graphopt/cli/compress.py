@@ -52,7 +52,7 @@ def command(
     options.check_output(file, "-o", _is_compressed)
     with progress("reading the model") as say:
         from graphopt.frontend.load import read
-        from graphopt.report import compression as reporting
+        from graphopt.report.weights import compression as reporting
         from graphopt.storage.model import share_weights, write
 
         source, folder = read(model)

@@ -49,7 +49,7 @@ def command(
         from graphopt.passes.sparse.survey import survey
         from graphopt.pipeline.explain import explain
         from graphopt.pipeline.pipeline import Pipeline
-        from graphopt.report import sparsity as reporting
+        from graphopt.report.weights import sparsity as reporting
 
         before, name, after = DEFAULT.partition(f",{ClusterSparse.name}")
         wanted = options.parse_shapes(shapes)

@@ -86,7 +86,7 @@ def command(
     with progress("starting") as say:
         from graphopt.models.zoo import save
         from graphopt.pruning.model import prune_model
-        from graphopt.report import pruning as reporting
+        from graphopt.report.weights import pruning as reporting
 
         budget = None
         if keep_energy is not None:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from graphopt.graph.edit import ints
 from graphopt.passes.prune.axes import Extents, Finder, Labels, Operand, Rule, joined, regroup, starts
 from graphopt.passes.prune.layers import numbers
-from graphopt.passes.sparse.channels import ELEMENTWISE
+from graphopt.passes.sparse.channel_rules import ELEMENTWISE
 
 
 def _elementwise(finder: Finder, node: ir.Node) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from graphopt.cli.compress import default_name
-from graphopt.report.published import ALEXNET, VGG16, published
+from graphopt.report.weights.published import ALEXNET, VGG16, published
 from graphopt.storage.encode import Stages
 from graphopt.storage.model import Layer
 from tests.helpers.model_proto import text

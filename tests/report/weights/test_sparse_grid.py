@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from graphopt.report.document import plain
-from graphopt.report.sparse_grid import grid
+from graphopt.report.weights.sparse_grid import grid
 
 
 def row(shape: str, block: str, percent: int, **more: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from graphopt.report.document import Block, Table
-from graphopt.report.published import Published, published
 from graphopt.report.units import nbytes
+from graphopt.report.weights.published import Published, published
 from graphopt.storage.model import Compressed, Layer
 
 
