@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from graphopt.cli import options as options
+from graphopt.cli import quality as quality
 from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
 from graphopt.modes import Precision, VerifyMode
@@ -22,6 +23,7 @@ EXAMPLES = (
     "graphopt compile zoo:resnet18 --explain --threads 2",
     "graphopt compile zoo:resnet50 --target cuda --level a100 --explain",
     "graphopt compile zoo:resnet18 -o again.gopt --costs resnet18.gopt",
+    "graphopt compile pruned.onnx --lossy-energy 0.99 --eval digits.npz --max-flip 0.01",
 )
 
 SUFFIX = ".gopt"
@@ -95,6 +97,11 @@ def command(
     keep_denormals: Annotated[
         bool, typer.Option("--keep-denormals", help="Do not take weights below 2^-126 as zero.")
     ] = False,
+    evaluate: quality.Eval = None,
+    eval_output: quality.EvalOutput = None,
+    max_kl: quality.MaxKl = None,
+    max_flip: quality.MaxFlip = None,
+    svg: quality.Svg = None,
     no_cache: options.NoCache = False,
     seed: options.Seed = 0,
 ) -> Report:
@@ -105,6 +112,8 @@ def command(
         raise GraphoptError("--input is for verification; give --verify ends too, or leave it out")
     if dump is not None and dump.exists() and not dump.is_dir():
         raise GraphoptError(f"--dump {dump} is a file; name a folder")
+    evaluation = quality.asked(evaluate, eval_output, max_kl, max_flip, svg)
+    judgement = None
     with progress("starting") as say:
         from graphopt.cli import feeds
         from graphopt.compiler import compile_model
@@ -133,13 +142,25 @@ def command(
                 keep=keep,
                 progress=lambda phase: say(_PHASES.get(phase, phase)),
             )
+        if evaluation is not None:
+            from graphopt.frontend.load import original
+
+            judgement = quality.judge(evaluation, original(model), compilation.pipeline.model, progress=say)
+            if svg is not None:
+                judgement.draw(svg, model, "compiled")
         say("writing the artifact")
         compilation.artifact.save(file)
     verdict = f"NO: {compilation.failure}" if compilation.failure else _VERIFIED[verify]
     blocks = reporting.summary(compilation, model, file, verdict)
+    document = dict(reporting.document(compilation, file))
+    if lossy_energy is not None and not explain:
+        blocks += reporting.dropped(compilation)
+    if judgement is not None:
+        blocks += judgement.blocks("compiled")
+        document["quality"] = judgement.document()
     if explain:
         blocks += reporting.explanation(compilation)
-    return Report(reporting.document(compilation, file), blocks, failed=bool(compilation.failure))
+    return Report(document, blocks, failed=bool(compilation.failure))
 
 
 def _is_artifact(beginning: bytes) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from graphopt.cli import options as options
+from graphopt.cli import quality as quality
 from graphopt.cli.progress import progress
 from graphopt.errors import GraphoptError
 from graphopt.report.document import Report
@@ -16,6 +17,7 @@ from graphopt.report.document import Report
 EXAMPLES = (
     "graphopt compress pruned.onnx -o pruned.gopz",
     "graphopt compress pruned.onnx -o pruned.gopz --bits 5",
+    "graphopt compress pruned.onnx -o pruned.gopz --bits 5 --eval digits.npz --max-kl 0.01",
 )
 
 
@@ -42,6 +44,11 @@ def command(
             "Without it nothing is lost.",
         ),
     ] = None,
+    evaluate: quality.Eval = None,
+    eval_output: quality.EvalOutput = None,
+    max_kl: quality.MaxKl = None,
+    max_flip: quality.MaxFlip = None,
+    svg: quality.Svg = None,
 ) -> Report:
     """Store a model in few bytes; every command that takes a model takes the file, `graphopt decompress` undoes it.
 
@@ -50,24 +57,38 @@ def command(
     """
     file = output if output is not None else Path(default_name(model))
     options.check_output(file, "-o", _is_compressed)
+    evaluation = quality.asked(evaluate, eval_output, max_kl, max_flip, svg)
+    judgement = None
     with progress("reading the model") as say:
-        from graphopt.frontend.load import read
+        from graphopt.frontend.load import original, read
         from graphopt.report.weights import compression as reporting
         from graphopt.storage.model import share_weights, write
 
         source, folder = read(model)
         errors = None if bits is None else share_weights(source, folder, bits, say)
+        draft = file if evaluation is None else file.with_name(f".{file.name}.draft")
         try:
-            compressed = write(source, folder, file, errors, bits, say)
+            compressed = write(source, folder, draft, errors, bits, say)
+            if evaluation is not None:  # by what the file gives back
+                judgement = quality.judge(evaluation, original(model), original(draft), progress=say)
+                if svg is not None:
+                    judgement.draw(svg, model, "compressed")
+                draft.replace(file)
         except OSError as error:
             raise GraphoptError(f"-o {file} cannot be written: {error.strerror or error}; name another file") from error
+        finally:
+            if evaluation is not None:
+                draft.unlink(missing_ok=True)
     exact = [layer.node for layer in compressed.layers if errors and layer.error is None]
     notes = [f"note: the weights of {', '.join(exact)} are not finite and were not shared"] if exact else []
     document = {"model": model, "file": str(file), "bits": bits, **reporting.document(compressed)}
+    scores = [] if judgement is None else judgement.blocks("compressed")
+    if judgement is not None:
+        document["quality"] = judgement.document()
     lossless = (
         "every tensor comes back bit by bit" if bits is None else f"weights are shared, {2**bits - 1} values each"
     )
-    return Report(document, [*reporting.blocks(compressed), *notes, f"Wrote {file}: {lossless}."])
+    return Report(document, [*reporting.blocks(compressed), *scores, *notes, f"Wrote {file}: {lossless}."])
 
 
 def _is_compressed(beginning: bytes) -> bool:

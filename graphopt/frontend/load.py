@@ -121,6 +121,17 @@ def _naming(source: Any) -> Iterator[None]:
         ) from error
 
 
+def original(source: str | os.PathLike[str]) -> Path | onnx.ModelProto:
+    """A model for ONNX Runtime as the user gave it: the path of a file, or a model of the zoo or a compressed file.
+
+    Raises ModelError, as `load` does.
+    """
+    with _naming(source):
+        found = _resolve(source, None)
+    assert isinstance(found, Path | onnx.ModelProto)
+    return found
+
+
 def read(source: str | os.PathLike[str]) -> tuple[onnx.ModelProto, Path | None]:
     """A model as it is stored, for whoever changes its weights alone, and the folder of its external data.
 

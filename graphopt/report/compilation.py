@@ -83,6 +83,12 @@ def summary(compilation: Compilation, source: str, file: Path | None, verified: 
     return blocks
 
 
+def dropped(compilation: Compilation) -> list[Block]:
+    """What the pass drop-blocks did to the weights, layer by layer."""
+    lines = [note for step in compilation.pipeline.steps if step.name == "drop-blocks" for note in step.notes]
+    return ["\n".join(lines) if lines else "No weights were dropped: --explain says why."]
+
+
 def explanation(compilation: Compilation) -> list[Block]:
     """Every choice with its estimated cost and the best alternative's, and every refusal."""
     rows = explain(compilation.pipeline)
