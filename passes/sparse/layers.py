@@ -46,10 +46,6 @@ class SparseLayer:
         n, k = support.shape
         return support.reshape(n, -1, self.taps)[:, inputs].reshape(n, k)
 
-    def vectors(self, support: NDArray[np.bool_], lanes: int) -> int:
-        """Vectors of `lanes` outputs in which a weight is not zero."""
-        return int(grouped(support, lanes).sum())
-
     def sparse_seconds(self, machine: Machine, support: NDArray[np.bool_]) -> float:
         """Estimated seconds with the best shape of block; infinity where no kernel takes any."""
         (n, k), lanes = support.shape, machine.vector_lanes

@@ -1,4 +1,4 @@
-"""`--eval` of commands that change a model's numbers: the rows, the plot, and limits beyond which nothing is written."""
+"""`--eval` of commands that change a model's numbers: the rows, the plot, and limits."""
 
 from __future__ import annotations
 

@@ -80,6 +80,21 @@ MODELS = {
         {"a": (8, 40), "v": (24, 8), "w": (24, 8)},
         {16: 2, 8: 1},
     ),
+    "a sum of a value and itself backwards": (
+        "g (float[4,8] x, float[8,32] a, float[32,8] v) => (float[4,8] y) "
+        "<int64[1] o = {-1}, int64[1] p = {-1000}, int64[1] k = {1}> "
+        "{ t = MatMul(x, a) c = Slice(t, o, p, k, o) s = Add(t, c) y = MatMul(s, v) }",
+        {"a": (8, 32), "v": (32, 8)},
+        {16: 1},
+    ),
+    "a sum of a value and itself shuffled": (
+        "g (float[4,8] x, float[8,12] a, float[12,8] v) => (float[4,8] y) "
+        "<int64[3] s = {4, 3, 4}, int64[2] u = {4, 12}> "
+        "{ t = MatMul(x, a) r = Reshape(t, s) m = Transpose <perm = [0, 2, 1]>(r) c = Reshape(m, u) s_ = Add(t, c)"
+        "  y = MatMul(s_, v) }",
+        {"a": (8, 12), "v": (12, 8)},
+        {2: 1},
+    ),
     "every other channel, backwards": (
         "g (float[4,8] x, float[8,32] a, float[16,8] v) => (float[4,8] y) "
         "<int64[1] o = {-1}, int64[1] p = {-1000}, int64[1] k = {1}, int64[1] s = {-2}> "
