@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from graphopt.errors import GraphoptError, VerificationError
+from graphopt.errors import GraphoptError, ModelError, VerificationError
 from graphopt.frontend.fold import lift_constants
 from graphopt.frontend.load import as_given
 from graphopt.frontend.shapes import fix_inputs, infer_shapes, open_dims
@@ -75,7 +75,8 @@ def prune_model(
     feeds: Mapping[str, Any] = {}
     if recipe.structured:
         say("inferring shapes")
-        known, twin = _static(model, shapes or {})
+        known, twin, reason = _static(model, shapes or {})
+        notes += [f"the shapes in the model are not known, so no channel is taken out: {reason}"] if reason else []
     say("pruning")
     if not (recipe.structured and recipe.remove):
         layers = prune(model, recipe, known)
@@ -101,20 +102,23 @@ def _none_left_empty(layers: Sequence[PrunedLayer]) -> tuple[PrunedLayer, ...]:
     return tuple(layers)
 
 
-def _static(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> tuple[Dims, ir.Model]:
-    """The static shapes of the values of the main graph by name, and a copy of the model with static inputs."""
+def _static(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> tuple[Dims, ir.Model, str]:
+    """The static shapes of the values of the main graph, a copy of the model that has them, and why there are none."""
     twin = model.clone()
     common.RemoveInitializersFromInputsPass()(twin)
     lift_constants(twin)
     open_dims(twin)
     fix_inputs(twin, {name: tuple(each) for name, each in shapes.items()})
-    infer_shapes(twin)
+    try:
+        infer_shapes(twin)
+    except ModelError as error:  # onnx's inference is stricter than runtimes are
+        return lambda _: None, twin, str(error)
     found = {}
     values = [*twin.graph.inputs, *twin.graph.initializers.values(), *(v for node in twin.graph for v in node.outputs)]
     for value in values:
         if value.name and (extents := dims(value)) is not None:
             found[value.name] = extents
-    return lambda value: None if value is None or value.name is None else found.get(value.name), twin
+    return lambda value: None if value is None or value.name is None else found.get(value.name), twin, ""
 
 
 def _disagreement(expected: ir.Model, actual: ir.Model, feeds: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,13 +12,14 @@ from graphopt.graph.edit import Editor
 from graphopt.graph.edit import dims as static_dims
 from graphopt.passes.prune import axes as axis_labels
 from graphopt.passes.prune import masks, remove
-from graphopt.passes.prune.axes import Axes, Dims
+from graphopt.passes.prune.axes import Dims
 from graphopt.passes.prune.axis_rules import RULES
-from graphopt.passes.prune.granularity import OUTPUTS, Granularity, Shape
+from graphopt.passes.prune.granularity import Granularity, Shape
 from graphopt.passes.prune.layers import Layer, layers, numbers
 from graphopt.passes.prune.masks import Criterion
 from graphopt.passes.prune.plan import Recipe, Target, targets
 from graphopt.passes.prune.remove import Wish
+from graphopt.passes.prune.structure import structure
 from graphopt.pipeline.pass_base import Pass, PassResult, Refusal, option
 
 
@@ -97,7 +97,7 @@ def prune(model: ir.Model, recipe: Recipe, dims: Dims) -> list[PrunedLayer]:
     wishes: list[Wish] = []
     if recipe.structured:
         axes = axis_labels.find(model.graph, dims, RULES)
-        asked, wishes, channels = _structure(asked, axes, recipe)
+        asked, wishes, channels = structure(asked, axes, recipe)
     for each in asked:
         if each.sparsity > 0 and channels.get(id(each.layer), "zeros"):
             _mask(each, recipe)
@@ -105,69 +105,6 @@ def prune(model: ir.Model, recipe: Recipe, dims: Dims) -> list[PrunedLayer]:
         gone = remove.choose(axes, wishes)
         (remove.remove if recipe.remove else remove.blank)(Editor(model, Prune.name), axes, gone)
     return [_report(each, before[id(each.layer)], recipe, channels.get(id(each.layer), "")) for each in asked]
-
-
-def _structure(asked: Sequence[Target], axes: Axes, recipe: Recipe) -> tuple[list[Target], list[Wish], dict[int, str]]:
-    """The targets again, what is wished of channels that can be followed, and for each layer why it gets zeros ("")."""
-    outputs = recipe.granularity.kind in OUTPUTS
-    behind = _behind_layers([each.layer for each in asked])
-    result, wishes, reasons = [], [], {}
-    for each in asked:
-        layer = each.layer
-        labels = axes.outputs(layer.node) if outputs else axes.inputs(layer.node)
-        if each.skipped:
-            if labels is not None:  # a family that a spared layer belongs to keeps its channels
-                axes.fixed |= np.isin(axes.root, labels)
-            result.append(each)
-            continue
-        reason = ""
-        if layer.depthwise and outputs:
-            reason = "is depthwise: its channels are those that it reads"
-        elif labels is None and not outputs and layer.node not in behind:
-            reason = "reads the model's inputs, no channels of another layer"
-        elif labels is not None and outputs and axes.seen[labels].all() and axes.alone(layer.node, labels):
-            reason = "its outputs are the model's"
-        if reason and not each.named:
-            result.append(Target(layer, 0.0, False, True, reason))
-            continue
-        result.append(each)
-        if len(layer.sharers) > 1:
-            reason = reason or "zeros: several nodes read its weights"
-        elif labels is None or axes.fixed[labels].all():
-            reason = reason or "zeros: other nodes fix the number of its channels"
-        elif not _whole(layer, recipe):
-            reason = reason or "zeros: a column is one tap of its window"
-        reasons[id(layer)] = reason
-    for each in result:
-        labels = axes.outputs(each.layer.node) if outputs else axes.inputs(each.layer.node)
-        if each.sparsity > 0 and reasons.get(id(each.layer)) == "" and labels is not None:
-            if axes.fixed[labels].all():  # by a layer that is spared
-                reasons[id(each.layer)] = "zeros: a layer that is left alone shares its channels"
-                continue
-            group = recipe.granularity.group(each.layer.shape)
-            worth = masks.scores(each.layer.weights(), group, recipe.criterion)
-            wishes.append(Wish(each.layer, labels, worth.reshape(-1).astype(np.float64), each.sparsity))
-    return result, wishes, reasons
-
-
-def _behind_layers(found: Sequence[Layer]) -> set[ir.Node]:
-    """The nodes whose first input is computed from the results of a layer."""
-    graph = found[0].node.graph
-    assert graph is not None
-    weighted = {layer.node for layer in found}
-    follows: set[ir.Value] = set()
-    behind = set()
-    for node in graph:
-        if node.inputs and node.inputs[0] in follows:
-            behind.add(node)
-        if node in weighted or any(value in follows for value in node.inputs if value is not None):
-            follows.update(node.outputs)
-    return behind
-
-
-def _whole(layer: Layer, recipe: Recipe) -> bool:
-    """Whether the groups are whole outputs or inputs: a column is one tap of an input."""
-    return recipe.granularity.kind != "column" or layer.shape[2] == 1
 
 
 def _mask(target: Target, recipe: Recipe) -> None:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt import models
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, ModelError
 from graphopt.passes.prune.granularity import Granularity
 from graphopt.pruning.model import Recipe, prune_model
 from graphopt.verify.oracle import Tolerance, run_onnxruntime
@@ -96,3 +96,35 @@ def test_the_users_model_is_not_modified() -> None:
 def test_nothing_to_prune_is_said() -> None:
     with pytest.raises(GraphoptError, match="no layer can be pruned so"):
         prune_model(models.build("lenet-digits"), recipe("block:7x7"))
+
+
+def test_shapes_that_onnx_cannot_infer_keep_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: ir.Model) -> None:
+        raise ModelError("node n does not fit its operands")
+
+    monkeypatch.setattr("graphopt.pruning.model.infer_shapes", refuse)
+    pruned = prune_model("zoo:lenet-digits", recipe("filter"))
+    assert [layer.reached for layer in pruned.layers] == [0.5, 0.5, 0.5, 0]
+    assert pruned.layers[3].reason == "its outputs are the model's"
+    assert not any(layer.removed for layer in pruned.layers)
+    assert pruned.notes[0].endswith("no channel is taken out: node n does not fit its operands")
+
+
+def test_constants_of_old_opsets_may_be_of_any_type() -> None:
+    text = """
+    <ir_version: 4, opset_import: ["": 8]>
+    old (float[1, 4] x) => (float[1, 3] y)
+    {
+        s = Constant <value = int64[2] {1, 4}> ()
+        w = Constant <value = float[4, 2] {1, 2, 3, 4, 5, 6, 7, 8}> ()
+        v = Constant <value = float[2, 3] {1, 2, 3, 4, 5, 6}> ()
+        r = Reshape (x, s)
+        h = MatMul (r, w)
+        y = MatMul (h, v)
+    }
+    """
+    pruned = prune_model(ir.from_onnx_text(text), recipe("row"))
+    assert [layer.after[:2] for layer in pruned.layers] == [(1, 4), (3, 1)]
+    assert pruned.model.opset_imports == {"": 8}
+    found = run_onnxruntime(pruned.model, {"x": np.ones((1, 4), np.float32)})
+    assert found["y"].tolist() == [[80, 100, 120]]

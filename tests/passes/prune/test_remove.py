@@ -164,3 +164,10 @@ def test_a_spared_layer_keeps_its_channels_and_those_added_to_them() -> None:
     assert [layer.after[:2] for layer in layers] == [(8, 4), (8, 8), (5, 8)]
     assert layers[0].reason == "zeros: a layer that is left alone shares its channels"
     assert layers[0].reached == 0.5
+
+
+def test_a_layer_of_which_nothing_is_asked_keeps_its_channels() -> None:
+    model = model_of("residual addition")
+    layers = prune(model, Recipe(Granularity.parse("filter"), 0.5, {"conv0": 0.0}), dims)
+    assert [layer.after[:2] for layer in layers] == [(8, 4), (8, 8), (5, 8)]
+    assert (layers[0].reached, layers[0].skipped) == (0, False)
