@@ -72,7 +72,6 @@ def prune_model(
     given = as_given(source, example_inputs)
     model, notes = given.model, list(given.notes)
     known: Dims = lambda _: None  # noqa: E731
-    feeds: Mapping[str, Any] = {}
     if recipe.structured:
         say("inferring shapes")
         known, twin, reason = _static(model, shapes or {})
@@ -86,8 +85,7 @@ def prune_model(
     if any(layer.removed for layer in layers):
         say("comparing the smaller model with the one that has zeros")
         blanked = prune(zeros, replace(recipe, remove=False), known)
-        feeds = random_inputs(twin, 0)
-        reason = _disagreement(zeros, model, feeds)
+        reason = _disagreement(zeros, model, twin)
         if reason:
             notes.append(f"channels are zeros, and not taken out: the smaller model {reason}")
             model, layers = zeros, blanked
@@ -121,9 +119,16 @@ def _static(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> tuple[Dims,
     return lambda value: None if value is None or value.name is None else found.get(value.name), twin, ""
 
 
-def _disagreement(expected: ir.Model, actual: ir.Model, feeds: Mapping[str, Any]) -> str:
-    """What is wrong with `actual`, as the end of a sentence; "" where it computes the same."""
-    before = run_onnxruntime(expected, feeds)
+def _disagreement(expected: ir.Model, actual: ir.Model, twin: ir.Model) -> str:
+    """What is wrong with `actual`, as the end of a sentence; "" where it computes the same.
+
+    `twin` has the static inputs that random ones are drawn for.
+    """
+    try:
+        feeds = random_inputs(twin, 0)
+        before = run_onnxruntime(expected, feeds)
+    except GraphoptError as error:
+        return f"cannot be compared with them ({error})"
     try:
         after = run_onnxruntime(actual, feeds)
     except VerificationError as error:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt import models
-from graphopt.errors import GraphoptError, ModelError
+from graphopt.errors import GraphoptError, ModelError, VerificationError
 from graphopt.passes.prune.granularity import Granularity
 from graphopt.pruning.model import Recipe, prune_model
 from graphopt.verify.oracle import Tolerance, run_onnxruntime
@@ -128,3 +128,13 @@ def test_constants_of_old_opsets_may_be_of_any_type() -> None:
     assert pruned.model.opset_imports == {"": 8}
     found = run_onnxruntime(pruned.model, {"x": np.ones((1, 4), np.float32)})
     assert found["y"].tolist() == [[80, 100, 120]]
+
+
+def test_a_model_that_cannot_be_run_keeps_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise VerificationError("no kernel")
+
+    monkeypatch.setattr("graphopt.pruning.model.run_onnxruntime", refuse)
+    pruned = prune_model("zoo:lenet-digits", recipe("filter"))
+    assert not any(layer.removed for layer in pruned.layers)
+    assert "the smaller model cannot be compared with them (no kernel)" in pruned.notes[0]
