@@ -3,6 +3,8 @@
 sparse/768x3072-m128-b16x1-s90      MatMul of x [128, 768] and w [768, 3072]; blocks of 16 outputs x 1 input, 90 % zero
 sparse/conv256x64-w56-b16x1-s90     1x1 convolution, 256 -> 64 channels, of 56 x 56 positions
 sparse/...-shuffled                 the same with its outputs in random order
+
+Those whose inputs are zero instead are in `sparse_inputs`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,9 @@ import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from graphopt.models import sparse_inputs
+from graphopt.models.sparse_inputs import ReluStack
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,16 +65,21 @@ class SparseLayer:
         return f"{self.k}x{self.n}, {rows}{', shuffled' if self.shuffled else ''}"
 
     @property
+    def block(self) -> str:
+        """Outputs x inputs of a block."""
+        return f"{self.width}x{self.depth}"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of x."""
         return (1, self.k, self.size, self.size) if self.conv else (self.size, self.k)
 
 
-def parse(name: str) -> SparseLayer | None:
-    """The layer of that name, without the prefix; None if it is no such name."""
+def parse(name: str) -> SparseLayer | ReluStack | None:
+    """The model of that name, without the prefix; None if it is no such name."""
     match = _NAME.fullmatch(name)
     if match is None or bool(match["conv"]) != (match["axis"] == "w"):
-        return None
+        return sparse_inputs.parse(name)
     k, n, size, width, depth, percent = (int(match[part]) for part in ("k", "n", "size", "width", "depth", "percent"))
     return SparseLayer(name, bool(match["conv"]), k, n, size, width, depth, percent, bool(match["shuffled"]))
 
@@ -78,13 +88,17 @@ def grid() -> list[str]:
     """The names of the benchmark: every block and sparsity with every product, number of rows, and convolution."""
     layers = [f"{k}x{n}-m{m}" for k, n in PRODUCTS for m in COLUMNS]
     layers += [f"conv{k}x{n}-w{width}" for k, n, width in POINTWISE]
-    return [f"{layer}-b{w}x{d}-s{percent}" for layer in layers for w, d in BLOCKS for percent in PERCENT]
+    weights = [f"{layer}-b{w}x{d}-s{percent}" for layer in layers for w, d in BLOCKS for percent in PERCENT]
+    return [*weights, *sparse_inputs.grid()]
 
 
-def build(layer: SparseLayer, seed: int) -> ir.Model:
+def build(layer: SparseLayer | ReluStack, seed: int) -> ir.Model:
     """The model: input x, output y, weights drawn from `seed`; exactly so many of 100 blocks are zero."""
     import numpy as np
     import onnx_ir as ir
+
+    if isinstance(layer, ReluStack):
+        return sparse_inputs.build(layer, seed)
 
     generator = np.random.default_rng(seed)
     k, n = layer.k, layer.n

@@ -129,8 +129,7 @@ def _sparse_layer(model: str) -> dict[str, Any]:
     layer = sparse.parse(model.removeprefix("zoo:").removeprefix(sparse.PREFIX))
     if layer is None:
         return {}
-    block = f"{layer.width}x{layer.depth}"
-    return {"layer": {"shape": layer.spelled, "block": block, "percent": layer.percent}}
+    return {"layer": {"shape": layer.spelled, "block": layer.block, "percent": layer.percent}}
 
 
 def means(rows: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> dict[str, dict[str, Any] | None]:

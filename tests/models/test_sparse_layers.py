@@ -7,12 +7,13 @@ import pytest
 
 from graphopt import models
 from graphopt.errors import ModelError
-from graphopt.models import sparse
+from graphopt.models import sparse, sparse_inputs
+from graphopt.verify.oracle import run_onnxruntime
 
 
 def test_the_names_of_the_grid_are_names_of_models() -> None:
     grid = sparse.grid()
-    assert len(set(grid)) == len(grid) == (3 * 3 + 4) * 4 * 5
+    assert len(set(grid)) == len(grid) == (3 * 3 + 4) * 4 * 5 + 4
     assert all(models.describe(f"sparse/{name}").inputs for name in grid)
 
 
@@ -26,7 +27,7 @@ def test_the_names_of_the_grid_are_names_of_models() -> None:
 )
 def test_a_layer(name: str, shape: tuple[int, ...], weights: tuple[int, ...]) -> None:
     layer = sparse.parse(name)
-    assert layer is not None
+    assert isinstance(layer, sparse.SparseLayer)
     model = sparse.build(layer, 0)
     (x,), (w,) = model.graph.inputs, model.graph.initializers.values()
     assert (tuple(x.shape), tuple(w.shape)) == (shape, weights)
@@ -64,3 +65,20 @@ def test_shuffled_outputs_hold_the_same_blocks() -> None:
     ]
     assert sorted(map(bytes, masks[0].T)) == sorted(map(bytes, masks[1].T))
     assert (masks[0] != masks[1]).any()
+
+
+@pytest.mark.parametrize("percent", [0, 50, 90])
+def test_inputs_that_are_zero(percent: int) -> None:
+    """The share holds for inputs that calibration never saw, of another size too."""
+    stack = sparse.parse(f"mlp1024x4-z{percent}")
+    assert isinstance(stack, sparse_inputs.ReluStack)
+    model = sparse.build(stack, 0)
+    hidden = [node.outputs[0] for node in model.graph if node.op_type == "Relu"]
+    model.graph.outputs.extend(hidden)
+    for value in hidden:
+        value.type, value.shape = model.graph.inputs[0].type, model.graph.inputs[0].shape
+    x = np.random.default_rng(5).standard_normal((1, 1024)).astype(np.float32)
+    found = run_onnxruntime(model, {"x": x})
+    shares = [float((found[str(value.name)] == 0).mean()) for value in hidden]
+    assert shares == pytest.approx([percent / 100] * 3, abs=0.06)
+    assert 0.01 < np.abs(found["y"]).mean() < 100

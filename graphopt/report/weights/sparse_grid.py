@@ -28,7 +28,8 @@ def grid(document: Mapping[str, Any]) -> Table | None:
         cells.setdefault((layer["shape"], layer["block"]), {})[layer["percent"]] = _cell(row, peers)
     lines = tuple((*key, *(line.get(percent, "-") for percent in percents)) for key, line in cells.items())
     titles = tuple(f"{percent} %" for percent in percents)
-    title = f"Times that {' / '.join(peers)} take{'s' if len(peers) == 1 else ''}, by the share of blocks that are zero"
+    takes = "takes" if len(peers) == 1 else "take"
+    title = f"Times that {' / '.join(peers)} {takes}, by the share of blocks, or inputs, that are zero"
     return Table(("layer", "block", *titles), lines, title, titles)
 
 

@@ -26,7 +26,7 @@ def test_grid() -> None:
     table = grid(document(*rows[:-1]))
     assert table is not None
     assert plain([table]).splitlines() == [
-        "Times that dense / onnxruntime take, by the share of blocks that are zero",
+        "Times that dense / onnxruntime take, by the share of blocks, or inputs, that are zero",
         "layer  block       15 %      90 %",
         "a      16x1      failed  9.0 / 20",
         "a      4x1      2.0 / -     wrong",
