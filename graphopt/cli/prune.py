@@ -58,7 +58,7 @@ def command(
         typer.Option(
             "--keep-energy",
             metavar="SHARE",
-            help="Instead of --sparsity: the fastest model that keeps this share of the sum of squares, by --costs.",
+            help="Instead of --sparsity: the fastest model whose layers keep this share of energy in the mean.",
         ),
     ] = None,
     remove: Annotated[

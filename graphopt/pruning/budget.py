@@ -27,6 +27,9 @@ from graphopt.solve import pruning as solver
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 """What every layer is offered, beside staying as it is."""
 
+LEAST = 0.25
+"""No layer keeps less of its energy, unless less is asked of all: a mean alone would wipe some layers out."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerChoice:
@@ -48,8 +51,7 @@ class LayerChoice:
 class Budget:
     """The chosen sparsities as a recipe, a row for each layer whose cost depends on its zeros, and totals.
 
-    `energy` is the mean over all weights of what their layers keep; `gap` bounds how much faster another choice could
-    be.
+    `energy` is the mean over the layers of what they keep; `gap` bounds how much faster another choice could be.
     """
 
     recipe: Recipe
@@ -73,8 +75,9 @@ def choose(
 ) -> Budget:
     """Choose a sparsity for every layer of the model `source`.
 
-    A layer keeps the share of the sum of its squares that is left; layers count by their numbers of weights, so that
-    the scale of a layer does not matter.
+    A layer keeps the share of the sum of its squares that is left. All layers count alike, whatever their scale and
+    size: to first order the relative errors that layers make add up on the way to the output. None keeps less than
+    `LEAST`.
 
     Args:
         recipe: granularity, criterion and layers to skip; its sparsities are not used.
@@ -105,8 +108,6 @@ def choose(
         pruned[sparsity] = prune(trial, replace(recipe, sparsity=sparsity, layers={}), lambda _: None)
         weighed[sparsity] = _seconds(rewrite(trial, asked).result.steps)
     names = [layer.name for layer in pruned[offered[0]] if not layer.skipped]
-    size = {layer.name: math.prod(layer.before) for layer in pruned[offered[0]]}
-    total = sum(size[name] for name in names)
     kept = {sparsity: {layer.name: layer for layer in layers} for sparsity, layers in pruned.items()}
     rows: dict[str, list[tuple[float, float, Choice | None]]] = {}
     for name in names:
@@ -115,11 +116,15 @@ def choose(
         if base is None:
             continue  # no pass has a sparse kernel for it, so zeros gain nothing
         rows[name] = [(0.0, base, _find(name, names, dense))]
-        rows[name] += [(sparsity, choice.seconds, choice) for sparsity, choice in found if choice is not None]
+        rows[name] += [
+            (sparsity, choice.seconds, choice)
+            for sparsity, choice in found
+            if choice is not None and kept[sparsity][name].energy >= min(LEAST, keep_energy)
+        ]
     problem = solver.Problem(
         tuple(
             tuple(
-                solver.Option(seconds, 0.0 if not sparsity else size[name] * _lost(kept[sparsity][name]) / total)
+                solver.Option(seconds, 0.0 if not sparsity else _lost(kept[sparsity][name]) / len(names))
                 for sparsity, seconds, _ in options
             )
             for name, options in rows.items()

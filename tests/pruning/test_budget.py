@@ -23,6 +23,7 @@ def budget(keep: float, granularity: str = "block:16x1") -> Budget:
 def test_the_budget_is_kept_and_the_model_is_faster(keep: float) -> None:
     found = budget(keep)
     assert found.energy >= keep
+    assert all(layer.energy >= 0.25 for layer in found.layers)
     assert found.seconds < found.dense_seconds
     assert found.gap == 0
     assert found.seconds == pytest.approx(sum(layer.seconds for layer in found.layers))
@@ -43,7 +44,7 @@ def test_nothing_to_gain_is_said() -> None:
 
 
 def test_the_command_prints_the_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["prune", "zoo:mlp-digits", "--keep-energy", "0.9", "--granularity", "block:16x1"]
+    arguments = ["prune", "zoo:mlp-digits", "--keep-energy", "0.8", "--granularity", "block:16x1"]
     arguments += ["--costs", "roofline", "-o", str(tmp_path / "a.onnx")]
     assert main(arguments) == 0
     text = capsys.readouterr().out
@@ -51,5 +52,5 @@ def test_the_command_prints_the_choice(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no other choice is faster" in text
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["budget"]
-    assert found["energy"] >= 0.9
+    assert found["energy"] >= 0.8
     assert found["seconds"] < found["dense_seconds"]

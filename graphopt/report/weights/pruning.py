@@ -125,7 +125,7 @@ def budget_blocks(budget: Budget) -> list[Block]:
     return [
         Table(columns, rows, "The sparsity of each layer", columns[1:6]),
         f"These layers take {seconds(budget.dense_seconds)} dense and {seconds(budget.seconds)} pruned ({how}), "
-        f"{faster:.1f} times less, and keep {budget.energy:.1%} of the energy; {proven}.",
+        f"{faster:.1f} times less; the layers keep {budget.energy:.1%} of their energy in the mean; {proven}.",
     ]
 
 
