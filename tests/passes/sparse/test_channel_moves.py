@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from graphopt.graph.edit import Editor
@@ -208,7 +209,7 @@ MODELS = {
 }
 
 
-def model_of(name: str):
+def model_of(name: str) -> ir.Model:
     text, weights, _ = MODELS[name]
     if "float[40] s" in text:
         text = text.replace("float[40] s", "float[40] s, float[40] t")
@@ -217,8 +218,6 @@ def model_of(name: str):
     model = parse(text, weights)
     variance = model.graph.initializers.get("t")
     if variance is not None:
-        import onnx_ir as ir
-
         variance.const_value = ir.Tensor(np.abs(variance.const_value.numpy()), name="t")
     return model
 
