@@ -36,6 +36,11 @@ EFFORT, MOST_STARTS = 20_000, 16
 64 columns."""
 
 
+LARGEST, HASHES = 8192, 4
+"""More rows are first sorted by `HASHES` MinHash values (Broder, 1997: rows share one as often as they share columns),
+then clustered in parts of so many: the effort grows with the square of the rows of a part."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """The supports of all rows, and the rows of a group."""
@@ -110,6 +115,10 @@ def cluster(problem: Problem) -> Solution:
     given = as_given(problem)
     if problem.height == 1 or given.columns == given.bound:
         return given
+    if len(problem.supports) > max(LARGEST, problem.height):
+        order = _in_parts(problem)
+        columns = columns_of(problem, order)
+        return Solution(tuple(order.tolist()), columns, given.bound) if columns < given.columns else given
     generator, rows = np.random.default_rng(0), len(problem.supports)
     starts = min(MOST_STARTS, EFFORT // (rows**2 * -(-problem.supports.shape[1] // 64) or 1))
     best = given
@@ -124,6 +133,20 @@ def cluster(problem: Problem) -> Solution:
         if best.columns == best.bound:
             break
     return best
+
+
+def _in_parts(problem: Problem) -> NDArray[np.int64]:
+    """Rows that have much in common are neighbours; parts of neighbours are clustered each for itself."""
+    generator = np.random.default_rng(0)
+    hashes = [
+        problem.supports[:, generator.permutation(problem.supports.shape[1])].argmax(axis=1) for _ in range(HASHES)
+    ]
+    order = np.lexsort(hashes)
+    size = max(1, LARGEST // problem.height) * problem.height
+    parts = (order[first : first + size] for first in range(0, len(order), size))
+    return np.concatenate(
+        [part[list(cluster(Problem(problem.supports[part], problem.height)).order)] for part in parts]
+    )
 
 
 def _packed(rows: Rows) -> NDArray[np.uint64]:

@@ -91,27 +91,34 @@ def dense(linear: Linear, workload: Workload, costs: CostModel) -> Candidate:
 
 def blocks(linear: Linear, as_dense: Candidate, costs: CostModel) -> list[Candidate]:
     """Blocks of every shape, outputs and inputs as they are and clustered where that saves some; the best first."""
-    offered = list(_vectors(linear, costs))
+    offered = _vectors(linear, as_dense.seconds, costs)
     best = min((as_dense, *offered), key=lambda each: each.seconds)
     squares = list(_squares(linear, offered, best.seconds, costs))
     limit = RANGES_WORTH * min(each.seconds for each in (as_dense, *offered, *squares))
     return sorted((*offered, *squares, *_ranges(linear, offered, limit, costs)), key=lambda each: each.seconds)
 
 
-def _vectors(linear: Linear, costs: CostModel) -> Iterator[Candidate]:
-    """Blocks of one input."""
+def _vectors(linear: Linear, seconds: float, costs: CostModel) -> list[Candidate]:
+    """Blocks of one input.
+
+    Narrower ones than the widest are clustered only if their bound takes less than `seconds`, and than all so far.
+    """
     n = linear.weight.shape[1]
     support = np.ascontiguousarray((linear.weight != 0).T)
-    for depth, width in costs.machine.sparse_blocks:
-        if depth > 1 or width > 2 * n:
-            continue
-        yield _uniform(linear, costs, depth, width)
-        if width == 1:
-            continue
+    widths = [width for depth, width in costs.machine.sparse_blocks if depth == 1 and width <= 2 * n]
+    offered = [_uniform(linear, costs, 1, width) for width in widths]
+    for width in sorted(widths, reverse=True):
         problem = clustering.Problem(support, width)
+        best = min(seconds, *(each.seconds for each in offered))
+        least = _seconds(linear, costs.machine, (clustering.bound(problem), 1, width)) + _move(
+            linear, costs.machine, outputs=True
+        )
+        if width == 1 or (width < max(widths) and least >= best):
+            continue
         solution = clustering.cluster(problem)
         if solution.columns < FEWER * clustering.as_given(problem).columns:
-            yield _uniform(linear, costs, depth, width, np.array(solution.order))
+            offered.append(_uniform(linear, costs, 1, width, np.array(solution.order)))
+    return offered
 
 
 def _squares(linear: Linear, vectors: Sequence[Candidate], seconds: float, costs: CostModel) -> Iterator[Candidate]:

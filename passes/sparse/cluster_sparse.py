@@ -74,6 +74,8 @@ class ClusterSparse(Pass):
         for (linear, _), offered in zip(layers.items(), self._timed(list(layers.values())), strict=True):
             best = min(offered, key=lambda each: each.seconds * (self.gain if each.sparse else 1.0))
             choices.append(_choice(linear, best, offered))
+            if len(best.pieces) > 1:
+                notes.append(_ranges(linear, best))
             if best.sparse:
                 _emit(editor, linear, best)
         return PassResult(model, editor.modified, tuple(refusals), tuple(choices), tuple(notes))
@@ -82,13 +84,10 @@ class ClusterSparse(Pass):
         """The candidates of each layer with measured seconds, where those of all are known."""
         # Candidates of one piece compete. Pieces do not: none is slow because another one is shorter.
         groups = [[each.workloads[0] for each in layer if len(each.workloads) == 1] for layer in layers]
-        pieces = [each.workloads for layer in layers for each in layer if len(each.workloads) > 1]
-        timings = self.costs.timings([*groups, *([workload] for workloads in pieces for workload in workloads)])
-        known = {
-            workload: timing
-            for group, timed in zip([*groups, *([w] for workloads in pieces for w in workloads)], timings, strict=True)
-            for workload, timing in zip(group, timed, strict=True)
-        }
+        groups += [[piece] for layer in layers for each in layer if len(each.workloads) > 1 for piece in each.workloads]
+        known: dict[Workload, Timing | None] = {}
+        for group, timed in zip(groups, self.costs.timings(groups), strict=True):
+            known.update(zip(group, timed, strict=True))
         return [_with(layer, known) for layer in layers]
 
 
@@ -119,6 +118,14 @@ def _densities(linear: Linear, offered: Sequence[Candidate]) -> str:
         f"{linear.node.name}: {linear.density:.1%} of the weights are not zero; {given:.1%} of the vectors of {width} "
         f"outputs hold one{clustered}, {random:.1%} would at random"
     )
+
+
+def _ranges(linear: Linear, best: Candidate) -> str:
+    """How each range of outputs is computed."""
+    kinds = (f"in blocks of {piece.width}x{piece.depth}" if piece.width else "dense" for piece in best.pieces)
+    parts = (f"{piece.stop - piece.start} {kind}" for piece, kind in zip(best.pieces, kinds, strict=True))
+    order = "" if best.outputs is None else ", in another order,"
+    return f"{linear.node.name}: of the {linear.weight.shape[1]} outputs{order} {', then '.join(parts)}"
 
 
 def _choice(linear: Linear, best: Candidate, offered: Sequence[Candidate]) -> Choice:

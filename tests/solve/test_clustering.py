@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from graphopt.solve import clustering
 from graphopt.solve.clustering import (
     Problem,
     Solution,
@@ -77,6 +78,16 @@ def test_planted_groups_are_found(height: int) -> None:
 
 def range_of(rows: int) -> tuple[int, ...]:
     return tuple(range(rows))
+
+
+def test_many_rows_are_clustered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clustering, "LARGEST", 100)
+    problem = Problem(planted(512, 700, 16, 0.1, 0.001), 16)
+    in_parts = cluster(problem)
+    assert validate(problem, in_parts) == []
+    monkeypatch.undo()
+    saved = as_given(problem).columns - cluster(problem).columns
+    assert as_given(problem).columns - in_parts.columns >= 0.9 * saved
 
 
 def test_groups_without_strays_meet_the_bound() -> None:

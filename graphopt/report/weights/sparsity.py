@@ -65,8 +65,9 @@ def blocks(layers: Sequence[LayerSparsity], rows: Mapping[str, Row], permuted: S
         f"given, clustered: vectors of {width} outputs that hold a weight, with the outputs as they are, and sorted; "
         "random: of a random mask as dense; bound: the least of any order."
     )
-    free = [f"Permuted at no cost in a run: {sentence}." for sentence in permuted]
-    return [table, meaning, *free]
+    if not permuted:
+        return [table, meaning]
+    return [table, meaning, "\n".join(["Permuted at no cost in a run:", *(f"  {sentence}" for sentence in permuted)])]
 
 
 def _decision(row: Row | None) -> tuple[str, str, str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from graphopt.graph.edit import Editor
+from graphopt.passes import Fuse
 from graphopt.passes.sparse.channels import classes
 from graphopt.passes.sparse.permute import permute
 from graphopt.verify.oracle import Tolerance, random_inputs, run_onnxruntime
@@ -208,7 +210,7 @@ MODELS = {
 }
 
 
-def model_of(name: str):
+def model_of(name: str) -> ir.Model:
     text, weights, _ = MODELS[name]
     if "float[40] s" in text:
         text = text.replace("float[40] s", "float[40] s, float[40] t")
@@ -217,8 +219,6 @@ def model_of(name: str):
     model = parse(text, weights)
     variance = model.graph.initializers.get("t")
     if variance is not None:
-        import onnx_ir as ir
-
         variance.const_value = ir.Tensor(np.abs(variance.const_value.numpy()), name="t")
     return model
 
@@ -236,4 +236,23 @@ def test_any_permutation_changes_nothing(name: str) -> None:
     before = run_onnxruntime(model, feeds)
     generator = np.random.default_rng(0)
     permute(Editor(model, "test"), [(each, generator.permutation(each.extent)) for each in classes(model.graph)])
+    require_equal(before, run_onnxruntime(model, feeds), "permuted", {"float32": Tolerance(1e-4, 1e-4)})
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_heads_of_fused_attention(masked: bool) -> None:
+    """The operator that fuse makes is looked through like the nodes that it was made of."""
+    text, weights, expected = MODELS["heads of attention"]
+    if masked:
+        text = text.replace("x, float", "x, float[4,4] n, float", 1).replace("Softmax(d)", "Softmax(d_)")
+        text = text.replace("d = MatMul(t, m)", "d = MatMul(t, m) d_ = Add(d, n)")
+    model = parse(text, weights)
+    Fuse()(model)
+    assert ("AttentionMasked" if masked else "Attention") in [node.op_type for node in model.graph]
+    found = classes(model.graph)
+    assert sorted(each.extent for each in found) == [extent for extent, times in expected.items() for _ in range(times)]
+    feeds = random_inputs(model, 0)
+    before = run_onnxruntime(model, feeds)
+    generator = np.random.default_rng(0)
+    permute(Editor(model, "test"), [(each, generator.permutation(each.extent)) for each in found])
     require_equal(before, run_onnxruntime(model, feeds), "permuted", {"float32": Tolerance(1e-4, 1e-4)})

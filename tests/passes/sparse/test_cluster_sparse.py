@@ -163,6 +163,8 @@ def test_the_densities_are_told() -> None:
     )
 
 
+NODE = {False: "matmul0", True: "gemm0"}
+
 FAST_COPIES = Machine(bandwidth=2e12)
 """A machine on which Gather and Concat cost next to nothing, so that small products show what large ones choose."""
 
@@ -195,6 +197,8 @@ def test_outputs_are_cut_into_ranges(shuffled: bool, bias: bool) -> None:
     assert "MatMul(x, const[256,128])" in after
     assert "BlockSparseMatMul(x, const[" in after
     assert ("Gather" in after) == shuffled
+    order = ", in another order," if shuffled else ""
+    assert result.notes[-1] == f"{NODE[bias]}: of the 256 outputs{order} 128 dense, then 128 in blocks of 16x1"
     assert ("Add" in after) == bias
 
 
