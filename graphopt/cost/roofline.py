@@ -55,6 +55,9 @@ SPARSE_RATE, SPARSE_LOADS, SPARSE_DEPTH = 0.6, 3.0, 0.2
 """Fractions of the peak: a GEMM on the patches of each group, and the share of one row of its register tile; blocks of
 sparse weights, of which each waits for some loads, and the gain of blocks of several inputs."""
 
+COLUMNS_RATE = 0.03
+"""Of compressed columns, whose entries are decoded one after another."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConvShape:
@@ -98,6 +101,12 @@ def block_sparse(machine: Machine, m: int, n: int, k: int, blocks: tuple[int, in
     values = count * (depth * width + 1) + m * (k + n)
     rows = m if m == 1 else -(-m // machine.vector_lanes) * machine.vector_lanes
     return _seconds(machine, 2 * rows * count * depth * width / rate, values, itemsize)
+
+
+def compressed_columns(machine: Machine, m: int, n: int, k: int, entries: int) -> float:
+    """Seconds of `CompressedColumnsMatMul`, which reads 12 bits of each entry and adds to one output at a time."""
+    values = (1.5 * entries + 4 * k) / 4 + m * (k + n)
+    return _seconds(machine, 2 * m * entries / COLUMNS_RATE, values, 4)
 
 
 def _seconds(machine: Machine, weighted_flops: float, values: float, itemsize: int) -> float:

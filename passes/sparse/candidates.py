@@ -15,9 +15,14 @@ from graphopt.cost.model import CostModel
 from graphopt.cost.roofline import Machine
 from graphopt.cost.workload import PRECISION, Operand, Timing, Workload
 from graphopt.graph.edit import dims
+from graphopt.ops.compressed import pack_columns
 from graphopt.ops.sparse import pack_blocks
+from graphopt.passes.sparse.compress_columns import obstacle
 from graphopt.passes.sparse.linear import Linear
 from graphopt.solve import clustering, coclustering, heights
+
+FEW_ROWS = 4
+"""Rows up to which a kernel decodes compressed columns."""
 
 CALL = 3e-6
 """Seconds to call one more kernel."""
@@ -47,7 +52,8 @@ class Candidate:
 
     `outputs` and `inputs` are the orders in which blocks are formed, None where they are those given; `move` are the
     seconds to gather inputs, to put pieces side by side, and to put outputs back. Blocks are packed again when they are
-    needed: those of all candidates of a model would take several times its size.
+    needed: those of all candidates of a model would take several times its size. `columns` are compressed columns,
+    which have no pieces.
     """
 
     name: str
@@ -58,12 +64,13 @@ class Candidate:
     inputs: Order | None = None
     move: float = 0.0
     tile: str = ""
+    columns: bool = False
     measured: bool = False
 
     @property
     def sparse(self) -> bool:
         """Whether it is not the dense product."""
-        return any(piece.width for piece in self.pieces)
+        return self.columns or any(piece.width for piece in self.pieces)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -95,7 +102,8 @@ def blocks(linear: Linear, as_dense: Candidate, costs: CostModel) -> list[Candid
     best = min((as_dense, *offered), key=lambda each: each.seconds)
     squares = list(_squares(linear, offered, best.seconds, costs))
     limit = RANGES_WORTH * min(each.seconds for each in (as_dense, *offered, *squares))
-    return sorted((*offered, *squares, *_ranges(linear, offered, limit, costs)), key=lambda each: each.seconds)
+    others = (*_ranges(linear, offered, limit, costs), *_columns(linear, costs))
+    return sorted((*offered, *squares, *others), key=lambda each: each.seconds)
 
 
 def _vectors(linear: Linear, seconds: float, costs: CostModel) -> list[Candidate]:
@@ -171,6 +179,24 @@ def _ranges(linear: Linear, vectors: Sequence[Candidate], limit: float, costs: C
         workloads = tuple(_workload(linear, weight, piece) for piece in pieces)
         name = f"sparse {len(pieces)} ranges{'' if order is None else ' clustered'}"
         yield Candidate(name, solution.seconds + move, pieces, workloads, order, None, move)
+
+
+def _columns(linear: Linear, costs: CostModel) -> Iterator[Candidate]:
+    """Compressed columns, for few rows and few values: they read 12 bits for each weight."""
+    shape = dims(linear.x)
+    if shape is None or linear.rows > FEW_ROWS or obstacle(linear) is not None:
+        return
+    (k, n), dtype = linear.weight.shape, linear.weight.dtype.name
+    codes, zeros, pointers, codebook = pack_columns(linear.weight)
+    operands = Operand(shape, dtype), *map(Operand.of_indices, (codes, zeros, pointers))
+    workload = Workload(
+        "CompressedColumnsMatMul",
+        (*operands, Operand(codebook.shape, dtype, True)),
+        (*shape[:-1], n),
+        (("outputs", (n,)),),
+    )
+    seconds = roofline.compressed_columns(costs.machine, linear.rows, n, k, len(codes))
+    yield Candidate("sparse columns", costs.estimated(workload, seconds), (), (workload,), columns=True)
 
 
 def _uniform(

@@ -18,6 +18,7 @@ from graphopt.ops import MINIMUM_OPSET
 from graphopt.ops.sparse import block_density, pack_blocks, vector_density
 from graphopt.passes.sparse.candidates import Candidate, blocks, dense
 from graphopt.passes.sparse.cluster_channels import cluster_channels
+from graphopt.passes.sparse.compress_columns import emit_columns
 from graphopt.passes.sparse.linear import Linear, read_linear
 from graphopt.pipeline.pass_base import Alternative, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve import clustering
@@ -30,6 +31,7 @@ class ClusterSparse(Pass):
         y = MatMul(x, w)  ->  y = BlockSparseMatMul(x, blocks, rows, starts)
                               y = Gather(BlockSparseMatMul(x, blocks, rows, starts), places)   clustered outputs
                               y = Concat(BlockSparseMatMul(x, ...), MatMul(x, w[:, n:]))       ranges of outputs
+                              y = CompressedColumnsMatMul(x, codes, zeros, pointers, book)     few values, few rows
 
     Outputs that need the same inputs are brought together (`graphopt.solve.clustering`), so that a block holds few
     zeros: offline, where all that reads them can follow (`permute`), also those of convolutions, which `select-conv`
@@ -105,7 +107,7 @@ def _densities(linear: Linear, offered: Sequence[Candidate]) -> str:
     rows = linear.weight.T
     widths = [each.shape[1] for each in offered if each.shape[0] == 1]
     if not widths:
-        squares = dict.fromkeys(each.shape for each in offered)
+        squares = dict.fromkeys(each.shape for each in offered if all(each.shape))
         listed = [f"{block_density(rows, *shape):.1%} of the blocks of {shape[1]}x{shape[0]}" for shape in squares]
         held = f"; {', '.join(listed)} hold one" if listed else ""
         return f"{linear.node.name}: {linear.density:.1%} of the weights are not zero{held}"
@@ -141,6 +143,9 @@ def _choice(linear: Linear, best: Candidate, offered: Sequence[Candidate]) -> Ch
 
 def _emit(editor: Editor, linear: Linear, best: Candidate) -> None:
     """Replace the product by those of its pieces, side by side."""
+    if best.columns:
+        emit_columns(editor, linear)
+        return
     node, n = linear.node, linear.weight.shape[1]
     result, x = node.outputs[0], linear.x
     shape = dims(result)

@@ -45,15 +45,18 @@ class CompressColumns(Pass):
                 continue
             if linear.density > 1 - self.min_sparsity:
                 continue
-            reason = _obstacle(linear)
+            reason = obstacle(linear)
             if reason is not None:
                 refusals.append(Refusal(str(node.name), reason))
                 continue
-            notes.append(_emit(editor, linear))
+            notes.append(emit_columns(editor, linear))
         return PassResult(model, editor.modified, tuple(refusals), (), tuple(notes))
 
 
-def _obstacle(linear: Linear) -> str | None:
+def obstacle(linear: Linear) -> str | None:
+    """Why the weights have no compressed columns, as the end of a sentence about them; None if they have."""
+    if linear.weight.dtype.name != "float32":
+        return "its weights are not float32"
     weights = linear.weight[linear.weight != 0]
     if not np.isfinite(weights).all():
         return "it has weights that are not finite"
@@ -62,7 +65,7 @@ def _obstacle(linear: Linear) -> str | None:
     return None
 
 
-def _emit(editor: Editor, linear: Linear) -> str:
+def emit_columns(editor: Editor, linear: Linear) -> str:
     """Replace the product; returns a sentence on the bytes of its weights."""
     node, result = linear.node, linear.node.outputs[0]
     packed: tuple[NDArray[Any], ...] = pack_columns(linear.weight)

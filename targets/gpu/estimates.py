@@ -26,7 +26,7 @@ from graphopt.targets.gpu.waves import CLOCK, INSTRUCTIONS, LAUNCH, REACHED_BAND
 ADDRESS_INSTRUCTIONS = 24
 """Instructions that compute the address of a patch element: its tap, its pixel, and whether that is in the image."""
 
-_WITHOUT_KERNEL = ("Conv2dFft", "Conv2dIm2col", "Conv2dWinogradAxis")
+_WITHOUT_KERNEL = ("CompressedColumnsMatMul", "Conv2dFft", "Conv2dIm2col", "Conv2dWinogradAxis")
 VECTOR = 16
 """Bytes of the widest load."""
 

@@ -36,7 +36,9 @@ class Fixed(CostModel):
 
     def _timing(self, workload: Workload) -> Timing:
         seconds = self.dense
-        if workload.domain:
+        if workload.op_type == "CompressedColumnsMatMul":
+            seconds = self.blocks.get("columns", 1.0)
+        elif workload.domain:
             count, depth, width = workload.operands[1].shape
             self.asked.append(f"b{width}x{depth}")
             seconds = self.blocks.get(f"b{width}x{depth}", 1.0) * count
@@ -228,3 +230,24 @@ def test_ranges_are_measured_piece_by_piece() -> None:
 def test_one_kind_of_block_is_not_cut() -> None:
     _, result = rewritten(ClusterSparse(costs=CostModel(FAST_COPIES)), WIDE, {"w": mask(256, 256, (1, 16), 0.1)})
     assert not any("ranges" in other.algorithm for other in result.choices[0].alternatives)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5])
+@pytest.mark.parametrize("values", [3, 300])
+def test_few_values_are_read_from_compressed_columns(rows: int, values: int) -> None:
+    """Where they are few, and few rows read them: a code says which value it is."""
+    text = f"g (float[{rows},96] x, float[96,128] w, float[128] b) => (float[{rows},128] y) {{ y = Gemm(x, w, b) }}"
+    model = parse(text, {"w": (96, 128), "b": (128,)})
+    rng = np.random.default_rng(0)
+    book = rng.standard_normal(values)
+    weights = book[rng.integers(values, size=(96, 128))] * (rng.random((96, 128)) < 0.2)
+    model.graph.initializers["w"].const_value = ir.Tensor(weights.astype(np.float32), name="w")
+    feeds = random_inputs(model, 0)
+    expected = run_onnxruntime(model, feeds)
+    result = ClusterSparse(measured=9, costs=Fixed(1e-3, columns=1e-6))(model)
+    assert isinstance(result, PassResult)
+    compressed = "CompressedColumnsMatMul" in listing(model)
+    assert compressed == (rows <= 4 and values == 3)
+    if compressed:
+        assert result.choices[0].algorithm == "sparse columns"
+        require_equal(expected, run_onnxruntime(model, feeds), "columns", {"float32": Tolerance(1e-5, 1e-5)})

@@ -26,7 +26,9 @@ def test_supports_are_by_output(model: ir.Model) -> None:
     layers = [layer for node in model.graph if (layer := read_layer(node)) is not None]
     assert [layer.support.shape for layer in layers] == [(64, 72), (48, 64), (32, 48)]
     assert [(layer.rows, layer.taps) for layer in layers] == [(8, 9), (2, 1), (2, 1)]
-    assert [layer.has_squares for layer in layers] == [False, True, True]
+    assert [layer.squares(Machine()) for layer in layers] == [(), (16, 32), (16,)], "on a CPU convolutions have none"
+    gpu = Machine(sparse_blocks=((32, 32), (64, 64)), sparse_sides=(32, 64))
+    assert [layer.squares(gpu) for layer in layers] == [(), (32, 64), ()]
 
 
 def test_channels_of_a_convolution_move_with_their_taps(model: ir.Model) -> None:
@@ -35,6 +37,23 @@ def test_channels_of_a_convolution_move_with_their_taps(model: ir.Model) -> None
     layer.support = np.arange(64 * 72).reshape(64, 72)
     moved = layer.permuted(np.arange(64)[::-1], np.arange(8)[::-1])
     np.testing.assert_array_equal(moved.reshape(64, 8, 9), layer.support.reshape(64, 8, 9)[::-1, ::-1])
+
+
+def test_squares_of_a_convolution_are_channels_at_one_tap() -> None:
+    """32 channels of one tap are a block: the others at that tap, and other taps, are not looked at."""
+    model = parse(
+        "g (float[1,64,4,4] x, float[32,64,3,3] w) => (float[1,32,2,2] y) { y = Conv(x, w) }", {"w": (32, 64, 3, 3)}
+    )
+    layer = read_layer(model.graph.node(0))
+    assert layer is not None
+    gpu = Machine(sparse_blocks=((32, 32),), sparse_sides=(32,))
+    support = np.zeros((32, 64, 9), bool)
+    support[:, :32, 4] = True
+    one = layer.sparse_seconds(gpu, support.reshape(32, -1))
+    support[:, 32:, 7] = True
+    two = layer.sparse_seconds(gpu, support.reshape(32, -1))
+    support[3, 5, 8] = True
+    assert one < two < layer.sparse_seconds(gpu, support.reshape(32, -1))
 
 
 def test_groups_may_end_early() -> None:
