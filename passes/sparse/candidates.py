@@ -188,10 +188,10 @@ def _columns(linear: Linear, costs: CostModel) -> Iterator[Candidate]:
         return
     (k, n), dtype = linear.weight.shape, linear.weight.dtype.name
     codes, zeros, pointers, codebook = pack_columns(linear.weight)
-    operands = Operand(shape, dtype), *map(Operand.of_indices, (codes, zeros, pointers))
+    indices = [Operand.of_indices(array) for array in (codes, zeros, pointers)]
     workload = Workload(
         "CompressedColumnsMatMul",
-        (*operands, Operand(codebook.shape, dtype, True)),
+        (Operand(shape, dtype), *indices, Operand(codebook.shape, dtype, True)),
         (*shape[:-1], n),
         (("outputs", (n,)),),
     )
