@@ -109,22 +109,26 @@ def blocks(linear: Linear, as_dense: Candidate, costs: CostModel) -> list[Candid
 def _vectors(linear: Linear, seconds: float, costs: CostModel) -> list[Candidate]:
     """Blocks of one input.
 
-    Narrower ones than the widest are clustered only if their bound takes less than `seconds`, and than all so far.
+    Narrower ones than the widest are clustered only if that brought outputs of the widest together, which outputs that
+    share inputs do at any width, and if their bound takes less than `seconds` and than all so far.
     """
     n = linear.weight.shape[1]
     support = np.ascontiguousarray((linear.weight != 0).T)
     widths = [width for depth, width in costs.machine.sparse_blocks if depth == 1 and width <= 2 * n]
     offered = [_uniform(linear, costs, 1, width) for width in widths]
+    saved, moved = 1.0, _move(linear, costs.machine, outputs=True)
+
+    def may_win(problem: clustering.Problem) -> bool:
+        least = _seconds(linear, costs.machine, (clustering.bound(problem), 1, problem.height))
+        return least + moved < min(seconds, *(each.seconds for each in offered))
+
     for width in sorted(widths, reverse=True):
         problem = clustering.Problem(support, width)
-        best = min(seconds, *(each.seconds for each in offered))
-        least = _seconds(linear, costs.machine, (clustering.bound(problem), 1, width)) + _move(
-            linear, costs.machine, outputs=True
-        )
-        if width == 1 or (width < max(widths) and least >= best):
+        if width == 1 or (width < max(widths) and (saved > clustering.HOPELESS or not may_win(problem))):
             continue
-        solution = clustering.cluster(problem)
-        if solution.columns < FEWER * clustering.as_given(problem).columns:
+        given, solution = clustering.as_given(problem), clustering.cluster(problem)
+        saved = min(saved, solution.columns / max(1, given.columns))
+        if solution.columns < FEWER * given.columns:
             offered.append(_uniform(linear, costs, 1, width, np.array(solution.order)))
     return offered
 
