@@ -179,6 +179,8 @@ def to_blocked_form(editor: Editor, node: ir.Node, form: Form, inputs: Sequence[
 def _twin(node: ir.Node, channels: int) -> tuple[str, str, dict[str, Any]]:
     """(operator, domain, attributes) of the blocked twin."""
     given = {name: attribute.value for name, attribute in node.attributes.items()}
+    if node.op_type == "Concat":
+        given["axis"] = 1  # which a negative one would not name among five axes
     if node.op_type not in POOLS and node.op_type != "LRN":
         return node.op_type, "", given
     if node.op_type == "LRN":

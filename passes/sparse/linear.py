@@ -16,13 +16,24 @@ from graphopt.graph.edit import array_of, dims, is_op
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
-    """y = x times `weight` [K, N], plus `bias` where there is one; `rows` are all but the last axis of x."""
+    """y = x times `weight` [K, N], plus a bias if `has_bias`; `rows` are all but the last axis of x."""
 
     node: ir.Node
-    x: ir.Value
     weight: NDArray[Any]
-    bias: ir.Value | None
+    has_bias: bool
     rows: int
+
+    @property
+    def x(self) -> ir.Value:
+        """The current first operand: what produced it may have been replaced since it was read."""
+        x = self.node.inputs[0]
+        assert x is not None
+        return x
+
+    @property
+    def bias(self) -> ir.Value | None:
+        """The current bias, None where there is none."""
+        return self.node.inputs[2] if self.has_bias else None
 
     @property
     def density(self) -> float:
@@ -34,22 +45,22 @@ def read_linear(node: ir.Node, floats: Sequence[str]) -> Linear | None:
     """The product that a MatMul or Gemm computes, if its matrix is constant and its shapes are static."""
     if not is_op(node, "MatMul", "Gemm") or node.inputs[0] is None:
         return None
-    x, weight = node.inputs[0], array_of(node.inputs[1])
-    shape, out = dims(x), dims(node.outputs[0])
+    weight = array_of(node.inputs[1])
+    shape, out = dims(node.inputs[0]), dims(node.outputs[0])
     if weight is None or weight.ndim != 2 or shape is None or len(shape) < 2 or out is None or 0 in (*shape, *out):
         return None
     if weight.dtype.name not in floats:
         return None
-    bias = None
+    has_bias = False
     if node.op_type == "Gemm":
         attributes = node.attributes
         if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1.0:
             return None
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if bias is not None and attributes.get_float("beta", 1.0) != 1.0:
+        has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+        if has_bias and attributes.get_float("beta", 1.0) != 1.0:
             return None
         weight = weight.T if attributes.get_int("transB", 0) else weight
-    return Linear(node, x, weight, bias, math.prod(shape[:-1]))
+    return Linear(node, weight, has_bias, math.prod(shape[:-1]))
 
 
 def by_output(node: ir.Node, weight: NDArray[Any]) -> NDArray[Any] | None:

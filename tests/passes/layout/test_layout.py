@@ -94,10 +94,11 @@ def test_golden(rewrite) -> None:
     ]
 
 
-def test_concat_of_branches_that_share_one_conversion(rewrite) -> None:
+@pytest.mark.parametrize("axis", [1, -3])
+def test_concat_of_branches_that_share_one_conversion(rewrite, axis: int) -> None:
     text = (
         f"g (float[1,32,8,8] x, {W}, float[16,64,1,1] v) => (float[1,16,8,8] y)"
-        "{ a = Conv(x, w)  b = Conv(x, w2)  c = Concat<axis = 1>(a, b)  y = Conv(c, v) }"
+        f"{{ a = Conv(x, w)  b = Conv(x, w2)  c = Concat<axis = {axis}>(a, b)  y = Conv(c, v) }}"
     )
     after, _ = rewrite(Blocked(), text, WEIGHTS | {"v": (16, 64, 1, 1)})
     assert operators(after) == ["ToBlocked", "Conv2dBlocked", "Conv2dBlocked", "Concat", "Conv2dBlocked", "FromBlocked"]

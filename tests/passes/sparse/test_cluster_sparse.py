@@ -232,6 +232,15 @@ def test_one_kind_of_block_is_not_cut() -> None:
     assert not any("ranges" in other.algorithm for other in result.choices[0].alternatives)
 
 
+@pytest.mark.parametrize("node", ["y = MatMul(s, v)", "y = Gemm(x, v, s)"])
+def test_products_that_read_products(node: str) -> None:
+    """The second one reads what the first one became, with nothing between them."""
+    text = "g (float[64,96] x, float[96,96] w, float[96,96] v) => (float[64,96] y) { s = MatMul(x, w) " + node + " }"
+    kept = mask(96, 96, (1, 16), 0.1)
+    after, result = rewritten(ClusterSparse(costs=Fixed(1e-3, b16x1=1e-6)), text, {"w": kept, "v": kept})
+    assert after.count("BlockSparseMatMul(") == len(result.choices) == 2
+
+
 @pytest.mark.parametrize("rows", [1, 4, 5])
 @pytest.mark.parametrize("values", [3, 300])
 def test_few_values_are_read_from_compressed_columns(rows: int, values: int) -> None:
