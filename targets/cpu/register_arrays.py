@@ -19,6 +19,7 @@ from tvm.ir.transform import Pass, PassContext
 from tvm.tirx import compilation_pipeline
 
 from graphopt.targets.common.tir import ieee
+from graphopt.targets.common.tir.rising import rising
 from graphopt.targets.cpu.kernels import partials
 
 PIPELINE = "graphopt"
@@ -43,7 +44,7 @@ def register() -> None:
 
 def _pipeline() -> tuple[Pass, Callable[[], Pass], Callable[[], Pass]]:
     default, host, device = compilation_pipeline.get_tir_pipeline("s_tir")
-    kept = tvm.ir.transform.Sequential([default, _keep_on_stack()])
+    kept = tvm.ir.transform.Sequential([rising(), default, _keep_on_stack()])
     return kept, lambda: tvm.ir.transform.Sequential([host(), ieee.reveal(ieee.llvm_fence, ieee.llvm_wide)]), device
 
 

@@ -20,6 +20,7 @@ from tvm.ir import Expr
 from graphopt.errors import CodegenError
 from graphopt.program.program import Launch
 from graphopt.targets.common.tir import ieee
+from graphopt.targets.common.tir.rising import rising
 from graphopt.targets.gpu.devices import GpuSpec
 
 _AXES = {f"{kind}Idx.{axis}": (kind, "xyz".index(axis)) for kind in ("block", "thread") for axis in "xyz"}
@@ -108,6 +109,7 @@ def _passes(synchronized: bool) -> tvm.ir.transform.Sequential:
     """From blocks and loops to kernels and host part; barriers are inserted unless the function has its own."""
     return tvm.ir.transform.Sequential(
         [
+            rising(),
             s_tir.transform.CanonicalizeLoop(),
             s_tir.transform.LowerCrossThreadReduction(),
             s_tir.transform.LowerInitBlock(),
