@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from graphopt.errors import ArtifactError
-from graphopt.storage.form import LAYOUTS, Form
+from graphopt.storage.form import COLUMNS, LAYOUTS, Form
 from graphopt.storage.streams import CODINGS, Piece
 from graphopt.storage.words import MAX_VALUES
 
@@ -90,6 +90,8 @@ def _form(item: Any) -> Form | None:
     numbers = [item[name] for name in ("itemsize", "columns", "length", "codebook")]
     if not all(map(_natural, numbers)) or item["codebook"] > MAX_VALUES or max(numbers) > MAX_TENSOR_BYTES:
         return None
+    if item["layout"] == COLUMNS and 0 in (item["columns"], item["length"]):
+        return None  # columns without elements are never stored, and their number would be bounded by nothing
     pieces = tuple(piece for each in item["pieces"] if (piece := _piece(each)) is not None)
     if len(pieces) != len(item["pieces"]) or not all(
         isinstance(item[name], bool) for name in ("floating", "transposed")

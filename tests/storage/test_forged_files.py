@@ -154,3 +154,12 @@ def test_other_formats_are_refused(good: Path, tmp_path: Path) -> None:
         forge(tmp_path / "bad.gopz", {**manifest, "format": 2}, contents)
     )
     assert "disagree" in refusal(forge(tmp_path / "bad.gopz", manifest, {**contents, "more": b""}))
+
+
+def test_columns_of_no_elements_are_refused(good: Path, tmp_path: Path) -> None:
+    """They would take memory for their number, which the size of the tensor does not bound."""
+    manifest, contents = opened(good)
+    forged = next(each for each in manifest["tensors"] if each["form"]["layout"] == "columns")
+    forged["shape"] = [0]
+    forged["form"] |= {"columns": 1 << 28, "length": 0}
+    assert "its manifest does not describe tensor" in refusal(forge(tmp_path / "bad.gopz", manifest, contents))
