@@ -58,7 +58,7 @@ def _any(body: tirx.Stmt) -> bool:
 
 
 def _falling(index: Expr, divisor: Expr) -> tuple[Expr | int, int, Expr, int] | None:
-    """(whole, rest, falling, divisor): index = whole * divisor + rest - falling, where no factor of `falling` is negative.
+    """(whole, rest, falling, divisor): index = whole * divisor + rest - falling, whose factors are not negative.
 
     None for another divisor than a positive number, and for an index that has no such form, or rises.
     """
