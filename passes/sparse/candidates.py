@@ -18,6 +18,7 @@ from graphopt.graph.edit import dims
 from graphopt.ops.compressed import pack_columns
 from graphopt.ops.sparse import pack_blocks
 from graphopt.passes.sparse.compress_columns import obstacle
+from graphopt.passes.sparse.layers import grouped
 from graphopt.passes.sparse.linear import Linear
 from graphopt.solve import clustering, coclustering, heights
 
@@ -29,6 +30,9 @@ CALL = 3e-6
 
 RANGES_WORTH = 0.9
 """Outputs are cut into ranges if that is estimated to leave at most this share of the time of any other candidate."""
+
+HOPELESS = 1.5
+"""Both sides of square blocks are clustered in turn if the first turn takes at most so many times the best seconds."""
 
 FEWER = 0.98
 """Another order is offered if it leaves at most this share of the blocks."""
@@ -134,19 +138,30 @@ def _vectors(linear: Linear, seconds: float, costs: CostModel) -> list[Candidate
 
 
 def _squares(linear: Linear, vectors: Sequence[Candidate], seconds: float, costs: CostModel) -> Iterator[Candidate]:
-    """Square blocks. Both sides are clustered only if the best that could come of it takes less than `seconds`."""
+    """Square blocks. Both sides are clustered only if the best that could come of it takes less than `seconds`.
+
+    And if clustering the inputs once, for outputs as the widest vectors have them, comes near.
+    """
     k, n = linear.weight.shape
     support = np.ascontiguousarray((linear.weight != 0).T)
     machine = costs.machine
     held = (math.prod(each.workloads[0].operands[1].shape) for each in vectors if each.pieces[0].width > 1)
     values = min(held, default=int(support.sum()))
+    widest = (
+        max(vectors, key=lambda each: (each.pieces[0].width, each.outputs is not None)).outputs if vectors else None
+    )
     for depth, width in machine.sparse_blocks:
         if depth == 1 or k % depth or width > 2 * n:
             continue
         given = _uniform(linear, costs, depth, width)
         yield given
         full = -(-values // (depth * width)), depth, width
-        if _estimated(given, full, linear, costs) + _move(linear, machine, inputs=True) >= seconds:
+        moved = _move(linear, machine, inputs=True)
+        if _estimated(given, full, linear, costs) + moved >= seconds:
+            continue
+        first = grouped(support if widest is None else support[widest], width)
+        tried = clustering.cluster(clustering.Problem(np.ascontiguousarray(first.T), depth)).columns
+        if _estimated(given, (tried, depth, width), linear, costs) + moved >= HOPELESS * seconds:
             continue
         problem = coclustering.Problem(support, width, depth)
         solution = coclustering.cocluster(problem)
