@@ -59,6 +59,9 @@ def targets(layers: Sequence[Layer], recipe: Recipe) -> list[Target]:
         raise GraphoptError("the model has no MatMul, Gemm or Conv with constant weights, so there is nothing to prune")
     wanted = _named(layers, recipe)
     spared = _spared(layers, recipe.skip)
+    for layer in layers:
+        if id(layer) in wanted and id(layer) in spared:
+            raise GraphoptError(f"--layer gives {layer.name} a sparsity and --skip spares it; leave one of them out")
     return [_target(layer, recipe, wanted.get(id(layer)), id(layer) in spared) for layer in layers]
 
 

@@ -57,6 +57,7 @@ def test_what_does_not_fit_is_left_alone_unless_it_was_named() -> None:
         ({"layers": {"matmul2": 2.0}}, "--layer matmul2 is 2"),
         ({"layers": {"matmul1": 0.5}}, "--layer names 'matmul1', which is no layer with weights; did you mean"),
         ({"skip": ("fc*",)}, "--skip names 'fc\\*', which is no layer"),
+        ({"layers": {"matmul2": 0.5}, "skip": ("*2",)}, "gives matmul2 a sparsity and --skip spares it; leave one"),
         ({"layers": {"matmul2": 0.5, "v": 0.6}}, "both read the same weights; make them equal"),
         ({"granularity": "2:4", "sparsity": 0.9}, "2:4 leaves out 50% of the weights, not 90%"),
     ],
