@@ -71,7 +71,8 @@ def _named(layers: Sequence[Layer], recipe: Recipe) -> dict[int, float]:
     wanted: dict[int, tuple[str, float]] = {}
     for name, sparsity in recipe.layers.items():
         _share(sparsity, f"--layer {name}")
-        matching = [layer for layer in layers if name in (*layer.aliases, *layer.sharers)]
+        matching = [layer for layer in layers if name in (layer.name, *layer.sharers)]
+        matching = matching or [layer for layer in layers if name in layer.aliases]  # weights may be called as a node
         if not matching:
             raise GraphoptError(f"--layer names {name!r}, which is no layer with weights; {_near(name, layers)}")
         for layer in matching:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from graphopt.cli import main
 from graphopt.errors import GraphoptError
@@ -36,6 +38,26 @@ def test_the_budget_is_kept_and_the_model_is_faster(keep: float) -> None:
 
 def test_less_energy_is_never_slower() -> None:
     assert budget(0.5).seconds <= budget(0.65).seconds <= budget(0.8).seconds
+
+
+def test_layers_with_one_name_have_a_budget_each() -> None:
+    random = np.random.default_rng(0)
+    weights = {name: random.standard_normal((256, 256)).astype(np.float32) for name in "wv"}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["t"], "a"),
+        helper.make_node("Relu", ["t"], ["r"], "a"),
+        helper.make_node("MatMul", ["r", "v"], ["y"], "a"),
+    ]
+    ends = [[helper.make_tensor_value_info(name, 1, [32, 256])] for name in "xy"]
+    stored = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    model = helper.make_model(helper.make_graph(nodes, "g", *ends, stored), ir_version=8)
+    model.opset_import[0].version = 17
+    found = choose(model, Recipe(Granularity.parse("block:16x1")), 0.8, costs="roofline")
+    assert [layer.name for layer in found.layers] == ["a", "a_2"]
+    layers = prune_model(model, found.recipe).layers
+    assert [layer.asked for layer in layers] == [layer.sparsity for layer in found.layers]
+    assert sum(layer.energy for layer in layers) / 2 == pytest.approx(found.energy)
+    assert found.energy >= 0.8
 
 
 def test_nothing_to_gain_is_said() -> None:

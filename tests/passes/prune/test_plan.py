@@ -38,6 +38,13 @@ def test_every_layer_or_those_that_are_named() -> None:
     assert [layer.energy for layer in run(sparsity=0.0)] == [1, 1]
 
 
+def test_a_layer_may_be_called_as_the_weights_of_another() -> None:
+    model = parse(TEXT, SHAPES)
+    model.graph.node(2).name = "w"
+    layers = prune(model, Recipe(Granularity.parse("element"), layers={"w": 0.25}), dims)
+    assert [layer.reached for layer in layers] == [0, 0.25]
+
+
 def test_what_does_not_fit_is_left_alone_unless_it_was_named() -> None:
     layers = run("block:16x1")
     assert [layer.reached for layer in layers] == [0.5, 0]
