@@ -15,13 +15,18 @@ from graphopt.passes.prune.masks import Criterion
 from graphopt.pipeline.pass_base import suggest
 
 
+NOT_ASKED = "not asked for"
+"""The reason of a layer that the recipe does not mention."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What to leave out.
 
     `sparsity` is the share of zero weights of every layer, None for none but those of `layers`, which have their own.
     `skip` are names or patterns (`classifier*`) of layers that keep all weights. With `remove`, whole outputs or inputs
-    are taken out of the model where that is possible, instead of being zeros.
+    are taken out of the model where that is possible, instead of being zeros. `alone` says by name why layers are not
+    in `layers`, if whoever chose them knows.
     """
 
     granularity: Granularity
@@ -30,6 +35,7 @@ class Recipe:
     skip: tuple[str, ...] = ()
     criterion: Criterion = Criterion.ENERGY
     remove: bool = True
+    alone: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def structured(self) -> bool:
@@ -129,7 +135,7 @@ def _target(layer: Layer, recipe: Recipe, own: float | None, spared: bool) -> Ta
     if spared:
         return Target(layer, 0.0, named, True, "skipped as asked")
     if sparsity is None:
-        return Target(layer, 0.0, named, True, "not asked for")
+        return Target(layer, 0.0, named, True, recipe.alone.get(layer.name, NOT_ASKED))
     reason = granularity.misfit(layer.shape, conv=layer.conv)
     if not reason and layer.others:
         reason = f"shares its weights with {', '.join(layer.others[:3])}"

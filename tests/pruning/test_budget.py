@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,34 @@ def test_layers_with_one_name_have_a_budget_each() -> None:
     assert found.energy >= 0.8
 
 
+def test_the_mean_is_of_the_listed_layers_and_the_others_have_reasons() -> None:
+    random = np.random.default_rng(0)
+    weights = {"w": (64, 64, 3, 3), "d": (64, 1, 3, 3), "v": (64, 64, 3, 3), "u": (10, 64, 1, 1)}
+    pads: dict[str, Any] = {"pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "first", **pads),
+        helper.make_node("Conv", ["a", "d"], ["b"], "depthwise", group=64, **pads),
+        helper.make_node("Conv", ["b", "v"], ["c"], "second", **pads),
+        helper.make_node("Conv", ["c", "u"], ["y"], "last"),
+    ]
+    ends = [[helper.make_tensor_value_info(name, 1, [1, n, 8, 8])] for name, n in (("x", 64), ("y", 10))]
+    stored = [
+        numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
+        for name, shape in weights.items()
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "g", *ends, stored), ir_version=8)
+    model.opset_import[0].version = 17
+    found = choose(model, Recipe(Granularity.parse("block:16x1"), skip=("first",)), 0.3, costs="roofline")
+    assert [layer.name for layer in found.layers] == ["second"]
+    assert found.energy == pytest.approx(found.layers[0].energy)
+    assert {layer.name: (layer.skipped, layer.reason) for layer in prune_model(model, found.recipe).layers} == {
+        "first": (True, "skipped as asked"),
+        "depthwise": (True, "has no sparse kernel, so zeros gain nothing"),
+        "second": (False, ""),
+        "last": (True, "has 10 outputs, which 16 does not divide"),
+    }
+
+
 def test_nothing_to_gain_is_said() -> None:
     with pytest.raises(GraphoptError, match="no layer becomes faster while 100.0% of the energy stays"):
         budget(1.0)
@@ -71,6 +100,7 @@ def test_the_command_prints_the_choice(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "The sparsity of each layer" in text
+    assert "has 10 outputs, which 16 does not divide" in text
     assert "no other choice is faster" in text
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["budget"]
