@@ -14,7 +14,6 @@ from graphopt.passes.prune.layers import Layer
 from graphopt.passes.prune.masks import Criterion
 from graphopt.pipeline.pass_base import suggest
 
-
 NOT_ASKED = "not asked for"
 """The reason of a layer that the recipe does not mention."""
 
@@ -141,6 +140,8 @@ def _target(layer: Layer, recipe: Recipe, own: float | None, spared: bool) -> Ta
         reason = f"shares its weights with {', '.join(layer.others[:3])}"
         if named:  # asked for, and so it happens to all of them
             reason = ""
+    if not reason and sparsity and granularity.single(layer.shape) and not (recipe.structured and layer.depthwise):
+        reason = "has one group of weights, without which nothing would be left"
     if not reason and not sparsity:
         return Target(layer, 0.0, named)
     if not reason:

@@ -54,6 +54,21 @@ def test_what_does_not_fit_is_left_alone_unless_it_was_named() -> None:
         run("block:16x1", layers={"matmul2": 0.5})
 
 
+def test_a_layer_that_is_one_group_keeps_it() -> None:
+    layers = run("block:32x8")
+    assert [(layer.reached, layer.skipped) for layer in layers] == [(0, True), (0, True)]
+    assert layers[0].reason == "has one group of weights, without which nothing would be left"
+    assert layers[1].reason == "has 12 outputs, which 32 does not divide"
+    with pytest.raises(GraphoptError, match="--layer matmul0 has one group of weights, .* leave the layer out"):
+        run("block:32x8", layers={"matmul0": 0.5})
+    model = parse("g (float[4,8] x, float[8,1] w) => (float[4,1] y) { y = MatMul(x, w) }", {"w": (8, 1)})
+    for granularity in ("row", "filter"):
+        (layer,) = prune(model, Recipe(Granularity.parse(granularity), 0.5), dims)
+        assert layer.reason.startswith("has one group of weights")
+    (layer,) = prune(model, Recipe(Granularity.parse("1:8")), dims)
+    assert layer.reached == 0.875
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
