@@ -165,7 +165,7 @@ def _require_one_goal(recipe: Recipe, keep_energy: float | None) -> None:
 
 
 def _require_no_weighing(context: typer.Context) -> None:
-    """Raises GraphoptError for options of what --keep-energy weighs; a variable of the environment is for all commands."""
+    """Raises GraphoptError for options on costs; a variable of the environment is for all commands and no matter."""
     for name in ("costs", "level", "threads"):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":

@@ -51,7 +51,8 @@ class LayerChoice:
 class Budget:
     """The chosen sparsities as a recipe, a row for each layer whose cost depends on its zeros, and totals.
 
-    `energy` is the mean over these layers of what they keep; the recipe says why the others are left alone; `gap` bounds how much faster another choice could be.
+    `energy` is the mean over these layers of what they keep; the recipe says why others are left alone; `gap` bounds
+    how much faster another choice could be.
     """
 
     recipe: Recipe
@@ -76,8 +77,8 @@ def choose(
     """Choose a sparsity for every layer of the model `source`.
 
     A layer keeps the share of the sum of its squares that is left. All layers that zeros can make faster count alike,
-    whatever their scale and size: to first order the relative errors that layers make add up on the way to the output. None keeps less than
-    `LEAST`.
+    whatever their scale and size: to first order the relative errors that layers make add up on the way to the output.
+    None keeps less than `LEAST`.
 
     Args:
         recipe: granularity, criterion and layers to skip; its sparsities are not used.
