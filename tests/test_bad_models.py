@@ -238,6 +238,12 @@ def sparse_counts(model: onnx.ModelProto) -> None:
     sparse(model, count=2)
 
 
+def sparse_narrow(model: onnx.ModelProto) -> None:
+    sparse(model)
+    indices = model.graph.sparse_initializer[0].indices
+    indices.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(indices).astype(np.int32), indices.name))
+
+
 def sparse_huge(model: onnx.ModelProto) -> None:
     sparse(model, dims=(1 << 20, 1 << 19))
 
@@ -324,6 +330,7 @@ REFUSALS = [
     (sparse_twice, "initializer s is sparse and has the index 1 twice; export it with ascending indices"),
     (sparse_out_of_order, "initializer s is sparse and has the index [1, 2] after a larger one; export it with"),
     (sparse_counts, "initializer s is sparse and has 2 values with indices of shape [1]; give one int64 index"),
+    (sparse_narrow, "initializer s is sparse and has indices of type int32; export it with int64 indices"),
     (sparse_huge, "initializer s is sparse and would take too much memory as a dense 1048576x524288"),
     (sparse_constant, "attribute sparse_value of node r (Constant) is sparse and has an index outside of 4"),
     (missing_attribute, "node r (Cast) lacks the attribute to; give it a value"),

@@ -108,6 +108,7 @@ def command(
     """Compile a model into an artifact that `graphopt run` executes."""
     file = output if output is not None else Path(default_name(model))
     options.check_output(file, "-o", _is_artifact)
+    options.check_apart(file, "-o", svg, "is what --svg names too")
     if inputs and verify is VerifyMode.OFF:
         raise GraphoptError("--input is for verification; give --verify ends too, or leave it out")
     if dump is not None and dump.exists() and not dump.is_dir():

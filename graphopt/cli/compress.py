@@ -57,6 +57,9 @@ def command(
     """
     file = output if output is not None else Path(default_name(model))
     options.check_output(file, "-o", _is_compressed)
+    options.check_apart(file, "-o", svg, "is what --svg names too")
+    if bits is not None:  # without them nothing is lost
+        options.check_apart(file, "-o", Path(model), "is the model itself, whose exact weights would be lost")
     evaluation = quality.asked(evaluate, eval_output, max_kl, max_flip, svg)
     judgement = None
     with progress("reading the model") as say:

@@ -127,6 +127,21 @@ def check_output(path: Path, flag: str, ours: Callable[[bytes], bool]) -> Path:
     return path
 
 
+def check_apart(path: Path, flag: str, other: Path | None, what: str) -> None:
+    """Check that two paths are not one file, also over links: the second would be lost.
+
+    Args:
+        what: says what `other` is, as "is what --svg names too".
+
+    Raises:
+        GraphoptError: they are one file.
+    """
+    if other is None:
+        return
+    if path.resolve() == other.resolve() or (path.exists() and other.exists() and path.samefile(other)):
+        raise GraphoptError(f"{flag} {path} {what}; name another file")
+
+
 def is_drawing(beginning: bytes) -> bool:
     """Whether a file with this beginning is an SVG."""
     return beginning.startswith(b"<svg")

@@ -25,6 +25,7 @@ EXAMPLES = (
 
 
 def command(
+    context: typer.Context,
     model: options.Model,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="OUT.onnx", parser=options.file, help="Where to write the model.")
@@ -80,9 +81,13 @@ def command(
     Every product and convolution with constant weights is pruned; most people spare the first and the last with --skip.
     """
     options.check_output(output, "-o", is_onnx)
+    options.check_apart(output, "-o", Path(model), "is the model itself, whose dense weights would be lost")
+    options.check_apart(output, "-o", svg, "is what --svg names too")
     evaluation = quality.asked(evaluate, eval_output, max_kl, max_flip, svg)
     recipe = _recipe(sparsity, granularity, criterion, layer or [], skip or [], remove)
     _require_one_goal(recipe, keep_energy)
+    if keep_energy is None:
+        _require_no_weighing(context)
     with progress("starting") as say:
         from graphopt.models.zoo import save
         from graphopt.pruning.model import prune_model
@@ -143,7 +148,12 @@ def _recipe(
     if criterion not in list(Criterion):
         raise GraphoptError(f"there is no criterion {criterion!r}; there are {', '.join(sorted(Criterion))}")
     parsed = Granularity.parse(granularity)
-    return Recipe(parsed, sparsity, dict(map(_layer, layer)), tuple(skip), Criterion(criterion), remove)
+    layers: dict[str, float] = {}
+    for name, share in map(_layer, layer):
+        if name in layers:
+            raise GraphoptError(f"--layer names {name} twice, with {layers[name]:g} and {share:g}; give one share")
+        layers[name] = share
+    return Recipe(parsed, sparsity, layers, tuple(skip), Criterion(criterion), remove)
 
 
 def _require_one_goal(recipe: Recipe, keep_energy: float | None) -> None:
@@ -152,6 +162,14 @@ def _require_one_goal(recipe: Recipe, keep_energy: float | None) -> None:
         raise GraphoptError("--keep-energy chooses the sparsity of every layer; leave out --sparsity and --layer")
     if keep_energy is None and recipe.sparsity is None and not recipe.layers and recipe.granularity.sparsity is None:
         raise GraphoptError("nothing says how much goes; give --sparsity 0.9, --keep-energy 0.95 or --layer NAME=0.9")
+
+
+def _require_no_weighing(context: typer.Context) -> None:
+    """Raises GraphoptError for options on costs; a variable of the environment is for all commands and no matter."""
+    for name in ("costs", "level", "threads"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise GraphoptError(f"--{name} is about what layers cost, which --keep-energy alone asks; leave it out")
 
 
 def _layer(text: str) -> tuple[str, float]:

@@ -54,11 +54,10 @@ def check_sparse(tensor: onnx.SparseTensorProto, where: str, base_dir: Path | No
         raise ModelError(f"{where} is sparse and would take too much memory as a dense {shape}; split it")
     count, rank = len(_array(tensor.values).reshape(-1)), len(tensor.dims)
     indices = tensor.indices
-    if (
-        list(tensor.values.dims) != [count]
-        or list(indices.dims) not in ([count], [count, rank])
-        or (indices.data_type != onnx.TensorProto.INT64)
-    ):
+    if indices.data_type != onnx.TensorProto.INT64:
+        dtype = onnx.TensorProto.DataType.Name(indices.data_type).lower()
+        raise ModelError(f"{where} is sparse and has indices of type {dtype}; export it with int64 indices")
+    if list(tensor.values.dims) != [count] or list(indices.dims) not in ([count], [count, rank]):
         raise ModelError(
             f"{where} is sparse and has {count} values with indices of shape {list(indices.dims)}; "
             "give one int64 index, or one row of coordinates, for each value"

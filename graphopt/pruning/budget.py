@@ -51,7 +51,8 @@ class LayerChoice:
 class Budget:
     """The chosen sparsities as a recipe, a row for each layer whose cost depends on its zeros, and totals.
 
-    `energy` is the mean over the layers of what they keep; `gap` bounds how much faster another choice could be.
+    `energy` is the mean over these layers of what they keep; the recipe says why others are left alone; `gap` bounds
+    how much faster another choice could be.
     """
 
     recipe: Recipe
@@ -75,9 +76,9 @@ def choose(
 ) -> Budget:
     """Choose a sparsity for every layer of the model `source`.
 
-    A layer keeps the share of the sum of its squares that is left. All layers count alike, whatever their scale and
-    size: to first order the relative errors that layers make add up on the way to the output. None keeps less than
-    `LEAST`.
+    A layer keeps the share of the sum of its squares that is left. All layers that zeros can make faster count alike,
+    whatever their scale and size: to first order the relative errors that layers make add up on the way to the output.
+    None keeps less than `LEAST`.
 
     Args:
         recipe: granularity, criterion and layers to skip; its sparsities are not used.
@@ -109,12 +110,14 @@ def choose(
         weighed[sparsity] = _seconds(rewrite(trial, asked).result.steps)
     names = [layer.name for layer in pruned[offered[0]] if not layer.skipped]
     kept = {sparsity: {layer.name: layer for layer in layers} for sparsity, layers in pruned.items()}
+    alone = {layer.name: layer.reason for layer in pruned[offered[0]] if layer.skipped}
     rows: dict[str, list[tuple[float, float, Choice | None]]] = {}
     for name in names:
         found = [(sparsity, _find(name, names, weighed[sparsity])) for sparsity in offered]
         base = _dense_seconds(_find(name, names, dense), [choice for _, choice in found])
         if base is None:
-            continue  # no pass has a sparse kernel for it, so zeros gain nothing
+            alone[name] = "has no sparse kernel, so zeros gain nothing"
+            continue
         rows[name] = [(0.0, base, _find(name, names, dense))]
         rows[name] += [
             (sparsity, choice.seconds, choice)
@@ -124,7 +127,7 @@ def choose(
     problem = solver.Problem(
         tuple(
             tuple(
-                solver.Option(seconds, 0.0 if not sparsity else _lost(kept[sparsity][name]) / len(names))
+                solver.Option(seconds, 0.0 if not sparsity else _lost(kept[sparsity][name]) / len(rows))
                 for sparsity, seconds, _ in options
             )
             for name, options in rows.items()
@@ -141,9 +144,9 @@ def choose(
             f"no layer becomes faster while {keep_energy:.1%} of the energy stays; keep less, or choose another "
             "--granularity"
         )
-    shares = {layer.name: layer.sparsity for layer in chosen if layer.sparsity}
+    shares = {layer.name: layer.sparsity for layer in chosen}
     return Budget(
-        replace(recipe, sparsity=None, layers=shares, skip=()),
+        replace(recipe, sparsity=None, layers=shares, skip=(), alone=alone),
         tuple(chosen),
         1 - solution.loss,
         math.fsum(layer.dense_seconds for layer in chosen),

@@ -20,6 +20,7 @@ from graphopt.frontend.load import as_given
 from graphopt.frontend.shapes import fix_inputs, infer_shapes, open_dims
 from graphopt.graph.edit import dims
 from graphopt.passes.prune.axes import Dims
+from graphopt.passes.prune.layers import layers as layers_of
 from graphopt.passes.prune.plan import Recipe
 from graphopt.passes.prune.prune import PrunedLayer, prune
 from graphopt.verify.oracle import TOLERANCES, Tolerance, compare, random_inputs, run_onnxruntime
@@ -70,7 +71,7 @@ def prune_model(
     say = progress or (lambda _: None)
     say("reading the model")
     given = as_given(source, example_inputs)
-    model, notes = given.model, list(given.notes)
+    model, notes = given.model, [*given.notes, *_renamed(given.model.graph)]
     known: Dims = lambda _: None  # noqa: E731
     if recipe.structured:
         say("inferring shapes")
@@ -90,6 +91,17 @@ def prune_model(
             notes.append(f"channels are zeros, and not taken out: the smaller model {reason}")
             model, layers = zeros, blanked
     return Pruned(model, _none_left_empty(layers), given.original, tuple(notes))
+
+
+def _renamed(graph: ir.Graph) -> list[str]:
+    """A sentence for each name that several nodes have, where a layer has another here."""
+    found = layers_of(graph)
+    repeated = dict.fromkeys(layer.node.name for layer in found if layer.node.name not in (None, "", layer.name))
+    return [
+        f"several nodes of the file are called {name}; here its layers are "
+        f"{', '.join(layer.name for layer in found if layer.node.name == name)}"
+        for name in repeated
+    ]
 
 
 def _none_left_empty(layers: Sequence[PrunedLayer]) -> tuple[PrunedLayer, ...]:

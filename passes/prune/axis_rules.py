@@ -18,7 +18,8 @@ def _elementwise(finder: Finder, node: ir.Node) -> bool:
     shape = finder.dims(y) or ()
     found: list[list[Labels | None]] = [[] for _ in shape]
     constants = []
-    for index, value in enumerate(node.inputs):
+    operands = node.inputs[:1] if node.op_type == "CastLike" else node.inputs  # its second one gives a type alone
+    for index, value in enumerate(operands):
         if value is None:
             continue
         array = numbers(value)
@@ -126,21 +127,26 @@ def _planes(finder: Finder, node: ir.Node) -> bool:
 
 
 def _resize(finder: Finder, node: ir.Node) -> bool:
-    """By factors; target sizes would count channels."""
+    """By factors; target sizes would count channels, and a cropped region may move them."""
+    if node.attributes.get_string("coordinate_transformation_mode", "") == "tf_crop_and_resize":
+        return False
     sizes = node.inputs[3] if len(node.inputs) > 3 else None
     x, y = finder.dims(node.inputs[0]), finder.dims(node.outputs[0])
     return sizes is None and x is not None and y is not None and x[:2] == y[:2] and _planes(finder, node)
 
 
 def _pad(finder: Finder, node: ir.Node) -> bool:
-    x, y = finder.dims(node.inputs[0]), finder.dims(node.outputs[0])
-    if x is None or y is None or len(node.inputs) > 3:
-        return False
+    """Axes that are padded or cropped are fixed, also where one does as much as the other and the extent stays."""
     labels = finder.of(node.inputs[0])
-    for axis, own in enumerate(labels):
-        if x[axis] != y[axis]:
-            finder.fix(own)
-    finder.give(node.outputs[0], [own if x[axis] == y[axis] else None for axis, own in enumerate(labels)])
+    given = numbers(node.inputs[1]) if len(node.inputs) > 1 else None
+    if len(node.inputs) > 3 or (len(node.inputs) > 1 and given is None):
+        return False
+    pads = ints(node, "pads", ()) if given is None else [int(pad) for pad in given.reshape(-1)]
+    if len(pads) != 2 * len(labels):
+        return False
+    moved = [any(pads[axis :: len(labels)]) for axis in range(len(labels))]
+    finder.fix(*(own for own, moves in zip(labels, moved, strict=True) if moves))
+    finder.give(node.outputs[0], [None if moves else own for own, moves in zip(labels, moved, strict=True)])
     return True
 
 

@@ -76,6 +76,10 @@ class Granularity:
             return f"has {inputs} inputs, which {self.width} does not divide"
         return ""
 
+    def single(self, shape: Shape) -> bool:
+        """Whether weights of `shape` are one group, all of which would go or none."""
+        return self.kind != "n:m" and self.group(shape) == shape
+
     def group(self, shape: Shape) -> Shape:
         """Extents of a group; of N:M the neighbours that compete."""
         outputs, inputs, taps = shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,10 +66,14 @@ class Layer:
 
 
 def layers(graph: ir.Graph) -> list[Layer]:
-    """The layers of the main graph in order, one for each weight: the first that reads it."""
+    """The layers of the main graph in order, one for each weight: the first that reads it.
+
+    No two have one name: of nodes with equal names the later ones are `a_1`, `a_2`, as in what `compile` prints.
+    """
+    names_of = _names(graph)
     found: dict[int, list[Layer]] = {}
     for node in graph:
-        layer = _layer(node)
+        layer = _layer(node, names_of[node])
         if layer is not None:
             found.setdefault(id(layer.holder), []).append(layer)
     result = []
@@ -86,7 +91,23 @@ def name_of(node: ir.Node) -> str:
     return node.name or next((str(value.name) for value in node.outputs if value.name), node.op_type)
 
 
-def _layer(node: ir.Node) -> Layer | None:
+def _names(graph: ir.Graph) -> dict[ir.Node, str]:
+    """Unique names of the nodes, those that `frontend.names` would give them."""
+    present = {node.name for node in graph.all_nodes()}
+    names: dict[ir.Node, str] = {}
+    used: set[str] = set()
+    counts: Counter[str] = Counter()
+    for node in graph:
+        name = wanted = name_of(node)
+        while name in used or (name != node.name and name in present):
+            counts[wanted] += 1
+            name = f"{wanted}_{counts[wanted]}"
+        used.add(name)
+        names[node] = name
+    return names
+
+
+def _layer(node: ir.Node, name: str) -> Layer | None:
     if not is_op(node, "MatMul", "Gemm", "Conv") or len(node.inputs) < 2:
         return None
     source = trace(node.inputs[1])
@@ -99,7 +120,7 @@ def _layer(node: ir.Node) -> Layer | None:
         return None
     if is_op(node, "MatMul") or (is_op(node, "Gemm") and not node.attributes.get_int("transB", 0)):
         axes = axes[::-1]
-    return Layer(name_of(node), node, holder, axes)
+    return Layer(name, node, holder, axes)
 
 
 def trace(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:

@@ -14,6 +14,9 @@ from graphopt.passes.prune.layers import Layer
 from graphopt.passes.prune.masks import Criterion
 from graphopt.pipeline.pass_base import suggest
 
+NOT_ASKED = "not asked for"
+"""The reason of a layer that the recipe does not mention."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -21,7 +24,8 @@ class Recipe:
 
     `sparsity` is the share of zero weights of every layer, None for none but those of `layers`, which have their own.
     `skip` are names or patterns (`classifier*`) of layers that keep all weights. With `remove`, whole outputs or inputs
-    are taken out of the model where that is possible, instead of being zeros.
+    are taken out of the model where that is possible, instead of being zeros. `alone` says by name why layers are not
+    in `layers`, if whoever chose them knows.
     """
 
     granularity: Granularity
@@ -30,6 +34,7 @@ class Recipe:
     skip: tuple[str, ...] = ()
     criterion: Criterion = Criterion.ENERGY
     remove: bool = True
+    alone: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def structured(self) -> bool:
@@ -59,6 +64,9 @@ def targets(layers: Sequence[Layer], recipe: Recipe) -> list[Target]:
         raise GraphoptError("the model has no MatMul, Gemm or Conv with constant weights, so there is nothing to prune")
     wanted = _named(layers, recipe)
     spared = _spared(layers, recipe.skip)
+    for layer in layers:
+        if id(layer) in wanted and id(layer) in spared:
+            raise GraphoptError(f"--layer gives {layer.name} a sparsity and --skip spares it; leave one of them out")
     return [_target(layer, recipe, wanted.get(id(layer)), id(layer) in spared) for layer in layers]
 
 
@@ -68,7 +76,8 @@ def _named(layers: Sequence[Layer], recipe: Recipe) -> dict[int, float]:
     wanted: dict[int, tuple[str, float]] = {}
     for name, sparsity in recipe.layers.items():
         _share(sparsity, f"--layer {name}")
-        matching = [layer for layer in layers if name in (*layer.aliases, *layer.sharers)]
+        matching = [layer for layer in layers if name in (layer.name, *layer.sharers)]
+        matching = matching or [layer for layer in layers if name in layer.aliases]  # weights may be called as a node
         if not matching:
             raise GraphoptError(f"--layer names {name!r}, which is no layer with weights; {_near(name, layers)}")
         for layer in matching:
@@ -125,12 +134,14 @@ def _target(layer: Layer, recipe: Recipe, own: float | None, spared: bool) -> Ta
     if spared:
         return Target(layer, 0.0, named, True, "skipped as asked")
     if sparsity is None:
-        return Target(layer, 0.0, named, True, "not asked for")
+        return Target(layer, 0.0, named, True, recipe.alone.get(layer.name, NOT_ASKED))
     reason = granularity.misfit(layer.shape, conv=layer.conv)
     if not reason and layer.others:
         reason = f"shares its weights with {', '.join(layer.others[:3])}"
         if named:  # asked for, and so it happens to all of them
             reason = ""
+    if not reason and sparsity and granularity.single(layer.shape) and not (recipe.structured and layer.depthwise):
+        reason = "has one group of weights, without which nothing would be left"
     if not reason and not sparsity:
         return Target(layer, 0.0, named)
     if not reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from graphopt import ops
 from graphopt.cost.model import CostModel
 from graphopt.cost.node_workload import workload_of
 from graphopt.cost.workload import PRECISION, TILE, Timing, Workload
+from graphopt.errors import GraphoptError
 from graphopt.graph.edit import Editor, dims
 from graphopt.ops import MINIMUM_OPSET
 from graphopt.ops.sparse import block_density, pack_blocks, vector_density
@@ -47,6 +49,21 @@ class ClusterSparse(Pass):
     measured: int = option(3, "shapes of blocks that are measured beside the dense product, the best by estimate")
     gain: float = option(1.05, "how many times faster than the dense product blocks have to be")
     costs: CostModel = field(default_factory=CostModel, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            GraphoptError: one is out of range.
+        """
+        if not 0 <= self.max_density <= 1:
+            raise GraphoptError(f"max-density must be a share from 0 to 1, not {self.max_density:g}")
+        if self.min_weights < 0:
+            raise GraphoptError(f"min-weights must be a number from 0 on, not {self.min_weights}")
+        if self.measured < 1:
+            raise GraphoptError(f"measured must be a number from 1 on, not {self.measured}")
+        if not 0 < self.gain < math.inf:
+            raise GraphoptError(f"gain must be a number above 0, as 1.05, not {self.gain:g}")
 
     def on(self, costs: CostModel) -> ClusterSparse:
         """The same pass with the cost model `costs`."""

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt import ops
+from graphopt.errors import GraphoptError
 from graphopt.graph.edit import Editor, dims
 from graphopt.ops import MINIMUM_OPSET
 from graphopt.ops.compressed import MAX_VALUES, distinct_values, pack_columns
@@ -32,6 +33,19 @@ class CompressColumns(Pass):
     max_rows: int = option(4, "products with more rows stay dense: they read each weight once for all rows")
     min_sparsity: float = option(0.75, "matrices of which a smaller share is zero stay dense")
     min_weights: int = option(4096, "smaller matrices stay dense")
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            GraphoptError: one is out of range.
+        """
+        if self.max_rows < 1:
+            raise GraphoptError(f"max-rows must be a number from 1 on, not {self.max_rows}")
+        if not 0 <= self.min_sparsity <= 1:
+            raise GraphoptError(f"min-sparsity must be a share from 0 to 1, not {self.min_sparsity:g}")
+        if self.min_weights < 0:
+            raise GraphoptError(f"min-weights must be a number from 0 on, not {self.min_weights}")
 
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph; a product that is sparse but has too many values gets a Refusal."""

@@ -46,10 +46,14 @@ class DropBlocks(Pass):
         """Check the options.
 
         Raises:
-            GraphoptError: `energy` is not in 0..1, or is 0.
+            GraphoptError: one is out of range.
         """
         if not 0 < self.energy <= 1:
             raise GraphoptError(f"the energy to keep must be above 0 and at most 1, not {self.energy:g}.")
+        if not 0 <= self.max_density <= 1:
+            raise GraphoptError(f"max-density must be a share from 0 to 1, not {self.max_density:g}")
+        if self.min_weights < 0:
+            raise GraphoptError(f"min-weights must be a number from 0 on, not {self.min_weights}")
 
     def on(self, costs: CostModel) -> DropBlocks:
         """The same pass with the cost model `costs`, which knows the width of vectors."""

@@ -93,6 +93,16 @@ def test_the_users_model_is_not_modified() -> None:
     assert ir.to_proto(model).SerializeToString() == before
 
 
+def test_layers_with_one_name_are_told_apart() -> None:
+    model = flat()
+    for node in model.graph:
+        node.name = "a" if node.op_type in ("Conv", "Relu", "MatMul") else node.op_type
+    pruned = prune_model(model, Recipe(Granularity.parse("element"), layers={"a_2": 0.25}))
+    assert [(layer.name, layer.reached) for layer in pruned.layers] == [("a", 0), ("a_2", 0.25)]
+    assert pruned.notes == ("several nodes of the file are called a; here its layers are a, a_2",)
+    assert [node.name for node in pruned.model.graph if node.op_type in ("Conv", "MatMul")] == ["a", "a"]
+
+
 def test_nothing_to_prune_is_said() -> None:
     with pytest.raises(GraphoptError, match="no layer can be pruned so"):
         prune_model(models.build("lenet-digits"), recipe("block:7x7"))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from graphopt.passes.prune.granularity import Shape
+from graphopt.passes.prune.plan import NOT_ASKED
 from graphopt.passes.prune.prune import PrunedLayer
 from graphopt.pruning.budget import Budget
 from graphopt.report.document import Block, Table
@@ -80,7 +81,7 @@ def blocks(layers: Sequence[PrunedLayer]) -> list[Block]:
     alone = tuple(
         (layer.name, layer.operator, _shape(layer.before), layer.reason)
         for layer in layers
-        if layer.skipped and layer.reason != "not asked for"
+        if layer.skipped and layer.reason != NOT_ASKED
     )
     if alone:
         found.append(Table(("layer", "operator", "outputs x inputs", "because it"), alone, "Left alone", ()))
@@ -125,7 +126,7 @@ def budget_blocks(budget: Budget) -> list[Block]:
     return [
         Table(columns, rows, "The sparsity of each layer", columns[1:6]),
         f"These layers take {seconds(budget.dense_seconds)} dense and {seconds(budget.seconds)} pruned ({how}), "
-        f"{faster:.1f} times less; the layers keep {budget.energy:.1%} of their energy in the mean; {proven}.",
+        f"{faster:.1f} times less; they keep {budget.energy:.1%} of their energy in the mean; {proven}.",
     ]
 
 

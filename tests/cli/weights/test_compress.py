@@ -152,3 +152,15 @@ def test_published_layers_add_up_to_the_published_total(network: Any, parameters
     assert sum(parameters) / left == pytest.approx(network.times, rel=0.08)
     kept = sum(count * percent / 100 for count, (percent, _) in zip(parameters, network.layers.values(), strict=True))
     assert kept / sum(parameters) == pytest.approx({35: 0.11, 49: 0.075}[network.times], abs=0.002)
+
+
+def test_a_compressed_model_does_not_lose_weights_to_itself(graphopt: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "a.gopz"
+    assert graphopt("compress", "zoo:lenet-digits", "-o", path).code == 0
+    before = path.read_bytes()
+    result = graphopt("compress", path, "-o", path, "--bits", "5")
+    assert result.code == 1
+    assert result.one_sentence
+    assert "is the model itself, whose exact weights would be lost; name another file" in result.err
+    assert path.read_bytes() == before
+    assert graphopt("compress", path, "-o", path).code == 0

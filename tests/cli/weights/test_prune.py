@@ -90,6 +90,11 @@ def test_a_limit_that_is_exceeded_writes_nothing(
         (["--sparsity", "0.5", "--layer", "node_linaer=0.5"], "did you mean node_linear"),
         (["--layer", "node_linear"], "is not NAME=SHARE"),
         (["--layer", "node_linear_1=0.5", "--granularity", "block:16x1"], "10 outputs, which 16 does not divide"),
+        (["--layer", "node_linear=0.5", "--layer", "node_linear=0.6"], "names node_linear twice, with 0.5 and 0.6"),
+        (["--layer", "node_linear=0.5", "--skip", "node_linear"], "gives node_linear a sparsity and --skip spares it"),
+        (["--sparsity", "0.5", "--costs", "roofline"], "--costs is about what layers cost, which --keep-energy alone"),
+        (["--sparsity", "0.5", "--level", "avx2"], "--level is about what layers cost"),
+        (["--sparsity", "0.5", "--threads", "2"], "--threads is about what layers cost"),
         ([], "nothing says how much goes; give --sparsity"),
         (["--keep-energy", "0.9", "--sparsity", "0.5"], "leave out --sparsity and --layer"),
         (["--keep-energy", "1.5"], "--keep-energy is 1.5; it must be a share above 0"),
@@ -134,8 +139,44 @@ def test_a_file_of_another_kind_stays(graphopt: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "a.onnx").read_text() == "mine"
 
 
-def test_a_model_is_pruned_in_place(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["itself", "symbolic link", "hard link"])
+def test_the_dense_model_is_not_written_over(kind: str, graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(tiny.read_bytes())
-    assert graphopt("prune", path, "--granularity", "2:4", "-o", path).code == 0
-    assert zeros(path) == {"w": 0.5}
+    output = path if kind == "itself" else tmp_path / "link.onnx"
+    if kind == "symbolic link":
+        output.symlink_to(path)
+    elif kind == "hard link":
+        output.hardlink_to(path)
+    result = graphopt("prune", path, "--granularity", "2:4", "-o", output)
+    assert result.code == 1
+    assert result.one_sentence
+    assert "is the model itself, whose dense weights would be lost; name another file" in result.err
+    assert path.read_bytes() == tiny.read_bytes()
+
+
+def test_a_pruned_model_is_replaced(graphopt: Cli, tiny: Path, tmp_path: Path) -> None:
+    for granularity, share in (("2:4", 0.5), ("1:4", 0.75)):
+        assert graphopt("prune", tiny, "--granularity", granularity, "-o", tmp_path / "a.onnx").code == 0
+        assert zeros(tmp_path / "a.onnx") == {"w": share}
+
+
+@pytest.mark.parametrize("arguments", [["prune", "--sparsity", "0.5"], ["compress"], ["compile"]])
+def test_one_file_for_the_result_and_the_plot(
+    arguments: list[str], graphopt: Cli, tmp_path: Path, digits: Path
+) -> None:
+    command, *more = arguments
+    (tmp_path / "folder").mkdir()
+    files = ("-o", tmp_path / "a.x", "--svg", tmp_path / "folder" / ".." / "a.x", "--eval", digits)
+    result = graphopt(command, "zoo:lenet-digits", *more, *files)
+    assert result.code == 1
+    assert result.one_sentence
+    assert "a.x is what --svg names too; name another file" in result.err
+    assert not (tmp_path / "a.x").exists()
+
+
+def test_costs_of_the_environment_are_for_all_commands(
+    graphopt: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAPHOPT_COSTS", "roofline")
+    assert graphopt("prune", tiny, "--granularity", "2:4", "-o", tmp_path / "a.onnx").code == 0

@@ -38,6 +38,13 @@ def test_every_layer_or_those_that_are_named() -> None:
     assert [layer.energy for layer in run(sparsity=0.0)] == [1, 1]
 
 
+def test_a_layer_may_be_called_as_the_weights_of_another() -> None:
+    model = parse(TEXT, SHAPES)
+    model.graph.node(2).name = "w"
+    layers = prune(model, Recipe(Granularity.parse("element"), layers={"w": 0.25}), dims)
+    assert [layer.reached for layer in layers] == [0, 0.25]
+
+
 def test_what_does_not_fit_is_left_alone_unless_it_was_named() -> None:
     layers = run("block:16x1")
     assert [layer.reached for layer in layers] == [0.5, 0]
@@ -45,6 +52,21 @@ def test_what_does_not_fit_is_left_alone_unless_it_was_named() -> None:
     assert run("kernel")[0].reason == "is a product, which has no kernels"
     with pytest.raises(GraphoptError, match="--layer matmul2 has 12 outputs, which 16 does not divide"):
         run("block:16x1", layers={"matmul2": 0.5})
+
+
+def test_a_layer_that_is_one_group_keeps_it() -> None:
+    layers = run("block:32x8")
+    assert [(layer.reached, layer.skipped) for layer in layers] == [(0, True), (0, True)]
+    assert layers[0].reason == "has one group of weights, without which nothing would be left"
+    assert layers[1].reason == "has 12 outputs, which 32 does not divide"
+    with pytest.raises(GraphoptError, match="--layer matmul0 has one group of weights, .* leave the layer out"):
+        run("block:32x8", layers={"matmul0": 0.5})
+    model = parse("g (float[4,8] x, float[8,1] w) => (float[4,1] y) { y = MatMul(x, w) }", {"w": (8, 1)})
+    for granularity in ("row", "filter"):
+        (layer,) = prune(model, Recipe(Granularity.parse(granularity), 0.5), dims)
+        assert layer.reason.startswith("has one group of weights")
+    (layer,) = prune(model, Recipe(Granularity.parse("1:8")), dims)
+    assert layer.reached == 0.875
 
 
 @pytest.mark.parametrize(
@@ -57,6 +79,7 @@ def test_what_does_not_fit_is_left_alone_unless_it_was_named() -> None:
         ({"layers": {"matmul2": 2.0}}, "--layer matmul2 is 2"),
         ({"layers": {"matmul1": 0.5}}, "--layer names 'matmul1', which is no layer with weights; did you mean"),
         ({"skip": ("fc*",)}, "--skip names 'fc\\*', which is no layer"),
+        ({"layers": {"matmul2": 0.5}, "skip": ("*2",)}, "gives matmul2 a sparsity and --skip spares it; leave one"),
         ({"layers": {"matmul2": 0.5, "v": 0.6}}, "both read the same weights; make them equal"),
         ({"granularity": "2:4", "sparsity": 0.9}, "2:4 leaves out 50% of the weights, not 90%"),
     ],

@@ -86,6 +86,30 @@ MODELS = {
         {"w": (8, 32), "v": (32, 8)},
         [(32, 8), (8, 32)],
     ),
+    "a Pad that moves channels": (
+        "g (float[1,8,5,5] x, float[32,8,1,1] w, float[4,32,1,1] v) => (float[1,4,5,5] y) "
+        "<int64[8] p = {0, 1, 0, 0, 0, -1, 0, 0}> { t = Conv(x, w) m = Pad(t, p) y = Conv(m, v) }",
+        {"w": (32, 8, 1, 1), "v": (4, 32, 1, 1)},
+        [(32, 8), (4, 32)],
+    ),
+    "a Pad of planes": (
+        "g (float[1,8,5,5] x, float[32,8,1,1] w, float[4,32,3,3] v) => (float[1,4,5,5] y) "
+        "<int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}> { t = Conv(x, w) m = Pad(t, p) y = Conv(m, v) }",
+        {"w": (32, 8, 1, 1), "v": (4, 32, 3, 3)},
+        [(16, 8), (4, 16)],
+    ),
+    "the type of something larger": (
+        "g (float[3,8] x, float[1,2,3,32] z, float[8,32] w, float[32,4] v) => (float[3,4] y) "
+        "{ t = MatMul(x, w) c = CastLike(t, z) y = MatMul(c, v) }",
+        {"w": (8, 32), "v": (32, 4)},
+        [(16, 8), (4, 16)],
+    ),
+    "the type of an input of as many channels": (
+        "g (float[3,8] x, float[32] z, float[8,32] w, float[32,4] v) => (float[3,4] y) "
+        "{ t = MatMul(x, w) c = CastLike(t, z) y = MatMul(c, v) }",
+        {"w": (8, 32), "v": (32, 4)},
+        [(16, 8), (4, 16)],
+    ),
     "a mean over channels": (
         "g (float[4,8] x, float[8,32] w, float[1,3] v) => (float[4,3] y) <int64[1] a = {1}> "
         "{ t = MatMul(x, w) n = ReduceMean(t, a) y = MatMul(n, v) }",

@@ -14,6 +14,7 @@ from graphopt.cost.model import CostModel
 from graphopt.cost.node_workload import workload_of
 from graphopt.cost.roofline import Machine
 from graphopt.cost.workload import Timing, Workload
+from graphopt.errors import GraphoptError
 from graphopt.passes import ClusterSparse
 from graphopt.pipeline.pass_base import PassResult
 from graphopt.verify.oracle import Tolerance, random_inputs, run_onnxruntime
@@ -124,6 +125,21 @@ def test_what_is_dense_or_small_is_not_looked_at(density: float, options: dict[s
     _, result = rewritten(ClusterSparse(costs=costs, **options), PRODUCT, {"w": mask(96, 128, (1, 16), density)})
     assert not result.modified
     assert costs.asked == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"gain": 0.0}, "gain must be a number above 0, as 1.05, not 0"),
+        ({"gain": float("nan")}, "gain must be a number above 0, as 1.05, not nan"),
+        ({"measured": 0}, "measured must be a number from 1 on, not 0"),
+        ({"max_density": 1.5}, "max-density must be a share from 0 to 1, not 1.5"),
+        ({"min_weights": -1}, "min-weights must be a number from 0 on, not -1"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(GraphoptError, match=sentence):
+        ClusterSparse(**options)
 
 
 def test_a_product_that_is_faster_dense_stays_with_both_costs() -> None:

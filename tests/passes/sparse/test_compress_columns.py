@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.compiler import compile_model
+from graphopt.errors import GraphoptError
 from graphopt.graph import analysis
 from graphopt.passes import CompressColumns
 from graphopt.pipeline.pass_base import PassResult
@@ -90,6 +91,20 @@ def test_what_is_refused(changes: dict[str, Any], reason: str) -> None:
     assert isinstance(result, PassResult)
     (refusal,) = result.refusals
     assert reason in refusal.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"max_rows": 0}, "max-rows must be a number from 1 on, not 0"),
+        ({"min_sparsity": -0.5}, "min-sparsity must be a share from 0 to 1, not -0.5"),
+        ({"min_sparsity": float("nan")}, "min-sparsity must be a share from 0 to 1, not nan"),
+        ({"min_weights": -1}, "min-weights must be a number from 0 on, not -1"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(GraphoptError, match=sentence):
+        CompressColumns(**options)
 
 
 def test_zeros_alone() -> None:

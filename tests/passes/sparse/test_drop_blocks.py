@@ -86,6 +86,10 @@ def test_all_of_the_energy_drops_nothing() -> None:
 def test_options() -> None:
     with pytest.raises(GraphoptError, match="above 0 and at most 1, not 1.5"):
         DropBlocks(energy=1.5)
+    with pytest.raises(GraphoptError, match="max-density must be a share from 0 to 1, not 2"):
+        DropBlocks(max_density=2.0)
+    with pytest.raises(GraphoptError, match="min-weights must be a number from 0 on, not -1"):
+        DropBlocks(min_weights=-1)
     with pytest.raises(GraphoptError, match="--lossy-energy must be above 0 and at most 1, not 0"):
         compile_model("zoo:lenet-digits", lossy_energy=0.0)
     with pytest.raises(GraphoptError, match="--verify ends cannot follow --lossy-energy"):
