@@ -114,6 +114,8 @@ def command(
     if dump is not None and dump.exists() and not dump.is_dir():
         raise GraphoptError(f"--dump {dump} is a file; name a folder")
     evaluation = quality.asked(evaluate, eval_output, max_kl, max_flip, svg)
+    if evaluation is not None and precision is Precision.BF16:
+        raise GraphoptError("--eval runs the rewritten model in ONNX Runtime, which computes no bfloat16; leave it out")
     judgement = None
     with progress("starting") as say:
         from graphopt.cli import feeds
@@ -148,7 +150,7 @@ def command(
 
             judgement = quality.judge(evaluation, original(model), compilation.pipeline.model, progress=say)
             if svg is not None:
-                judgement.draw(svg, model, "compiled")
+                judgement.draw(svg, model, "rewritten")
         say("writing the artifact")
         compilation.artifact.save(file)
     verdict = f"NO: {compilation.failure}" if compilation.failure else _VERIFIED[verify]
@@ -157,7 +159,7 @@ def command(
     if lossy_energy is not None and not explain:
         blocks += reporting.dropped(compilation)
     if judgement is not None:
-        blocks += judgement.blocks("compiled")
+        blocks += judgement.blocks("rewritten")
         document["quality"] = judgement.document()
     if explain:
         blocks += reporting.explanation(compilation)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from graphopt.cost import roofline
 from graphopt.cost.roofline import Machine
 from graphopt.graph.edit import array_of, dims, is_op
+from graphopt.passes.sparse.linear import by_output, has_groups
 
 
 @dataclass(slots=True, eq=False)
@@ -72,19 +73,12 @@ def grouped(support: NDArray[np.bool_], height: int) -> NDArray[np.bool_]:
 
 def read_layer(node: ir.Node) -> SparseLayer | None:
     """The layer that a MatMul, Gemm or Conv without groups computes, if its weights are constant floats."""
-    if not is_op(node, "MatMul", "Gemm", "Conv") or len(node.inputs) < 2:
+    stored = array_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    weight, out = None if stored is None else by_output(node, stored), dims(node.outputs[0])
+    if stored is None or weight is None or out is None or has_groups(node):
         return None
-    weight, out = array_of(node.inputs[1]), dims(node.outputs[0])
-    if weight is None or out is None or weight.dtype.kind != "f" or not weight.size:
-        return None
-    support = np.asarray(weight != 0)
+    support = np.ascontiguousarray(weight != 0)
     if is_op(node, "Conv"):
-        if node.attributes.get_int("group", 1) != 1:
-            return None
-        taps, rows = math.prod(weight.shape[2:]), math.prod((out[0], *out[2:]))
-        return SparseLayer(node, support.reshape(len(support), -1), rows, taps, weight.itemsize)
-    if weight.ndim != 2:
-        return None
-    by_output = is_op(node, "Gemm") and node.attributes.get_int("transB", 0) == 1
-    support = support if by_output else np.ascontiguousarray(support.T)
-    return SparseLayer(node, support, math.prod(out[:-1]), 1, weight.itemsize)
+        taps, rows = math.prod(stored.shape[2:]), math.prod((out[0], *out[2:]))
+        return SparseLayer(node, support, rows, taps, stored.itemsize)
+    return SparseLayer(node, support, math.prod(out[:-1]), 1, stored.itemsize)

@@ -64,11 +64,16 @@ def read_linear(node: ir.Node, floats: Sequence[str]) -> Linear | None:
 
 
 def by_output(node: ir.Node, weight: NDArray[Any]) -> NDArray[Any] | None:
-    """The weights of a product or a convolution without groups as [outputs, inputs]; None if it is neither."""
+    """The weights of a product or a convolution as [outputs, inputs], those of a group alike; None if it is neither."""
     if not is_op(node, "MatMul", "Gemm", "Conv") or weight.ndim < 2 or weight.dtype.kind != "f" or not weight.size:
         return None
     if is_op(node, "Conv"):
-        return weight.reshape(weight.shape[0], -1) if (node.attributes.get_int("group", 1) or 1) == 1 else None
+        return weight.reshape(weight.shape[0], -1)
     if weight.ndim != 2:
         return None
     return weight if is_op(node, "Gemm") and node.attributes.get_int("transB", 0) == 1 else weight.T
+
+
+def has_groups(node: ir.Node) -> bool:
+    """Whether it is a convolution whose outputs read a part of the channels."""
+    return is_op(node, "Conv") and (node.attributes.get_int("group", 1) or 1) > 1

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.graph.edit import array_of, is_op
+from graphopt.graph.edit import array_of
+from graphopt.passes.sparse.linear import by_output
 from graphopt.solve import clustering
 
 PICTURE = 64, 96
@@ -47,8 +47,9 @@ def survey(model: ir.Model, width: int) -> Iterator[LayerSparsity]:
         width: outputs of a vector.
     """
     for node in model.graph:
-        weight = _matrix(node)
-        if weight is None or not weight.size:
+        stored = array_of(node.inputs[1]) if len(node.inputs) > 1 else None
+        weight = None if stored is None else by_output(node, stored)
+        if weight is None:
             continue
         support = np.asarray(weight != 0)
         if support.all():
@@ -72,17 +73,3 @@ def survey(model: ir.Model, width: int) -> Iterator[LayerSparsity]:
             support[: PICTURE[0], : PICTURE[1]],
             support[np.array(best.order)[: PICTURE[0]], : PICTURE[1]],
         )
-
-
-def _matrix(node: ir.Node) -> NDArray[Any] | None:
-    """The constant weights [outputs, inputs]."""
-    if not is_op(node, "MatMul", "Gemm", "Conv") or len(node.inputs) < 2:
-        return None
-    weight = array_of(node.inputs[1])
-    if weight is None or weight.ndim < 2 or weight.dtype.kind != "f":
-        return None
-    if is_op(node, "Conv"):
-        return weight.reshape(weight.shape[0], -1)
-    if weight.ndim != 2:
-        return None
-    return weight if is_op(node, "Gemm") and node.attributes.get_int("transB", 0) == 1 else weight.T
