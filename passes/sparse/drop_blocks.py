@@ -73,7 +73,7 @@ class DropBlocks(Pass):
             if not np.isfinite(matrix).all():
                 refusals.append(Refusal(str(node.name), "some of its weights are infinite or NaN"))
                 continue
-            problem = lossy_clustering.Problem(np.square(matrix, dtype=np.float32), width, self.energy)
+            problem = lossy_clustering.Problem(_energies(matrix), width, self.energy)
             solution = lossy_clustering.solve(problem)
             vectors = solution.kept.size
             lossless = clustering.cluster(clustering.Problem(matrix != 0, width)).columns
@@ -110,6 +110,12 @@ def _layers(model: ir.Model) -> Iterator[tuple[ir.Node, NDArray[Any]]]:
             continue
         seen.add(id(node.inputs[1]))
         yield node, weight
+
+
+def _energies(matrix: NDArray[Any]) -> NDArray[np.floating]:
+    """The squares of weights, over that of the largest, so that none overflows."""
+    wide = matrix.astype(np.float64 if matrix.dtype.itemsize > 4 else np.float32)
+    return np.square(wide / np.abs(wide).max())
 
 
 def _as_given(node: ir.Node, matrix: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:

@@ -65,7 +65,9 @@ def read_linear(node: ir.Node, floats: Sequence[str]) -> Linear | None:
 
 def by_output(node: ir.Node, weight: NDArray[Any]) -> NDArray[Any] | None:
     """The weights of a product or a convolution as [outputs, inputs], those of a group alike; None if it is neither."""
-    if not is_op(node, "MatMul", "Gemm", "Conv") or weight.ndim < 2 or weight.dtype.kind != "f" or not weight.size:
+    if not is_op(node, "MatMul", "Gemm", "Conv") or weight.ndim < 2 or not weight.size:
+        return None
+    if weight.dtype.kind != "f" and weight.dtype.name != "bfloat16":
         return None
     if is_op(node, "Conv"):
         return weight.reshape(weight.shape[0], -1)

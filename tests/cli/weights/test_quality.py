@@ -64,3 +64,11 @@ def test_limits_need_samples(graphopt: Cli, tmp_path: Path, command: str, option
     assert result.code == 1
     assert f"{option[0]} needs samples to compare the models on; give --eval FILE.npz too" in result.err
     assert not list(tmp_path.iterdir())
+
+
+def test_no_bfloat16(graphopt: Cli, samples: Path, tmp_path: Path) -> None:
+    arguments = ["--precision", "bf16", "--eval", samples, "-o", tmp_path / "m.gopt"]
+    result = graphopt("compile", "zoo:lenet-digits", *arguments)
+    assert result.code == 1
+    assert "--eval runs the rewritten model in ONNX Runtime, which computes no bfloat16" in result.err
+    assert not list(tmp_path.iterdir())

@@ -9,9 +9,10 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from graphopt.compiler import compile_model
+from graphopt.compiler import compile_model, rewrite
 from graphopt.errors import GraphoptError
 from graphopt.graph.edit import array_of
+from graphopt.options import Options
 from graphopt.passes import DropBlocks
 from graphopt.pipeline.pass_base import PassResult
 from tests.helpers.text_models import parse
@@ -56,6 +57,27 @@ def test_strays_are_dropped(text: str) -> None:
     assert result.modified
     (note,) = result.notes
     assert note.startswith(("matmul0: 99.9", "gemm0: 99.9", "conv0: 99.9"))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_squares_neither_overflow_nor_vanish(scale: float) -> None:
+    given, large = strayed()
+    (after,), _ = run(PRODUCT, np.ascontiguousarray(given.T) * np.float32(scale), energy=0.999)
+    np.testing.assert_array_equal(after != 0, large.T)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_weights_of_16_bits(precision: str) -> None:
+    """GPUs drop after weights were rounded."""
+    rng = np.random.default_rng(0)
+    large = np.repeat(np.repeat(rng.random((8, 4)) < 0.3, 32, axis=0), 32, axis=1)
+    weights = large * rng.choice([-1.0, 1.0], large.shape) + (rng.random(large.shape) < 0.03) * 0.01 * ~large
+    model = parse("g (float[8,128] x, float[128,256] w) => (float[8,256] y) { y = MatMul(x, w) }", {"w": (128, 256)})
+    array = np.ascontiguousarray(weights.T.astype(np.float32))
+    model.graph.initializers["w"].const_value = ir.Tensor(array, name="w")
+    made = rewrite(model, Options(target="cuda", precision=precision, costs="roofline", lossy_energy=0.99))
+    (notes,) = [step.notes for step in made.result.steps if step.name == "drop-blocks"]
+    assert len(notes) == 1
 
 
 def test_a_random_mask_is_refused() -> None:
