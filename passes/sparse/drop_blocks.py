@@ -115,7 +115,8 @@ def _layers(model: ir.Model) -> Iterator[tuple[ir.Node, NDArray[Any]]]:
 def _energies(matrix: NDArray[Any]) -> NDArray[np.floating]:
     """The squares of weights, over that of the largest, so that none overflows."""
     wide = matrix.astype(np.float64 if matrix.dtype.itemsize > 4 else np.float32)
-    return np.square(wide / np.abs(wide).max())
+    squares: NDArray[np.floating] = np.square(wide / np.abs(wide).max())
+    return squares
 
 
 def _as_given(node: ir.Node, matrix: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
