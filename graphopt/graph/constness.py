@@ -1,7 +1,8 @@
-"""Values are constants, parameters that training changes, or inputs of a run.
+"""Values are constants, state that training changes, or inputs of a run.
 
-The numbers of a constant are known at compile time and never change. Those of a parameter are known too, but training
-changes them, so nothing may be computed from it ahead of time. An input has no numbers before a run.
+The numbers of a constant are known at compile time and never change. Those of a state value (a weight, a momentum, a
+running mean) are known too, but a run changes them, so nothing may be computed from it ahead of time. An input has no
+numbers before a run.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from typing import Any, TypeGuard
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-PARAMETER = "graphopt.parameter"
-"""Metadata key of a value that is a weight which training changes."""
+STATE = "graphopt.state"
+"""Metadata key of an initializer that runs change: its `Role` (`graphopt.graph.state`)."""
 
 
 def is_constant(value: ir.Value | None) -> TypeGuard[ir.Value]:
     """Whether the numbers of `value` are known at compile time and never change; False for an absent value."""
-    return value is not None and stored(value) is not None and not is_parameter(value)
+    return value is not None and stored(value) is not None and not is_state(value)
 
 
-def is_parameter(value: ir.Value) -> bool:
-    """Whether training changes the numbers of `value`."""
-    return PARAMETER in value.metadata_props
+def is_state(value: ir.Value) -> bool:
+    """Whether runs change the numbers of `value`."""
+    return STATE in value.metadata_props
 
 
 def is_input(value: ir.Value) -> bool:
@@ -31,7 +32,7 @@ def is_input(value: ir.Value) -> bool:
 
 
 def stored(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor that a model holds for `value`: of a constant, or of a parameter before training."""
+    """The tensor that a model holds for `value`: of a constant, or of a state value before the first run."""
     return value.const_value
 
 

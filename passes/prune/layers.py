@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.graph.constness import is_parameter, stored
+from graphopt.graph.constness import is_state, stored
 from graphopt.graph.edit import ints, is_op
 from graphopt.passes.prune.granularity import Shape
 
@@ -147,7 +147,7 @@ def trace(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
 
 
 def _holds(value: ir.Value) -> bool:
-    if is_parameter(value):
+    if is_state(value):
         return False
     return (value.is_initializer() and stored(value) is not None) or _constant(value) is not None
 

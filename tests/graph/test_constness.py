@@ -1,4 +1,4 @@
-"""What is constant, a parameter, an input; and that nothing else decides it."""
+"""What is constant, state, an input; and that nothing else decides it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def model() -> ir.Model:
         g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { z = Mul(x, w)  y = Add(z, w) }""")
 
 
-def test_an_initializer_is_constant_until_it_is_a_parameter(model: ir.Model) -> None:
+def test_an_initializer_is_constant_until_it_is_state(model: ir.Model) -> None:
     w = model.graph.initializers["w"]
     assert constness.is_constant(w)
     np.testing.assert_array_equal(constness.constant_array(w), [1, 2])
-    w.metadata_props[constness.PARAMETER] = ""
-    assert constness.is_parameter(w)
+    w.metadata_props[constness.STATE] = "parameter"
+    assert constness.is_state(w)
     assert not constness.is_constant(w)
     assert constness.tensor_of(w) is None
     assert constness.numbers_of(w) is None

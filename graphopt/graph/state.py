@@ -1,0 +1,89 @@
+"""The state of a training model: values that live from step to step, and the results that replace them.
+
+A training model is plain ONNX. Each state value is an initializer, which holds the number that training begins with,
+and carries metadata that says what it is and which graph output is its value in the next step:
+
+    w: float[10, 5]   graphopt.state: parameter   graphopt.next: w.next   graphopt.gradient: w.gradient
+
+ONNX Runtime is given the state as inputs (`exposed`); a Program keeps it in memory of its own and updates it in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+import onnx_ir as ir
+
+from graphopt.errors import ModelError
+from graphopt.graph.constness import STATE, is_state
+
+NEXT = "graphopt.next"
+"""Metadata key of a state value: the name of the graph output that is its value in the next step."""
+GRADIENT = "graphopt.gradient"
+"""Metadata key of a parameter: the name of the graph output that is the derivative of the loss by it."""
+LOSS = "graphopt.loss"
+"""Metadata key of a graph: the name of the output that is the loss, a scalar."""
+PHASE = "graphopt.phase"
+"""Metadata key of a node: its `Phase`; absent for a node of the forward pass."""
+
+
+class Role(StrEnum):
+    """What a state value is to training."""
+
+    PARAMETER = "parameter"  # has a gradient; the trained model holds it
+    STATISTIC = "statistic"  # a running mean or variance: no gradient, the trained model holds it
+    OPTIMIZER = "optimizer"  # momentum and other state of the update
+    GRADIENT = "gradient"  # a sum of the gradients of several micro-batches
+    COUNTER = "counter"  # steps, the seed of random numbers, the loss scale
+
+
+class Phase(StrEnum):
+    """The part of a training step that a node belongs to."""
+
+    INPUT_GRADIENT = "input-gradient"  # the critical path of the backward pass
+    WEIGHT_GRADIENT = "weight-gradient"  # may be put off
+    UPDATE = "update"
+
+
+def mark(value: ir.Value, role: Role) -> None:
+    """Make the initializer `value` a state value."""
+    value.metadata_props[STATE] = role.value
+
+
+def role(value: ir.Value) -> Role | None:
+    """What `value` is to training; None for a value that is no state."""
+    return Role(value.metadata_props[STATE]) if is_state(value) else None
+
+
+def states(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The state values of a graph, in the order of its initializers."""
+    return (value for value in graph.initializers.values() if is_state(value))
+
+
+def next_value(value: ir.Value, graph: ir.Graph) -> ir.Value | None:
+    """The graph output that replaces the state `value` after a step; None if a step leaves it as it is.
+
+    Raises:
+        ModelError: the metadata names no output of the graph, or one of another type or shape.
+    """
+    name = value.metadata_props.get(NEXT)
+    if name is None:
+        return None
+    found = next((output for output in graph.outputs if output.name == name), None)
+    if found is None:
+        raise ModelError(f"state {value.name} becomes {name}, which is no output of the graph; list it as one")
+    if found.dtype != value.dtype or found.shape != value.shape:
+        raise ModelError(
+            f"state {value.name} is {value.dtype} {value.shape} and becomes {name} of {found.dtype} {found.shape}; "
+            "both must have one type and shape"
+        )
+    return found
+
+
+def exposed(model: ir.Model) -> ir.Model:
+    """A copy of `model` whose state values are inputs too, with the initializers as their default values."""
+    copy = model.clone()
+    given = set(copy.graph.inputs)
+    copy.graph.inputs.extend(value for value in states(copy.graph) if value not in given)
+    return copy
