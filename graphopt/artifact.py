@@ -4,6 +4,7 @@
     program.json          the Program
     stage_0.so ...        compiled kernels
     weights_0.safetensors constants
+    state_0.safetensors   what values that live from run to run hold before the first one
     fallback/...onnx      models that ONNX Runtime runs
 
 Nothing in an artifact is code except the shared objects, and all digests are checked before anything is used.
@@ -30,7 +31,8 @@ from graphopt.program.check import file_name_problem, problems
 from graphopt.program.contents import Contents
 from graphopt.program.files import map_file, sha256, write_file
 from graphopt.program.manifest import manifest_bytes, own_digest
-from graphopt.program.program import FallbackSegment, Program
+from graphopt.program.program import FallbackSegment, Place, Program
+from graphopt.program.strict import strict_json
 from graphopt.runtime.devices import device, host
 
 if TYPE_CHECKING:
@@ -121,23 +123,27 @@ class Artifact(Contents):
     def _check_references(self) -> None:
         """Check that every file that the program names exists, and that its weights match in dtype and shape."""
         for stage in self.program.stages:
-            names = [stage.library, stage.weights]
+            names = [stage.library, stage.weights, stage.initial]
             names += [segment.model for segment in stage.segments if isinstance(segment, FallbackSegment)]
             for name in filter(None, names):
                 if name not in self.files:
                     raise ArtifactError(f"the artifact has no file {name!r}, which stage {stage.index} needs")
             index = self.weights(stage.weights)[1] if stage.weights else {}
+            initial = self.weights(stage.initial)[1] if stage.initial else {}
             for segment in stage.segments:
                 missing = set(segment.weights) - set(index) if isinstance(segment, FallbackSegment) else ()
                 if missing:
                     raise ArtifactError(f"weight {min(missing)!r} of a fallback model is not in {stage.weights}")
             for value in stage.values:
-                if value.place.value != "weight":
+                if value.place not in (Place.WEIGHT, Place.STATE):
                     continue
-                entry = index.get(value.name)
+                constant = value.place is Place.WEIGHT
+                entry, file = (
+                    (index.get(value.name), stage.weights) if constant else (initial.get(value.name), stage.initial)
+                )
                 if entry is None or (entry.dtype, entry.shape) != (value.dtype, value.shape):
                     raise ArtifactError(
-                        f"weight {value.name!r} of stage {stage.index} is not in {stage.weights} "
+                        f"{value.place} {value.name!r} of stage {stage.index} is not in {file} "
                         f"as {value.dtype} {value.shape}"
                     )
 
@@ -184,7 +190,7 @@ def _read_manifest(data: memoryview | None, path: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} is not a graphopt artifact: it has no {MANIFEST}; name what graphopt compile wrote"
         )
-    manifest = program_json.strict_json(bytes(data), f"{MANIFEST} of {path}")
+    manifest = strict_json(bytes(data), f"{MANIFEST} of {path}")
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise ArtifactError(f"{path} is not a graphopt artifact: its {MANIFEST} names no format")
     if manifest["format"] != FORMAT:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from graphopt.errors import ModelError
 from graphopt.graph.constness import STATE, is_state
+from graphopt.program.program import Role as Role
 
 NEXT = "graphopt.next"
 """Metadata key of a state value: the name of the graph output that is its value in the next step."""
@@ -26,16 +27,6 @@ LOSS = "graphopt.loss"
 """Metadata key of a graph: the name of the output that is the loss, a scalar."""
 PHASE = "graphopt.phase"
 """Metadata key of a node: its `Phase`; absent for a node of the forward pass."""
-
-
-class Role(StrEnum):
-    """What a state value is to training."""
-
-    PARAMETER = "parameter"  # has a gradient; the trained model holds it
-    STATISTIC = "statistic"  # a running mean or variance: no gradient, the trained model holds it
-    OPTIMIZER = "optimizer"  # momentum and other state of the update
-    GRADIENT = "gradient"  # a sum of the gradients of several micro-batches
-    COUNTER = "counter"  # steps, the seed of random numbers, the loss scale
 
 
 class Phase(StrEnum):

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, MutableMapping, Sequence
 from dataclasses import replace
 
-from graphopt.program.check import located
 from graphopt.program.guards import written
 from graphopt.program.program import Guard, Place, Segment, SelectSegment, Value
+from graphopt.program.views import located
 
 
 def place_sides(segments: Sequence[Segment], values: MutableMapping[str, Value], ports: Collection[str]) -> None:

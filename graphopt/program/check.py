@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from graphopt.program import schedule
 from graphopt.program.guards import guard_problems
 from graphopt.program.program import (
     ALIGNMENT,
     ITEM_BYTES,
-    MAX_VIEWS,
+    MAX_BYTES,
     FallbackSegment,
     KernelCall,
     Launch,
@@ -24,9 +24,8 @@ from graphopt.program.program import (
     Value,
     Verb,
 )
-
-MAX_ARENA_BYTES = 1 << 46
-"""More than any machine has; a larger number means a damaged file."""
+from graphopt.program.states import state_problems
+from graphopt.program.views import base_of, located
 
 MAX_GRID, MAX_THREADS, MAX_SHARED = (1 << 31) - 1, 1024, 1 << 20
 """Upper bounds on any device: blocks along a grid axis, threads per block, bytes of shared memory per block."""
@@ -83,7 +82,7 @@ def _stage_problems(stage: Stage) -> Iterator[str]:
     values = {value.name: value for value in stage.values}
     if len(values) != len(stage.values):
         yield "two values have the same name"
-    if not 0 <= stage.arena_lower_bound <= stage.arena_bytes <= MAX_ARENA_BYTES:
+    if not 0 <= stage.arena_lower_bound <= stage.arena_bytes <= MAX_BYTES:
         yield f"an arena of {stage.arena_bytes} bytes with the lower bound {stage.arena_lower_bound} is impossible"
     for value in stage.values:
         yield from _value_problems(value, values, stage)
@@ -95,7 +94,7 @@ def _stage_problems(stage: Stage) -> Iterator[str]:
                 yield f"{kind} {name!r} is not a value of the stage"
             elif kind == "input" and values[name].place not in (Place.ARENA, Place.HOST):
                 yield f"input {name!r} is a {values[name].place} value, which cannot be fed"
-    for file in (stage.library, stage.weights):
+    for file in (stage.library, stage.weights, stage.initial):
         if file and (reason := file_name_problem(file)) is not None:
             yield reason
     for segment in stage.segments:
@@ -115,6 +114,7 @@ def _stage_problems(stage: Stage) -> Iterator[str]:
     if conditional and any(call.launches for call in calls):
         yield "a device runs all of its kernels, and some depend on a condition"
     yield from guard_problems(stage, values)
+    yield from state_problems(stage, values)
 
 
 def _value_problems(value: Value, values: dict[str, Value], stage: Stage) -> Iterator[str]:
@@ -129,7 +129,7 @@ def _value_problems(value: Value, values: dict[str, Value], stage: Stage) -> Ite
     if value.dtype not in ITEM_BYTES:
         yield f"value {name} has the unknown type {value.dtype!r}"
         return
-    if min(value.shape, default=0) < 0 or value.nbytes > MAX_ARENA_BYTES:
+    if min(value.shape, default=0) < 0 or value.nbytes > MAX_BYTES:
         yield f"value {name} has the impossible shape {value.shape}"
     elif value.place is Place.ARENA:
         if value.offset < 0 or value.offset % ALIGNMENT or value.offset + value.nbytes > stage.arena_bytes:
@@ -148,26 +148,6 @@ def _value_problems(value: Value, values: dict[str, Value], stage: Stage) -> Ite
                 f"view {name} of {value.nbytes} bytes at offset {location[1]} does not fit, aligned to {ALIGNMENT}, "
                 f"into {location[0].name!r} of {location[0].nbytes} bytes"
             )
-
-
-def base_of(value: Value, values: Mapping[str, Value]) -> Value | None:
-    """The owner of the bytes of `value`: itself unless it is a view; None if the view chain is broken or too long."""
-    location = located(value, values)
-    return None if location is None else location[0]
-
-
-def located(value: Value, values: Mapping[str, Value]) -> tuple[Value, int] | None:
-    """The value that owns the bytes of `value`, and the byte where `value` starts in it; None as in `base_of`."""
-    start = 0
-    for _ in range(MAX_VIEWS):
-        if value.place is not Place.VIEW:
-            return value, start
-        following = values.get(value.of)
-        if following is None:
-            return None
-        start += value.offset
-        value = following
-    return None
 
 
 def _call_problems(call: KernelCall, values: dict[str, Value], stage: Stage) -> Iterator[str]:

@@ -39,7 +39,14 @@ class Contents:
 
     def weight_arrays(self, stage: Stage, names: Sequence[str]) -> dict[str, Array]:
         """Tensors of the stage's weights file by name, as views of its bytes."""
-        data, index = self.weights(stage.weights) if names else (memoryview(b""), {})
+        return self._arrays(stage.weights, names)
+
+    def state_arrays(self, stage: Stage) -> dict[str, Array]:
+        """What the state values of the stage hold before the first run, as views of the artifact's bytes."""
+        return self._arrays(stage.initial, [state.value for state in stage.states])
+
+    def _arrays(self, file: str, names: Sequence[str]) -> dict[str, Array]:
+        data, index = self.weights(file) if names else (memoryview(b""), {})
         arrays = {}
         for name in names:
             entry = index[name]

@@ -10,8 +10,7 @@ could not be opened; it takes unknown keys of dataclasses, and keys that stand t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from graphopt.errors import ArtifactError
 from graphopt.program.check import problems
@@ -28,17 +27,14 @@ from graphopt.program.program import (
     Segment,
     SelectSegment,
     Stage,
+    State,
     Value,
     Verb,
 )
+from graphopt.program.strict import boolean, integer, list_of, object_of, present, shown, strict_json, text, texts
 
 FORMAT = 4
 """Version of the layout below; another version is refused."""
-
-_MAX_INTEGER = 1 << 62
-_MAX_TEXT = 100_000
-
-_T = TypeVar("_T")
 
 
 def dumps(program: Program) -> bytes:
@@ -61,18 +57,18 @@ def loads(data: bytes) -> Program:
         ArtifactError: the text is no such document, or the program in it is not valid.
     """
     document = strict_json(data, "program.json")
-    fields = _object(document, "program", "format", "micro_batches", "inputs", "outputs", "stages", "actions")
+    fields = object_of(document, "program", "format", "micro_batches", "inputs", "outputs", "stages", "actions")
     if fields["format"] != FORMAT:
         raise ArtifactError(
-            f"program.json has format {_shown(fields['format'])} and this graphopt reads {FORMAT}: "
+            f"program.json has format {shown(fields['format'])} and this graphopt reads {FORMAT}: "
             "compile the model again"
         )
     program = Program(
-        stages=_list(fields["stages"], "stages", _to_stage),
-        actions=_list(fields["actions"], "actions", lambda item, where: _list(item, where, _to_action)),
-        inputs=_list(fields["inputs"], "inputs", _to_port),
-        outputs=_list(fields["outputs"], "outputs", _to_port),
-        micro_batches=_integer(fields["micro_batches"], "micro_batches"),
+        stages=list_of(fields["stages"], "stages", _to_stage),
+        actions=list_of(fields["actions"], "actions", lambda item, where: list_of(item, where, _to_action)),
+        inputs=list_of(fields["inputs"], "inputs", _to_port),
+        outputs=list_of(fields["outputs"], "outputs", _to_port),
+        micro_batches=integer(fields["micro_batches"], "micro_batches"),
     )
     reasons = problems(program)
     if reasons:
@@ -80,25 +76,12 @@ def loads(data: bytes) -> Program:
     return program
 
 
-def strict_json(data: bytes, name: str) -> object:
-    """Parse JSON without duplicate keys, without NaN and of limited depth.
-
-    Raises:
-        ArtifactError: the text is anything else.
-    """
-    try:
-        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
-        raise ArtifactError(f"{name} is damaged: {reason}") from None
-
-
 def _from_port(port: Port) -> dict[str, Any]:
     return {"name": port.name, "dtype": port.dtype, "shape": _from_shape(port.shape)}
 
 
 def _from_stage(stage: Stage) -> dict[str, Any]:
-    return {
+    fields = {
         "index": stage.index,
         "library": stage.library,
         "weights": stage.weights,
@@ -109,11 +92,15 @@ def _from_stage(stage: Stage) -> dict[str, Any]:
         "values": [_from_value(value) for value in stage.values],
         "segments": [_from_segment(segment) for segment in stage.segments],
     }
+    if not stage.states:
+        return fields
+    states = [[state.value, state.role, state.becomes] for state in stage.states]
+    return {**fields, "states": states, "state_bytes": stage.state_bytes, "initial": stage.initial}
 
 
 def _from_value(value: Value) -> dict[str, Any]:
     fields = {"name": value.name, "dtype": value.dtype, "shape": _from_shape(value.shape), "place": value.place.value}
-    if value.place is Place.ARENA:
+    if value.place in (Place.ARENA, Place.STATE):
         return {**fields, "offset": value.offset}
     if value.place is Place.VIEW:
         return {**fields, "of": value.of, "offset": value.offset}
@@ -152,7 +139,13 @@ def _from_call(call: KernelCall) -> dict[str, Any]:
         "scratch": list(call.scratch),
         "origin": list(call.origin),
     }
-    return {**fields, "launches": [_from_launch(launch) for launch in call.launches]} if call.launches else fields
+    if call.launches:
+        fields["launches"] = [_from_launch(launch) for launch in call.launches]
+    if call.in_place:
+        fields["in_place"] = [list(pair) for pair in call.in_place]
+    if call.recompute_of:
+        fields["recompute_of"] = list(call.recompute_of)
+    return fields
 
 
 def _from_launch(launch: Launch) -> dict[str, Any]:
@@ -175,190 +168,158 @@ def _from_shape(shape: tuple[int, ...] | None) -> list[int] | None:
 
 
 def _to_port(item: object, where: str) -> Port:
-    fields = _object(item, where, "name", "dtype", "shape")
+    fields = object_of(item, where, "name", "dtype", "shape")
     return Port(
-        _text(fields["name"], f"{where}.name"),
-        _text(fields["dtype"], f"{where}.dtype"),
+        text(fields["name"], f"{where}.name"),
+        text(fields["dtype"], f"{where}.dtype"),
         _to_shape(fields["shape"], where),
     )
 
 
+_STAGE = ("index", "library", "weights", "arena_bytes", "arena_lower_bound", "inputs", "outputs", "values", "segments")
+_STATES = ("states", "state_bytes", "initial")
+"""Keys of a stage that has state."""
+
+
 def _to_stage(item: object, where: str) -> Stage:
-    fields = _object(
-        item,
-        where,
-        *("index", "library", "weights", "arena_bytes", "arena_lower_bound", "inputs", "outputs", "values", "segments"),
-    )
+    extra = _STATES if present(item, "states") else ()
+    fields = object_of(item, where, *_STAGE, *extra)
     return Stage(
-        index=_integer(fields["index"], f"{where}.index"),
-        values=_list(fields["values"], f"{where}.values", _to_value),
-        inputs=_texts(fields["inputs"], f"{where}.inputs"),
-        outputs=_texts(fields["outputs"], f"{where}.outputs"),
-        segments=_list(fields["segments"], f"{where}.segments", _to_segment),
-        arena_bytes=_integer(fields["arena_bytes"], f"{where}.arena_bytes"),
-        arena_lower_bound=_integer(fields["arena_lower_bound"], f"{where}.arena_lower_bound"),
-        library=_text(fields["library"], f"{where}.library"),
-        weights=_text(fields["weights"], f"{where}.weights"),
+        index=integer(fields["index"], f"{where}.index"),
+        values=list_of(fields["values"], f"{where}.values", _to_value),
+        inputs=texts(fields["inputs"], f"{where}.inputs"),
+        outputs=texts(fields["outputs"], f"{where}.outputs"),
+        segments=list_of(fields["segments"], f"{where}.segments", _to_segment),
+        arena_bytes=integer(fields["arena_bytes"], f"{where}.arena_bytes"),
+        arena_lower_bound=integer(fields["arena_lower_bound"], f"{where}.arena_lower_bound"),
+        library=text(fields["library"], f"{where}.library"),
+        weights=text(fields["weights"], f"{where}.weights"),
+        states=list_of(fields["states"], f"{where}.states", _to_state) if extra else (),
+        state_bytes=integer(fields["state_bytes"], f"{where}.state_bytes") if extra else 0,
+        initial=text(fields["initial"], f"{where}.initial") if extra else "",
     )
+
+
+def _to_state(item: object, where: str) -> State:
+    words = texts(item, where)
+    if len(words) != 3:
+        raise ArtifactError(f"program.json is not valid: {where} is not a value, its role and what it becomes")
+    return State(*words)
 
 
 def _to_value(item: object, where: str) -> Value:
     place = item.get("place") if isinstance(item, dict) else None
     if not isinstance(place, str) or place not in set(Place):
-        raise ArtifactError(f"program.json is not valid: {where}.place is {_shown(place)}")
-    extra = {"arena": ("offset",), "view": ("of", "offset")}.get(place, ())
-    fields = _object(item, where, "name", "dtype", "shape", "place", *extra)
+        raise ArtifactError(f"program.json is not valid: {where}.place is {shown(place)}")
+    extra = {"arena": ("offset",), "state": ("offset",), "view": ("of", "offset")}.get(place, ())
+    fields = object_of(item, where, "name", "dtype", "shape", "place", *extra)
     return Value(
-        name=_text(fields["name"], f"{where}.name"),
-        dtype=_text(fields["dtype"], f"{where}.dtype"),
+        name=text(fields["name"], f"{where}.name"),
+        dtype=text(fields["dtype"], f"{where}.dtype"),
         shape=_to_shape(fields["shape"], where),
         place=Place(place),
-        offset=_integer(fields.get("offset", 0), f"{where}.offset"),
-        of=_text(fields.get("of", ""), f"{where}.of"),
+        offset=integer(fields.get("offset", 0), f"{where}.offset"),
+        of=text(fields.get("of", ""), f"{where}.of"),
     )
 
 
 def _to_segment(item: object, where: str) -> Segment:
     if isinstance(item, dict) and "calls" in item:
-        fields = _object(item, where, "calls", "guard")
-        return NativeSegment(_list(fields["calls"], f"{where}.calls", _to_call), _to_guard(fields["guard"], where))
+        fields = object_of(item, where, "calls", "guard")
+        return NativeSegment(list_of(fields["calls"], f"{where}.calls", _to_call), _to_guard(fields["guard"], where))
     if isinstance(item, dict) and "condition" in item:
-        fields = _object(item, where, "condition", "outputs", "when_true", "when_false", "origin", "guard")
+        fields = object_of(item, where, "condition", "outputs", "when_true", "when_false", "origin", "guard")
         return SelectSegment(
-            condition=_text(fields["condition"], f"{where}.condition"),
-            outputs=_texts(fields["outputs"], f"{where}.outputs"),
-            when_true=_texts(fields["when_true"], f"{where}.when_true"),
-            when_false=_texts(fields["when_false"], f"{where}.when_false"),
-            origin=_texts(fields["origin"], f"{where}.origin"),
+            condition=text(fields["condition"], f"{where}.condition"),
+            outputs=texts(fields["outputs"], f"{where}.outputs"),
+            when_true=texts(fields["when_true"], f"{where}.when_true"),
+            when_false=texts(fields["when_false"], f"{where}.when_false"),
+            origin=texts(fields["origin"], f"{where}.origin"),
             guard=_to_guard(fields["guard"], where),
         )
-    fields = _object(item, where, "model", "inputs", "outputs", "reasons", "weights", "spin", "guard")
+    fields = object_of(item, where, "model", "inputs", "outputs", "reasons", "weights", "spin", "guard")
     return FallbackSegment(
-        model=_text(fields["model"], f"{where}.model"),
-        inputs=_texts(fields["inputs"], f"{where}.inputs"),
-        outputs=_texts(fields["outputs"], f"{where}.outputs"),
-        reasons=_list(fields["reasons"], f"{where}.reasons", _to_reason),
-        weights=_texts(fields["weights"], f"{where}.weights"),
-        spin=_boolean(fields["spin"], f"{where}.spin"),
+        model=text(fields["model"], f"{where}.model"),
+        inputs=texts(fields["inputs"], f"{where}.inputs"),
+        outputs=texts(fields["outputs"], f"{where}.outputs"),
+        reasons=list_of(fields["reasons"], f"{where}.reasons", _to_reason),
+        weights=texts(fields["weights"], f"{where}.weights"),
+        spin=boolean(fields["spin"], f"{where}.spin"),
         guard=_to_guard(fields["guard"], where),
     )
 
 
 def _to_guard(item: object, where: str) -> Guard:
-    return _list(item, f"{where}.guard", _to_literal)
+    return list_of(item, f"{where}.guard", _to_literal)
 
 
 def _to_literal(item: object, where: str) -> tuple[str, bool]:
     if not isinstance(item, list) or len(item) != 2:
-        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not a value and what it must be")
-    return _text(item[0], where), _boolean(item[1], where)
+        raise ArtifactError(f"program.json is not valid: {where} is {shown(item)}, not a value and what it must be")
+    return text(item[0], where), boolean(item[1], where)
 
 
 def _to_reason(item: object, where: str) -> tuple[str, str]:
-    texts = _texts(item, where)
-    if len(texts) != 2:
+    pair = texts(item, where)
+    if len(pair) != 2:
         raise ArtifactError(f"program.json is not valid: {where} is not a node and its reason")
-    return texts[0], texts[1]
+    return pair[0], pair[1]
 
 
 def _to_call(item: object, where: str) -> KernelCall:
-    extra = ("launches",) if isinstance(item, dict) and "launches" in item else ()
-    fields = _object(item, where, "symbol", "inputs", "outputs", "scratch", "origin", *extra)
+    extra = present(item, "launches", "in_place", "recompute_of")
+    fields = object_of(item, where, "symbol", "inputs", "outputs", "scratch", "origin", *extra)
     return KernelCall(
-        symbol=_text(fields["symbol"], f"{where}.symbol"),
-        inputs=_texts(fields["inputs"], f"{where}.inputs"),
-        outputs=_texts(fields["outputs"], f"{where}.outputs"),
-        scratch=_texts(fields["scratch"], f"{where}.scratch"),
-        origin=_texts(fields["origin"], f"{where}.origin"),
-        launches=_list(fields["launches"], f"{where}.launches", _to_launch) if extra else (),
+        symbol=text(fields["symbol"], f"{where}.symbol"),
+        inputs=texts(fields["inputs"], f"{where}.inputs"),
+        outputs=texts(fields["outputs"], f"{where}.outputs"),
+        scratch=texts(fields["scratch"], f"{where}.scratch"),
+        origin=texts(fields["origin"], f"{where}.origin"),
+        launches=list_of(fields.get("launches", []), f"{where}.launches", _to_launch),
+        in_place=list_of(fields.get("in_place", []), f"{where}.in_place", _to_pair),
+        recompute_of=texts(fields.get("recompute_of", []), f"{where}.recompute_of"),
     )
 
 
+def _to_pair(item: object, where: str) -> tuple[int, int]:
+    numbers = list_of(item, where, integer)
+    if len(numbers) != 2:
+        raise ArtifactError(f"program.json is not valid: {where} is {shown(item)}, not two positions")
+    return numbers[0], numbers[1]
+
+
 def _to_launch(item: object, where: str) -> Launch:
-    fields = _object(item, where, "entry", "grid", "block", "arguments", "shared")
+    fields = object_of(item, where, "entry", "grid", "block", "arguments", "shared")
     return Launch(
-        entry=_text(fields["entry"], f"{where}.entry"),
+        entry=text(fields["entry"], f"{where}.entry"),
         grid=_extents(fields["grid"], f"{where}.grid"),
         block=_extents(fields["block"], f"{where}.block"),
-        arguments=_list(fields["arguments"], f"{where}.arguments", _integer),
-        shared=_integer(fields["shared"], f"{where}.shared"),
+        arguments=list_of(fields["arguments"], f"{where}.arguments", integer),
+        shared=integer(fields["shared"], f"{where}.shared"),
     )
 
 
 def _extents(item: object, where: str) -> tuple[int, int, int]:
-    extents = _list(item, where, _integer)
+    extents = list_of(item, where, integer)
     if len(extents) != 3:
-        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not three extents")
+        raise ArtifactError(f"program.json is not valid: {where} is {shown(item)}, not three extents")
     return extents[0], extents[1], extents[2]
 
 
 def _to_action(item: object, where: str) -> Action:
     verb = item.get("verb") if isinstance(item, dict) else None
     if not isinstance(verb, str) or verb not in set(Verb):
-        raise ArtifactError(f"program.json is not valid: {where}.verb is {_shown(verb)}")
+        raise ArtifactError(f"program.json is not valid: {where}.verb is {shown(verb)}")
     extra = () if verb == Verb.RUN.value else ("peer", "values")
-    fields = _object(item, where, "verb", "stage", "micro_batch", *extra)
+    fields = object_of(item, where, "verb", "stage", "micro_batch", *extra)
     return Action(
         verb=Verb(verb),
-        stage=_integer(fields["stage"], f"{where}.stage"),
-        micro_batch=_integer(fields["micro_batch"], f"{where}.micro_batch"),
-        peer=_integer(fields["peer"], f"{where}.peer") if extra else -1,
-        values=_texts(fields["values"], f"{where}.values") if extra else (),
+        stage=integer(fields["stage"], f"{where}.stage"),
+        micro_batch=integer(fields["micro_batch"], f"{where}.micro_batch"),
+        peer=integer(fields["peer"], f"{where}.peer") if extra else -1,
+        values=texts(fields["values"], f"{where}.values") if extra else (),
     )
 
 
 def _to_shape(item: object, where: str) -> tuple[int, ...] | None:
-    return None if item is None else _list(item, f"{where}.shape", _integer)
-
-
-def _object(item: object, where: str, *keys: str) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not an object")
-    if set(item) != set(keys):
-        odd = sorted(set(item) ^ set(keys))[0]
-        raise ArtifactError(f"program.json is not valid: {where} has the wrong keys, see {_shown(odd)}")
-    return item
-
-
-def _list(item: object, where: str, parse: Callable[[object, str], _T]) -> tuple[_T, ...]:
-    if not isinstance(item, list):
-        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not a list")
-    return tuple(parse(element, f"{where}[{index}]") for index, element in enumerate(item))
-
-
-def _integer(item: object, where: str) -> int:
-    if type(item) is not int or not 0 <= item <= _MAX_INTEGER:
-        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not a whole number from 0 on")
-    return item
-
-
-def _boolean(item: object, where: str) -> bool:
-    if not isinstance(item, bool):
-        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, neither true nor false")
-    return item
-
-
-def _text(item: object, where: str) -> str:
-    if not isinstance(item, str) or len(item) > _MAX_TEXT:
-        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not a text")
-    return item
-
-
-def _texts(item: object, where: str) -> tuple[str, ...]:
-    return _list(item, where, _text)
-
-
-def _shown(item: object) -> str:
-    text = repr(item)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
+    return None if item is None else list_of(item, f"{where}.shape", integer)

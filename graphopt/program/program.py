@@ -18,6 +18,9 @@ from enum import StrEnum
 ALIGNMENT = 64
 """Bytes: every value starts at a multiple of this (one AVX-512 vector, one cache line)."""
 
+MAX_BYTES = 1 << 46
+"""More than any machine has; a larger number means a damaged file."""
+
 MAX_VIEWS = 64
 """Longest chain of views from a value to its bytes."""
 
@@ -32,6 +35,7 @@ class Place(StrEnum):
 
     ARENA = "arena"  # at `offset` of the stage's arena; stage inputs and outputs are placed there too
     WEIGHT = "weight"  # constant: the tensor `name` of the stage's weights file
+    STATE = "state"  # at `offset` of the stage's state, which lives from run to run and which a run may change
     VIEW = "view"  # bytes of value `of` from `offset` on, with its own shape
     HOST = "host"  # a run-time object between fallback segments: dynamic shape, string, sequence or optional
 
@@ -44,7 +48,7 @@ class Value:
     dtype: str
     shape: tuple[int, ...] | None
     place: Place
-    offset: int = 0  # bytes, a multiple of ALIGNMENT; in the arena (ARENA), or in the bytes of `of` (VIEW)
+    offset: int = 0  # bytes, a multiple of ALIGNMENT; in the arena (ARENA), the state, or the bytes of `of` (VIEW)
     of: str = ""  # VIEW only
 
     @property
@@ -74,6 +78,9 @@ class KernelCall:
     `scratch` values are written and read only inside the call.
     `origin` names the ONNX nodes that the kernel computes, for reports.
     `launches` are the kernels that the function launches on a device, in order; empty on a CPU.
+    `in_place` are positions (in `inputs`, in `outputs`) of operands that may share their bytes: the kernel reads an
+    element of the input only to write the same element of the output.
+    `recompute_of` names the outputs of an earlier call that this one computes again, to save memory.
     """
 
     symbol: str
@@ -82,6 +89,8 @@ class KernelCall:
     scratch: tuple[str, ...] = ()
     origin: tuple[str, ...] = ()
     launches: tuple[Launch, ...] = ()
+    in_place: tuple[tuple[int, int], ...] = ()
+    recompute_of: tuple[str, ...] = ()
 
 
 Guard = tuple[tuple[str, bool], ...]
@@ -132,6 +141,29 @@ class SelectSegment:
 Segment = NativeSegment | FallbackSegment | SelectSegment
 
 
+class Role(StrEnum):
+    """What a state value is to training."""
+
+    PARAMETER = "parameter"  # has a gradient; the trained model holds it
+    STATISTIC = "statistic"  # a running mean or variance: no gradient, the trained model holds it
+    OPTIMIZER = "optimizer"  # momentum and other state of the update
+    GRADIENT = "gradient"  # a sum of the gradients of several micro-batches
+    COUNTER = "counter"  # steps, the seed of random numbers, the loss scale
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A value that lives from run to run: a weight that training changes, a momentum, a running mean, a counter.
+
+    `value` names a STATE value, whose bytes have no other owner; `becomes` the view of it, all of its bytes, that a run
+    writes and that the next run reads as `value` ("" if runs only read it). `role` is a `Role`.
+    """
+
+    value: str
+    role: str
+    becomes: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """What one rank computes for one micro-batch.
@@ -139,6 +171,7 @@ class Stage:
     `inputs` and `outputs` are value names: graph inputs and outputs of the model, and values that cross a boundary.
     `library` and `weights` are file names inside the artifact ("" when the stage needs none).
     `arena_lower_bound` is the largest sum of live bytes, `arena_bytes` what the plan needs.
+    `states` lie in `state_bytes` bytes of their own; the file `initial` has what they hold before the first run.
     """
 
     index: int
@@ -150,6 +183,9 @@ class Stage:
     arena_lower_bound: int
     library: str = ""
     weights: str = ""
+    states: tuple[State, ...] = ()
+    state_bytes: int = 0
+    initial: str = ""
 
 
 class Verb(StrEnum):

@@ -89,7 +89,7 @@ def read_index(data: memoryview, name: str) -> dict[str, Entry]:
     Raises:
         ArtifactError: it is no safetensors file with 64-byte aligned tensors, or a tensor reaches outside it.
     """
-    from graphopt.program.json import strict_json
+    from graphopt.program.strict import strict_json
 
     size = int.from_bytes(data[:8], "little") if len(data) >= 8 else -1
     if not 0 <= size <= min(_MAX_HEADER, len(data) - 8):

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from graphopt.errors import ArtifactError
-from graphopt.program.check import located
 from graphopt.program.contents import Contents
 from graphopt.program.program import FallbackSegment, KernelCall, NativeSegment, Place, SelectSegment, Stage
+from graphopt.program.views import located
 from graphopt.program.weights import Array, numpy_dtype
 from graphopt.runtime.devices.device import Device
 from graphopt.runtime.stage import CallTime
@@ -48,10 +48,12 @@ class DeviceStageRunner:
         self._device = device
         self._values = {value.name: value for value in stage.values}
         self._arena = device.allocate(stage.arena_bytes + _GUARD)
+        self._state = device.allocate(stage.state_bytes) if stage.states else 0
         self._pointers = self._place(artifact)
         self.arrays = {name: self._host_array(name) for name in self._shared() if name in self._pointers}
         self.bytes = {name: _flat(array) for name, array in self.arrays.items()}
         self._groups: list[tuple[str, tuple[str, ...], list[Step]]] = []
+        self.load_state(artifact.state_arrays(stage))
         self._bind(artifact, threads)
         device.synchronize()
         self._alone = not any(isinstance(segment, FallbackSegment) for segment in stage.segments)
@@ -59,8 +61,8 @@ class DeviceStageRunner:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arena and the weights."""
-        return self.stage.arena_bytes + self._weight_bytes
+        """Bytes of the arena, the state and the weights."""
+        return self.stage.arena_bytes + self.stage.state_bytes + self._weight_bytes
 
     @functools.cached_property
     def _inner(self) -> Step:
@@ -159,6 +161,27 @@ class DeviceStageRunner:
                 return True
         return False
 
+    def state(self) -> dict[str, Array]:
+        """Copies of the state values, on the host."""
+        self._device.activate()
+        arrays = {state.value: self._empty(state.value) for state in self.stage.states}
+        for name, array in arrays.items():
+            self._device.download(_flat(array), self._pointers[name])
+        self._device.synchronize()
+        return arrays
+
+    def load_state(self, arrays: Mapping[str, Array]) -> None:
+        """Set state values, each of its dtype and shape."""
+        self._device.activate()
+        for name, array in arrays.items():
+            self._device.upload(self._pointers[name], _flat(np.ascontiguousarray(array)))
+        self._device.synchronize()
+
+    def _empty(self, name: str) -> Array:
+        value = self._values[name]
+        assert value.shape is not None
+        return np.empty(value.shape, numpy_dtype(value.dtype))
+
     @staticmethod
     def _steps(*groups: tuple[str, tuple[str, ...], list[Step]]) -> list[Step]:
         return [step for _, _, steps in groups for step in steps]
@@ -190,7 +213,10 @@ class DeviceStageRunner:
             if location is None or location[0].place is Place.HOST:
                 continue
             owner, inside = location
-            start = self._arena + owner.offset if owner.place is Place.ARENA else base + index[owner.name].start
+            if owner.place is Place.WEIGHT:
+                start = base + index[owner.name].start
+            else:
+                start = (self._state if owner.place is Place.STATE else self._arena) + owner.offset
             pointers[value.name] = start + inside
         self._device.synchronize()  # the weights are mapped from a file that may be unmapped
         return pointers

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.program.check import located
 from graphopt.program.program import FallbackSegment, Place, Segment, SelectSegment, Stage, Value
+from graphopt.program.views import located
 from graphopt.program.weights import Array, numpy_dtype
 from graphopt.runtime.devices import library
 

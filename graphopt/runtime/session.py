@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import FeedError, GraphoptError
 from graphopt.program import schedule
 from graphopt.program.contents import Contents
 from graphopt.program.program import Port
@@ -144,6 +144,33 @@ class Session:
         self.run_device(feeds)
         assert isinstance(self._runners[0], DeviceStageRunner)
         return self._runners[0].replay()
+
+    def state(self) -> dict[str, Array]:
+        """Copies of all state values by name: weights that training changes, momentum, running means, counters."""
+        with self._lock:
+            return {name: array for runner in self._runners for name, array in runner.state().items()}
+
+    def load_state(self, arrays: Mapping[str, Any]) -> None:
+        """Set state values; those not named stay as they are.
+
+        Raises:
+            FeedError: a name, dtype or shape is not that of a state value; nothing was set then.
+        """
+        known = {
+            state.value: (runner, next(value for value in runner.stage.values if value.name == state.value))
+            for runner in self._runners
+            for state in runner.stage.states
+        }
+        checked = {name: np.asarray(array) for name, array in arrays.items()}
+        for name, array in checked.items():
+            if name not in known:
+                raise FeedError(f"the program has no state {name!r}; it has {', '.join(sorted(known)) or 'none'}")
+            value = known[name][1]
+            if array.dtype != numpy_dtype(value.dtype) or array.shape != value.shape:
+                raise FeedError(f"state {name!r} is {value.dtype} {value.shape}, not {array.dtype} {array.shape}")
+        with self._lock:
+            for name, array in checked.items():
+                known[name][0].load_state({name: array})
 
     @property
     def device_bytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.errors import GraphoptError
-from graphopt.program.check import located
 from graphopt.program.contents import Contents
 from graphopt.program.program import ALIGNMENT, NativeSegment, Place, SelectSegment, Stage
+from graphopt.program.views import located
 from graphopt.program.weights import Array, numpy_dtype
 from graphopt.runtime.devices import library
 from graphopt.runtime.in_place import InPlace
@@ -54,6 +54,7 @@ class StageRunner:
         self.stage = stage
         self.host: dict[str, Any] = {}
         self._memory = aligned(stage.arena_bytes + _GUARD)
+        self._state = aligned(stage.state_bytes)
         self._values = {value.name: value for value in stage.values}
         self.bytes = self._place(artifact)
         self.arrays: dict[str, Array] = {}
@@ -64,6 +65,7 @@ class StageRunner:
         self._calls: list[tuple[Callable[..., Any], list[Any]]] = []
         self._names: list[tuple[str, tuple[str, ...]]] = []
         self._groups: list[tuple[list[tuple[memoryview, bool]], range]] = []
+        self.load_state(artifact.state_arrays(stage))
         self.in_place = InPlace(stage, self._values, self._bind(artifact, threads))
 
     def run(self) -> None:
@@ -120,6 +122,15 @@ class StageRunner:
             if all(bool(flag[0]) is wanted for flag, wanted in guard):
                 yield from calls
 
+    def state(self) -> dict[str, Array]:
+        """Copies of the state values."""
+        return {state.value: self.arrays[state.value].copy() for state in self.stage.states}
+
+    def load_state(self, arrays: Mapping[str, Array]) -> None:
+        """Set state values, each of its dtype and shape."""
+        for name, array in arrays.items():
+            np.copyto(self.arrays[name], array, casting="no")
+
     def poison(self, pattern: int) -> None:
         """Set every byte of the arena, and of the guard behind it, to `pattern` (0 to 255)."""
         self._memory[:] = pattern
@@ -141,6 +152,8 @@ class StageRunner:
             base, inside = location
             if base.place is Place.ARENA:
                 memory, start = self._memory, base.offset + inside
+            elif base.place is Place.STATE:
+                memory, start = self._state, base.offset + inside
             else:
                 memory, start = constants, index[base.name].start + inside
             places[value.name] = memory[start : start + value.nbytes]

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from graphopt.errors import ArtifactError
 from graphopt.program import container
 from graphopt.program.files import map_file, sha256, write_file
-from graphopt.program.json import strict_json
 from graphopt.program.manifest import manifest_bytes, own_digest
+from graphopt.program.strict import strict_json
 from graphopt.storage.decode import decode
 from graphopt.storage.encode import Encoded
 from graphopt.storage.record import Record, read_record
