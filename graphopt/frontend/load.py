@@ -43,7 +43,7 @@ from graphopt.frontend.shapes import (
 )
 from graphopt.frontend.sparse import densify
 from graphopt.frontend.valid import check
-from graphopt.graph.constness import stored
+from graphopt.graph.constness import is_state, stored
 from graphopt.graph.opsets import OPSET
 from graphopt.storage.protos import tensors
 from graphopt.storage.restore import is_compressed_file, restore
@@ -364,7 +364,8 @@ def _constant_initializers(model: ir.Model, notes: list[str]) -> tuple[str, ...]
     """
     defaults: tuple[str, ...] = ()
     if model.ir_version >= 4:
-        defaults = tuple(str(value.name) for value in model.graph.inputs if value.is_initializer())
+        given = [value for value in model.graph.inputs if value.is_initializer() and not is_state(value)]
+        defaults = tuple(str(value.name) for value in given)
     if defaults:
         notes.append(f"the default values of the inputs {', '.join(defaults)} became constants")
     common.RemoveInitializersFromInputsPass()(model)

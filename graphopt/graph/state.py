@@ -10,7 +10,7 @@ ONNX Runtime is given the state as inputs (`exposed`); a Program keeps it in mem
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
 import onnx_ir as ir
@@ -70,6 +70,26 @@ def next_value(value: ir.Value, graph: ir.Graph) -> ir.Value | None:
             "both must have one type and shape"
         )
     return found
+
+
+def phase(node: ir.Node) -> Phase | None:
+    """The part of the step that `node` belongs to; None for the forward pass."""
+    text = node.metadata_props.get(PHASE)
+    return None if text is None else Phase(text)
+
+
+def gradients(nodes: Iterable[ir.Node]) -> Iterator[ir.Value]:
+    """What the update reads of the other phases.
+
+    A kernel that computes one of these must not compute the update too: only an elementwise kernel can write the new
+    state over the old one.
+    """
+    for node in nodes:
+        if phase(node) is Phase.UPDATE:
+            for value in node.inputs:
+                producer = None if value is None else value.producer()
+                if value is not None and producer is not None and phase(producer) is not Phase.UPDATE:
+                    yield value
 
 
 def exposed(model: ir.Model) -> ir.Model:

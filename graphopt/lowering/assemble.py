@@ -15,7 +15,7 @@ from graphopt.artifact import Artifact
 from graphopt.cost.model import CostModel
 from graphopt.distributed.partition import partition
 from graphopt.errors import GraphoptError, UnsupportedError
-from graphopt.graph import analysis, guards
+from graphopt.graph import analysis, guards, state
 from graphopt.lowering.islands import islands
 from graphopt.lowering.stage import BuiltStage, build_stage
 from graphopt.lowering.target import Target
@@ -31,8 +31,10 @@ CODE_SPACE = 64 << 20
 
 
 def ports_of(model: ir.Model) -> Ports:
-    """Inputs and outputs of the program, named as the user's model names them."""
-    return tuple(map(_port, model.graph.inputs)), tuple(map(_port, model.graph.outputs))
+    """Inputs and outputs of the program, named as the user's model names them; what replaces state is no output."""
+    replaced = {state.next_value(value, model.graph) for value in state.states(model.graph)}
+    outputs = [value for value in model.graph.outputs if value not in replaced]
+    return tuple(map(_port, model.graph.inputs)), tuple(map(_port, outputs))
 
 
 def _port(value: ir.Value) -> Port:

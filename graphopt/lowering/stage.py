@@ -16,14 +16,27 @@ from numpy.typing import NDArray
 from graphopt.cost.workload import KernelPlan
 from graphopt.distributed.partition import Part
 from graphopt.errors import GraphoptError
+from graphopt.graph import state
 from graphopt.graph.analysis import static_type
-from graphopt.graph.constness import constant_array, is_constant
+from graphopt.graph.constness import constant_array, is_constant, stored
 from graphopt.graph.fallback_models import FallbackModel, fallback_models, observed
 from graphopt.graph.guards import Select
 from graphopt.graph.segments import Guard, NodeRun, node_runs
 from graphopt.lowering.select_places import place_sides
+from graphopt.lowering.state import Update, place_updates
 from graphopt.program.guards import touched
-from graphopt.program.program import FallbackSegment, NativeSegment, Place, Segment, SelectSegment, Stage, Value
+from graphopt.program.program import (
+    ALIGNMENT,
+    FallbackSegment,
+    KernelCall,
+    NativeSegment,
+    Place,
+    Segment,
+    SelectSegment,
+    Stage,
+    State,
+    Value,
+)
 from graphopt.program.weights import save_weights
 from graphopt.runtime.devices import host
 from graphopt.solve.memory import Buffer, MemoryProblem, solve
@@ -48,6 +61,7 @@ class BuiltStage:
     fallbacks: dict[str, bytes]
     notes: list[str]
     plans: dict[str, KernelPlan]
+    initial: dict[str, NDArray[Any]]
 
     def write(self, folder: Path, target: Target) -> dict[str, bytes | Path]:
         """Generate code and write weights below `folder`; returns the files of the artifact by name."""
@@ -56,6 +70,10 @@ class BuiltStage:
             path = folder / self.stage.weights
             save_weights(path, self.constants)
             files[self.stage.weights] = path
+        if self.stage.initial:
+            path = folder / self.stage.initial
+            save_weights(path, self.initial)
+            files[self.stage.initial] = path
         if self.stage.library:
             files[self.stage.library] = target.library(self.functions)
         return files
@@ -70,6 +88,7 @@ class _Draft:
     fallbacks: dict[str, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     plans: dict[str, KernelPlan] = field(default_factory=dict)
+    initial: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def build_stage(
@@ -89,7 +108,13 @@ def build_stage(
     draft = _Draft()
     for value in part.inputs:
         _declare(draft, value)
-    kept = [*part.outputs, *(value for node in part.nodes if node in chosen for value in node.outputs)]
+    updates = _states(draft, model, part)
+    replaced = {update.becomes for update in updates}
+    kept = [
+        *part.outputs,
+        *state.gradients(part.nodes),
+        *(value for node in part.nodes if node in chosen for value in node.outputs),
+    ]
     guarded = {node: (*part.guarded.get(node, ()), *chosen[node].guard) for node in part.nodes if node in chosen}
     runs = node_runs(part.nodes, refusals, kept, {**part.guarded, **guarded}, chosen.keys() - refusals.keys())
     known = draw_demands.Model(model)
@@ -112,12 +137,19 @@ def build_stage(
     draft.segments = _spinning([segment for group in segments for segment in group])
     place_sides(draft.segments, draft.values, {str(value.name) for value in (*part.inputs, *part.outputs)})
     for value in part.outputs:
-        if is_constant(value):
+        if is_constant(value) and str(value.name) not in draft.constants:
             draft.constants[str(value.name)] = array = constant_array(value)
             draft.values[str(value.name)] = Value(str(value.name), str(array.dtype), array.shape, Place.WEIGHT)
     inputs = tuple(str(value.name) for value in part.inputs)
-    outputs = tuple(str(value.name) for value in part.outputs)
-    values, arena, bound = _plan(draft, inputs, outputs)
+    outputs = tuple(str(value.name) for value in part.outputs if str(value.name) not in replaced)
+    states = place_updates(
+        updates,
+        draft.segments,
+        draft.values,
+        {*inputs, *outputs},
+        lambda source, result: _copy(draft, target, source, result, f"s{index}_copy"),
+    )
+    values, arena, bound = _plan(draft, inputs, outputs, states)
     stage = Stage(
         index,
         values,
@@ -128,8 +160,36 @@ def build_stage(
         bound,
         f"stage_{index}.{target.extension}" if draft.functions else "",
         f"weights_{index}.safetensors" if draft.constants else "",
+        states,
+        sum(-(-draft.values[state.value].nbytes // ALIGNMENT) * ALIGNMENT for state in states),
+        f"state_{index}.safetensors" if states else "",
     )
-    return BuiltStage(stage, draft.functions, draft.constants, draft.fallbacks, draft.notes, draft.plans)
+    return BuiltStage(stage, draft.functions, draft.constants, draft.fallbacks, draft.notes, draft.plans, draft.initial)
+
+
+def _states(draft: _Draft, model: ir.Model, part: Part) -> list[Update]:
+    """Declare the state values of the model, each in memory of its own, with what they hold before the first run."""
+    end, updates = 0, []
+    for value in state.states(model.graph):
+        tensor = stored(value)
+        assert tensor is not None
+        array = np.ascontiguousarray(tensor.numpy()).reshape(tensor.shape.numpy())
+        name, new = str(value.name), state.next_value(value, model.graph)
+        draft.values[name] = declared = Value(name, str(array.dtype), array.shape, Place.STATE, end)
+        draft.initial[name] = array
+        end += -(-declared.nbytes // ALIGNMENT) * ALIGNMENT
+        updates.append(Update(name, str(state.role(value)), "" if new is None else str(new.name)))
+    return updates
+
+
+def _copy(draft: _Draft, target: Target, source: Value, result: Value, prefix: str) -> KernelCall:
+    """A call that copies `source` into `result`."""
+    lowered = target.copy(source, result, f"{prefix}{len(draft.values)}_")
+    draft.functions.update(lowered.functions)
+    draft.plans.update(lowered.plans)
+    for name, value in lowered.values.items():
+        draft.values.setdefault(name, value)
+    return lowered.calls[0]
 
 
 def _declare(draft: _Draft, value: ir.Value) -> None:
@@ -230,7 +290,9 @@ def _fallback(draft: _Draft, fallback: FallbackModel, known: draw_demands.Model,
     return FallbackSegment(file, inputs, outputs, fallback.run.reasons, tuple(fallback.weights), guard=guard)
 
 
-def _plan(draft: _Draft, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[tuple[Value, ...], int, int]:
+def _plan(
+    draft: _Draft, inputs: Sequence[str], outputs: Sequence[str], states: Sequence[State]
+) -> tuple[tuple[Value, ...], int, int]:
     """Plan the arena; every ARENA value is live from its first write to its last read.
 
     Returns the values with their offsets, the bytes of the arena, and a lower bound on them.
@@ -257,7 +319,7 @@ def _plan(draft: _Draft, inputs: Sequence[str], outputs: Sequence[str]) -> tuple
     shown = [draft.values[name] for name in used]
     while shown := [draft.values[value.of] for value in shown if value.place is Place.VIEW]:
         used |= {value.name for value in shown}
-    used |= set(draft.constants)
+    used |= {*draft.constants, *draft.initial, *(state.becomes for state in states)}
     values = tuple(
         replace(value, offset=offsets[value.name]) if value.name in offsets else value
         for value in draft.values.values()

@@ -63,6 +63,9 @@ class Target(Costed, Protocol):
     ) -> Lowered:
         """Lower supported nodes, in topological order, to kernel calls."""
 
+    def copy(self, source: Value, result: Value, prefix: str) -> Lowered:
+        """One call that copies `source` into `result`, of its type and shape; `prefix` starts every new name."""
+
     def library(self, functions: Mapping[str, Any]) -> bytes:
         """Build all functions into one file, each under its symbol: a shared library, or kernels for a device."""
 

@@ -19,6 +19,7 @@ from graphopt.targets.common import concat_views, fusion_limits, origins
 from graphopt.targets.common.identity import Identity, identify
 from graphopt.targets.common.relax_import import Imported
 from graphopt.targets.common.tir import ieee, inlining, literals
+from graphopt.targets.common.tir.in_place import in_place
 
 
 class Scheduler(Protocol):
@@ -103,6 +104,16 @@ def lower(imported: Imported, builder: Scheduler, prefix: str, separate: bool = 
     return lowered
 
 
+def lower_copy(source: Value, result: Value, builder: Scheduler) -> Lowered:
+    """One call that copies `source` into `result`, of its type and shape."""
+    assert source.shape is not None
+    kernel = identify(ieee.hide(concat_views.copy_kernel(source.shape, source.dtype)), "copy")
+    function, _ = builder.code(kernel)
+    call = KernelCall(kernel.symbol, (source.name,), (result.name,), origin=(f"copy of {source.name}",))
+    values = {source.name: source, result.name: result}
+    return Lowered([call], values, {kernel.symbol: function}, inputs=call.inputs, outputs=call.outputs)
+
+
 def _declare(lowered: Lowered, name: str, ty: relax.TensorType, place: Place, of: str = "") -> None:
     shape = tuple(int(d) for d in ty.shape)
     lowered.values[name] = Value(name, str(ty.dtype), shape, place, of=of)
@@ -122,6 +133,7 @@ class _Reader:
         self.module, self.lowered, self.names, self.builder, self.prefix = module, lowered, names, builder, prefix
         self.tuples: dict[relax.Var, list[str]] = {}
         self.symbols: dict[str, str] = {}
+        self.in_place: dict[str, tuple[tuple[int, int], ...]] = {}  # by symbol
         self.written: set[str] = set()  # by kernels of this segment: where they lie is still free
         self.count = 0
 
@@ -172,12 +184,14 @@ class _Reader:
             self.tuples[variable] = outputs
         else:
             self.names[variable] = outputs[0]
-        self.lowered.calls.append(KernelCall(symbol, inputs, tuple(outputs), origin=nodes))
+        pairs = self.in_place[symbol]
+        self.lowered.calls.append(KernelCall(symbol, inputs, tuple(outputs), origin=nodes, in_place=pairs))
 
     def _kernel(self, function: tirx.PrimFunc, hint: str) -> str:
         """Add a PrimFunc to the functions; return its symbol."""
         kernel = identify(ieee.hide(inlining.inline(function)), hint)
         if kernel.symbol not in self.lowered.functions:
+            self.in_place[kernel.symbol] = in_place(function)
             self.lowered.functions[kernel.symbol], note = self.builder.code(kernel)
             if note:
                 self.lowered.notes.append(f"kernel {kernel.symbol}: {note}")

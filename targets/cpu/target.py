@@ -13,6 +13,7 @@ from graphopt import disk_cache
 from graphopt.cost.roofline import Machine
 from graphopt.cost.workload import Timing, Workload
 from graphopt.lowering.target import Lowered
+from graphopt.program.program import Value
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices import library
 from graphopt.targets.common import constants, lowering, relax_import, sources
@@ -80,6 +81,11 @@ class CpuTarget(TvmTarget):
                 lowered = lowering.lower(imported, self._builder, prefix, self.separate)
             constants.evaluate_constants(lowered, self._host)
         return lowered
+
+    def copy(self, source: Value, result: Value, prefix: str) -> Lowered:
+        """One call that copies a value into another of its type and shape."""
+        del prefix
+        return lowering.lower_copy(source, result, self._builder)
 
     def library(self, functions: Mapping[str, tirx.PrimFunc | Built]) -> bytes:
         """Compile and link all functions into one shared library."""

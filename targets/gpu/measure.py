@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from graphopt.cost.workload import Timing, Workload
 from graphopt.errors import ArtifactError, CodegenError, GraphoptError
 from graphopt.lowering.target import Lowered, Target
-from graphopt.program.views import located
 from graphopt.program.program import Place
+from graphopt.program.views import located
 from graphopt.program.weights import numpy_dtype
 from graphopt.runtime.devices import host as host_cpu
 from graphopt.runtime.devices.device import Device

@@ -117,13 +117,24 @@ class GpuTarget(TvmTarget):
                 )
                 lowered = lowering.lower(imported, _Unscheduled(), prefix, self.separate)
             constants.evaluate_constants(lowered, _OnHost(self._host))
-            for symbol, identity in lowered.functions.items():
-                kernel = self._kernel(identity)
-                lowered.functions[symbol], lowered.plans[symbol] = kernel.code, kernel.plan
-                if kernel.note:
-                    lowered.notes.append(f"kernel {symbol}: {kernel.note}")
+            self._generate(lowered)
         self._launch(lowered, prefix)
         return lowered
+
+    def copy(self, source: Value, result: Value, prefix: str) -> Lowered:
+        """One call that copies a value into another of its type and shape."""
+        with codegen():
+            lowered = lowering.lower_copy(source, result, _Unscheduled())
+            self._generate(lowered)
+        self._launch(lowered, prefix)
+        return lowered
+
+    def _generate(self, lowered: Lowered) -> None:
+        for symbol, identity in lowered.functions.items():
+            kernel = self._kernel(identity)
+            lowered.functions[symbol], lowered.plans[symbol] = kernel.code, kernel.plan
+            if kernel.note:
+                lowered.notes.append(f"kernel {symbol}: {kernel.note}")
 
     def _kernel(self, identity: Identity) -> Generated:
         if identity.symbol not in self._kernels:
