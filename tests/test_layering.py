@@ -255,7 +255,7 @@ def running_needs_no_compiler(imports: Imports) -> list[str]:
 
 def torch_for_ranks(imports: Imports) -> list[str]:
     """PyTorch is for models, ranks and peers."""
-    allowed = ("graphopt.models", "graphopt.distributed", "graphopt.frontend.load", "graphopt.bench")
+    allowed = ("graphopt.models", "graphopt.distributed", "graphopt.frontend.torch_module", "graphopt.bench")
     return _crossing(imports, lambda name: not _below(name, *allowed), "torch")
 
 
@@ -265,7 +265,7 @@ def no_code_in_data(imports: Imports) -> list[str]:
 
 
 RULES: dict[Callable[[Imports], list[str]], tuple[str, str]] = {
-    downwards: ("graphopt.graph.edit", "graphopt.frontend.load"),
+    downwards: ("graphopt.graph.edit", "graphopt.frontend.torch_module"),
     circles: ("graphopt.errors", "graphopt.artifact"),
     tvm_in_targets: ("graphopt.lowering.stage", "tvm"),
     tvm_runtime: ("graphopt.runtime.session", "tvm_ffi"),

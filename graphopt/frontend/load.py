@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -42,14 +40,13 @@ from graphopt.frontend.shapes import (
     with_skeleton,
 )
 from graphopt.frontend.sparse import densify
+from graphopt.frontend.torch_module import export
+from graphopt.frontend.training import Marks, mark_for_training
 from graphopt.frontend.valid import check
 from graphopt.graph.constness import is_state, stored
 from graphopt.graph.opsets import OPSET
 from graphopt.storage.protos import tensors
 from graphopt.storage.restore import is_compressed_file, restore
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["IR_VERSION", "Loaded", "Source", "load", "parse_shapes", "read"]
 
@@ -72,14 +69,23 @@ class Loaded:
     notes: tuple[str, ...]
     original: Path | onnx.ModelProto | ir.Model
     constants: tuple[str, ...] = ()
+    marks: Marks | None = None
 
 
-def load(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, example_inputs: Any = None) -> Loaded:
+def load(
+    source: Any,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    example_inputs: Any = None,
+    training: bool = False,
+    freeze: Sequence[str] = (),
+) -> Loaded:
     """Load and prepare a model.
 
     `source` is a path, `zoo:NAME`, an onnx.ModelProto, an onnx_ir.Model, or a torch.nn.Module; a module needs
     `example_inputs` (a tensor, a tuple of arguments or a dict of keyword arguments). `shapes` gives inputs their
-    static shapes; a batch dimension (axis 0) left open becomes 1 and `notes` says so.
+    static shapes; a batch dimension (axis 0) left open becomes 1 and `notes` says so. With `training`, weights and
+    running statistics are state (`Loaded.marks`), except initializers that match a pattern of `freeze`.
 
     Raises ModelError, one sentence that names the file, node or input and says what to do.
     """
@@ -89,7 +95,12 @@ def load(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, exam
         original = _resolve(source, example_inputs)
         model = _open(original, notes)
         constants = _constant_initializers(model, notes)
-        return Loaded(_prepare(model, wanted, notes), tuple(notes), original, constants)
+        _inlined(model, wanted, notes)
+        model = _convert(model, notes)
+        marks = mark_for_training(model, freeze) if training else None
+        notes.extend(marks.notes if marks is not None else ())
+        _completed(model)
+        return Loaded(model, tuple(notes), original, constants, marks)
 
 
 def as_given(source: Any, example_inputs: Any = None) -> Loaded:
@@ -175,7 +186,7 @@ def _resolve(source: Any, example_inputs: Any) -> Path | onnx.ModelProto | ir.Mo
         return source
     module_type = type(source)
     if any(base.__module__ == "torch.nn.modules.module" for base in module_type.__mro__):
-        return _export(source, example_inputs)
+        return export(source, example_inputs)
     raise ModelError(
         f"a {module_type.__name__} is no model; give a path, an onnx.ModelProto, an onnx_ir.Model or a torch.nn.Module"
     )
@@ -237,43 +248,8 @@ def _sort(model: ir.Model, in_order: bool, notes: list[str]) -> None:
         notes.append("the nodes were not in execution order and were sorted")
 
 
-def _export(module: torch.nn.Module, example_inputs: Any) -> ir.Model:
-    """Export a PyTorch module in inference mode; its training flag is restored."""
-    import torch
-
-    if example_inputs is None:
-        raise ModelError("a torch.nn.Module needs example inputs; pass example_inputs=(tensor, ...)")
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(example_inputs, Mapping):
-        kwargs = dict(example_inputs)
-    elif isinstance(example_inputs, tuple | list):
-        args = tuple(example_inputs)
-    else:
-        args = (example_inputs,)
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter about itself
-            program = torch.onnx.export(module, args, kwargs=kwargs, dynamo=True, opset_version=OPSET, verbose=False)
-    except Exception as error:
-        raise ModelError(
-            f"torch.onnx.export cannot export {type(module).__name__} ({one_line(str(error))}); "
-            "change the module or export it yourself"
-        ) from error
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    assert program is not None
-    for graph in program.model.graphs():
-        for value in graph.initializers.values():  # a snapshot: training the module goes on with its own memory
-            if (tensor := stored(value)) is not None:
-                value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype)
-    return program.model
-
-
-def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list[str]) -> ir.Model:
+def _inlined(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list[str]) -> None:
+    """Spell a model in operators alone, its constants as initializers, its inputs with static shapes."""
     for where, tensor in each_tensor(model):
         if not where.startswith("attribute") and has_nan(tensor):  # an operator may well compare with NaN
             notes.append(f"{where} contains NaN")
@@ -285,11 +261,13 @@ def _prepare(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], notes: list
     lift_constants(model)
     open_dims(model)
     notes.extend(fix_inputs(model, shapes))
-    model = _convert(model, notes)
+
+
+def _completed(model: ir.Model) -> None:
+    """Check the model, infer its shapes and fold its constants."""
     with_skeleton(model, check)
     drop_claims(model)
     complete(model)
-    return model
 
 
 def _distinct_outputs(model: ir.Model, notes: list[str]) -> None:
