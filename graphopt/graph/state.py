@@ -72,6 +72,11 @@ def next_value(value: ir.Value, graph: ir.Graph) -> ir.Value | None:
     return found
 
 
+def successors(graph: ir.Graph) -> Iterator[tuple[str, str]]:
+    """Names of the state values that a step changes, and of the graph outputs that replace them."""
+    return ((str(value.name), value.metadata_props[NEXT]) for value in states(graph) if NEXT in value.metadata_props)
+
+
 def phase(node: ir.Node) -> Phase | None:
     """The part of the step that `node` belongs to; None for the forward pass."""
     text = node.metadata_props.get(PHASE)

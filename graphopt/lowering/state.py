@@ -48,7 +48,7 @@ def place_updates(
         copy: gives a call that copies one value into another.
     """
     bases = {name: location[0].name for name, value in values.items() if (location := located(value, values))}
-    states, copies = [], []
+    states, first, copies = [], [], []
     for update in updates:
         state = values[update.state]
         if not update.becomes or bases.get(update.becomes) == state.name:
@@ -59,8 +59,15 @@ def place_updates(
             continue
         name = f"{update.becomes}~copy"
         values[name] = Value(name, state.dtype, state.shape, Place.VIEW, of=state.name)
-        copies.append(copy(values[update.becomes], values[name]))
+        source = values[update.becomes]
+        if values[bases[update.becomes]].place is Place.STATE:  # it may be replaced before it is copied
+            kept = values[f"{name}~kept"] = Value(f"{name}~kept", source.dtype, source.shape, Place.ARENA)
+            first.append(copy(source, kept))
+            source = kept
+        copies.append(copy(source, values[name]))
         states.append(State(update.state, update.role, name))
+    if first:
+        segments.insert(0, NativeSegment(tuple(first)))
     if copies:
         segments.append(NativeSegment(tuple(copies)))
     return tuple(states)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import GraphoptError
+from graphopt.graph import state
 from graphopt.pipeline.observe import Verify
 from graphopt.verify.oracle import run_onnxruntime
 
@@ -59,9 +60,12 @@ def verify_program(artifact: Artifact, verifier: Verify, model: ir.Model) -> dic
     assert judge is not None
     count = artifact.program.micro_batches
     feeds = {name: np.concatenate([value] * count) if count > 1 else value for name, value in judge.feeds.items()}
-    actual = artifact.session().run(feeds)
+    session = artifact.session()
+    actual = session.run(feeds)
+    replaced = session.state()
     for piece in range(count):
         part = actual if count == 1 else {name: np.split(value, count)[piece] for name, value in actual.items()}
+        part |= {new: replaced[name] for name, new in state.successors(model.graph)}
         verifier.require(part, "in the compiled program")
         if judge.lost:
             verifier.fail(_every_step(artifact, judge, model))
