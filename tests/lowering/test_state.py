@@ -81,6 +81,19 @@ def test_a_step_of_momentum_replaces_its_state_in_place() -> None:
     assert [port.name for port in artifact.program.outputs] == ["y"]
 
 
+@pytest.mark.usefixtures("opencl")
+def test_a_device_keeps_the_state_in_its_own_memory() -> None:
+    model = _model(STEP, {"w": "w1", "m": "m1", "c": "c1"}, ("k", "m1", "d", "w1", "c1"))
+    artifact = _agrees(model, target="opencl")
+    assert _copies(artifact) == 0
+    session = artifact.session()
+    assert session.device is not None
+    given = {"w": np.full((3, 2), 7, np.float32), "c": np.array(5)}
+    session.load_state(given)
+    assert {name: session.state()[name].tolist() for name in given} == {"w": [[7, 7]] * 3, "c": 5}
+    assert session.device_bytes >= artifact.program.stages[0].state_bytes
+
+
 def test_a_kernel_that_computes_the_gradient_does_not_write_over_the_state() -> None:
     model = _model(STEP, {"w": "w1", "m": "m1", "c": "c1"})  # nothing says where the update begins
     assert _copies(_agrees(model)) == 1
