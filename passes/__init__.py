@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from graphopt.passes.sparse.compress_columns import CompressColumns as CompressColumns
     from graphopt.passes.sparse.drop_blocks import DropBlocks as DropBlocks
     from graphopt.passes.sparse.skip_zeros import SkipZeros as SkipZeros
+    from graphopt.passes.training.optimizer import Optimizer as Optimizer
 
 PASSES = {
     "hoist-branches": ("graphopt.passes.branches.hoist_branches", "HoistBranches"),
@@ -44,6 +45,7 @@ PASSES = {
     "select-conv": ("graphopt.passes.conv.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout.layout", "Layout"),
     "choose-tiles": ("graphopt.passes.products.choose_tiles", "ChooseTiles"),
+    "optimizer": ("graphopt.passes.training.optimizer", "Optimizer"),
 }
 
 DEFAULT = (
@@ -75,6 +77,7 @@ __all__ = [
     "Layout",
     "LiftRows",
     "Normalize",
+    "Optimizer",
     "Precision",
     "Prune",
     "QuantizedMoves",

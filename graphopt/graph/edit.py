@@ -47,7 +47,7 @@ class Editor:
 
     def insert(
         self,
-        before: ir.Node,
+        before: ir.Node | None,
         op_type: str,
         inputs: Sequence[ir.Value | None],
         attributes: Mapping[str, AttributeValue] | None = None,
@@ -59,7 +59,10 @@ class Editor:
         origin: Iterable[ir.Node] = (),
         domain: str = "",
     ) -> ir.Value:
-        """Insert a node with one output before `before`, and return that output. Its names become unique."""
+        """Insert a node with one output before `before` (None: at the end), and return that output.
+
+        Its names become unique.
+        """
         value = ir.Value(
             name=self.fresh(output),
             shape=ir.Shape(shape) if shape is not None else None,
@@ -77,7 +80,10 @@ class Editor:
             name=self._nodes.take(name),
             metadata_props=metadata,
         )
-        self.graph.insert_before(before, node)
+        if before is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(before, node)
         if domain == ops.DOMAIN:
             ops.ensure(self.model, op_type)
         self.modified = True

@@ -10,6 +10,7 @@ import difflib
 import enum
 import math
 import re
+import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -98,7 +99,8 @@ class Pass(ir.passes.InPlacePass):
     """Base of all passes: a frozen dataclass whose `option(...)` fields are its options.
 
     A subclass defines `name` and `call(model) -> PassResult`. Options may be bool, int, float, str, ByteSize, a
-    StrEnum, or a tuple of a StrEnum (spelled `a+b`).
+    StrEnum, or a tuple of a StrEnum (spelled `a+b`); one of these or None,
+    which is spelled `-` and stands for an option not given.
     """
 
     name: ClassVar[str]
@@ -154,6 +156,12 @@ def _spelled(name: str) -> str:
     return name.replace("_", "-")
 
 
+def _given(kind: Any) -> Any:
+    """The type of an option once it is given: `float` for `float | None`."""
+    kinds = [each for each in typing.get_args(kind) if each is not types.NoneType]
+    return kinds[0] if typing.get_origin(kind) is types.UnionType else kind
+
+
 def _item_type(kind: Any) -> type[enum.StrEnum]:
     """The enum of a tuple[Enum, ...] option."""
     item: type[enum.StrEnum] = typing.get_args(kind)[0]
@@ -161,6 +169,7 @@ def _item_type(kind: Any) -> type[enum.StrEnum]:
 
 
 def _kind(kind: Any) -> str:
+    kind = _given(kind)
     if typing.get_origin(kind) is tuple:
         return "+".join(_item_type(kind))
     if issubclass(kind, enum.StrEnum):
@@ -170,6 +179,9 @@ def _kind(kind: Any) -> str:
 
 def _parse_value(kind: Any, text: str) -> Any:
     """`text` as a value of `kind`; ValueError says what it must be."""
+    if text == "-" and _given(kind) is not kind:
+        return None
+    kind = _given(kind)
     if typing.get_origin(kind) is tuple:
         return tuple(_parse_value(_item_type(kind), part) for part in text.split("+"))
     if issubclass(kind, enum.StrEnum):
@@ -192,6 +204,8 @@ def _parse_value(kind: Any, text: str) -> Any:
 
 
 def _print_value(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return "true" if value else "false"
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)

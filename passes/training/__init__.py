@@ -1,0 +1,1 @@
+"""From a model with a loss to a training step."""
