@@ -27,7 +27,7 @@ class Attention(nn.Module):
         self.value = scaled(nn.Linear(WIDTH, WIDTH), 1.0)
         self.output = scaled(nn.Linear(WIDTH, WIDTH), 1.0)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [N, S, 768], additive mask [N, 1, 1, S] -> [N, S, 768]."""
         batch, length, _ = x.shape
         q, k, v = (
@@ -51,7 +51,7 @@ class Layer(nn.Module):
         self.output = scaled(nn.Linear(4 * WIDTH, WIDTH), 1.0)
         self.output_norm = nn.LayerNorm(WIDTH, eps=EPSILON)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [N, S, 768], additive mask [N, 1, 1, S] -> [N, S, 768]."""
         x = self.attention_norm(x + self.attention(x, mask))
         normed: Tensor = self.output_norm(x + self.output(functional.gelu(self.intermediate(x))))
@@ -87,3 +87,8 @@ class Bert(nn.Module):
 def bert_base() -> nn.Module:
     """input_ids, attention_mask, token_type_ids [N, 128] -> last_hidden_state [N, 128, 768], pooler_output [N, 768]."""
     return Bert()
+
+
+def bert_layer() -> nn.Module:
+    """[N, S, 768] -> [N, S, 768]: one layer without a mask."""
+    return Layer()

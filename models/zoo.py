@@ -24,6 +24,7 @@ from graphopt.models import sparse
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch import nn
 
 HERE = Path(__file__).parent
 TRAINED = HERE / "trained"
@@ -170,6 +171,29 @@ _MODELS = (
     *_LAYERS,
 )
 _BY_NAME = {info.name: info for info in _MODELS}
+
+
+def _task(name: str, family: str, title: str, data: TensorInfo, output: str, builder: str) -> ModelInfo:
+    return ModelInfo(f"train/{name}", family, title, (data,), (output,), builder=builder)
+
+
+TASKS = (
+    _task("lenet5", "lenet", "LeNet-5, batch 128", TensorInfo("image", (128, 1, 32, 32)), "logits", "lenet5"),
+    _task(
+        "wideresnet28-2",
+        "wideresnet",
+        "WideResNet-28-2, batch 32",
+        TensorInfo("image", (32, 3, 32, 32)),
+        "logits",
+        "wideresnet28_2",
+    ),
+    _task("resnet18-112", "resnet", "ResNet-18, batch 8", TensorInfo("image", (8, 3, 112, 112)), "logits", "resnet18"),
+    _task("mlp", "mlp", "MLP, 7 x 2048, batch 128", TensorInfo("x", (128, 2048)), "y", "mlp"),
+    _task("lstm", "recurrent", "LSTM, 5 x 512, batch 8", TensorInfo("sequence", (8, 100, 512)), "logits", "lstm"),
+    _task("bert-layer", "bert", "Layer of BERT-base, batch 4", TensorInfo("x", (4, 128, 768)), "y", "bert_layer"),
+)
+"""What training is timed on: models of the zoo, or parts of them, at the batch that a step takes."""
+_HIDDEN = {info.name: info for info in TASKS}
 _BATCHED = re.compile(r"(?P<name>.+)-b(?P<batch>[1-9][0-9]{0,4})")
 
 
@@ -186,8 +210,8 @@ def describe(name: str) -> ModelInfo:
 
     Raises ModelError for a name that the zoo lacks, and for a batch of a model that has one shape only.
     """
-    if name in _BY_NAME:
-        return _BY_NAME[name]
+    if (info := _BY_NAME.get(name) or _HIDDEN.get(name)) is not None:
+        return info
     if name.startswith(sparse.PREFIX) and (layer := sparse.parse(name.removeprefix(sparse.PREFIX))) is not None:
         return ModelInfo(name, "sparse", layer.title, (TensorInfo("x", layer.shape),), ("y",), "layer")
     if (match := _BATCHED.fullmatch(name)) and match["name"] in _BY_NAME:
@@ -245,11 +269,25 @@ def _drawn(info: ModelInfo) -> ir.Model:
 
 
 def _exported(info: ModelInfo) -> ir.Model:
-    from graphopt.models.export import instantiate, to_onnx
+    from graphopt.models.export import to_onnx
 
-    builder = getattr(importlib.import_module(f"graphopt.models.{info.family}"), info.builder)
     inputs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in info.inputs}
-    return to_onnx(instantiate(builder, SEED), info.name, inputs, info.outputs)
+    return to_onnx(module(info.name), info.name, inputs, info.outputs)
+
+
+def module(name: str) -> nn.Module:
+    """The torch module that a model of source `built` is exported from, in evaluation mode, with the same weights.
+
+    Raises ModelError for a name that the zoo lacks, and for a model that no module is the source of.
+    """
+    from graphopt.models.export import instantiate
+
+    info = describe(name)
+    if info.source != "built":
+        raise ModelError(
+            f"the model {name} does not come from a torch module; take one that graphopt models calls built"
+        )
+    return instantiate(getattr(importlib.import_module(f"graphopt.models.{info.family}"), info.builder), SEED)
 
 
 @contextlib.contextmanager
