@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,24 @@ def of_this_process(side: str, model: Path, threads: int, feeds: Mapping[str, An
     """Peak resident memory, in bytes, that opening and running `model` adds to this process (Linux only)."""
     runtime = peer(side)
     runtime.load()
+
+    def work() -> None:
+        opened = runtime.open(model, Settings(threads))
+        for _ in range(3):
+            opened.run(feeds)
+
+    return added(work)
+
+
+def added(work: Callable[[], None]) -> int | None:
+    """Peak resident memory, in bytes, that `work` adds to this process (Linux only)."""
     before = _status("VmRSS")
     try:
         # Reset the peak reached while importing (proc(5), clear_refs).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return None
-    opened = runtime.open(model, Settings(threads))
-    for _ in range(3):
-        opened.run(feeds)
+    work()
     after = _status("VmHWM")
     return None if before is None or after is None else max(after - before, 0)
 

@@ -24,7 +24,7 @@ from graphopt.bench.sides import Settings
 from graphopt.errors import GraphoptError
 from graphopt.version import VERSION
 
-SUITES = ("light", "zoo", "seeded", "layers", "gemm", "sparse")
+SUITES = ("light", "zoo", "seeded", "layers", "gemm", "sparse", "train")
 _SOURCES = {"light": ("onnx",), "zoo": ("built", "trained"), "seeded": ("seeded",)}
 _PREFIXES = {"layers": "layer/conv", "gemm": "layer/gemm"}
 _PACKAGES = ("graphopt", "apache-tvm", "onnxruntime", "torch", "numpy")
@@ -49,6 +49,10 @@ def suite(name: str, device: bool = False) -> list[str]:
         from graphopt.models import sparse
 
         return [f"zoo:{sparse.PREFIX}{layer}" for layer in sparse.grid()]
+    if name == "train":
+        from graphopt.models import zoo
+
+        return [f"zoo:{info.name}" for info in zoo.TASKS]
     if name in _PREFIXES:
         names = [model for model in models.names() if model.startswith(_PREFIXES[name])]
         return [f"zoo:{model}" for model in names if name != "gemm" or model.startswith(_LARGE) == device]
@@ -78,6 +82,7 @@ def run(
     level: str | None = None,
     precision: str = "fp32",
     inputs: Mapping[str, Any] | None = None,
+    training: bool = False,
 ) -> dict[str, Any]:
     """Benchmark `models` one after the other; returns the document that `--json` prints. `say` receives the progress.
 
@@ -87,6 +92,7 @@ def run(
         peers: names in `graphopt.bench.peers.runtimes.PEERS`; None takes those of the target.
         level: None compiles for the CPU or GPU of this machine.
         inputs: arrays that every model is run with, as far as it has inputs of these names.
+        training: time a training step of each, with random data; the models are the zoo's own.
 
     Raises:
         GraphoptError: `target` needs a device, and this machine has none.
@@ -99,7 +105,10 @@ def run(
         level = level or device.level(facts)
     sides = list(DEFAULTS.get(target, DEFAULT) if peers is None else peers)
     settings = asdict(Settings(threads, costs, target, level, precision))
-    options: dict[str, Any] = {"settings": settings, "runs": runs, "peers": sides, "shapes": shapes}
+    options: dict[str, Any] = {"settings": settings, "runs": runs, "peers": sides}
+    if not training:
+        options["shapes"] = shapes
+    job = "training" if training else "model"
     rows = []
     with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as folder:
         if inputs:
@@ -108,7 +117,7 @@ def run(
             options["inputs"] = [str(file), *inputs]
         for number, model in enumerate(models, 1):
             where = f"[{number}/{len(models)}] {model}"
-            row = _row(model, options, lambda text, where=where: say(f"{where}: {text}"))  # type: ignore[misc]
+            row = _row(job, model, options, lambda text, where=where: say(f"{where}: {text}"))  # type: ignore[misc]
             rows.append({**row, **_sparse_layer(model)})
     return {
         "target": target,
@@ -172,14 +181,14 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _row(model: str, options: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+def _row(job: str, model: str, options: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     # -P: a folder called graphopt in the user's current directory must not shadow this package.
     arguments = [
         sys.executable,
         "-P",
         "-m",
         "graphopt.bench.worker",
-        "model",
+        job,
         model,
         json.dumps(options),
     ]

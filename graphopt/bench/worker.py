@@ -1,7 +1,9 @@
 """The process that benchmarks one model, so that a crash costs one row and not the table.
 
 python -m graphopt.bench.worker model SOURCE OPTIONS                  lines of JSON: {"say": ...}, {"result": ...}
+python -m graphopt.bench.worker training SOURCE OPTIONS               the same, of a training step
 python -m graphopt.bench.worker peak SIDE FILE THREADS FOLDER         a number of bytes
+python -m graphopt.bench.worker training-peak SIDE SOURCE FILE THREADS
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,11 +27,23 @@ def main(arguments: list[str]) -> int:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)
         with contextlib.redirect_stdout(sys.stderr):
-            return _model(arguments[1:], out) if arguments[0] == "model" else _peak(arguments[1:], out)
+            jobs = {"model": _model, "training": _training, "peak": _peak, "training-peak": _training_peak}
+            return jobs[arguments[0]](arguments[1:], out)
 
 
 def _model(arguments: list[str], out: TextIO) -> int:
     from graphopt.bench.one import measure
+
+    return _measured(measure, arguments, out)
+
+
+def _training(arguments: list[str], out: TextIO) -> int:
+    from graphopt.bench.training.one import measure
+
+    return _measured(measure, arguments, out)
+
+
+def _measured(measure: Callable[..., dict[str, Any]], arguments: list[str], out: TextIO) -> int:
     from graphopt.bench.sides import Settings
 
     source, text = arguments
@@ -56,7 +71,17 @@ def _peak(arguments: list[str], out: TextIO) -> int:
     from graphopt.bench import peak
 
     side, file, threads, folder = arguments
-    nbytes = peak.of_this_process(side, Path(file), int(threads), peak.kept(Path(folder)))
+    return _bytes(peak.of_this_process(side, Path(file), int(threads), peak.kept(Path(folder))), out)
+
+
+def _training_peak(arguments: list[str], out: TextIO) -> int:
+    from graphopt.bench.training.one import peak_of_this_process
+
+    side, source, file, threads = arguments
+    return _bytes(peak_of_this_process(side, source, Path(file), int(threads)), out)
+
+
+def _bytes(nbytes: int | None, out: TextIO) -> int:
     if nbytes is None:
         return 1
     out.write(str(nbytes))

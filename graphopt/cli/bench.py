@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +26,7 @@ EXAMPLES = (
     "graphopt bench --suite layers --peer onnxruntime --peer torch",
     "graphopt bench zoo:resnet18 --layers --roofline resnet18.svg",
     "graphopt bench --suite light --json",
+    "graphopt bench --suite train --peer torch --peer torch-compile",
     "graphopt bench zoo:resnet50 --target cuda --precision fp16 --batch 32",
 )
 
@@ -39,6 +40,7 @@ class Suite(StrEnum):
     LAYERS = "layers"
     GEMM = "gemm"
     SPARSE = "sparse"
+    TRAIN = "train"
 
 
 def _peer(name: str) -> str:
@@ -55,7 +57,8 @@ def command(
         list[Suite] | None,
         typer.Option(
             "--suite",
-            help="Add onnx's light models, the zoo's own, light ones with weights, layers, a GEMM, or sparse layers.",
+            help="Add onnx's light models, the zoo's own, light ones with weights, layers, a GEMM, sparse layers, or "
+            "training steps.",
         ),
     ] = None,
     peer: Annotated[
@@ -83,6 +86,9 @@ def command(
     shapes: options.Shapes = None,
     inputs: options.Inputs = None,
     costs: options.Costs = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Time a training step of each MODEL, of the zoo, beside PyTorch.")
+    ] = False,
     layers: Annotated[
         bool, typer.Option("--layers", help="Instead: every kernel of one model, beside the machine's peaks.")
     ] = False,
@@ -123,7 +129,13 @@ def command(
         if peers is None and suite and set(suite) == {Suite.SPARSE} and not models:
             peers = ["dense", "onnxruntime"]
         given = feeds.given(inputs or [])
-        document = benchmark.run(wanted, threads, runs, peers, say, fixed, costs, target, level, precision.value, given)
+        training = train or bool(wanted) and all(model.startswith(f"zoo:{TRAINED}") for model in wanted)
+        if training:
+            _check_training(wanted, target, precision, fixed or given)
+            peers = peers or list(TRAINED_BESIDE)
+        document = benchmark.run(
+            wanted, threads, runs, peers, say, fixed, costs, target, level, precision.value, given, training
+        )
         document["command"] = _command()
     for model, failure in reporting.failures(document):
         sentence = failure if model in failure else f"{model}: {failure}"
@@ -132,6 +144,19 @@ def command(
     if (summary := sparse_grid.grid(document)) is not None:
         blocks.append(summary)
     return Report(document, blocks, failed=reporting.failed(document))
+
+
+TRAINED = "train/"
+"""What the names of the zoo's training steps begin with."""
+TRAINED_BESIDE = ("torch",)
+
+
+def _check_training(models: Sequence[str], target: str, precision: Precision, given: object) -> None:
+    """Refuse what a training step is not timed with."""
+    if foreign := [model for model in models if not model.startswith("zoo:")]:
+        raise GraphoptError(f"--train times models of the zoo, which PyTorch has too, and not {foreign[0]}")
+    if target != "llvm" or precision is not Precision.FP32 or given:
+        raise GraphoptError("training steps are timed on the CPU in fp32 on random data; leave the other options out")
 
 
 def _command() -> str:

@@ -1,0 +1,1 @@
+"""Training steps beside PyTorch: the same model, weights, data and optimizer."""
