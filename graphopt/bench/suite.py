@@ -106,9 +106,7 @@ def run(
     sides = list(DEFAULTS.get(target, DEFAULT) if peers is None else peers)
     settings = asdict(Settings(threads, costs, target, level, precision))
     options: dict[str, Any] = {"settings": settings, "runs": runs, "peers": sides}
-    if not training:
-        options["shapes"] = shapes
-    job = "training" if training else "model"
+    options |= {"training": True} if training else {"shapes": shapes}
     rows = []
     with tempfile.TemporaryDirectory(prefix="graphopt-bench-") as folder:
         if inputs:
@@ -117,7 +115,7 @@ def run(
             options["inputs"] = [str(file), *inputs]
         for number, model in enumerate(models, 1):
             where = f"[{number}/{len(models)}] {model}"
-            row = _row(job, model, options, lambda text, where=where: say(f"{where}: {text}"))  # type: ignore[misc]
+            row = _row(model, options, lambda text, where=where: say(f"{where}: {text}"))  # type: ignore[misc]
             rows.append({**row, **_sparse_layer(model)})
     return {
         "target": target,
@@ -181,16 +179,16 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _row(job: str, model: str, options: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+def _row(model: str, options: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     # -P: a folder called graphopt in the user's current directory must not shadow this package.
     arguments = [
         sys.executable,
         "-P",
         "-m",
         "graphopt.bench.worker",
-        job,
+        "training" if options.get("training") else "model",
         model,
-        json.dumps(options),
+        json.dumps({name: value for name, value in options.items() if name != "training"}),
     ]
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
