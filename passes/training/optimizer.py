@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.errors import GraphoptError, ModelError
+from graphopt.errors import GraphoptError
 from graphopt.graph.edit import Editor
 from graphopt.graph.state import GRADIENT, NEXT, Role, role, states
 from graphopt.passes.training.clip import Clip
-from graphopt.passes.training.parameters import Places, gradients_of, matching
+from graphopt.passes.training.parameters import Places, gradients_of, matching, new_input
 from graphopt.passes.training.step import LEARNING_RATE, Step, Update
 from graphopt.passes.training.updates.table import FORMULAS, Kind
 from graphopt.pipeline.pass_base import Pass, PassResult, Refusal, option, suggest
@@ -84,7 +84,7 @@ class Optimizer(Pass):
             return PassResult(model, False, refusals, notes=() if done else (NOTHING,))
         editor = Editor(model, self.name)
         places = Places(model.graph)
-        step = Step(editor, self._options(), _learning_rate(editor))
+        step = Step(editor, self._options(), new_input(editor, LEARNING_RATE, ir.DataType.FLOAT))
         clip = Clip(step, self.clip_value, self.clip_norm)
         for parameter, gradient in gradients.items():
             clip.take(parameter, gradient, places.after(gradient), places.after(gradient, parameter))
@@ -113,19 +113,3 @@ def _idle(parameter: ir.Value) -> str:
     if NEXT in parameter.metadata_props:
         return "it has an update already"
     return "it has no gradient, so it stays as it is; differentiate gives one to parameters that the loss depends on"
-
-
-def _learning_rate(editor: Editor) -> ir.Value:
-    """A new input `lr`; a value inside of the graph that has this name gets another one.
-
-    Raises:
-        ModelError: an input, output or initializer has the name.
-    """
-    graph = editor.graph
-    if LEARNING_RATE in graph.initializers or any(v.name == LEARNING_RATE for v in (*graph.inputs, *graph.outputs)):
-        raise ModelError(f"the model has a value called {LEARNING_RATE}, the name of the learning rate; rename it")
-    for value in (output for node in graph for output in node.outputs if output.name == LEARNING_RATE):
-        value.name = editor.fresh(f"{LEARNING_RATE}.value")
-    rate = ir.Value(name=LEARNING_RATE, shape=ir.Shape(()), type=ir.TensorType(ir.DataType.FLOAT))
-    graph.inputs.append(rate)
-    return rate
