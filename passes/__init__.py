@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from graphopt.passes.sparse.drop_blocks import DropBlocks as DropBlocks
     from graphopt.passes.sparse.skip_zeros import SkipZeros as SkipZeros
     from graphopt.passes.training.microbatch import Microbatch as Microbatch
+    from graphopt.passes.training.mixed_precision import MixedPrecision as MixedPrecision
     from graphopt.passes.training.optimizer import Optimizer as Optimizer
 
 PASSES = {
@@ -47,6 +48,7 @@ PASSES = {
     "layout": ("graphopt.passes.layout.layout", "Layout"),
     "choose-tiles": ("graphopt.passes.products.choose_tiles", "ChooseTiles"),
     "microbatch": ("graphopt.passes.training.microbatch", "Microbatch"),
+    "mixed-precision": ("graphopt.passes.training.mixed_precision", "MixedPrecision"),
     "optimizer": ("graphopt.passes.training.optimizer", "Optimizer"),
 }
 
@@ -79,6 +81,7 @@ __all__ = [
     "Layout",
     "LiftRows",
     "Microbatch",
+    "MixedPrecision",
     "Normalize",
     "Optimizer",
     "Precision",
