@@ -28,6 +28,18 @@ START, INTERVAL, GROWTH, BACKOFF = 2.0**16, 2000, 2.0, 0.5
 LEAST, MOST = 1.0, 2.0**24
 
 
+def loss_of(graph: ir.Graph) -> ir.Value:
+    """The output that is the loss.
+
+    Raises:
+        ModelError: there is none.
+    """
+    loss = next((output for output in graph.outputs if output.name == graph.metadata_props.get(LOSS)), None)
+    if loss is None:
+        raise ModelError("the loss is to be scaled, but the model has none; run loss before mixed-precision")
+    return loss
+
+
 def scale_loss(model: ir.Model, rule: str, fixed: float | None) -> None:
     """Add the output `<loss>.scaled`, which becomes the loss that is differentiated; `fixed` is the scale if it stays.
 
@@ -35,9 +47,7 @@ def scale_loss(model: ir.Model, rule: str, fixed: float | None) -> None:
         ModelError: the model has no loss.
     """
     graph = model.graph
-    loss = next((output for output in graph.outputs if output.name == graph.metadata_props.get(LOSS)), None)
-    if loss is None or loss.dtype is None:
-        raise ModelError("the loss is to be scaled, but the model has none; run loss before mixed-precision")
+    loss = loss_of(graph)
     editor = Editor(model, rule)
     scale = editor.constant(np.asarray(START if fixed is None else fixed, np.float32), SCALE)
     if fixed is None:

@@ -14,8 +14,8 @@ from graphopt.graph.edit import is_op
 from graphopt.graph.state import GRADIENT, NEXT, Role, role, states
 from graphopt.modes import Precision as Numbers
 from graphopt.passes.precision.nodes import rounded, unfit
-from graphopt.passes.precision.precision import HALF_DTYPES, Precision
-from graphopt.passes.training.loss_scale import UNSCALED, scale_loss
+from graphopt.passes.precision.precision import HALF_DTYPES, Precision, summary
+from graphopt.passes.training.loss_scale import UNSCALED, loss_of, scale_loss
 from graphopt.pipeline.pass_base import Pass, PassResult, Refusal, option
 
 DYNAMIC, OFF = "dynamic", "off"
@@ -76,13 +76,16 @@ class MixedPrecision(Pass):
             return PassResult(model, False)
         if any(key in value.metadata_props for value in states(model.graph) for key in (GRADIENT, NEXT)):
             raise ModelError("the model has gradients already; run mixed-precision before differentiate")
-        result = Precision(to=self.to).call(model)
         scaled = UNSCALED in model.graph.metadata_props
         scales = not scaled and self.loss_scale != OFF and (self.loss_scale or self.to is Numbers.FP16)
         if scales:
+            loss_of(model.graph)
+        result = Precision(to=self.to).call(model)
+        if scales:
             scale_loss(model, self.name, self._fixed())
         narrowed, kept = (0, ()) if self.master else _narrow(model, HALF_DTYPES[self.to])
-        notes = (*result.notes, *((f"{narrowed} parameters have 16 bits",) if narrowed else ()))
+        notes = (summary(model.graph, HALF_DTYPES[self.to]), *result.notes[1:])
+        notes += (f"{narrowed} parameters have 16 bits",) if narrowed else ()
         modified = bool(result.modified or scales or narrowed)
         return PassResult(model, modified, (*result.refusals, *kept), notes=notes)
 
