@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from graphopt.passes.sparse.compress_columns import CompressColumns as CompressColumns
     from graphopt.passes.sparse.drop_blocks import DropBlocks as DropBlocks
     from graphopt.passes.sparse.skip_zeros import SkipZeros as SkipZeros
+    from graphopt.passes.training.microbatch import Microbatch as Microbatch
+    from graphopt.passes.training.mixed_precision import MixedPrecision as MixedPrecision
     from graphopt.passes.training.optimizer import Optimizer as Optimizer
 
 PASSES = {
@@ -45,6 +47,8 @@ PASSES = {
     "select-conv": ("graphopt.passes.conv.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout.layout", "Layout"),
     "choose-tiles": ("graphopt.passes.products.choose_tiles", "ChooseTiles"),
+    "microbatch": ("graphopt.passes.training.microbatch", "Microbatch"),
+    "mixed-precision": ("graphopt.passes.training.mixed_precision", "MixedPrecision"),
     "optimizer": ("graphopt.passes.training.optimizer", "Optimizer"),
 }
 
@@ -76,6 +80,8 @@ __all__ = [
     "JoinProducts",
     "Layout",
     "LiftRows",
+    "Microbatch",
+    "MixedPrecision",
     "Normalize",
     "Optimizer",
     "Precision",

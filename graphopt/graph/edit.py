@@ -37,6 +37,10 @@ class Editor:
         """A name that no value of the model has."""
         return self._values.take(hint)
 
+    def node_name(self, hint: str) -> str:
+        """A name that no node of the model has."""
+        return self._nodes.take(hint)
+
     def constant(self, array: NDArray[Any], hint: str) -> ir.Value:
         """A new initializer."""
         name = self.fresh(hint)
@@ -77,7 +81,7 @@ class Editor:
             dict(attributes or {}),
             domain=domain,
             outputs=[value],
-            name=self._nodes.take(name),
+            name=self.node_name(name),
             metadata_props=metadata,
         )
         if before is None:

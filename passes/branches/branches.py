@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graphopt.frontend.branches import empty
-from graphopt.graph.constness import is_constant
+from graphopt.graph.constness import is_constant, tensor_of
 from graphopt.graph.segments import captured
 
 BRANCHES = ("then_branch", "else_branch")
@@ -50,7 +50,7 @@ def trial(model: ir.Model, node: ir.Node, name: str) -> Branch:
     inner: dict[ir.Value, ir.Value] = {}
     assert node.inputs[0] is not None
     for value in dict.fromkeys([node.inputs[0], *captured(branch)]):
-        stand_in = ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=value.const_value)
+        stand_in = ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=tensor_of(value))
         inner[value] = stand_in
         if is_constant(value):
             graph.register_initializer(stand_in)

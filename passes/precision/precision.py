@@ -75,7 +75,7 @@ class Precision(Pass):
         Rewrite(editor, view, {*products, *(node for node in open_ if node in chosen)}).run()
         refusals = tuple(Refusal(str(node.name), reasons[node]) for node in model.graph if node in reasons)
         notes = (f"opset {BFLOAT16_OPSET} is the first whose convolutions take bfloat16",) if raised else ()
-        return PassResult(model, editor.modified or raised, refusals, (), (_note(model.graph, half), *notes))
+        return PassResult(model, editor.modified or raised, refusals, (), (summary(model.graph, half), *notes))
 
 
 def _raise_opset(model: ir.Model) -> bool:
@@ -110,7 +110,7 @@ def _captured(model: ir.Model) -> set[ir.Value]:
     return {value for value in (*read, *(v for graph in bodies for v in graph.outputs)) if value is not None}
 
 
-def _note(graph: ir.Graph, half: ir.DataType) -> str:
+def summary(graph: ir.Graph, half: ir.DataType) -> str:
     """Summary: nodes per precision, bytes that the casts move, bytes of the weights."""
     kinds = {ir.DataType.FLOAT, half}
     nodes = [node for node in graph if not is_op(node, "Cast")]

@@ -7,11 +7,13 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.errors import GraphoptError, ModelError
+from graphopt.errors import GraphoptError
 from graphopt.graph.edit import Editor
 from graphopt.graph.state import GRADIENT, NEXT, Role, role, states
 from graphopt.passes.training.clip import Clip
-from graphopt.passes.training.parameters import Places, gradients_of, matching
+from graphopt.passes.training.gate import Select, gate, updated
+from graphopt.passes.training.loss_scale import CLEAN, SCALE, adapt_scale, scale_of, unscale_loss
+from graphopt.passes.training.parameters import Places, gradients_of, matching, new_input
 from graphopt.passes.training.step import LEARNING_RATE, Step, Update
 from graphopt.passes.training.updates.table import FORMULAS, Kind
 from graphopt.pipeline.pass_base import Pass, PassResult, Refusal, option, suggest
@@ -27,8 +29,9 @@ class Optimizer(Pass):
 
     The update of a parameter stands where its gradient exists and nothing else reads the parameter any more, so that it
     can be made in place, unless `clip-norm` needs all gradients first. It is elementwise, in float32 for parameters of
-    16 bits; what all parameters share is computed once. Formulas and defaults are PyTorch's, and those of the papers
-    for lars and lamb: `passes/training/updates/`. A parameter without a gradient stays as it is.
+    16 bits; what all parameters share is computed once. Gradients of a scaled loss (mixed-precision) are scaled back,
+    and where they overflow the step changes nothing but the scale. Formulas and defaults are PyTorch's, and those of
+    the papers for lars and lamb: `passes/training/updates/`. A parameter without a gradient stays as it is.
     """
 
     name: ClassVar[str] = "optimizer"
@@ -48,6 +51,7 @@ class Optimizer(Pass):
     )
     clip_value: float | None = option(None, "largest absolute element of a gradient")
     clip_norm: float | None = option(None, "largest L2 norm of all gradients together")
+    select: Select = option(Select.IF, "how an overflow skips the update: if, or where, which computes it all the same")
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -83,9 +87,12 @@ class Optimizer(Pass):
             done = any(NEXT in value.metadata_props for value in parameters)
             return PassResult(model, False, refusals, notes=() if done else (NOTHING,))
         editor = Editor(model, self.name)
+        scale = scale_of(model.graph)
+        if scale is not None:
+            unscale_loss(editor)
         places = Places(model.graph)
-        step = Step(editor, self._options(), _learning_rate(editor))
-        clip = Clip(step, self.clip_value, self.clip_norm)
+        step = Step(editor, self._options(), new_input(editor, LEARNING_RATE, ir.DataType.FLOAT))
+        clip = Clip(step, self.clip_value, self.clip_norm, scale)
         for parameter, gradient in gradients.items():
             clip.take(parameter, gradient, places.after(gradient), places.after(gradient, parameter))
             del parameter.metadata_props[GRADIENT]
@@ -96,6 +103,11 @@ class Optimizer(Pass):
             update = Update(step, emit, parameter, gradient, exempt=parameter in exempt)
             new = FORMULAS[self.kind].new(update)
             step.becomes(parameter, emit.cast(new, parameter.dtype or update.dtype))
+        if clip.finite is not None:
+            adapt_scale(step, step.emitter(None, "loss_scale"), clip.finite)
+            kept = {CLEAN, SCALE}
+            pairs = {state: new for state, new in updated(model.graph).items() if state.name not in kept}
+            gate(step.emitter(None, "finite"), clip.finite, pairs, self.select)
         return PassResult(model, True, refusals)
 
     def _given(self) -> dict[str, float]:
@@ -113,19 +125,3 @@ def _idle(parameter: ir.Value) -> str:
     if NEXT in parameter.metadata_props:
         return "it has an update already"
     return "it has no gradient, so it stays as it is; differentiate gives one to parameters that the loss depends on"
-
-
-def _learning_rate(editor: Editor) -> ir.Value:
-    """A new input `lr`; a value inside of the graph that has this name gets another one.
-
-    Raises:
-        ModelError: an input, output or initializer has the name.
-    """
-    graph = editor.graph
-    if LEARNING_RATE in graph.initializers or any(v.name == LEARNING_RATE for v in (*graph.inputs, *graph.outputs)):
-        raise ModelError(f"the model has a value called {LEARNING_RATE}, the name of the learning rate; rename it")
-    for value in (output for node in graph for output in node.outputs if output.name == LEARNING_RATE):
-        value.name = editor.fresh(f"{LEARNING_RATE}.value")
-    rate = ir.Value(name=LEARNING_RATE, shape=ir.Shape(()), type=ir.TensorType(ir.DataType.FLOAT))
-    graph.inputs.append(rate)
-    return rate

@@ -1,4 +1,4 @@
-"""The parameters of a training model: their gradients, which of them a pattern names, and where an update may stand."""
+"""The parameters of a training model, their gradients, the inputs of a step, and where an update may stand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import onnx_ir as ir
 
 from graphopt.errors import GraphoptError, ModelError
-from graphopt.graph.edit import dims
+from graphopt.graph.edit import Editor, dims
 from graphopt.graph.segments import read_by
 from graphopt.graph.state import GRADIENT
 
@@ -57,6 +57,22 @@ def matching(patterns: str, parameters: Sequence[ir.Value]) -> frozenset[ir.Valu
             raise GraphoptError(f"no parameter matches {pattern!r}; the parameters are {shown}")
         found |= named
     return frozenset(found)
+
+
+def new_input(editor: Editor, name: str, dtype: ir.DataType) -> ir.Value:
+    """A new scalar input `name`; a value inside of the graph that has this name gets another one.
+
+    Raises:
+        ModelError: an input, output or initializer has the name.
+    """
+    graph = editor.graph
+    if name in graph.initializers or any(value.name == name for value in (*graph.inputs, *graph.outputs)):
+        raise ModelError(f"the model has a value called {name}, which is an input of a training step; rename it")
+    for value in (output for node in graph for output in node.outputs if output.name == name):
+        value.name = editor.fresh(f"{name}.value")
+    value = ir.Value(name=name, shape=ir.Shape(()), type=ir.TensorType(dtype))
+    graph.inputs.append(value)
+    return value
 
 
 class Places:

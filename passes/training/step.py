@@ -47,8 +47,12 @@ class Step:
         wide = self._once(name, DOUBLE, build)
         return self._once(name, dtype, lambda emit: emit.cast(wide, dtype))
 
+    def wide(self, value: ir.Value, name: str) -> ir.Value:
+        """The scalar `value`, which exists before the first node, in float64; `name` is its own."""
+        return self._once(name, DOUBLE, lambda emit: emit.cast(value, DOUBLE))
+
     def count(self) -> ir.Value:
-        """The number t of this update, from 1 on, in float64. Raises no error where it exists: all share it."""
+        """The number t of this update, from 1 on, in float64."""
 
         def build(emit: Emitter) -> ir.Value:
             before = self.new_state(UPDATES, np.zeros((), np.int64), Role.COUNTER)

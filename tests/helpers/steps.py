@@ -16,11 +16,12 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def with_gradients(model: ir.Model, parameters: Sequence[str]) -> ir.Model:
-    """`model` with the initializers `parameters` marked; the gradient of `w` is its output `w_gradient`."""
+    """`model` with the initializers `parameters` marked; its output `w_gradient` becomes `w.gradient`."""
+    outputs = {output.name: output for output in model.graph.outputs}
     for name in parameters:
         value = model.graph.initializers[name]
         mark(value, Role.PARAMETER)
-        value.metadata_props[GRADIENT] = f"{name}_gradient"
+        outputs[f"{name}_gradient"].name = value.metadata_props[GRADIENT] = f"{name}.gradient"
     model.graph.metadata_props[LOSS] = "loss"
     return model
 

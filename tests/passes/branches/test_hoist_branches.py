@@ -5,6 +5,7 @@ import re
 import onnx_ir as ir
 import pytest
 
+from graphopt.graph.state import Role, mark
 from graphopt.passes import HoistBranches
 from tests.helpers.text_models import parse
 
@@ -141,3 +142,15 @@ def test_a_condition_of_several_elements_is_left_alone() -> None:
     result = HoistBranches()(model)
     assert not result.modified
     assert [refusal.reason for refusal in result.refusals] == ["its condition is no single bool"]
+
+
+def test_state_that_a_branch_reads_is_no_constant() -> None:
+    """A product of a momentum that begins at zero is not zero for ever."""
+    nodes = choose("q = Mul(s, k) a = Add(q, x)", "b = Identity(s)")
+    model = parse(
+        f"m (bool c, float[2] x) => (float[2] y) <float[2] s = {{0, 0}}, float[2] k = {{2, 3}}> {{ {nodes} }}"
+    )
+    mark(model.graph.initializers["s"], Role.OPTIMIZER)
+    assert HoistBranches()(model).modified
+    assert [node.op_type for node in model.graph] == ["Mul", "Add", "If"]
+    assert model.graph[0].inputs[0] is model.graph.initializers["s"]

@@ -178,9 +178,9 @@ def test_the_graph_after() -> None:
     model = optimized("momentum=0.9", random_arrays({"w": (2, 3)}, 0, np.float32))
     assert listing(model) == "\n".join((
         "loss[] = Identity(const[])",
-        "w_gradient[2,3] = Add(const[2,3], w_slope)",
+        "w.gradient[2,3] = Add(const[2,3], w_slope)",
         "w.mul[2,3] = Mul(const[2,3], const[])",
-        "w.momentum.next[2,3] = Add(w.mul, w_gradient)",
+        "w.momentum.next[2,3] = Add(w.mul, w.gradient)",
         "w.mul.1[2,3] = Mul(w.momentum.next, lr)",
         "w.next[2,3] = Sub(const[2,3], w.mul.1)",
     ))  # fmt: skip
@@ -196,7 +196,7 @@ def test_the_graph_after() -> None:
 def test_an_update_stands_right_after_gradient_and_last_reader() -> None:
     model = optimized("kind=sgd", random_arrays({"v": (2,), "w": (2,)}, 0, np.float32))
     names = [node.outputs[0].name for node in model.graph]
-    assert names == ["loss", "v_gradient", "v.mul", "v.next", "w_gradient", "w.mul", "w.next"]
+    assert names == ["loss", "v.gradient", "v.mul", "v.next", "w.gradient", "w.mul", "w.next"]
 
 
 def test_scalars_are_computed_once() -> None:
