@@ -54,13 +54,13 @@ def test_weight_gradient_of_a_convolution(data: st.DataObject, rank: int, group:
 
 
 POOLS = [
-    dict(shape=(2, 3, 8), kernel_shape=[2], strides=[2], pads=[0, 0]),
-    dict(shape=(2, 2, 7, 7), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
-    dict(shape=(1, 2, 7, 8), kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 0], ceil_mode=1),
-    dict(shape=(1, 2, 9, 6), kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1]),
-    dict(shape=(1, 2, 5, 6, 4), kernel_shape=[2, 3, 2], strides=[2, 1, 1], pads=[1, 1, 0, 1, 1, 0]),
+    {"shape": (2, 3, 8), "kernel_shape": [2], "strides": [2], "pads": [0, 0]},
+    {"shape": (2, 2, 7, 7), "kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    {"shape": (1, 2, 7, 8), "kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 0], "ceil_mode": 1},
+    {"shape": (1, 2, 9, 6), "kernel_shape": [3, 3], "strides": [1, 1], "pads": [1, 1, 1, 1]},
+    {"shape": (1, 2, 5, 6, 4), "kernel_shape": [2, 3, 2], "strides": [2, 1, 1], "pads": [1, 1, 0, 1, 1, 0]},
 ]
-DILATED = dict(shape=(1, 2, 9, 9), kernel_shape=[3, 2], strides=[2, 1], pads=[1, 1, 1, 1], dilations=[2, 2])
+DILATED = {"shape": (1, 2, 9, 9), "kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 1, 1, 1], "dilations": [2, 2]}
 
 
 def attributes_of(pool: dict[str, Any]) -> dict[str, Any]:
