@@ -12,7 +12,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graphopt.errors import ModelError
-from graphopt.ops import attention, compressed, conv, fft, im2col, layout, lrn, pool, sparse, winograd, winograd_axis
+from graphopt.ops import (
+    attention,
+    blocked_gradients,
+    blocked_weights,
+    compressed,
+    conv,
+    fft,
+    im2col,
+    layout,
+    lrn,
+    phases,
+    pool,
+    sparse,
+    winograd,
+    winograd_axis,
+)
+from graphopt.ops.training import conv as conv_gradient
+from graphopt.ops.training import gather, masks, normalization, recurrent, softmax
+from graphopt.ops.training import pool as pool_gradient
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,6 +60,35 @@ _BODIES = {
     "BlockSparseConv": sparse.BLOCK_SPARSE_CONV,
     "BlockSparseMatMul": sparse.BLOCK_SPARSE_MATMUL,
     "CompressedColumnsMatMul": compressed.COMPRESSED_COLUMNS_MATMUL,
+    "ToBlockedWeight": blocked_weights.TO_BLOCKED_WEIGHT,
+    "ToDepthwiseWeight": blocked_weights.TO_DEPTHWISE_WEIGHT,
+    "FlipBlockedWeight": blocked_weights.FLIP_BLOCKED_WEIGHT,
+    "WinogradWeight": blocked_weights.WINOGRAD_WEIGHT,
+    "FromBlockedWeight": blocked_weights.FROM_BLOCKED_WEIGHT,
+    "FromDepthwiseWeight": blocked_weights.FROM_DEPTHWISE_WEIGHT,
+    "Conv2dWeightGradientBlocked": blocked_gradients.CONV2D_WEIGHT_GRADIENT_BLOCKED,
+    "DepthwiseWeightGradientBlocked": blocked_gradients.DEPTHWISE_WEIGHT_GRADIENT_BLOCKED,
+    "InterleavePhases": phases.INTERLEAVE_PHASES,
+    "InterleavePhasesBlocked": phases.INTERLEAVE_PHASES_BLOCKED,
+    "ConvWeightGradient": conv_gradient.CONV_WEIGHT_GRADIENT,
+    "MaxPoolArgmax": pool_gradient.MAX_POOL_ARGMAX,
+    "MaxPoolGradient": pool_gradient.MAX_POOL_GRADIENT,
+    "AveragePoolGradient": pool_gradient.AVERAGE_POOL_GRADIENT,
+    "BatchStatistics": normalization.BATCH_STATISTICS,
+    "BatchNormalizationGradient": normalization.BATCH_NORMALIZATION_GRADIENT,
+    "LayerNormalizationGradient": normalization.LAYER_NORMALIZATION_GRADIENT,
+    "SoftmaxGradient": softmax.SOFTMAX_GRADIENT,
+    "LogSoftmaxGradient": softmax.LOG_SOFTMAX_GRADIENT,
+    "CrossEntropyGradient": softmax.CROSS_ENTROPY_GRADIENT,
+    "CrossEntropyGradientWeighted": softmax.CROSS_ENTROPY_GRADIENT_WEIGHTED,
+    "GatherGradient": gather.GATHER_GRADIENT,
+    "LSTMTraining": recurrent.LSTM_TRAINING,
+    "LSTMGradient": recurrent.LSTM_GRADIENT,
+    "GRUTraining": recurrent.GRU_TRAINING,
+    "GRUGradient": recurrent.GRU_GRADIENT,
+    "DropoutMask": masks.DROPOUT_MASK,
+    "PositiveBits": masks.POSITIVE_BITS,
+    "MaskByBits": masks.MASK_BY_BITS,
 }
 
 

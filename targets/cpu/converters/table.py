@@ -29,6 +29,19 @@ from graphopt.targets.cpu.converters.products import fully_connected, matmul
 from graphopt.targets.cpu.converters.recurrent import recurrent
 from graphopt.targets.cpu.converters.rows import channel_norm, layer_norm, softmax
 from graphopt.targets.cpu.converters.sparse import block_sparse_conv, block_sparse_matmul, compressed_columns_matmul
+from graphopt.targets.cpu.converters.training.conv_gradient import (
+    conv2d_weight_gradient_blocked,
+    depthwise_weight_gradient_blocked,
+)
+from graphopt.targets.cpu.converters.training.conv_weights import (
+    flip_blocked_weight,
+    from_blocked_weight,
+    from_depthwise_weight,
+    to_blocked_weight,
+    to_depthwise_weight,
+    winograd_weight,
+)
+from graphopt.targets.cpu.converters.training.phases import interleave_phases
 from graphopt.targets.cpu.converters.transposed import conv_transpose
 from graphopt.targets.cpu.converters.winograd import conv2d_winograd
 from graphopt.targets.cpu.kernels.tiling import summed_in
@@ -43,14 +56,24 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.Conv2dBlocked": conv2d_blocked,
     "graphopt.Conv2dFft": conv2d_fft,
     "graphopt.Conv2dIm2col": conv,
+    "graphopt.Conv2dWeightGradientBlocked": conv2d_weight_gradient_blocked,
     "graphopt.Conv2dWinograd": conv2d_winograd,
     "graphopt.Conv2dWinogradAxis": conv2d_winograd,
     "graphopt.DepthwiseConv2dBlocked": depthwise_blocked,
+    "graphopt.DepthwiseWeightGradientBlocked": depthwise_weight_gradient_blocked,
+    "graphopt.FlipBlockedWeight": flip_blocked_weight,
     "graphopt.FromBlocked": from_blocked,
+    "graphopt.FromBlockedWeight": from_blocked_weight,
+    "graphopt.FromDepthwiseWeight": from_depthwise_weight,
     "graphopt.GlobalAveragePoolBlocked": global_average_pool_blocked,
+    "graphopt.InterleavePhases": interleave_phases,
+    "graphopt.InterleavePhasesBlocked": interleave_phases,
     "graphopt.LRNBlocked": lrn_blocked,
     "graphopt.MaxPoolBlocked": pool_blocked("max"),
     "graphopt.ToBlocked": to_blocked,
+    "graphopt.ToBlockedWeight": to_blocked_weight,
+    "graphopt.ToDepthwiseWeight": to_depthwise_weight,
+    "graphopt.WinogradWeight": winograd_weight,
 }
 
 FIRST: dict[str, Converter] = {
