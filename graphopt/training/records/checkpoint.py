@@ -21,7 +21,7 @@ import numpy as np
 
 from graphopt.errors import ArtifactError, FeedError, GraphoptError
 from graphopt.program.files import map_file, write_file
-from graphopt.program.json import strict_json
+from graphopt.program.strict import strict_json
 from graphopt.program.weights import numpy_dtype, pieces, read_index, read_metadata
 from graphopt.training.engine import Array
 from graphopt.training.records.history import History
