@@ -63,7 +63,7 @@ class ReferenceEngine:
 
     def step(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run one step; see `Engine.step`."""
-        given = {name: _tensor(np.ascontiguousarray(feed)) for name, feed in feeds.items()}
+        given = {name: _tensor(np.asarray(feed, order="C")) for name, feed in feeds.items()}
         try:
             values = self._session.run_with_ort_values(self._wanted, {**given, **self._state})
         except Exception as error:  # ONNX Runtime's exceptions share no base class

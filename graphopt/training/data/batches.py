@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.errors import FeedError
+from graphopt.program.weights import numpy_dtype
 from graphopt.training.data.dataset import Array, Dataset, Signature, check_range, check_type
 from graphopt.training.data.ranges import is_integer
 
@@ -135,7 +136,7 @@ class LoaderBatches:
             limits = self._signature.ranges.get(port.name)
             if limits is not None and is_integer(array):
                 check_range(array, limits, port.name, where)
-            feeds[port.name] = np.ascontiguousarray(array, port.dtype)
+            feeds[port.name] = np.asarray(array, numpy_dtype(port.dtype), order="C")
         return feeds
 
 

@@ -109,7 +109,7 @@ class Dataset:
         piece = np.asarray(piece)
         if port.name in self._transforms:
             piece = self._transforms[port.name](piece)
-        return np.ascontiguousarray(piece, numpy_dtype(port.dtype))
+        return np.asarray(piece, numpy_dtype(port.dtype), order="C")
 
     def _check(self, port: Port) -> None:
         array = self.arrays[port.name]
