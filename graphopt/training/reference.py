@@ -95,7 +95,7 @@ def ports(model: ir.Model) -> tuple[Port, ...]:
             continue
         if value.dtype is None or value.shape is None or not value.shape.is_static():
             raise GraphoptError(f"input {value.name} of the step model has no fixed type and shape; load it with some")
-        found.append(Port(_name(value), value.dtype.numpy().name, tuple(map(int, value.shape))))
+        found.append(Port(_name(value), value.dtype.numpy().name, tuple(value.shape.numpy())))
     return tuple(found)
 
 

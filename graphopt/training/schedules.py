@@ -46,20 +46,20 @@ class Schedule:
         del epoch
         return 1
 
-    def rate(self, base: float, done: int, steps: int, epochs: int, batch: int) -> float:
+    def rate(self, base: float, moment: float, step: float, epochs: int, batch: int) -> float:
         """The learning rate of the next step.
 
         Args:
             base: the rate that the user gave.
-            done: steps before this one, since the beginning of the training.
-            steps: steps of an epoch.
+            moment: epochs that are done, with a fraction.
+            step: the part of an epoch that one step is.
             epochs: epochs of the training.
             batch: samples of an update.
         """
         scaled = base * batch / self.base_batch if self.base_batch else base
-        if done < self.warmup * steps:
-            return scaled * (done + 1) / math.ceil(self.warmup * steps)
-        return scaled * self.factor(done / steps, epochs)
+        if moment < self.warmup:
+            return scaled * min((moment + step) / self.warmup, 1.0)
+        return scaled * self.factor(moment, epochs)
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -23,6 +24,10 @@ class Batches(Protocol):
     @property
     def steps(self) -> int | None:
         """Batches of an epoch; None if only the end tells."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether an epoch gives the same batches each time it is asked for."""
 
     @property
     def description(self) -> Mapping[str, str]:
@@ -49,6 +54,11 @@ class ShuffledBatches:
     def steps(self) -> int:
         """Batches of an epoch."""
         return len(self._dataset) // self._batch
+
+    @property
+    def repeatable(self) -> bool:
+        """Always: the seed and the epoch determine the batches."""
+        return True
 
     @property
     def left_out(self) -> int:
@@ -81,13 +91,16 @@ class LoaderBatches:
     def __init__(self, loader: Iterable[Any], signature: Signature) -> None:
         """Wrap `loader` for a step model of this signature."""
         self._loader, self._signature = loader, signature
-        others = [port.name for port in signature.ports if port.name != signature.labels]
-        self._order = [*others, *([signature.labels] if signature.labels else [])]
 
     @property
     def steps(self) -> None:
         """Only the end tells: short batches are left out."""
         return
+
+    @property
+    def repeatable(self) -> bool:
+        """Nobody knows."""
+        return False
 
     @property
     def description(self) -> Mapping[str, str]:
@@ -102,7 +115,7 @@ class LoaderBatches:
         """
         number = 0
         for given in self._loader:
-            feeds = self._feeds(given, number)
+            feeds = feeds_of(given, self._signature, f"batch {number} of the loader")
             if feeds is None:
                 continue
             if number >= start:
@@ -114,30 +127,48 @@ class LoaderBatches:
                 "be iterated again, and batches of that size"
             )
 
-    def _feeds(self, given: Any, number: int) -> dict[str, Array] | None:
-        where = f"batch {number} of the loader"
-        if isinstance(given, Mapping):
-            arrays = {str(name): np.asarray(each) for name, each in given.items()}
-        else:
-            parts = list(given) if isinstance(given, list | tuple) else [given]
-            if len(parts) != len(self._order):
-                raise FeedError(f"{where} has {len(parts)} parts; give {', '.join(self._order)}, or a mapping")
-            arrays = dict(zip(self._order, map(np.asarray, parts), strict=True))
-        feeds = {}
-        for port in self._signature.ports:
-            if port.name not in arrays:
-                raise FeedError(f"{where} lacks the input {port.name!r}; it has {', '.join(arrays) or 'none'}")
-            array, wanted = arrays[port.name], tuple(port.shape or ())
-            if array.ndim and array.shape[1:] == wanted[1:] and len(array) < wanted[0]:
-                return None
-            if array.shape != wanted:
-                raise FeedError(f"{where}: {port.name!r} has shape {list(array.shape)}, and {list(wanted)} is expected")
-            check_type(array, port, where)
-            limits = self._signature.ranges.get(port.name)
-            if limits is not None and is_integer(array):
-                check_range(array, limits, port.name, where)
-            feeds[port.name] = np.asarray(array, numpy_dtype(port.dtype), order="C")
-        return feeds
+
+def feeds_of(given: Any, signature: Signature, where: str) -> dict[str, Array] | None:
+    """A batch in the types that the step takes; None for one that is only too short.
+
+    Args:
+        given: arrays or tensors by input name, or the inputs in order and the labels last.
+        signature: what the step takes.
+        where: what the batch is called in messages.
+
+    Raises:
+        FeedError: a part is missing, or has another shape, kind of numbers, or an integer outside of its range.
+    """
+    if isinstance(given, Mapping):
+        arrays = {str(name): np.asarray(each) for name, each in given.items()}
+    else:
+        others = [port.name for port in signature.ports if port.name != signature.labels]
+        order = [*others, *([signature.labels] if signature.labels else [])]
+        parts = list(given) if isinstance(given, list | tuple) else [given]
+        if len(parts) != len(order):
+            raise FeedError(f"{where} has {len(parts)} parts; give {', '.join(order)}, or a mapping")
+        arrays = dict(zip(order, map(np.asarray, parts), strict=True))
+    feeds = {}
+    for port in signature.ports:
+        if port.name not in arrays:
+            raise FeedError(f"{where} lacks the input {port.name!r}; it has {', '.join(arrays) or 'none'}")
+        array, wanted = arrays[port.name], tuple(port.shape or ())
+        if array.ndim and array.shape[1:] == wanted[1:] and len(array) < wanted[0]:
+            return None
+        if array.shape != wanted:
+            raise FeedError(f"{where}: {port.name!r} has shape {list(array.shape)}, and {list(wanted)} is expected")
+        check_type(array, port, where)
+        limits = signature.ranges.get(port.name)
+        if limits is not None and is_integer(array):
+            check_range(array, limits, port.name, where)
+        feeds[port.name] = np.asarray(array, numpy_dtype(port.dtype), order="C")
+    return feeds
+
+
+def groups(feeds: Iterator[dict[str, Array]], count: int) -> Iterator[list[dict[str, Array]]]:
+    """The batches of one update after the other; what fills none is left out."""
+    while len(group := list(itertools.islice(feeds, count))) == count:
+        yield group
 
 
 def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:

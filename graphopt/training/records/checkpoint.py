@@ -141,7 +141,7 @@ def _document(text: str, path: Path) -> dict[str, Any]:
     kinds = {"model": str, "step": int, "epoch": int, "batch": int, "settings": dict, "tensors": str}
     for name, kind in kinds.items():
         value = document.get(name)
-        if type(value) is not kind or (kind is int and value < 0):
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
             raise _damaged(path, f"its description has no valid {name}")
     return document
 

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from graphopt.errors import GraphoptError
 from graphopt.program.files import write_file
+from graphopt.training.records.checkpoint import Position
 from graphopt.training.records.events import EventFile
 from graphopt.training.records.history import EpochRecord, StepRecord
 
@@ -22,13 +23,13 @@ FILE = "metrics.jsonl"
 class Metrics:
     """Writes the metrics of one run into a folder."""
 
-    def __init__(self, folder: Path, step: int | None = None) -> None:
+    def __init__(self, folder: Path, resumed: Position | None = None) -> None:
         """Begin or go on.
 
         Args:
             folder: made if it does not exist.
-            step: of a resumed training the steps that are done: lines of later ones, and a half line, were left by a
-                killed run and go. None for a new training.
+            resumed: where a resumed training goes on: lines of later steps, and a half line, were left by a killed run
+                and go. None for a new training.
 
         Raises:
             GraphoptError: the folder cannot be written to, or holds the metrics of another training.
@@ -36,13 +37,13 @@ class Metrics:
         self.path = folder / FILE
         try:
             folder.mkdir(exist_ok=True)
-            if step is not None:
-                write_file(self.path, "".join(_kept(self.path, step)).encode())
+            if resumed is not None:
+                write_file(self.path, "".join(_kept(self.path, resumed)).encode())
             elif self.path.exists() and self.path.stat().st_size:
                 raise GraphoptError(
                     f"--metrics {folder} holds the metrics of another training; remove them or name another folder"
                 )
-            self._events = EventFile(folder, step)
+            self._events = EventFile(folder, None if resumed is None else resumed.step)
             self._lines: IO[str] = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise self._cannot(error) from error
@@ -101,8 +102,8 @@ def _known(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
-def _kept(path: Path, step: int) -> list[str]:
-    """The complete lines of steps up to `step`."""
+def _kept(path: Path, resumed: Position) -> list[str]:
+    """The complete lines of the steps and epochs that are done."""
     kept: list[str] = []
     if not path.exists():
         return kept
@@ -110,7 +111,10 @@ def _kept(path: Path, step: int) -> list[str]:
         for line in file:
             try:
                 row = json.loads(line)
-                if not line.endswith("\n") or row["step"] > step:
+                is_epoch = "seconds" not in row
+                if not line.endswith("\n") or row["step"] > resumed.step:
+                    break
+                if is_epoch and row["epoch"] > resumed.epoch:
                     break
             except (ValueError, KeyError, TypeError, RecursionError):
                 break
