@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from graphopt.errors import FeedError, GraphoptError, Interrupted
 from graphopt.frontend.load import read as read_model
+from graphopt.graph.state import Role
 from graphopt.training.build import StepModel, StepOptions, build_step
 from graphopt.training.compiled import CompiledEngine
 from graphopt.training.data.batches import Augment, Batches, LoaderBatches, ShuffledBatches, feeds_of
@@ -74,10 +75,10 @@ class TrainingSession:
             output: the output that the loss compares with the labels; None lets the pass choose.
             optimizer: kind of the optimizer, as the pass `optimizer` names it.
             lr: base learning rate.
-            batch: samples of one run of the step.
+            batch: samples of one update.
             schedule: factor of the rate over time, as `cosine{warmup=5}`.
             freeze: patterns of the names of parameters that stay as they are.
-            micro_batches: how many runs make one update.
+            micro_batches: how many runs make one update, each of an equal part of the batch.
             shapes: static shapes of inputs, beside the batch.
             engine: "compiled", or "onnxruntime", which is the reference.
             threads: of each kernel; None takes one per physical core.
@@ -93,11 +94,15 @@ class TrainingSession:
         for name, number in (("batch", batch), ("micro_batches", micro_batches)):
             if number < 1:
                 raise GraphoptError(f"{name} is {number}; give 1 or more")
+        if batch % micro_batches:
+            raise GraphoptError(f"a batch of {batch} has no {micro_batches} equal parts; give a multiple of them")
         self.seed, self._lr = seed, lr
         self._schedule = parse(schedule) if isinstance(schedule, str) else schedule
         self._engine, self._threads, self._costs = engine, threads, costs
         extra = {name.replace("_", "-"): _text(value) for name, value in optimizer_options.items()}
-        self._options = StepOptions(batch, loss, output, optimizer, extra, tuple(freeze), shapes, micro_batches)
+        self._options = StepOptions(
+            batch // micro_batches, loss, output, optimizer, extra, tuple(freeze), shapes, micro_batches
+        )
         step_model = model if isinstance(model, StepModel) else build_step(model, self._options)
         self.step_model = step_model
         self.notes = list(step_model.notes)
@@ -131,6 +136,20 @@ class TrainingSession:
     def position(self) -> files.Position:
         """Where the training is."""
         return self._trainer.position
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine."""
+        return self._engine
+
+    def open(self) -> None:
+        """Compile the step now, and not when it is first needed."""
+        assert self._trainer is not None
+
+    def parameters(self) -> dict[str, Array]:
+        """Copies of the parameters that are trained, by name."""
+        roles = self.step_model.roles
+        return {name: array for name, array in self.state().items() if roles[name] is Role.PARAMETER}
 
     @property
     def memory(self) -> Mapping[str, int]:
