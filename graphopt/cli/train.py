@@ -195,7 +195,7 @@ def _report(
         model,
         session.engine,
         sum(array.size for array in session.parameters().values()),
-        session.step_model.signature.batch * session.step_model.micro_batches,
+        session.batch,
         len(data),
         statistics.median(watch.seconds) if watch.seconds else 0.0,
         total,
@@ -245,17 +245,17 @@ def _data(session: TrainingSession, data: str, test: Path | None) -> tuple[Datas
     for arrays in (training_digits(), digits()):
         named: dict[str, Any] = dict(zip((name, signature.labels), arrays, strict=True))
         sets.append(Dataset(named, signature, "--data digits", {name: transform}))
-    note += f"; {len(sets[0])} of 1,797 are trained on, the others are the test set"
-    default = sets[1] if session.step_model.original is not None else None
-    return sets[0], tested or default, [note, *_left_out(len(sets[0]), session)]
+    note += f"; {len(sets[0]):,} are trained on"
+    if tested is None and session.step_model.original is not None:
+        tested = sets[1]
+        note += f", and {len(tested)} others are the test set"
+    return sets[0], tested, [note, *_left_out(len(sets[0]), session)]
 
 
 def _left_out(count: int, session: TrainingSession) -> list[str]:
-    batch = session.step_model.signature.batch * session.step_model.micro_batches
+    batch = session.batch
     rest = count % batch
-    return (
-        [f"{rest} of {count} samples fill no batch of {batch}, others in each epoch, and are left out"] if rest else []
-    )
+    return [f"each epoch leaves out {rest} samples, others each time, which fill no batch of {batch}"] if rest else []
 
 
 def _stem(model: str) -> str:

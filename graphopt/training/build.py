@@ -7,24 +7,25 @@ A model that is a step model already (its graph names a loss in its metadata) is
 
 from __future__ import annotations
 
-import fnmatch
+import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.errors import GraphoptError, ModelError
-from graphopt.frontend.load import as_given, load
+from graphopt.errors import GraphoptError, ModelError, PipelineError
+from graphopt.frontend.load import Loaded, as_given, load
 from graphopt.frontend.shapes import infer_shapes
-from graphopt.graph.constness import STATE, is_constant, is_input, stored
+from graphopt.graph.constness import is_constant, is_input, stored
 from graphopt.graph.state import LOSS, Role, next_value, role, states
 from graphopt.pipeline.pipeline import Pipeline
+from graphopt.pipeline.spelling import split
 from graphopt.training.data.dataset import Signature
 from graphopt.training.data.ranges import integer_ranges, labels_input
 from graphopt.training.engine import RATE
@@ -44,19 +45,21 @@ class StepOptions:
     """How a step model is made.
 
     Attributes:
-        batch: samples of one run of the step; of an update, divided by `micro_batches`.
+        batch: samples of one run of the step.
         loss: kind of the loss, as the pass `loss` names it.
         output: the output that the loss compares with the labels; None lets the pass choose.
+        loss_options: further options of that pass, as texts.
         optimizer: kind of the optimizer, as the pass `optimizer` names it.
         optimizer_options: further options of that pass, as texts.
         freeze: patterns of the names of parameters that stay as they are.
         shapes: static shapes of inputs, beside the batch.
-        micro_batches: how many runs make one update.
+        micro_batches: how many runs make one update; above 1, the step has an input that says when it is made.
     """
 
     batch: int = 32
     loss: str = "cross-entropy"
     output: str | None = None
+    loss_options: Mapping[str, str] = field(default_factory=dict)
     optimizer: str = "sgd"
     optimizer_options: Mapping[str, str] = field(default_factory=dict)
     freeze: Sequence[str] = ()
@@ -76,7 +79,6 @@ class StepModel:
         original: the user's inference model; None if a step model was given.
         output: the output of `original` that the loss compares with the labels; None if that is not known.
         notes: sentences on what was assumed or changed.
-        micro_batches: how many runs make one update.
     """
 
     model: ir.Model
@@ -86,7 +88,6 @@ class StepModel:
     original: Path | onnx.ModelProto | ir.Model | None = None
     output: str | None = None
     notes: tuple[str, ...] = ()
-    micro_batches: int = 1
 
     @property
     def roles(self) -> dict[str, Role]:
@@ -101,48 +102,49 @@ class StepModel:
         return digest.hexdigest()
 
 
-def build_step(source: Any, options: StepOptions) -> StepModel:
+def build_step(source: Any, options: StepOptions, example_inputs: Any = None) -> StepModel:
     """Make the step model of `source`, which is as in `graphopt.load`, or a step model.
 
     Raises:
         GraphoptError: the model cannot be trained, in one sentence that names the node, option or pattern.
     """
-    given = as_given(_sized(source, options.batch))
+    given = _sized(source, options.batch, example_inputs)
     if LOSS in given.model.graph.metadata_props:
         return from_step_model(given.model, given.notes)
-    wanted = _shapes(given.model, options)
-    training: dict[str, Any] = {"training": True}
-    loaded = load(_sized(source, options.batch), shapes=wanted, **training)
-    model = loaded.model
-    notes = [*loaded.notes, *freeze(model, options.freeze)]
-    result = Pipeline.parse(pipeline(options)).run(model)
-    notes += [note for step in result.steps for note in step.notes]
-    made = from_step_model(model, tuple(notes))
-    output = options.output or next((str(value.name) for value in given.model.graph.outputs), None)
-    return StepModel(
-        model,
-        made.loss,
-        options.loss,
-        made.signature,
-        loaded.original,
-        output,
-        tuple(notes),
-        options.micro_batches,
-    )
+    shapes = _shapes(given.model, options)
+    loaded = load(given.original, shapes=shapes, training=True, freeze=options.freeze)
+    result = Pipeline.parse(pipeline(options)).run(loaded.model)
+    notes = (*loaded.notes, *(note for step in result.steps for note in step.notes))
+    made = from_step_model(loaded.model, notes)
+    scores = options.output or next((str(value.name) for value in given.model.graph.outputs), None)
+    return replace(made, kind=options.loss, original=loaded.original, output=scores)
 
 
 def pipeline(options: StepOptions) -> str:
     """The passes that make a step of a loaded model, spelled."""
-    output = f",output={options.output}" if options.output else ""
-    extra = "".join(f",{name}={text}" for name, text in options.optimizer_options.items())
-    passes = [
-        f"loss{{kind={options.loss}{output}}}",
-        "differentiate",
-        f"optimizer{{kind={options.optimizer}{extra}}}",
-    ]
+    loss = {"kind": options.loss, **({"output": options.output} if options.output else {}), **options.loss_options}
+    optimizer = {"kind": options.optimizer, **options.optimizer_options}
+    passes = [f"loss{_spelled(loss)}", "differentiate", f"optimizer{_spelled(optimizer)}"]
     if options.micro_batches > 1:
         passes.append(f"microbatch{{count={options.micro_batches}}}")
     return ",".join(passes)
+
+
+def _spelled(options: Mapping[str, str]) -> str:
+    return "{" + ",".join(f"{name}={text}" for name, text in options.items()) + "}"
+
+
+def kind_of(text: str, what: str) -> tuple[str, dict[str, str]]:
+    """The kind and the options of `adamw{beta2=0.99}`.
+
+    Raises:
+        GraphoptError: it is not spelled so; `what` says what it is.
+    """
+    try:
+        ((kind, options),) = split(text)
+    except (PipelineError, ValueError):
+        raise GraphoptError(f"cannot read the {what} {text!r}; write it as NAME{{option=value}}") from None
+    return kind, options
 
 
 def from_step_model(model: ir.Model, notes: tuple[str, ...] = ()) -> StepModel:
@@ -170,39 +172,13 @@ def from_step_model(model: ir.Model, notes: tuple[str, ...] = ()) -> StepModel:
     return StepModel(model, name, "", Signature(data, labels_input(model), integer_ranges(model)), notes=notes)
 
 
-def freeze(model: ir.Model, patterns: Sequence[str]) -> list[str]:
-    """Make constants of the parameters whose names match; a sentence for each pattern.
-
-    Raises:
-        GraphoptError: a pattern matches none, or no parameter is left.
-    """
-    notes = []
-    parameters = [value for value in states(model.graph) if role(value) is Role.PARAMETER]
-    for pattern in patterns:
-        matching = [value for value in parameters if fnmatch.fnmatchcase(str(value.name), pattern)]
-        if not matching:
-            names = ", ".join(str(value.name) for value in parameters[:8])
-            more = ", ..." if len(parameters) > 8 else ""
-            raise GraphoptError(f"--freeze {pattern} matches no parameter; there are {names}{more}")
-        for value in matching:
-            value.metadata_props.pop(STATE, None)
-        notes.append(f"--freeze {pattern}: {len(matching)} of {len(parameters)} parameters stay as they are")
-    if parameters and not any(role(value) is Role.PARAMETER for value in parameters):
-        raise GraphoptError(f"--freeze {' '.join(patterns)} leaves no parameter to train; freeze fewer")
-    return notes
-
-
-def _sized(source: Any, batch: int) -> Any:
-    """A model of the zoo in the size of the batch, where it can be built in any."""
+def _sized(source: Any, batch: int, example_inputs: Any) -> Loaded:
+    """The model as given; one of the zoo in the size of the batch, if it can be built in any."""
     match = _ZOO.fullmatch(source) if isinstance(source, str) else None
-    if match is None or match[2] or batch == 1:
-        return source
-    sized = f"{source}-b{batch}"
-    try:
-        as_given(sized)
-    except ModelError:  # a trained or shipped model, which has one batch
-        return source
-    return sized
+    if match is not None and not match[2] and batch > 1:
+        with contextlib.suppress(ModelError):  # a trained or shipped model has one batch
+            return as_given(f"{source}-b{batch}")
+    return as_given(source, example_inputs)
 
 
 def _shapes(model: ir.Model, options: StepOptions) -> dict[str, Sequence[int]]:

@@ -67,7 +67,7 @@ def _origin(trainer: Trainer, batches: Batches, epochs: int, failed: int) -> str
 def _updates(trainer: Trainer, batches: Batches, epochs: int) -> Iterator[tuple[list[dict[str, Array]], float]]:
     """The batches and rates of the updates from where the trainer is; the caller moves the position on."""
     for epoch in itertools.count(trainer.position.epoch):
-        trainer.use_micro_batches(trainer.schedule.micro_batches(epoch))
+        trainer.begin(epoch)
         count = trainer.micro_batches
         steps = (batches.steps or 0) // count
         for group in groups(batches.epoch(epoch, trainer.position.batch), count):

@@ -100,7 +100,7 @@ class _Loop:
 
     def _epoch(self, epoch: int, stop: Stop) -> None:
         trainer, plan = self._trainer, self._plan
-        trainer.use_micro_batches(trainer.schedule.micro_batches(epoch))
+        trainer.begin(epoch)
         count, start = trainer.micro_batches, trainer.position.batch
         steps = None if self._batches.steps is None else self._batches.steps // count
         if steps == 0:

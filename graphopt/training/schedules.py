@@ -24,6 +24,7 @@ class Schedule:
     """Base of all schedules; its fields are its options."""
 
     name: ClassVar[str] = ""
+    grows: ClassVar[bool] = False
     warmup: float = 0.0
     base_batch: int = 0
 
@@ -187,6 +188,7 @@ class GrowingBatch(Schedule):
     """
 
     name = "growing-batch"
+    grows = True
     every: int = 30
     times: int = 2
     most: int = 16

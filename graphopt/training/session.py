@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import onnx_ir as ir
 from graphopt.errors import FeedError, GraphoptError, Interrupted
 from graphopt.frontend.load import read as read_model
 from graphopt.graph.state import Role
-from graphopt.training.build import StepModel, StepOptions, build_step
+from graphopt.training.build import StepModel, StepOptions, build_step, kind_of
 from graphopt.training.compiled import CompiledEngine
 from graphopt.training.data.batches import Augment, Batches, LoaderBatches, ShuffledBatches, feeds_of
 from graphopt.training.data.dataset import Dataset
@@ -61,6 +60,7 @@ class TrainingSession:
         freeze: Sequence[str] = (),
         micro_batches: int = 1,
         shapes: Mapping[str, Sequence[int]] | None = None,
+        example_inputs: Any = None,
         engine: str = "compiled",
         threads: int | None = None,
         costs: str | None = None,
@@ -71,15 +71,16 @@ class TrainingSession:
 
         Args:
             model: what `graphopt.load` takes: the inference model; or a finished step model, or a `StepModel`.
-            loss: kind of the loss, as the pass `loss` names it.
+            loss: kind of the loss, as the pass `loss` names it, with options of it in braces.
             output: the output that the loss compares with the labels; None lets the pass choose.
-            optimizer: kind of the optimizer, as the pass `optimizer` names it.
+            optimizer: kind of the optimizer, as the pass `optimizer` names it: `sgd`, `adamw{beta2=0.99}`.
             lr: base learning rate.
             batch: samples of one update.
             schedule: factor of the rate over time, as `cosine{warmup=5}`.
             freeze: patterns of the names of parameters that stay as they are.
             micro_batches: how many runs make one update, each of an equal part of the batch.
             shapes: static shapes of inputs, beside the batch.
+            example_inputs: as in `graphopt.load`, for a torch.nn.Module.
             engine: "compiled", or "onnxruntime", which is the reference.
             threads: of each kernel; None takes one per physical core.
             costs: what algorithms are chosen by, as in `compile`.
@@ -96,34 +97,37 @@ class TrainingSession:
                 raise GraphoptError(f"{name} is {number}; give 1 or more")
         if batch % micro_batches:
             raise GraphoptError(f"a batch of {batch} has no {micro_batches} equal parts; give a multiple of them")
-        self.seed, self._lr = seed, lr
+        self.seed, self._lr, self._micro_batches = seed, lr, micro_batches
         self._schedule = parse(schedule) if isinstance(schedule, str) else schedule
         self._engine, self._threads, self._costs = engine, threads, costs
         extra = {name.replace("_", "-"): _text(value) for name, value in optimizer_options.items()}
-        self._options = StepOptions(
-            batch // micro_batches, loss, output, optimizer, extra, tuple(freeze), shapes, micro_batches
+        (loss, loss_options), (optimizer, spelled) = kind_of(loss, "loss"), kind_of(optimizer, "optimizer")
+        options = StepOptions(
+            batch // micro_batches,
+            loss,
+            output,
+            loss_options,
+            optimizer,
+            {**spelled, **extra},
+            tuple(freeze),
+            shapes,
+            max(micro_batches, 2 if self._schedule.grows else 1),
         )
-        step_model = model if isinstance(model, StepModel) else build_step(model, self._options)
+        step_model = model if isinstance(model, StepModel) else build_step(model, options, example_inputs)
         self.step_model = step_model
         self.notes = list(step_model.notes)
-        self._source = None if isinstance(model, StepModel) or step_model.original is None else model
         self._evaluator: Evaluator | None = None
         check_rate(lr)
 
     @functools.cached_property
     def _trainer(self) -> Trainer:
         """Opened when it is first needed: data are checked before the step is compiled."""
-
-        def rebuild(count: int) -> tuple[StepModel, Engine]:
-            made = build_step(self._source, replace(self._options, micro_batches=count))
-            return made, self._open(made)
-
         return Trainer(
             self.step_model,
             self._open(self.step_model),
             lr=self._lr,
             schedule=self._schedule,
-            rebuild=None if self._source is None else rebuild,
+            micro_batches=self._micro_batches,
             settings={"seed": self.seed},
         )
 
@@ -141,6 +145,11 @@ class TrainingSession:
     def engine(self) -> str:
         """The name of the engine."""
         return self._engine
+
+    @property
+    def batch(self) -> int:
+        """Samples of one update, at the beginning."""
+        return self.step_model.signature.batch * self._micro_batches
 
     def open(self) -> None:
         """Compile the step now, and not when it is first needed."""

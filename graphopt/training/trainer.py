@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Trainer:
         history: steps and epochs so far.
         settings: what makes a training go on with the same bits; JSON values.
         restored: the position that `restore` goes back to.
+        micro_batches: runs of one update, in this epoch.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Trainer:
         *,
         lr: float,
         schedule: Schedule | None = None,
-        rebuild: Callable[[int], tuple[StepModel, Engine]] | None = None,
+        micro_batches: int = 1,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin at step 0 with the state of the engine.
@@ -56,11 +57,11 @@ class Trainer:
             engine: holds the state.
             lr: base learning rate.
             schedule: its factor over time; None keeps it.
-            rebuild: makes the step model of another number of micro-batches, and its engine.
+            micro_batches: runs of one update at the beginning; the schedule may make it more.
             settings: seed and data, for checkpoints.
 
         Raises:
-            GraphoptError: the learning rate is no finite number of 0 or more.
+            GraphoptError: the learning rate is no finite number of 0 or more, or the step model has no micro-batches.
         """
         check_rate(lr)
         self.step_model, self.engine = step_model, engine
@@ -69,21 +70,19 @@ class Trainer:
             "lr": lr,
             "schedule": str(self.schedule),
             "batch": step_model.signature.batch,
-            "micro_batches": step_model.micro_batches,
+            "micro_batches": micro_batches,
             **(settings or {}),
         }
         self.position, self.history = Position(), History()
         self.restored = self.position
         self._digest = step_model.digest()
-        self._rebuild = rebuild
-        self._base = step_model.micro_batches
-        self._growth = 1
+        self._base = self.micro_batches = micro_batches
+        if (micro_batches > 1 or self.schedule.grows) and all(port.name != APPLY for port in engine.inputs):
+            raise GraphoptError(
+                f"this step model updates in every run: it has no input {APPLY!r}; make it with micro-batches, or give "
+                "the model that it is made of"
+            )
         self._source: Path | None = None
-
-    @property
-    def micro_batches(self) -> int:
-        """Batches of one update."""
-        return self.step_model.micro_batches
 
     def state(self) -> dict[str, Array]:
         """Copies of the state values by name."""
@@ -124,24 +123,9 @@ class Trainer:
             return int(labels.size)
         return int((labels != limits.ignored).sum())
 
-    def use_micro_batches(self, growth: int) -> None:
-        """Make an update of `growth` times as many batches as at the beginning; the state goes on.
-
-        Raises:
-            GraphoptError: the step model was given and cannot be made again.
-        """
-        if growth == self._growth:
-            return
-        if self._rebuild is None:
-            raise GraphoptError(
-                f"schedule {self.schedule.name} needs step models of other sizes, and this one was given as it is; "
-                "give the model that it is made of"
-            )
-        before = self.engine.state()
-        self.step_model, self.engine = self._rebuild(self._base * growth)
-        fresh = self.engine.state()
-        self.engine.load_state({name: before.get(name, array) for name, array in fresh.items()})
-        self._growth = growth
+    def begin(self, epoch: int) -> None:
+        """Make updates as large as the schedule wants them in this epoch."""
+        self.micro_batches = self._base * self.schedule.micro_batches(epoch)
 
     def checkpoint(self) -> Checkpoint:
         """Everything that the training goes on from."""
@@ -188,7 +172,6 @@ class Trainer:
             self._go_to(files.load(self._source), self._source)
             return
         self.position, self.history = Position(), History()
-        self.use_micro_batches(self.schedule.micro_batches(0))
         graph = self.step_model.model.graph
         first = {str(value.name): np.array(tensor.numpy()) for value in states(graph) if (tensor := stored(value))}
         self.engine.load_state(first)
@@ -200,7 +183,6 @@ class Trainer:
         return {name: array for name, array in self.engine.state().items() if roles.get(name) in wanted}
 
     def _go_to(self, found: Checkpoint, path: Path) -> None:
-        self.use_micro_batches(self.schedule.micro_batches(found.position.epoch))
         try:
             self.engine.load_state(found.state)
         except FeedError as error:
