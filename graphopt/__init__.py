@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from graphopt.frontend.load import load as load
     from graphopt.pipeline.pass_base import Pass as Pass
     from graphopt.pipeline.pipeline import Pipeline as Pipeline
+    from graphopt.training.session import TrainingSession as TrainingSession
 
 __version__ = VERSION
 
@@ -30,15 +31,16 @@ _HOMES = {
     "Artifact": ("graphopt.artifact", "Artifact"),
     "Pass": ("graphopt.pipeline.pass_base", "Pass"),
     "Pipeline": ("graphopt.pipeline.pipeline", "Pipeline"),
+    "TrainingSession": ("graphopt.training.session", "TrainingSession"),
     "compile": ("graphopt.compiler", "compile"),
     "load": ("graphopt.frontend.load", "load"),
     "open": ("graphopt.artifact", "open_artifact"),
 }
 
-_COMPILING = {"Pass", "Pipeline", "compile", "load"}
+_COMPILING = {"Pass", "Pipeline", "TrainingSession", "compile", "load"}
 """Names that need the folders which lie beside this one in a checkout, and below it where graphopt is installed."""
 
-__all__ = ["Artifact", "Pass", "Pipeline", "compile", "load", "open"]
+__all__ = ["Artifact", "Pass", "Pipeline", "TrainingSession", "compile", "load", "open"]
 
 
 def __getattr__(name: str) -> Any:

@@ -39,3 +39,7 @@ class RankError(GraphoptError):
 
 class SolverError(GraphoptError):
     """A problem has no solution within its limits."""
+
+
+class Interrupted(GraphoptError):
+    """Ctrl-C or SIGTERM stopped long work in an orderly way; says how to go on. The command line exits with 130."""

@@ -1,4 +1,9 @@
-"""The handwritten digits beside the trained LeNet: the part of scikit-learn's set that training never saw."""
+"""The handwritten digits: 1,797 images of 8 x 8 pixels in 0..16, split once into training and test.
+
+They are the test part of the UCI data set "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998,
+doi:10.24432/C50P49, CC BY 4.0), as scikit-learn ships them. The split is stratified, with the seed of `train_lenet`:
+the trained networks beside them never saw the test part.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +20,19 @@ LEVELS = 16
 
 
 def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The test split: images [N, 1, 8, 8] float32 in 0..1, ready to be fed, and labels [N] int64 in 0..9."""
+    """The test split: 360 images [N, 1, 8, 8] float32 in 0..1, ready to be fed, and labels [N] int64 in 0..9."""
+    return _read("lenet-digits.safetensors")
+
+
+def training_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The other 1,437 images and their labels, in the same form."""
+    return _read("digits-train.safetensors")
+
+
+def _read(file: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     import numpy as np
     from safetensors.numpy import load_file
 
-    split = load_file(TRAINED / "lenet-digits.safetensors")
+    split = load_file(TRAINED / file)
     images = split["images"].astype(np.float32)[:, np.newaxis] / np.float32(LEVELS)
     return images, split["labels"].astype(np.int64)

@@ -47,7 +47,7 @@ ORDER = (
     "targets.cpu",
     "targets.gpu",
     "targets",  # the table
-    *("compiler", "backend", "tune", "pruning"),
+    *("compiler", "backend", "tune", "pruning", "training"),
     *("report", "bench", "cli", "__main__"),
     "",  # the names that `import graphopt` shows
 )

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, Interrupted
 
 if TYPE_CHECKING:
     from graphopt.cli.app import Invocation
@@ -81,7 +81,7 @@ def _failed(error: Exception) -> int:
         sentence = str(error.format_message()).rstrip(".").replace("\n", " ")
         return _say(f"{sentence}; see `{command} --help`", USAGE)
     if isinstance(error, GraphoptError):
-        return _say(str(error), ERROR)
+        return _say(str(error), INTERRUPTED if isinstance(error, Interrupted) else ERROR)
     if isinstance(error, MemoryError):
         return _say("there is not enough memory for this: take a smaller model or batch", ERROR)
     if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("graphopt."):

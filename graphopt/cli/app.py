@@ -32,6 +32,7 @@ COMMANDS = {
     "decompress": "Write a compressed model as ONNX again.",
     "inspect": "Show how sparse a model's weights are.",
     "prune": "Leave weights out of a model.",
+    "train": "Train a model on data.",
     "demo": "Compile, check, time and distribute a real model.",
 }
 """Command -> one line of help; `graphopt.cli.NAME` holds the function `command` and its `EXAMPLES`."""

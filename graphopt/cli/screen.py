@@ -58,3 +58,23 @@ def spinner(first: str) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task(first)
         yield lambda text: progress.update(task, description=text)
+
+
+@contextlib.contextmanager
+def bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar on stderr; yields a function of the text beside it, what is done, and the whole, None if not known.
+
+    Lines that are written to stderr meanwhile stay above it.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda text, done, total: progress.update(task, description=text, completed=done, total=total)

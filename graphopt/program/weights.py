@@ -30,6 +30,7 @@ _NAMES = {
 }  # fmt: skip
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _PAD = "__pad_"
+_METADATA = "__metadata__"
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 
 
@@ -67,7 +68,7 @@ def save_weights(path: Path, tensors: Mapping[str, Array]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            for piece in _pieces(tensors):
+            for piece in pieces(tensors):
                 file.write(piece)
         temporary.replace(path)
     finally:
@@ -76,7 +77,7 @@ def save_weights(path: Path, tensors: Mapping[str, Array]) -> None:
 
 def weights_bytes(tensors: Mapping[str, Array]) -> bytes:
     """The bytes of the file that `save_weights` writes, in memory."""
-    return b"".join(_pieces(tensors))
+    return b"".join(pieces(tensors))
 
 
 def read_index(data: memoryview, name: str) -> dict[str, Entry]:
@@ -89,6 +90,32 @@ def read_index(data: memoryview, name: str) -> dict[str, Entry]:
     Raises:
         ArtifactError: it is no safetensors file with 64-byte aligned tensors, or a tensor reaches outside it.
     """
+    header, base = _header(data, name)
+    index = {}
+    for tensor, fields in header.items():
+        if tensor == _METADATA or tensor.startswith(_PAD):
+            continue
+        entry = _entry(fields, base)
+        if entry is None or entry.start % ALIGNMENT or entry.start + entry.nbytes > len(data):
+            raise ArtifactError(f"{name} is damaged: tensor {tensor[:100]!r} is not described by an aligned part of it")
+        index[tensor] = entry
+    return index
+
+
+def read_metadata(data: memoryview, name: str) -> dict[str, str]:
+    """The texts that `pieces` was given as metadata; empty without any.
+
+    Raises:
+        ArtifactError: it is no safetensors file, or its metadata are not texts.
+    """
+    metadata = _header(data, name)[0].get(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ArtifactError(f"{name} is damaged: its metadata are not texts")
+    return metadata
+
+
+def _header(data: memoryview, name: str) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where its tensors begin."""
     from graphopt.program.strict import strict_json
 
     size = int.from_bytes(data[:8], "little") if len(data) >= 8 else -1
@@ -97,16 +124,7 @@ def read_index(data: memoryview, name: str) -> dict[str, Entry]:
     header = strict_json(bytes(data[8 : 8 + size]), name)
     if not isinstance(header, dict):
         raise ArtifactError(f"{name} is damaged: its header is no object")
-    base = 8 + size
-    index = {}
-    for tensor, fields in header.items():
-        if tensor == "__metadata__" or tensor.startswith(_PAD):
-            continue
-        entry = _entry(fields, base)
-        if entry is None or entry.start % ALIGNMENT or entry.start + entry.nbytes > len(data):
-            raise ArtifactError(f"{name} is damaged: tensor {tensor[:100]!r} is not described by an aligned part of it")
-        index[tensor] = entry
-    return index
+    return header, 8 + size
 
 
 def _entry(fields: object, base: int) -> Entry | None:
@@ -125,8 +143,13 @@ def _naturals(item: object) -> bool:
     return isinstance(item, list) and all(type(number) is int and number >= 0 for number in item)
 
 
-def _pieces(tensors: Mapping[str, Array]) -> Iterator[bytes | memoryview]:
-    header: dict[str, Any] = {}
+def pieces(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
+    """The bytes of a weights file, piece after piece, without a copy of contiguous tensors.
+
+    Raises:
+        ArtifactError: as `save_weights`.
+    """
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     layout: list[tuple[Array, int]] = []
     end = 0
     for name, tensor in tensors.items():

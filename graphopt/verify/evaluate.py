@@ -51,31 +51,34 @@ class Scores:
     softmax: bool
 
 
-def read_samples(path: Path) -> Samples:
+def read_samples(path: Path, flag: str = "--eval") -> Samples:
     """Read the .npz file at `path`; nothing is unpickled, and no array is larger than the file says.
+
+    Args:
+        flag: the option that named the file, for messages.
 
     Raises:
         FeedError: it is missing, no .npz file, damaged, empty, too large, or holds Python objects.
     """
     if not path.is_file():
-        raise FeedError(f"--eval {path} is not a file; give a .npz file that numpy.savez wrote")
+        raise FeedError(f"{flag} {path} is not a file; give a .npz file that numpy.savez wrote")
     arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if sum(member.file_size for member in members) > MAX_BYTES:
-                raise FeedError(f"--eval {path} holds more than {MAX_BYTES >> 30} GiB; take fewer samples")
+                raise FeedError(f"{flag} {path} holds more than {MAX_BYTES >> 30} GiB; take fewer samples")
             for member in members:
                 if member.filename.endswith(".npy"):
                     name = member.filename.removesuffix(".npy")
-                    arrays[name] = _read_member(archive, member, f"--eval {path}: {name}")
+                    arrays[name] = _read_member(archive, member, f"{flag} {path}: {name}")
     except FeedError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise FeedError(f"--eval {path} cannot be read ({reason}); write it with numpy.savez") from error
+        raise FeedError(f"{flag} {path} cannot be read ({reason}); write it with numpy.savez") from error
     if not arrays:
-        raise FeedError(f"--eval {path} holds no array; write it with numpy.savez(file, INPUT=array)")
+        raise FeedError(f"{flag} {path} holds no array; write it with numpy.savez(file, INPUT=array)")
     return Samples(path, arrays, arrays.pop(LABELS, None) if len(arrays) > 1 else None)
 
 

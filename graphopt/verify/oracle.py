@@ -95,7 +95,9 @@ def run_onnxruntime(model: Reference, feeds: Mapping[str, Array], optimize: bool
 
 
 @contextlib.contextmanager
-def open_onnxruntime(model: Reference, optimize: bool = False) -> Iterator[onnxruntime.InferenceSession]:
+def open_onnxruntime(
+    model: Reference, optimize: bool = False, threads: int | None = None
+) -> Iterator[onnxruntime.InferenceSession]:
     """The session that `run_onnxruntime` uses; raises VerificationError where ONNX Runtime rejects the model."""
     import onnxruntime
 
@@ -103,6 +105,8 @@ def open_onnxruntime(model: Reference, optimize: bool = False) -> Iterator[onnxr
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory(prefix="graphopt-") as directory:
         try:
             source = _source(model, Path(directory))

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from graphopt import models
+from graphopt.models import samples
 
 TRAINED = models.build("lenet-digits").parent
 RECORD: dict[str, Any] = json.loads((TRAINED / "lenet-digits.json").read_text())
@@ -41,7 +42,7 @@ def test_the_test_split_was_not_trained_on() -> None:
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    _, images, _, labels = train_test_split(
+    trained_images, images, trained_labels, labels = train_test_split(
         digits.images,
         digits.target,
         test_size=RECORD["test_share"],
@@ -51,7 +52,17 @@ def test_the_test_split_was_not_trained_on() -> None:
     split = load_file(TRAINED / "lenet-digits.safetensors")
     np.testing.assert_array_equal(split["images"], images)
     np.testing.assert_array_equal(split["labels"], labels)
+    rest = load_file(TRAINED / "digits-train.safetensors")
+    np.testing.assert_array_equal(rest["images"], trained_images)
+    np.testing.assert_array_equal(rest["labels"], trained_labels)
     assert len(images) + RECORD["train_images"] == len(digits.images)
+
+
+def test_the_training_split_has_the_form_of_the_test_split() -> None:
+    images, labels = samples.training_digits()
+    assert images.shape == (1437, 1, 8, 8)
+    assert (images.dtype, images.min(), images.max()) == (np.float32, 0, 1)
+    assert (labels.dtype, sorted(set(labels.tolist()))) == (np.int64, list(range(10)))
 
 
 @pytest.mark.slow

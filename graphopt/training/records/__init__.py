@@ -1,0 +1,1 @@
+"""What a training leaves: checkpoints, metrics, TensorBoard events, and the trained model."""
