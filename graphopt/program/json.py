@@ -152,7 +152,13 @@ def _from_call(call: KernelCall) -> dict[str, Any]:
         "scratch": list(call.scratch),
         "origin": list(call.origin),
     }
-    return {**fields, "launches": [_from_launch(launch) for launch in call.launches]} if call.launches else fields
+    if call.launches:
+        fields["launches"] = [_from_launch(launch) for launch in call.launches]
+    if call.in_place:
+        fields["in_place"] = [list(pair) for pair in call.in_place]
+    if call.recompute_of:
+        fields["recompute_of"] = call.recompute_of
+    return fields
 
 
 def _from_launch(launch: Launch) -> dict[str, Any]:
@@ -262,7 +268,8 @@ def _to_reason(item: object, where: str) -> tuple[str, str]:
 
 
 def _to_call(item: object, where: str) -> KernelCall:
-    extra = ("launches",) if isinstance(item, dict) and "launches" in item else ()
+    optional = ("launches", "in_place", "recompute_of")
+    extra = tuple(key for key in optional if key in item) if isinstance(item, dict) else ()
     fields = _object(item, where, "symbol", "inputs", "outputs", "scratch", "origin", *extra)
     return KernelCall(
         symbol=_text(fields["symbol"], f"{where}.symbol"),
@@ -270,7 +277,9 @@ def _to_call(item: object, where: str) -> KernelCall:
         outputs=_texts(fields["outputs"], f"{where}.outputs"),
         scratch=_texts(fields["scratch"], f"{where}.scratch"),
         origin=_texts(fields["origin"], f"{where}.origin"),
-        launches=_list(fields["launches"], f"{where}.launches", _to_launch) if extra else (),
+        launches=_list(fields.get("launches", []), f"{where}.launches", _to_launch),
+        in_place=_list(fields.get("in_place", []), f"{where}.in_place", _to_pair),
+        recompute_of=_text(fields.get("recompute_of", ""), f"{where}.recompute_of"),
     )
 
 
@@ -283,6 +292,13 @@ def _to_launch(item: object, where: str) -> Launch:
         arguments=_list(fields["arguments"], f"{where}.arguments", _integer),
         shared=_integer(fields["shared"], f"{where}.shared"),
     )
+
+
+def _to_pair(item: object, where: str) -> tuple[int, int]:
+    pair = _list(item, where, _integer)
+    if len(pair) != 2:
+        raise ArtifactError(f"program.json is not valid: {where} is {_shown(item)}, not an input and an output")
+    return pair[0], pair[1]
 
 
 def _extents(item: object, where: str) -> tuple[int, int, int]:

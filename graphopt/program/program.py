@@ -74,6 +74,8 @@ class KernelCall:
     `scratch` values are written and read only inside the call.
     `origin` names the ONNX nodes that the kernel computes, for reports.
     `launches` are the kernels that the function launches on a device, in order; empty on a CPU.
+    `in_place` are the pairs (position in `inputs`, position in `outputs`) that may be the same bytes.
+    `recompute_of` is the first output of the earlier call that this one repeats on the same inputs; "" for any other.
     """
 
     symbol: str
@@ -82,6 +84,8 @@ class KernelCall:
     scratch: tuple[str, ...] = ()
     origin: tuple[str, ...] = ()
     launches: tuple[Launch, ...] = ()
+    in_place: tuple[tuple[int, int], ...] = ()
+    recompute_of: str = ""
 
 
 Guard = tuple[tuple[str, bool], ...]
