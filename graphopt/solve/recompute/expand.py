@@ -64,12 +64,7 @@ class Expander:
             possible = (
                 makers
                 and tensor not in problem.given
-                and all(
-                    problem.operations[maker].recomputable
-                    and maker not in shared
-                    and (maker != makers[0] or tensor not in problem.operations[maker].inputs)
-                    for maker in makers
-                )
+                and all(problem.operations[maker].recomputable and maker not in shared for maker in makers)
             )
             found.append(min(limits[maker] for maker in makers) if possible else -1)
         return found

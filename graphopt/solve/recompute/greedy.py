@@ -40,10 +40,8 @@ def solve(evaluator: Evaluator, budget: int, tries: int = 7) -> list[Plan]:
     return found
 
 
-def _fewest(
-    evaluator: Evaluator, budget: int, kept: set[int], middle: int, pattern: int, tries: int
-) -> Iterator[Plan]:
-    """The plan that makes the fewest tensors again and fits, by bisection; the one that makes all again, if none fits."""
+def _fewest(evaluator: Evaluator, budget: int, kept: set[int], middle: int, pattern: int, tries: int) -> Iterator[Plan]:
+    """Plans that make ever fewer tensors again and fit, by bisection; if none fits, the one that makes all again."""
     ranked = ranking(evaluator, kept, middle)
     low, high = 0, len(ranked)
     plan = evaluator.plan(_decisions(evaluator, kept, ranked, pattern))
@@ -96,7 +94,7 @@ def ranking(evaluator: Evaluator, kept: set[int], middle: int) -> list[int]:
 
 
 def again_seconds(evaluator: Evaluator, kept: set[int], middle: int) -> list[float]:
-    """Seconds to make each tensor again after `middle`: of its writers, and of what they read that is not there then."""
+    """Seconds to make each tensor again after `middle`: its writers, and those of what they read that is gone."""
     expander, problem = evaluator.expander, evaluator.problem
     seconds = [0.0] * len(problem.sizes)
     present = set(kept) | problem.given

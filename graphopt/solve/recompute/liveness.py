@@ -56,10 +56,7 @@ class Simulator:
             outputs = list(dict.fromkeys(operation.outputs))
             tensors += [*reads, *outputs]
             opens += [False] * len(reads)
-            opens += [
-                first_writer[tensor] == index and tensor not in operation.inputs and tensor not in problem.given
-                for tensor in outputs
-            ]
+            opens += [first_writer[tensor] == index and tensor not in problem.given for tensor in outputs]
             for source, target in operation.in_place:
                 if self._may_merge(source, target, operation.inputs, operation.outputs):
                     pairs.append((index, reads.index(source), len(reads) + outputs.index(target)))
@@ -92,7 +89,9 @@ class Simulator:
         steps = len(order) + 2
         flat, step = _expanded(self._starts, order)
         tensors = np.concatenate([self._given, self._tensors[flat], self._wanted])
-        opens = np.concatenate([np.ones(len(self._given), np.bool_), self._opens[flat], np.zeros(len(self._wanted), bool)])
+        opens = np.concatenate(
+            [np.ones(len(self._given), np.bool_), self._opens[flat], np.zeros(len(self._wanted), np.bool_)]
+        )
         at = np.concatenate(
             [np.zeros(len(self._given), np.int64), step + 1, np.full(len(self._wanted), steps - 1, np.int64)]
         )
@@ -103,7 +102,8 @@ class Simulator:
         ends = np.append(starts[1:], len(sort)) - 1
         if not len(starts):
             empty = np.zeros(0, np.int64)
-            return Lifetimes(empty, empty, empty, self._with_scratch(order, np.zeros(steps, np.int64)), empty.reshape(0, 2))
+            live = self._with_scratch(order, np.zeros(steps, np.int64))
+            return Lifetimes(empty, empty, empty, live, empty.reshape(0, 2))
         first, last, owner = at[starts], at[ends], tensors[sort][starts]
         sizes = self._sizes[owner]
         change = np.zeros(steps + 1, np.int64)

@@ -1,4 +1,4 @@
-"""An independent check of a solution: it runs the sequence step by step and counts, sharing no code with the solvers."""
+"""An independent check of a solution: it follows the sequence step by step, and shares no code with the solvers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _reading(problem: Problem, sequence: tuple[int, ...]) -> list[str]:
                 reasons.append(f"run {place}, of operation {run}, reads a part of tensor {tensor} that is not there")
         operation = problem.operations[run]
         for tensor in operation.outputs:
-            opening = run == min(written[tensor]) and tensor not in (*operation.inputs, *problem.given)
+            opening = run == min(written[tensor]) and tensor not in problem.given
             holds[tensor] = {run} if opening else holds.get(tensor, set()) | {run}
     reasons += [
         f"tensor {tensor} is not complete at the end"
@@ -81,7 +81,7 @@ def _peak(problem: Problem, sequence: tuple[int, ...]) -> int:
             newest[tensor][2] = step
         read = {tensor: newest[tensor] for tensor in operation.inputs}
         for tensor in operation.outputs:
-            if opener[tensor] == run and tensor not in operation.inputs and tensor not in problem.given:
+            if opener[tensor] == run and tensor not in problem.given:
                 newest[tensor] = [tensor, step, step]
                 lives.append(newest[tensor])
             newest[tensor][2] = step
