@@ -12,6 +12,9 @@ _SEED = 20231
 _HOT, _COLD = 0.03, 0.0005
 """Temperatures at the beginning and the end, as shares of the seconds of the problem."""
 
+IDLE = 20_000
+"""Changes in a row without a better plan, after which the search ends."""
+
 
 def improve(evaluator: Evaluator, plan: Plan, budget: int, work: int) -> Plan:
     """The best plan found by changing `plan` until `work` runs have been simulated.
@@ -27,13 +30,14 @@ def improve(evaluator: Evaluator, plan: Plan, budget: int, work: int) -> Plan:
     stop = evaluator.work + work
     begin = evaluator.work
     idle = 0
-    while evaluator.work < stop and idle < 2000:
-        heat = _HOT * (_COLD / _HOT) ** ((evaluator.work - begin) / max(work, 1))
+    while evaluator.work < stop and idle < IDLE:
+        done = (evaluator.work - begin) / max(work, 1)
+        heat = _HOT * (_COLD / _HOT) ** done
         trial = evaluator.plan(_changed(evaluator, current, slots, chance, budget))
         idle += 1
         if trial is None or trial is current:
             continue
-        change = (_cost(trial, budget, scale) - _cost(current, budget, scale)) / heat
+        change = (cost(trial, budget, scale, done) - cost(current, budget, scale, done)) / heat
         if change <= 0 or chance.random() < math.exp(-change):
             current = trial
         if trial.better(best, budget):
@@ -41,8 +45,12 @@ def improve(evaluator: Evaluator, plan: Plan, budget: int, work: int) -> Plan:
     return best
 
 
-def _cost(plan: Plan, budget: int, scale: float) -> float:
-    return plan.seconds / scale + 3.0 * plan.excess(budget) / max(budget, 1)
+def cost(plan: Plan, budget: int, scale: float, done: float) -> float:
+    """What annealing minimises: seconds as a share of `scale`, and a charge for bytes above the budget.
+
+    The charge rises with the share of the search that is `done`.
+    """
+    return plan.seconds / scale + (2.0 + 28.0 * done) * plan.excess(budget) / max(budget, 1)
 
 
 def changeable(evaluator: Evaluator) -> list[int]:
@@ -67,5 +75,7 @@ def _changed(evaluator: Evaluator, plan: Plan, slots: list[int], chance: random.
                 if expander.begin[slot] < plan.peak_place <= expander.end[slot]:
                     break
                 slot = chance.choice(slots)
-        decisions[slot] = chance.choice([state for state in (KEEP, HOLD, REDO) if state != decisions[slot]])
+        decisions[slot] = chance.choice(
+            [each for each in (KEEP, REDO, HOLD, chance.randrange(HOLD)) if each != decisions[slot]]
+        )
     return decisions

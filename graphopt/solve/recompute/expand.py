@@ -1,8 +1,10 @@
 """From decisions to a sequence: each tensor is kept between two uses, or made again before the second.
 
 A slot is the time between one use of a tensor and the next; the last slot of a tensor follows its last use. In a slot
-a tensor is KEPT, or it is absent until something needs it. What needs it may be its own next use, or an operation that
-runs again to make another tensor: then it is HELD for its own next use if that comes, or absent again (REDONE).
+a tensor is kept, or it is absent until something needs it. What needs it may be its own next use, or an operation that
+runs again to make another tensor: then it is held for its own next use if that comes within the reach of the decision,
+a number of positions, and is absent again otherwise. So a segment may be made again in pieces, each for its own part of
+what follows.
 """
 
 from __future__ import annotations
@@ -11,7 +13,20 @@ from collections.abc import Sequence
 
 from graphopt.solve.recompute.problem import Problem, deadlines, writers
 
-KEEP, HOLD, REDO = 0, 1, 2
+KEEP, REDO = 0, 1
+"""Decisions: the tensor is kept; it is absent, and never held. Those above hold it."""
+
+REACHES = (-1, 0, *(1 << power for power in range(15)), 1 << 60)
+"""Positions that a tensor is held for, by decision."""
+
+HOLD = len(REACHES) - 1
+"""The decision that holds a tensor in any case."""
+
+
+def hold(reach: int) -> int:
+    """The decision that holds a tensor for `reach` positions at least."""
+    return next(decision for decision, positions in enumerate(REACHES) if decision > REDO and positions >= reach)
+
 
 LONGEST = 24
 """A sequence of more runs than this for each operation is given up."""
@@ -128,6 +143,7 @@ class Expander:
                     if other not in made and decisions[slot[other]] and not held[other] and place <= self.until[other]
                 ]
         for tensor in made:
-            if decisions[slot[tensor]] == HOLD:
+            decision = decisions[slot[tensor]]
+            if decision and (decision == HOLD or self.end[slot[tensor]] - place <= REACHES[decision]):
                 held[tensor] = 1
         return sorted(runs)

@@ -50,15 +50,14 @@ class Evaluator:
         if key not in self._seen:
             sequence = self.expander.run(key)
             self.work += 4 * self.expander.count if sequence is None else len(sequence)
-            found = None if sequence is None else self._measured(key, sequence)
+            found = None if sequence is None else self.measured(key, sequence)
             if len(self._seen) > 20_000:
                 self._seen.clear()
             self._seen[key] = found
-            if found is not None and (self.least is None or found.peak < self.least.peak):
-                self.least = found
         return self._seen[key]
 
-    def _measured(self, key: bytes, sequence: list[int]) -> Plan:
+    def measured(self, key: bytes, sequence: list[int]) -> Plan:
+        """The plan of a sequence; `key` are the decisions that it follows from, if any."""
         lifetimes = self.simulator.run(sequence)
         step = int(lifetimes.live.argmax())
         place, expected = 0, 0
@@ -66,7 +65,10 @@ class Evaluator:
             if run == expected:
                 expected += 1
         place = expected
-        return Plan(key, tuple(sequence), lifetimes.peak, self.simulator.seconds(sequence), place)
+        plan = Plan(key, tuple(sequence), lifetimes.peak, self.simulator.seconds(sequence), place)
+        if self.least is None or plan.peak < self.least.peak:
+            self.least = plan
+        return plan
 
     def solution(self, plan: Plan, bound: float, method: str) -> Solution:
         """The plan as a solution; `bound` are seconds that no plan goes below."""
