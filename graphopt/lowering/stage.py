@@ -22,9 +22,11 @@ from graphopt.graph.constness import constant_array, is_constant, stored
 from graphopt.graph.fallback_models import FallbackModel, fallback_models, observed
 from graphopt.graph.guards import Select
 from graphopt.graph.segments import Guard, NodeRun, node_runs
+from graphopt.lowering.memory.arena import placed
+from graphopt.lowering.memory.stage_problem import stage_problem
+from graphopt.lowering.memory.steps import used
 from graphopt.lowering.select_places import place_sides
 from graphopt.lowering.state import Update, place_updates
-from graphopt.program.guards import touched
 from graphopt.program.program import (
     ALIGNMENT,
     FallbackSegment,
@@ -39,7 +41,6 @@ from graphopt.program.program import (
 )
 from graphopt.program.weights import save_weights
 from graphopt.runtime.devices import host
-from graphopt.solve.memory import Buffer, MemoryProblem, solve
 from graphopt.verify import draw_demands
 from graphopt.verify.draws import random_array
 
@@ -295,34 +296,10 @@ def _plan(
 ) -> tuple[tuple[Value, ...], int, int]:
     """Plan the arena; every ARENA value is live from its first write to its last read.
 
-    Returns the values with their offsets, the bytes of the arena, and a lower bound on them.
+    Returns the values that are used, with their offsets, the bytes of the arena, and a lower bound on them.
     """
-    steps: list[tuple[str, ...]] = [tuple(inputs)]
-    for segment in draft.segments:
-        steps.extend(touched(segment))
-    steps.append(tuple(outputs))
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    for step, names in enumerate(steps):
-        for name in names:
-            value = draft.values[name]
-            while value.place is Place.VIEW:
-                value = draft.values[value.of]
-            if value.place is Place.ARENA:
-                first.setdefault(value.name, step)
-                last[value.name] = step
-    placed = list(first)
-    problem = MemoryProblem(tuple(Buffer(draft.values[n].nbytes, first[n], last[n]) for n in placed))
-    solution = solve(problem)
-    offsets = dict(zip(placed, solution.offsets, strict=True))
-    used = {name for names in steps for name in names}
-    shown = [draft.values[name] for name in used]
-    while shown := [draft.values[value.of] for value in shown if value.place is Place.VIEW]:
-        used |= {value.name for value in shown}
-    used |= {*draft.constants, *draft.initial, *(state.becomes for state in states)}
-    values = tuple(
-        replace(value, offset=offsets[value.name]) if value.name in offsets else value
-        for value in draft.values.values()
-        if value.name in used
-    )
-    return values, solution.arena_bytes, solution.lower_bound
+    staged = stage_problem(draft.segments, draft.values, inputs, outputs)
+    values, arena = placed(staged, draft.values)
+    becomes = (state.becomes for state in states if state.becomes)
+    kept = used(draft.segments, values, (*inputs, *outputs, *draft.constants, *draft.initial, *becomes))
+    return tuple(value for value in values.values() if value.name in kept), arena.nbytes, arena.lower_bound

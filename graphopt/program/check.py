@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from graphopt.program import schedule
 from graphopt.program.guards import guard_problems
@@ -108,6 +108,7 @@ def _stage_problems(stage: Stage) -> Iterator[str]:
             if segment.weights and not stage.weights:
                 yield f"fallback model {segment.model!r} has no weights file"
     calls = [call for segment in stage.segments if isinstance(segment, NativeSegment) for call in segment.calls]
+    yield from _recompute_problems(calls)
     if len({bool(call.launches) for call in calls}) > 1:
         yield "some of its kernels run on a device and some do not"
     conditional = any(segment.guard or isinstance(segment, SelectSegment) for segment in stage.segments)
@@ -161,8 +162,21 @@ def _call_problems(call: KernelCall, values: dict[str, Value], stage: Stage) -> 
         elif values[name].place is Place.HOST:
             yield f"kernel {call.symbol!r} uses the host value {name!r}"
     yield from _written_problems(f"kernel {call.symbol!r}", (*call.outputs, *call.scratch), values)
+    for read, written in call.in_place:
+        if not (read < len(call.inputs) and written < len(call.outputs)):
+            yield f"kernel {call.symbol!r} may write input {read} as output {written}, and has no such pair"
     for launch in call.launches:
         yield from _launch_problems(launch, call)
+
+
+def _recompute_problems(calls: Sequence[KernelCall]) -> Iterator[str]:
+    made: dict[str, KernelCall] = {}
+    for call in calls:
+        first = made.get(call.recompute_of)
+        if call.recompute_of and (first is None or first.symbol != call.symbol):
+            yield f"kernel {call.symbol!r} repeats the call that makes {call.recompute_of!r}, and no such call precedes"
+        for name in call.outputs:
+            made.setdefault(name, call)
 
 
 def _launch_problems(launch: Launch, call: KernelCall) -> Iterator[str]:

@@ -144,7 +144,7 @@ def _from_call(call: KernelCall) -> dict[str, Any]:
     if call.in_place:
         fields["in_place"] = [list(pair) for pair in call.in_place]
     if call.recompute_of:
-        fields["recompute_of"] = list(call.recompute_of)
+        fields["recompute_of"] = call.recompute_of
     return fields
 
 
@@ -277,14 +277,14 @@ def _to_call(item: object, where: str) -> KernelCall:
         origin=texts(fields["origin"], f"{where}.origin"),
         launches=list_of(fields.get("launches", []), f"{where}.launches", _to_launch),
         in_place=list_of(fields.get("in_place", []), f"{where}.in_place", _to_pair),
-        recompute_of=texts(fields.get("recompute_of", []), f"{where}.recompute_of"),
+        recompute_of=text(fields.get("recompute_of", ""), f"{where}.recompute_of"),
     )
 
 
 def _to_pair(item: object, where: str) -> tuple[int, int]:
     numbers = list_of(item, where, integer)
     if len(numbers) != 2:
-        raise ArtifactError(f"program.json is not valid: {where} is {shown(item)}, not two positions")
+        raise ArtifactError(f"program.json is not valid: {where} is {shown(item)}, not an input and an output")
     return numbers[0], numbers[1]
 
 

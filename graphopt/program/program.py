@@ -80,7 +80,7 @@ class KernelCall:
     `launches` are the kernels that the function launches on a device, in order; empty on a CPU.
     `in_place` are positions (in `inputs`, in `outputs`) of operands that may share their bytes: the kernel reads an
     element of the input only to write the same element of the output.
-    `recompute_of` names the outputs of an earlier call that this one computes again, to save memory.
+    `recompute_of` is the first output of the earlier call that this one repeats on the same inputs; "" for any other.
     """
 
     symbol: str
@@ -90,7 +90,7 @@ class KernelCall:
     origin: tuple[str, ...] = ()
     launches: tuple[Launch, ...] = ()
     in_place: tuple[tuple[int, int], ...] = ()
-    recompute_of: tuple[str, ...] = ()
+    recompute_of: str = ""
 
 
 Guard = tuple[tuple[str, bool], ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -148,6 +149,44 @@ def test_every_damage_of_a_condition_is_refused(edit: Callable[[list[Any]], obje
         program_json.loads(json.dumps(fields).encode())
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def repeated() -> Program:
+    """h = scale(x), which is computed again before its second reader; relu writes over what it reads."""
+    names = {"x": 0, "h": 64, "y": 64, "h~1": 64, "z": 128}
+    calls = (
+        KernelCall("scale", ("x",), ("h",)),
+        KernelCall("relu", ("h",), ("y",), in_place=((0, 0),)),
+        KernelCall("scale", ("x",), ("h~1",), recompute_of="h"),
+        KernelCall("relu", ("h~1",), ("z",)),
+    )
+    values = tuple(Value(name, "float32", (4,), Place.ARENA, offset) for name, offset in names.items())
+    stage = Stage(0, values, ("x",), ("z",), (NativeSegment(calls),), 192, 128, library="stage_0.so")
+    ports = (Port("x", "float32", (4,)),), (Port("z", "float32", (4,)),)
+    return Program((stage,), ((Action(Verb.RUN, 0, 0),),), *ports)
+
+
+def test_a_program_that_computes_a_value_again_reads_back_equal() -> None:
+    assert problems(repeated()) == []
+    assert program_json.loads(program_json.dumps(repeated())) == repeated()
+
+
+@pytest.mark.parametrize(
+    ("call", "change", "reason"),
+    [
+        (1, {"in_place": [[1, 0]]}, "may write input 1 as output 0"),
+        (1, {"in_place": [[0, 1]]}, "may write input 0 as output 1"),
+        (1, {"in_place": [[0]]}, "not an input and an output"),
+        (2, {"recompute_of": "z"}, "repeats the call that makes 'z', and no such call precedes"),
+        (2, {"recompute_of": "y"}, "repeats the call that makes 'y'"),
+        (2, {"recompute_of": 1}, "not a text"),
+    ],
+)
+def test_a_call_repeats_an_earlier_one(call: int, change: dict[str, Any], reason: str) -> None:
+    fields = document(repeated())
+    fields["stages"][0]["segments"][0]["calls"][call].update(change)
+    with pytest.raises(ArtifactError, match=re.escape(reason)):
+        program_json.loads(json.dumps(fields).encode())
 
 
 def test_a_device_runs_everything() -> None:

@@ -1,0 +1,1 @@
+"""Which operations run again, and where, so that a sequence of operations fits into a budget of memory."""
