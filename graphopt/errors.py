@@ -39,3 +39,7 @@ class RankError(GraphoptError):
 
 class SolverError(GraphoptError):
     """A problem has no solution within its limits."""
+
+
+class DifferentiationError(GraphoptError):
+    """A model has no loss that can be differentiated, or operators without a gradient; names all of them at once."""

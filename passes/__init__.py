@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from graphopt.passes.sparse.compress_columns import CompressColumns as CompressColumns
     from graphopt.passes.sparse.drop_blocks import DropBlocks as DropBlocks
     from graphopt.passes.sparse.skip_zeros import SkipZeros as SkipZeros
+    from graphopt.passes.training.differentiate import Differentiate as Differentiate
+    from graphopt.passes.training.loss import Loss as Loss
 
 PASSES = {
     "hoist-branches": ("graphopt.passes.branches.hoist_branches", "HoistBranches"),
@@ -44,6 +46,8 @@ PASSES = {
     "select-conv": ("graphopt.passes.conv.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout.layout", "Layout"),
     "choose-tiles": ("graphopt.passes.products.choose_tiles", "ChooseTiles"),
+    "loss": ("graphopt.passes.training.loss", "Loss"),
+    "differentiate": ("graphopt.passes.training.differentiate", "Differentiate"),
 }
 
 DEFAULT = (
@@ -66,6 +70,7 @@ __all__ = [
     "BatchProducts",
     "ChooseTiles",
     "ClusterSparse",
+    "Differentiate",
     "DropBlocks",
     "CompressColumns",
     "FlushDenormals",
@@ -74,6 +79,7 @@ __all__ = [
     "JoinProducts",
     "Layout",
     "LiftRows",
+    "Loss",
     "Normalize",
     "Precision",
     "Prune",

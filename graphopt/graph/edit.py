@@ -60,11 +60,36 @@ class Editor:
         domain: str = "",
     ) -> ir.Value:
         """Insert a node with one output before `before`, and return that output. Its names become unique."""
-        value = ir.Value(
-            name=self.fresh(output),
-            shape=ir.Shape(shape) if shape is not None else None,
-            type=ir.TensorType(dtype) if dtype is not None else None,
-        )
+        (value,) = self.emit(
+            before, op_type, inputs, attributes, outputs=[(output, shape, dtype)], name=name, origin=origin,
+            domain=domain,
+        )  # fmt: skip
+        return value
+
+    def emit(
+        self,
+        before: ir.Node | None,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, AttributeValue] | None = None,
+        *,
+        outputs: Sequence[tuple[str, Sequence[int] | ir.Shape | None, ir.DataType | None]],
+        name: str,
+        origin: Iterable[ir.Node] = (),
+        domain: str = "",
+    ) -> tuple[ir.Value, ...]:
+        """Insert a node before `before`, or after all others; returns its `outputs`, each (name, shape, dtype).
+
+        All names become unique.
+        """
+        values = [
+            ir.Value(
+                name=self.fresh(output),
+                shape=ir.Shape(shape) if shape is not None else None,
+                type=ir.TensorType(dtype) if dtype is not None else None,
+            )
+            for output, shape, dtype in outputs
+        ]
         metadata = {RULE_KEY: self.rule}
         if names := origin_of(*origin):
             metadata[ORIGIN_KEY] = names
@@ -73,15 +98,18 @@ class Editor:
             list(inputs),
             dict(attributes or {}),
             domain=domain,
-            outputs=[value],
+            outputs=values,
             name=self._nodes.take(name),
             metadata_props=metadata,
         )
-        self.graph.insert_before(before, node)
+        if before is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(before, node)
         if domain == ops.DOMAIN:
             ops.ensure(self.model, op_type)
         self.modified = True
-        return value
+        return tuple(values)
 
     def can_replace(self, old: ir.Value, new: ir.Value) -> bool:
         """Whether `new` may stand for `old` everywhere: a graph output cannot be an input or another output."""
