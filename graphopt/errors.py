@@ -43,3 +43,7 @@ class SolverError(GraphoptError):
 
 class Interrupted(GraphoptError):
     """Ctrl-C or SIGTERM stopped long work in an orderly way; says how to go on. The command line exits with 130."""
+
+
+class DifferentiationError(GraphoptError):
+    """A model has no loss that can be differentiated, or operators without a gradient; names all of them at once."""

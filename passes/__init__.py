@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from graphopt.passes.sparse.compress_columns import CompressColumns as CompressColumns
     from graphopt.passes.sparse.drop_blocks import DropBlocks as DropBlocks
     from graphopt.passes.sparse.skip_zeros import SkipZeros as SkipZeros
+    from graphopt.passes.training.differentiate import Differentiate as Differentiate
+    from graphopt.passes.training.loss import Loss as Loss
     from graphopt.passes.training.microbatch import Microbatch as Microbatch
     from graphopt.passes.training.mixed_precision import MixedPrecision as MixedPrecision
     from graphopt.passes.training.optimizer import Optimizer as Optimizer
@@ -52,6 +54,8 @@ PASSES = {
     "microbatch": ("graphopt.passes.training.microbatch", "Microbatch"),
     "mixed-precision": ("graphopt.passes.training.mixed_precision", "MixedPrecision"),
     "optimizer": ("graphopt.passes.training.optimizer", "Optimizer"),
+    "loss": ("graphopt.passes.training.loss", "Loss"),
+    "differentiate": ("graphopt.passes.training.differentiate", "Differentiate"),
 }
 
 DEFAULT = (
@@ -74,6 +78,7 @@ __all__ = [
     "BatchProducts",
     "ChooseTiles",
     "ClusterSparse",
+    "Differentiate",
     "DropBlocks",
     "CompressColumns",
     "FlushDenormals",
@@ -84,6 +89,7 @@ __all__ = [
     "LiftRows",
     "Microbatch",
     "MixedPrecision",
+    "Loss",
     "Normalize",
     "Optimizer",
     "Precision",

@@ -64,15 +64,37 @@ class Editor:
         origin: Iterable[ir.Node] = (),
         domain: str = "",
     ) -> ir.Value:
-        """Insert a node with one output before `before` (None: at the end), and return that output.
+        """Insert a node with one output before `before`, or after all others; its names become unique."""
+        (value,) = self.emit(
+            before, op_type, inputs, attributes, outputs=[(output, shape, dtype)], name=name, origin=origin,
+            domain=domain,
+        )  # fmt: skip
+        return value
 
-        Its names become unique.
+    def emit(
+        self,
+        before: ir.Node | None,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, AttributeValue] | None = None,
+        *,
+        outputs: Sequence[tuple[str, Sequence[int] | ir.Shape | None, ir.DataType | None]],
+        name: str,
+        origin: Iterable[ir.Node] = (),
+        domain: str = "",
+    ) -> tuple[ir.Value, ...]:
+        """Insert a node before `before`, or after all others; returns its `outputs`, each (name, shape, dtype).
+
+        All names become unique.
         """
-        value = ir.Value(
-            name=self.fresh(output),
-            shape=ir.Shape(shape) if shape is not None else None,
-            type=ir.TensorType(dtype) if dtype is not None else None,
-        )
+        values = [
+            ir.Value(
+                name=self.fresh(output),
+                shape=ir.Shape(shape) if shape is not None else None,
+                type=ir.TensorType(dtype) if dtype is not None else None,
+            )
+            for output, shape, dtype in outputs
+        ]
         metadata = {RULE_KEY: self.rule}
         sources = tuple(origin)
         if names := origin_of(*sources):
@@ -84,7 +106,7 @@ class Editor:
             list(inputs),
             dict(attributes or {}),
             domain=domain,
-            outputs=[value],
+            outputs=values,
             name=self.node_name(name),
             metadata_props=metadata,
         )
@@ -95,7 +117,7 @@ class Editor:
         if domain == ops.DOMAIN:
             ops.ensure(self.model, op_type)
         self.modified = True
-        return value
+        return tuple(values)
 
     def can_replace(self, old: ir.Value, new: ir.Value) -> bool:
         """Whether `new` may stand for `old` everywhere: a graph output cannot be an input or another output."""

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 def run_function(
     op_type: str, inputs: Sequence[Array], attributes: Mapping[str, Any] | None = None, dtypes: Sequence[Any] = ()
 ) -> list[Array]:
-    """The results of the function `op_type`; their dtypes are that of the first input unless `dtypes` says otherwise."""
+    """The results of the function `op_type`; those that `dtypes` does not reach have the dtype of the first input."""
     function = ops.function(op_type, 20)
     values = [ir.val(f"i{n}", ir.DataType.from_numpy(array.dtype), array.shape) for n, array in enumerate(inputs)]
     count = len(function.outputs)

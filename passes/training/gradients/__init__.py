@@ -1,0 +1,1 @@
+"""The gradients of operators: a rule for each, in a file for each family."""
