@@ -183,7 +183,8 @@ class _Axis:
         low, high = min(finite), max(finite)
         if low > 0 and high / low > 30:
             return cls(10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high)), True)
-        return cls(min(low, 0.0), high * 1.05 if high > 0 else low + 1.0, False)
+        low, high = min(low, 0.0), max(high * 1.05, 0.0)
+        return cls(low, high if high > low else low + 1.0, False)
 
     @property
     def marks(self) -> list[float]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.frontend.shapes import infer_shapes
 from graphopt.graph.constness import is_constant, stored
 from graphopt.graph.state import exposed
 from graphopt.training.engine import Array, not_finite
@@ -60,6 +61,8 @@ def first_nan(model: ir.Model, feeds: Mapping[str, Array], state: Mapping[str, A
     watched = exposed(model)
     graph = watched.graph
     nodes = list(graph)
+    if any(value.dtype is None for node in nodes for value in node.outputs):
+        infer_shapes(watched)
     infinite = {str(value.name) for value in graph.initializers.values() if _holds_infinity(value)}
     del graph.outputs[:]
     for node in nodes:

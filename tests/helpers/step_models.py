@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.graph import state
+from graphopt.models import samples
+from graphopt.training.build import StepModel, from_step_model
 
 HEAD = '<ir_version: 11, opset_import: ["": 20]>'
 
@@ -118,3 +121,15 @@ def softmax_inference(batch: int | str = "N") -> onnx.ModelProto:
 def proto(model: ir.Model) -> onnx.ModelProto:
     """The model as users save it."""
     return ir.to_proto(model)
+
+
+def digits_step(original: bool = True) -> StepModel:
+    """Softmax regression on the digits as `build_step` makes it; with `original` it knows its inference model."""
+    step = from_step_model(softmax())
+    return replace(step, original=softmax_inference(), output="scores", kind="cross-entropy") if original else step
+
+
+def digits_data() -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Training and test data of `softmax`."""
+    train, test = samples.training_digits(), samples.digits()
+    return dict(zip(("image", "labels"), train, strict=True)), dict(zip(("image", "labels"), test, strict=True))
