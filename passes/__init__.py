@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from graphopt.passes.training.microbatch import Microbatch as Microbatch
     from graphopt.passes.training.mixed_precision import MixedPrecision as MixedPrecision
     from graphopt.passes.training.optimizer import Optimizer as Optimizer
+    from graphopt.passes.training.sparse_training import SparseTraining as SparseTraining
 
 PASSES = {
     "hoist-branches": ("graphopt.passes.branches.hoist_branches", "HoistBranches"),
@@ -52,6 +53,7 @@ PASSES = {
     "microbatch": ("graphopt.passes.training.microbatch", "Microbatch"),
     "mixed-precision": ("graphopt.passes.training.mixed_precision", "MixedPrecision"),
     "optimizer": ("graphopt.passes.training.optimizer", "Optimizer"),
+    "sparse-training": ("graphopt.passes.training.sparse_training", "SparseTraining"),
 }
 
 DEFAULT = (
@@ -92,6 +94,7 @@ __all__ = [
     "QuantizedProducts",
     "SelectConv",
     "SkipZeros",
+    "SparseTraining",
     "SplitTransposed",
 ]
 
