@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from graphopt.passes.training.microbatch import Microbatch as Microbatch
     from graphopt.passes.training.mixed_precision import MixedPrecision as MixedPrecision
     from graphopt.passes.training.optimizer import Optimizer as Optimizer
+    from graphopt.passes.training.sparse_training import SparseTraining as SparseTraining
 
 PASSES = {
     "hoist-branches": ("graphopt.passes.branches.hoist_branches", "HoistBranches"),
@@ -56,6 +57,7 @@ PASSES = {
     "optimizer": ("graphopt.passes.training.optimizer", "Optimizer"),
     "loss": ("graphopt.passes.training.loss", "Loss"),
     "differentiate": ("graphopt.passes.training.differentiate", "Differentiate"),
+    "sparse-training": ("graphopt.passes.training.sparse_training", "SparseTraining"),
 }
 
 DEFAULT = (
@@ -98,6 +100,7 @@ __all__ = [
     "QuantizedProducts",
     "SelectConv",
     "SkipZeros",
+    "SparseTraining",
     "SplitTransposed",
 ]
 
