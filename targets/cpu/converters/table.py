@@ -31,6 +31,7 @@ from graphopt.targets.cpu.converters.rows import channel_norm, layer_norm, softm
 from graphopt.targets.cpu.converters.sparse import block_sparse_conv, block_sparse_matmul, compressed_columns_matmul
 from graphopt.targets.cpu.converters.training.conv_gradient import (
     conv2d_weight_gradient_blocked,
+    conv_weight_gradient,
     depthwise_weight_gradient_blocked,
 )
 from graphopt.targets.cpu.converters.training.conv_weights import (
@@ -41,6 +42,12 @@ from graphopt.targets.cpu.converters.training.conv_weights import (
     to_depthwise_weight,
     winograd_weight,
 )
+from graphopt.targets.cpu.converters.training.normalization import (
+    batch_norm_gradient,
+    batch_norm_gradient_blocked,
+    batch_statistics,
+    batch_statistics_blocked,
+)
 from graphopt.targets.cpu.converters.training.phases import interleave_phases
 from graphopt.targets.cpu.converters.transposed import conv_transpose
 from graphopt.targets.cpu.converters.winograd import conv2d_winograd
@@ -50,6 +57,10 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.Attention": attention,
     "graphopt.AttentionMasked": attention,
     "graphopt.AveragePoolBlocked": pool_blocked("average"),
+    "graphopt.BatchNormalizationGradient": batch_norm_gradient,
+    "graphopt.BatchNormalizationGradientBlocked": batch_norm_gradient_blocked,
+    "graphopt.BatchStatistics": batch_statistics,
+    "graphopt.BatchStatisticsBlocked": batch_statistics_blocked,
     "graphopt.BlockSparseConv": block_sparse_conv,
     "graphopt.CompressedColumnsMatMul": compressed_columns_matmul,
     "graphopt.BlockSparseMatMul": block_sparse_matmul,
@@ -59,6 +70,7 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.Conv2dWeightGradientBlocked": conv2d_weight_gradient_blocked,
     "graphopt.Conv2dWinograd": conv2d_winograd,
     "graphopt.Conv2dWinogradAxis": conv2d_winograd,
+    "graphopt.ConvWeightGradient": conv_weight_gradient,
     "graphopt.DepthwiseConv2dBlocked": depthwise_blocked,
     "graphopt.DepthwiseWeightGradientBlocked": depthwise_weight_gradient_blocked,
     "graphopt.FlipBlockedWeight": flip_blocked_weight,
