@@ -139,7 +139,7 @@ RULES: dict[str, Entry] = {
     "Concat": Entry(moves.concat, _NOTHING),
     "Split": Entry(moves.split, _NOTHING),
     "Slice": Entry(moves.slices, _NOTHING, moves.slice_check, "bounds are constants"),
-    "Pad": Entry(moves.pad, _NOTHING, moves.pad_check, "pads are constants; negative ones in mode constant", None, (0,)),
+    "Pad": Entry(moves.pad, _NOTHING, moves.pad_check, "pads are constants; negative ones as zeros", None, (0,)),
     "DepthToSpace": Entry(moves.space, _NOTHING),
     "SpaceToDepth": Entry(moves.space, _NOTHING),
     "Trilu": Entry(moves.trilu, _NOTHING),
