@@ -90,6 +90,30 @@ def test_split_of_which_one_part_is_used() -> None:
     require_torch(text, {"x": normal(0, 2, 6)}, lambda x: x[:, :3] * x[:, 3:])
 
 
+@pytest.mark.parametrize("middle", [(2, 5), (3, 5), (2, 3)])
+def test_slices_side_by_side_are_joined(middle: tuple[int, int]) -> None:
+    """A gap becomes zeros; where all is taken nothing is padded and nothing is added."""
+    begin, end = middle
+    text = f"""g (T[1] x) => (T a, T b, T c) {{
+        t = Constant <value_ints = [1]>() zero = Constant <value_ints = [0]>() two = Constant <value_ints = [2]>()
+        begin = Constant <value_ints = [{begin}]>() end = Constant <value_ints = [{end}]>()
+        five = Constant <value_ints = [5]>() six = Constant <value_ints = [6]>()
+        a = Slice(x, zero, two, t) b = Slice(x, begin, end, t) c = Slice(x, five, six, t) }}"""
+    model = require_torch(text, {"x": normal(0, 3, 6)}, lambda x: (x[:, :2], x[:, begin:end], x[:, 5:6]))
+    backward = [node.op_type for node in model.graph if ".backward." in str(node.name)]
+    assert backward.count("Concat") == 1
+    assert "Pad" not in backward
+    assert backward.count("Expand") == 3 + (middle != (2, 5))  # each part of the loss is a sum
+
+
+def test_slices_that_overlap_add_up() -> None:
+    text = """g (T[1] x) => (T a, T b) {
+        zero = Constant <value_ints = [0, 0]>() one = Constant <value_ints = [1]>() two = Constant <value_ints = [2]>()
+        three = Constant <value_ints = [3]>() four = Constant <value_ints = [4]>()
+        a = Slice(x, one, three, one) b = Slice(x, two, four, one) }"""
+    require_torch(text, {"x": normal(0, 3, 6)}, lambda x: (x[:, 1:3], x[:, 2:4]))
+
+
 @pytest.mark.parametrize("mode", ["DCR", "CRD"])
 def test_depth_to_space_and_back(mode: str) -> None:
     text = f'g (T[1] x) => (T y) {{ y = DepthToSpace <blocksize = 2, mode = "{mode}">(x) }}'

@@ -99,10 +99,53 @@ def test_only_the_last_state_is_used() -> None:
     require_torch(text, arrays, lambda *tensors: twin(*tensors)[1])
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("activation", ["Tanh", "Relu"])
+def test_rnn_is_written_out(direction: str, activation: str) -> None:
+    directions = 2 if direction == "bidirectional" else 1
+    arrays = {
+        "x": normal(0, STEPS, BATCH, INPUTS),
+        "w": normal(1, directions, HIDDEN, INPUTS),
+        "r": normal(2, directions, HIDDEN, HIDDEN),
+        "b": normal(3, directions, 2 * HIDDEN),
+        "h": normal(4, directions, BATCH, HIDDEN),
+    }
+    listed = ", ".join([f'"{activation}"'] * directions)
+    attributes = f'hidden_size = {HIDDEN}, direction = "{direction}", activations = [{listed}]'
+    text = f"""g (T[1] x, T[1] w, T[1] r, T[1] b, T[1] h) => (T y, T last) {{
+        y, last = RNN <{attributes}>(x, w, r, b, , h) }}"""
+
+    def twin(x: torch.Tensor, w: torch.Tensor, r: torch.Tensor, b: torch.Tensor, h: torch.Tensor) -> Any:
+        weights = [part for place in range(directions) for part in (w[place], r[place], *b[place].split(HIDDEN))]
+        function = torch.rnn_tanh if activation == "Tanh" else torch.rnn_relu
+        source = x.flip(0) if direction == "reverse" else x
+        y, last = function(source, h, weights, True, 1, 0.0, False, directions == 2, False)
+        y = y.flip(0) if direction == "reverse" else y
+        return y.reshape(STEPS, BATCH, directions, HIDDEN).permute(0, 2, 1, 3), last
+
+    require_torch(text, arrays, twin)
+
+
+def test_gru_that_resets_before_the_product_is_written_out() -> None:
+    """PyTorch has no such GRU, so its steps are written out here too."""
+    text = "g (T[1] x, T[1] w, T[1] r, T[1] b, T[1] h) => (T y) { y = GRU <hidden_size = 2>(x, w, r, b, , h) }"
+
+    def twin(x: torch.Tensor, w: torch.Tensor, r: torch.Tensor, b: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        state, states, (r_z, r_r, r_u) = h[0], [], r[0].split(HIDDEN)
+        for step in x:
+            s_z, s_r, s_u = (step @ w[0].T + b[0].reshape(2, -1).sum(0)).split(HIDDEN, 1)
+            z, reset = torch.sigmoid(s_z + state @ r_z.T), torch.sigmoid(s_r + state @ r_r.T)
+            u = torch.tanh(s_u + (reset * state) @ r_u.T)
+            state = (1 - z) * u + z * state
+            states.append(state)
+        return torch.stack(states)[:, None]
+
+    require_torch(text, arrays_of("GRU", 1, True, True), twin)
+
+
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
-        ("hidden_size = 2", "linear_before_reset = 0 has no gradient here"),
         ("hidden_size = 2, linear_before_reset = 1, clip = 1.0", "clip and input_forget"),
         ('hidden_size = 2, linear_before_reset = 1, activations = ["Relu", "Tanh"]', "activations other than"),
     ],
