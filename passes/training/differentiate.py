@@ -12,8 +12,9 @@ import onnx_ir as ir
 from graphopt.errors import DifferentiationError
 from graphopt.graph import state
 from graphopt.graph.edit import Editor, is_op
+from graphopt.passes.training import unroll
 from graphopt.passes.training.flow import Flow, find_loss, trace
-from graphopt.passes.training.gradients import dropout, normalization
+from graphopt.passes.training.gradients import dropout, moves, normalization
 from graphopt.passes.training.gradients.context import Context
 from graphopt.passes.training.gradients.table import RULES
 from graphopt.pipeline.pass_base import Pass, PassResult, option
@@ -53,6 +54,10 @@ class Differentiate(Pass):
         loss = find_loss(graph)
         flow = trace(graph, loss, parameters)
         editor = Editor(model, self.name)
+        if recurrences := [node for node in flow.nodes if unroll.applies(node)]:
+            for node in recurrences:
+                unroll.unroll(editor, node)
+            flow = trace(graph, loss, parameters)
         ctx = Context(editor)
         self._prepare(ctx, flow)
         gradients = _backward(ctx, flow, loss)
@@ -121,7 +126,14 @@ def _backward(ctx: Context, flow: Flow, loss: ir.Value) -> dict[ir.Value, ir.Val
     assert loss.dtype is not None
     one = np.ones(loss.shape.numpy() if loss.shape is not None else (), loss.dtype.numpy())
     gradients = {loss: ctx.editor.constant(one, f"{loss.name}.gradient")}
+
+    def add(value: ir.Value, part: ir.Value) -> None:
+        gradients[value] = ctx.op("Add", gradients[value], part) if value in gradients else part
+
     for node in reversed(flow.nodes):
+        for output in node.outputs:
+            if output in ctx.slices:
+                add(output, moves.joined(ctx, output))
         arriving = [gradients.get(output) for output in node.outputs]
         if all(each is None for each in arriving):
             continue
@@ -131,7 +143,9 @@ def _backward(ctx: Context, flow: Flow, loss: ir.Value) -> dict[ir.Value, ir.Val
                 value = node.inputs[place]
                 part = emits[place]() if place in emits else None
                 if value is not None and part is not None:
-                    gradients[value] = ctx.op("Add", gradients[value], part) if value in gradients else part
+                    add(value, part)
+    for value in list(ctx.slices):
+        add(value, moves.joined(ctx, value))
     seed = gradients[loss]
     if not seed.uses():
         ctx.editor.graph.initializers.pop(str(seed.name))

@@ -44,10 +44,10 @@ class Reduction(StrEnum):
 class Loss(Pass):
     """Add the loss of an output, and the input `labels` that it needs.
 
-        y = f(x)  ->  y = f(x)   loss = SoftmaxCrossEntropyLoss(y, labels)   correct = labels that y is largest at
+        y = f(x)  ->  y = f(x)   loss = SoftmaxCrossEntropyLoss(y, labels)   correct = how often ArgMax(y) = labels
 
-    cross-entropy  y are logits: [N, C] or, with a plane, [N, C, H, W], and [N, T, C] of a language model; labels int64
-                   without the axis of classes. A Softmax or LogSoftmax at the end is left out of the loss (y stays).
+    cross-entropy  y are logits: [N, C] or, with a plane, [N, C, H, W], and [N, T, C] of a language model; labels are
+                   int64 without the axis of classes. A Softmax at the end is left out of the loss (y stays).
     nll            y are logarithms of probabilities
     mse, l1        mean of squared, of absolute differences; labels have the shape of y
     bce-with-logits  y are logits (or end in a Sigmoid, which is left out); labels from 0 to 1 have the shape of y

@@ -44,6 +44,8 @@ class Context:
         self._origin: ir.Node | None = None
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._views: dict[tuple[ir.Value, str, tuple[int, ...]], ir.Value] = {}
+        self.slices: dict[ir.Value, list[tuple[ir.Node, int, range, ir.Value]]] = {}
+        """Gradients of slices (node, axis, elements, gradient) of a value, which are joined once all are known."""
         self.backward: dict[ir.Node, None] = {}
         """The nodes of the backward pass, in their order."""
 

@@ -142,18 +142,14 @@ def extreme(ctx: Context, node: ir.Node, dys: Sequence[ir.Value | None]) -> Grad
 
 
 def clip(ctx: Context, node: ir.Node, dys: Sequence[ir.Value | None]) -> Gradients:
-    """x where low <= x <= high; the bounds get what is beyond them."""
-    dy, x = dys[0], node.inputs[0]
+    """Strictly between the bounds, read from the result as PyTorch's ReLU6 does; the bounds get what is beyond them."""
+    dy, x, y = dys[0], node.inputs[0], node.outputs[0]
     assert dy is not None
     assert x is not None
     low, high = ([*node.inputs[1:], None, None])[:2]
 
     def inside() -> ir.Value:
-        held = [
-            ctx.op(compare, x, bound)
-            for compare, bound in (("GreaterOrEqual", low), ("LessOrEqual", high))
-            if bound is not None
-        ]
+        held = [ctx.op(compare, y, bound) for compare, bound in (("Greater", low), ("Less", high)) if bound is not None]
         if not held:
             return dy
         return ctx.where(held[0] if len(held) == 1 else ctx.op("And", *held), dy, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -108,26 +109,62 @@ def slice_check(node: ir.Node) -> str | None:
 
 
 def slices(ctx: Context, node: ir.Node, dys: Sequence[ir.Value | None]) -> Gradients:
-    """Zeros around what was sliced; steps other than 1 add by index, axis by axis."""
+    """Zeros around what was sliced; steps other than 1 add by index, axis by axis.
+
+    Slices along one axis wait for the others of the same value (`joined`).
+    """
     x, dy, places = node.inputs[0], dys[0], _places(node)
     assert x is not None
     assert dy is not None
     assert places is not None
+    shape = shape_of(x)
+    cut = {axis: taken for axis, taken in places.items() if taken != range(shape[axis])}
 
-    def emit() -> ir.Value:
-        value, shape = dy, shape_of(x)
-        for axis, taken in places.items():
+    def emit() -> ir.Value | None:
+        if not all(shape_of(dy)):
+            return None
+        if len(cut) == 1 and all(taken.step == 1 for taken in cut.values()):
+            ((axis, taken),) = cut.items()
+            ctx.slices.setdefault(x, []).append((node, axis, taken, dy))
+            return None
+        value = dy
+        for axis, taken in cut.items():
             if taken.step != 1:
                 value = spread(ctx, value, axis, list(taken), shape[axis])
-        begins, ends = [0] * len(shape), [0] * len(shape)
-        for axis, taken in places.items():
-            if taken.step == 1 and len(taken):
-                begins[axis], ends[axis] = taken.start, shape[axis] - taken.stop
-        if not all(shape_of(value)):
-            return ctx.zeros(shape, value)
-        return pad_zeros(ctx, value, begins, ends)
+        return _padded(ctx, value, {axis: taken for axis, taken in cut.items() if taken.step == 1}, shape)
 
     return {0: emit}
+
+
+def _padded(ctx: Context, value: ir.Value, cut: dict[int, range], shape: tuple[int, ...]) -> ir.Value:
+    begins = [cut[axis].start if axis in cut else 0 for axis in range(len(shape))]
+    ends = [shape[axis] - cut[axis].stop if axis in cut else 0 for axis in range(len(shape))]
+    return pad_zeros(ctx, value, begins, ends)
+
+
+def joined(ctx: Context, x: ir.Value) -> ir.Value:
+    """The gradient of `x` by its slices: a Concat where they lie side by side along one axis, else a sum."""
+    parts = ctx.slices.pop(x)
+    shape = shape_of(x)
+    ordered = sorted(parts, key=lambda part: part[2].start)
+    node, axis, _, _ = ordered[0]
+    apart = all(before[2].stop <= after[2].start for before, after in itertools.pairwise(ordered))
+    with ctx.of(node):
+        if len(parts) == 1 or not apart or any(part[1] != axis for part in parts):
+            total: ir.Value | None = None
+            for _, own, taken, dy in parts:
+                wide = _padded(ctx, dy, {own: taken}, shape)
+                total = wide if total is None else ctx.op("Add", total, wide)
+            assert total is not None
+            return total
+        pieces, end = [], 0
+        for _, _, taken, dy in [*ordered, (node, axis, range(shape[axis], shape[axis]), x)]:
+            if taken.start > end:
+                pieces.append(ctx.zeros((*shape[:axis], taken.start - end, *shape[axis + 1 :]), x))
+            if len(taken):
+                pieces.append(dy)
+            end = taken.stop
+        return ctx.result("Concat", pieces, {"axis": axis}, shape=shape)
 
 
 def pad_zeros(ctx: Context, value: ir.Value, begins: Sequence[int], ends: Sequence[int]) -> ir.Value:

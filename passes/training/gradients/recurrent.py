@@ -14,20 +14,27 @@ import onnx_ir as ir
 from graphopt.graph.edit import array_of
 from graphopt.passes.training.gradients.context import Context, Gradients, Kept, Thunk, shape_of
 
-_ACTIVATIONS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
+_ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 _GATES = {"LSTM": 4, "GRU": 3}
+
+
+def activations_of(node: ir.Node) -> list[str]:
+    """The activations of all directions, one after another."""
+    directions = 2 if node.attributes.get_string("direction", "forward") == "bidirectional" else 1
+    usual = list(_ACTIVATIONS[node.op_type]) * directions
+    return [name.capitalize() for name in node.attributes.get_strings("activations", usual) or usual]
 
 
 def check(node: ir.Node) -> str | None:
     """The forms that PyTorch and Keras export."""
     inputs = [*node.inputs, *[None] * (8 - len(node.inputs))]
-    directions = 2 if node.attributes.get_string("direction", "forward") == "bidirectional" else 1
-    usual = list(_ACTIVATIONS[node.op_type]) * directions
-    given = [name.lower() for name in node.attributes.get_strings("activations", usual) or usual]
+    usual = _ACTIVATIONS[node.op_type]
+    given = activations_of(node)
     lengths = array_of(inputs[4])
     whole = lengths is not None and bool((lengths == shape_of(node.inputs[0])[0]).all())
-    if given != usual:
-        return f"activations other than {', '.join(usual[: len(usual) // directions])} have no gradient here"
+    relu = node.op_type == "RNN" and set(given) <= {"Tanh", "Relu"}
+    if not relu and given != list(usual) * (len(given) // len(usual)):
+        return f"activations other than {', '.join(usual)} have no gradient here"
     if "clip" in node.attributes or node.attributes.get_int("input_forget", 0):
         return "clip and input_forget have no gradient here"
     if inputs[4] is not None and not whole:
@@ -36,13 +43,11 @@ def check(node: ir.Node) -> str | None:
         return "peepholes have no gradient here"
     if node.attributes.get_int("layout", 0):
         return "layout 1 has no gradient here; transpose the input"
-    if node.op_type == "GRU" and not node.attributes.get_int("linear_before_reset", 0):
-        return "linear_before_reset = 0 has no gradient here; PyTorch and Keras export 1"
     return None
 
 
 @dataclass(frozen=True)
-class _Direction:
+class Direction:
     """Operands of one direction, with time running forward in each, and what its forward pass kept."""
 
     x: ir.Value  # [T, N, I]
@@ -52,16 +57,19 @@ class _Direction:
     starts: tuple[ir.Value, ...]  # h0, for LSTM c0: [N, H]
 
 
-def _reversed(ctx: Context, value: ir.Value) -> ir.Value:
+def backwards_in_time(ctx: Context, value: ir.Value) -> ir.Value:
+    """The last step first."""
     bounds = ([-1], [-(2**62)], [0], [-1])
     return ctx.result("Slice", [value, *map(ctx.ints, bounds)], shape=shape_of(value))
 
 
-def _backwards(node: ir.Node, place: int) -> bool:
+def runs_backwards(node: ir.Node, place: int) -> bool:
+    """Whether the direction `place` begins with the last step."""
     return place == 1 or node.attributes.get_string("direction", "forward") == "reverse"
 
 
-def _directions(ctx: Context, node: ir.Node) -> list[_Direction]:
+def directions_of(ctx: Context, node: ir.Node) -> list[Direction]:
+    """The operands of each direction of an LSTM, GRU or RNN."""
     x, w, r = node.inputs[:3]
     assert x is not None
     assert w is not None
@@ -70,7 +78,7 @@ def _directions(ctx: Context, node: ir.Node) -> list[_Direction]:
     count, rows, _ = shape_of(w)
     hidden = shape_of(r)[2]
     batch = shape_of(x)[1]
-    turned = _reversed(ctx, x) if any(_backwards(node, place) for place in range(count)) else x
+    turned = backwards_in_time(ctx, x) if any(runs_backwards(node, place) for place in range(count)) else x
 
     def of(value: ir.Value | None, place: int, shape: Sequence[int]) -> ir.Value:
         if value is None:
@@ -81,8 +89,8 @@ def _directions(ctx: Context, node: ir.Node) -> list[_Direction]:
         return ctx.result("Gather", [value, index], {"axis": 0}, shape=shape)
 
     return [
-        _Direction(
-            turned if _backwards(node, place) else x,
+        Direction(
+            turned if runs_backwards(node, place) else x,
             of(w, place, (rows, shape_of(w)[2])),
             of(r, place, (rows, hidden)),
             of(b, place, (2 * rows,)),
@@ -92,7 +100,7 @@ def _directions(ctx: Context, node: ir.Node) -> list[_Direction]:
     ]
 
 
-def _joined(ctx: Context, parts: Sequence[ir.Value], axis: int) -> ir.Value:
+def joined_directions(ctx: Context, parts: Sequence[ir.Value], axis: int) -> ir.Value:
     """The parts, one for each direction, along a new axis."""
     wide = []
     for part in parts:
@@ -113,7 +121,7 @@ def keep_gates(ctx: Context, node: ir.Node) -> None:
     kept: list[ir.Value] = []
     ys: list[ir.Value] = []
     lasts: list[list[ir.Value]] = [[], []]
-    for place, each in enumerate(_directions(ctx, node)):
+    for place, each in enumerate(directions_of(ctx, node)):
         steps, batch, _ = shape_of(each.x)
         hidden = shape_of(each.r)[1]
         line = (steps, batch, hidden)
@@ -123,14 +131,14 @@ def keep_gates(ctx: Context, node: ir.Node) -> None:
             f"{node.op_type}Training", operands, outputs=[(shape, each.x.dtype) for shape in (line, gates, line)]
         )
         kept += [*results, each.x, each.w, each.r, each.b, *each.starts]
-        ys.append(_reversed(ctx, results[0]) if _backwards(node, place) else results[0])
+        ys.append(backwards_in_time(ctx, results[0]) if runs_backwards(node, place) else results[0])
         for which, value in enumerate((results[0], results[2])):
             if which + 1 < len(node.outputs):
                 bounds = ([steps - 1], [steps], [0])
                 last = ctx.result("Slice", [value, *map(ctx.ints, bounds)], shape=(1, batch, hidden))
                 lasts[which].append(ctx.reshape(last, (batch, hidden)))
-    outputs = {0: _joined(ctx, ys, 1)}
-    outputs |= {1 + which: _joined(ctx, parts, 0) for which, parts in enumerate(lasts) if parts}
+    outputs = {0: joined_directions(ctx, ys, 1)}
+    outputs |= {1 + which: joined_directions(ctx, parts, 0) for which, parts in enumerate(lasts) if parts}
     ctx.kept[node] = Kept(tuple(kept), outputs)
 
 
@@ -148,7 +156,7 @@ def recurrent(ctx: Context, node: ir.Node, dys: Sequence[ir.Value | None]) -> Gr
         return done[place]
 
     def joined(name: str) -> Thunk:
-        return lambda: _joined(ctx, [getattr(backward(place), name)() for place in range(count)], 0)
+        return lambda: joined_directions(ctx, [getattr(backward(place), name)() for place in range(count)], 0)
 
     def of_x() -> ir.Value:
         parts = [backward(place).x() for place in range(count)]
@@ -166,7 +174,7 @@ class _Backward:
     def __init__(
         self, ctx: Context, node: ir.Node, dys: Sequence[ir.Value | None], place: int, kept: Sequence[ir.Value]
     ) -> None:
-        self.ctx, self.turned = ctx, _backwards(node, place)
+        self.ctx, self.turned = ctx, runs_backwards(node, place)
         y, gates, inner, self.input, self.weight, recurrence, _, *starts = kept
         steps, batch, hidden = shape_of(y)
         self.steps, self.rows = steps, steps * batch
@@ -184,7 +192,7 @@ class _Backward:
         dy, dh, dc = ([*dys, None, None])[:3]
         arriving = of(dy, 1, line)
         if self.turned and dy is not None:
-            arriving = _reversed(ctx, arriving)
+            arriving = backwards_in_time(ctx, arriving)
         last = of(dh, 0, (batch, hidden))
         self.y, self.h_start = y, starts[0]
         wide = shape_of(gates)
@@ -217,7 +225,7 @@ class _Backward:
         shape = shape_of(self.input)
         flat = self.ctx.result("Gemm", [self._flat(self.d_input), self.weight], shape=(self.rows, shape[2]))
         gradient = self.ctx.reshape(flat, shape)
-        return _reversed(self.ctx, gradient) if self.turned else gradient
+        return backwards_in_time(self.ctx, gradient) if self.turned else gradient
 
     def w(self) -> ir.Value:
         return self._product(self.d_input, self.input)

@@ -73,7 +73,7 @@ RULES: dict[str, Entry] = {
     "Mean": Entry(elementwise.total, _NOTHING),
     "Max": Entry(elementwise.extreme, "x and y"),
     "Min": Entry(elementwise.extreme, "x and y"),
-    "Clip": Entry(elementwise.clip, _X),
+    "Clip": Entry(elementwise.clip, "y; x for its bounds"),
     "Where": Entry(elementwise.where, "the condition", inputs=(1, 2)),
     "Cast": Entry(elementwise.cast, _NOTHING),
     "CastLike": Entry(elementwise.cast, _NOTHING, inputs=(0,)),
@@ -139,7 +139,7 @@ RULES: dict[str, Entry] = {
     "Concat": Entry(moves.concat, _NOTHING),
     "Split": Entry(moves.split, _NOTHING),
     "Slice": Entry(moves.slices, _NOTHING, moves.slice_check, "bounds are constants"),
-    "Pad": Entry(moves.pad, _NOTHING, moves.pad_check, "constant pads; negative ones in mode constant", None, (0,)),
+    "Pad": Entry(moves.pad, _NOTHING, moves.pad_check, "pads are constants; negative ones as zeros", None, (0,)),
     "DepthToSpace": Entry(moves.space, _NOTHING),
     "SpaceToDepth": Entry(moves.space, _NOTHING),
     "Trilu": Entry(moves.trilu, _NOTHING),
@@ -166,8 +166,14 @@ RULES: dict[str, Entry] = {
         recurrent.recurrent,
         _GATES,
         recurrent.check,
-        "linear_before_reset = 1, usual activations, no sequence_lens, clip",
+        "usual activations, no sequence_lens, clip; written out by steps if linear_before_reset = 0",
         recurrent.keep_gates,
+    ),
+    "RNN": Entry(
+        recurrent.recurrent,
+        "all states, and x",
+        recurrent.check,
+        "Tanh or Relu, no sequence_lens, clip; written out by steps",
     ),
 }  # fmt: skip
 
