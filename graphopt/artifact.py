@@ -52,7 +52,9 @@ class Artifact(Contents):
     """A compiled model. Create one with `graphopt.compile` or `open_artifact`; `session()` runs it."""
 
     @staticmethod
-    def create(program: Program, files: Mapping[str, bytes | Path], manifest: Mapping[str, Any]) -> Artifact:
+    def create(
+        program: Program, files: Mapping[str, bytes | memoryview | Path], manifest: Mapping[str, Any]
+    ) -> Artifact:
         """Create an artifact from a new program.
 
         Args:
@@ -77,7 +79,7 @@ class Artifact(Contents):
         for name, content in sorted(files.items()):
             if (reason := file_name_problem(name)) is not None or name in (MANIFEST, PROGRAM):
                 raise ArtifactError(reason or f"the file name {name!r} is reserved: choose another name")
-            contents[name] = memoryview(content) if isinstance(content, bytes) else map_file(content)
+            contents[name] = map_file(content) if isinstance(content, Path) else memoryview(content)
         listed = {name: {"bytes": len(contents[name]), "sha256": digest} for name, digest in _digests(contents).items()}
         document = {**manifest, "format": FORMAT, "graphopt": VERSION, "files": listed}
         try:
@@ -88,6 +90,16 @@ class Artifact(Contents):
         artifact = Artifact(program, document, contents)
         artifact._check_references()
         return artifact
+
+    def with_program(self, program: Program) -> Artifact:
+        """An artifact of another program with the same files.
+
+        Raises:
+            ArtifactError: the program is not valid, or needs a file that is not there.
+        """
+        files = {name: content for name, content in self.files.items() if name != PROGRAM}
+        manifest = {key: value for key, value in self.manifest.items() if key not in _RESERVED}
+        return Artifact.create(program, files, manifest)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the artifact to `path`: a directory if `path` ends in "/" or is one, else a single zip file.
