@@ -13,6 +13,7 @@ so `Marks` lists both and the user may correct it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -135,7 +136,7 @@ def _is_weight(node: ir.Node, index: int, source: ir.Value, computed: set[ir.Val
     if node.domain not in ("", "com.microsoft"):
         return False
     if node.op_type in _WEIGHTS:
-        return index in _WEIGHTS[node.op_type]
+        return index in _WEIGHTS[node.op_type] and not (index == 2 and _is_no_bias(node, source))
     others = [value for place, value in enumerate(node.inputs) if place != index and value is not None]
     if not any(value in computed or is_state(value) for value in others):
         return False
@@ -146,6 +147,15 @@ def _is_weight(node: ir.Node, index: int, source: ir.Value, computed: set[ir.Val
         vector = sum(extent > 1 for extent in extents) == 1
         return vector or (is_op(node, "Add") and math.prod(extents) > 1 and not _is_fill(source))
     return False
+
+
+def _is_no_bias(node: ir.Node, bias: ir.Value) -> bool:
+    """Whether a bias only says that the layer has none: exporters give such layers zeros, one tensor to all of them."""
+    tensor = stored(bias)
+    if not is_op(node, "Conv", "ConvTranspose", "Gemm") or tensor is None or tensor.numpy().any():
+        return False
+    made = re.fullmatch(r"val_\d+", str(bias.name)) is not None  # by torch's exporter
+    return made or len(bias.uses()) > 1 or any(is_op(use.node, "BatchNormalization") for use in node.outputs[0].uses())
 
 
 def _is_fill(value: ir.Value) -> bool:

@@ -114,6 +114,25 @@ def test_a_weight_that_is_put_together_from_slices_is_a_parameter() -> None:
     assert [node.op_type for node in loaded.model.graph] == ["Split", "Concat", "MatMul"]
 
 
+@pytest.mark.parametrize(
+    ("bias", "second", "trained"),
+    [
+        (np.zeros(4), "shared", False),  # one tensor for all layers without bias
+        (np.zeros(4), "other", True),  # a bias that training begins with
+        (np.ones(4), "shared", True),
+    ],
+)
+def test_zeros_that_stand_for_no_bias_are_not_trained(bias: np.ndarray, second: str, trained: bool) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "shared"], ["a"], name="first"),
+        helper.make_node("Conv", ["a", "v", second], ["y"], name="second"),
+    ]
+    weights = {"w": np.ones((4, 4, 1, 1)), "v": np.ones((4, 4, 1, 1)), "shared": bias, second: bias}
+    loaded = load(_model(nodes, weights, [2, 4, 3, 3], [2, 4, 3, 3]), training=True)
+    assert loaded.marks is not None
+    assert ("shared" in loaded.marks.parameters) is trained
+
+
 def test_a_training_model_is_loaded_with_its_state() -> None:
     model = ir.from_onnx_text("""<ir_version: 11, opset_import: ["": 20]>
         g (float[2] x) => (float[2] y, float[2] w_next) <float[2] w = {1, 2}>

@@ -45,6 +45,14 @@ class TorchStep:
         self._optimizer.step()
         return {"loss": np.array(loss.item(), np.float32)}
 
+    def gradients(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The gradients of the loss by parameter; no step is made."""
+        self._optimizer.zero_grad(set_to_none=True)
+        inputs = [torch.from_numpy(feeds[name]) for name in self._inputs]
+        self._loss(inputs, torch.from_numpy(feeds[self._labels])).backward()  # type: ignore[no-untyped-call]
+        named = self._module.named_parameters()
+        return {name: value.grad.numpy().copy() for name, value in named if value.grad is not None}
+
     def parameters(self) -> dict[str, Any]:
         """The weights by the names that the exporter gives them."""
         return {name: value.detach().numpy() for name, value in self._module.named_parameters()}
