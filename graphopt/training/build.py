@@ -29,6 +29,7 @@ from graphopt.pipeline.spelling import split
 from graphopt.training.data.dataset import Signature
 from graphopt.training.data.ranges import integer_ranges, labels_input
 from graphopt.training.engine import RATE
+from graphopt.training.open_batch import fixed_batch, open_batch
 from graphopt.training.reference import ports
 
 if TYPE_CHECKING:
@@ -111,13 +112,14 @@ def build_step(source: Any, options: StepOptions, example_inputs: Any = None) ->
     given = _sized(source, options.batch, example_inputs)
     if LOSS in given.model.graph.metadata_props:
         return from_step_model(given.model, given.notes)
-    shapes = _shapes(given.model, options)
-    loaded = load(given.original, shapes=shapes, training=True, freeze=options.freeze)
+    model, opened = _with_batch(given.model, options)
+    shapes = _shapes(model, options)
+    loaded = load(model if opened else given.original, shapes=shapes, training=True, freeze=options.freeze)
     result = Pipeline.parse(pipeline(options)).run(loaded.model)
-    notes = (*loaded.notes, *(note for step in result.steps for note in step.notes))
+    notes = (*opened, *loaded.notes, *(note for step in result.steps for note in step.notes))
     made = from_step_model(loaded.model, notes)
     scores = options.output or next((str(value.name) for value in given.model.graph.outputs), None)
-    return replace(made, kind=options.loss, original=loaded.original, output=scores)
+    return replace(made, kind=options.loss, original=given.original, output=scores)
 
 
 def pipeline(options: StepOptions) -> str:
@@ -181,26 +183,35 @@ def _sized(source: Any, batch: int, example_inputs: Any) -> Loaded:
     return as_given(source, example_inputs)
 
 
-def _shapes(model: ir.Model, options: StepOptions) -> dict[str, Sequence[int]]:
-    """The shapes of all inputs, with the batch where the first axis is open.
+def _with_batch(model: ir.Model, options: StepOptions) -> tuple[ir.Model, list[str]]:
+    """The model, with an open batch if it has another than the one asked for, and a sentence on that.
 
     Raises:
-        ModelError: an input has another batch.
+        ModelError: its batch cannot be opened.
     """
+    fixed = fixed_batch(model)
+    if fixed is None or fixed == options.batch or options.shapes:
+        return model, []
+    try:
+        opened = open_batch(model)
+    except ModelError as error:
+        raise ModelError(
+            f"the model has a fixed batch of {fixed}, not {options.batch}, and {error}; export it with an open batch, "
+            f"or give --batch {fixed}"
+        ) from error
+    return opened, [f"the model was exported for a batch of {fixed}; its batch was opened, and runs gave the same"]
+
+
+def _shapes(model: ir.Model, options: StepOptions) -> dict[str, Sequence[int]]:
+    """The shapes of all inputs, with the batch where the first axis is open."""
     found = dict(options.shapes or {})
     for value in filter(is_input, model.graph.inputs):
         name = str(value.name)
-        if name in found or value.shape is None or not len(value.shape):
+        if name in found or value.shape is None or not len(value.shape) or isinstance(value.shape[0], int):
             continue
-        first = value.shape[0]
-        if isinstance(first, int):
-            if first != options.batch:
-                raise ModelError(
-                    f"input {name} has a fixed batch of {first}, not {options.batch}; export the model with an open "
-                    f"batch, or give --batch {first}"
-                )
-        elif all(isinstance(extent, int) for extent in value.shape[1:]):
-            found[name] = (options.batch, *(int(extent) for extent in value.shape[1:]))  # type: ignore[arg-type]
+        rest = [extent for extent in value.shape[1:] if isinstance(extent, int)]
+        if len(rest) == len(value.shape) - 1:
+            found[name] = (options.batch, *rest)
     return found
 
 

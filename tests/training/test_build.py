@@ -88,8 +88,3 @@ def test_nothing_to_train() -> None:
     state.mark(next(state.states(model.graph)), state.Role.COUNTER)
     with pytest.raises(ModelError, match="has no parameter to train"):
         from_step_model(model)
-
-
-def test_a_fixed_batch_is_named() -> None:
-    with pytest.raises(ModelError, match="input image has a fixed batch of 7, not 32; export .*, or give --batch 7"):
-        build_step(step_models.softmax_inference(7), StepOptions())

@@ -8,6 +8,7 @@ import pytest
 
 import graphopt
 from graphopt.errors import FeedError, GraphoptError
+from graphopt.frontend.shapes import infer_shapes
 from graphopt.pipeline.pipeline import Pipeline
 from graphopt.training.build import from_step_model
 from tests.helpers import step_models
@@ -82,6 +83,7 @@ def test_the_pass_of_the_pipeline_gives_such_a_model() -> None:
     for node in model.graph:
         if node.outputs[0].name in ("s", "w_next"):
             node.metadata_props["graphopt.phase"] = "update"
+    infer_shapes(model)
     Pipeline.parse("microbatch{count=2}").run(model)
     halves, whole = _session(model, 2), _session(step_models.linear(8))
     for session in (halves, whole):
