@@ -30,7 +30,7 @@ from graphopt.ops import (
     winograd_axis,
 )
 from graphopt.ops.training import conv as conv_gradient
-from graphopt.ops.training import gather, masks, normalization, recurrent, softmax
+from graphopt.ops.training import gather, masks, normalization, recurrent, rounding, softmax
 from graphopt.ops.training import pool as pool_gradient
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ _BODIES = {
     "GRUTraining": recurrent.GRU_TRAINING,
     "GRUGradient": recurrent.GRU_GRADIENT,
     "DropoutMask": masks.DROPOUT_MASK,
+    "StochasticCast": rounding.STOCHASTIC_CAST,
     "PositiveBits": masks.POSITIVE_BITS,
     "MaskByBits": masks.MASK_BY_BITS,
 }

@@ -33,6 +33,7 @@ class Emitter:
         dtype: ir.DataType | None = None,
         shape: Sequence[int] | None = None,
         output: str = "",
+        domain: str = "",
         **attributes: AttributeValue,
     ) -> ir.Value:
         """The result of an operator.
@@ -55,6 +56,7 @@ class Emitter:
             dtype=ir.DataType.BOOL if op_type in _DECIDING else kind,
             name=name,
             output=output or name,
+            domain=domain,
         )
         node = result.producer()
         assert node is not None

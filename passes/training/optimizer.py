@@ -14,7 +14,7 @@ from graphopt.passes.training.clip import Clip
 from graphopt.passes.training.gate import Select, gate, updated
 from graphopt.passes.training.loss_scale import CLEAN, SCALE, adapt_scale, scale_of, unscale_loss
 from graphopt.passes.training.parameters import Places, gradients_of, matching, new_input
-from graphopt.passes.training.step import LEARNING_RATE, Step, Update
+from graphopt.passes.training.step import LEARNING_RATE, Rounding, Step, Update
 from graphopt.passes.training.updates.table import FORMULAS, Kind
 from graphopt.pipeline.pass_base import Pass, PassResult, Refusal, option, suggest
 
@@ -51,6 +51,10 @@ class Optimizer(Pass):
     )
     clip_value: float | None = option(None, "largest absolute element of a gradient")
     clip_norm: float | None = option(None, "largest L2 norm of all gradients together")
+    rounding: Rounding = option(
+        Rounding.NEAREST, "of parameters and state of 16 bits: nearest, or up or down at random"
+    )
+    half_state: bool = option(False, "optimizer state of 16-bit parameters has 16 bits too")
     select: Select = option(Select.IF, "how an overflow skips the update: if, or where, which computes it all the same")
 
     def __post_init__(self) -> None:
@@ -91,7 +95,8 @@ class Optimizer(Pass):
         if scale is not None:
             unscale_loss(editor)
         places = Places(model.graph)
-        step = Step(editor, self._options(), new_input(editor, LEARNING_RATE, ir.DataType.FLOAT))
+        rate = new_input(editor, LEARNING_RATE, ir.DataType.FLOAT)
+        step = Step(editor, self._options(), rate, self.rounding, half_state=self.half_state)
         clip = Clip(step, self.clip_value, self.clip_norm, scale)
         for parameter, gradient in gradients.items():
             clip.take(parameter, gradient, places.after(gradient), places.after(gradient, parameter))
@@ -102,7 +107,7 @@ class Optimizer(Pass):
             emit = step.emitter(before, str(parameter.name))
             update = Update(step, emit, parameter, gradient, exempt=parameter in exempt)
             new = FORMULAS[self.kind].new(update)
-            step.becomes(parameter, emit.cast(new, parameter.dtype or update.dtype))
+            step.becomes(parameter, step.narrow(emit, new, parameter.dtype or update.dtype))
         if clip.finite is not None:
             adapt_scale(step, step.emitter(None, "loss_scale"), clip.finite)
             kept = {CLEAN, SCALE}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
+from graphopt import ops
 from graphopt.graph.edit import Editor, dims
 from graphopt.graph.state import NEXT, Role, mark
 from graphopt.passes.training.emit import Emitter, Numbers
@@ -17,6 +19,14 @@ UPDATES = "graphopt.updates"
 """The state value that counts the updates made, an int64 scalar; steps that skip the update do not count."""
 
 DOUBLE = ir.DataType.DOUBLE
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+class Rounding(enum.StrEnum):
+    """How a float32 number becomes one of 16 bits."""
+
+    NEAREST = "nearest"
+    STOCHASTIC = "stochastic"
 
 
 class Step:
@@ -25,8 +35,22 @@ class Step:
     Float64, because 1 - beta^t of the first steps would keep only four digits in float32.
     """
 
-    def __init__(self, editor: Editor, options: Mapping[str, float], rate: ir.Value) -> None:
-        """`options` are those of the formula, `rate` is the learning rate."""
+    def __init__(
+        self,
+        editor: Editor,
+        options: Mapping[str, float],
+        rate: ir.Value,
+        rounding: Rounding = Rounding.NEAREST,
+        *,
+        half_state: bool = False,
+    ) -> None:
+        """`options` are those of the formula, `rate` is the learning rate.
+
+        `rounding` is that of what is stored in 16 bits; with `half_state` that is optimizer state too.
+        """
+        self.rounding = rounding
+        self.half_state = half_state
+        self._seeds = 0
         self.editor = editor
         self.options = options
         self.numbers = Numbers(editor)
@@ -51,16 +75,36 @@ class Step:
         """The scalar `value`, which exists before the first node, in float64; `name` is its own."""
         return self._once(name, DOUBLE, lambda emit: emit.cast(value, DOUBLE))
 
-    def count(self) -> ir.Value:
-        """The number t of this update, from 1 on, in float64."""
+    def updates(self) -> ir.Value:
+        """The number t of this update, from 1 on, an int64 scalar."""
 
         def build(emit: Emitter) -> ir.Value:
             before = self.new_state(UPDATES, np.zeros((), np.int64), Role.COUNTER)
             after = emit("Add", before, 1)
             self.becomes(before, after)
-            return emit.cast(after, DOUBLE)
+            return after
 
-        return self._once("step.count", DOUBLE, build)
+        return self._once("step.updates", ir.DataType.INT64, build)
+
+    def count(self) -> ir.Value:
+        """`updates` in float64."""
+        return self.wide(self.updates(), "step.count")
+
+    def narrow(self, emit: Emitter, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """`value` as the type that is stored; 16 bits are rounded as `rounding` says, each value with its own seed."""
+        if dtype not in HALVES or value.dtype == dtype or self.rounding is Rounding.NEAREST:
+            return emit.cast(value, dtype)
+        self._seeds += 1
+        return emit(
+            "StochasticCast",
+            value,
+            self.updates(),
+            dtype=dtype,
+            shape=dims(value) or (),
+            domain=ops.DOMAIN,
+            seed=self._seeds,
+            to=dtype.value,
+        )
 
     def _once(self, name: str, dtype: ir.DataType, build: Callable[[Emitter], ir.Value]) -> ir.Value:
         if (name, dtype) not in self._scalars:
@@ -114,7 +158,9 @@ class Update:
         """The optimizer state `<parameter>.<name>`, zeros before the first step."""
         extents = dims(self.parameter)
         assert extents is not None
-        zeros = np.zeros(extents, self.dtype.numpy())
+        own = self.parameter.dtype
+        kind = own if own is not None and self.step.half_state else self.dtype
+        zeros = np.zeros(extents, kind.numpy())
         stored = self.step.new_state(f"{self.parameter.name}.{name}", zeros, Role.OPTIMIZER)
         return State(self, stored)
 
@@ -144,6 +190,8 @@ class State:
         self.old = update.emit.cast(stored, update.dtype)
 
     def set(self, new: ir.Value) -> ir.Value:
-        """Make `new` the value after the step, and return it."""
-        self._update.step.becomes(self._stored, new)
+        """Make `new` the value after the step, rounded to the type of the state; returns `new`, which is not."""
+        step, kind = self._update.step, self._stored.dtype
+        assert kind is not None
+        step.becomes(self._stored, step.narrow(self._update.emit, new, kind))
         return new

@@ -29,6 +29,7 @@ from graphopt.targets.common.converters.arithmetic import (
 from graphopt.targets.common.converters.base import Converter
 from graphopt.targets.common.converters.elementwise import clamp, elementwise, gelu
 from graphopt.targets.common.converters.places import arg_extreme, hardmax
+from graphopt.targets.common.converters.random import RANDOM
 from graphopt.targets.common.converters.reductions import extreme, mean, reduction
 from graphopt.targets.common.converters.shapes import concat, dropout, eye_like, shape, size, space, split
 from graphopt.targets.common.converters.statistics import batch_norm
@@ -43,6 +44,7 @@ SHARED: dict[str, Converter] = {
     **index.STANDARD,
     **linear.STANDARD,
     **pooling.STANDARD,
+    **RANDOM,
     **regions.STANDARD,
     **resize.STANDARD,
     "Acos": elementwise(tirx.acos),
