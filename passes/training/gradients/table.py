@@ -62,7 +62,7 @@ _REDUCTIONS = {
     "ReduceLogSum": _Y,
 }
 
-_GATES = "the gates, cells and hidden states of all steps, and x"
+_GATES = "x, gates and states of all steps"
 
 RULES: dict[str, Entry] = {
     **{name: Entry(elementwise.unary, keeps) for name, keeps in _UNARY.items()},
@@ -101,7 +101,7 @@ RULES: dict[str, Entry] = {
     "ConvTranspose": Entry(conv.conv_transpose, "x and the weight", conv.check, "padding is not negative"),
     "MaxPool": Entry(
         pool.max_pool,
-        "a byte for each window (int64 above 256 elements)",
+        "a byte for each window; int64 above 256 taps",
         conv.check,
         "padding is not negative",
         pool.keep_argmax,
@@ -161,21 +161,21 @@ RULES: dict[str, Entry] = {
         recurrent.recurrent,
         _GATES,
         recurrent.check,
-        "usual activations, no sequence_lens, peepholes, clip",
+        "default activations; no sequence_lens, peepholes, clip",
         recurrent.keep_gates,
     ),
     "GRU": Entry(
         recurrent.recurrent,
         _GATES,
         recurrent.check,
-        "usual activations, no sequence_lens, clip; written out by steps if linear_before_reset = 0",
+        "as LSTM; written out by steps if linear_before_reset = 0",
         recurrent.keep_gates,
     ),
     "RNN": Entry(
         recurrent.recurrent,
         "all states, and x",
         recurrent.check,
-        "Tanh or Relu, no sequence_lens, clip; written out by steps",
+        "Tanh or Relu, else as LSTM; written out by steps",
     ),
 }  # fmt: skip
 
