@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from graphopt.passes.sparse.skip_zeros import SkipZeros as SkipZeros
     from graphopt.passes.training.differentiate import Differentiate as Differentiate
     from graphopt.passes.training.loss import Loss as Loss
+    from graphopt.passes.training.masks import Masks as Masks
     from graphopt.passes.training.microbatch import Microbatch as Microbatch
     from graphopt.passes.training.mixed_precision import MixedPrecision as MixedPrecision
     from graphopt.passes.training.optimizer import Optimizer as Optimizer
@@ -57,6 +58,7 @@ PASSES = {
     "optimizer": ("graphopt.passes.training.optimizer", "Optimizer"),
     "loss": ("graphopt.passes.training.loss", "Loss"),
     "differentiate": ("graphopt.passes.training.differentiate", "Differentiate"),
+    "masks": ("graphopt.passes.training.masks", "Masks"),
     "sparse-training": ("graphopt.passes.training.sparse_training", "SparseTraining"),
 }
 
@@ -92,6 +94,7 @@ __all__ = [
     "Microbatch",
     "MixedPrecision",
     "Loss",
+    "Masks",
     "Normalize",
     "Optimizer",
     "Precision",

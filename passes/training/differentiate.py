@@ -37,7 +37,7 @@ class Differentiate(Pass):
 
     name: ClassVar[str] = "differentiate"
 
-    unbiased: bool = option(True, "running variances are those of a sample (as PyTorch), not of the batch (as ONNX)")
+    unbiased: bool = option(True, "running variances are unbiased as PyTorch's; ONNX takes those of the batch")
     seed: int = option(0, "seed of the masks of Dropout")
 
     def call(self, model: ir.Model) -> PassResult:

@@ -46,12 +46,12 @@ class Loss(Pass):
 
         y = f(x)  ->  y = f(x)   loss = SoftmaxCrossEntropyLoss(y, labels)   correct = how often ArgMax(y) = labels
 
-    cross-entropy  y are logits: [N, C] or, with a plane, [N, C, H, W], and [N, T, C] of a language model; labels are
-                   int64 without the axis of classes. A Softmax at the end is left out of the loss (y stays).
-    nll            y are logarithms of probabilities
-    mse, l1        mean of squared, of absolute differences; labels have the shape of y
+    cross-entropy    y are logits: [N, C] or, with a plane, [N, C, H, W], and [N, T, C] of a language model; labels
+                     are int64 without the axis of classes. A Softmax at the end is left out of the loss (y stays).
+    nll              y are logarithms of probabilities, labels as for cross-entropy
+    mse, l1          mean of squared, of absolute differences; labels have the shape of y
     bce-with-logits  y are logits (or end in a Sigmoid, which is left out); labels from 0 to 1 have the shape of y
-    none           y is the loss: a scalar of the model's own
+    none             y is the loss: a scalar of the model's own
     """
 
     name: ClassVar[str] = "loss"

@@ -50,3 +50,22 @@ def test_sizes_are_what_the_models_have(name: str) -> None:
 
     model = load(f"zoo:{name}").model
     assert (analysis.parameters(model), analysis.flops(model)) == (SIZES[name].parameters, SIZES[name].flops)
+
+
+def test_one_pass_is_shown_in_full(graphopt: Cli) -> None:
+    document = graphopt("passes", "loss", "--json").document
+    assert document["name"] == "loss"
+    assert document["description"].startswith(document["summary"])
+    assert "cross-entropy|nll|mse" in graphopt("passes", "loss").out
+    assert "there is no pass los; did you mean loss?" in graphopt("passes", "los").err
+
+
+def test_differentiate_shows_which_operators_have_a_gradient(graphopt: Cli) -> None:
+    document = graphopt("passes", "differentiate", "--json").document
+    by_name = {each["operator"]: each for each in document["operators"]}
+    assert by_name["Relu"] == {"operator": "Relu", "rule": "activations", "keeps": "y", "limits": ""}
+    assert by_name["Einsum"]["limits"] == "no ellipsis, no diagonal"
+    assert "ArgMax" in document["zero"]
+    assert not set(document["zero"]) & set(by_name)
+    text = graphopt("passes", "differentiate").out
+    assert f"Operators with a gradient: {len(by_name)}" in text

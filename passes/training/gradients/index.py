@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.edit import AttributeValue
 from graphopt.passes.training.gradients.context import Context, Gradients, shape_of
 
 
@@ -25,7 +26,7 @@ def gather_elements(ctx: Context, node: ir.Node, dys: Sequence[ir.Value | None])
     (data, indices), dy = node.inputs, dys[0]
     assert dy is not None
     shape = shape_of(data)
-    attributes = {"axis": node.attributes.get_int("axis", 0) or 0, "reduction": "add"}
+    attributes: dict[str, AttributeValue] = {"axis": node.attributes.get_int("axis", 0) or 0, "reduction": "add"}
     return {0: lambda: ctx.result("ScatterElements", [ctx.zeros(shape, dy), indices, dy], attributes, shape=shape)}
 
 

@@ -35,7 +35,8 @@ def check(node: ir.Node) -> str | None:
     relu = node.op_type == "RNN" and set(given) <= {"Tanh", "Relu"}
     if not relu and given != list(usual) * (len(given) // len(usual)):
         return f"activations other than {', '.join(usual)} have no gradient here"
-    if "clip" in node.attributes or node.attributes.get_int("input_forget", 0):
+    coupled = node.attributes.get_int("input_forget", 0)
+    if "clip" in node.attributes or coupled:
         return "clip and input_forget have no gradient here"
     if inputs[4] is not None and not whole:
         return "sequence_lens has no gradient here; pad the sequences and mask the loss"

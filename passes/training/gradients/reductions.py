@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
@@ -78,7 +78,7 @@ def _log_sum(ctx: Context, x: ir.Value, y: ir.Value, dy: ir.Value, axes: Sequenc
     return ctx.expand(ctx.op("Mul", dy, ctx.op("Exp", ctx.op("Neg", y))), shape_of(x))
 
 
-_FACTORS = {
+_FACTORS: dict[str, Callable[[Context, ir.Value, ir.Value, ir.Value, Sequence[int]], ir.Value]] = {
     "ReduceL1": lambda c, x, y, dy, axes: c.op("Mul", dy, c.op("Sign", x)),
     "ReduceL2": _norm,
     "ReduceLogSum": _log_sum,

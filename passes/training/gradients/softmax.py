@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.graph.edit import AttributeValue
 from graphopt.passes.training.gradients.context import Context, Gradients, Kept, Operand, shape_of
 
 _NOT_A_LABEL = -(2**31)
@@ -51,7 +52,7 @@ def cross_entropy(ctx: Context, node: ir.Node, dys: Sequence[ir.Value | None]) -
         if dloss is not None:
             name = "CrossEntropyGradient" + ("" if weight is None else "Weighted")
             operands = [dloss, log_prob, labels, *([] if weight is None else [weight])]
-            attributes = {
+            attributes: dict[str, AttributeValue] = {
                 "reduction": node.attributes.get_string("reduction", "mean") or "mean",
                 "ignore_index": node.attributes.get_int("ignore_index", _NOT_A_LABEL) or 0,
             }

@@ -30,7 +30,8 @@ class Entry:
     """How an operator is differentiated.
 
     `keeps` says which tensors of the forward pass the rule reads. `check` returns why a node has no gradient, and
-    `prepare` changes the forward node so that it keeps more. `inputs` are those that have a gradient (None: all).
+    `prepare` changes the forward node so that it keeps more. `inputs` are those that have a gradient (None: all);
+    `types` are inputs of which only the dtype matters.
     """
 
     rule: Rule
@@ -39,6 +40,7 @@ class Entry:
     limits: str = ""
     prepare: Callable[[Context, ir.Node], None] | None = None
     inputs: tuple[int, ...] | None = None
+    types: tuple[int, ...] = ()
 
 
 _X = "x"
@@ -60,7 +62,7 @@ _REDUCTIONS = {
     "ReduceLogSum": _Y,
 }
 
-_GATES = "the gates, cells and hidden states of all steps, and x"
+_GATES = "x, gates and states of all steps"
 
 RULES: dict[str, Entry] = {
     **{name: Entry(elementwise.unary, keeps) for name, keeps in _UNARY.items()},
@@ -76,7 +78,7 @@ RULES: dict[str, Entry] = {
     "Clip": Entry(elementwise.clip, "y; x for its bounds"),
     "Where": Entry(elementwise.where, "the condition", inputs=(1, 2)),
     "Cast": Entry(elementwise.cast, _NOTHING),
-    "CastLike": Entry(elementwise.cast, _NOTHING, inputs=(0,)),
+    "CastLike": Entry(elementwise.cast, _NOTHING, types=(1,)),
     "Relu": Entry(activations.RELU, _Y),
     "LeakyRelu": Entry(activations.LEAKY_RELU, "y; x if alpha < 0"),
     "PRelu": Entry(activations.prelu, _X),
@@ -99,7 +101,7 @@ RULES: dict[str, Entry] = {
     "ConvTranspose": Entry(conv.conv_transpose, "x and the weight", conv.check, "padding is not negative"),
     "MaxPool": Entry(
         pool.max_pool,
-        "a byte for each window (int64 above 256 elements)",
+        "a byte for each window; int64 above 256 taps",
         conv.check,
         "padding is not negative",
         pool.keep_argmax,
@@ -159,21 +161,21 @@ RULES: dict[str, Entry] = {
         recurrent.recurrent,
         _GATES,
         recurrent.check,
-        "usual activations, no sequence_lens, peepholes, clip",
+        "default activations; no sequence_lens, peepholes, clip",
         recurrent.keep_gates,
     ),
     "GRU": Entry(
         recurrent.recurrent,
         _GATES,
         recurrent.check,
-        "usual activations, no sequence_lens, clip; written out by steps if linear_before_reset = 0",
+        "as LSTM; written out by steps if linear_before_reset = 0",
         recurrent.keep_gates,
     ),
     "RNN": Entry(
         recurrent.recurrent,
         "all states, and x",
         recurrent.check,
-        "Tanh or Relu, no sequence_lens, clip; written out by steps",
+        "Tanh or Relu, else as LSTM; written out by steps",
     ),
 }  # fmt: skip
 
