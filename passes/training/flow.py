@@ -55,13 +55,13 @@ def trace(graph: ir.Graph, loss: ir.Value, parameters: Sequence[ir.Value]) -> Fl
         read = list(_read(node))
         if any(value in fed for value in read):
             fed.update(node.outputs)
-        if any(value in moved for value in read) and not (node.domain == "" and node.op_type in ZERO):
+        if any(value in moved for value in _passes(node)):
             moved.update(value for value in node.outputs if _is_float(value))
     nodes: list[ir.Node] = []
     wanted = {loss}
     for node in reversed(graph):
         if any(value in wanted and value in moved for value in node.outputs):
-            read = [value for value in _read(node) if value in moved]
+            read = [value for value in _passes(node) if value in moved]
             if read:
                 nodes.append(node)
                 wanted.update(read)
@@ -93,6 +93,18 @@ def _refusal(node: ir.Node, moved: set[ir.Value]) -> str | None:
 
 def _unused(value: ir.Value) -> bool:
     return not value.uses() and not value.is_graph_output()
+
+
+def _passes(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads and changes with."""
+    if node.domain == "" and node.op_type in ZERO:
+        return
+    entry = None if node.domain else RULES.get(node.op_type)
+    types = () if entry is None else entry.types
+    apart = {node.inputs[place] for place in types if place < len(node.inputs)} - {
+        value for place, value in enumerate(node.inputs) if place not in types
+    }
+    yield from (value for value in _read(node) if value not in apart)
 
 
 def _is_float(value: ir.Value) -> bool:

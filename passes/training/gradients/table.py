@@ -30,7 +30,8 @@ class Entry:
     """How an operator is differentiated.
 
     `keeps` says which tensors of the forward pass the rule reads. `check` returns why a node has no gradient, and
-    `prepare` changes the forward node so that it keeps more. `inputs` are those that have a gradient (None: all).
+    `prepare` changes the forward node so that it keeps more. `inputs` are those that have a gradient (None: all);
+    `types` are inputs of which only the dtype matters.
     """
 
     rule: Rule
@@ -39,6 +40,7 @@ class Entry:
     limits: str = ""
     prepare: Callable[[Context, ir.Node], None] | None = None
     inputs: tuple[int, ...] | None = None
+    types: tuple[int, ...] = ()
 
 
 _X = "x"
@@ -76,7 +78,7 @@ RULES: dict[str, Entry] = {
     "Clip": Entry(elementwise.clip, "y; x for its bounds"),
     "Where": Entry(elementwise.where, "the condition", inputs=(1, 2)),
     "Cast": Entry(elementwise.cast, _NOTHING),
-    "CastLike": Entry(elementwise.cast, _NOTHING, inputs=(0,)),
+    "CastLike": Entry(elementwise.cast, _NOTHING, types=(1,)),
     "Relu": Entry(activations.RELU, _Y),
     "LeakyRelu": Entry(activations.LEAKY_RELU, "y; x if alpha < 0"),
     "PRelu": Entry(activations.prelu, _X),
