@@ -12,7 +12,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graphopt.errors import ModelError
-from graphopt.ops import attention, compressed, conv, fft, im2col, layout, lrn, pool, sparse, winograd, winograd_axis
+from graphopt.ops import (
+    attention,
+    blocked_gradients,
+    blocked_weights,
+    compressed,
+    conv,
+    fft,
+    im2col,
+    layout,
+    lrn,
+    pool,
+    sparse,
+    winograd,
+    winograd_axis,
+)
 from graphopt.ops.training import conv as conv_gradient
 from graphopt.ops.training import gather, masks, normalization, recurrent, softmax
 from graphopt.ops.training import pool as pool_gradient
@@ -45,6 +59,14 @@ _BODIES = {
     "BlockSparseConv": sparse.BLOCK_SPARSE_CONV,
     "BlockSparseMatMul": sparse.BLOCK_SPARSE_MATMUL,
     "CompressedColumnsMatMul": compressed.COMPRESSED_COLUMNS_MATMUL,
+    "ToBlockedWeight": blocked_weights.TO_BLOCKED_WEIGHT,
+    "ToDepthwiseWeight": blocked_weights.TO_DEPTHWISE_WEIGHT,
+    "FlipBlockedWeight": blocked_weights.FLIP_BLOCKED_WEIGHT,
+    "WinogradWeight": blocked_weights.WINOGRAD_WEIGHT,
+    "FromBlockedWeight": blocked_weights.FROM_BLOCKED_WEIGHT,
+    "FromDepthwiseWeight": blocked_weights.FROM_DEPTHWISE_WEIGHT,
+    "Conv2dWeightGradientBlocked": blocked_gradients.CONV2D_WEIGHT_GRADIENT_BLOCKED,
+    "DepthwiseWeightGradientBlocked": blocked_gradients.DEPTHWISE_WEIGHT_GRADIENT_BLOCKED,
     "ConvWeightGradient": conv_gradient.CONV_WEIGHT_GRADIENT,
     "MaxPoolArgmax": pool_gradient.MAX_POOL_ARGMAX,
     "MaxPoolGradient": pool_gradient.MAX_POOL_GRADIENT,

@@ -13,6 +13,7 @@ from graphopt.targets.cpu.kernels.integer import conv
 from graphopt.targets.cpu.kernels.integer import gemm as integer_gemm
 from graphopt.targets.cpu.kernels.sparse import conv as sparse_conv
 from graphopt.targets.cpu.kernels.sparse import inputs, outputs, rows
+from graphopt.targets.cpu.kernels.training import weight_gradient, weights
 from graphopt.targets.cpu.machine import CpuMachine
 
 Rule = Callable[[s_tir.Schedule, Block, CpuMachine], s_tir.Schedule | tirx.PrimFunc | None]
@@ -37,6 +38,9 @@ RULES: dict[str, Rule] = {
     sparse_conv.NAME: sparse_conv.schedule,
     rows.NAME: rows.schedule,
     rowwise.NAME: rowwise.schedule,
+    weight_gradient.NAME: weight_gradient.schedule,
+    weight_gradient.DEPTHWISE: weight_gradient.schedule_depthwise,
+    weights.WINOGRAD: weights.schedule_winograd,
 }
 
 

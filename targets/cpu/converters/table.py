@@ -21,6 +21,18 @@ from graphopt.targets.cpu.converters.blocked import (
     pool_blocked,
     to_blocked,
 )
+from graphopt.targets.cpu.converters.conv_gradient import (
+    conv2d_weight_gradient_blocked,
+    depthwise_weight_gradient_blocked,
+)
+from graphopt.targets.cpu.converters.conv_weights import (
+    flip_blocked_weight,
+    from_blocked_weight,
+    from_depthwise_weight,
+    to_blocked_weight,
+    to_depthwise_weight,
+    winograd_weight,
+)
 from graphopt.targets.cpu.converters.convolution import conv
 from graphopt.targets.cpu.converters.extremes import along_rows, ends, global_max_pool
 from graphopt.targets.cpu.converters.fft import conv2d_fft
@@ -43,14 +55,22 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.Conv2dBlocked": conv2d_blocked,
     "graphopt.Conv2dFft": conv2d_fft,
     "graphopt.Conv2dIm2col": conv,
+    "graphopt.Conv2dWeightGradientBlocked": conv2d_weight_gradient_blocked,
     "graphopt.Conv2dWinograd": conv2d_winograd,
     "graphopt.Conv2dWinogradAxis": conv2d_winograd,
     "graphopt.DepthwiseConv2dBlocked": depthwise_blocked,
+    "graphopt.DepthwiseWeightGradientBlocked": depthwise_weight_gradient_blocked,
+    "graphopt.FlipBlockedWeight": flip_blocked_weight,
     "graphopt.FromBlocked": from_blocked,
+    "graphopt.FromBlockedWeight": from_blocked_weight,
+    "graphopt.FromDepthwiseWeight": from_depthwise_weight,
     "graphopt.GlobalAveragePoolBlocked": global_average_pool_blocked,
     "graphopt.LRNBlocked": lrn_blocked,
     "graphopt.MaxPoolBlocked": pool_blocked("max"),
     "graphopt.ToBlocked": to_blocked,
+    "graphopt.ToBlockedWeight": to_blocked_weight,
+    "graphopt.ToDepthwiseWeight": to_depthwise_weight,
+    "graphopt.WinogradWeight": winograd_weight,
 }
 
 FIRST: dict[str, Converter] = {

@@ -64,7 +64,7 @@ class Tile:
         return Tile(int(match[2]), int(match[3]), int(match[1] or 0))
 
 
-def _entry(matrix: Matrix, row: Expr, column: tirx.IterVar, dtype: str) -> Expr:
+def entry(matrix: Matrix, row: Expr, column: tirx.IterVar, dtype: str) -> Expr:
     """matrix[row][column] for loop variables: a tree of selects that unrolling folds to a constant."""
     result = const(0, dtype)
     for i in range(matrix.shape[0]):
@@ -149,7 +149,7 @@ def transform_input(
     if columns == 1:
         return te.compute(
             (rows, n, ci, blocks.places, b),
-            lambda t, i, c, p, lane: te.sum(d[i, c, p, ra, 0, lane] * _entry(bt[0], t, ra, x.dtype), axis=[ra]),
+            lambda t, i, c, p, lane: te.sum(d[i, c, p, ra, 0, lane] * entry(bt[0], t, ra, x.dtype), axis=[ra]),
             name="transform",
             attrs={RULE: rule},
         )
@@ -157,13 +157,13 @@ def transform_input(
     if rows > 1:
         half = te.compute(
             (n, ci, blocks.places, rows, columns, b),
-            lambda i, c, p, u, v, lane: te.sum(_entry(bt[0], u, ra, x.dtype) * d[i, c, p, ra, v, lane], axis=[ra]),
+            lambda i, c, p, u, v, lane: te.sum(entry(bt[0], u, ra, x.dtype) * d[i, c, p, ra, v, lane], axis=[ra]),
             name="half_input",
         )
     return te.compute(
         (rows * columns, n, ci, blocks.places, b),
         lambda t, i, c, p, lane: te.sum(
-            half[i, c, p, tirx.floordiv(t, columns), rb, lane] * _entry(bt[1], tirx.floormod(t, columns), rb, x.dtype),
+            half[i, c, p, tirx.floordiv(t, columns), rb, lane] * entry(bt[1], tirx.floormod(t, columns), rb, x.dtype),
             axis=[rb],
         ),
         name="transform",
@@ -311,7 +311,7 @@ def transform_output(
 
     def along_rows(i: Expr, o: Expr, q: Expr, u: Expr, v: Expr, lane: Expr) -> Expr:
         tap = ra if columns == 1 else ra * columns + v
-        return te.sum(_entry(at[0], u, ra, mm.dtype) * mm[tap, i, o, q, lane], axis=[ra])
+        return te.sum(entry(at[0], u, ra, mm.dtype) * mm[tap, i, o, q, lane], axis=[ra])
 
     if columns == 1:
         tile = te.compute((n, co, blocks.tiles, m, 1, b), along_rows, name="inverse", attrs=attributes)
@@ -322,8 +322,7 @@ def transform_output(
         tile = te.compute(
             (n, co, blocks.tiles, m, columns_m, b),
             lambda i, o, q, u, v, lane: te.sum(
-                (mm[rb, i, o, q, lane] if half is None else half[i, o, q, u, rb, lane])
-                * _entry(at[1], v, rb, mm.dtype),
+                (mm[rb, i, o, q, lane] if half is None else half[i, o, q, u, rb, lane]) * entry(at[1], v, rb, mm.dtype),
                 axis=[rb],
             ),
             name="inverse",
