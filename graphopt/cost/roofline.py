@@ -17,7 +17,8 @@ class Machine:
 
     `floats` are the dtypes, by numpy's names, for which it has operators on blocked tensors. `sparse_blocks` are the
     (inputs, outputs) of the blocks of sparse weights that its products take; its convolutions take `sparse_sides`
-    square ones, or where there are none vectors of outputs in float32.
+    square ones, or where there are none vectors of outputs in float32. `packs` says that it has kernels for weights
+    that a run packs, and for gradients on blocked tensors.
     """
 
     vector_lanes: int = 16
@@ -27,6 +28,7 @@ class Machine:
     floats: tuple[str, ...] = ("float32", "float64")
     sparse_blocks: tuple[tuple[int, int], ...] = ((1, 1), (1, 4), (1, 8), (1, 16), (16, 16), (32, 32))
     sparse_sides: tuple[int, ...] = ()
+    packs: bool = True
 
     @property
     def squares(self) -> tuple[int, ...]:

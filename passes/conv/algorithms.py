@@ -11,8 +11,10 @@ from graphopt.cost import roofline as costs
 from graphopt.cost.model import CostModel
 from graphopt.cost.roofline import ConvShape, Machine
 from graphopt.cost.workload import AttributeValue, Operand, Workload
+from graphopt.graph.edit import ints
 from graphopt.ops.sparse import block_density, pack_sparse_conv_weight
-from graphopt.passes.conv.forms import ConvNode, winograd_form
+from graphopt.passes.conv.conv_node import ConvNode
+from graphopt.passes.conv.forms import winograd_form
 
 
 class Algorithm(StrEnum):
@@ -87,9 +89,16 @@ class Candidate:
     workload: Workload
     error: float
     """Relative rounding error."""
+    packing: float = 0.0
+    """Seconds to bring weights that are known at run time only into the form that the algorithm reads."""
     reason: str = ""
     tile: str = ""
     measured: bool = False
+
+    @property
+    def total(self) -> float:
+        """Estimated or measured seconds of the algorithm, and of packing its weights in each run."""
+        return self.seconds + self.packing
 
     @property
     def possible(self) -> bool:
@@ -109,8 +118,21 @@ def candidates(conv: ConvNode, model: CostModel, limits: Limits, allowed: tuple[
             seconds = math.inf if reason else model.estimated(workload, roofline, conv.units)
             workload = replace(workload, units=conv.units)
             why = reason or ("" if seconds < math.inf else "the target has no kernel for it")
-            offered.append(Candidate(algorithm, reads, writes, seconds, workload, error, why))
+            packing = _packing(workload, conv, model.machine) if not why and conv.weight is None else 0.0
+            offered.append(Candidate(algorithm, reads, writes, seconds, workload, error, packing, why))
     return offered
+
+
+def _packing(workload: Workload, conv: ConvNode, machine: Machine) -> float:
+    """Seconds to pack weights in a run: each form that differs from the one before is read and written once."""
+    if workload.domain == "":
+        return 0.0  # the kernel packs them itself
+    planar = math.prod(conv.weight_shape) * conv.shape.itemsize
+    packed = math.prod(workload.operands[1].shape) * conv.shape.itemsize
+    passes = 2 if conv.flip else 1
+    if workload.op_type == "Conv2dWinograd":
+        return (2 * passes * planar + planar + packed) / machine.bandwidth
+    return 0.0 if workload.op_type == "Conv2dIm2col" else 2 * passes * packed / machine.bandwidth
 
 
 def _against(
@@ -122,6 +144,8 @@ def _against(
         return "it is not among the allowed algorithms"
     if algorithm is Algorithm.PLANAR:
         return ""
+    if conv.weight is None and (reason := _against_run_time(algorithm, conv, machine)):
+        return reason
     is_depthwise = s.group > 1 and s.group == s.c == s.o
     if algorithm is Algorithm.DEPTHWISE:
         return "" if is_depthwise else "not one channel per group"
@@ -147,6 +171,17 @@ def _against(
     return _against_error(algorithm, s, limits) or _against_workspace(
         costs.winograd_workspace(s, TILE[algorithm], limits.block), limits
     )
+
+
+def _against_run_time(algorithm: Algorithm, conv: ConvNode, machine: Machine) -> str:
+    """Why weights that are known at run time only cannot be packed for `algorithm`."""
+    if not machine.packs:
+        return "its weights are known at run time only, and the target has no kernels that pack them"
+    along_axis = algorithm in TILE and 1 in (conv.shape.kh, conv.shape.kw)
+    turned = algorithm is Algorithm.IM2COL and conv.flip
+    if along_axis or turned or algorithm in (Algorithm.FFT, Algorithm.SPARSE):
+        return "its weights are known at run time only"
+    return ""
 
 
 def _against_kernel(m: int, conv: ConvNode) -> str:
@@ -178,8 +213,9 @@ def _against_fft(conv: ConvNode, limits: Limits) -> str:
 
 
 def _against_density(conv: ConvNode, machine: Machine, limits: Limits) -> str:
-    if not machine.sparse_sides and conv.weight.dtype.name != "float32":
+    if not machine.sparse_sides and conv.dtype != "float32":
         return "its weights are not float32"
+    assert conv.weight is not None
     shapes = _sparse_blocks(conv, machine, limits.block)
     if not shapes:
         return f"its channels are no multiple of {min(machine.sparse_sides)}"
@@ -220,7 +256,7 @@ def _forms(
     """(layout read, layout written, estimated seconds, workload) of the ways to compute `algorithm`."""
     s = conv.shape
     if algorithm is Algorithm.BLOCKED:
-        if s.c < block:
+        if s.c < block and not conv.flip:  # flipped blocks are square
             yield (
                 PLANAR_LAYOUT,
                 BLOCKED_LAYOUT,
@@ -267,7 +303,7 @@ def _window(conv: ConvNode) -> tuple[tuple[str, AttributeValue], ...]:
 
 def _blocked_ends(conv: ConvNode, in_block: int, block: int) -> tuple[tuple[int, ...], Operand, tuple[int, ...]]:
     """(shape of the blocked input, bias operand, shape of the blocked output)."""
-    s, dtype = conv.shape, str(conv.weight.dtype)
+    s, dtype = conv.shape, conv.dtype
     blocks = _blocks(s.o, block)
     x = (s.n, _blocks(s.c, in_block), s.h, s.w, in_block)
     return x, Operand((blocks, block), dtype, True), (s.n, blocks, s.oh, s.ow, block)
@@ -275,34 +311,36 @@ def _blocked_ends(conv: ConvNode, in_block: int, block: int) -> tuple[tuple[int,
 
 def blocked_workload(conv: ConvNode, in_block: int, block: int) -> Workload:
     """Workload of `Conv2dBlocked` for this convolution."""
-    s, dtype = conv.shape, str(conv.weight.dtype)
+    s, dtype = conv.shape, conv.dtype
     x, bias, y = _blocked_ends(conv, in_block, block)
-    w = Operand((_blocks(s.o, block), _blocks(s.c // s.group, in_block), s.kh, s.kw, in_block, block), dtype, True)
+    w = Operand(
+        (_blocks(s.o, block), _blocks(s.c // s.group, in_block), s.kh, s.kw, in_block, block), dtype, conv.is_constant
+    )
     attributes = (*_window(conv), ("group", s.group))
     return Workload("Conv2dBlocked", (Operand(x, dtype), w, bias), y, attributes)
 
 
 def depthwise_workload(conv: ConvNode, block: int) -> Workload:
     """Workload of `DepthwiseConv2dBlocked` for this convolution."""
-    s, dtype = conv.shape, str(conv.weight.dtype)
+    s, dtype = conv.shape, conv.dtype
     x, bias, y = _blocked_ends(conv, block, block)
-    w = Operand((_blocks(s.c, block), s.kh, s.kw, block), dtype, True)
+    w = Operand((_blocks(s.c, block), s.kh, s.kw, block), dtype, conv.is_constant)
     return Workload("DepthwiseConv2dBlocked", (Operand(x, dtype), w, bias), y, _window(conv))
 
 
 def winograd_workload(conv: ConvNode, m: int, block: int) -> Workload:
     """Workload of `Conv2dWinograd` or `Conv2dWinogradAxis` for this convolution."""
-    s, dtype = conv.shape, str(conv.weight.dtype)
+    s, dtype = conv.shape, conv.dtype
     x, bias, y = _blocked_ends(conv, block, block)
     taps = costs.winograd_taps(s, m)
-    u = Operand((taps[0] * taps[1], _blocks(s.o, block), _blocks(s.c, block), block, block), dtype, True)
+    u = Operand((taps[0] * taps[1], _blocks(s.o, block), _blocks(s.c, block), block, block), dtype, conv.is_constant)
     op_type, attributes = winograd_form(conv, m)
     return Workload(op_type, (Operand(x, dtype), u, bias), y, tuple(attributes.items()))
 
 
 def fft_workload(conv: ConvNode, n: int, block: int) -> Workload:
     """Workload of `Conv2dFft` with n x n transforms for this convolution."""
-    s, dtype = conv.shape, str(conv.weight.dtype)
+    s, dtype = conv.shape, conv.dtype
     x, bias, y = _blocked_ends(conv, block, block)
     blocks = (_blocks(s.o // s.group, block), _blocks(s.c // s.group, block))
     u = Operand((costs.fft_taps(n) * s.group, *blocks, block, block), dtype, True)
@@ -312,8 +350,9 @@ def fft_workload(conv: ConvNode, n: int, block: int) -> Workload:
 
 def sparse_workload(conv: ConvNode, block: int, depth: int, width: int) -> Workload:
     """Workload of `BlockSparseConv` with blocks of depth x width, with the pattern of the convolution's weights."""
-    s, dtype = conv.shape, str(conv.weight.dtype)
+    s, dtype = conv.shape, conv.dtype
     x, bias, y = _blocked_ends(conv, block, block)
+    assert conv.weight is not None
     blocks, *indices = pack_sparse_conv_weight(conv.weight, width, depth)
     operands = Operand(x, dtype), Operand(blocks.shape, dtype, True), *map(Operand.of_indices, indices), bias
     attributes = (("outputs", (s.o,)), ("kernel_shape", (s.kh, s.kw)), *_window(conv))
@@ -322,10 +361,10 @@ def sparse_workload(conv: ConvNode, block: int, depth: int, width: int) -> Workl
 
 def im2col_workload(conv: ConvNode) -> Workload:
     """Workload of `Conv2dIm2col` for this convolution."""
-    s, dtype = conv.shape, str(conv.weight.dtype)
+    s, dtype = conv.shape, conv.dtype
     operands = (
         Operand((s.n, s.c, s.h, s.w), dtype),
-        Operand((s.o, s.c * s.kh * s.kw), dtype, True),
+        Operand((s.o, s.c * s.kh * s.kw), dtype, conv.is_constant),
         Operand((s.o,), dtype, True),
     )
     attributes = (*_window(conv), ("kernel_shape", (s.kh, s.kw)))
@@ -333,11 +372,15 @@ def im2col_workload(conv: ConvNode) -> Workload:
 
 
 def planar_workload(conv: ConvNode) -> Workload:
-    """Workload of the standard `Conv` for this convolution."""
-    s, dtype = conv.shape, str(conv.weight.dtype)
+    """Workload of the standard `Conv`, or `ConvTranspose`, for this convolution."""
+    s, dtype = conv.shape, conv.dtype
     operands = (
         Operand((s.n, s.c, s.h, s.w), dtype),
-        Operand((s.o, s.c // s.group, s.kh, s.kw), dtype, True),
+        Operand(conv.weight_shape, dtype, conv.is_constant),
         Operand((s.o,), dtype, True),
     )
-    return Workload("Conv", operands, (s.n, s.o, s.oh, s.ow), (*_window(conv), ("group", s.group)), domain="")
+    attributes = (*_window(conv), ("group", s.group))
+    if conv.flip:
+        window = {name: tuple(ints(conv.node, name, [])) for name in ("pads", "dilations", "output_padding")}
+        attributes = (("group", s.group), *((name, value) for name, value in window.items() if value))
+    return Workload(conv.node.op_type, operands, (s.n, s.o, s.oh, s.ow), attributes, domain="")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.cost.roofline import ConvShape
 from graphopt.cost.workload import PRECISION, TILE
 from graphopt.graph.edit import AttributeValue, Editor
 from graphopt.ops import DOMAIN
@@ -19,49 +17,36 @@ from graphopt.ops.im2col import pack_im2col_weight
 from graphopt.ops.layout import blocks
 from graphopt.ops.sparse import pack_sparse_conv_weight
 from graphopt.ops.winograd import winograd_weight
-
-
-@dataclass(frozen=True, slots=True)
-class ConvNode:
-    """A Conv with resolved attributes: weight [O, C/group, kh, kw], bias [O], pads top, left, bottom, right."""
-
-    node: ir.Node
-    weight: NDArray[Any]
-    bias: NDArray[Any]
-    shape: ConvShape
-    strides: tuple[int, int]
-    pads: tuple[int, ...]
-    dilations: tuple[int, int]
-
-    @property
-    def units(self) -> str:
-        """Reduced precision that its products may be computed in: "tf32", or "" for none."""
-        return str(self.node.metadata_props.get(PRECISION, ""))
-
-    @property
-    def x(self) -> ir.Value:
-        """The current input of `node`: an earlier rewrite may have replaced the original one."""
-        x = self.node.inputs[0]
-        assert x is not None
-        return x
+from graphopt.passes.conv.conv_node import ConvNode
+from graphopt.passes.conv.run_time_weights import (
+    blocked_bias,
+    blocked_weight,
+    depthwise_weight,
+    matrix_weight,
+    transformed_weight,
+)
 
 
 def emit_blocked(editor: Editor, conv: ConvNode, in_block: int, block: int, tile: str) -> None:
     """Conv -> ToBlocked, Conv2dBlocked, FromBlocked."""
-    weight = pack_conv_weight(conv.weight, conv.shape.group, in_block, block)
+    weight = (
+        blocked_weight(editor, conv, in_block, block)
+        if conv.weight is None
+        else pack_conv_weight(conv.weight, conv.shape.group, in_block, block)
+    )
     attributes: dict[str, AttributeValue] = _window(conv) | {"group": conv.shape.group}
     _wrap(editor, conv, "Conv2dBlocked", weight, attributes, in_block, block, tile)
 
 
 def emit_depthwise(editor: Editor, conv: ConvNode, block: int, tile: str) -> None:
     """Conv -> ToBlocked, DepthwiseConv2dBlocked, FromBlocked."""
-    weight = pack_depthwise_weight(conv.weight, block)
+    weight = depthwise_weight(editor, conv, block) if conv.weight is None else pack_depthwise_weight(conv.weight, block)
     _wrap(editor, conv, "DepthwiseConv2dBlocked", weight, _window(conv), block, block, tile)
 
 
 def emit_winograd(editor: Editor, conv: ConvNode, m: int, block: int, tile: str) -> None:
     """Conv -> ToBlocked, Conv2dWinograd or, for a kernel of one row or column, Conv2dWinogradAxis, FromBlocked."""
-    u = winograd_weight(conv.weight, m, block)
+    u = transformed_weight(editor, conv, m, block) if conv.weight is None else winograd_weight(conv.weight, m, block)
     op_type, attributes = winograd_form(conv, m)
     _wrap(editor, conv, op_type, u, {**attributes}, block, block, tile)
 
@@ -76,6 +61,7 @@ def winograd_form(conv: ConvNode, m: int) -> tuple[str, dict[str, int | tuple[in
 def emit_fft(editor: Editor, conv: ConvNode, n: int, block: int, tile: str) -> None:
     """Conv -> ToBlocked, Conv2dFft with n x n transforms, FromBlocked."""
     s = conv.shape
+    assert conv.weight is not None
     attributes: dict[str, AttributeValue] = {
         "tile": n,
         "kernel_shape": (s.kh, s.kw),
@@ -88,6 +74,7 @@ def emit_fft(editor: Editor, conv: ConvNode, n: int, block: int, tile: str) -> N
 def emit_sparse(editor: Editor, conv: ConvNode, depth: int, width: int, block: int, tile: str) -> None:
     """Conv -> ToBlocked, BlockSparseConv with blocks of depth x width, FromBlocked."""
     s = conv.shape
+    assert conv.weight is not None
     attributes: dict[str, AttributeValue] = {"outputs": (s.o,), "kernel_shape": (s.kh, s.kw), **_window(conv)}
     weight = pack_sparse_conv_weight(conv.weight, width, depth)
     _wrap(editor, conv, "BlockSparseConv", weight, attributes, block, block, tile)
@@ -96,8 +83,12 @@ def emit_sparse(editor: Editor, conv: ConvNode, depth: int, width: int, block: i
 def emit_im2col(editor: Editor, conv: ConvNode, tile: str) -> None:
     """Conv -> Conv2dIm2col."""
     node, s = conv.node, conv.shape
-    weight = editor.constant(pack_im2col_weight(conv.weight), f"{node.name}.matrix")
-    bias = editor.constant(conv.bias, f"{node.name}.bias")
+    weight = (
+        matrix_weight(editor, conv)
+        if conv.weight is None
+        else editor.constant(pack_im2col_weight(conv.weight), f"{node.name}.matrix")
+    )
+    bias = node.inputs[2] if conv.bias is None else editor.constant(conv.bias, f"{node.name}.bias")
     y = editor.insert(
         node,
         "Conv2dIm2col",
@@ -130,7 +121,7 @@ def _wrap(
     editor: Editor,
     conv: ConvNode,
     op_type: str,
-    weight: NDArray[Any] | tuple[NDArray[Any], ...],
+    weight: ir.Value | NDArray[Any] | tuple[NDArray[Any], ...],
     attributes: dict[str, AttributeValue],
     in_block: int,
     block: int,
@@ -160,8 +151,14 @@ def _wrap(
     in_shape = (s.n, blocks(s.c, in_block), s.h, s.w, in_block)
     x_blocked = insert("ToBlocked", [x], {"block": in_block}, in_shape, f"{x.name}.blocked")
     operands = weight if isinstance(weight, tuple) else (weight,)
-    weights = [editor.constant(each, f"{node.name}.weight") for each in operands]
-    bias = editor.constant(pack_bias(conv.bias, block), f"{node.name}.bias")
+    weights = [
+        each if isinstance(each, ir.Value) else editor.constant(each, f"{node.name}.weight") for each in operands
+    ]
+    bias = (
+        blocked_bias(editor, conv, block)
+        if conv.bias is None
+        else editor.constant(pack_bias(conv.bias, block), f"{node.name}.bias")
+    )
     out_shape = (s.n, blocks(s.o, block), s.oh, s.ow, block)
     blocked = insert(op_type, [x_blocked, *weights, bias], attributes, out_shape, f"{y_name}.blocked")
     _mark(blocked, tile, conv.units if op_type in ("Conv2dBlocked", "BlockSparseConv") else "")

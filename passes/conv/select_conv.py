@@ -9,17 +9,14 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from graphopt.cost.model import CostModel
-from graphopt.cost.roofline import ConvShape
 from graphopt.cost.workload import TILE as TILE_KEY
-from graphopt.graph.edit import Editor, array_of, dims, ints, is_op
-from graphopt.ops import MINIMUM_OPSET
+from graphopt.graph.edit import Editor, is_op
 from graphopt.passes.conv.algorithms import PLANAR_LAYOUT, PLANES, TILE, Algorithm, Candidate, Limits, candidates
+from graphopt.passes.conv.conv_node import ConvNode, read_conv
 from graphopt.passes.conv.forms import (
-    ConvNode,
     emit_blocked,
     emit_depthwise,
     emit_fft,
@@ -27,7 +24,6 @@ from graphopt.passes.conv.forms import (
     emit_sparse,
     emit_winograd,
 )
-from graphopt.passes.layout.blockable import is_among, listed
 from graphopt.passes.layout.selection import Labelled, selection_problem
 from graphopt.pipeline.pass_base import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve import selection
@@ -53,12 +49,14 @@ class SelectConv(Pass):
                                   y = FromBlocked(BlockSparseConv(ToBlocked(x), blocks, ...))     sparse weights
                                   y = Conv2dIm2col(x, w as a matrix, bias)
                                   y = Conv(x, w, bias)                                            as it was
+        y = ConvTranspose(x, w)   ->  the same with flipped weights, for stride 1
 
     Algorithms and layouts of all nodes are one optimization problem (`graphopt.solve.selection`): the costs of the
     nodes plus those of layout conversions, each shared by all consumers of a tensor, within a budget for the sum of
     rounding errors. Costs are measured where the cost model measures, except for candidates whose estimate (the
     target's, or the roofline of `cost.roofline`) is more than `prune` times the best one's. `layout` removes needless
-    conversions. A Conv whose weights are not constant, that is not two-dimensional, of static shape and in a type that
+    conversions. Weights that are known at run time only (inputs, or what training changes) are packed by nodes of the
+    graph, whose seconds are part of the choice. A Conv that is not two-dimensional, of static shape and in a type that
     the target blocks (float32 or float64, on GPUs also half precision) stays, with the reason.
     """
 
@@ -89,9 +87,9 @@ class SelectConv(Pass):
         refusals: list[Refusal] = []
         convolutions: dict[ir.Node, ConvNode] = {}
         for node in model.graph:
-            if not is_op(node, "Conv"):
+            if not is_op(node, "Conv", "ConvTranspose"):
                 continue
-            conv = read_conv(node, model, self.costs.machine.floats)
+            conv = read_conv(node, model, self.costs.machine)
             if isinstance(conv, str):
                 refusals.append(Refusal(str(node.name), conv))
             else:
@@ -106,7 +104,7 @@ class SelectConv(Pass):
             self.lanes,
             self.costs,
             {
-                node: [selection.Alternative(c.reads, c.writes, c.seconds, c.error) for c in options]
+                node: [selection.Alternative(c.reads, c.writes, c.total, c.error) for c in options]
                 for node, options in possible.items()
             },
             [
@@ -208,38 +206,3 @@ def _choice(node: ir.Node, chosen: Candidate, offered: list[Candidate]) -> Choic
         for other in others.values()
     )
     return Choice(str(node.name), str(chosen.algorithm), chosen.seconds, alternatives, chosen.tile, chosen.measured)
-
-
-def read_conv(node: ir.Node, model: ir.Model, floats: Sequence[str]) -> ConvNode | str:
-    """The Conv with resolved attributes and constants, or the reason why it stays."""
-    if model.opset_imports.get("", 1) < MINIMUM_OPSET:
-        return f"the model's opset is older than {MINIMUM_OPSET}"
-    x, w = node.inputs[0], node.inputs[1]
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    x_shape, y_shape, weight, bias_array = dims(x), dims(node.outputs[0]), array_of(w), array_of(bias)
-    if weight is None or (bias is not None and bias_array is None):
-        return "weights or bias are not constant"
-    if weight.ndim != 4:
-        lifted = "; run lift-rows first" if weight.ndim == 3 else ""
-        return f"it is {weight.ndim - 2}-dimensional, not 2-dimensional{lifted}"
-    if x is None or x_shape is None or y_shape is None:
-        return "its shapes are not static"
-    if 0 in (*x_shape, *y_shape):
-        return "it computes nothing"
-    if not is_among(x, floats):
-        return f"its type is {x.dtype.name if x.dtype else 'unknown'}, not {listed(floats)}"
-    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
-        return "auto_pad is set; run normalize first"
-    if not np.isfinite(weight).all():
-        return "its weights are not finite, which zero padding and transforms would spread"
-    n, c, h, width = x_shape
-    o, _, kh, kw = weight.shape
-    group = node.attributes.get_int("group", 1) or 1
-    shape = ConvShape(n, c, h, width, o, kh, kw, y_shape[2], y_shape[3], group, weight.dtype.itemsize)
-    strides, dilations = ints(node, "strides", [1, 1]), ints(node, "dilations", [1, 1])
-    pads = ints(node, "pads", [0, 0, 0, 0])
-    if bias_array is None:
-        bias_array = np.zeros(o, weight.dtype)
-    return ConvNode(
-        node, weight, bias_array, shape, (strides[0], strides[1]), tuple(pads), (dilations[0], dilations[1])
-    )

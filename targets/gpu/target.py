@@ -81,6 +81,7 @@ class GpuTarget(TvmTarget):
             floats,
             tuple((side, side) for side in SPARSE_SIDES),
             SPARSE_SIDES,
+            packs=False,
         )
 
     def estimate(self, workload: Workload, units: str) -> float | None:

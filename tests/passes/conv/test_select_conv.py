@@ -144,7 +144,6 @@ def test_both_costs_are_in_the_choice(rewrite) -> None:
 
 
 REFUSED = {
-    "weights or bias are not constant": (CONV3X3, {"w": (24, 20, 3, 3)}, 20),
     "it is 1-dimensional": (
         "g (float[1,4,9] x, float[8,4,3] w) => (float[1,8,7] y) { y = Conv(x, w) }",
         {"w": (8, 4, 3)},
@@ -179,6 +178,11 @@ def test_refusal(rewrite, reason: str) -> None:
     _, result = rewrite(SelectConv(), text, weights, opset)
     assert [reason in refusal.reason for refusal in result.refusals] == [True]
     assert not result.modified
+
+
+def test_a_target_that_cannot_pack_leaves_weights_of_a_run(rewrite) -> None:
+    _, result = rewrite(SelectConv(costs=CostModel(Machine(packs=False))), CONV3X3)
+    assert [refusal.reason for refusal in result.refusals] == ["weights or bias are not constant"]
 
 
 def test_provenance(rewrite) -> None:
