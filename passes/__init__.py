@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from graphopt.passes.branches.hoist_branches import HoistBranches as HoistBranches
     from graphopt.passes.conv.lift_rows import LiftRows as LiftRows
     from graphopt.passes.conv.select_conv import SelectConv as SelectConv
+    from graphopt.passes.conv.split_transposed import SplitTransposed as SplitTransposed
     from graphopt.passes.fuse.fuse import Fuse as Fuse
     from graphopt.passes.layout.layout import Layout as Layout
     from graphopt.passes.normalize.normalize import Normalize as Normalize
@@ -43,6 +44,7 @@ PASSES = {
     "skip-zeros": ("graphopt.passes.sparse.skip_zeros", "SkipZeros"),
     "prune": ("graphopt.passes.prune.prune", "Prune"),
     "precision": ("graphopt.passes.precision.precision", "Precision"),
+    "split-transposed": ("graphopt.passes.conv.split_transposed", "SplitTransposed"),
     "select-conv": ("graphopt.passes.conv.select_conv", "SelectConv"),
     "layout": ("graphopt.passes.layout.layout", "Layout"),
     "choose-tiles": ("graphopt.passes.products.choose_tiles", "ChooseTiles"),
@@ -52,7 +54,7 @@ PASSES = {
 
 DEFAULT = (
     "hoist-branches,normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,"
-    "cluster-sparse,skip-zeros,lift-rows,select-conv,layout,choose-tiles"
+    "cluster-sparse,skip-zeros,lift-rows,split-transposed,select-conv,layout,choose-tiles"
 )
 """The pipeline of `graphopt compile` when --passes is not given."""
 
@@ -87,6 +89,7 @@ __all__ = [
     "QuantizedProducts",
     "SelectConv",
     "SkipZeros",
+    "SplitTransposed",
 ]
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from graphopt import ops
 from graphopt.graph.constness import numbers_of, tensor_of
+from graphopt.graph.state import PHASE
 
 ORIGIN_KEY = "graphopt.origin"
 """Node metadata: names of the nodes of the loaded model that this node stands for, separated by spaces."""
@@ -91,8 +92,11 @@ class Editor:
             for output, shape, dtype in outputs
         ]
         metadata = {RULE_KEY: self.rule}
-        if names := origin_of(*origin):
+        sources = tuple(origin)
+        if names := origin_of(*sources):
             metadata[ORIGIN_KEY] = names
+        if phase := next((source.metadata_props[PHASE] for source in sources if PHASE in source.metadata_props), None):
+            metadata[PHASE] = phase
         node = ir.node(
             op_type,
             list(inputs),

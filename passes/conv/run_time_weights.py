@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.graph.edit import AttributeValue, Editor
+from graphopt.graph.edit import AttributeValue, Editor, array_of, dims, is_op
 from graphopt.ops import DOMAIN
 from graphopt.ops.layout import blocks
 from graphopt.passes.conv.conv_node import ConvNode
@@ -25,10 +25,16 @@ def blocked_weight(editor: Editor, conv: ConvNode, in_block: int, block: int) ->
     s, w = conv.shape, _weight(conv)
     outer = (s.c, s.o // s.group) if conv.flip else (s.o, s.c // s.group)
     lanes = (block, block) if conv.flip else (block, in_block)
-    packed_shape = (blocks(outer[0], lanes[0]), blocks(outer[1], lanes[1]), s.kh, s.kw, lanes[1], lanes[0])
-    packed = _once(
-        editor, conv, "ToBlockedWeight", w, {"in_block": lanes[1], "block": lanes[0]}, packed_shape, "blocked"
-    )
+    taken = _of_taps(w)
+    whole = w if taken is None else taken.inputs[0]
+    assert whole is not None
+    kernel = (dims(whole) or ())[2:]
+    shape = (blocks(outer[0], lanes[0]), blocks(outer[1], lanes[1]), *kernel, lanes[1], lanes[0])
+    attributes = {"in_block": lanes[1], "block": lanes[0]}
+    packed = _once(editor, conv, "ToBlockedWeight", whole, attributes, shape, "blocked")
+    packed_shape = (*shape[:2], s.kh, s.kw, *shape[4:])
+    if taken is not None:
+        packed = _insert(editor, conv, "Slice", [packed, *taken.inputs[1:]], {}, packed_shape, f"{w.name}.blocked", "")
     if not conv.flip:
         return packed
     each = blocks(s.c // s.group, block)
@@ -85,6 +91,15 @@ def _weight(conv: ConvNode) -> ir.Value:
     return weight
 
 
+def _of_taps(weight: ir.Value) -> ir.Node | None:
+    """The Slice that takes some taps of a larger kernel; packed weights have their taps on the same axes."""
+    node = weight.producer()
+    if node is None or not is_op(node, "Slice") or len(node.inputs) < 4:
+        return None
+    axes = array_of(node.inputs[3])
+    return node if axes is not None and axes.tolist() == [2, 3] else None
+
+
 def _once(
     editor: Editor,
     conv: ConvNode,
@@ -107,7 +122,7 @@ def _insert(
     editor: Editor,
     conv: ConvNode,
     op_type: str,
-    inputs: Sequence[ir.Value],
+    inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, AttributeValue],
     shape: Sequence[int],
     output: str,

@@ -25,6 +25,8 @@ SINGLE = UNARY | {"Cast"}
 """Elementwise operators of one tensor."""
 BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu"})
 POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
+CUSTOM = ("InterleavePhases",)
+"""Operators of the domain `graphopt` with a twin on blocked tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def listed(floats: Sequence[str]) -> str:
 
 def form_of(node: ir.Node, block: int, floats: Sequence[str]) -> Form | str:
     """The blocked form of `node` for one of the dtypes `floats`, or the reason why it has none, in a sentence."""
-    if node.domain != "":
+    if node.domain != "" and not is_custom(node, *CUSTOM):
         return f"{node.op_type} is not a standard operator"
     y = dims(node.outputs[0]) if node.outputs else None
     if y is None or len(y) != 4:
@@ -68,6 +70,8 @@ def form_of(node: ir.Node, block: int, floats: Sequence[str]) -> Form | str:
         return _pool(node)
     if node.op_type == "LRN":
         return Form((0,))
+    if node.op_type == "InterleavePhases":
+        return Form((0,)) if y[1] % block == 0 else f"its channels are no multiple of {block}"
     if node.op_type == "Pad":
         return _pad(node)
     return f"{node.op_type} has no blocked form"
@@ -181,6 +185,8 @@ def _twin(node: ir.Node, channels: int) -> tuple[str, str, dict[str, Any]]:
     given = {name: attribute.value for name, attribute in node.attributes.items()}
     if node.op_type == "Concat":
         given["axis"] = 1  # which a negative one would not name among five axes
+    if node.op_type in CUSTOM:
+        return f"{node.op_type}Blocked", ops.DOMAIN, given
     if node.op_type not in POOLS and node.op_type != "LRN":
         return node.op_type, "", given
     if node.op_type == "LRN":

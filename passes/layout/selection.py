@@ -13,7 +13,17 @@ from graphopt.cost.model import CostModel
 from graphopt.cost.workload import Operand, Workload
 from graphopt.graph.edit import dims
 from graphopt.ops.layout import blocks
-from graphopt.passes.layout.blockable import BINARY, POOLS, SINGLE, Form, border, form_of, is_among, padded_bytes
+from graphopt.passes.layout.blockable import (
+    BINARY,
+    CUSTOM,
+    POOLS,
+    SINGLE,
+    Form,
+    border,
+    form_of,
+    is_among,
+    padded_bytes,
+)
 from graphopt.solve.selection import Alternative, Problem, Tensor
 
 PLANAR, BLOCKED = 0, 1
@@ -161,6 +171,6 @@ def _on_either(
     if node.op_type in SINGLE or node.op_type in BINARY:
         planar = 0.0 if any(planar_only) else planar / 4
         blocked = blocked / 4 if all(planar_only) else 0.0
-    elif node.op_type in POOLS or node.op_type == "LRN":
+    elif node.op_type in POOLS or node.op_type in ("LRN", *CUSTOM):
         planar *= 2
     return Alternative(PLANAR, PLANAR, planar), Alternative(BLOCKED, BLOCKED, blocked)

@@ -36,6 +36,7 @@ from graphopt.targets.cpu.converters.conv_weights import (
 from graphopt.targets.cpu.converters.convolution import conv
 from graphopt.targets.cpu.converters.extremes import along_rows, ends, global_max_pool
 from graphopt.targets.cpu.converters.fft import conv2d_fft
+from graphopt.targets.cpu.converters.phases import interleave_phases
 from graphopt.targets.cpu.converters.pool_rows import pool_of_rows
 from graphopt.targets.cpu.converters.products import fully_connected, matmul
 from graphopt.targets.cpu.converters.recurrent import recurrent
@@ -65,6 +66,8 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.FromBlockedWeight": from_blocked_weight,
     "graphopt.FromDepthwiseWeight": from_depthwise_weight,
     "graphopt.GlobalAveragePoolBlocked": global_average_pool_blocked,
+    "graphopt.InterleavePhases": interleave_phases,
+    "graphopt.InterleavePhasesBlocked": interleave_phases,
     "graphopt.LRNBlocked": lrn_blocked,
     "graphopt.MaxPoolBlocked": pool_blocked("max"),
     "graphopt.ToBlocked": to_blocked,
