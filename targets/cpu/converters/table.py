@@ -21,11 +21,19 @@ from graphopt.targets.cpu.converters.blocked import (
     pool_blocked,
     to_blocked,
 )
-from graphopt.targets.cpu.converters.conv_gradient import (
+from graphopt.targets.cpu.converters.convolution import conv
+from graphopt.targets.cpu.converters.extremes import along_rows, ends, global_max_pool
+from graphopt.targets.cpu.converters.fft import conv2d_fft
+from graphopt.targets.cpu.converters.pool_rows import pool_of_rows
+from graphopt.targets.cpu.converters.products import fully_connected, matmul
+from graphopt.targets.cpu.converters.recurrent import recurrent
+from graphopt.targets.cpu.converters.rows import channel_norm, layer_norm, softmax
+from graphopt.targets.cpu.converters.sparse import block_sparse_conv, block_sparse_matmul, compressed_columns_matmul
+from graphopt.targets.cpu.converters.training.conv_gradient import (
     conv2d_weight_gradient_blocked,
     depthwise_weight_gradient_blocked,
 )
-from graphopt.targets.cpu.converters.conv_weights import (
+from graphopt.targets.cpu.converters.training.conv_weights import (
     flip_blocked_weight,
     from_blocked_weight,
     from_depthwise_weight,
@@ -33,15 +41,7 @@ from graphopt.targets.cpu.converters.conv_weights import (
     to_depthwise_weight,
     winograd_weight,
 )
-from graphopt.targets.cpu.converters.convolution import conv
-from graphopt.targets.cpu.converters.extremes import along_rows, ends, global_max_pool
-from graphopt.targets.cpu.converters.fft import conv2d_fft
-from graphopt.targets.cpu.converters.phases import interleave_phases
-from graphopt.targets.cpu.converters.pool_rows import pool_of_rows
-from graphopt.targets.cpu.converters.products import fully_connected, matmul
-from graphopt.targets.cpu.converters.recurrent import recurrent
-from graphopt.targets.cpu.converters.rows import channel_norm, layer_norm, softmax
-from graphopt.targets.cpu.converters.sparse import block_sparse_conv, block_sparse_matmul, compressed_columns_matmul
+from graphopt.targets.cpu.converters.training.phases import interleave_phases
 from graphopt.targets.cpu.converters.transposed import conv_transpose
 from graphopt.targets.cpu.converters.winograd import conv2d_winograd
 from graphopt.targets.cpu.kernels.tiling import summed_in

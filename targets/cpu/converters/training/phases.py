@@ -18,12 +18,13 @@ def interleave_phases(c: Context, inputs: Inputs) -> Outputs:
         def element(n: Expr, channel: Expr, y: Expr, z: Expr, *lane: Expr) -> Expr | te.TensorSlice:
             row, column = tirx.floormod(y, strides[0]), tirx.floormod(z, strides[1])
             phase = row * strides[1] + column
-            slot: Expr | int = phase
+            slot = phase
             if phases != tuple(range(len(phases))):
-                slot = 0
+                kind = phase.ty.dtype
+                slot = tirx.IntImm(kind, 0)
                 for number, place in enumerate(phases):
                     if place > 0:
-                        slot = tirx.Select(phase == number, tirx.IntImm("int64", place), slot)
+                        slot = tirx.Select(phase == number, tirx.IntImm(kind, place), slot)
             at = (n, slot * each + channel, tirx.floordiv(y, strides[0]), tirx.floordiv(z, strides[1]), *lane)
             if min(phases) >= 0:
                 return x[at]
