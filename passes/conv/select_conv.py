@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from graphopt.cost.model import CostModel
 from graphopt.cost.workload import TILE as TILE_KEY
-from graphopt.graph.edit import Editor, is_op
+from graphopt.graph.edit import Editor, is_custom, is_op
 from graphopt.passes.conv.algorithms import PLANAR_LAYOUT, PLANES, TILE, Algorithm, Candidate, Limits, candidates
 from graphopt.passes.conv.conv_node import ConvNode, read_conv
 from graphopt.passes.conv.forms import (
@@ -24,6 +24,7 @@ from graphopt.passes.conv.forms import (
     emit_sparse,
     emit_winograd,
 )
+from graphopt.passes.conv.weight_gradients import GradientNode, emit_gradient, gradient_candidates, read_gradient
 from graphopt.passes.layout.selection import Labelled, selection_problem
 from graphopt.pipeline.pass_base import Alternative, ByteSize, Choice, Pass, PassResult, Refusal, option
 from graphopt.solve import selection
@@ -50,6 +51,7 @@ class SelectConv(Pass):
                                   y = Conv2dIm2col(x, w as a matrix, bias)
                                   y = Conv(x, w, bias)                                            as it was
         y = ConvTranspose(x, w)   ->  the same with flipped weights, for stride 1
+        dw = ConvWeightGradient(x, dy)  ->  dw = FromBlockedWeight(Conv2dWeightGradientBlocked(ToBlocked(x), ...))
 
     Algorithms and layouts of all nodes are one optimization problem (`graphopt.solve.selection`): the costs of the
     nodes plus those of layout conversions, each shared by all consumers of a tensor, within a budget for the sum of
@@ -85,11 +87,14 @@ class SelectConv(Pass):
     def call(self, model: ir.Model) -> PassResult:
         """Rewrite the main graph; every Conv gets a Choice or a Refusal."""
         refusals: list[Refusal] = []
-        convolutions: dict[ir.Node, ConvNode] = {}
+        convolutions: dict[ir.Node, ConvNode | GradientNode] = {}
         for node in model.graph:
-            if not is_op(node, "Conv", "ConvTranspose"):
+            if is_op(node, "Conv", "ConvTranspose"):
+                conv: ConvNode | GradientNode | str = read_conv(node, model, self.costs.machine)
+            elif is_custom(node, "ConvWeightGradient"):
+                conv = read_gradient(node, model, self.costs.machine)
+            else:
                 continue
-            conv = read_conv(node, model, self.costs.machine)
             if isinstance(conv, str):
                 refusals.append(Refusal(str(node.name), conv))
             else:
@@ -113,6 +118,7 @@ class SelectConv(Pass):
                 if any(c.writes == PLANAR_LAYOUT and c.measured for c in options)
             ],
             self.error_budget,
+            {node: conv.data(self.lanes) for node, conv in convolutions.items() if isinstance(conv, GradientNode)},
         )
         gathered = time.perf_counter()
         solution, note = self._solve(labelled, list(convolutions))
@@ -123,13 +129,21 @@ class SelectConv(Pass):
         for node, conv in convolutions.items():
             candidate = possible[node][chosen[node]]
             choices.append(_choice(node, candidate, offered[node]))
-            _emit(editor, conv, candidate, self.lanes)
+            if isinstance(conv, ConvNode):
+                _emit(editor, conv, candidate, self.lanes)
+            elif candidate.algorithm is not Algorithm.PLANAR:
+                emit_gradient(editor, conv, self.lanes)
         return PassResult(model, editor.modified, tuple(refusals), tuple(choices), (note,))
 
-    def _timed(self, convolutions: dict[ir.Node, ConvNode]) -> dict[ir.Node, list[Candidate]]:
+    def _timed(self, convolutions: dict[ir.Node, ConvNode | GradientNode]) -> dict[ir.Node, list[Candidate]]:
         """The candidates of every convolution: measured seconds, or estimates scaled to compare with them."""
         limits = Limits(self.lanes, self.max_workspace, self.max_error)
-        offered = {node: candidates(conv, self.costs, limits, self.algorithms) for node, conv in convolutions.items()}
+        offered = {
+            node: candidates(conv, self.costs, limits, self.algorithms)
+            if isinstance(conv, ConvNode)
+            else gradient_candidates(conv, self.costs, self.lanes, self.algorithms)
+            for node, conv in convolutions.items()
+        }
         groups = {node: _worth_measuring(options, self.prune) for node, options in offered.items()}
         timings = self.costs.timings([[c.workload for c in group] for group in groups.values()])
         for (node, group), timed in zip(groups.items(), timings, strict=True):

@@ -19,7 +19,7 @@ from graphopt.ops.layout import blocks, pad_to_blocks
 # Reciprocal do not, and a division by a padded lane divides by zero.
 UNARY = frozenset({
     "Abs", "Ceil", "Celu", "Clip", "Cos", "Elu", "Erf", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu",
-    "Mish", "Neg", "Relu", "Round", "Selu", "Sigmoid", "Sin", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
+    "Mish", "Neg", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
 })  # fmt: skip
 SINGLE = UNARY | {"Cast"}
 """Elementwise operators of one tensor."""

@@ -46,11 +46,13 @@ def selection_problem(
     convolutions: Mapping[ir.Node, Sequence[Alternative]],
     contested: Collection[ir.Node] = (),
     error_budget: float = math.inf,
+    data: Mapping[ir.Node, tuple[int, ...]] | None = None,
 ) -> Labelled:
     """The problem of `graphopt.solve.selection` for the main graph.
 
     `convolutions` gives the alternatives of nodes that may become graphopt operators, `contested` those of them whose
-    layout is open. `FromBlocked` and `ToBlocked` of this block size count as blocked nodes.
+    layout is open, `data` the inputs of those that have a layout where that is not the first alone. `FromBlocked` and
+    `ToBlocked` of this block size count as blocked nodes.
     """
     nodes = tuple(graph)
     numbers = {node: number for number, node in enumerate(nodes)}
@@ -83,10 +85,11 @@ def selection_problem(
         for value in (*graph.inputs, *graph.initializers.values(), *(v for node in nodes for v in node.outputs))
         if (shape := dims(value)) is not None and len(shape) == 4 and is_among(value, model.machine.floats)
     ]
+    read = {node: form.data for node, form in forms.items()} | dict.fromkeys(convolutions, (0,)) | dict(data or {})
     ends = [
         (
             outside if (producer := value.producer()) is None else numbers[producer],
-            _consumers(value, numbers, forms, convolutions, outside),
+            _consumers(value, numbers, read, outside),
         )
         for value in values
     ]
@@ -102,15 +105,12 @@ def selection_problem(
 
 
 def _consumers(
-    value: ir.Value,
-    numbers: Mapping[ir.Node, int],
-    forms: Mapping[ir.Node, Form],
-    convolutions: Mapping[ir.Node, Sequence[Alternative]],
-    outside: int,
+    value: ir.Value, numbers: Mapping[ir.Node, int], read: Mapping[ir.Node, tuple[int, ...]], outside: int
 ) -> tuple[int, ...]:
+    """The nodes that read `value` in a layout; `read` are the inputs of nodes that pack others, or none."""
     consumers: dict[int, None] = {}
     for node, index in value.uses():
-        if node in convolutions and index > 0 or node in forms and index not in forms[node].data:
+        if node in read and index not in read[node]:
             continue  # weights and constants are packed, not converted
         consumers[numbers.get(node, outside)] = None
     if value.is_graph_output():

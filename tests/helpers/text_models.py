@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common
 
+from graphopt import ops
 from graphopt.cost.workload import SKIP_ZEROS, TILE
 
 
@@ -26,6 +27,8 @@ def parse(text: str, weights: Mapping[str, Sequence[int]] | None = None, opset: 
                 model.graph.register_initializer(value)
     for number, node in enumerate(model.graph):
         node.name = f"{node.op_type.lower()}{number}"
+        if node.domain == ops.DOMAIN:
+            ops.ensure(model, node.op_type)
     ir.passes.common.ShapeInferencePass()(model)
     ir.passes.common.RemoveUnusedNodesPass()(model)
     return model

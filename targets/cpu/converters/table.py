@@ -31,6 +31,7 @@ from graphopt.targets.cpu.converters.rows import channel_norm, layer_norm, softm
 from graphopt.targets.cpu.converters.sparse import block_sparse_conv, block_sparse_matmul, compressed_columns_matmul
 from graphopt.targets.cpu.converters.training.conv_gradient import (
     conv2d_weight_gradient_blocked,
+    conv_weight_gradient,
     depthwise_weight_gradient_blocked,
 )
 from graphopt.targets.cpu.converters.training.conv_weights import (
@@ -59,6 +60,7 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.Conv2dWeightGradientBlocked": conv2d_weight_gradient_blocked,
     "graphopt.Conv2dWinograd": conv2d_winograd,
     "graphopt.Conv2dWinogradAxis": conv2d_winograd,
+    "graphopt.ConvWeightGradient": conv_weight_gradient,
     "graphopt.DepthwiseConv2dBlocked": depthwise_blocked,
     "graphopt.DepthwiseWeightGradientBlocked": depthwise_weight_gradient_blocked,
     "graphopt.FlipBlockedWeight": flip_blocked_weight,

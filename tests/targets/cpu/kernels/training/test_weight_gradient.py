@@ -140,3 +140,16 @@ def test_few_weights_share_the_images_among_tasks(lab: Any) -> None:
     assert weight_gradient.Parts.of(3, 9, 40, True) == weight_gradient.Parts(1, 1, 120, 3, 9)
     lowered = gradient(lab, (1, 1), (16, 16), batch=6)
     assert sum("added" in call.symbol or "add_shares" in call.symbol for call in lowered.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("channels", "plane", "kernel", "group"),
+    [((5, 6), (9, 8), (3, 2), 1), ((8, 12), (7, 6), (3, 3), 4), ((3, 2), (11,), (3,), 1), ((2, 4), (5, 4, 3), (2, 2, 3), 2)],
+)  # fmt: skip
+def test_planar_tensors_of_any_rank(any_lab: Any, channels: Any, plane: Any, kernel: Any, group: int) -> None:
+    rank = len(plane)
+    strides, dilations, pads = (2,) + (1,) * (rank - 1), (1,) * (rank - 1) + (2,), (1,) * 2 * rank
+    out = [(n + 2 - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(plane, kernel, strides, dilations, strict=True)]
+    feeds = {"x": numbers(3, channels[0], *plane), "dy": numbers(3, channels[1], *out)}
+    window = f"kernel_shape={list(kernel)}, strides={list(strides)}, pads={list(pads)}, dilations={list(dilations)}"
+    any_lab.same(f"y = graphopt.ConvWeightGradient<{window}, group={group}>(x, dy)", feeds, rtol=1e-4)
