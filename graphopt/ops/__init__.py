@@ -15,6 +15,7 @@ from graphopt.errors import ModelError
 from graphopt.ops import (
     attention,
     blocked_gradients,
+    blocked_normalization,
     blocked_weights,
     compressed,
     conv,
@@ -70,6 +71,8 @@ _BODIES = {
     "DepthwiseWeightGradientBlocked": blocked_gradients.DEPTHWISE_WEIGHT_GRADIENT_BLOCKED,
     "InterleavePhases": phases.INTERLEAVE_PHASES,
     "InterleavePhasesBlocked": phases.INTERLEAVE_PHASES_BLOCKED,
+    "BatchStatisticsBlocked": blocked_normalization.BATCH_STATISTICS_BLOCKED,
+    "BatchNormalizationGradientBlocked": blocked_normalization.BATCH_NORMALIZATION_GRADIENT_BLOCKED,
     "ConvWeightGradient": conv_gradient.CONV_WEIGHT_GRADIENT,
     "MaxPoolArgmax": pool_gradient.MAX_POOL_ARGMAX,
     "MaxPoolGradient": pool_gradient.MAX_POOL_GRADIENT,

@@ -13,7 +13,7 @@ from graphopt.targets.cpu.kernels.integer import conv
 from graphopt.targets.cpu.kernels.integer import gemm as integer_gemm
 from graphopt.targets.cpu.kernels.sparse import conv as sparse_conv
 from graphopt.targets.cpu.kernels.sparse import inputs, outputs, rows
-from graphopt.targets.cpu.kernels.training import weight_gradient, weights
+from graphopt.targets.cpu.kernels.training import channel_sums, weight_gradient, weights
 from graphopt.targets.cpu.machine import CpuMachine
 
 Rule = Callable[[s_tir.Schedule, Block, CpuMachine], s_tir.Schedule | tirx.PrimFunc | None]
@@ -31,6 +31,7 @@ RULES: dict[str, Rule] = {
     extremes.BOTH: extremes.schedule_ends,
     gemm.NAME: gemm.schedule,
     inputs.NAME: inputs.schedule,
+    channel_sums.BLOCKED: channel_sums.schedule_blocked,
     conv.NAME: conv.schedule,
     integer_gemm.NAME: integer_gemm.schedule,
     lrn.NAME: lrn.schedule,

@@ -42,6 +42,12 @@ from graphopt.targets.cpu.converters.training.conv_weights import (
     to_depthwise_weight,
     winograd_weight,
 )
+from graphopt.targets.cpu.converters.training.normalization import (
+    batch_norm_gradient,
+    batch_norm_gradient_blocked,
+    batch_statistics,
+    batch_statistics_blocked,
+)
 from graphopt.targets.cpu.converters.training.phases import interleave_phases
 from graphopt.targets.cpu.converters.transposed import conv_transpose
 from graphopt.targets.cpu.converters.winograd import conv2d_winograd
@@ -51,6 +57,10 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.Attention": attention,
     "graphopt.AttentionMasked": attention,
     "graphopt.AveragePoolBlocked": pool_blocked("average"),
+    "graphopt.BatchNormalizationGradient": batch_norm_gradient,
+    "graphopt.BatchNormalizationGradientBlocked": batch_norm_gradient_blocked,
+    "graphopt.BatchStatistics": batch_statistics,
+    "graphopt.BatchStatisticsBlocked": batch_statistics_blocked,
     "graphopt.BlockSparseConv": block_sparse_conv,
     "graphopt.CompressedColumnsMatMul": compressed_columns_matmul,
     "graphopt.BlockSparseMatMul": block_sparse_matmul,

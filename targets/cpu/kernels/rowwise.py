@@ -36,25 +36,26 @@ def softmax(x: te.Tensor, lanes: int, scale: float = 1.0, logarithm: bool = Fals
     rows, n = dims(x)
     factor = const(scale, x.dtype)
     kept = summed_in(x.dtype, n // (4 * lanes) // ONE_SIGN)  # in the lanes of four vectors
-    top = _reduced(rows, n, lanes, te.max, tirx.max, lambda i, r: x[i, r] * factor, "top")
+    top = reduced(rows, n, lanes, te.max, tirx.max, lambda i, r: x[i, r] * factor, "top")
     if logarithm:
 
         def power(i: Expr, q: Expr | tirx.IterVar) -> Expr:
             return fast.exp_of_negative(x[i, q] * factor - top[i]).astype(kept)
 
-        sums = _reduced(rows, n, lanes, te.sum, _added, power, "sum")
+        sums = reduced(rows, n, lanes, te.sum, added, power, "sum")
         logs = te.compute((rows,), lambda i: tirx.log(sums[i].astype(x.dtype)), name="logs")
         return te.compute((rows, n), lambda i, j: x[i, j] * factor - top[i] - logs[i], name="scale")
     powers = te.compute((rows, n), lambda i, j: fast.exp_of_negative(x[i, j] * factor - top[i]), name="powers")
-    sums = _reduced(rows, n, lanes, te.sum, _added, lambda i, q: powers[i, q].astype(kept), "sum")
+    sums = reduced(rows, n, lanes, te.sum, added, lambda i, q: powers[i, q].astype(kept), "sum")
     return te.compute((rows, n), lambda i, j: powers[i, j] / sums[i].astype(x.dtype), name="scale")
 
 
-def _added(a: te.TensorSlice, b: te.TensorSlice) -> Expr:
+def added(a: te.TensorSlice, b: te.TensorSlice) -> Expr:
+    """The sum of two parts."""
     return a + b
 
 
-def _reduced(
+def reduced(
     rows: int,
     n: int,
     lanes: int,

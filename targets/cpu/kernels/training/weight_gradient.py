@@ -125,7 +125,7 @@ def compute(
     tile = choose_tile(ci_group, kw, bi, co_group, machine)
     tasks = co // tile.vectors * (ci_group // tile.planes)
     by_row = tasks < TASKS
-    shares = _shares(parts.count, tasks * (kh if by_row else 1))
+    shares = shares_of(parts.count, tasks * (kh if by_row else 1))
     rn = te.reduce_axis((0, parts.images), "n")
     ry, rz = te.reduce_axis((0, parts.rows), "y"), te.reduce_axis((0, parts.columns), "z")
 
@@ -162,7 +162,7 @@ def depthwise(
 
     attributes = {RULE: DEPTHWISE}
     sums = te.compute((parts.count, cb, *kernel, b), product, name="part", attrs=attributes)
-    return _shared(sums, _shares(parts.count, cb))
+    return _shared(sums, shares_of(parts.count, cb))
 
 
 def _position(parts: Parts, q: Expr, rn: Expr, ry: Expr, rz: Expr, width: int, flat: bool) -> tuple[Expr, Expr, Expr]:
@@ -175,7 +175,7 @@ def _position(parts: Parts, q: Expr, rn: Expr, ry: Expr, rz: Expr, width: int, f
     return image, tirx.floordiv(at, width), tirx.floormod(at, width)
 
 
-def _shares(parts: int, tasks: int) -> int:
+def shares_of(parts: int, tasks: int) -> int:
     """In how many shares the parts are added, so that there are enough tasks."""
     if tasks >= TASKS:
         return 1

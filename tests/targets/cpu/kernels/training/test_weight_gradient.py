@@ -144,8 +144,13 @@ def test_few_weights_share_the_images_among_tasks(lab: Any) -> None:
 
 @pytest.mark.parametrize(
     ("channels", "plane", "kernel", "group"),
-    [((5, 6), (9, 8), (3, 2), 1), ((8, 12), (7, 6), (3, 3), 4), ((3, 2), (11,), (3,), 1), ((2, 4), (5, 4, 3), (2, 2, 3), 2)],
-)  # fmt: skip
+    [
+        ((5, 6), (9, 8), (3, 2), 1),
+        ((8, 12), (7, 6), (3, 3), 4),
+        ((3, 2), (11,), (3,), 1),
+        ((2, 4), (5, 4, 3), (2, 2, 3), 2),
+    ],
+)
 def test_planar_tensors_of_any_rank(any_lab: Any, channels: Any, plane: Any, kernel: Any, group: int) -> None:
     rank = len(plane)
     strides, dilations, pads = (2,) + (1,) * (rank - 1), (1,) * (rank - 1) + (2,), (1,) * 2 * rank

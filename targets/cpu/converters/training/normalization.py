@@ -1,0 +1,204 @@
+"""Batch statistics and the gradient of batch normalization, on planar and on blocked tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from tvm import relax, te, tirx
+from tvm.ir import Expr
+
+from graphopt.targets.common.converters.base import BROADCAST, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
+from graphopt.targets.common.kernels.blocks import const
+from graphopt.targets.cpu.kernels.training import channel_sums
+
+Value = Callable[..., Expr]
+"""(operands, term number, row n * C + c, position p) of planar tensors, or (..., n, cb, y, x, lane) of blocked ones."""
+
+
+def batch_statistics(c: Context, inputs: Inputs) -> Outputs:
+    """BatchStatistics in two passes: the mean, then the squared distances from it."""
+    x = inputs[0]
+    shape = shape_of(x)
+    if dtype_of(x) not in ("float32", "float64") or 0 in shape:
+        return NotImplemented
+    n, channels, plane = shape[0], shape[1], math.prod(shape[2:])
+    flat = c.reshape(x, (n * channels, plane))
+
+    def mean_of(rows: relax.Expr) -> relax.Expr:
+        return c.te("over_images", lambda v: _mean(channel_sums.over_images(v, n), n * plane, x), rows, pattern=OPAQUE)
+
+    lanes, dtype = c.machine.lanes(dtype_of(x)), dtype_of(x)
+    rows = c.te(
+        "channel_sums",
+        lambda v: channel_sums.rows((n, channels, plane), dtype, 1, lambda _, i, p: v[i, p], lanes),
+        flat,
+        pattern=OPAQUE,
+    )
+    mean = mean_of(rows)
+
+    def squares(v: te.Tensor, center: te.Tensor) -> te.Tensor:
+        def term(_: int, i: Expr, p: Expr) -> Expr:
+            distance = v[i, p] - center[tirx.floormod(i, channels)]
+            return distance * distance
+
+        return channel_sums.rows((n, channels, plane), dtype, 1, term, lanes)
+
+    return [mean, mean_of(c.te("channel_squares", squares, flat, mean, pattern=OPAQUE))]
+
+
+def _mean(sums: te.Tensor, count: int, x: relax.Expr) -> te.Tensor:
+    """sums[1, C] / count in the dtype of x."""
+    dtype = dtype_of(x)
+    divisor = const(count, "float64")
+    return te.compute((sums.shape[1],), lambda i: (sums[0, i] / divisor).astype(dtype), name="mean")
+
+
+def batch_statistics_blocked(c: Context, inputs: Inputs) -> Outputs:
+    """BatchStatisticsBlocked, likewise."""
+    x = inputs[0]
+    shape, dtype, channels = shape_of(x), dtype_of(x), c.integer("channels")
+    n, cb, h, w, b = shape
+    count = const(n * h * w, "float64")
+
+    def mean_of(sums: relax.Expr) -> relax.Expr:
+        def define(v: te.Tensor) -> te.Tensor:
+            total = channel_sums.over_shares(v)
+            return te.compute((cb, b), lambda o, lane: (total[0, o, lane] / count).astype(dtype), name="mean")
+
+        return c.te("over_shares", define, sums, pattern=OPAQUE)
+
+    mean = mean_of(
+        c.te(
+            "channel_sums",
+            lambda v: channel_sums.blocked(shape, 1, lambda _, *at: v[at]),
+            x,
+            pattern=OPAQUE,
+        )
+    )
+
+    def squares(v: te.Tensor, center: te.Tensor) -> te.Tensor:
+        def term(_: int, *at: Expr) -> Expr:
+            distance = v[at] - center[at[1], at[4]]
+            return distance * distance
+
+        return channel_sums.blocked(shape, 1, term)
+
+    variance = mean_of(c.te("channel_squares", squares, x, mean, pattern=OPAQUE))
+    return [_first(c, each, channels) for each in (mean, variance)]
+
+
+def _first(c: Context, lanes: relax.Expr, channels: int) -> relax.Expr:
+    """The first channels of [CB, b]."""
+    flat = c.reshape(lanes, (math.prod(shape_of(lanes)),))
+    if shape_of(flat) == (channels,):
+        return flat
+    return c.te("first", lambda v: te.compute((channels,), lambda i: v[i], name="first"), flat, pattern=OPAQUE)
+
+
+def batch_norm_gradient(c: Context, inputs: Inputs) -> Outputs:
+    """BatchNormalizationGradient: both sums in one pass, then dX = a dY + b (X - mean) + d for each channel."""
+    dy, x, scale, mean, inv_std = inputs
+    shape, dtype = shape_of(x), dtype_of(x)
+    if dtype not in ("float32", "float64") or 0 in shape or any(dtype_of(each) != dtype for each in inputs):
+        return NotImplemented
+    n, channels, plane = shape[0], shape[1], math.prod(shape[2:])
+    lanes = c.machine.lanes(dtype)
+
+    def summed(g: te.Tensor, v: te.Tensor, m: te.Tensor, s: te.Tensor) -> te.Tensor:
+        def term(k: int, i: Expr, p: Expr) -> Expr:
+            at = tirx.floormod(i, channels)
+            return g[i, p] if k == 0 else g[i, p] * ((v[i, p] - m[at]) * s[at])
+
+        return channel_sums.rows((n, channels, plane), dtype, 2, term, lanes)
+
+    flat = (n * channels, plane)
+    rows = c.te("channel_sums", summed, c.reshape(dy, flat), c.reshape(x, flat), mean, inv_std, pattern=OPAQUE)
+
+    def rounded(v: te.Tensor) -> te.Tensor:
+        sums = channel_sums.over_images(v, n)
+        return te.compute((2, channels), lambda k, i: sums[k, i].astype(dtype), name="rounded")
+
+    sums = c.te("over_images", rounded, rows, pattern=OPAQUE)
+    factors = _factors(c, sums, scale, inv_std, n * plane)
+
+    def finish(g: te.Tensor, v: te.Tensor, m: te.Tensor, f: te.Tensor) -> te.Tensor:
+        def element(*at: Expr) -> Expr:
+            i = at[1]
+            return f[0, i] * g[at] + f[1, i] * (v[at] - m[i]) + f[2, i]
+
+        return te.compute(shape, element, name="finish")
+
+    dx = c.te("batch_norm_gradient", finish, dy, x, mean, factors, pattern=BROADCAST)
+    return [dx, _row(c, sums, 1), _row(c, sums, 0)]
+
+
+def batch_norm_gradient_blocked(c: Context, inputs: Inputs) -> Outputs:
+    """BatchNormalizationGradientBlocked, likewise; padded lanes of dX are zero."""
+    dy, x, scale, mean, inv_std = inputs
+    shape, dtype, channels = shape_of(x), dtype_of(x), shape_of(scale)[0]
+    n, cb, h, w, b = shape
+    if dtype not in ("float32", "float64") or 0 in shape or any(dtype_of(each) != dtype for each in inputs):
+        return NotImplemented
+    scale, mean, inv_std = (_filled(c, each, cb * b) for each in (scale, mean, inv_std))
+
+    def summed(g: te.Tensor, v: te.Tensor, m: te.Tensor, s: te.Tensor) -> te.Tensor:
+        def term(k: int, *at: Expr) -> Expr:
+            i = at[1] * b + at[4]
+            return g[at] if k == 0 else g[at] * ((v[at] - m[i]) * s[i])
+
+        return channel_sums.blocked(shape, 2, term)
+
+    parts = c.te("channel_sums", summed, dy, x, mean, inv_std, pattern=OPAQUE)
+
+    def rounded(v: te.Tensor) -> te.Tensor:
+        sums = channel_sums.over_shares(v)
+        return te.compute((2, cb, b), lambda k, o, lane: sums[k, o, lane].astype(dtype), name="rounded")
+
+    sums = c.reshape(c.te("over_shares", rounded, parts, pattern=OPAQUE), (2, cb * b))
+    factors = _factors(c, sums, scale, inv_std, n * h * w)
+
+    def finish(g: te.Tensor, v: te.Tensor, m: te.Tensor, f: te.Tensor) -> te.Tensor:
+        def element(*at: Expr) -> Expr:
+            i = at[1] * b + at[4]
+            return f[0, i] * g[at] + f[1, i] * (v[at] - m[i]) + f[2, i]
+
+        return te.compute(shape, element, name="finish")
+
+    dx = c.te("batch_norm_gradient", finish, dy, x, mean, factors, pattern=BROADCAST)
+    return [dx, *(_first(c, _row(c, sums, k), channels) for k in (1, 0))]
+
+
+def _factors(c: Context, sums: relax.Expr, scale: relax.Expr, inv_std: relax.Expr, count: int) -> relax.Expr:
+    """(a, b, d)[3, C]: a = scale inv_std, b = -a inv_std dScale / m, d = -a dB / m."""
+    channels, dtype = shape_of(scale)[0], dtype_of(scale)
+    share = const(-1.0 / count, dtype)
+
+    def define(s: te.Tensor, w: te.Tensor, inverse: te.Tensor) -> te.Tensor:
+        def element(k: Expr, i: Expr) -> Expr:
+            a = w[i] * inverse[i]
+            return tirx.Select(
+                k == 0, a, tirx.Select(k == 1, a * inverse[i] * (s[1, i] * share), a * (s[0, i] * share))
+            )
+
+        return te.compute((3, channels), element, name="factors")
+
+    return c.te("batch_norm_factors", define, sums, scale, inv_std, pattern=OPAQUE)
+
+
+def _row(c: Context, rows: relax.Expr, number: int) -> relax.Expr:
+    """Row `number` of a matrix."""
+    width = shape_of(rows)[1]
+    return c.te("row", lambda v: te.compute((width,), lambda i: v[number, i], name="row"), rows, pattern=OPAQUE)
+
+
+def _filled(c: Context, vector: relax.Expr, size: int) -> relax.Expr:
+    """`vector` with zeros appended up to `size`."""
+    given = shape_of(vector)[0]
+    if given == size:
+        return vector
+
+    def define(v: te.Tensor) -> te.Tensor:
+        return te.compute((size,), lambda i: tirx.if_then_else(i < given, v[i], const(0, v.dtype)), name="filled")
+
+    return c.te("filled", define, vector, pattern=OPAQUE)
