@@ -49,6 +49,7 @@ from graphopt.targets.cpu.converters.training.normalization import (
     batch_statistics_blocked,
 )
 from graphopt.targets.cpu.converters.training.phases import interleave_phases
+from graphopt.targets.cpu.converters.training.pools import average_pool_gradient, max_pool_argmax, max_pool_gradient
 from graphopt.targets.cpu.converters.transposed import conv_transpose
 from graphopt.targets.cpu.converters.winograd import conv2d_winograd
 from graphopt.targets.cpu.kernels.tiling import summed_in
@@ -57,6 +58,8 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.Attention": attention,
     "graphopt.AttentionMasked": attention,
     "graphopt.AveragePoolBlocked": pool_blocked("average"),
+    "graphopt.AveragePoolGradient": average_pool_gradient,
+    "graphopt.AveragePoolGradientBlocked": average_pool_gradient,
     "graphopt.BatchNormalizationGradient": batch_norm_gradient,
     "graphopt.BatchNormalizationGradientBlocked": batch_norm_gradient_blocked,
     "graphopt.BatchStatistics": batch_statistics,
@@ -81,6 +84,10 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.InterleavePhases": interleave_phases,
     "graphopt.InterleavePhasesBlocked": interleave_phases,
     "graphopt.LRNBlocked": lrn_blocked,
+    "graphopt.MaxPoolArgmax": max_pool_argmax,
+    "graphopt.MaxPoolArgmaxBlocked": max_pool_argmax,
+    "graphopt.MaxPoolGradient": max_pool_gradient,
+    "graphopt.MaxPoolGradientBlocked": max_pool_gradient,
     "graphopt.MaxPoolBlocked": pool_blocked("max"),
     "graphopt.ToBlocked": to_blocked,
     "graphopt.ToBlockedWeight": to_blocked_weight,
