@@ -77,6 +77,7 @@ _BODIES = {
     "MaxPoolArgmaxBlocked": blocked_pools.MAX_POOL_ARGMAX_BLOCKED,
     "MaxPoolGradientBlocked": blocked_pools.MAX_POOL_GRADIENT_BLOCKED,
     "AveragePoolGradientBlocked": blocked_pools.AVERAGE_POOL_GRADIENT_BLOCKED,
+    "ChannelSumsBlocked": blocked_normalization.CHANNEL_SUMS_BLOCKED,
     "ConvWeightGradient": conv_gradient.CONV_WEIGHT_GRADIENT,
     "MaxPoolArgmax": pool_gradient.MAX_POOL_ARGMAX,
     "MaxPoolGradient": pool_gradient.MAX_POOL_GRADIENT,

@@ -8,22 +8,21 @@ from __future__ import annotations
 from graphopt.ops.training.pool import AVERAGE_POOL_GRADIENT, MAX_POOL_ARGMAX, MAX_POOL_GRADIENT
 
 _TO_PLANAR = """
-    {planar}_from_split = Transpose <perm = [0, 1, 4, 2, 3]>({blocked})
-    {planar}_from_batch = Shape <start = 0, end = 1>({blocked})
-    {planar}_from_plane = Shape <start = 2, end = 4>({blocked})
-    {planar}_from_any = Constant <value_ints = [-1]>()
-    {planar}_from_shape = Concat <axis = 0>({planar}_from_batch, {planar}_from_any, {planar}_from_plane)
-    {planar} = Reshape({planar}_from_split, {planar}_from_shape)
+    {planar}_of_split = Transpose <perm = [0, 1, 4, 2, 3]>({blocked})
+    {planar}_of_batch = Shape <start = 0, end = 1>({blocked})
+    {planar}_of_plane = Shape <start = 2, end = 4>({blocked})
+    {planar}_of_any = Constant <value_ints = [-1]>()
+    {planar}_of_shape = Concat <axis = 0>({planar}_of_batch, {planar}_of_any, {planar}_of_plane)
+    {planar} = Reshape({planar}_of_split, {planar}_of_shape)
 """
 
 _TO_BLOCKED = """
-    {blocked}_to_batch = Shape <start = 0, end = 1>({like})
-    {blocked}_to_blocks = Shape <start = 1, end = 2>({like})
-    {blocked}_to_lanes = Shape <start = 4, end = 5>({like})
-    {blocked}_to_plane = Shape <start = 2, end = 4>({planar})
-    {blocked}_to_shape = Concat <axis = 0>({blocked}_to_batch, {blocked}_to_blocks, {blocked}_to_lanes, {blocked}_to_plane)
-    {blocked}_to_split = Reshape({planar}, {blocked}_to_shape)
-    {blocked} = Transpose <perm = [0, 1, 3, 4, 2]>({blocked}_to_split)
+    {blocked}_outer = Shape <start = 0, end = 2>({like})
+    {blocked}_lanes = Shape <start = 4, end = 5>({like})
+    {blocked}_plane = Shape <start = 2, end = 4>({planar})
+    {blocked}_all = Concat <axis = 0>({blocked}_outer, {blocked}_lanes, {blocked}_plane)
+    {blocked}_split = Reshape({planar}, {blocked}_all)
+    {blocked} = Transpose <perm = [0, 1, 3, 4, 2]>({blocked}_split)
 """
 
 _SHAPE = """

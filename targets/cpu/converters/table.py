@@ -47,6 +47,7 @@ from graphopt.targets.cpu.converters.training.normalization import (
     batch_norm_gradient_blocked,
     batch_statistics,
     batch_statistics_blocked,
+    channel_sums_blocked,
 )
 from graphopt.targets.cpu.converters.training.phases import interleave_phases
 from graphopt.targets.cpu.converters.training.pools import average_pool_gradient, max_pool_argmax, max_pool_gradient
@@ -67,6 +68,7 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.BlockSparseConv": block_sparse_conv,
     "graphopt.CompressedColumnsMatMul": compressed_columns_matmul,
     "graphopt.BlockSparseMatMul": block_sparse_matmul,
+    "graphopt.ChannelSumsBlocked": channel_sums_blocked,
     "graphopt.Conv2dBlocked": conv2d_blocked,
     "graphopt.Conv2dFft": conv2d_fft,
     "graphopt.Conv2dIm2col": conv,
