@@ -64,3 +64,17 @@ BatchNormalizationGradientBlocked (dy, x, scale, mean, inv_std) => (dx, dscale, 
     dx = Mul(factor, free)
 }}
 """
+
+CHANNEL_SUMS_BLOCKED = """
+ChannelSumsBlocked <channels>(x) => (sums)
+{
+    infer = Constant <value_ints = [-1]>()
+    others = Constant <value_ints = [0, 2, 3]>()
+    begin = Constant <value_ints = [0]>()
+    channels_scalar = Constant <value_int: int = @channels>()
+    channels = Reshape(channels_scalar, infer)
+    by_lane = ReduceSum <keepdims = 0>(x, others)
+    all_sums = Reshape(by_lane, infer)
+    sums = Slice(all_sums, begin, channels)
+}
+"""

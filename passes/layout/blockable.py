@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 from graphopt import ops
 from graphopt.graph.edit import Editor, array_of, dims, ints, is_custom, is_op
 from graphopt.ops.layout import blocks, pad_to_blocks
+from graphopt.passes.layout.form import Form
+from graphopt.passes.layout.training import channel_sum_form, custom_form, custom_twin, expand_form
 
 # These keep every finite number in a padded lane finite, so that zero weights still cancel it. Log, Sqrt, Pow and
 # Reciprocal do not, and a division by a padded lane divides by zero.
@@ -25,16 +26,10 @@ SINGLE = UNARY | {"Cast"}
 """Elementwise operators of one tensor."""
 BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu"})
 POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool"})
-CUSTOM = ("InterleavePhases",)
-"""Operators of the domain `graphopt` with a twin on blocked tensors."""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A node with a blocked form: indices of its inputs [N, C, H, W], and of its constants to pack."""
-
-    data: tuple[int, ...]
-    constants: tuple[int, ...] = ()
+COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
+LOGIC = frozenset({"And", "IsNaN", "Not", "Or"})
+ELEMENTWISE = SINGLE | BINARY | COMPARISONS | LOGIC | {"Where"}
+"""Operators that are computed in the kernel of one of their operands."""
 
 
 def is_among(value: ir.Value, floats: Collection[str]) -> bool:
@@ -50,11 +45,16 @@ def listed(floats: Sequence[str]) -> str:
 
 def form_of(node: ir.Node, block: int, floats: Sequence[str]) -> Form | str:
     """The blocked form of `node` for one of the dtypes `floats`, or the reason why it has none, in a sentence."""
-    if node.domain != "" and not is_custom(node, *CUSTOM):
-        return f"{node.op_type} is not a standard operator"
+    if node.domain != "":
+        form = custom_form(node, block)
+        return form if isinstance(form, str) or _are_among(node, form, floats) else f"it is not of {listed(floats)}"
+    if node.op_type == "ReduceSum":
+        return channel_sum_form(node) if is_among(node.outputs[0], floats) else f"the output is not {listed(floats)}"
     y = dims(node.outputs[0]) if node.outputs else None
     if y is None or len(y) != 4:
         return "the output is not a tensor of four static extents"
+    if node.op_type in COMPARISONS | LOGIC:
+        return _comparison(node, y, floats)
     if not is_among(node.outputs[0], floats):
         return f"the output is not {listed(floats)}"
     if node.op_type in UNARY:
@@ -62,24 +62,41 @@ def form_of(node: ir.Node, block: int, floats: Sequence[str]) -> Form | str:
     if node.op_type == "Cast":
         cast = node.inputs[0]
         return Form((0,)) if cast is not None and is_among(cast, floats) else f"the input is not {listed(floats)}"
-    if node.op_type in BINARY:
-        return _binary(node, y)
+    if node.op_type in BINARY or node.op_type == "Where":
+        return _elementwise(node, y)
     if node.op_type == "Concat":
         return _concat(node, block)
     if node.op_type in POOLS:
         return _pool(node)
     if node.op_type == "LRN":
         return Form((0,))
-    if node.op_type == "InterleavePhases":
-        return Form((0,)) if y[1] % block == 0 else f"its channels are no multiple of {block}"
     if node.op_type == "Pad":
         return _pad(node)
-    return f"{node.op_type} has no blocked form"
+    return expand_form(node) if node.op_type == "Expand" else f"{node.op_type} has no blocked form"
 
 
-def _binary(node: ir.Node, y: tuple[int, ...]) -> Form | str:
+def has_layout(value: ir.Value, floats: Collection[str]) -> bool:
+    """Whether `value` may be blocked: four static extents of one of `floats`, of truth values or of bytes."""
+    shape = dims(value)
+    small = value.dtype in (ir.DataType.BOOL, ir.DataType.UINT8)
+    return shape is not None and len(shape) == 4 and (small or is_among(value, floats))
+
+
+def _are_among(node: ir.Node, form: Form, floats: Sequence[str]) -> bool:
+    values = [node.inputs[index] for index in form.data]
+    return all(value is not None and has_layout(value, floats) for value in values)
+
+
+def _comparison(node: ir.Node, y: tuple[int, ...], floats: Sequence[str]) -> Form | str:
+    operands = [value for value in node.inputs if value is not None]
+    if any(value.dtype != ir.DataType.BOOL and not is_among(value, floats) for value in operands):
+        return f"an input is neither {listed(floats)} nor of truth values"
+    return _elementwise(node, y)
+
+
+def _elementwise(node: ir.Node, y: tuple[int, ...]) -> Form | str:
     data, constants = [], []
-    if len(node.inputs) != 2:
+    if len(node.inputs) > 2 and node.op_type != "Where":
         return "only two inputs have a blocked form"
     for index, value in enumerate(node.inputs):
         array = array_of(value)
@@ -148,11 +165,10 @@ def pack_planar(array: NDArray[Any], block: int, fill: float) -> NDArray[Any]:
     return padded.reshape(n, -1, block, h, w).transpose(0, 1, 3, 4, 2)
 
 
-def to_blocked_form(editor: Editor, node: ir.Node, form: Form, inputs: Sequence[ir.Value], block: int) -> ir.Value:
-    """Insert the blocked twin of `node` before it and return its output; `inputs` are the blocked `form.data`."""
-    y = dims(node.outputs[0])
-    assert y is not None
-    n, c, h, w = y
+def to_blocked_form(
+    editor: Editor, node: ir.Node, form: Form, inputs: Sequence[ir.Value], block: int
+) -> list[ir.Value]:
+    """Insert the blocked twin of `node` before it and return its outputs; `inputs` are the blocked `form.data`."""
     arguments = list(node.inputs)
     for index, value in zip(form.data, inputs, strict=True):
         arguments[index] = value
@@ -161,36 +177,57 @@ def to_blocked_form(editor: Editor, node: ir.Node, form: Form, inputs: Sequence[
         assert array is not None
         fill = 1.0 if node.op_type == "Div" and index == 1 else 0.0
         arguments[index] = editor.constant(pack_planar(array, block, fill), f"{node.name}.packed")
-    op_type, domain, attributes = _twin(node, c)
+    op_type, domain, attributes = _twin(node)
     if is_op(node, "Pad"):
         pads = array_of(node.inputs[1])
         assert pads is not None
         arguments[1] = editor.constant(np.insert(pads, (4, 8), 0), f"{node.name}.pads")
-    return editor.insert(
+    shapes = [_twin_shape(value, index in form.outputs, block) for index, value in enumerate(node.outputs)]
+    if is_op(node, "Expand"):
+        arguments[1] = editor.constant(np.array(shapes[0], np.int64), f"{node.name}.shape")
+    first = editor.insert(
         node,
         op_type,
-        arguments,
+        [value for index, value in enumerate(arguments) if index not in form.dropped],
         attributes,
-        shape=(n, blocks(c, block), h, w, block),
+        shape=shapes[0],
         dtype=node.outputs[0].dtype,
         name=f"{node.name}.blocked",
         output=f"{node.outputs[0].name}.blocked",
         origin=[node],
         domain=domain,
     )
+    twin = first.producer()
+    assert twin is not None
+    if len(node.outputs) > 1 and node.domain == ops.DOMAIN:
+        twin.resize_outputs(len(node.outputs))
+        for old, new, shape in zip(node.outputs[1:], twin.outputs[1:], shapes[1:], strict=True):
+            new.name = editor.fresh(f"{old.name}.blocked")
+            new.type, new.shape = old.type, None if shape is None else ir.Shape(shape)
+    return list(twin.outputs)
 
 
-def _twin(node: ir.Node, channels: int) -> tuple[str, str, dict[str, Any]]:
+def _twin_shape(value: ir.Value, blocked: bool, block: int) -> tuple[int, ...] | None:
+    shape = dims(value)
+    if not blocked or shape is None:
+        return shape
+    n, c, h, w = shape
+    return n, blocks(c, block), h, w, block
+
+
+def _twin(node: ir.Node) -> tuple[str, str, dict[str, Any]]:
     """(operator, domain, attributes) of the blocked twin."""
+    if node.domain == ops.DOMAIN or is_op(node, "ReduceSum"):
+        op_type, custom = custom_twin(node)
+        return op_type, ops.DOMAIN, custom
     given = {name: attribute.value for name, attribute in node.attributes.items()}
     if node.op_type == "Concat":
         given["axis"] = 1  # which a negative one would not name among five axes
-    if node.op_type in CUSTOM:
-        return f"{node.op_type}Blocked", ops.DOMAIN, given
     if node.op_type not in POOLS and node.op_type != "LRN":
         return node.op_type, "", given
     if node.op_type == "LRN":
         defaults = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
+        channels = (dims(node.outputs[0]) or ())[1]
         return "LRNBlocked", ops.DOMAIN, {"channels": channels, **defaults, **given}
     if node.op_type == "GlobalAveragePool":
         return "GlobalAveragePoolBlocked", ops.DOMAIN, {}

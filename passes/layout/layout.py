@@ -12,7 +12,8 @@ from graphopt.cost.model import CostModel
 from graphopt.graph.edit import Editor, dims, is_custom
 from graphopt.ops import DOMAIN
 from graphopt.ops.layout import blocks
-from graphopt.passes.layout.blockable import Form, border, to_blocked_form
+from graphopt.passes.layout.blockable import border, to_blocked_form
+from graphopt.passes.layout.form import Form
 from graphopt.passes.layout.selection import BLOCKED, selection_problem
 from graphopt.pipeline.pass_base import Pass, PassResult, Refusal
 from graphopt.solve.selection import solve
@@ -26,11 +27,12 @@ class Layout(Pass):
         z = Relu(y)                                    ->     r = Relu(Conv2dBlocked(ToBlocked(x)))
         w = FromBlocked(Conv2dBlocked(ToBlocked(z)))          w = FromBlocked(Conv2dBlocked(r))
 
-    Elementwise operators, Concat of channels (multiples of b), pooling, LRN and Pad can work on blocked tensors. Which
-    of them do follows from the costs of the nodes and of the conversions (`graphopt.solve.selection`), so an operator
-    between planar neighbours stays planar. `ToBlocked(FromBlocked(x))` of one block size cancels, and all consumers of
-    a tensor share one conversion. Padded lanes may then hold any finite number: operators that could turn it into NaN
-    or infinity stay planar. The block size is that of the model's `FromBlocked` nodes.
+    Elementwise operators, Concat of channels (multiples of b), pooling, LRN, Pad, and the statistics and gradients of
+    training can work on blocked tensors. Which of them do follows from the costs of the nodes and of the conversions
+    (`graphopt.solve.selection`), so an operator between planar neighbours stays planar. `ToBlocked(FromBlocked(x))` of
+    one block size cancels, and all consumers of a tensor share one conversion. Padded lanes may then hold any finite
+    number: operators that could turn it into NaN or infinity stay planar. The block size is that of the model's
+    `FromBlocked` nodes.
     """
 
     name: ClassVar[str] = "layout"
@@ -96,11 +98,15 @@ class _Rewrite:
             planar = node.inputs[index]
             assert planar is not None
             inputs.append(self._existing(planar, self.block) or self._to_blocked(node, planar))
-        twin = to_blocked_form(self.editor, node, form, inputs, self.block)
-        y = node.outputs[0]
+        twins = to_blocked_form(self.editor, node, form, inputs, self.block)
+        for index, (y, twin) in enumerate(zip(node.outputs, twins, strict=False)):
+            self.editor.replace(y, self._to_planar(node, y, twin) if index in form.outputs else twin)
+        self.editor.erase(node)
+
+    def _to_planar(self, node: ir.Node, y: ir.Value, twin: ir.Value) -> ir.Value:
         shape = dims(y)
         assert shape is not None
-        planar_again = self.editor.insert(
+        return self.editor.insert(
             node,
             "FromBlocked",
             [twin],
@@ -112,7 +118,6 @@ class _Rewrite:
             origin=[node],
             domain=DOMAIN,
         )
-        self.editor.swap(node, planar_again)
 
     def _existing(self, planar: ir.Value, block: int) -> ir.Value | None:
         """The blocked tensor that `planar` was converted from, or has been converted to, if any."""

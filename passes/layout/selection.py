@@ -13,17 +13,9 @@ from graphopt.cost.model import CostModel
 from graphopt.cost.workload import Operand, Workload
 from graphopt.graph.edit import dims
 from graphopt.ops.layout import blocks
-from graphopt.passes.layout.blockable import (
-    BINARY,
-    CUSTOM,
-    POOLS,
-    SINGLE,
-    Form,
-    border,
-    form_of,
-    is_among,
-    padded_bytes,
-)
+from graphopt.passes.layout import training
+from graphopt.passes.layout.blockable import ELEMENTWISE, POOLS, border, form_of, has_layout, padded_bytes
+from graphopt.passes.layout.form import Form
 from graphopt.solve.selection import Alternative, Problem, Tensor
 
 PLANAR, BLOCKED = 0, 1
@@ -83,7 +75,7 @@ def selection_problem(
     values = [
         value
         for value in (*graph.inputs, *graph.initializers.values(), *(v for node in nodes for v in node.outputs))
-        if (shape := dims(value)) is not None and len(shape) == 4 and is_among(value, model.machine.floats)
+        if has_layout(value, model.machine.floats)
     ]
     read = {node: form.data for node, form in forms.items()} | dict.fromkeys(convolutions, (0,)) | dict(data or {})
     ends = [
@@ -152,7 +144,7 @@ def _conversion_workloads(value: ir.Value, block: int) -> tuple[Workload, Worklo
 def _root(value: ir.Value | None, forms: Mapping[ir.Node, Form]) -> ir.Node | None:
     """The node whose kernel an elementwise consumer of `value` is fused into: its nearest non-elementwise producer."""
     producer = None if value is None else value.producer()
-    while producer is not None and producer in forms and (producer.op_type in SINGLE or producer.op_type in BINARY):
+    while producer is not None and producer in forms and producer.op_type in ELEMENTWISE:
         source = producer.inputs[forms[producer].data[0]]
         producer = None if source is None else source.producer()
     return producer
@@ -168,9 +160,9 @@ def _on_either(
     tensors = [value for index in form.data if (value := node.inputs[index]) is not None] + [node.outputs[0]]
     blocked = sum(padded_bytes(value, block) for value in tensors) / machine.bandwidth
     planar = sum(padded_bytes(value, 1) for value in tensors) / machine.bandwidth
-    if node.op_type in SINGLE or node.op_type in BINARY:
+    if node.op_type in ELEMENTWISE:
         planar = 0.0 if any(planar_only) else planar / 4
         blocked = blocked / 4 if all(planar_only) else 0.0
-    elif node.op_type in POOLS or node.op_type in ("LRN", *CUSTOM):
+    elif node.op_type in POOLS or node.op_type in training.POOLS | {"LRN"}:
         planar *= 2
     return Alternative(PLANAR, PLANAR, planar), Alternative(BLOCKED, BLOCKED, blocked)

@@ -47,8 +47,10 @@ from graphopt.targets.cpu.converters.training.normalization import (
     batch_norm_gradient_blocked,
     batch_statistics,
     batch_statistics_blocked,
+    channel_sums_blocked,
 )
 from graphopt.targets.cpu.converters.training.phases import interleave_phases
+from graphopt.targets.cpu.converters.training.pools import average_pool_gradient, max_pool_argmax, max_pool_gradient
 from graphopt.targets.cpu.converters.transposed import conv_transpose
 from graphopt.targets.cpu.converters.winograd import conv2d_winograd
 from graphopt.targets.cpu.kernels.tiling import summed_in
@@ -57,6 +59,8 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.Attention": attention,
     "graphopt.AttentionMasked": attention,
     "graphopt.AveragePoolBlocked": pool_blocked("average"),
+    "graphopt.AveragePoolGradient": average_pool_gradient,
+    "graphopt.AveragePoolGradientBlocked": average_pool_gradient,
     "graphopt.BatchNormalizationGradient": batch_norm_gradient,
     "graphopt.BatchNormalizationGradientBlocked": batch_norm_gradient_blocked,
     "graphopt.BatchStatistics": batch_statistics,
@@ -64,6 +68,7 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.BlockSparseConv": block_sparse_conv,
     "graphopt.CompressedColumnsMatMul": compressed_columns_matmul,
     "graphopt.BlockSparseMatMul": block_sparse_matmul,
+    "graphopt.ChannelSumsBlocked": channel_sums_blocked,
     "graphopt.Conv2dBlocked": conv2d_blocked,
     "graphopt.Conv2dFft": conv2d_fft,
     "graphopt.Conv2dIm2col": conv,
@@ -81,6 +86,10 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.InterleavePhases": interleave_phases,
     "graphopt.InterleavePhasesBlocked": interleave_phases,
     "graphopt.LRNBlocked": lrn_blocked,
+    "graphopt.MaxPoolArgmax": max_pool_argmax,
+    "graphopt.MaxPoolArgmaxBlocked": max_pool_argmax,
+    "graphopt.MaxPoolGradient": max_pool_gradient,
+    "graphopt.MaxPoolGradientBlocked": max_pool_gradient,
     "graphopt.MaxPoolBlocked": pool_blocked("max"),
     "graphopt.ToBlocked": to_blocked,
     "graphopt.ToBlockedWeight": to_blocked_weight,

@@ -88,6 +88,22 @@ def batch_statistics_blocked(c: Context, inputs: Inputs) -> Outputs:
     return [_first(c, each, channels) for each in (mean, variance)]
 
 
+def channel_sums_blocked(c: Context, inputs: Inputs) -> Outputs:
+    """ChannelSumsBlocked: the gradient of a bias."""
+    x, channels = inputs[0], c.integer("channels")
+    shape, dtype = shape_of(x), dtype_of(x)
+    parts = c.te("channel_sums", lambda v: channel_sums.blocked(shape, 1, lambda _, *at: v[at]), x, pattern=OPAQUE)
+
+    def define(v: te.Tensor) -> te.Tensor:
+        total = channel_sums.over_shares(v)
+        b = shape[4]
+        return te.compute(
+            (channels,), lambda i: total[0, tirx.floordiv(i, b), tirx.floormod(i, b)].astype(dtype), name="sums"
+        )
+
+    return c.te("over_shares", define, parts, pattern=OPAQUE)
+
+
 def _first(c: Context, lanes: relax.Expr, channels: int) -> relax.Expr:
     """The first channels of [CB, b]."""
     flat = c.reshape(lanes, (math.prod(shape_of(lanes)),))

@@ -39,7 +39,7 @@ def depthwise(
     out_h = (h - (kh - 1) * dilations[0] - 1) // strides[0] + 1
     out_w = (width - (kw - 1) * dilations[1] - 1) // strides[1] + 1
     rh, rw = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
-    computed = round_up(out_w, _columns(out_w))
+    computed = round_up(out_w, tile_columns(out_w))
 
     def product(i: Expr, c: Expr, y: Expr, z: Expr, lane: Expr) -> Expr:
         column = z * strides[1] + rw * dilations[1]
@@ -76,7 +76,7 @@ def pool(
     dtype = str(x.dtype)
     kept = dtype if mode == "max" else summed_in(dtype, kernel[0] * kernel[1])
     neutral = tirx.min_value(x.dtype) if mode == "max" else const(0, dtype)
-    computed = round_up(out[1], _columns(out[1]))
+    computed = round_up(out[1], tile_columns(out[1]))
 
     def element(i: Expr, c: Expr, y: Expr, z: Expr, lane: Expr) -> Expr | te.TensorSlice:
         row = y * strides[0] + rh * dilations[0] - pads[0]
@@ -120,7 +120,8 @@ def _inside(start: Expr, size: int, dilation: int, low: int, high: int) -> Expr:
     return last - first + 1
 
 
-def _columns(out_width: int) -> int:
+def tile_columns(out_width: int) -> int:
+    """Output columns of a register tile."""
     return padded_tile(out_width, 8)
 
 
@@ -135,7 +136,7 @@ def schedule(sch: s_tir.Schedule, anchor: Block, machine: CpuMachine) -> None:
     pad = next((block for block in blocks_of(sch) if block.name == "pad"), None)
     last = inline_after(sch, anchor)
     n, c, oh, ow, lane = sch.get_loops(last)
-    ow_out, ow_in = sch.split(ow, [None, _columns(anchor.spatial[3])])
+    ow_out, ow_in = sch.split(ow, [None, tile_columns(anchor.spatial[3])])
     if pad is None:
         task = sch.fuse(n, c, oh)
     else:

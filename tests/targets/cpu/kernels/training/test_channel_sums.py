@@ -79,3 +79,12 @@ def test_not_a_number_stays_in_its_channel(lab: Lab) -> None:
     model = lab.model("mean, var = graphopt.BatchStatistics(x)", {"x": x}, outputs=("mean", "var"))
     found = lab.execute(lab.lower(model), {"x": x})
     assert np.isnan(found["mean"]).tolist() == np.isnan(found["var"]).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(("channels", "images", "plane"), [(1, 1, (1, 1)), (2.25, 3, (7, 5))])
+def test_sums_of_channels(any_lab: Lab, channels: float, images: int, plane: tuple[int, int]) -> None:
+    """The gradient of a bias."""
+    b = any_lab.target.cpu.lanes()
+    count = int(channels * b)
+    x = numbers(images, -(-count // b), *plane, b)
+    any_lab.same(f"y = graphopt.ChannelSumsBlocked<channels={count}>(x)", {"x": x})
