@@ -28,6 +28,7 @@ COMMANDS = {
     "tune": "Search wider for the tiles of a model's hottest kernels.",
     "cache": "Show what is kept of earlier compilations, and remove it.",
     "report": "Show what is in an artifact.",
+    "plan": "Show where memory goes, and make a program fit into a budget.",
     "compress": "Store a model in few bytes.",
     "decompress": "Write a compressed model as ONNX again.",
     "inspect": "Show how sparse a model's weights are.",

@@ -107,7 +107,7 @@ def command(
 ) -> Report:
     """Compile a model into an artifact that `graphopt run` executes."""
     file = output if output is not None else Path(default_name(model))
-    options.check_output(file, "-o", _is_artifact)
+    options.check_output(file, "-o", is_artifact)
     options.check_apart(file, "-o", svg, "is what --svg names too")
     if inputs and verify is VerifyMode.OFF:
         raise GraphoptError("--input is for verification; give --verify ends too, or leave it out")
@@ -166,7 +166,7 @@ def command(
     return Report(document, blocks, failed=bool(compilation.failure))
 
 
-def _is_artifact(beginning: bytes) -> bool:
+def is_artifact(beginning: bytes) -> bool:
     """Whether a file with this beginning is an artifact: its first member is the manifest."""
     return beginning.startswith(b"PK\3\4") and beginning[30:].startswith(b"manifest.json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,18 @@ def filled(text: str) -> str:
     if not text:
         raise typer.BadParameter("the path is empty; name a file or folder")
     return text
+
+
+def size(text: str) -> int:
+    """Bytes, as `512MiB`, `1.5 GB` or `300000`; anything else is a usage error."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)(B?)\s*", text)
+    if match is None or (match[3] and not match[2]):
+        raise typer.BadParameter(f"{text!r} is no size; write bytes, as 512MiB, 1.5GB or 300000")
+    power = " KMGT".index(match[2].upper() or " ")
+    found = round(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    if found < 1:
+        raise typer.BadParameter(f"{text!r} is no memory at all; give some bytes, as 512MiB")
+    return found
 
 
 Model = Annotated[

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graphopt.solve.highs import quiet
+
 Array = npt.NDArray[np.float64]
 
 
@@ -183,11 +185,9 @@ def _core(graph: Graph, weights: dict[int, Array], limit: float) -> tuple[dict[i
         return {}, 0.0
     import highspy
 
-    highs = highspy.Highs()
-    highs.silent()
+    highs = quiet()
     highs.setOptionValue("mip_rel_gap", 0.0)
     highs.setOptionValue("mip_abs_gap", 1e-6)
-    highs.setOptionValue("threads", 1)  # the same answer on every machine
     chosen: dict[int, dict[int, Any]] = {}
     for node, costs in graph.costs.items():
         chosen[node] = {

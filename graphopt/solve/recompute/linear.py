@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.solve.highs import quiet
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -59,9 +61,7 @@ class Program:
         """Solve it, or with `relaxed` its relaxation; stops after `seconds`, or at a relative `gap`."""
         import highspy
 
-        highs = highspy.Highs()
-        highs.silent()
-        highs.setOptionValue("threads", 1)
+        highs = quiet()
         highs.setOptionValue("time_limit", seconds)
         highs.setOptionValue("mip_rel_gap", gap)
         highs.passModel(self._model(highspy, relaxed))

@@ -1,0 +1,194 @@
+"""`graphopt plan`: where the memory of a program goes, and the program within a budget of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphopt.cli import drawing
+from graphopt.cli import options as options
+from graphopt.cli.compile import is_artifact
+from graphopt.cli.progress import progress
+from graphopt.errors import GraphoptError
+from graphopt.report.document import Block, Report
+
+if TYPE_CHECKING:
+    from graphopt.artifact import Artifact
+    from graphopt.report.memory.front import Point
+
+EXAMPLES = (
+    "graphopt plan model.gopt --svg memory.svg",
+    "graphopt plan model.gopt --memory-budget 64MiB -o smaller.gopt",
+    "graphopt plan zoo:unet --sweep --svg front.svg",
+)
+
+Seconds = Mapping[int, Sequence[float]] | None
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|ARTIFACT", parser=options.filled, help="A model, which is compiled, or an artifact."
+        ),
+    ],
+    memory_budget: Annotated[
+        int | None,
+        typer.Option(
+            "--memory-budget",
+            metavar="SIZE",
+            parser=options.size,
+            help="Bytes that a rank may hold, as 512MiB: calls are repeated where results are not kept.",
+        ),
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Try budgets from what it needs now down to the least that works.")
+    ] = False,
+    svg: Annotated[
+        Path | None,
+        typer.Option(
+            "--svg", metavar="FILE", parser=options.file, help="Draw memory over time, or with --sweep against time."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT.gopt", parser=options.file, help="Write the planned artifact."),
+    ] = None,
+    shapes: options.Shapes = None,
+    costs: options.Costs = None,
+    level: options.Level = None,
+    threads: options.Threads = None,
+) -> Report:
+    """Show where the memory of a program goes; make it fit into a budget, with the same results to the bit."""
+    if sweep and memory_budget is not None:
+        raise GraphoptError("--sweep tries all budgets and --memory-budget is one; give one of both")
+    if sweep and output is not None:
+        raise GraphoptError("-o writes one program and --sweep plans many; give --memory-budget instead of --sweep")
+    if svg is not None:
+        options.check_output(svg, "--svg", options.is_drawing)
+    if output is not None:
+        options.check_output(output, "-o", is_artifact)
+        options.check_apart(output, "-o", svg, "is what --svg names too")
+    with progress("starting") as say:
+        artifact = _artifact(model, shapes, costs, level, threads, say)
+        seconds, source = _seconds(artifact, memory_budget is not None or sweep, costs, threads, say)
+        if sweep:
+            return _swept(model, artifact, seconds, source, svg, say)
+        from graphopt.lowering.memory.replan import replan
+        from graphopt.report.memory import account as accounting
+        from graphopt.report.memory import plans as reporting
+        from graphopt.report.memory import timeline
+
+        planned, plans = artifact, []
+        if memory_budget is not None or output is not None:
+            say("planning memory")
+            planned, plans = replan(artifact, memory_budget, seconds, progress=say)
+        if output is not None:
+            say("writing the artifact")
+            planned.save(output)
+    accounts = [accounting.account(stage, planned) for stage in planned.program.stages]
+    blocks: list[Block] = [block for each in accounts for block in accounting.blocks(each, len(accounts))]
+    if memory_budget is not None:
+        blocks.append(reporting.table(plans, memory_budget, source))
+    if svg is not None:
+        drawing.write(svg, timeline.svg(accounts, model), "--svg")
+        blocks.append(f"Memory over time is drawn in {svg}.")
+    if output is not None:
+        blocks.append(f"The program is in {output}.")
+    document: dict[str, Any] = {
+        "model": model,
+        "budget": memory_budget,
+        "seconds": source,
+        "stages": [accounting.document(each) for each in accounts],
+        "plans": reporting.document(plans) if memory_budget is not None else [],
+        "file": None if output is None else str(output),
+    }
+    return Report(document, blocks)
+
+
+def _artifact(
+    model: str,
+    shapes: list[str] | None,
+    costs: str | None,
+    level: str | None,
+    threads: int | None,
+    say: Callable[[str], None],
+) -> Artifact:
+    """The artifact at `model`, or the model there compiled."""
+    path = Path(model)
+    if _is_artifact_path(path):
+        if shapes:
+            raise GraphoptError(f"{model} is compiled and its shapes are fixed; leave out --shapes, or name the model")
+        from graphopt.artifact import open_artifact
+
+        return open_artifact(path)
+    from graphopt.compiler import compile_model
+
+    say("compiling")
+    wanted = options.parse_shapes(shapes)
+    return compile_model(model, shapes=wanted, costs=costs, level=level, threads=threads).artifact
+
+
+def _is_artifact_path(path: Path) -> bool:
+    if path.is_dir():
+        return (path / "manifest.json").is_file()
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return is_artifact(stream.read(64))
+
+
+def _seconds(
+    artifact: Artifact, wanted: bool, costs: str | None, threads: int | None, say: Callable[[str], None]
+) -> tuple[Seconds, str]:
+    """Seconds of the calls of every stage, and where they come from."""
+    estimated = "estimated by the bytes that a call reads and writes"
+    launches = any(
+        getattr(call, "launches", ())
+        for stage in artifact.program.stages
+        for segment in stage.segments
+        for call in getattr(segment, "calls", ())
+    )
+    if not wanted or costs == "roofline" or launches:
+        return None, estimated
+    from graphopt.lowering.memory.undo import without_repetitions
+    from graphopt.runtime.measure import measure_calls
+
+    stages = artifact.program.stages
+    found = {
+        stage.index: measure_calls(without_repetitions(stage), artifact, threads, progress=say) for stage in stages
+    }
+    return found, "measured on this machine"
+
+
+def _swept(
+    model: str,
+    artifact: Artifact,
+    seconds: Seconds,
+    source: str,
+    svg: Path | None,
+    say: Callable[[str], None],
+) -> Report:
+    from graphopt.lowering.memory.sweep import sweep
+    from graphopt.report.memory import front
+
+    points: list[Point] = front.pareto(
+        [
+            front.Point(
+                max(plan.total for plan in plans),
+                max(plan.stage.arena_bytes for plan in plans),
+                sum(plan.solution.seconds for plan in plans) / max(sum(plan.once for plan in plans), 1e-30),
+                max(plan.solution.gap for plan in plans),
+                sum(len(plan.solution.sequence) - len(plan.staged.steps) for plan in plans),
+            )
+            for plans in sweep(artifact, seconds, progress=say)
+        ]
+    )
+    blocks = front.blocks(points, source)
+    if svg is not None:
+        drawing.write(svg, front.svg(points, model), "--svg")
+        blocks.append(f"Memory against time is drawn in {svg}.")
+    return Report({"model": model, "seconds": source, "points": front.document(points)}, blocks)

@@ -1,0 +1,1 @@
+"""Reports on the memory of programs: the account of bytes, memory over time, memory against time."""
