@@ -45,7 +45,7 @@ class Evaluator:
             model: the inference model, which is not modified.
             names: state values; those that the model has as initializers are given to it.
             output: what the loss compares with the labels.
-            loss: kind of the loss: cross-entropy and nll have an accuracy, mse and l1 have none, others are not known.
+            loss: kind of the loss: mse and l1 have no accuracy, and of kinds that are not known nothing is.
             labels: name of the labels in the data.
             ignored: a label that does not count.
             batch: samples of a run, where the model leaves its batch open.
@@ -109,10 +109,13 @@ class Evaluator:
     def _judge(self, scores: Array, labels: Array) -> Array:
         if self._loss in CROSS_ENTROPY:
             return cross_entropy(scores, labels, self._ignored, probabilities=self._softmax)
-        difference = scores.astype(np.float64) - labels.reshape(scores.shape)
+        if self._loss == "bce-with-logits":
+            losses = np.logaddexp(0, scores.astype(np.float64)) - scores * labels.reshape(scores.shape)
+            return np.array([losses.sum(), ((scores > 0) == (labels.reshape(scores.shape) > 0.5)).sum(), losses.size])
         error = {"mse": np.square, "l1": np.abs}.get(self._loss)
         if error is None:
             return np.zeros(3)
+        difference = scores.astype(np.float64) - labels.reshape(scores.shape)
         return np.array([error(difference).sum(), math.nan, difference.size])
 
 

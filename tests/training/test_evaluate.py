@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from graphopt.errors import GraphoptError
-from graphopt.training.data.dataset import Dataset
+from graphopt.program.program import Port
+from graphopt.training.data.dataset import Dataset, Signature
 from graphopt.training.evaluate import Evaluator, cross_entropy
 from tests.helpers import step_models
 from tests.helpers.model_proto import text
@@ -67,9 +69,32 @@ def test_probabilities_are_taken_for_what_they_are() -> None:
     assert made(bare, data)[0] == pytest.approx(plain(bare, data)[0], rel=1e-5)
 
 
-def _tensor(name: str) -> object:
-    import onnx
+@pytest.mark.parametrize("kind", ["mse", "l1", "bce-with-logits", "none"])
+def test_losses_of_numbers_are_pytorch_s(kind: str) -> None:
+    model = text("g (float[N,3] x, float[3,2] w) => (float[N,2] z) { z = MatMul (x, w) }")
+    model.graph.input.pop()
+    weights = GENERATOR.standard_normal((3, 2)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    x, y = GENERATOR.standard_normal((9, 3)).astype(np.float32), (GENERATOR.random((9, 2)) > 0.5).astype(np.float32)
+    ports = (Port("x", "float32", (4, 3)), Port("y", "float32", (4, 2)))
+    data = Dataset({"x": x, "y": y}, Signature(ports, "y", {}), "d")
+    loss, accuracy = Evaluator(model, frozenset({"w"}), output="z", loss=kind, labels="y", batch=4)(
+        {"w": weights}, data
+    )
+    functions = {
+        "mse": torch.nn.functional.mse_loss,
+        "l1": torch.nn.functional.l1_loss,
+        "bce-with-logits": torch.nn.functional.binary_cross_entropy_with_logits,
+    }
+    if kind == "none":
+        assert math.isnan(loss)
+        return
+    assert loss == pytest.approx(float(functions[kind](torch.from_numpy(x @ weights), torch.from_numpy(y))), rel=1e-5)
+    right = float((((x @ weights) > 0) == (y > 0.5)).mean())
+    assert accuracy == pytest.approx(right) if kind == "bce-with-logits" else math.isnan(accuracy)
 
+
+def _tensor(name: str) -> onnx.TensorProto:
     return onnx.numpy_helper.from_array(np.zeros((64, 10), np.float32), name)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from onnx.external_data_helper import convert_model_to_external_data, load_external_data_for_model, uses_external_data
+from onnx.external_data_helper import load_external_data_for_model, set_external_data, uses_external_data
 
 from graphopt.errors import GraphoptError
 from graphopt.storage.protos import tensors
@@ -21,6 +21,8 @@ from graphopt.training.engine import Array
 
 MESSAGE_BYTES = 1_500_000_000
 """Models of more bytes are written with external data: a protobuf message holds 2 GB at most."""
+SMALL_BYTES = 1024
+"""Tensors below stay in the model: shapes, which inference reads."""
 
 
 def trained(model: onnx.ModelProto, state: Mapping[str, Array], folder: Path | None = None) -> onnx.ModelProto:
@@ -80,7 +82,9 @@ def write(model: onnx.ModelProto, path: Path, *, external: bool = False) -> None
         with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.stem}-") as scratch:
             draft = Path(scratch) / path.name
             if data is not None:
-                convert_model_to_external_data(model, location=data)
+                for tensor in tensors(model):
+                    if len(tensor.raw_data) >= SMALL_BYTES:
+                        set_external_data(tensor, data)
             onnx.save_model(model, draft)
             if data is not None and draft.with_name(data).exists():
                 _sync(draft.with_name(data))
