@@ -50,13 +50,15 @@ def islands(
     )
     reasons: dict[ir.Node, str] = {}
     for group in nx.connected_components(graph):
-        # ONNX Runtime would run the body of an operator of ours node by node.
-        if (
-            all(node.domain != DOMAIN and node not in kept for node in group)
-            and _seconds(group, machine) < CHANGE_SECONDS
-        ):
+        if all(_runs_well(node) and node not in kept for node in group) and _seconds(group, machine) < CHANGE_SECONDS:
             reasons |= dict.fromkeys(group, REASON)
     return {node: reasons[node] for node in between if node in reasons}
+
+
+def _runs_well(node: ir.Node) -> bool:
+    """Whether ONNX Runtime has a kernel: it runs the body of an operator of ours node by node, and has few for bf16."""
+    values = (*read_by(node), *node.outputs)
+    return node.domain != DOMAIN and all(value.dtype != ir.DataType.BFLOAT16 for value in values)
 
 
 def _seconds(group: Collection[ir.Node], machine: Machine) -> float:

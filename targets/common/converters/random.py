@@ -64,7 +64,6 @@ def stochastic_cast(c: Context, inputs: Inputs) -> Outputs:
     shape, seed = shape_of(x), c.integer("seed")
     fp16 = half == ir.DataType.FLOAT16
     lost, spacing, least = (13, 2.0**-10, 2.0**-14) if fp16 else (16, 2.0**-7, 2.0**-100)
-    target = "float16" if fp16 else "bfloat16"
 
     def rounded(number: Expr, random: Expr) -> Expr:
         uniform = (random >> _word(32 - lost)).astype("float32") * const(2.0**-lost, "float32")
@@ -73,7 +72,12 @@ def stochastic_cast(c: Context, inputs: Inputs) -> Outputs:
         unit = tirx.Select(power > const(least, "float32"), power, const(least, "float32")) * const(spacing, "float32")
         whole = tirx.floor(number / unit + uniform) * unit
         finite = (bits & tirx.const(0x7F800000, "uint32")) != tirx.const(0x7F800000, "uint32")
-        return tirx.Select(finite, whole, number).astype(target)
+        if fp16:
+            return tirx.Select(finite, whole, number).astype("float16")
+        # The low half is zero but for NaN. A cast would be written out with its operand repeated, names included.
+        quiet = tirx.Select(bits << tirx.const(1, "uint32") > tirx.const(0xFF000000, "uint32"), 1 << 22, 0)
+        exact = tirx.Select(finite, tirx.reinterpret("uint32", whole), bits | quiet.astype("uint32"))
+        return tirx.reinterpret("bfloat16", (exact >> tirx.const(16, "uint32")).astype("uint16"))
 
     def compute(data: te.Tensor, count: te.Tensor) -> te.Tensor:
         def element(*place: Expr) -> Expr:

@@ -11,6 +11,7 @@ import graphopt
 from graphopt.graph.state import Role, role, states
 from graphopt.pipeline.observe import Check
 from graphopt.pipeline.pipeline import Pipeline
+from graphopt.program.program import NativeSegment
 from tests.helpers.steps import Trainer, slopes
 
 
@@ -57,6 +58,8 @@ def test_small_steps_are_lost_to_nearest_rounding_and_not_in_the_mean() -> None:
 def test_a_program_rounds_at_random_in_bfloat16() -> None:
     model = optimized({"w": np.ones((50, 60), ml_dtypes.bfloat16)}, "kind=adam,rounding=stochastic,half-state")
     artifact = graphopt.compile(model, costs="roofline", verify="off")
+    segments = [segment for stage in artifact.program.stages for segment in stage.segments]
+    assert all(isinstance(segment, NativeSegment) for segment in segments)
     session = artifact.session()
     for _ in range(10):
         session.run({"w_slope": np.zeros((50, 60), ml_dtypes.bfloat16), "lr": np.asarray(np.float32(1e-4))})
