@@ -14,24 +14,31 @@ from typing import TYPE_CHECKING
 from graphopt.errors import ModelError
 from graphopt.ops import (
     attention,
-    blocked_gradients,
-    blocked_normalization,
-    blocked_pools,
-    blocked_weights,
     compressed,
     conv,
     fft,
     im2col,
     layout,
     lrn,
-    phases,
     pool,
     sparse,
     winograd,
     winograd_axis,
 )
+from graphopt.ops.training import (
+    blocked_gradients,
+    blocked_normalization,
+    blocked_pools,
+    blocked_weights,
+    gather,
+    masks,
+    normalization,
+    phases,
+    recurrent,
+    rounding,
+    softmax,
+)
 from graphopt.ops.training import conv as conv_gradient
-from graphopt.ops.training import gather, masks, normalization, recurrent, rounding, softmax
 from graphopt.ops.training import pool as pool_gradient
 
 if TYPE_CHECKING:

@@ -72,4 +72,6 @@ def custom_twin(node: ir.Node) -> tuple[str, dict[str, Any]]:
         given["channels"] = (dims(node.inputs[0]) or ())[1]
     if is_custom(node, "MaxPoolGradient", "AveragePoolGradient"):
         given["plane"] = (dims(node.outputs[0]) or ())[2:]
+    if is_custom(node, "MaxPoolGradient"):
+        given.pop("ceil_mode", None)  # the extents of dy say it
     return f"{node.op_type}Blocked", given

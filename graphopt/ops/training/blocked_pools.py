@@ -50,7 +50,7 @@ MaxPoolArgmaxBlocked <{_WINDOW}>(x) => (y, a)
 """
 
 MAX_POOL_GRADIENT_BLOCKED = f"""
-MaxPoolGradientBlocked <{_WINDOW}, plane>(dy, a) => (dx)
+MaxPoolGradientBlocked <kernel_shape, strides, dilations, pads, plane>(dy, a) => (dx)
 {{
 {_TO_PLANAR.format(planar="dY", blocked="dy")}
 {_TO_PLANAR.format(planar="A", blocked="a")}
