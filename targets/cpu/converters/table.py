@@ -42,6 +42,8 @@ from graphopt.targets.cpu.converters.training.conv_weights import (
     to_depthwise_weight,
     winograd_weight,
 )
+from graphopt.targets.cpu.converters.training.losses import cross_entropy, cross_entropy_gradient, likelihood
+from graphopt.targets.cpu.converters.training.masks import dropout_mask, gather_gradient, mask_by_bits, positive_bits
 from graphopt.targets.cpu.converters.training.normalization import (
     batch_norm_gradient,
     batch_norm_gradient_blocked,
@@ -51,6 +53,7 @@ from graphopt.targets.cpu.converters.training.normalization import (
 )
 from graphopt.targets.cpu.converters.training.phases import interleave_phases
 from graphopt.targets.cpu.converters.training.pools import average_pool_gradient, max_pool_argmax, max_pool_gradient
+from graphopt.targets.cpu.converters.training.rows import layer_norm_gradient, layer_norm_kept, softmax_gradient
 from graphopt.targets.cpu.converters.transposed import conv_transpose
 from graphopt.targets.cpu.converters.winograd import conv2d_winograd
 from graphopt.targets.cpu.kernels.tiling import summed_in
@@ -76,21 +79,30 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.Conv2dWinograd": conv2d_winograd,
     "graphopt.Conv2dWinogradAxis": conv2d_winograd,
     "graphopt.ConvWeightGradient": conv_weight_gradient,
+    "graphopt.CrossEntropyGradient": cross_entropy_gradient,
+    "graphopt.CrossEntropyGradientWeighted": cross_entropy_gradient,
     "graphopt.DepthwiseConv2dBlocked": depthwise_blocked,
     "graphopt.DepthwiseWeightGradientBlocked": depthwise_weight_gradient_blocked,
+    "graphopt.DropoutMask": dropout_mask,
     "graphopt.FlipBlockedWeight": flip_blocked_weight,
     "graphopt.FromBlocked": from_blocked,
     "graphopt.FromBlockedWeight": from_blocked_weight,
     "graphopt.FromDepthwiseWeight": from_depthwise_weight,
+    "graphopt.GatherGradient": gather_gradient,
     "graphopt.GlobalAveragePoolBlocked": global_average_pool_blocked,
     "graphopt.InterleavePhases": interleave_phases,
     "graphopt.InterleavePhasesBlocked": interleave_phases,
     "graphopt.LRNBlocked": lrn_blocked,
+    "graphopt.LayerNormalizationGradient": layer_norm_gradient,
+    "graphopt.LogSoftmaxGradient": softmax_gradient(logarithm=True),
+    "graphopt.MaskByBits": mask_by_bits,
     "graphopt.MaxPoolArgmax": max_pool_argmax,
     "graphopt.MaxPoolArgmaxBlocked": max_pool_argmax,
     "graphopt.MaxPoolGradient": max_pool_gradient,
     "graphopt.MaxPoolGradientBlocked": max_pool_gradient,
     "graphopt.MaxPoolBlocked": pool_blocked("max"),
+    "graphopt.PositiveBits": positive_bits,
+    "graphopt.SoftmaxGradient": softmax_gradient(logarithm=False),
     "graphopt.ToBlocked": to_blocked,
     "graphopt.ToBlockedWeight": to_blocked_weight,
     "graphopt.ToDepthwiseWeight": to_depthwise_weight,
@@ -112,10 +124,11 @@ FIRST: dict[str, Converter] = {
     "GroupNormalization": channel_norm,
     "InstanceNormalization": channel_norm,
     "LSTM": recurrent,
-    "LayerNormalization": layer_norm,
+    "LayerNormalization": layer_norm_kept,
     "LogSoftmax": softmax(logarithm=True),
     "MatMul": matmul,
     "MaxPool": pool_of_rows,
+    "NegativeLogLikelihoodLoss": likelihood,
     "RNN": recurrent,
     "ReduceL1": total(summed_in),
     "ReduceL2": total(summed_in),
@@ -128,6 +141,7 @@ FIRST: dict[str, Converter] = {
     "ReduceSumSquare": total(summed_in),
     "Sigmoid": elementwise(fast.sigmoid),
     "Softmax": softmax(logarithm=False),
+    "SoftmaxCrossEntropyLoss": cross_entropy,
     "Tanh": elementwise(fast.tanh),
 }
 
