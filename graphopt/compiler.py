@@ -20,6 +20,7 @@ from graphopt.cost.source import MEASURED, VARIABLE, open_costs, record
 from graphopt.errors import CodegenError, GraphoptError, VerificationError
 from graphopt.lowering import assemble
 from graphopt.lowering.defects import Defects
+from graphopt.lowering.memory.fit import fit
 from graphopt.modes import Precision, VerifyMode
 from graphopt.options import Options
 from graphopt.pipeline import verification
@@ -123,6 +124,10 @@ def compile_model(
                     )
             except CodegenError as error:
                 defects.learn(error)
+        if asked.memory_budget is not None or any(stage.states for stage in artifact.program.stages):
+            clock.start("plan")
+            measured = _costs_source(asked) == MEASURED and target.cannot_measure() is None
+            artifact, _ = fit(artifact, asked.memory_budget, asked.threads, measured, clock.progress or _silent)
         if mode.program:
             clock.start("verify")
             errors = verification.verify_program(artifact, verifier, model)
@@ -188,13 +193,20 @@ def rewrite(
             observer.reference = loaded.original
     clock.start("passes")
     notes = list(loaded.notes)
-    named = options.costs or os.environ.get(VARIABLE) or MEASURED
-    costs = open_costs(named, target, notes.append, clock.progress)
+    costs = open_costs(_costs_source(options), target, notes.append, clock.progress)
     pipeline = _pipeline(options, costs)
     result = pipeline.run(loaded.model, observers)
     # after the passes more shapes of inputs and outputs are known; their names are unchanged
     ports = assemble.ports_of(loaded.model)
     return Rewritten(loaded.model, target, pipeline, result, costs, ports, tuple(notes), loaded.constants)
+
+
+def _costs_source(options: Options) -> str:
+    return options.costs or os.environ.get(VARIABLE) or MEASURED
+
+
+def _silent(_: str) -> None:
+    """No progress is shown."""
 
 
 def _pipeline(options: Options, costs: CostModel) -> Pipeline:

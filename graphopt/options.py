@@ -37,6 +37,8 @@ class Options:
         dump: a folder that receives the model after every pass.
         ranks: pipeline stages, one for each rank.
         micro_batches: how many times the compiled batch a run takes, piece by piece.
+        memory_budget: bytes that each rank may hold: its arena, weights and state. Kernels run again where their
+            results are not kept, with the same bits; None sets no bound.
         fallback: whether nodes that are not native may run in ONNX Runtime.
         costs: source of the costs that algorithms are chosen by: "measured" on this machine (timings of earlier
             compilations are in the user's cost table), "roofline" for estimates, or the path of an artifact, whose
@@ -65,6 +67,7 @@ class Options:
     dump: Path | str | None = None
     ranks: int = 1
     micro_batches: int = 1
+    memory_budget: int | None = None
     fallback: bool = True
     costs: str | None = None
     threads: int | None = None
@@ -88,6 +91,8 @@ class Options:
         for flag, count in (("--ranks", self.ranks), ("--micro-batches", self.micro_batches)):
             if not 1 <= count <= MAX_COUNT:
                 raise GraphoptError(f"{flag} must be from 1 to {MAX_COUNT}, not {count}.")
+        if self.memory_budget is not None and self.memory_budget < 1:
+            raise GraphoptError(f"--memory-budget must be a number of bytes above 0, not {self.memory_budget}.")
         if precision is Precision.BF16 and verify.steps:
             raise GraphoptError(
                 f"--verify {verify} cannot follow --precision bf16, since ONNX Runtime computes no bfloat16 here; "

@@ -83,6 +83,7 @@ def command(
     micro_batches: Annotated[
         int, typer.Option("--micro-batches", metavar="M", min=1, help="A run takes M times the batch, in M pieces.")
     ] = 1,
+    memory_budget: options.MemoryBudget = None,
     no_fallback: options.NoFallback = False,
     costs: options.Costs = None,
     threads: options.Threads = None,
@@ -134,6 +135,7 @@ def command(
                 dump=dump,
                 ranks=ranks,
                 micro_batches=micro_batches,
+                memory_budget=memory_budget,
                 fallback=not no_fallback,
                 costs=costs,
                 threads=threads,

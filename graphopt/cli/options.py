@@ -158,3 +158,14 @@ def check_apart(path: Path, flag: str, other: Path | None, what: str) -> None:
 def is_drawing(beginning: bytes) -> bool:
     """Whether a file with this beginning is an SVG."""
     return beginning.startswith(b"<svg")
+
+
+MemoryBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--memory-budget",
+        metavar="SIZE",
+        parser=size,
+        help="Bytes that a rank may hold, as 512MiB: kernels run again where their results are not kept.",
+    ),
+]

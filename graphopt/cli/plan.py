@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from graphopt.report.document import Block, Report
 
 if TYPE_CHECKING:
     from graphopt.artifact import Artifact
+    from graphopt.lowering.memory.fit import Seconds
     from graphopt.report.memory.front import Point
 
 EXAMPLES = (
@@ -25,7 +26,8 @@ EXAMPLES = (
     "graphopt plan zoo:unet --sweep --svg front.svg",
 )
 
-Seconds = Mapping[int, Sequence[float]] | None
+ROOFLINE = "roofline"
+"""The source of costs that measures nothing."""
 
 
 def command(
@@ -35,15 +37,7 @@ def command(
             metavar="MODEL|ARTIFACT", parser=options.filled, help="A model, which is compiled, or an artifact."
         ),
     ],
-    memory_budget: Annotated[
-        int | None,
-        typer.Option(
-            "--memory-budget",
-            metavar="SIZE",
-            parser=options.size,
-            help="Bytes that a rank may hold, as 512MiB: calls are repeated where results are not kept.",
-        ),
-    ] = None,
+    memory_budget: options.MemoryBudget = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Try budgets from what it needs now down to the least that works.")
     ] = False,
@@ -73,8 +67,10 @@ def command(
         options.check_output(output, "-o", is_artifact)
         options.check_apart(output, "-o", svg, "is what --svg names too")
     with progress("starting") as say:
+        from graphopt.lowering.memory.fit import seconds_of
+
         artifact = _artifact(model, shapes, costs, level, threads, say)
-        seconds, source = _seconds(artifact, memory_budget is not None or sweep, costs, threads, say)
+        seconds, source = seconds_of(artifact, threads, (memory_budget is not None or sweep) and costs != ROOFLINE, say)
         if sweep:
             return _swept(model, artifact, seconds, source, svg, say)
         from graphopt.lowering.memory.replan import replan
@@ -139,29 +135,6 @@ def _is_artifact_path(path: Path) -> bool:
         return False
     with path.open("rb") as stream:
         return is_artifact(stream.read(64))
-
-
-def _seconds(
-    artifact: Artifact, wanted: bool, costs: str | None, threads: int | None, say: Callable[[str], None]
-) -> tuple[Seconds, str]:
-    """Seconds of the calls of every stage, and where they come from."""
-    estimated = "estimated by the bytes that a call reads and writes"
-    launches = any(
-        getattr(call, "launches", ())
-        for stage in artifact.program.stages
-        for segment in stage.segments
-        for call in getattr(segment, "calls", ())
-    )
-    if not wanted or costs == "roofline" or launches:
-        return None, estimated
-    from graphopt.lowering.memory.undo import without_repetitions
-    from graphopt.runtime.measure import measure_calls
-
-    stages = artifact.program.stages
-    found = {
-        stage.index: measure_calls(without_repetitions(stage), artifact, threads, progress=say) for stage in stages
-    }
-    return found, "measured on this machine"
 
 
 def _swept(

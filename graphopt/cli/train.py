@@ -119,6 +119,7 @@ def command(
     engine: Annotated[
         str, typer.Option("--engine", metavar="NAME", help="compiled, or onnxruntime, which is the reference.")
     ] = "compiled",
+    memory_budget: options.MemoryBudget = None,
     shapes: options.Shapes = None,
     costs: options.Costs = None,
     threads: options.Threads = None,
@@ -147,6 +148,7 @@ def command(
             engine=engine,
             threads=threads,
             costs=costs,
+            memory_budget=memory_budget,
             seed=seed,
             **{name: value for name, value in optional.items() if value is not None},
         )

@@ -64,6 +64,7 @@ class TrainingSession:
         engine: str = "compiled",
         threads: int | None = None,
         costs: str | None = None,
+        memory_budget: int | None = None,
         seed: int = 0,
         **optimizer_options: Any,
     ) -> None:
@@ -84,6 +85,7 @@ class TrainingSession:
             engine: "compiled", or "onnxruntime", which is the reference.
             threads: of each kernel; None takes one per physical core.
             costs: what algorithms are chosen by, as in `compile`.
+            memory_budget: bytes that state and arena may take together; None sets no bound.
             seed: of the order of the samples.
             optimizer_options: further options of the pass `optimizer`: `momentum=0.9`, `weight_decay=1e-4`.
 
@@ -99,7 +101,9 @@ class TrainingSession:
             raise GraphoptError(f"a batch of {batch} has no {micro_batches} equal parts; give a multiple of them")
         self.seed, self._lr, self._micro_batches = seed, lr, micro_batches
         self._schedule = parse(schedule) if isinstance(schedule, str) else schedule
-        self._engine, self._threads, self._costs = engine, threads, costs
+        self._engine, self._threads, self._costs, self._memory_budget = engine, threads, costs, memory_budget
+        if memory_budget is not None and engine != "compiled":
+            raise GraphoptError(f"a memory budget bounds compiled programs, not the engine {engine}; leave one out")
         extra = {name.replace("_", "-"): _text(value) for name, value in optimizer_options.items()}
         (loss, loss_options), (optimizer, spelled) = kind_of(loss, "loss"), kind_of(optimizer, "optimizer")
         options = StepOptions(
@@ -327,7 +331,9 @@ class TrainingSession:
             return ReferenceEngine(step_model.model, self._threads)
         from graphopt.compiler import compile as compile_step
 
-        artifact = compile_step(step_model.model, costs=self._costs, threads=self._threads)
+        artifact = compile_step(
+            step_model.model, costs=self._costs, threads=self._threads, memory_budget=self._memory_budget
+        )
         return CompiledEngine(
             artifact.session(self._threads), {name: str(each) for name, each in step_model.roles.items()}
         )

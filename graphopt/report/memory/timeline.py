@@ -140,7 +140,8 @@ def _legend(found: Account, top: int) -> Iterator[str]:
             f"{nbytes(each.size)}  {escape(_clipped(each.name, 36))}</text>"
         )
     if len(found.at_peak) > _NAMES:
-        yield f'<text x="{left}" y="{line + 17}" font-size="11" fill="#444">and {len(found.at_peak) - _NAMES} more</text>'
+        more = f"and {len(found.at_peak) - _NAMES} more"
+        yield f'<text x="{left}" y="{line + 17}" font-size="11" fill="#444">{more}</text>'
 
 
 def _clipped(name: str, most: int) -> str:
