@@ -49,6 +49,12 @@ from graphopt.targets.cpu.converters.training.normalization import (
     batch_statistics_blocked,
 )
 from graphopt.targets.cpu.converters.training.phases import interleave_phases
+from graphopt.targets.cpu.converters.training.recurrent import (
+    gru_gradient,
+    gru_training,
+    lstm_gradient,
+    lstm_training,
+)
 from graphopt.targets.cpu.converters.transposed import conv_transpose
 from graphopt.targets.cpu.converters.winograd import conv2d_winograd
 from graphopt.targets.cpu.kernels.tiling import summed_in
@@ -77,10 +83,14 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.FromBlocked": from_blocked,
     "graphopt.FromBlockedWeight": from_blocked_weight,
     "graphopt.FromDepthwiseWeight": from_depthwise_weight,
+    "graphopt.GRUGradient": gru_gradient,
+    "graphopt.GRUTraining": gru_training,
     "graphopt.GlobalAveragePoolBlocked": global_average_pool_blocked,
     "graphopt.InterleavePhases": interleave_phases,
     "graphopt.InterleavePhasesBlocked": interleave_phases,
     "graphopt.LRNBlocked": lrn_blocked,
+    "graphopt.LSTMGradient": lstm_gradient,
+    "graphopt.LSTMTraining": lstm_training,
     "graphopt.MaxPoolBlocked": pool_blocked("max"),
     "graphopt.ToBlocked": to_blocked,
     "graphopt.ToBlockedWeight": to_blocked_weight,

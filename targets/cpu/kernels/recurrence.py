@@ -20,12 +20,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.cpu.kernels import threads
+from graphopt.targets.cpu.kernels import sums, threads
 from graphopt.targets.cpu.kernels.cell import Cell
 from graphopt.targets.cpu.kernels.rnn import Layer
-
-UNROLL = 4
-"""Unrolled steps of a sum of products."""
 
 
 def compute(
@@ -160,49 +157,27 @@ class _Template:
         first, count = layer.phases[phase]
         weights = buffers["recurrent"][phase]
         source = buffers["reset"] if phase else buffers["h"]
-        width = count * layer.units
+        vectors, width = count * layer.vectors, count * layer.units
         places = [self._place(step, d, row + i) for i in range(rows)]
-        # A few sums alone would wait for each other: each is then taken in parts, of every second or fourth product.
-        parts = next(p for p in (4, 2, 1) if p == 1 or p * rows * width <= 4 * layer.lanes)
-        sums = T.alloc_buffer((parts * rows * width,), layer.dtype, scope="local")
-        for i in range(rows):
-            for vector in range(count * layer.vectors):
-                gate, unit = vector // layer.vectors, vector % layer.vectors * layer.lanes
-                with T.vectorized(0, layer.lanes) as lane:
-                    if layer.reset_after and gate == 2:
-                        start = buffers["extra"][d, block, 0, unit + lane]
-                    else:
-                        start = buffers["projected"][places[i], row + i, d, block, first + gate, unit + lane]
-                    T.buffer_store(sums, start, [i * width + vector * layer.lanes + lane])
-        for place in range(rows * width, parts * rows * width, layer.lanes):
-            with T.vectorized(0, layer.lanes) as lane:
-                T.buffer_store(sums, const(0, layer.dtype), [place + lane])
 
-        def multiply(k: Expr, part: Expr | int) -> None:
-            with T.unroll(0, rows) as i:
-                h = source[self._state(source, step % 2, d, row + i, k)]
-                with T.unroll(0, count * layer.vectors) as vector, T.vectorized(0, layer.lanes) as lane:
-                    place = (part * rows + i) * width + vector * layer.lanes + lane
-                    unit = vector % layer.vectors * layer.lanes + lane
-                    weight = weights[d, block, k, vector // layer.vectors, unit]
-                    T.buffer_store(sums, sums[place] + h * weight, [place])
+        def start(i: int, vector: int, lane: Expr) -> Expr:
+            gate, unit = vector // layer.vectors, vector % layer.vectors * layer.lanes
+            if layer.reset_after and gate == 2:
+                return buffers["extra"][d, block, 0, unit + lane]
+            return buffers["projected"][places[i], row + i, d, block, first + gate, unit + lane]
 
-        unrolled = layer.hidden // UNROLL * UNROLL
-        if unrolled:
-            with T.serial(0, layer.hidden // UNROLL) as outer, T.unroll(0, UNROLL) as inner:
-                multiply(outer * UNROLL + inner, inner % parts)
-        if unrolled < layer.hidden:
-            with T.serial(0, layer.hidden - unrolled) as k:
-                multiply(unrolled + k, 0)
-        for part in range(1, parts):
-            for place in range(0, rows * width, layer.lanes):
-                with T.vectorized(0, layer.lanes) as lane:
-                    total = sums[place + lane] + sums[part * rows * width + place + lane]
-                    T.buffer_store(sums, total, [place + lane])
+        def state(i: Expr, k: Expr) -> Expr:
+            return source[self._state(source, step % 2, d, row + i, k)]
+
+        def weight(k: Expr, vector: Expr, lane: Expr) -> Expr:
+            return weights[d, block, k, vector // layer.vectors, vector % layer.vectors * layer.lanes + lane]
+
+        run = sums.Run(layer.hidden, state, weight)
+        totals = sums.of_products(rows, vectors, layer.lanes, layer.dtype, start, [run])
         for i in range(rows):
             for unit in range(0, layer.units, layer.lanes):
                 alive = self.alive(step, row + i)
-                cell = Cell(layer, buffers, alive, step, places[i], d, block, row + i, unit, sums, i * width)
+                cell = Cell(layer, buffers, alive, step, places[i], d, block, row + i, unit, totals, i * width)
                 getattr(cell, f"{layer.cell.lower()}{phase}")()
             if phase == len(layer.phases) - 1:
                 self._store(step, places[i], d, block, row + i)
