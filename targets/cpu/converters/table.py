@@ -53,6 +53,12 @@ from graphopt.targets.cpu.converters.training.normalization import (
 )
 from graphopt.targets.cpu.converters.training.phases import interleave_phases
 from graphopt.targets.cpu.converters.training.pools import average_pool_gradient, max_pool_argmax, max_pool_gradient
+from graphopt.targets.cpu.converters.training.recurrent import (
+    gru_gradient,
+    gru_training,
+    lstm_gradient,
+    lstm_training,
+)
 from graphopt.targets.cpu.converters.training.rows import layer_norm_gradient, layer_norm_kept, softmax_gradient
 from graphopt.targets.cpu.converters.transposed import conv_transpose
 from graphopt.targets.cpu.converters.winograd import conv2d_winograd
@@ -89,6 +95,8 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.FromBlockedWeight": from_blocked_weight,
     "graphopt.FromDepthwiseWeight": from_depthwise_weight,
     "graphopt.GatherGradient": gather_gradient,
+    "graphopt.GRUGradient": gru_gradient,
+    "graphopt.GRUTraining": gru_training,
     "graphopt.GlobalAveragePoolBlocked": global_average_pool_blocked,
     "graphopt.InterleavePhases": interleave_phases,
     "graphopt.InterleavePhasesBlocked": interleave_phases,
@@ -100,6 +108,8 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.MaxPoolArgmaxBlocked": max_pool_argmax,
     "graphopt.MaxPoolGradient": max_pool_gradient,
     "graphopt.MaxPoolGradientBlocked": max_pool_gradient,
+    "graphopt.LSTMGradient": lstm_gradient,
+    "graphopt.LSTMTraining": lstm_training,
     "graphopt.MaxPoolBlocked": pool_blocked("max"),
     "graphopt.PositiveBits": positive_bits,
     "graphopt.SoftmaxGradient": softmax_gradient(logarithm=False),

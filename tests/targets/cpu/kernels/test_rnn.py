@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from graphopt.runtime.devices import host, library
 from graphopt.targets.cpu import build
-from graphopt.targets.cpu.kernels import recurrence, rnn
+from graphopt.targets.cpu.kernels import rnn, sums
 from graphopt.targets.cpu.machine import LEVELS, CpuMachine
 
 few = settings(deadline=None, max_examples=20, derandomize=True)
@@ -223,4 +223,4 @@ def test_products_are_vector_code(lab: Any) -> None:
     code = build.compile_functions({symbol: lowered.functions[symbol]}, lab.target.cpu).mod.inspect_source("asm")
     register = "%zmm" if lab.target.cpu.lanes() == 16 else "%ymm"
     from_memory = [line for line in code.splitlines() if "vfmadd231ps" in line and "(" in line and register in line]
-    assert len(from_memory) >= recurrence.UNROLL * 4
+    assert len(from_memory) >= sums.UNROLL * 4
