@@ -17,6 +17,7 @@ from graphopt.report.document import Block, Report
 
 if TYPE_CHECKING:
     from graphopt.artifact import Artifact
+    from graphopt.lowering.memory.replan import StagePlan
     from graphopt.report.memory.front import Point
 
 EXAMPLES = (
@@ -82,7 +83,8 @@ def command(
         from graphopt.report.memory import plans as reporting
         from graphopt.report.memory import timeline
 
-        planned, plans = artifact, []
+        planned: Artifact = artifact
+        plans: list[StagePlan] = []
         if memory_budget is not None or output is not None:
             say("planning memory")
             planned, plans = replan(artifact, memory_budget, seconds, progress=say)

@@ -139,8 +139,9 @@ def _legend(found: Account, top: int) -> Iterator[str]:
             f'<text x="{left}" y="{line}" font-size="11"><title>{escape(each.name)}</title>'
             f"{nbytes(each.size)}  {escape(_clipped(each.name, 36))}</text>"
         )
-    if len(found.at_peak) > _NAMES:
-        yield f'<text x="{left}" y="{line + 17}" font-size="11" fill="#444">and {len(found.at_peak) - _NAMES} more</text>'
+    rest = len(found.at_peak) - _NAMES
+    if rest > 0:
+        yield f'<text x="{left}" y="{line + 17}" font-size="11" fill="#444">and {rest} more</text>'
 
 
 def _clipped(name: str, most: int) -> str:
