@@ -43,7 +43,8 @@ def size(text: str) -> int:
     if match is None or (match[3] and not match[2]):
         raise typer.BadParameter(f"{text!r} is no size; write bytes, as 512MiB, 1.5GB or 300000")
     power = " KMGT".index(match[2].upper() or " ")
-    found = round(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    unit: int = (1024 if match[3] else 1000) ** power
+    found = round(float(match[1]) * unit)
     if found < 1:
         raise typer.BadParameter(f"{text!r} is no memory at all; give some bytes, as 512MiB")
     return found

@@ -17,7 +17,11 @@ from graphopt.report.document import Block, Report
 
 if TYPE_CHECKING:
     from graphopt.artifact import Artifact
+<<<<<<< HEAD
     from graphopt.lowering.memory.fit import Seconds
+=======
+    from graphopt.lowering.memory.replan import StagePlan
+>>>>>>> 42f3497e83e5c708a8480d550be7e0f048951ed6
     from graphopt.report.memory.front import Point
 
 EXAMPLES = (
@@ -78,7 +82,8 @@ def command(
         from graphopt.report.memory import plans as reporting
         from graphopt.report.memory import timeline
 
-        planned, plans = artifact, []
+        planned: Artifact = artifact
+        plans: list[StagePlan] = []
         if memory_budget is not None or output is not None:
             say("planning memory")
             planned, plans = replan(artifact, memory_budget, seconds, progress=say)

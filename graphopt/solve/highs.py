@@ -14,7 +14,7 @@ def quiet() -> Any:
 
         def __init__(self) -> None:
             super(highspy.Highs, self).__init__()
-            self.callbacks = []
+            self.callbacks: list[Any] = []
             self.silent()
 
     highs = Quiet()

@@ -15,9 +15,10 @@ from graphopt.lowering.memory.arena import place
 from graphopt.lowering.memory.peak import dominating
 from graphopt.lowering.memory.rewrite import with_sequence
 from graphopt.lowering.memory.stage_problem import StageProblem, stage_problem
+from graphopt.lowering.memory.steps import state_bytes
 from graphopt.lowering.memory.undo import without_repetitions
 from graphopt.program.contents import Contents
-from graphopt.program.program import Place, Stage
+from graphopt.program.program import Stage
 from graphopt.solve import ordering
 from graphopt.solve.recompute import solver
 from graphopt.solve.recompute.liveness import Simulator
@@ -92,8 +93,7 @@ def replan(
 def persistent_bytes(stage: Stage, contents: Contents) -> int:
     """Bytes that a stage holds outside of its arena: tensors of its weights file, and state."""
     tensors = contents.weights(stage.weights)[1].values() if stage.weights else ()
-    other = (Place.ARENA, Place.VIEW, Place.HOST, Place.WEIGHT)
-    return sum(entry.nbytes for entry in tensors) + sum(v.nbytes for v in stage.values if v.place not in other)
+    return sum(entry.nbytes for entry in tensors) + sum(state_bytes(stage.values).values())
 
 
 def plan_stage(

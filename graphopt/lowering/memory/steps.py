@@ -68,6 +68,15 @@ def access_of(name: str, values: Mapping[str, Value]) -> Access | None:
     return Access(base.name, start, start + values[name].nbytes)
 
 
+NOT_STATE = frozenset((Place.ARENA, Place.VIEW, Place.HOST, Place.WEIGHT))
+"""Places of values that are no memory of their own that steps write."""
+
+
+def state_bytes(values: Iterable[Value]) -> dict[str, int]:
+    """Bytes of the values that have memory of their own outside of the arena, and are no constants."""
+    return {value.name: value.nbytes for value in values if value.place not in NOT_STATE}
+
+
 def used(segments: Sequence[Segment], values: Mapping[str, Value], names: Iterable[str]) -> set[str]:
     """The values that `segments` touch, those of `names`, and what any of them is a view of."""
     found: set[str] = set()

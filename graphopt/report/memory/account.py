@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.lowering.memory.stage_problem import StageProblem, stage_problem
+from graphopt.lowering.memory.steps import state_bytes
 from graphopt.program.contents import Contents
-from graphopt.program.program import KernelCall, Place, Stage
+from graphopt.program.program import KernelCall, Stage
 from graphopt.report.document import Block, Table
 from graphopt.report.memory_plan import names_of_values, short
 from graphopt.report.units import nbytes
@@ -125,10 +126,9 @@ def _held(stage: Stage, contents: Contents, kinds: Mapping[str, Kind]) -> dict[K
     for name, entry in entries.items():
         kind = kinds.get(name, Kind.CONSTANTS)
         held[kind] = held.get(kind, 0) + entry.nbytes
-    for value in stage.values:
-        if value.place not in (Place.ARENA, Place.VIEW, Place.HOST, Place.WEIGHT):
-            kind = kinds.get(value.name, Kind.STATE)
-            held[kind] = held.get(kind, 0) + value.nbytes
+    for name, size in state_bytes(stage.values).items():
+        kind = kinds.get(name, Kind.STATE)
+        held[kind] = held.get(kind, 0) + size
     return {kind: held[kind] for kind in Kind if held.get(kind)}
 
 

@@ -20,7 +20,7 @@ from graphopt.solve.recompute.problem import Problem, Solution, check
 CLOSE = 0.002
 """A gap that ends the search."""
 
-EFFORT = 1_500_000
+EFFORT = 2_000_000
 """Runs simulated in the search by default: some ten seconds for 3000 operations."""
 
 _VARIABLES = 60_000
@@ -28,6 +28,9 @@ _VARIABLES = 60_000
 
 _SMALL = 90
 """Operations up to which the integer program is tried."""
+
+_SECONDS = 6.0
+"""Longest time of the integer program, which rarely needs more than one."""
 
 _THRESHOLDS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 
@@ -70,7 +73,9 @@ def solve(problem: Problem, effort: int = EFFORT, progress: Callable[[str], None
             progress("improving")
             starts = [best, *(_rounded(evaluator, relaxed))]
             if len(problem.operations) <= _SMALL:
-                whole = boundaries.solve(evaluator, budget, tuple(range(len(problem.operations))), whole=True)
+                whole = boundaries.solve(
+                    evaluator, budget, tuple(range(len(problem.operations))), whole=True, seconds=_SECONDS
+                )
                 if not whole.possible:
                     raise _infeasible(evaluator, False)
                 bound = max(bound, whole.bound)

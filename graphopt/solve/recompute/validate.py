@@ -64,7 +64,7 @@ def _reading(problem: Problem, sequence: tuple[int, ...]) -> list[str]:
 
 def _peak(problem: Problem, sequence: tuple[int, ...]) -> int:
     """The largest sum of live bytes, by looking from every access to the next one."""
-    opener = {}
+    opener: dict[int, int] = {}
     for index, operation in enumerate(problem.operations):
         for tensor in operation.outputs:
             opener.setdefault(tensor, index)
