@@ -17,11 +17,8 @@ from graphopt.report.document import Block, Report
 
 if TYPE_CHECKING:
     from graphopt.artifact import Artifact
-<<<<<<< HEAD
     from graphopt.lowering.memory.fit import Seconds
-=======
     from graphopt.lowering.memory.replan import StagePlan
->>>>>>> 42f3497e83e5c708a8480d550be7e0f048951ed6
     from graphopt.report.memory.front import Point
 
 EXAMPLES = (

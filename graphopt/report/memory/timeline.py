@@ -139,15 +139,9 @@ def _legend(found: Account, top: int) -> Iterator[str]:
             f'<text x="{left}" y="{line}" font-size="11"><title>{escape(each.name)}</title>'
             f"{nbytes(each.size)}  {escape(_clipped(each.name, 36))}</text>"
         )
-<<<<<<< HEAD
-    if len(found.at_peak) > _NAMES:
-        more = f"and {len(found.at_peak) - _NAMES} more"
-        yield f'<text x="{left}" y="{line + 17}" font-size="11" fill="#444">{more}</text>'
-=======
     rest = len(found.at_peak) - _NAMES
     if rest > 0:
         yield f'<text x="{left}" y="{line + 17}" font-size="11" fill="#444">and {rest} more</text>'
->>>>>>> 42f3497e83e5c708a8480d550be7e0f048951ed6
 
 
 def _clipped(name: str, most: int) -> str:
