@@ -103,6 +103,26 @@ def test_what_is_refused(step: Path, graphopt: Call, tmp_path: Path) -> None:
     assert (tmp_path / "text.txt").read_text() == "precious"
 
 
+def test_a_model_that_cannot_be_written_is_not_lost(
+    step: Path, graphopt: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "step.checkpoints").mkdir()  # of an earlier training
+    arguments = ("train", step, "--data", "digits", "--epochs", 1, "--engine", "onnxruntime", "-o", "t.onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx, "save_model", full)
+        result = graphopt(*arguments)
+    assert result.code == 1
+    assert "No space left on device" in result.err
+    assert "what was learned is in step.checkpoints-2: --checkpoint step.checkpoints-2 --resume" in result.err
+    again = graphopt(*arguments, "--checkpoint", "step.checkpoints-2", "--resume", "--json")
+    assert again.document["steps"] == 44
+    assert (tmp_path / "t.onnx").exists()
+
+
 def test_the_digits_need_a_picture(graphopt: Call, tmp_path: Path) -> None:
     onnx.save(step_models.proto(step_models.linear()), tmp_path / "linear.onnx")
     result = graphopt("train", tmp_path / "linear.onnx", "--data", "digits", "--engine", "onnxruntime")
