@@ -8,6 +8,8 @@ session.export("trained.onnx")
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -372,6 +374,12 @@ class TrainingSession:
                 threads=self._threads,
             )
         return self._evaluator
+
+
+def _code_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Digest of the program and its kernels, without the numbers that training begins with."""
+    code = {name: each["sha256"] for name, each in files.items() if not name.endswith(".safetensors")}
+    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
 
 
 def _cut(batch: Any, count: int) -> list[Any]:

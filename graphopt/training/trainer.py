@@ -71,6 +71,7 @@ class Trainer:
         self.settings: dict[str, Any] = {
             "lr": lr,
             "schedule": str(self.schedule),
+            "engine": engine.identity,
             "batch": step_model.signature.batch,
             "micro_batches": micro_batches,
             **(settings or {}),

@@ -145,7 +145,7 @@ sys.exit(main(sys.argv[1:]))
 
 def _arguments(step: Path, folder: Path) -> list[str]:
     return [
-        sys.executable, "-P", "-c", SLOWLY, "train", str(step), "--data", "digits", "--epochs", "6", "--lr", "0.1",
+        sys.executable, "-P", "-c", SLOWLY, "train", str(step), "--data", "digits", "--epochs", "4", "--lr", "0.1",
         "--engine", "onnxruntime", "--threads", "1", "--schedule", "cosine{warmup=1}", "--checkpoint",
         str(folder / "run"), "--checkpoint-every", "5", "--keep", "2", "--resume", "--metrics", str(folder / "metrics"),
         "-o", str(folder / "out.onnx"),
@@ -158,12 +158,12 @@ def _losses(folder: Path) -> list[tuple[int, int, float]]:
 
 
 def test_a_killed_training_ends_with_the_same_bytes(step: Path, tmp_path: Path) -> None:
-    """SIGKILL three times, wherever it hits; the last process finishes."""
+    """SIGKILL twice, wherever it hits; the last process finishes."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
     subprocess.run(_arguments(step, whole), check=True, capture_output=True)
-    for wait in (0.0, 0.137, 0.311):
+    for wait in (0.0, 0.137):
         process = subprocess.Popen(_arguments(step, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = _names(killed / "run")
         deadline = time.monotonic() + 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import threading
 from pathlib import Path
@@ -65,14 +66,6 @@ def test_the_losses_are_pytorch_s() -> None:
     history = session.fit(SMALL, 5, augment=watched)
     assert len(losses) == len(history.steps) == 30
     np.testing.assert_allclose([step.loss for step in history.steps], losses, rtol=1e-4)
-
-
-def test_the_compiled_engine_gives_the_same_curve() -> None:
-    ours, reference = (_session(engine=engine) for engine in ("compiled", "onnxruntime"))
-    for session in (ours, reference):
-        session.fit(SMALL, 3)
-    for mine, theirs in zip(ours.history.steps, reference.history.steps, strict=True):
-        assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
 
 
 def test_two_calls_of_fit_are_one() -> None:
@@ -146,6 +139,14 @@ def test_another_rate_goes_on_with_a_note(tmp_path: Path) -> None:
     slower = _session(lr=0.01)
     slower.fit(SMALL, 2, checkpoint=tmp_path / "run", resume=True)
     assert slower.notes == ["lr is 0.01 from here on; the training began with 0.1"]
+
+
+def test_another_engine_goes_on_with_a_note(tmp_path: Path) -> None:
+    """Its sums are in another order, so the bits are no longer those of one training."""
+    _session().fit(SMALL, 1, checkpoint=tmp_path / "run")
+    other = _session(threads=2)
+    other.fit(SMALL, 2, checkpoint=tmp_path / "run", resume=True)
+    assert re.fullmatch(r"engine is onnxruntime \S+ on 2 threads from here on; .* 1 threads", other.notes[0])
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
