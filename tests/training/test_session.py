@@ -17,6 +17,7 @@ import torch
 
 import graphopt
 from graphopt.errors import FeedError, GraphoptError, Interrupted
+from graphopt.training.build import from_step_model
 from graphopt.training.data.dataset import Array
 from graphopt.training.fit import Silence
 from graphopt.training.records.history import StepRecord
@@ -232,6 +233,32 @@ def test_a_loss_that_is_no_number_names_its_origin_and_keeps_the_last_good_check
     session._trainer.lr = 0.1
     session.fit(SMALL, 2)
     assert math.isfinite(session.history.epochs[-1].loss)
+
+
+def test_a_state_that_overflows_long_before_is_traced_to_its_step(tmp_path: Path) -> None:
+    """The loss stays a number: nothing of this step reads the statistic."""
+    text = """
+    m (float[4,3] x, float[4,1] y, float lr, float[3,1] w, float[3,1] seen)
+        => (float loss, float[3,1] w_next, float[3,1] seen_next)
+    {
+        p = MatMul (x, w)
+        d = Sub (p, y)
+        q = Mul (d, d)
+        loss = ReduceMean <keepdims = 0> (q)
+        u = Mul (w, lr)
+        w_next = Sub (w, u)
+        many = Constant <value_float = 1e13> ()
+        seen_next = Mul (seen, many)
+    }
+    """
+    ones = np.ones((3, 1), np.float32)
+    model = step_models.step_model(text, {"w": ("parameter", "w_next", ones), "seen": ("statistic", "seen_next", ones)})
+    session = graphopt.TrainingSession(from_step_model(model), engine="onnxruntime", lr=0.1)
+    data = {"x": np.ones((40, 3), np.float32), "y": np.ones((40, 1), np.float32)}
+    with pytest.raises(
+        GraphoptError, match=r"no finite number in step 10 .epoch 1.: node mul7 .Mul. .* in step 3; try"
+    ):
+        session.fit(data, 1)
 
 
 def test_bad_data_are_named_as_the_origin() -> None:
