@@ -24,20 +24,27 @@ def progress(first: str) -> Iterator[Callable[[str], None]]:
         yield update
 
 
+Show = Callable[[str, int, int | None], None]
+"""Given a text, the steps that are done in the epoch, and those that it has if that is known."""
+
+
 class Training:
     """Looks on a training. `seconds` are those of each step."""
 
-    def __init__(self, epochs: int, memory: Mapping[str, int], show: Callable[[str, int, int | None], None]) -> None:
+    def __init__(
+        self, epochs: int, memory: Callable[[], Mapping[str, int]], show: Callable[[str, int, int | None], None]
+    ) -> None:
         """Begin.
 
         Args:
             epochs: of the whole training.
-            memory: bytes by kind.
-            show: given a text, the steps that are done in the epoch, and those that it has if that is known.
+            memory: gives bytes by kind; asked when a step is done.
+            show: draws the bar.
         """
         self.seconds: list[float] = []
-        self._epochs, self._memory, self._show = epochs, sum(memory.values()), show
-        self._epoch, self._done, self._steps, self._text = 1, 0, None, ""  # type: tuple[int, int, int | None, str]
+        self._epochs, self._memory, self._show = epochs, memory, show
+        self._epoch, self._done = 0, 0
+        self._steps: int | None = None
 
     def begin(self, epoch: int, done: int, steps: int | None) -> None:
         """An epoch begins or goes on."""
@@ -50,10 +57,10 @@ class Training:
         self.seconds.append(seconds)
         self._done += 1
         accuracy = f", {record.accuracy:.1%} right" if math.isfinite(record.accuracy) else ""
-        memory = f", {units.nbytes(self._memory)}" if self._memory else ""
+        used = sum(self._memory().values())
+        memory = f", {units.nbytes(used)}" if used else ""
         each = units.seconds(sum(self.seconds[-20:]) / len(self.seconds[-20:]))
-        self._text = f"loss {record.loss:.4f}{accuracy}, {each} a step{memory}"
-        self._tell(self._text)
+        self._tell(f"loss {record.loss:.4f}{accuracy}, {each} a step{memory}")
 
     def epoch(self, record: EpochRecord) -> None:
         """An epoch is done: a line that stays."""
@@ -65,7 +72,8 @@ class Training:
         self._tell(text)
 
     def _tell(self, text: str) -> None:
-        self._show(f"epoch {self._epoch}/{self._epochs}: {text}", self._done, self._steps)
+        where = f"epoch {self._epoch}/{self._epochs}: " if self._epoch else ""
+        self._show(f"{where}{text}", self._done, self._steps)
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
@@ -80,7 +88,7 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
 
 
 @contextlib.contextmanager
-def training(epochs: int, memory: Mapping[str, int]) -> Iterator[Training]:
+def training(epochs: int, memory: Callable[[], Mapping[str, int]]) -> Iterator[Training]:
     """Who looks on a training: a bar on a terminal; elsewhere only a line for each epoch on stderr."""
     if not sys.stderr.isatty():
         yield Training(epochs, memory, lambda *_: None)

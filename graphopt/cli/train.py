@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -154,9 +155,8 @@ def command(
         )
         say("reading the data")
         training_data, test_data, notes = _data(session, data, test)
-        say("compiling the step" if engine == "compiled" else "opening the step")
-        session.open()
-    with training(epochs, session.memory) as watch:
+    rescue = None if checkpoint is not None else _unused(f"{_stem(model)}.checkpoints")
+    with training(epochs, lambda: session.memory) as watch:
         try:
             session.fit(
                 training_data,
@@ -167,7 +167,7 @@ def command(
                 keep=keep,
                 resume=resume,
                 metrics=metrics,
-                rescue=None if checkpoint is not None else Path(f"{_stem(model)}.checkpoints"),
+                rescue=rescue,
                 watch=watch,
             )
         except KeyboardInterrupt as error:
@@ -175,7 +175,7 @@ def command(
                 raise error.__cause__ from None
             raise
     if output is not None:
-        session.export(output)
+        _export(session, output, rescue)
     total = time.perf_counter() - began
     return _report(session, watch, model, training_data, total, notes, output, svg)
 
@@ -258,6 +258,25 @@ def _left_out(count: int, session: TrainingSession) -> list[str]:
     batch = session.batch
     rest = count % batch
     return [f"each epoch leaves out {rest} samples, others each time, which fill no batch of {batch}"] if rest else []
+
+
+def _export(session: TrainingSession, output: Path, rescue: Path | None) -> None:
+    """Write the trained model; where that fails, what was learned is saved in `rescue`."""
+    try:
+        session.export(output)
+    except GraphoptError as error:
+        if rescue is None:
+            raise
+        from graphopt.training.records.folder import CheckpointFolder
+
+        session.save(CheckpointFolder(rescue).place(session.position))
+        raise GraphoptError(f"{error}; what was learned is in {rescue}: --checkpoint {rescue} --resume") from error
+
+
+def _unused(name: str) -> Path:
+    """The first of `name`, `name-2`, ... that does not exist."""
+    numbered = (Path(name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return next(path for path in numbered if not path.exists())
 
 
 def _stem(model: str) -> str:

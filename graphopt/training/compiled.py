@@ -20,6 +20,10 @@ class StatefulSession(Protocol):
         """The inputs that are no state."""
 
     @property
+    def threads(self) -> int:
+        """Threads of every kernel."""
+
+    @property
     def arena_bytes(self) -> int:
         """Planned bytes of all arenas."""
 
@@ -36,14 +40,15 @@ class StatefulSession(Protocol):
 class CompiledEngine:
     """Runs a compiled step model."""
 
-    def __init__(self, session: StatefulSession, roles: Mapping[str, str]) -> None:
+    def __init__(self, session: StatefulSession, roles: Mapping[str, str], code: str = "") -> None:
         """Wrap the session.
 
         Args:
             session: of the compiled step model; its state is what training begins with.
             roles: state value -> its role, for the account of memory.
+            code: digest of the program and its kernels.
         """
-        self._session = session
+        self._session, self._code = session, code
         state = session.state()
         self._expected = {name: np.broadcast_to(np.zeros((), each.dtype), each.shape) for name, each in state.items()}
         self._memory: dict[str, int] = {}
@@ -61,6 +66,11 @@ class CompiledEngine:
     def memory(self) -> Mapping[str, int]:
         """Bytes of the state by role, and of the arena."""
         return self._memory
+
+    @property
+    def identity(self) -> str:
+        """The generated code, and its threads."""
+        return f"compiled {self._code[:12]} on {self._session.threads} threads"
 
     def step(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run one step; see `Engine.step`."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from graphopt.errors import GraphoptError, VerificationError
 from graphopt.training.data.batches import Batches, groups
-from graphopt.training.engine import Array
+from graphopt.training.engine import Array, not_finite
 from graphopt.training.nonfinite import first_nan
 from graphopt.training.records.checkpoint import Position
 from graphopt.training.trainer import Trainer
 
 MOST_STEPS = 2000
 """Updates that are repeated at most to find the origin."""
+MOST_BYTES = 1 << 38
+"""Bytes of state that are looked at for it, over all steps: about a minute."""
 
 
 def diverged(trainer: Trainer, batches: Batches, epochs: int, loss: float | None, kept: Path | None) -> GraphoptError:
@@ -39,29 +42,41 @@ def diverged(trainer: Trainer, batches: Batches, epochs: int, loss: float | None
 
 
 def _origin(trainer: Trainer, batches: Batches, epochs: int, failed: int) -> str | None:
-    """The end of a sentence on the first operator whose result is not finite, in the failed update or the one before.
+    """The end of a sentence on the first operator whose result is not finite since the last checkpoint.
 
-    An update that overflows makes a loss that is no number only in the next one.
+    A parameter that overflows may leave the loss a number for many steps, so the state after each is looked at; where
+    that would move too many bytes, only the steps before the failed one and itself are.
     """
-    if not batches.repeatable or failed - trainer.restored.step > MOST_STEPS:
+    steps = failed - trainer.restored.step
+    if not batches.repeatable or steps > MOST_STEPS:
         return None
     trainer.restore()
+    before = trainer.state()
+    watched = steps * sum(array.nbytes for array in before.values()) <= MOST_BYTES
     try:
         for group, rate in _updates(trainer, batches, epochs):
             step = trainer.position.step + 1
             for number, batch in enumerate(group):
                 given = trainer.feeds(batch, rate, number)
-                if step >= failed - 1:
-                    found = first_nan(trainer.step_model.model, given, trainer.state())
+                last = step >= failed - 1
+                before = trainer.state() if last else before
+                loss = float(trainer.engine.step(given)[trainer.step_model.loss])
+                after = trainer.learned() if watched else {}
+                if last or not math.isfinite(loss) or not_finite(after) is not None:
+                    found = first_nan(trainer.step_model.model, given, before)
                     if found is not None:
-                        return str(found)
-                trainer.engine.step(given)
+                        return f"{found}{_since(step, failed)}"
+                before = trainer.state() if watched else before
             if step == failed:
                 return "ONNX Runtime computes the same step without one, so try --engine onnxruntime"
             trainer.position = Position(step, trainer.position.epoch, trainer.position.batch + len(group))
     except VerificationError as error:
         return f"its origin was looked for and not found ({error})"
     return None
+
+
+def _since(step: int, failed: int) -> str:
+    return "" if step == failed else f" in step {step}"
 
 
 def _updates(trainer: Trainer, batches: Batches, epochs: int) -> Iterator[tuple[list[dict[str, Array]], float]]:

@@ -29,6 +29,10 @@ class Engine(Protocol):
     def memory(self) -> Mapping[str, int]:
         """Bytes by kind, as far as they are known; may be empty."""
 
+    @property
+    def identity(self) -> str:
+        """What the last bits of a step depend on besides its inputs: the code, and the number of threads."""
+
     def step(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run one step and update the state.
 

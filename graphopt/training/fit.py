@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from graphopt.errors import FeedError, GraphoptError, Interrupted
-from graphopt.graph.state import Role
 from graphopt.training.data.batches import Batches, groups
 from graphopt.training.data.prefetch import prefetch
 from graphopt.training.diverged import diverged
@@ -20,7 +19,7 @@ from graphopt.training.records.checkpoint import Position
 from graphopt.training.records.folder import CheckpointFolder
 from graphopt.training.records.history import EpochRecord, StepRecord
 from graphopt.training.records.metrics import Metrics
-from graphopt.training.trainer import Trainer
+from graphopt.training.trainer import LEARNED, Trainer
 
 Evaluate = Callable[[Mapping[str, Array], Callable[[str], None]], tuple[float, float]]
 
@@ -154,7 +153,7 @@ class _Loop:
         """Write a checkpoint; none with parameters that are no numbers replaces a good one."""
         trainer = self._trainer
         checkpoint = trainer.checkpoint()
-        wanted = {name for name, role in trainer.step_model.roles.items() if role in (Role.PARAMETER, Role.STATISTIC)}
+        wanted = {name for name, role in trainer.step_model.roles.items() if role in LEARNED}
         if not_finite({name: checkpoint.state[name] for name in wanted}) is not None:
             raise self._diverged(None)
         if folder is not None:

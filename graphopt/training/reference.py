@@ -38,6 +38,7 @@ class ReferenceEngine:
             GraphoptError: a state value or an input has no fixed type and shape, or ONNX Runtime rejects the model.
         """
         graph = model.graph
+        self._threads = threads
         self.inputs: tuple[Port, ...] = ports(model)
         self._roles = {_name(value): str(role(value)) for value in states(graph)}
         self._next = {
@@ -60,6 +61,13 @@ class ReferenceEngine:
         for name, value in self._state.items():
             found[self._roles[name]] = found.get(self._roles[name], 0) + value.tensor_size_in_bytes()
         return found
+
+    @property
+    def identity(self) -> str:
+        """The version of ONNX Runtime, and its threads."""
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__} on {_counted(self._threads)}"
 
     def step(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run one step; see `Engine.step`."""
@@ -114,6 +122,10 @@ def initial(value: ir.Value) -> Array:
             f"state {value.name} is {array.dtype}, which ONNX Runtime does not compute with; use the compiled engine"
         )
     return array
+
+
+def _counted(threads: int | None) -> str:
+    return "threads by default" if threads is None else f"{threads} threads"
 
 
 def _tensor(array: Array) -> Any:

@@ -8,6 +8,8 @@ session.export("trained.onnx")
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,15 +28,15 @@ from graphopt.training.data.dataset import Dataset
 from graphopt.training.data.sources import read as read_data
 from graphopt.training.engine import Array, Engine
 from graphopt.training.evaluate import Evaluator
-from graphopt.training.fit import Plan, Watch, train
+from graphopt.training.fit import Plan, Silence, Watch, train
 from graphopt.training.records import checkpoint as files
 from graphopt.training.records.export import is_external, trained, write
 from graphopt.training.records.folder import CheckpointFolder
 from graphopt.training.records.history import History, StepRecord
-from graphopt.training.records.metrics import Metrics
+from graphopt.training.records.metrics import Metrics, check_folder
 from graphopt.training.reference import ReferenceEngine
 from graphopt.training.schedules import Schedule, parse
-from graphopt.training.trainer import Trainer, check_rate
+from graphopt.training.trainer import LEARNED, Trainer, check_rate
 
 ENGINES = ("compiled", "onnxruntime")
 
@@ -251,11 +253,16 @@ class TrainingSession:
         batches = self._batches(data, augment)
         tested = None if test is None else test if isinstance(test, Dataset) else self.dataset(test, "the test data")
         folder = None if checkpoint is None else CheckpointFolder(Path(checkpoint), keep)
+        saved = None if rescue is None else CheckpointFolder(Path(rescue), keep)
         if folder is not None:
             self._prepare(folder, resume)
+        if metrics is not None:
+            check_folder(Path(metrics), resume)
+        watch = watch or Silence()
+        evaluator = None if tested is None else self._open_evaluator()
+        watch.say("compiling the step" if self._engine == "compiled" else "opening the step")
         self._trainer.settings["data"] = dict(batches.description)
         resumed = self._resume(folder) if folder is not None and resume else None
-        evaluator = None if tested is None else self._open_evaluator()
         record = None if metrics is None else Metrics(Path(metrics), resumed)
 
         def evaluate(state: Mapping[str, Array], say: Any) -> tuple[float, float]:
@@ -263,14 +270,7 @@ class TrainingSession:
             assert tested is not None
             return evaluator(state, tested, say)
 
-        plan = Plan(
-            epochs,
-            None if tested is None else evaluate,
-            folder,
-            every,
-            None if rescue is None else CheckpointFolder(Path(rescue), keep),
-            record,
-        )
+        plan = Plan(epochs, None if tested is None else evaluate, folder, every, saved, record)
         try:
             train(self._trainer, batches, plan, watch)
         except Interrupted as error:
@@ -371,7 +371,7 @@ class TrainingSession:
             limits = step.signature.ranges.get(step.signature.labels or "")
             self._evaluator = Evaluator(
                 step.original,
-                frozenset(self._trainer.learned()),
+                frozenset(name for name, role in step.roles.items() if role in LEARNED),
                 output=step.output,
                 loss=step.kind,
                 labels=step.signature.labels,
@@ -380,6 +380,12 @@ class TrainingSession:
                 threads=self._threads,
             )
         return self._evaluator
+
+
+def _code_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Digest of the program and its kernels, without the numbers that training begins with."""
+    code = {name: each["sha256"] for name, each in files.items() if not name.endswith(".safetensors")}
+    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
 
 
 def _cut(batch: Any, count: int) -> list[Any]:

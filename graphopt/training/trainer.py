@@ -21,6 +21,8 @@ from graphopt.training.records.history import History
 from graphopt.training.schedules import Constant, Schedule
 
 Feeds = Mapping[str, Array]
+LEARNED = (Role.PARAMETER, Role.STATISTIC)
+"""Roles of what the trained model holds."""
 _EXACT = {"seed": "--seed", "batch": "--batch", "data": "the data", "micro_batches": "--micro-batches"}
 """Settings without which a resumed training takes other batches, and what they are called."""
 
@@ -69,6 +71,7 @@ class Trainer:
         self.settings: dict[str, Any] = {
             "lr": lr,
             "schedule": str(self.schedule),
+            "engine": engine.identity,
             "batch": step_model.signature.batch,
             "micro_batches": micro_batches,
             **(settings or {}),
@@ -179,8 +182,7 @@ class Trainer:
     def learned(self) -> dict[str, Array]:
         """Parameters and statistics by name: what the trained model holds."""
         roles = self.step_model.roles
-        wanted = (Role.PARAMETER, Role.STATISTIC)
-        return {name: array for name, array in self.engine.state().items() if roles.get(name) in wanted}
+        return {name: array for name, array in self.engine.state().items() if roles.get(name) in LEARNED}
 
     def _go_to(self, found: Checkpoint, path: Path) -> None:
         try:

@@ -103,6 +103,26 @@ def test_what_is_refused(step: Path, graphopt: Call, tmp_path: Path) -> None:
     assert (tmp_path / "text.txt").read_text() == "precious"
 
 
+def test_a_model_that_cannot_be_written_is_not_lost(
+    step: Path, graphopt: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "step.checkpoints").mkdir()  # of an earlier training
+    arguments = ("train", step, "--data", "digits", "--epochs", 1, "--engine", "onnxruntime", "-o", "t.onnx")
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx, "save_model", full)
+        result = graphopt(*arguments)
+    assert result.code == 1
+    assert "No space left on device" in result.err
+    assert "what was learned is in step.checkpoints-2: --checkpoint step.checkpoints-2 --resume" in result.err
+    again = graphopt(*arguments, "--checkpoint", "step.checkpoints-2", "--resume", "--json")
+    assert again.document["steps"] == 44
+    assert (tmp_path / "t.onnx").exists()
+
+
 def test_the_digits_need_a_picture(graphopt: Call, tmp_path: Path) -> None:
     onnx.save(step_models.proto(step_models.linear()), tmp_path / "linear.onnx")
     result = graphopt("train", tmp_path / "linear.onnx", "--data", "digits", "--engine", "onnxruntime")
@@ -125,7 +145,7 @@ sys.exit(main(sys.argv[1:]))
 
 def _arguments(step: Path, folder: Path) -> list[str]:
     return [
-        sys.executable, "-P", "-c", SLOWLY, "train", str(step), "--data", "digits", "--epochs", "6", "--lr", "0.1",
+        sys.executable, "-P", "-c", SLOWLY, "train", str(step), "--data", "digits", "--epochs", "4", "--lr", "0.1",
         "--engine", "onnxruntime", "--threads", "1", "--schedule", "cosine{warmup=1}", "--checkpoint",
         str(folder / "run"), "--checkpoint-every", "5", "--keep", "2", "--resume", "--metrics", str(folder / "metrics"),
         "-o", str(folder / "out.onnx"),
@@ -138,12 +158,12 @@ def _losses(folder: Path) -> list[tuple[int, int, float]]:
 
 
 def test_a_killed_training_ends_with_the_same_bytes(step: Path, tmp_path: Path) -> None:
-    """SIGKILL three times, wherever it hits; the last process finishes."""
+    """SIGKILL twice, wherever it hits; the last process finishes."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
     subprocess.run(_arguments(step, whole), check=True, capture_output=True)
-    for wait in (0.0, 0.137, 0.311):
+    for wait in (0.0, 0.137):
         process = subprocess.Popen(_arguments(step, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = _names(killed / "run")
         deadline = time.monotonic() + 60

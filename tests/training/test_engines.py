@@ -20,7 +20,7 @@ class FakeSession:
     """A session whose state counts the runs."""
 
     inputs = (Port("x", "float32", (2,)), Port("lr", "float32", ()))
-    arena_bytes = 640
+    arena_bytes, threads = 640, 2
 
     def __init__(self) -> None:
         self._state = {"w": np.zeros(2, np.float32), "step": np.array(0)}
@@ -112,8 +112,9 @@ def test_memory_is_by_role() -> None:
 
 
 def test_the_compiled_engine_asks_little_of_a_session() -> None:
-    engine = CompiledEngine(FakeSession(), {"w": "parameter", "step": "counter"})
+    engine = CompiledEngine(FakeSession(), {"w": "parameter", "step": "counter"}, "0123456789abcdef")
     assert engine.memory == {"parameter": 8, "counter": 8, "arena": 640}
+    assert engine.identity == "compiled 0123456789ab on 2 threads"
     outputs = engine.step({"x": np.ones(2, np.float32), "lr": np.array(0.5, np.float32)})
     assert float(outputs["loss"]) == 1.5
     assert engine.state()["w"].tolist() == [-0.5, -0.5]

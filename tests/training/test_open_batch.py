@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 
 from graphopt import models
 from graphopt.errors import ModelError
@@ -71,11 +70,3 @@ def test_the_sentence_says_what_to_do() -> None:
 def test_an_open_batch_is_left_alone() -> None:
     assert fixed_batch(ir.from_proto(softmax_inference())) is None
     assert fixed_batch(ir.from_proto(softmax_inference(7))) == 7
-
-
-def test_a_module_of_pytorch() -> None:
-    module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(72, 3))
-    given = as_given(module, torch.zeros(1, 1, 8, 8)).model
-    images = torch.from_numpy(models.digits()[0][:3])
-    (found,) = run_onnxruntime(open_batch(given), {str(given.graph.inputs[0].name): images.numpy()}).values()
-    np.testing.assert_allclose(found, module(images).detach().numpy(), rtol=1e-4, atol=1e-5)

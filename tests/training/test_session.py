@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 import graphopt
 from graphopt.errors import FeedError, GraphoptError, Interrupted
+from graphopt.training.build import from_step_model
 from graphopt.training.data.dataset import Array
 from graphopt.training.fit import Silence
 from graphopt.training.records.history import StepRecord
@@ -65,14 +67,6 @@ def test_the_losses_are_pytorch_s() -> None:
     history = session.fit(SMALL, 5, augment=watched)
     assert len(losses) == len(history.steps) == 30
     np.testing.assert_allclose([step.loss for step in history.steps], losses, rtol=1e-4)
-
-
-def test_the_compiled_engine_gives_the_same_curve() -> None:
-    ours, reference = (_session(engine=engine) for engine in ("compiled", "onnxruntime"))
-    for session in (ours, reference):
-        session.fit(SMALL, 3)
-    for mine, theirs in zip(ours.history.steps, reference.history.steps, strict=True):
-        assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
 
 
 def test_two_calls_of_fit_are_one() -> None:
@@ -146,6 +140,14 @@ def test_another_rate_goes_on_with_a_note(tmp_path: Path) -> None:
     slower = _session(lr=0.01)
     slower.fit(SMALL, 2, checkpoint=tmp_path / "run", resume=True)
     assert slower.notes == ["lr is 0.01 from here on; the training began with 0.1"]
+
+
+def test_another_engine_goes_on_with_a_note(tmp_path: Path) -> None:
+    """Its sums are in another order, so the bits are no longer those of one training."""
+    _session().fit(SMALL, 1, checkpoint=tmp_path / "run")
+    other = _session(threads=2)
+    other.fit(SMALL, 2, checkpoint=tmp_path / "run", resume=True)
+    assert re.fullmatch(r"engine is onnxruntime \S+ on 2 threads from here on; .* 1 threads", other.notes[0])
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -231,6 +233,32 @@ def test_a_loss_that_is_no_number_names_its_origin_and_keeps_the_last_good_check
     session._trainer.lr = 0.1
     session.fit(SMALL, 2)
     assert math.isfinite(session.history.epochs[-1].loss)
+
+
+def test_a_state_that_overflows_long_before_is_traced_to_its_step(tmp_path: Path) -> None:
+    """The loss stays a number: nothing of this step reads the statistic."""
+    text = """
+    m (float[4,3] x, float[4,1] y, float lr, float[3,1] w, float[3,1] seen)
+        => (float loss, float[3,1] w_next, float[3,1] seen_next)
+    {
+        p = MatMul (x, w)
+        d = Sub (p, y)
+        q = Mul (d, d)
+        loss = ReduceMean <keepdims = 0> (q)
+        u = Mul (w, lr)
+        w_next = Sub (w, u)
+        many = Constant <value_float = 1e13> ()
+        seen_next = Mul (seen, many)
+    }
+    """
+    ones = np.ones((3, 1), np.float32)
+    model = step_models.step_model(text, {"w": ("parameter", "w_next", ones), "seen": ("statistic", "seen_next", ones)})
+    session = graphopt.TrainingSession(from_step_model(model), engine="onnxruntime", lr=0.1)
+    data = {"x": np.ones((40, 3), np.float32), "y": np.ones((40, 1), np.float32)}
+    with pytest.raises(
+        GraphoptError, match=r"no finite number in step 10 .epoch 1.: node mul7 .Mul. .* in step 3; try"
+    ):
+        session.fit(data, 1)
 
 
 def test_bad_data_are_named_as_the_origin() -> None:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from graphopt.errors import GraphoptError
-from graphopt.training.records.checkpoint import Checkpoint, load, save
+from graphopt.training.records.checkpoint import Checkpoint, Position, load, save
 
 _NAME = re.compile(r"step-(\d{10,})\.safetensors")
 _DRAFT = re.compile(r"\.(step-\d+|best)\.safetensors\..*tmp")
@@ -77,17 +77,26 @@ class CheckpointFolder:
                 f"checkpoints cannot be written to {self.path}: {error.strerror or error}; name another folder"
             ) from error
 
+    def place(self, position: Position) -> Path:
+        """Where the checkpoint of a position goes; the folder is made.
+
+        Raises:
+            GraphoptError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise GraphoptError(f"the folder {self.path} cannot be made: {reason}; name another place") from error
+        return self.path / f"step-{position.step:010d}.safetensors"
+
     def save(self, checkpoint: Checkpoint, best: bool = False) -> Path:
         """Write a checkpoint, make it the best one if asked, and remove those that are too old.
 
         Raises:
             GraphoptError: it cannot be written; the earlier ones are intact.
         """
-        path = self.path / f"step-{checkpoint.position.step:010d}.safetensors"
-        try:
-            self.path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise GraphoptError(f"the folder {self.path} cannot be made: {error.strerror or error}") from error
+        path = self.place(checkpoint.position)
         save(path, checkpoint)
         try:
             if best:

@@ -39,10 +39,8 @@ class Metrics:
             folder.mkdir(exist_ok=True)
             if resumed is not None:
                 write_file(self.path, "".join(_kept(self.path, resumed)).encode())
-            elif self.path.exists() and self.path.stat().st_size:
-                raise GraphoptError(
-                    f"--metrics {folder} holds the metrics of another training; remove them or name another folder"
-                )
+            else:
+                check_folder(folder, resume=False)
             self._events = EventFile(folder, None if resumed is None else resumed.step)
             self._lines: IO[str] = self.path.open("a", encoding="utf-8")
         except OSError as error:
@@ -94,6 +92,23 @@ class Metrics:
     def _cannot(self, error: OSError) -> GraphoptError:
         return GraphoptError(
             f"--metrics: {self.path} cannot be written: {error.strerror or error}; name another folder"
+        )
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Check that metrics can be written, before the long work begins.
+
+    Raises:
+        GraphoptError: `folder` is a file, lies in no folder, or holds the metrics of another training.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise GraphoptError(f"--metrics {folder} cannot be written: it is a file; name a folder")
+    if not folder.absolute().parent.is_dir():
+        raise GraphoptError(f"--metrics {folder} cannot be written: the folder {folder.parent} does not exist; make it")
+    path = folder / FILE
+    if not resume and path.exists() and path.stat().st_size:
+        raise GraphoptError(
+            f"--metrics {folder} holds the metrics of another training; remove them or name another folder"
         )
 
 
