@@ -12,9 +12,8 @@ import onnx_ir as ir
 from graphopt.errors import DifferentiationError
 from graphopt.graph import state
 from graphopt.graph.edit import Editor, is_op
-from graphopt.passes.training import unroll
 from graphopt.passes.training.flow import Flow, find_loss, trace
-from graphopt.passes.training.gradients import dropout, moves, normalization
+from graphopt.passes.training.gradients import dropout, moves, normalization, unroll
 from graphopt.passes.training.gradients.context import Context
 from graphopt.passes.training.gradients.table import RULES
 from graphopt.pipeline.pass_base import Pass, PassResult, option
