@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from graphopt.errors import DifferentiationError
 from graphopt.graph import state
+from graphopt.graph.constness import is_state
 from graphopt.graph.edit import Editor, is_op
-from graphopt.passes.training import unroll
 from graphopt.passes.training.flow import Flow, find_loss, trace
-from graphopt.passes.training.gradients import dropout, moves, normalization
+from graphopt.passes.training.gradients import dropout, moves, normalization, unroll
 from graphopt.passes.training.gradients.context import Context
 from graphopt.passes.training.gradients.table import RULES
 from graphopt.pipeline.pass_base import Pass, PassResult, option
@@ -65,6 +65,7 @@ class Differentiate(Pass):
         if not reached:
             raise DifferentiationError(_unreached(loss, parameters))
         _publish(ctx, reached, gradients)
+        _drop_unused(ctx)
         _set_phases(ctx, flow, gradients)
         for node, kept in ctx.kept.items():
             for place, new in kept.outputs.items():
@@ -171,6 +172,18 @@ def _publish(ctx: Context, parameters: Sequence[ir.Value], gradients: dict[ir.Va
         gradient.name = ctx.editor.fresh(f"{parameter.name}.gradient")
         graph.outputs.append(gradient)
         parameter.metadata_props[state.GRADIENT] = gradient.name
+
+
+def _drop_unused(ctx: Context) -> None:
+    """Remove views of gradients that turned out to be read from their source."""
+    for node in reversed(list(ctx.backward)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            ctx.editor.graph.remove(node, safe=True)
+            del ctx.backward[node]
+    initializers = ctx.editor.graph.initializers
+    for value in [value for value in initializers.values() if not value.uses() and not is_state(value)]:
+        if not value.is_graph_output() and not value.is_graph_input():
+            del initializers[str(value.name)]
 
 
 def _set_phases(ctx: Context, flow: Flow, gradients: dict[ir.Value, ir.Value]) -> None:

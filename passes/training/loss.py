@@ -112,35 +112,34 @@ class Loss(Pass):
             raise DifferentiationError(
                 f"the output {y.name} has shape {list(shape)}, which has no axis of classes; {self.kind} needs [N, C]"
             )
-        scores, axis = self._scores(y, shape)
+        scores, axis = self._scores(ctx, y, shape)
+        if axis == 1 and all(extent == 1 for extent in shape[2:]):  # a plane of one place: [N, C, 1, 1] is [N, C]
+            shape = shape[:2]
+            scores, y = ctx.reshape(scores, shape), ctx.reshape(y, shape)
         rows = (*shape[:axis], *shape[axis + 1 :])
         labels = self._input(ctx, rows, ir.DataType.INT64)
-        wide = (
-            scores if scores.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE) else ctx.cast(scores, ir.DataType.FLOAT)
-        )
-        flat_labels = labels
-        if axis == len(shape) - 1 and axis > 1:
+        wide, flat_labels = ctx.cast(scores, _summed_in(scores)), labels
+        if axis == len(shape) - 1:
             wide = ctx.reshape(wide, (math.prod(rows), shape[axis]))
             flat_labels = ctx.reshape(labels, [math.prod(rows)])
-        elif axis != 1:
-            order = [0, axis, *(each for each in range(1, len(shape)) if each != axis)] if axis else []
-            if not order:
-                raise DifferentiationError("axis 0 holds the samples; the axis of classes is another one")
-            wide = ctx.transpose(wide, order)
+        else:
+            wide = ctx.transpose(wide, [0, axis, *(each for each in range(1, len(shape)) if each != axis)])
         _publish(ctx, self._loss_of_classes(ctx, wide, flat_labels))
         self._count(ctx, y, labels, axis)
 
-    def _scores(self, y: ir.Value, shape: tuple[int, ...]) -> tuple[ir.Value, int]:
-        """The logits behind `y`, and the axis of classes."""
+    def _scores(self, ctx: Context, y: ir.Value, shape: tuple[int, ...]) -> tuple[ir.Value, int]:
+        """The logits behind `y` in its shape, and the axis of classes."""
         rank = len(shape)
         axis = self.axis % rank if self.axis else (rank - 1 if rank < 4 else 1)
-        producer = y.producer()
-        leaves = ("Softmax", "LogSoftmax") if self.kind is Kind.CROSS_ENTROPY else ()
-        if producer is not None and is_op(producer, "Softmax", "LogSoftmax"):
-            own = (producer.attributes.get_int("axis", -1) or 0) % rank
-            axis = axis if self.axis else own
-            if is_op(producer, *leaves) and own == axis and producer.inputs[0] is not None:
-                return producer.inputs[0], axis
+        last = _behind(y, "Softmax", "LogSoftmax")
+        logits = None if last is None else last.inputs[0]
+        if last is not None and logits is not None and (own := dims(logits)) is not None:
+            place = (last.attributes.get_int("axis", -1) or 0) % len(own)
+            rows = math.prod(own[:place])
+            alike = [a for a in range(1, rank) if shape[a] == own[place] and math.prod(shape[:a]) == rows]
+            axis = axis if self.axis or axis in alike or not alike else alike[0]
+            if axis in alike and self.kind is Kind.CROSS_ENTROPY:
+                return ctx.reshape(logits, shape), axis
         if not axis:
             raise DifferentiationError(f"axis 0 of the output {y.name} holds the samples, not the classes")
         return y, axis
@@ -175,11 +174,10 @@ class Loss(Pass):
 
     def _regression(self, ctx: Context, y: ir.Value) -> None:
         shape = _extents(y)
-        scores, producer = y, y.producer()
-        if self.kind is Kind.BCE and producer is not None and is_op(producer, "Sigmoid"):
-            scores = producer.inputs[0] or y
-        if scores.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
-            scores = ctx.cast(scores, ir.DataType.FLOAT)
+        scores, last = y, _behind(y, "Sigmoid")
+        if self.kind is Kind.BCE and last is not None and last.inputs[0] is not None:
+            scores = ctx.reshape(last.inputs[0], shape)
+        scores = ctx.cast(scores, _summed_in(scores))
         assert scores.dtype is not None
         labels = self._input(ctx, shape, scores.dtype)
         if self.kind is Kind.BCE:
@@ -207,6 +205,20 @@ def _extents(y: ir.Value) -> tuple[int, ...]:
     if shape is None:
         raise DifferentiationError(f"the output {y.name} has no static shape; give the inputs one with --shapes")
     return shape
+
+
+def _summed_in(value: ir.Value) -> ir.DataType:
+    """Losses of 16-bit outputs are computed in float32."""
+    return ir.DataType.DOUBLE if value.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
+
+
+def _behind(y: ir.Value, *op_types: str) -> ir.Node | None:
+    """The node of one of `op_types` that computed `y`, seen through views."""
+    producer = y.producer()
+    while producer is not None and is_op(producer, "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"):
+        source = producer.inputs[0]
+        producer = None if source is None else source.producer()
+    return producer if is_op(producer, *op_types) else None
 
 
 def _publish(ctx: Context, loss: ir.Value) -> None:

@@ -57,7 +57,7 @@ def test_one_pass_is_shown_in_full(graphopt: Cli) -> None:
     assert document["name"] == "loss"
     assert document["description"].startswith(document["summary"])
     assert "cross-entropy|nll|mse" in graphopt("passes", "loss").out
-    assert "there is no pass los; did you mean loss?" in graphopt("passes", "los").err
+    assert "there is no pass maskes; did you mean masks" in graphopt("passes", "maskes").err
 
 
 def test_differentiate_shows_which_operators_have_a_gradient(graphopt: Cli) -> None:

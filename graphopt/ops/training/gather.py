@@ -42,6 +42,6 @@ GatherGradient <axis>(dY, indices, S) => (dData)
     empty_shape = Concat <axis = 0>(outer, extent, inner)
     empty = Expand(nothing, empty_shape)
     sums = ScatterElements <axis = 1, reduction = "add">(empty, targets, rows)
-    dData = Reshape(sums, S)
+    dData = Reshape <allowzero = 1>(sums, S)
 }
 """

@@ -45,9 +45,11 @@ MaxPoolArgmax <{_ATTRIBUTES}>(X) => (Y, A)
 }}
 """
 
+# How many windows there are is known from dY, so that ceil_mode changes nothing.
 MAX_POOL_GRADIENT = f"""
 MaxPoolGradient <{_ATTRIBUTES}>(dY, A, S) => (dX)
 {{
+    ceil_mode = Constant <value_int: int = @ceil_mode>()
     two_list = Constant <value_ints = [2]>()
     zero_list = Constant <value_ints = [0]>()
     input_rank = Shape(S)
@@ -75,7 +77,7 @@ MaxPoolGradient <{_ATTRIBUTES}>(dY, A, S) => (dX)
     empty_shape = Concat <axis = 0>(lead, elements)
     empty = Expand(nothing, empty_shape)
     sums = ScatterElements <axis = 2, reduction = "add">(empty, targets, parts)
-    dX = Reshape(sums, S)
+    dX = Reshape <allowzero = 1>(sums, S)
 }}
 """
 
@@ -108,6 +110,6 @@ AveragePoolGradient <{_ATTRIBUTES}, count_include_pad>(dY, S) => (dX)
     nothing = CastLike(nothing_float, dY)
     parts = Where(inside, reading, nothing)
     sums = ReduceSum <keepdims = 0>(parts, infer)
-    dX = Reshape(sums, S)
+    dX = Reshape <allowzero = 1>(sums, S)
 }}
 """

@@ -78,7 +78,7 @@ _CROSS_ENTROPY = """
     is_zero = Equal(coefficient_rows, nothing)
     rows = Where(is_zero, nothing, product)
     logits_shape = Shape(log_prob)
-    dlogits = Reshape(rows, logits_shape)
+    dlogits = Reshape <allowzero = 1>(rows, logits_shape)
 }}
 """
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt import ops
-from graphopt.graph.edit import AttributeValue, Editor, dims
+from graphopt.graph.edit import AttributeValue, Editor, dims, ints, is_op
 
 Operand = ir.Value | float | int
 Thunk = Callable[[], ir.Value | None]
@@ -181,12 +181,14 @@ class Context:
         return self.result("Expand", [value, self.ints(shape)], shape=shape)
 
     def transpose(self, value: ir.Value, perm: Sequence[int]) -> ir.Value:
-        """Axis i of the result is axis perm[i] of `value`."""
-        if list(perm) == sorted(perm):
-            return value
-        shape = shape_of(value)
-        return self._view("Transpose", value, perm, lambda: self.result(
-            "Transpose", [value], {"perm": list(perm)}, shape=[shape[axis] for axis in perm]
+        """Axis i of the result is axis perm[i] of `value`; that of a transposed tensor is read from its source."""
+        source, order = transposed_from(value)
+        perm = [order[axis] for axis in perm]
+        if perm == sorted(perm):
+            return source
+        shape = shape_of(source)
+        return self._view("Transpose", source, perm, lambda: self.result(
+            "Transpose", [source], {"perm": perm}, shape=[shape[axis] for axis in perm]
         ))  # fmt: skip
 
     def reduce(self, op_type: str, value: ir.Value, axes: Sequence[int], keep: bool = False) -> ir.Value:
@@ -218,6 +220,18 @@ def shape_of(value: ir.Value | None) -> tuple[int, ...]:
     shape = dims(value)
     assert shape is not None, f"{value} has no static shape"
     return shape
+
+
+def transposed_from(value: ir.Value) -> tuple[ir.Value, list[int]]:
+    """(source, perm) where `value` is Transpose(source, perm); else `value` itself and its own order.
+
+    A rule that reads the source leaves the transposed copy to the forward pass.
+    """
+    rank = len(shape_of(value))
+    producer = value.producer()
+    if producer is None or not is_op(producer, "Transpose") or producer.inputs[0] is None:
+        return value, list(range(rank))
+    return producer.inputs[0], ints(producer, "perm", list(reversed(range(rank))))
 
 
 def once(emit: Callable[[], Sequence[ir.Value]], place: int) -> Thunk:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graphopt.passes.training.gradients.context import Context, Gradients, Thunk, shape_of
+from graphopt.passes.training.gradients.context import Context, Gradients, Thunk, shape_of, transposed_from
 
 
 def matmul(ctx: Context, node: ir.Node, dys: Sequence[ir.Value | None]) -> Gradients:
@@ -42,16 +42,22 @@ def matmul(ctx: Context, node: ir.Node, dys: Sequence[ir.Value | None]) -> Gradi
 
 
 def _matrix(ctx: Context, dy: ir.Value, a: ir.Value, b: ir.Value) -> Gradients:
+    """B may be a transposed matrix W (of tied weights): W is read, and its gradient is not transposed."""
     left, (inner, columns) = shape_of(a), shape_of(b)
     rows = math.prod(left[:-1])
+    source, order = transposed_from(b)
+    turned = order == [1, 0]
 
     def of_a() -> ir.Value:
         flat = ctx.reshape(dy, (rows, columns))
-        return ctx.reshape(ctx.result("Gemm", [flat, b], {"transB": 1}, shape=(rows, inner)), left)
+        attributes = {} if turned else {"transB": 1}
+        return ctx.reshape(ctx.result("Gemm", [flat, source], attributes, shape=(rows, inner)), left)
 
     def of_b() -> ir.Value:
-        flat = ctx.reshape(dy, (rows, columns))
-        return ctx.result("Gemm", [ctx.reshape(a, (rows, inner)), flat], {"transA": 1}, shape=(inner, columns))
+        flat = [ctx.reshape(a, (rows, inner)), ctx.reshape(dy, (rows, columns))]
+        if not turned:
+            return ctx.result("Gemm", flat, {"transA": 1}, shape=(inner, columns))
+        return ctx.transpose(ctx.result("Gemm", flat[::-1], {"transA": 1}, shape=(columns, inner)), (1, 0))
 
     return {0: of_a, 1: of_b}
 

@@ -214,6 +214,33 @@ def in_groups(ctx: Context, node: ir.Node, dys: Sequence[ir.Value | None]) -> Gr
     }
 
 
+def rms_normalization(ctx: Context, node: ir.Node, dys: Sequence[ir.Value | None]) -> Gradients:
+    """y = r scale with r = x / sqrt(mean(x^2) + epsilon) over the axes from `axis` on.
+
+    dx = (dy scale - r mean(dy scale r)) / sqrt(mean(x^2) + epsilon).
+    """
+    x, scale, dy = node.inputs[0], node.inputs[1], dys[0]
+    assert x is not None
+    assert scale is not None
+    assert dy is not None
+    rank = len(shape_of(x))
+    axes = range((node.attributes.get_int("axis", -1) or 0) % rank, rank)
+
+    @cache
+    def normalized() -> tuple[ir.Value, ir.Value]:
+        square = ctx.reduce("ReduceMean", ctx.op("Mul", x, x), axes, keep=True)
+        inverse = _inverse_deviation(ctx, square, _epsilon(node))
+        return ctx.op("Mul", x, inverse), inverse
+
+    def of_x() -> ir.Value:
+        rows, inverse = normalized()
+        scaled = ctx.op("Mul", dy, scale)
+        along = ctx.reduce("ReduceMean", ctx.op("Mul", scaled, rows), axes, keep=True)
+        return ctx.op("Mul", ctx.op("Sub", scaled, ctx.op("Mul", rows, along)), inverse)
+
+    return {0: of_x, 1: lambda: ctx.unbroadcast(ctx.op("Mul", dy, normalized()[0]), scale)}
+
+
 def lp_normalization(ctx: Context, node: ir.Node, dys: Sequence[ir.Value | None]) -> Gradients:
     """y = x / |x| along an axis: dx = (dy - s sum(dy y)) / |x|, s = y for the 2-norm and sign(x) for the 1-norm."""
     x, dy, y = node.inputs[0], dys[0], node.outputs[0]

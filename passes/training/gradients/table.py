@@ -115,6 +115,7 @@ RULES: dict[str, Entry] = {
     "LayerNormalization": Entry(
         normalization.layer_normalization, "x, mean and deviation of rows", prepare=normalization.keep_row_statistics
     ),
+    "RMSNormalization": Entry(normalization.rms_normalization, _X),
     "InstanceNormalization": Entry(normalization.in_groups, _X),
     "GroupNormalization": Entry(normalization.in_groups, _X),
     "LpNormalization": Entry(normalization.lp_normalization, "x and y"),
@@ -182,7 +183,7 @@ RULES: dict[str, Entry] = {
 ZERO = (
     "And", "ArgMax", "ArgMin", "Bernoulli", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Ceil", "Constant",
     "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "IsInf", "IsNaN", "Less",
-    "LessOrEqual", "Multinomial", "NonMaxSuppression", "NonZero", "Not", "OneHot", "Or", "RandomNormal",
-    "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range", "Round", "Shape", "Sign", "Size", "Xor",
+    "LessOrEqual", "Multinomial", "NonMaxSuppression", "NonZero", "Not", "Or", "RandomNormal",
+    "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Round", "Shape", "Sign", "Size", "Xor",
 )  # fmt: skip
 """Operators whose results do not change with small changes of their operands: nothing flows back."""

@@ -69,6 +69,19 @@ def test_an_axis_of_classes_that_is_given() -> None:
     np.testing.assert_allclose(run(model, x, labels)["loss"], expected.numpy(), rtol=1e-5)
 
 
+def test_softmax_of_an_old_opset_stands_between_reshapes() -> None:
+    """And [N, C, 1, 1], of a global pool, has one label for each sample."""
+    text = """g (float[3,4,1,1] x) => (float[3,4,1,1] y) {
+        f = Flatten(x)  p = Softmax(f)  s = Constant <value_ints = [3, 4, 1, 1]>()  y = Reshape(p, s) }"""
+    model = parse(text)
+    Loss()(model)
+    x, labels = 200 * normal(0, 3, 4, 1, 1, dtype=np.float32), np.array([0, 2, 3])
+    outputs = run(model, x, labels)
+    expected = F.cross_entropy(torch.from_numpy(x).flatten(1), torch.from_numpy(labels))
+    np.testing.assert_allclose(outputs["loss"], expected.numpy(), rtol=1e-5)
+    assert outputs["correct"] == (x[:, :, 0, 0].argmax(1) == labels).sum()
+
+
 @pytest.mark.parametrize(
     ("kind", "twin"), [(Kind.MSE, F.mse_loss), (Kind.L1, F.l1_loss), (Kind.BCE, F.binary_cross_entropy_with_logits)]
 )

@@ -54,14 +54,15 @@ UNARY: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], float, float]] = 
 }
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("operator", UNARY)
+BOTH = [(name, dtype) for name in UNARY for dtype in (np.float64, np.float32)]
+
+
+@pytest.mark.parametrize(("operator", "dtype"), [case for case in BOTH if case != ("Celu <alpha = 1.5>", np.float64)])
 def test_function_of_one_tensor(operator: str, dtype: type) -> None:
+    """ONNX defines Celu for float32 alone."""
     twin, low, high = UNARY[operator]
     name, _, attributes = operator.partition(" ")
     x = between(0, low, high, 3, 5, dtype=dtype)
-    if name == "Celu" and dtype is np.float64:
-        pytest.skip("ONNX defines Celu for float32 alone")
     require_torch(f"g (T[3,5] x) => (T[3,5] y) {{ y = {name} {attributes}(x) }}", {"x": x}, lambda x: twin(x))
 
 

@@ -98,6 +98,14 @@ def test_instance_and_group_normalization(shape: tuple[int, ...], dtype: type) -
     require_torch(text, arrays, lambda x, s, b: F.group_norm(x, 2, s, b), opset=21)
 
 
+@pytest.mark.parametrize(("dtype", "axis"), [("f4", -1), ("f8", 1)])
+def test_rms_normalization(dtype: str, axis: int) -> None:
+    kind, inner = np.dtype(dtype), (2, 3, 5)[axis:]
+    arrays = {"x": normal(0, 2, 3, 5, dtype=kind), "s": normal(1, *inner, dtype=kind)}
+    text = f"g (T[1] x, T[1] s) => (T y) {{ y = RMSNormalization <axis = {axis}>(x, s) }}"
+    require_torch(text, arrays, lambda x, s: F.rms_norm(x, inner, s, 1e-5), opset=23)
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_lp_normalization(order: int) -> None:
     text = f"g (T[1] x) => (T y) {{ y = LpNormalization <axis = 1, p = {order}>(x) }}"
