@@ -41,7 +41,7 @@ def recurrent(c: Context, inputs: Inputs) -> Outputs:
         reverse=recurrent_node.reverse(c),
         reset_after=recurrent_node.reset_after(c),
     )
-    projected = _projected(c, layer, x, w, given[B])
+    projected = projected_inputs(c, layer, x, w, given[B])
     extra: dict[str, relax.Expr] = {}
     if layer.reset_after:
         bias = zeros((directions, 6 * hidden), dtype) if given[B] is None else given[B]
@@ -85,7 +85,7 @@ def _activations(c: Context, directions: int) -> tuple[str, ...]:
     return first
 
 
-def _projected(c: Context, layer: rnn.Layer, x: relax.Expr, w: relax.Expr, bias: relax.Expr | None) -> relax.Expr:
+def projected_inputs(c: Context, layer: rnn.Layer, x: relax.Expr, w: relax.Expr, bias: relax.Expr | None) -> relax.Expr:
     """The products of all inputs with W, biases added: [T, B, D, UB, G, U]."""
     parts = (layer.directions, layer.blocks, layer.gates, layer.units)
     columns = int(np.prod(parts))

@@ -29,6 +29,7 @@ from graphopt.targets.cpu.converters.products import fully_connected, matmul
 from graphopt.targets.cpu.converters.recurrent import recurrent
 from graphopt.targets.cpu.converters.rows import channel_norm, layer_norm, softmax
 from graphopt.targets.cpu.converters.sparse import block_sparse_conv, block_sparse_matmul, compressed_columns_matmul
+from graphopt.targets.cpu.converters.training import recurrent as recurrent_training
 from graphopt.targets.cpu.converters.training.conv_gradient import (
     conv2d_weight_gradient_blocked,
     conv_weight_gradient,
@@ -88,10 +89,14 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.FromBlocked": from_blocked,
     "graphopt.FromBlockedWeight": from_blocked_weight,
     "graphopt.FromDepthwiseWeight": from_depthwise_weight,
+    "graphopt.GRUGradient": recurrent_training.gradient("GRU"),
+    "graphopt.GRUTraining": recurrent_training.training("GRU"),
     "graphopt.GatherGradient": gather_gradient,
     "graphopt.GlobalAveragePoolBlocked": global_average_pool_blocked,
     "graphopt.InterleavePhases": interleave_phases,
     "graphopt.InterleavePhasesBlocked": interleave_phases,
+    "graphopt.LSTMGradient": recurrent_training.gradient("LSTM"),
+    "graphopt.LSTMTraining": recurrent_training.training("LSTM"),
     "graphopt.LRNBlocked": lrn_blocked,
     "graphopt.LayerNormalizationGradient": layer_norm_gradient,
     "graphopt.LogSoftmaxGradient": softmax_gradient(logarithm=True),

@@ -48,10 +48,12 @@ def compute(
         lengths: [B], int32, the steps of each row, at most T; None where all have T. After them Y is zero.
 
     Returns:
-        Y[T, D, B, H], the last h[D, B, H], for an LSTM the last c[D, B, H]; then workspace of the kernel.
+        Y[T, D, B, H], the last h[D, B, H], for an LSTM the last c[D, B, H]; if `layer.keeps` its gates, and the c of
+        an LSTM or the product of a GRU's reset gate, as [T, B, D, UB, G + 1, U]; then workspace of the kernel.
     """
     d, b, h, padded = layer.directions, layer.batch, layer.hidden, layer.blocks * layer.units
-    shapes = [(layer.steps, d, b, h), *[(d, b, h)] * len(initial), (2, d, b, padded)]
+    kept = [(layer.steps, b, d, layer.blocks, layer.gates + 1, layer.units)] if layer.keeps else []
+    shapes = [(layer.steps, d, b, h), *[(d, b, h)] * len(initial), *kept, (2, d, b, padded)]
     if layer.cell == "LSTM":
         shapes.append((d, b, padded))
     if len(layer.phases) > 1:
@@ -69,6 +71,7 @@ def compute(
         results = iter(outs)
         buffers["y"] = next(results)
         buffers["last"] = [next(results) for _ in initial]
+        buffers["kept"] = next(results) if layer.keeps else None
         buffers["h"] = next(results)
         buffers["c"] = next(results) if layer.cell == "LSTM" else None
         buffers["update"], buffers["reset"] = next(results, None), next(results, None)
@@ -302,6 +305,14 @@ class _Cell:
             lambda lane: ((self.step + 1) % 2, *self._hidden(lane)),
         )
 
+    def _keep(self, values: dict[int, Callable[[Expr], Expr]]) -> None:
+        """Keep gates for the gradient, if there is one."""
+        kept = self.template.buffers["kept"]
+        for slot, value in values.items() if kept is not None else ():
+            with self._lanes() as lane:
+                place = self.at, self.row, self.d, self.block, slot, self.unit + lane
+                T.buffer_store(kept, value(lane), place)
+
     def lstm0(self) -> None:
         """c = f c + i tanh(g), h = o tanh(c); a peephole adds p c to a gate, the new c for the output gate."""
         f, (g, h) = self.template.f, self.template.gh
@@ -328,6 +339,7 @@ class _Cell:
         self._set(c, mixed, self._hidden)
         self._apply(1, looked(1))
         self._new(lambda lane: o(lane) * h(c[self._hidden(lane)]))
+        self._keep({gate: self._gate(gate) for gate in range(4)} | {4: lambda lane: c[self._hidden(lane)]})
 
     def gru0(self) -> None:
         """The update gate z, and r h for the second product, or, where the reset comes after it, all of the step."""
@@ -340,11 +352,14 @@ class _Cell:
         product = self._gate(2)
         projected = self.template.buffers["projected"]
         self._apply(0, lambda lane: f(update(lane)))
-        self._apply(1, lambda lane: f(reset(lane)) * product(lane))
+        self._apply(1, lambda lane: f(reset(lane)))
+        self._keep({1: reset, 3: product})
+        self._apply(1, lambda lane: reset(lane) * product(lane))
         self._apply(
             2,
             lambda lane: g(projected[self.at, self.row, self.d, self.block, 2, self.unit + lane] + reset(lane)),
         )
+        self._keep({0: update, 2: product})
         self._new(lambda lane: (const(1, self.template.layer.dtype) - update(lane)) * product(lane)
                   + update(lane) * self._old(lane))  # fmt: skip
 

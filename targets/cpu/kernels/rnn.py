@@ -39,9 +39,9 @@ class Layer:
     """A recurrent layer and the partition of its work.
 
     `activations` are in ONNX's order (f, g, h), the same in both directions; `reset_after` is GRU's
-    linear_before_reset. `vectors` times `lanes` hidden units make a block, `rows` of the batch are computed at once.
-    With `shared` steps the threads divide the blocks of each step; otherwise each takes directions and rows of the
-    batch through all steps by itself.
+    linear_before_reset; with `keeps` the results hold what the gradient reads. `vectors` times `lanes` hidden units
+    make a block, `rows` of the batch are computed at once. With `shared` steps the threads divide the blocks of each
+    step; otherwise each takes directions and rows of the batch through all steps by itself.
     """
 
     cell: str
@@ -57,6 +57,7 @@ class Layer:
     vectors: int
     rows: int
     shared: bool
+    keeps: bool = False
 
     @property
     def gates(self) -> int:
@@ -89,6 +90,7 @@ def plan(
     activations: tuple[str, ...],
     reverse: bool = False,
     reset_after: bool = False,
+    keeps: bool = False,
 ) -> Layer:
     """Partition the work of a layer of `shape` (steps, batch, hidden units) for `machine`."""
     steps, batch, hidden = shape
@@ -105,9 +107,8 @@ def plan(
     resident = weights * ITEM_BYTES[dtype] <= machine.l2_bytes // 2 and streams >= machine.cores
     several = min(machine.cores, directions * -(-hidden // (vectors * lanes))) > 1
     shared = several and not resident and weights * batch * directions >= MIN_SHARED
-    return Layer(
-        cell, steps, batch, hidden, directions, reverse, dtype, activations, reset_after, lanes, vectors, rows, shared
-    )
+    sizes = lanes, vectors, rows, shared
+    return Layer(cell, steps, batch, hidden, directions, reverse, dtype, activations, reset_after, *sizes, keeps)
 
 
 def _unit(
