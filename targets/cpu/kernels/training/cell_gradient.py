@@ -36,7 +36,7 @@ class CellGradient:
     row: Expr
     unit: Expr
     totals: tirx.Buffer
-    place: int
+    place: Expr
     ragged: bool
 
     def lstm(self) -> None:

@@ -173,20 +173,29 @@ class _Template:
             return self.buffers["carried"][row + i, first + vector * plan.lanes + lane]
 
         totals = sums.of_products(rows, plan.vectors, plan.lanes, plan.dtype, start, self._runs(step, block, row))
-        places = [(i, vector * plan.lanes) for i in range(rows) for vector in range(plan.vectors)]
-        cells = [
-            CellGradient(
-                self.buffers, plan.hidden, plan.lanes, plan.dtype, plan.steps - 1 - step, row + i, first + unit,
-                totals, i * plan.units + unit, plan.hidden % plan.units != 0,
+        # The sums stay in registers if their indices are constants; a copy lets the code of a cell be one, in a loop.
+        kept = T.alloc_buffer((rows * plan.units,), plan.dtype, scope="local")
+        for place in range(0, rows * plan.units, plan.lanes):
+            with T.vectorized(0, plan.lanes) as lane:
+                T.buffer_store(kept, totals[place + lane], [place + lane])
+        with T.serial(0, rows) as i, T.serial(0, plan.vectors) as vector:
+            unit = vector * plan.lanes
+            cell = CellGradient(
+                self.buffers,
+                plan.hidden,
+                plan.lanes,
+                plan.dtype,
+                t=plan.steps - 1 - step,
+                row=row + i,
+                unit=first + unit,
+                totals=kept,
+                place=i * plan.units + unit,
+                ragged=plan.hidden % plan.units != 0,
             )
-            for i, unit in places
-        ]  # fmt: skip
-        with T.If(step < plan.steps):
-            with T.Then():
-                for cell in cells:
+            with T.If(step < plan.steps):
+                with T.Then():
                     cell.lstm() if plan.cell == "LSTM" else cell.gru()
-            with T.Else():
-                for cell in cells:
+                with T.Else():
                     cell.last()
 
     def _runs(self, step: Expr, block: Expr, row: Expr) -> list[sums.Run]:
