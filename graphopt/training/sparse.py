@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from graphopt.errors import GraphoptError
 from graphopt.graph.state import Role
-from graphopt.passes.training.reallocate import Reallocation, reallocate
-from graphopt.passes.training.sparse_parameter import sparse_parameters
+from graphopt.passes.training.sparse.parameter import sparse_parameters
+from graphopt.passes.training.sparse.reallocate import Reallocation, reallocate
 from graphopt.training.build import StepModel
 from graphopt.training.engine import Engine
 

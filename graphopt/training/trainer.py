@@ -12,7 +12,7 @@ import numpy as np
 from graphopt.errors import FeedError, GraphoptError
 from graphopt.graph.constness import stored
 from graphopt.graph.state import Role, states
-from graphopt.passes.training.sparse_parameter import restored
+from graphopt.passes.training.sparse.parameter import restored
 from graphopt.program.weights import numpy_dtype
 from graphopt.training.build import APPLY, StepModel
 from graphopt.training.engine import CORRECT, RATE, Array, Engine

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from graphopt.graph.state import LOSS, Role, mark, role, states
-from graphopt.passes.training.reallocate import Reallocation, reallocate
-from graphopt.passes.training.sparse_parameter import sparse_parameters
+from graphopt.passes.training.sparse.parameter import sparse_parameters
+from graphopt.passes.training.sparse.reallocate import Reallocation, reallocate
 from graphopt.pipeline.observe import Check
 from graphopt.pipeline.pipeline import Pipeline
 from tests.helpers.steps import Trainer
