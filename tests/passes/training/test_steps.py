@@ -135,6 +135,17 @@ def test_sparse_weights_train_as_masked_ones_and_their_state_is_small(granularit
     assert np.prod(sizes["v.values.momentum"]) == 32 * 64 / 4
 
 
+def test_patterns_are_those_of_the_dense_names() -> None:
+    options = "weight-decay=0.5,decay-skip=[vw]"
+    sparse = "sparse-training{density=0.25}"
+    skipped, plain = (
+        trained(classifier(16, f"loss,{sparse},differentiate,optimizer{{{each}}}"), batches(1, 16))[1].state
+        for each in (options, "kind=sgd")
+    )
+    np.testing.assert_array_equal(skipped["v.values"], plain["v.values"])
+    assert not np.array_equal(skipped["c"], plain["c"])
+
+
 def test_groups_move_between_steps_and_the_loss_falls_on() -> None:
     model = classifier(
         32, "loss,sparse-training{density=0.125,granularity=block:16x1},differentiate,optimizer{kind=adam}"
