@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from graphopt.passes.training.microbatch import Microbatch as Microbatch
     from graphopt.passes.training.mixed_precision import MixedPrecision as MixedPrecision
     from graphopt.passes.training.optimizer import Optimizer as Optimizer
-    from graphopt.passes.training.sparse_training import SparseTraining as SparseTraining
+    from graphopt.passes.training.sparse.sparse_training import SparseTraining as SparseTraining
 
 PASSES = {
     "hoist-branches": ("graphopt.passes.branches.hoist_branches", "HoistBranches"),
@@ -59,7 +59,7 @@ PASSES = {
     "loss": ("graphopt.passes.training.loss", "Loss"),
     "differentiate": ("graphopt.passes.training.differentiate", "Differentiate"),
     "masks": ("graphopt.passes.training.masks", "Masks"),
-    "sparse-training": ("graphopt.passes.training.sparse_training", "SparseTraining"),
+    "sparse-training": ("graphopt.passes.training.sparse.sparse_training", "SparseTraining"),
 }
 
 DEFAULT = (

@@ -55,6 +55,23 @@ def command(
             "--micro-batches", metavar="N", min=1, help="Parts of a batch that run one after the other, in less memory."
         ),
     ] = 1,
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            metavar="SPEC",
+            help="fp32, fp16 or bf16; fp16{master=false} keeps the parameters in 16 bits too.",
+        ),
+    ] = "fp32",
+    sparse: Annotated[
+        str | None,
+        typer.Option(
+            "--sparse",
+            metavar="SPEC",
+            help="Train a share of the weights, which moves every N updates: "
+            "density=0.1,granularity=block:16x1,every=500.",
+        ),
+    ] = None,
     loss: Annotated[
         str, typer.Option("--loss", metavar="KIND", help="cross-entropy, mse, l1, bce-with-logits or nll.")
     ] = "cross-entropy",
@@ -145,6 +162,8 @@ def command(
             schedule=schedule,
             freeze=freeze or (),
             micro_batches=micro_batches,
+            precision=precision,
+            sparse=sparse,
             shapes=options.parse_shapes(shapes),
             engine=engine,
             threads=threads,

@@ -1,6 +1,6 @@
 """From a user's inference model to a step model: loaded for training, with loss, backward pass and update.
 
-load(training=True) -> loss -> differentiate -> optimizer -> microbatch
+load(training=True) -> loss -> mixed-precision -> sparse-training -> differentiate -> optimizer -> microbatch
 
 A model that is a step model already (its graph names a loss in its metadata) is taken as it is.
 """
@@ -55,6 +55,9 @@ class StepOptions:
         freeze: patterns of the names of parameters that stay as they are.
         shapes: static shapes of inputs, beside the batch.
         micro_batches: how many runs make one update; above 1, the step has an input that says when it is made.
+        precision: type of the 16-bit numbers, as the pass `mixed-precision` names it; fp32 has none.
+        precision_options: further options of that pass, as texts.
+        sparse_options: options of the pass `sparse-training`; None trains all weights.
     """
 
     batch: int = 32
@@ -66,6 +69,9 @@ class StepOptions:
     freeze: Sequence[str] = ()
     shapes: Mapping[str, Sequence[int]] | None = None
     micro_batches: int = 1
+    precision: str = "fp32"
+    precision_options: Mapping[str, str] = field(default_factory=dict)
+    sparse_options: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,14 @@ def pipeline(options: StepOptions) -> str:
     """The passes that make a step of a loaded model, spelled."""
     loss = {"kind": options.loss, **({"output": options.output} if options.output else {}), **options.loss_options}
     optimizer = {"kind": options.optimizer, **options.optimizer_options}
-    passes = [f"loss{_spelled(loss)}", "differentiate", f"optimizer{_spelled(optimizer)}"]
+    shrinking = []
+    if options.precision != "fp32":
+        shrinking.append(f"mixed-precision{_spelled({'to': options.precision, **options.precision_options})}")
+    if options.sparse_options is not None:
+        sparse = f"sparse-training{_spelled(options.sparse_options)}"
+        # Parameters of 16 bits become sparse as such; 16-bit copies are made of what is sparse.
+        shrinking.insert(len(shrinking) if options.precision_options.get("master") == "false" else 0, sparse)
+    passes = [f"loss{_spelled(loss)}", *shrinking, "differentiate", f"optimizer{_spelled(optimizer)}"]
     if options.micro_batches > 1:
         passes.append(f"microbatch{{count={options.micro_batches}}}")
     return ",".join(passes)

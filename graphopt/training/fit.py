@@ -115,7 +115,7 @@ class _Loop:
                     self._save()
         test = (math.nan, math.nan)
         if plan.evaluate is not None:
-            test = plan.evaluate(trainer.state(), self._watch.say)
+            test = plan.evaluate(trainer.learned(), self._watch.say)
         record = EpochRecord(epoch + 1, trainer.position.step, *trainer.history.mean(epoch + 1), *test)
         trainer.history.epochs.append(record)
         trainer.position = Position(trainer.position.step, epoch + 1, 0)
@@ -136,6 +136,7 @@ class _Loop:
             raise self._diverged(loss)
         position = trainer.position
         trainer.position = Position(position.step + 1, epoch, position.batch + count)
+        trainer.move_groups()
         record = StepRecord(position.step + 1, epoch + 1, loss, accuracy, rate)
         trainer.history.steps.append(record)
         if self._plan.metrics is not None:

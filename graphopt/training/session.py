@@ -36,6 +36,7 @@ from graphopt.training.records.history import History, StepRecord
 from graphopt.training.records.metrics import Metrics, check_folder
 from graphopt.training.reference import ReferenceEngine
 from graphopt.training.schedules import Schedule, parse
+from graphopt.training.sparse import SparseTraining
 from graphopt.training.trainer import LEARNED, Trainer, check_rate
 
 ENGINES = ("compiled", "onnxruntime")
@@ -61,6 +62,8 @@ class TrainingSession:
         schedule: str | Schedule = "constant",
         freeze: Sequence[str] = (),
         micro_batches: int = 1,
+        precision: str = "fp32",
+        sparse: str | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
         example_inputs: Any = None,
         engine: str = "compiled",
@@ -82,6 +85,8 @@ class TrainingSession:
             schedule: factor of the rate over time, as `cosine{warmup=5}`.
             freeze: patterns of the names of parameters that stay as they are.
             micro_batches: how many runs make one update, each of an equal part of the batch.
+            precision: fp32, fp16 or bf16, with options of the pass `mixed-precision`: `fp16{master=false}`.
+            sparse: options of the pass `sparse-training`, and when groups move: `density=0.1,every=500`.
             shapes: static shapes of inputs, beside the batch.
             example_inputs: as in `graphopt.load`, for a torch.nn.Module.
             engine: "compiled", or "onnxruntime", which is the reference.
@@ -108,6 +113,8 @@ class TrainingSession:
             raise GraphoptError(f"a memory budget bounds compiled programs, not the engine {engine}; leave one out")
         extra = {name.replace("_", "-"): _text(value) for name, value in optimizer_options.items()}
         (loss, loss_options), (optimizer, spelled) = kind_of(loss, "loss"), kind_of(optimizer, "optimizer")
+        numbers, precision_options = kind_of(precision, "precision")
+        self._sparse = None if sparse is None else SparseTraining.parse(sparse)
         options = StepOptions(
             batch // micro_batches,
             loss,
@@ -118,6 +125,9 @@ class TrainingSession:
             tuple(freeze),
             shapes,
             max(micro_batches, 2 if self._schedule.grows else 1),
+            numbers,
+            precision_options,
+            None if self._sparse is None else self._sparse.options,
         )
         step_model = model if isinstance(model, StepModel) else build_step(model, options, example_inputs)
         self.step_model = step_model
@@ -135,6 +145,7 @@ class TrainingSession:
             schedule=self._schedule,
             micro_batches=self._micro_batches,
             settings={"seed": self.seed},
+            sparse=self._sparse,
         )
 
     @property
@@ -163,8 +174,7 @@ class TrainingSession:
 
     def parameters(self) -> dict[str, Array]:
         """Copies of the parameters that are trained, by name."""
-        roles = self.step_model.roles
-        return {name: array for name, array in self.state().items() if roles[name] is Role.PARAMETER}
+        return self._trainer.learned(Role.PARAMETER)
 
     @property
     def memory(self) -> Mapping[str, int]:

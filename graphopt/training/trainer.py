@@ -12,6 +12,7 @@ import numpy as np
 from graphopt.errors import FeedError, GraphoptError
 from graphopt.graph.constness import stored
 from graphopt.graph.state import Role, states
+from graphopt.passes.training.sparse.parameter import restored
 from graphopt.program.weights import numpy_dtype
 from graphopt.training.build import APPLY, StepModel
 from graphopt.training.engine import CORRECT, RATE, Array, Engine
@@ -19,6 +20,7 @@ from graphopt.training.records import checkpoint as files
 from graphopt.training.records.checkpoint import Checkpoint, Position
 from graphopt.training.records.history import History
 from graphopt.training.schedules import Constant, Schedule
+from graphopt.training.sparse import SparseTraining
 
 Feeds = Mapping[str, Array]
 LEARNED = (Role.PARAMETER, Role.STATISTIC)
@@ -51,6 +53,7 @@ class Trainer:
         schedule: Schedule | None = None,
         micro_batches: int = 1,
         settings: Mapping[str, Any] | None = None,
+        sparse: SparseTraining | None = None,
     ) -> None:
         """Begin at step 0 with the state of the engine.
 
@@ -61,6 +64,7 @@ class Trainer:
             schedule: its factor over time; None keeps it.
             micro_batches: runs of one update at the beginning; the schedule may make it more.
             settings: seed and data, for checkpoints.
+            sparse: when groups of sparse weights move.
 
         Raises:
             GraphoptError: the learning rate is no finite number of 0 or more, or the step model has no micro-batches.
@@ -79,6 +83,7 @@ class Trainer:
         self.position, self.history = Position(), History()
         self.restored = self.position
         self._digest = step_model.digest()
+        self._sparse = sparse
         self._base = self.micro_batches = micro_batches
         if (micro_batches > 1 or self.schedule.grows) and all(port.name != APPLY for port in engine.inputs):
             raise GraphoptError(
@@ -125,6 +130,11 @@ class Trainer:
         if limits is None or limits.ignored is None:
             return int(labels.size)
         return int((labels != limits.ignored).sum())
+
+    def move_groups(self) -> None:
+        """Move groups of sparse weights, if they are to move after the update that was made last."""
+        if self._sparse is not None:
+            self._sparse.move(self.step_model, self.engine, self.position.step)
 
     def begin(self, epoch: int) -> None:
         """Make updates as large as the schedule wants them in this epoch."""
@@ -179,10 +189,11 @@ class Trainer:
         first = {str(value.name): np.array(tensor.numpy()) for value in states(graph) if (tensor := stored(value))}
         self.engine.load_state(first)
 
-    def learned(self) -> dict[str, Array]:
-        """Parameters and statistics by name: what the trained model holds."""
-        roles = self.step_model.roles
-        return {name: array for name, array in self.engine.state().items() if roles.get(name) in LEARNED}
+    def learned(self, *wanted: Role) -> dict[str, Array]:
+        """Parameters and statistics by name, or those of the roles `wanted`: what the trained model holds."""
+        roles, wanted = self.step_model.roles, wanted or LEARNED
+        dense = restored(self.step_model.model.graph, self.engine.state())
+        return {name: array for name, array in dense.items() if roles.get(name, Role.PARAMETER) in wanted}
 
     def _go_to(self, found: Checkpoint, path: Path) -> None:
         try:

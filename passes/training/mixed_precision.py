@@ -74,7 +74,8 @@ class MixedPrecision(Pass):
         """
         if self.to is Numbers.FP32:
             return PassResult(model, False)
-        if any(key in value.metadata_props for value in states(model.graph) for key in (GRADIENT, NEXT)):
+        parameters = [value for value in states(model.graph) if role(value) is Role.PARAMETER]
+        if any(key in value.metadata_props for value in parameters for key in (GRADIENT, NEXT)):
             raise ModelError("the model has gradients already; run mixed-precision before differentiate")
         scaled = UNSCALED in model.graph.metadata_props
         scales = not scaled and self.loss_scale != OFF and (self.loss_scale or self.to is Numbers.FP16)

@@ -11,6 +11,7 @@ from graphopt.errors import GraphoptError, ModelError
 from graphopt.graph.edit import Editor, dims
 from graphopt.graph.segments import read_by
 from graphopt.graph.state import GRADIENT
+from graphopt.passes.training.sparse.parameter import SPARSE, SparseParameter
 
 VECTORS = "vectors"
 """The pattern for all parameters of at most one axis: biases, and scales of normalizations."""
@@ -50,13 +51,19 @@ def matching(patterns: str, parameters: Sequence[ir.Value]) -> frozenset[ir.Valu
         if pattern == VECTORS:
             found |= {value for value in parameters if value.shape is not None and len(value.shape) <= 1}
             continue
-        named = {value for value in parameters if fnmatch.fnmatchcase(str(value.name), pattern)}
+        named = {value for value in parameters if fnmatch.fnmatchcase(_own_name(value), pattern)}
         if not named and parameters:
-            names = [str(value.name) for value in parameters]
+            names = [_own_name(value) for value in parameters]
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             raise GraphoptError(f"no parameter matches {pattern!r}; the parameters are {shown}")
         found |= named
     return frozenset(found)
+
+
+def _own_name(parameter: ir.Value) -> str:
+    """The name that a user knows: of a sparse parameter that of the dense one."""
+    sparse = parameter.metadata_props.get(SPARSE)
+    return str(parameter.name) if sparse is None else SparseParameter.from_json(sparse).name
 
 
 def new_input(editor: Editor, name: str, dtype: ir.DataType) -> ir.Value:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from graphopt.errors import GraphoptError, ModelError
-from graphopt.graph.state import GRADIENT, LOSS, Role, mark, role, states
+from graphopt.graph.state import GRADIENT, LOSS, NEXT, Role, mark, role, states
 from graphopt.passes import MixedPrecision
 from graphopt.pipeline.observe import Check
 from graphopt.pipeline.pass_base import PassResult
@@ -116,6 +116,13 @@ def test_a_second_run_changes_nothing() -> None:
 def test_options_that_mean_nothing(options: str, sentence: str) -> None:
     with pytest.raises(GraphoptError, match=sentence):
         Pipeline.parse(f"mixed-precision{{{options}}}")
+
+
+def test_running_statistics_that_a_step_replaces_already_do_not_matter() -> None:
+    model = classifier()
+    mark(model.graph.initializers["s"], Role.STATISTIC)
+    model.graph.initializers["s"].metadata_props[NEXT] = "loss"
+    assert MixedPrecision.from_options({"to": "fp16"})(model).modified
 
 
 def test_its_place_in_the_pipeline() -> None:

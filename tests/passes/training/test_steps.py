@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from graphopt.graph.state import LOSS, Role, mark, role, states
-from graphopt.passes.training.reallocate import Reallocation, reallocate
-from graphopt.passes.training.sparse_parameter import sparse_parameters
+from graphopt.passes.training.sparse.parameter import sparse_parameters
+from graphopt.passes.training.sparse.reallocate import Reallocation, reallocate
 from graphopt.pipeline.observe import Check
 from graphopt.pipeline.pipeline import Pipeline
 from tests.helpers.steps import Trainer
@@ -133,6 +133,17 @@ def test_sparse_weights_train_as_masked_ones_and_their_state_is_small(granularit
     np.testing.assert_allclose(trainer.state["w"], weights["w"], rtol=1e-3, atol=1e-4)
     sizes = {str(value.name): value.shape.numpy() for value in states(model.graph) if role(value) is Role.OPTIMIZER}
     assert np.prod(sizes["v.values.momentum"]) == 32 * 64 / 4
+
+
+def test_patterns_are_those_of_the_dense_names() -> None:
+    options = "weight-decay=0.5,decay-skip=[vw]"
+    sparse = "sparse-training{density=0.25}"
+    skipped, plain = (
+        trained(classifier(16, f"loss,{sparse},differentiate,optimizer{{{each}}}"), batches(1, 16))[1].state
+        for each in (options, "kind=sgd")
+    )
+    np.testing.assert_array_equal(skipped["v.values"], plain["v.values"])
+    assert not np.array_equal(skipped["c"], plain["c"])
 
 
 def test_groups_move_between_steps_and_the_loss_falls_on() -> None:

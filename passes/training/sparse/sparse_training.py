@@ -18,7 +18,7 @@ from graphopt.graph.edit import Editor, dims, is_op
 from graphopt.graph.state import GRADIENT, NEXT, Role, mark, role, states
 from graphopt.passes.prune.granularity import Granularity
 from graphopt.passes.prune.masks import Criterion, scores
-from graphopt.passes.training.sparse_parameter import SPARSE, SparseParameter
+from graphopt.passes.training.sparse.parameter import SPARSE, SparseParameter
 from graphopt.pipeline.pass_base import Pass, PassResult, Refusal, option
 
 

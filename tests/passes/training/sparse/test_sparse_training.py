@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.graph.constness import stored
 from graphopt.graph.state import GRADIENT, Role, mark, role, states
-from graphopt.passes.training.reallocate import Reallocation, reallocate
-from graphopt.passes.training.sparse_parameter import SparseParameter, sparse_parameters
+from graphopt.passes.training.sparse.parameter import SparseParameter, sparse_parameters
+from graphopt.passes.training.sparse.reallocate import Reallocation, reallocate
 from graphopt.pipeline.observe import Check
 from graphopt.pipeline.pipeline import Pipeline, PipelineResult
 from graphopt.verify.oracle import run_onnxruntime

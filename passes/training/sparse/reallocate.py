@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from graphopt.errors import GraphoptError
 from graphopt.passes.prune.masks import Criterion, scores
-from graphopt.passes.training.sparse_parameter import SparseParameter
+from graphopt.passes.training.sparse.parameter import SparseParameter
 
 Arrays = MutableMapping[str, NDArray[Any]]
 TOLERANCE = 0.1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,3 +89,12 @@ class SparseParameter:
 def sparse_parameters(graph: ir.Graph) -> list[SparseParameter]:
     """The sparse parameters of a step model, in the order of its initializers."""
     return [SparseParameter.from_json(v.metadata_props[SPARSE]) for v in states(graph) if SPARSE in v.metadata_props]
+
+
+def restored(graph: ir.Graph, state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """`state` with dense parameters, by their own names, in place of values and places."""
+    found = dict(state)
+    for each in sparse_parameters(graph):
+        if each.values in state and each.places in state:
+            found[each.name] = each.dense(found.pop(each.values), found.pop(each.places))
+    return found

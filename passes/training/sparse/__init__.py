@@ -1,0 +1,1 @@
+"""Sparse weights from the first step on, and groups of them that move."""
