@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from graphopt.errors import FeedError
 from graphopt.program.program import Port
 from graphopt.training.engine import Array, mismatch
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_NUMBERS = ".safetensors"
+"""Ending of the files of an artifact that hold weights and state."""
 
 
 class StatefulSession(Protocol):
@@ -85,3 +93,31 @@ class CompiledEngine:
         if (why := mismatch(self._expected, state)) is not None:
             raise FeedError(f"this is the state of another model: {why}; load one of this model")
         self._session.load_state(dict(state))
+
+
+def compile_step(
+    model: ir.Model,
+    roles: Mapping[str, str],
+    threads: int | None = None,
+    costs: str | None = None,
+    memory_budget: int | None = None,
+) -> CompiledEngine:
+    """Compile a step model for this CPU and open it.
+
+    Args:
+        model: the step model, which is not modified.
+        roles: state value -> its role, for the account of memory.
+        threads: of every kernel; None takes one per physical core.
+        costs: what algorithms are chosen by, as in `compile`.
+        memory_budget: bytes that state and arena may take together; None sets no bound.
+
+    Raises:
+        GraphoptError: it cannot be compiled.
+    """
+    from graphopt.compiler import compile as compile_model
+
+    artifact = compile_model(model, costs=costs, threads=threads, memory_budget=memory_budget)
+    # Without the numbers that training begins with, which a checkpoint replaces.
+    code = {name: file["sha256"] for name, file in artifact.manifest["files"].items() if not name.endswith(_NUMBERS)}
+    digest = hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
+    return CompiledEngine(artifact.session(threads), roles, digest)

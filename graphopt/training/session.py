@@ -8,8 +8,6 @@ session.export("trained.onnx")
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,8 @@ from graphopt.errors import FeedError, GraphoptError, Interrupted
 from graphopt.frontend.load import read as read_model
 from graphopt.graph.state import Role
 from graphopt.training.build import StepModel, StepOptions, build_step, kind_of
-from graphopt.training.compiled import CompiledEngine
-from graphopt.training.data.batches import Augment, Batches, LoaderBatches, ShuffledBatches, feeds_of
+from graphopt.training.compiled import compile_step
+from graphopt.training.data.batches import Augment, Batches, LoaderBatches, ShuffledBatches, feeds_of, parts_of
 from graphopt.training.data.dataset import Dataset
 from graphopt.training.data.sources import read as read_data
 from graphopt.training.engine import Array, Engine
@@ -205,7 +203,7 @@ class TrainingSession:
             GraphoptError: the batch does not fit, or the loss is no number.
         """
         trainer, signature = self._trainer, self.step_model.signature
-        parts = _cut(batch, trainer.micro_batches) if trainer.micro_batches > 1 else [batch]
+        parts = parts_of(batch, trainer.micro_batches) if trainer.micro_batches > 1 else [batch]
         group = []
         for part in parts:
             feeds = feeds_of(part, signature, "the batch")
@@ -339,14 +337,8 @@ class TrainingSession:
     def _open(self, step_model: StepModel) -> Engine:
         if self._engine == "onnxruntime":
             return ReferenceEngine(step_model.model, self._threads)
-        from graphopt.compiler import compile as compile_step
-
-        artifact = compile_step(
-            step_model.model, costs=self._costs, threads=self._threads, memory_budget=self._memory_budget
-        )
-        return CompiledEngine(
-            artifact.session(self._threads), {name: str(each) for name, each in step_model.roles.items()}
-        )
+        roles = {name: str(each) for name, each in step_model.roles.items()}
+        return compile_step(step_model.model, roles, self._threads, self._costs, self._memory_budget)
 
     def _batches(self, data: Any, augment: Augment | None) -> Batches:
         if isinstance(data, Mapping | str | Path):
@@ -390,21 +382,6 @@ class TrainingSession:
                 threads=self._threads,
             )
         return self._evaluator
-
-
-def _code_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Digest of the program and its kernels, without the numbers that training begins with."""
-    code = {name: each["sha256"] for name, each in files.items() if not name.endswith(".safetensors")}
-    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
-
-
-def _cut(batch: Any, count: int) -> list[Any]:
-    """The parts of a batch along axis 0."""
-    if isinstance(batch, Mapping):
-        arrays = {name: np.split(np.asarray(each), count) for name, each in batch.items()}
-        return [{name: parts[number] for name, parts in arrays.items()} for number in range(count)]
-    parts = [np.split(np.asarray(each), count) for each in batch]
-    return [tuple(part[number] for part in parts) for number in range(count)]
 
 
 def _text(value: object) -> str:

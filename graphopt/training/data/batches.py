@@ -165,6 +165,15 @@ def feeds_of(given: Any, signature: Signature, where: str) -> dict[str, Array] |
     return feeds
 
 
+def parts_of(batch: Any, count: int) -> list[Any]:
+    """Equal parts of a batch along axis 0, each a mapping or sequence as the batch is."""
+    if isinstance(batch, Mapping):
+        arrays = {name: np.split(np.asarray(each), count) for name, each in batch.items()}
+        return [{name: parts[number] for name, parts in arrays.items()} for number in range(count)]
+    parts = [np.split(np.asarray(each), count) for each in batch]
+    return [tuple(part[number] for part in parts) for number in range(count)]
+
+
 def groups(feeds: Iterator[dict[str, Array]], count: int) -> Iterator[list[dict[str, Array]]]:
     """The batches of one update after the other; what fills none is left out."""
     while len(group := list(itertools.islice(feeds, count))) == count:
