@@ -25,6 +25,7 @@ EXAMPLES = (
     "graphopt plan model.gopt --svg memory.svg",
     "graphopt plan model.gopt --memory-budget 64MiB -o smaller.gopt",
     "graphopt plan zoo:unet --sweep --svg front.svg",
+    "graphopt plan zoo:resnet18 --train --batch 8 --memory-budget 512MiB --svg memory.svg",
 )
 
 ROOFLINE = "roofline"
@@ -52,6 +53,25 @@ def command(
         Path | None,
         typer.Option("-o", "--output", metavar="OUT.gopt", parser=options.file, help="Write the planned artifact."),
     ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Plan a training step of the model, with the options that follow.")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", min=1, help="Of --train: samples of an update; default 32.")
+    ] = None,
+    micro_batches: Annotated[
+        int | None, typer.Option("--micro-batches", metavar="N", min=1, help="Of --train: equal parts of the batch.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option("--loss", metavar="KIND", help="Of --train: as in graphopt train.")
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option("--optimizer", metavar="KIND", help="Of --train: as sgd{momentum=0.9}, which is the default."),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", metavar="KIND", help="Of --train: fp32, or fp16 or bf16 mixed with it.")
+    ] = None,
     shapes: options.Shapes = None,
     costs: options.Costs = None,
     level: options.Level = None,
@@ -60,6 +80,11 @@ def command(
     """Show where the memory of a program goes; make it fit into a budget, with the same results to the bit."""
     if sweep and memory_budget is not None:
         raise GraphoptError("--sweep tries all budgets and --memory-budget is one; give one of both")
+    asked: dict[str, Any] = {"batch": batch, "micro_batches": micro_batches, "loss": loss, "optimizer": optimizer}
+    asked["precision"] = precision
+    step = {name: value for name, value in asked.items() if value is not None}
+    if step and not train:
+        raise GraphoptError(f"--{next(iter(step)).replace('_', '-')} is of a training step; give --train too")
     if sweep and output is not None:
         raise GraphoptError("-o writes one program and --sweep plans many; give --memory-budget instead of --sweep")
     if svg is not None:
@@ -70,7 +95,7 @@ def command(
     with progress("starting") as say:
         from graphopt.lowering.memory.fit import seconds_of
 
-        artifact = _artifact(model, shapes, costs, level, threads, say)
+        artifact = _artifact(model, step if train else None, shapes, costs, level, threads, say)
         seconds, source = seconds_of(artifact, threads, (memory_budget is not None or sweep) and costs != ROOFLINE, say)
         if sweep:
             return _swept(model, artifact, seconds, source, svg, say)
@@ -109,15 +134,18 @@ def command(
 
 def _artifact(
     model: str,
+    step: dict[str, Any] | None,
     shapes: list[str] | None,
     costs: str | None,
     level: str | None,
     threads: int | None,
     say: Callable[[str], None],
 ) -> Artifact:
-    """The artifact at `model`, or the model there compiled."""
+    """The artifact at `model`, or the model there compiled; with `step` a training step of it."""
     path = Path(model)
     if _is_artifact_path(path):
+        if step is not None:
+            raise GraphoptError(f"{model} is compiled already; name the model whose training step --train shall plan")
         if shapes:
             raise GraphoptError(f"{model} is compiled and its shapes are fixed; leave out --shapes, or name the model")
         from graphopt.artifact import open_artifact
@@ -125,8 +153,15 @@ def _artifact(
         return open_artifact(path)
     from graphopt.compiler import compile_model
 
-    say("compiling")
     wanted = options.parse_shapes(shapes)
+    if step is not None:
+        from graphopt.training.build import step_of
+
+        say("making the training step")
+        source = step_of(model, shapes=wanted, **step).model
+        say("compiling")
+        return compile_model(source, costs=costs, level=level, threads=threads).artifact
+    say("compiling")
     return compile_model(model, shapes=wanted, costs=costs, level=level, threads=threads).artifact
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from graphopt.errors import GraphoptError
-from graphopt.program.check import located
 from graphopt.program.contents import Contents
 from graphopt.program.program import (
     FallbackSegment,
@@ -25,6 +24,7 @@ from graphopt.program.program import (
     Stage,
     Value,
 )
+from graphopt.program.views import located
 from graphopt.program.weights import numpy_dtype
 from graphopt.runtime.devices import host, library
 from graphopt.runtime.stage import Bytes, aligned

@@ -128,6 +128,39 @@ def build_step(source: Any, options: StepOptions, example_inputs: Any = None) ->
     return replace(made, kind=options.loss, original=given.original, output=scores)
 
 
+def step_of(
+    source: Any,
+    *,
+    batch: int = 32,
+    micro_batches: int = 1,
+    loss: str = "cross-entropy",
+    optimizer: str = "sgd{momentum=0.9}",
+    precision: str = "fp32",
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> StepModel:
+    """The step model of `source` with options as the command line spells them: `adamw{beta2=0.99}`.
+
+    Raises:
+        GraphoptError: the model cannot be trained, or the batch has no such equal parts.
+    """
+    if batch % micro_batches:
+        raise GraphoptError(f"a batch of {batch} has no {micro_batches} equal parts; give a multiple of them")
+    (kind, loss_options), (formula, formula_options) = kind_of(loss, "loss"), kind_of(optimizer, "optimizer")
+    numbers, number_options = kind_of(precision, "precision")
+    options = StepOptions(
+        batch=batch // micro_batches,
+        loss=kind,
+        loss_options=loss_options,
+        optimizer=formula,
+        optimizer_options=formula_options,
+        shapes=shapes,
+        micro_batches=micro_batches,
+        precision=numbers,
+        precision_options=number_options,
+    )
+    return build_step(source, options)
+
+
 def pipeline(options: StepOptions) -> str:
     """The passes that make a step of a loaded model, spelled."""
     loss = {"kind": options.loss, **({"output": options.output} if options.output else {}), **options.loss_options}

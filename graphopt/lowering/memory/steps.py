@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from graphopt.program.check import located
 from graphopt.program.guards import touched
 from graphopt.program.program import Guard, KernelCall, NativeSegment, Place, Segment, SelectSegment, Value
+from graphopt.program.views import located
 
 
 @dataclass(frozen=True, slots=True)
