@@ -220,20 +220,8 @@ def targets_apart(imports: Imports) -> list[str]:
 
 def spine_alone(imports: Imports) -> list[str]:
     """The spine sees neither passes nor targets, but for the compiler, the measuring parts and the reports."""
-    seeing = [
-        "compiler",
-        "bench",
-        "cli",
-        "report",
-        "passes",
-        "targets",
-        "models",
-        "tune",
-        "backend",
-        "pruning",
-        "training",
-    ]
-    roots = tuple(f"graphopt.{name}" for name in seeing)
+    seeing = ("compiler", "bench", "cli", "report", "passes", "targets", "models", "tune", "backend", "pruning")
+    roots = tuple(f"graphopt.{name}" for name in (*seeing, "training"))
     found = _crossing(imports, lambda name: not _below(name, *roots), "graphopt.passes", "graphopt.targets")
     return [each for each in found if each != "graphopt.pipeline.spelling imports graphopt.passes"]
 

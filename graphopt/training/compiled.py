@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -85,3 +87,9 @@ class CompiledEngine:
         if (why := mismatch(self._expected, state)) is not None:
             raise FeedError(f"this is the state of another model: {why}; load one of this model")
         self._session.load_state(dict(state))
+
+
+def code_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Digest of the program and its kernels, without the numbers that training begins with."""
+    code = {name: each["sha256"] for name, each in files.items() if not name.endswith(".safetensors")}
+    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()

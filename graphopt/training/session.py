@@ -8,8 +8,6 @@ session.export("trained.onnx")
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from graphopt.frontend.load import read as read_model
 from graphopt.graph.state import Role
 from graphopt.training.build import StepModel, StepOptions, build_step, kind_of
 from graphopt.training.compiled import CompiledEngine
-from graphopt.training.data.batches import Augment, Batches, LoaderBatches, ShuffledBatches, feeds_of
+from graphopt.training.data.batches import Augment, Batches, LoaderBatches, ShuffledBatches, cut, feeds_of
 from graphopt.training.data.dataset import Dataset
 from graphopt.training.data.sources import read as read_data
 from graphopt.training.engine import Array, Engine
@@ -37,7 +35,7 @@ from graphopt.training.records.metrics import Metrics, check_folder
 from graphopt.training.reference import ReferenceEngine
 from graphopt.training.schedules import Schedule, parse
 from graphopt.training.sparse import SparseTraining
-from graphopt.training.trainer import LEARNED, Trainer, check_rate
+from graphopt.training.trainer import Trainer, check_rate
 
 ENGINES = ("compiled", "onnxruntime")
 
@@ -205,7 +203,7 @@ class TrainingSession:
             GraphoptError: the batch does not fit, or the loss is no number.
         """
         trainer, signature = self._trainer, self.step_model.signature
-        parts = _cut(batch, trainer.micro_batches) if trainer.micro_batches > 1 else [batch]
+        parts = cut(batch, trainer.micro_batches) if trainer.micro_batches > 1 else [batch]
         group = []
         for part in parts:
             feeds = feeds_of(part, signature, "the batch")
@@ -381,7 +379,7 @@ class TrainingSession:
             limits = step.signature.ranges.get(step.signature.labels or "")
             self._evaluator = Evaluator(
                 step.original,
-                frozenset(name for name, role in step.roles.items() if role in LEARNED),
+                step.learned,
                 output=step.output,
                 loss=step.kind,
                 labels=step.signature.labels,
@@ -390,21 +388,6 @@ class TrainingSession:
                 threads=self._threads,
             )
         return self._evaluator
-
-
-def _code_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Digest of the program and its kernels, without the numbers that training begins with."""
-    code = {name: each["sha256"] for name, each in files.items() if not name.endswith(".safetensors")}
-    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()
-
-
-def _cut(batch: Any, count: int) -> list[Any]:
-    """The parts of a batch along axis 0."""
-    if isinstance(batch, Mapping):
-        arrays = {name: np.split(np.asarray(each), count) for name, each in batch.items()}
-        return [{name: parts[number] for name, parts in arrays.items()} for number in range(count)]
-    parts = [np.split(np.asarray(each), count) for each in batch]
-    return [tuple(part[number] for part in parts) for number in range(count)]
 
 
 def _text(value: object) -> str:
