@@ -24,6 +24,7 @@ from graphopt.frontend.load import Loaded, as_given, load
 from graphopt.frontend.shapes import infer_shapes
 from graphopt.graph.constness import is_constant, is_input, stored
 from graphopt.graph.state import LOSS, Role, next_value, role, states
+from graphopt.passes.training.sparse.parameter import sparse_parameters
 from graphopt.pipeline.pipeline import Pipeline
 from graphopt.pipeline.spelling import split
 from graphopt.training.data.dataset import Signature
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 APPLY = "apply"
 """The input of a step model of micro-batches: whether the update is done after this one, a bool scalar."""
+
+LEARNED = (Role.PARAMETER, Role.STATISTIC)
+"""Roles of what the trained model holds."""
 
 _ZOO = re.compile(r"zoo:(?P<name>.+?)(-b[0-9]+)?")
 
@@ -100,6 +104,13 @@ class StepModel:
     def roles(self) -> dict[str, Role]:
         """Every state value and its role."""
         return {str(value.name): found for value in states(self.model.graph) if (found := role(value)) is not None}
+
+    @property
+    def learned(self) -> frozenset[str]:
+        """Names of what the trained model holds; of a sparse parameter that of the dense one."""
+        names = {name for name, role in self.roles.items() if role in LEARNED}
+        sparse = sparse_parameters(self.model.graph)
+        return frozenset((names - {each.values for each in sparse}) | {each.name for each in sparse})
 
     def digest(self) -> str:
         """SHA-256 of the graph, its constants, and the names and types of its state, without the state's numbers."""

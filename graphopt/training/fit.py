@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from graphopt.errors import FeedError, GraphoptError, Interrupted
+from graphopt.training.build import LEARNED
 from graphopt.training.data.batches import Batches, groups
 from graphopt.training.data.prefetch import prefetch
 from graphopt.training.diverged import diverged
@@ -19,7 +20,7 @@ from graphopt.training.records.checkpoint import Position
 from graphopt.training.records.folder import CheckpointFolder
 from graphopt.training.records.history import EpochRecord, StepRecord
 from graphopt.training.records.metrics import Metrics
-from graphopt.training.trainer import LEARNED, Trainer
+from graphopt.training.trainer import Trainer
 
 Evaluate = Callable[[Mapping[str, Array], Callable[[str], None]], tuple[float, float]]
 

@@ -35,7 +35,7 @@ from graphopt.training.records.metrics import Metrics, check_folder
 from graphopt.training.reference import ReferenceEngine
 from graphopt.training.schedules import Schedule, parse
 from graphopt.training.sparse import SparseTraining
-from graphopt.training.trainer import LEARNED, Trainer, check_rate
+from graphopt.training.trainer import Trainer, check_rate
 
 ENGINES = ("compiled", "onnxruntime")
 
@@ -373,7 +373,7 @@ class TrainingSession:
             limits = step.signature.ranges.get(step.signature.labels or "")
             self._evaluator = Evaluator(
                 step.original,
-                frozenset(name for name, role in step.roles.items() if role in LEARNED),
+                step.learned,
                 output=step.output,
                 loss=step.kind,
                 labels=step.signature.labels,

@@ -14,7 +14,7 @@ from graphopt.graph.constness import stored
 from graphopt.graph.state import Role, states
 from graphopt.passes.training.sparse.parameter import restored
 from graphopt.program.weights import numpy_dtype
-from graphopt.training.build import APPLY, StepModel
+from graphopt.training.build import APPLY, LEARNED, StepModel
 from graphopt.training.engine import CORRECT, RATE, Array, Engine
 from graphopt.training.records import checkpoint as files
 from graphopt.training.records.checkpoint import Checkpoint, Position
@@ -23,8 +23,6 @@ from graphopt.training.schedules import Constant, Schedule
 from graphopt.training.sparse import SparseTraining
 
 Feeds = Mapping[str, Array]
-LEARNED = (Role.PARAMETER, Role.STATISTIC)
-"""Roles of what the trained model holds."""
 _EXACT = {"seed": "--seed", "batch": "--batch", "data": "the data", "micro_batches": "--micro-batches"}
 """Settings without which a resumed training takes other batches, and what they are called."""
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from graphopt.lowering.memory.stage_problem import StageProblem, stage_problem
 from graphopt.lowering.memory.steps import state_bytes
 from graphopt.program.contents import Contents
-from graphopt.program.program import KernelCall, Stage
+from graphopt.program.program import KernelCall, Role, Stage
 from graphopt.report.document import Block, Table
 from graphopt.report.memory_plan import names_of_values, short
 from graphopt.report.units import nbytes
@@ -36,6 +36,15 @@ class Kind(StrEnum):
     OUTPUTS = "outputs"
     ACTIVATIONS = "activations"
     WORKSPACE = "workspace"
+
+
+_ROLES = {
+    Role.PARAMETER: Kind.PARAMETERS,
+    Role.OPTIMIZER: Kind.OPTIMIZER,
+    Role.GRADIENT: Kind.GRADIENTS,
+    Role.STATISTIC: Kind.STATISTICS,
+    Role.COUNTER: Kind.STATE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,7 @@ def account(stage: Stage, contents: Contents, kinds: Mapping[str, Kind] | None =
     Args:
         kinds: what named values are for: state, and values of the arena that are gradients.
     """
-    kinds = kinds or {}
+    kinds = {**_of_roles(stage), **(kinds or {})}
     values = {value.name: value for value in stage.values}
     staged = stage_problem(stage.segments, values, stage.inputs, stage.outputs)
     lifetimes = Simulator(staged.problem).run(range(len(staged.steps)))
@@ -110,6 +119,13 @@ def account(stage: Stage, contents: Contents, kinds: Mapping[str, Kind] | None =
         stage.arena_bytes,
         stage.arena_lower_bound,
     )
+
+
+def _of_roles(stage: Stage) -> dict[str, Kind]:
+    """What the state of a training step and the gradients of its parameters are for."""
+    kinds = {state.value: _ROLES[Role(state.role)] for state in stage.states}
+    gradients = {f"{state.value}.gradient" for state in stage.states}
+    return kinds | {value.name: Kind.GRADIENTS for value in stage.values if value.name in gradients}
 
 
 def _kind(name: str, staged: StageProblem, stage: Stage, kinds: Mapping[str, Kind]) -> Kind:

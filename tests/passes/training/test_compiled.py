@@ -21,10 +21,19 @@ SHAPES = {"w": (4, 3), "b": (3,)}
     ],
 )
 def test_a_program_trains_as_onnxruntime_does(passes: str) -> None:
+    trains_as_onnxruntime(passes, "llvm")
+
+
+@pytest.mark.usefixtures("opencl")
+def test_a_program_of_a_gpu_does_too() -> None:
+    trains_as_onnxruntime("optimizer{kind=adam,clip-norm=0.5},microbatch{count=2,select=where}", "opencl")
+
+
+def trains_as_onnxruntime(passes: str, target: str) -> None:
     model = slopes(random_arrays(SHAPES, 0, np.float32))
     Pipeline.parse(passes).run(model)
     reference = Trainer(model)
-    session = graphopt.compile(model, costs="roofline").session()
+    session = graphopt.compile(model, target=target, costs="roofline").session()
     pieces = any(value.name == "apply" for value in model.graph.inputs)
     for number, feeds in enumerate(feeds_of(SHAPES, 6, np.float32)):
         given = {**feeds, "lr": np.float32(0.1), **({"apply": np.bool_(number % 2)} if pieces else {})}
