@@ -183,12 +183,3 @@ def groups(feeds: Iterator[dict[str, Array]], count: int) -> Iterator[list[dict[
 def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of an epoch: a permutation that the seed and the epoch determine on every machine."""
     return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def cut(batch: Any, count: int) -> list[Any]:
-    """The parts of a batch along axis 0."""
-    if isinstance(batch, Mapping):
-        arrays = {name: np.split(np.asarray(each), count) for name, each in batch.items()}
-        return [{name: parts[number] for name, parts in arrays.items()} for number in range(count)]
-    parts = [np.split(np.asarray(each), count) for each in batch]
-    return [tuple(part[number] for part in parts) for number in range(count)]
