@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from graphopt.ops.training.pool import AVERAGE_POOL_GRADIENT, MAX_POOL_ARGMAX, MAX_POOL_GRADIENT
+from graphopt.ops.training.pool import AVERAGE_POOL_GRADIENT, MAX_POOL_ARGMAX, MAX_POOL_GRADIENT_STEPS
 
 _TO_PLANAR = """
     {planar}_of_split = Transpose <perm = [0, 1, 4, 2, 3]>({blocked})
@@ -55,7 +55,7 @@ MaxPoolGradientBlocked <kernel_shape, strides, dilations, pads, plane>(dy, a) =>
 {_TO_PLANAR.format(planar="dY", blocked="dy")}
 {_TO_PLANAR.format(planar="A", blocked="a")}
 {_SHAPE}
-{_inner(MAX_POOL_GRADIENT)}
+{MAX_POOL_GRADIENT_STEPS}
 {_TO_BLOCKED.format(planar="dX", blocked="dx", like="dy")}
 }}
 """

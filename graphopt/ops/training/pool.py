@@ -45,11 +45,7 @@ MaxPoolArgmax <{_ATTRIBUTES}>(X) => (Y, A)
 }}
 """
 
-# How many windows there are is known from dY, so that ceil_mode changes nothing.
-MAX_POOL_GRADIENT = f"""
-MaxPoolGradient <{_ATTRIBUTES}>(dY, A, S) => (dX)
-{{
-    ceil_mode = Constant <value_int: int = @ceil_mode>()
+MAX_POOL_GRADIENT_STEPS = f"""
     two_list = Constant <value_ints = [2]>()
     zero_list = Constant <value_ints = [0]>()
     input_rank = Shape(S)
@@ -78,6 +74,15 @@ MaxPoolGradient <{_ATTRIBUTES}>(dY, A, S) => (dX)
     empty = Expand(nothing, empty_shape)
     sums = ScatterElements <axis = 2, reduction = "add">(empty, targets, parts)
     dX = Reshape <allowzero = 1>(sums, S)
+"""
+"""The nodes of MaxPoolGradient."""
+
+# How many windows there are is known from dY, so that ceil_mode changes nothing.
+MAX_POOL_GRADIENT = f"""
+MaxPoolGradient <{_ATTRIBUTES}>(dY, A, S) => (dX)
+{{
+    ceil_mode = Constant <value_int: int = @ceil_mode>()
+    {MAX_POOL_GRADIENT_STEPS}
 }}
 """
 
