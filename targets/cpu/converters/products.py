@@ -7,7 +7,7 @@ import math
 from tvm import relax
 
 from graphopt.targets.common.converters.base import EPILOGUE, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
-from graphopt.targets.cpu.kernels import gemm
+from graphopt.targets.cpu.kernels import gemm, transpose
 from graphopt.targets.cpu.kernels.sparse import inputs as inputs_of_zero
 
 
@@ -37,6 +37,14 @@ def product(
     )
 
 
+def turned(c: Context, a: relax.Expr) -> relax.Expr:
+    """The transposed matrix, by squares of vectors where it has some."""
+    shape, lanes = shape_of(a), c.machine.lanes(dtype_of(a))
+    if not transpose.possible(shape, lanes, dtype_of(a)):
+        return c.builder.emit(relax.op.permute_dims(a, [1, 0]))
+    return c.function("transpose", transpose.matrix((shape[0], shape[1]), lanes, dtype_of(a)), shape[::-1], a)
+
+
 def matmul(c: Context, inputs: Inputs) -> Outputs:
     """MatMul of float32 or float64 matrices with any batch axes."""
     a, b = inputs
@@ -56,7 +64,7 @@ def fully_connected(c: Context, inputs: Inputs) -> Outputs:
     if dtype not in ("float32", "float64") or 0 in (*shape_of(a), *shape_of(b)):
         return NotImplemented
     if c.integer("transA"):
-        a = c.builder.emit(relax.op.permute_dims(a, [1, 0]))
+        a = turned(c, a)
     y = product(c, a, b, c.out_shape, bool(c.integer("transB")))
     alpha, beta = c.real("alpha", 1.0), c.real("beta", 1.0)
     if alpha != 1.0:
