@@ -84,7 +84,8 @@ def _backward(c: Context, r: relax.Expr, operands: dict[str, relax.Expr], cell: 
     """dG[T, N, G * H], then dh0 and dc0[N, H], or for a GRU dU[T, N, H] and dh0."""
     if not _possible([r, *operands.values()]):
         return NotImplemented
-    plan = backward.plan(cell, shape_of(operands["dY"]), c.machine, dtype_of(r))
+    steps, batch, hidden = shape_of(operands["dY"])
+    plan = backward.plan(cell, (steps, batch, hidden), c.machine, dtype_of(r))
     packed = c.te("pack", lambda v: backward.pack(v, plan), r, pattern=OPAQUE)
     results = c.builder.emit_te(
         lambda p, *given: backward.compute(plan, p, dict(zip(operands, given, strict=True))),

@@ -95,6 +95,9 @@ class CellGradient:
         place = self._gate(number)
         return lambda lane: self.buffers["gates"][place(lane)]
 
+    def _slot(self, held: tirx.Buffer, slot: int) -> Lanes:
+        return lambda lane: held[slot * self.lanes + lane]
+
     def _slope(self, gate: Expr) -> Expr:
         """The derivative of a sigmoid by its result."""
         return gate * (const(1, self.dtype) - gate)
@@ -102,7 +105,7 @@ class CellGradient:
     def _lstm(self, held: tirx.Buffer, put: Set) -> None:
         one, buffers, lanes = const(1, self.dtype), self.buffers, self.lanes
         i, o, f, u = map(self._kept_gate, range(4))
-        dh, squashed, dc = (lambda lane, slot=slot: held[slot * lanes + lane] for slot in range(3))
+        dh, squashed, dc = (self._slot(held, slot) for slot in range(3))
         dy, cell, before = self._line("dY"), self._line("C"), self._before("C", "c0")
         put(held, lambda lane: [lane], lambda lane: dh(lane) + dy(lane))
         put(held, lambda lane: [lanes + lane], lambda lane: fast.tanh(cell(lane)))
@@ -123,7 +126,7 @@ class CellGradient:
     def _gru(self, held: tirx.Buffer, put: Set) -> None:
         one, buffers, lanes = const(1, self.dtype), self.buffers, self.lanes
         z, r, u = map(self._kept_gate, range(3))
-        dh, du = (lambda lane, slot=slot: held[slot * lanes + lane] for slot in range(2))
+        dh, du = (self._slot(held, slot) for slot in range(2))
         dy, linear, before = self._line("dY"), self._line("U"), self._before("Y", "h0")
         put(held, lambda lane: [lane], lambda lane: dh(lane) + dy(lane))
         put(

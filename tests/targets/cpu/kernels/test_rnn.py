@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt.runtime.devices import host, library
+from graphopt.runtime.devices import host
 from graphopt.targets.cpu import build
 from graphopt.targets.cpu.kernels import rnn, sums
 from graphopt.targets.cpu.machine import LEVELS, CpuMachine
@@ -194,12 +194,8 @@ def test_both_cuts_of_the_work(lab: Any, monkeypatch: pytest.MonkeyPatch, cell: 
     monkeypatch.setattr(rnn, "plan", forced)
     for _ in range(3 if shared else 1):
         check(lab, cell, 6, batch, 9, 77, "bidirectional")
-    if host.available_cpus() > 1:
-        library.Threads(1).apply()
-        try:
-            check(lab, cell, 6, batch, 9, 77)
-        finally:
-            library.Threads(2).apply()
+    monkeypatch.setattr(host, "available_cpus", lambda: 1)  # what the lab runs on
+    check(lab, cell, 6, batch, 9, 77)
 
 
 def test_a_long_recurrence_is_the_same_every_time(lab: Any) -> None:
