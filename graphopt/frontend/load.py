@@ -92,7 +92,7 @@ def load(
     wanted = {name: tuple(dims) for name, dims in (shapes or {}).items()}
     notes: list[str] = []
     with _naming(source):
-        original = _resolve(source, example_inputs)
+        original = _resolve(source, example_inputs, training)
         model = _open(original, notes)
         constants = _constant_initializers(model, notes)
         _inlined(model, wanted, notes)
@@ -174,7 +174,7 @@ def _origin(source: Any) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else ""
 
 
-def _resolve(source: Any, example_inputs: Any) -> Path | onnx.ModelProto | ir.Model:
+def _resolve(source: Any, example_inputs: Any, training: bool = False) -> Path | onnx.ModelProto | ir.Model:
     """The original model of `source`: the path of a file, or an object that nothing here modifies."""
     if isinstance(source, str) and source.startswith("zoo:"):
         from graphopt import models
@@ -186,7 +186,7 @@ def _resolve(source: Any, example_inputs: Any) -> Path | onnx.ModelProto | ir.Mo
         return source
     module_type = type(source)
     if any(base.__module__ == "torch.nn.modules.module" for base in module_type.__mro__):
-        return export(source, example_inputs)
+        return export(source, example_inputs, folded=not training)
     raise ModelError(
         f"a {module_type.__name__} is no model; give a path, an onnx.ModelProto, an onnx_ir.Model or a torch.nn.Module"
     )

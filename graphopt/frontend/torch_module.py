@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     import torch
 
 
-def export(module: torch.nn.Module, example_inputs: Any) -> ir.Model:
-    """Export a PyTorch module in inference mode; its training flag is restored."""
+def export(module: torch.nn.Module, example_inputs: Any, folded: bool = True) -> ir.Model:
+    """Export a PyTorch module in inference mode; its training flag is restored.
+
+    Args:
+        folded: let the exporter fold constants, which takes BatchNormalization away and merges equal parameters.
+    """
     import torch
 
     if example_inputs is None:
@@ -37,7 +41,9 @@ def export(module: torch.nn.Module, example_inputs: Any) -> ir.Model:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter about itself
-            program = torch.onnx.export(module, args, kwargs=kwargs, dynamo=True, opset_version=OPSET, verbose=False)
+            program = torch.onnx.export(
+                module, args, kwargs=kwargs, dynamo=True, opset_version=OPSET, optimize=folded, verbose=False
+            )
     except Exception as error:
         raise ModelError(
             f"torch.onnx.export cannot export {type(module).__name__} ({one_line(str(error))}); "
@@ -47,6 +53,10 @@ def export(module: torch.nn.Module, example_inputs: Any) -> ir.Model:
         for part, mode in modes:
             part.training = mode
     assert program is not None
+    if not folded:
+        from onnxscript import optimizer
+
+        optimizer.fold_constants_ir(program.model)  # of constants alone: zeros for layers without a bias
     for graph in program.model.graphs():
         for value in graph.initializers.values():  # a snapshot: training the module goes on with its own memory
             if (tensor := stored(value)) is not None:

@@ -53,9 +53,14 @@ class TorchStep:
         named = self._module.named_parameters()
         return {name: value.grad.numpy().copy() for name, value in named if value.grad is not None}
 
+    def in_double(self) -> TorchStep:
+        """The same step, in float64 from now on."""
+        self._module.double()
+        return self
+
     def parameters(self) -> dict[str, Any]:
         """The weights by the names that the exporter gives them."""
-        return {name: value.detach().numpy() for name, value in self._module.named_parameters()}
+        return {name: value.detach().numpy().copy() for name, value in self._module.named_parameters()}
 
 
 def _cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
