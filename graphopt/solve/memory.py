@@ -2,8 +2,8 @@
 
 Two buffers that are alive at the same step must not overlap (dynamic storage allocation, NP-complete). The lower bound
 is the largest sum of live bytes over the steps. Most networks reach it; so the solver tries cheap greedy orders first,
-then a local search over orders, then an exact search, and stops as soon as the bound is met. All limits are counts of
-work, never seconds: the same problem gives the same offsets on every machine.
+then packings in layers, a local search over orders and an exact search, and stops as soon as the bound is met. All
+limits are counts of work, never seconds: the same problem gives the same offsets on every machine.
 
 The exact search places buffers by rising offset, each as low as the buffers below it allow. It cuts a branch when some
 step cannot hold the remaining buffers, or when an unplaced buffer would fit entirely below the one being placed (after

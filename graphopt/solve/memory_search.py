@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.solve import memory_exact as exact
+from graphopt.solve import memory_layers as layers
 from graphopt.solve.memory_table import Found, Table
 
 Offsets = npt.NDArray[np.int64]
@@ -36,6 +37,11 @@ def best(table: Table, bound: int, effort: int) -> Found:
                 return Found(offsets, result.height, True, result.method)
     assert result is not None
     if effort:
+        result = layers.improve(table, result, bound, effort)
+        if result.height <= bound:
+            return result
+        offsets = result.offsets
+        best_order = sorted(range(count), key=offsets.__getitem__)
         improved = _climb(table, best_order, bound, effort, result.height)
         if improved is not None:
             result = improved

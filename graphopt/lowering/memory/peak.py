@@ -18,8 +18,12 @@ def dominating(staged: StageProblem, sequence: Sequence[int]) -> tuple[str, list
     step = int(lifetimes.live.argmax())
     alive = np.flatnonzero((lifetimes.first <= step) & (step <= lifetimes.last))
     reused = {int(old) for old, new in lifetimes.merged.tolist() if lifetimes.first[new] == step}
+    makers: dict[int, str] = {}
+    for each, operation in zip(staged.steps, staged.problem.operations, strict=True):
+        for tensor in operation.outputs:
+            makers.setdefault(tensor, f" of {describe(each)}")
     found = [
-        (staged.tensors[tensor], staged.problem.sizes[tensor])
+        (f"{staged.tensors[tensor]}{makers.get(tensor, '')}", staged.problem.sizes[tensor])
         for version in alive.tolist()
         if version not in reused and staged.problem.sizes[tensor := int(lifetimes.tensors[version])]
     ]

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from graphopt.errors import SolverError
-from graphopt.solve.recompute import anneal, boundaries, greedy, repetitions
+from graphopt.solve.recompute import anneal, boundaries, descent, greedy, repetitions
 from graphopt.solve.recompute.plan import Evaluator, Plan
 from graphopt.solve.recompute.problem import Problem, Solution, check
 
 CLOSE = 0.002
 """A gap that ends the search."""
 
-EFFORT = 2_000_000
+EFFORT = 3_000_000
 """Runs simulated in the search by default: some ten seconds for 3000 operations."""
 
 _VARIABLES = 60_000
@@ -122,18 +122,27 @@ def _rounded(evaluator: Evaluator, relaxed: boundaries.Relaxed) -> list[Plan]:
 
 
 def _improved(evaluator: Evaluator, starts: list[Plan], budget: int, bound: float, effort: int) -> tuple[Plan, str]:
-    """Annealing from the most promising plans, with a third of the effort each."""
+    """Each search goes on from the best plan so far: exchanges, annealing from several plans, single repetitions."""
     best = starts[0]
     method = "greedy"
-    ranked = sorted(starts[1:], key=lambda plan: anneal.cost(plan, budget, max(evaluator.problem.seconds, 1e-30), 0.5))
-    for start in [best, *ranked[:2]]:
-        found = anneal.improve(evaluator, start, budget, effort // 3)
+    scale = max(evaluator.problem.seconds, 1e-30)
+    ranked = sorted(starts[1:], key=lambda plan: anneal.cost(plan, budget, scale, 0.5))
+    searches: list[tuple[str, Callable[[], Plan]]] = [
+        ("exchange", lambda: descent.improve(evaluator, best, budget, effort)),
+        ("annealing", lambda: anneal.improve(evaluator, best, budget, effort // 3)),
+        *(
+            ("annealing", lambda start=start: anneal.improve(evaluator, start, budget, effort // 3))
+            for start in ranked[:2]
+        ),
+        ("repetitions", lambda: repetitions.improve(evaluator, best, budget, effort)),
+    ]
+    for name, search in searches:
+        found = search()
         if found.better(best, budget):
-            best, method = found, "annealing"
+            best, method = found, name
         if _closed(best, budget, bound):
-            return best, method
-    found = repetitions.improve(evaluator, best, budget, effort)
-    return (found, "repetitions") if found.better(best, budget) else (best, method)
+            break
+    return best, method
 
 
 def _infeasible(evaluator: Evaluator, possible: bool) -> InfeasibleError:
