@@ -87,14 +87,22 @@ def argmax(x: te.Tensor, y: te.Tensor, window: Window) -> te.Tensor:
         at, inside = _read(window, place, taps)
         tap = _flat(taps, window.kernel).astype("int32")
         value, top = x[(*outer, *at, *lane)], y[(*outer, *place, *lane)]
-        reached = tirx.any(value >= top, top <= lowest)
-        key = tirx.Select(tirx.isnan(value), tap, tirx.Select(reached, tap + SECOND, const(NONE, "int32")))
+        none, second = const(NONE, "int32"), tap + SECOND
+        number = tirx.Select(value >= top, second, tirx.Select(top <= lowest, second, none))
+        key = tirx.Select(_is_nan(value, str(x.dtype)), tap, number)
         return tirx.if_then_else(tirx.all(*inside), key, const(NONE, "int32")) if inside else key
 
     keys = _reduced(dims(x)[:2], window.out, lanes, window.kernel, element, te.min, "keys")
     return te.compute(
         y.shape, lambda *i: tirx.bitwise_and(keys[i], const(SECOND - 1, "int32")).astype("uint8"), name="argmax"
     )
+
+
+def _is_nan(value: Expr, dtype: str) -> Expr:
+    """Whether the bits of `value` are those of a NaN; TVM takes `isnan` of a vector apart, lane by lane."""
+    kind, infinity = ("int64", 0x7FF << 52) if dtype == "float64" else ("int32", 0xFF << 23)
+    magnitude = tirx.bitwise_and(tirx.reinterpret(kind, value), const((1 << (63 if kind == "int64" else 31)) - 1, kind))
+    return magnitude > const(infinity, kind)
 
 
 def _read(window: Window, place: Sequence[Expr], taps: Sequence[Expr]) -> tuple[list[Expr], list[Expr]]:

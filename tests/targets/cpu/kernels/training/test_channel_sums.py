@@ -22,15 +22,15 @@ def statistics(lab: Lab, x: Any, channels: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 7, 9), (3, 16, 8, 8), (4, 6), (2, 3, 50), (1, 1, 1, 1), (2, 3, 4, 4, 4)])
-def test_statistics(any_lab: Lab, shape: tuple[int, ...]) -> None:
-    statistics(any_lab, numbers(*shape))
+def test_statistics(lab: Lab, shape: tuple[int, ...]) -> None:
+    statistics(lab, numbers(*shape))
 
 
 @pytest.mark.parametrize(("channels", "images", "plane"), [(0.5, 1, (1, 1)), (2, 3, (7, 5)), (2.25, 2, (30, 31))])
-def test_statistics_of_blocks(any_lab: Lab, channels: float, images: int, plane: tuple[int, int]) -> None:
-    b = any_lab.target.cpu.lanes()
+def test_statistics_of_blocks(lab: Lab, channels: float, images: int, plane: tuple[int, int]) -> None:
+    b = lab.target.cpu.lanes()
     x = numbers(images, -(-int(channels * b) // b), *plane, b)
-    statistics(any_lab, x, int(channels * b))
+    statistics(lab, x, int(channels * b))
 
 
 @pytest.mark.parametrize("blocked", [False, True])
@@ -61,8 +61,8 @@ def gradient(lab: Lab, shape: tuple[int, ...], channels: int, blocked: bool) -> 
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 7, 9), (3, 16, 8, 8), (4, 6), (1, 2, 1, 1)])
-def test_gradient(any_lab: Lab, shape: tuple[int, ...]) -> None:
-    gradient(any_lab, shape, shape[1], False)
+def test_gradient(lab: Lab, shape: tuple[int, ...]) -> None:
+    gradient(lab, shape, shape[1], False)
 
 
 @pytest.mark.parametrize(("channels", "images", "plane"), [(0.5, 1, (1, 2)), (2, 3, (7, 5)), (2.25, 2, (30, 31))])

@@ -30,10 +30,10 @@ def test_a_bit_that_is_not_set_hides_what_is_there(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("seed", "counter", "ratio"), [(0, 0, 0.5), (7, 3, 0.1), (123456789, 1 << 40, 0.9), (-1, 2, 0.0)]
 )
-def test_dropout(any_lab: Lab, seed: int, counter: int, ratio: float) -> None:
+def test_dropout(lab: Lab, seed: int, counter: int, ratio: float) -> None:
     body = f"y = graphopt.DropoutMask<seed={seed}, ratio={ratio}>(c, s)"
     c = np.array(counter, np.int64)
-    any_lab.same(body, {"c": c}, {"s": np.array([3, 1000])})
+    lab.same(body, {"c": c}, {"s": np.array([3, 1000])})
 
 
 def test_the_hash_of_a_number() -> None:

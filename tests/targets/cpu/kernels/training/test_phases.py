@@ -19,13 +19,13 @@ import pytest
         ((3, 2), (0, -1, 1, 2, -1, 3), (10, 9)),
     ],
 )
-def test_phases(any_lab: Any, blocked: bool, strides: Any, phases: Any, shape: Any) -> None:
-    b = any_lab.target.cpu.lanes()
+def test_phases(lab: Any, blocked: bool, strides: Any, phases: Any, shape: Any) -> None:
+    b = lab.target.cpu.lanes()
     slots = max(phases) + 1
     x = np.random.default_rng(1).standard_normal((2, 3 * slots, 4, 5, *([b] if blocked else []))).astype(np.float32)
     kind = "InterleavePhasesBlocked" if blocked else "InterleavePhases"
     attributes = f"strides={list(strides)}, phases={list(phases)}, shape={list(shape)}"
-    lowered = any_lab.same(f"y = graphopt.{kind}<{attributes}>(x)", {"x": x})
+    lowered = lab.same(f"y = graphopt.{kind}<{attributes}>(x)", {"x": x})
     assert len(lowered.calls) == 1
 
 
