@@ -17,7 +17,7 @@ def sweep(
     seconds: Mapping[int, Sequence[float]] | None = None,
     *,
     points: int = POINTS,
-    effort: int = solver.EFFORT // 4,
+    effort: int = solver.EFFORT // 12,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Iterator[list[StagePlan]]:
     """The plans of every stage for falling budgets, from no repetition to the least budget found.

@@ -22,13 +22,18 @@ Repetition = tuple[int, int]
 """(place, tensor): before the operation at that place the tensor is made again."""
 
 
-def improve(evaluator: Evaluator, plan: Plan, budget: int, work: int) -> Plan:
-    """The best plan found by changing the repetitions of `plan` until `work` runs have been simulated."""
+def improve(evaluator: Evaluator, plan: Plan, budget: int, work: int, seed: int = 0) -> Plan:
+    """The best plan found by changing the repetitions of `plan` until `work` runs have been simulated.
+
+    Args:
+        seed: another one takes another way.
+    """
     search = _Search(evaluator)
     if not search.tensors:
         return plan
-    chance = random.Random(_SEED)
-    scale = max(evaluator.problem.seconds, 1e-30)
+    chance = random.Random(_SEED + seed)
+    # Seconds matter less while nothing fits.
+    scale = max(evaluator.problem.seconds, 1e-30) * (1.0 if plan.peak <= budget else 10.0)
     repeated = search.of(plan.sequence)
     start = search.plan(repeated)
     best, current = (plan if plan.better(start, budget) else start), start

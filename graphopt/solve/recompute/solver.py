@@ -29,6 +29,9 @@ _VARIABLES = 60_000
 _SMALL = 90
 """Operations up to which the integer program is tried."""
 
+_WHOLE = 50_000
+"""Effort from which the integer program is tried."""
+
 _SECONDS = 6.0
 """Longest time of the integer program, which rarely needs more than one."""
 
@@ -72,7 +75,7 @@ def solve(problem: Problem, effort: int = EFFORT, progress: Callable[[str], None
         if not _closed(best, budget, bound):
             progress("improving")
             starts = [best, *(_rounded(evaluator, relaxed))]
-            if len(problem.operations) <= _SMALL:
+            if len(problem.operations) <= _SMALL and effort >= _WHOLE:
                 whole = boundaries.solve(
                     evaluator, budget, tuple(range(len(problem.operations))), whole=True, seconds=_SECONDS
                 )
@@ -134,7 +137,13 @@ def _improved(evaluator: Evaluator, starts: list[Plan], budget: int, bound: floa
             ("annealing", lambda start=start: anneal.improve(evaluator, start, budget, effort // 3))
             for start in ranked[:2]
         ),
-        ("repetitions", lambda: repetitions.improve(evaluator, best, budget, effort)),
+        *(
+            (
+                "repetitions",
+                lambda seed=seed: repetitions.improve(evaluator, starts[0] if seed % 2 else best, budget, effort, seed),
+            )
+            for seed in range(4 if len(evaluator.problem.operations) <= _SMALL else 1)
+        ),
     ]
     for name, search in searches:
         found = search()

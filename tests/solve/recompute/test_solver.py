@@ -23,14 +23,14 @@ def unlimited_peak(problem: Problem) -> int:
     return plan.peak
 
 
-@pytest.mark.parametrize(("seed", "skips"), [(1, 0.0), (2, 0.0), (5, 0.3)])
+@pytest.mark.parametrize(("seed", "skips"), [(1, 0.0), (5, 0.3)])
 @pytest.mark.parametrize("share", [0.75, 0.6])
 def test_small_steps_come_within_two_percent_of_the_optimum(seed: int, skips: float, share: float) -> None:
-    problem = training(7, seed, skips)
+    problem = training(6, seed, skips)
     limited = replace(problem, budget=int(unlimited_peak(problem) * share))
     optimum = checkmate.solve(limited, seconds=120)
     try:
-        found = solver.solve(limited, effort=400_000)
+        found = solver.solve(limited, effort=200_000)
     except solver.InfeasibleError:
         assert optimum is None
         return
