@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from graphopt.passes.training.microbatch import Microbatch as Microbatch
     from graphopt.passes.training.mixed_precision import MixedPrecision as MixedPrecision
     from graphopt.passes.training.optimizer import Optimizer as Optimizer
+    from graphopt.passes.training.relu_gradients import ReluGradients as ReluGradients
     from graphopt.passes.training.sparse.sparse_training import SparseTraining as SparseTraining
 
 PASSES = {
@@ -59,18 +60,20 @@ PASSES = {
     "loss": ("graphopt.passes.training.loss", "Loss"),
     "differentiate": ("graphopt.passes.training.differentiate", "Differentiate"),
     "masks": ("graphopt.passes.training.masks", "Masks"),
+    "relu-gradients": ("graphopt.passes.training.relu_gradients", "ReluGradients"),
     "sparse-training": ("graphopt.passes.training.sparse.sparse_training", "SparseTraining"),
 }
 
 DEFAULT = (
     "hoist-branches,normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,"
-    "cluster-sparse,skip-zeros,lift-rows,split-transposed,select-conv,layout,choose-tiles"
+    "cluster-sparse,skip-zeros,lift-rows,split-transposed,select-conv,layout,masks,"
+    "relu-gradients,choose-tiles"
 )
 """The pipeline of `graphopt compile` when --passes is not given."""
 
 _GPU = (
     "normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,join-products,cluster-sparse,"
-    "lift-rows,select-conv{max-workspace=1GiB},layout,choose-tiles"
+    "lift-rows,select-conv{max-workspace=1GiB},layout,relu-gradients,choose-tiles"
 )
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
 """The pipelines of targets that do not use `DEFAULT`."""
@@ -101,6 +104,7 @@ __all__ = [
     "Prune",
     "QuantizedMoves",
     "QuantizedProducts",
+    "ReluGradients",
     "SelectConv",
     "SkipZeros",
     "SparseTraining",

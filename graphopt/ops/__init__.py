@@ -104,6 +104,7 @@ _BODIES = {
     "DropoutMask": masks.DROPOUT_MASK,
     "StochasticCast": rounding.STOCHASTIC_CAST,
     "PositiveBits": masks.POSITIVE_BITS,
+    "ReluGradient": masks.RELU_GRADIENT,
     "MaskByBits": masks.MASK_BY_BITS,
 }
 

@@ -183,7 +183,7 @@ def pipeline(options: StepOptions) -> str:
         sparse = f"sparse-training{_spelled(options.sparse_options)}"
         # Parameters of 16 bits become sparse as such; 16-bit copies are made of what is sparse.
         shrinking.insert(len(shrinking) if options.precision_options.get("master") == "false" else 0, sparse)
-    passes = [f"loss{_spelled(loss)}", *shrinking, "differentiate", "masks", f"optimizer{_spelled(optimizer)}"]
+    passes = [f"loss{_spelled(loss)}", *shrinking, "differentiate", f"optimizer{_spelled(optimizer)}"]
     if options.micro_batches > 1:
         passes.append(f"microbatch{{count={options.micro_batches}}}")
     return ",".join(passes)

@@ -72,3 +72,15 @@ DropoutMask <ratio, seed>(counter, S) => (mask)
     mask = Reshape <allowzero = 1>(kept, S)
 }}
 """
+
+# The derivative of Relu at 0 is 0; NaN is not positive.
+RELU_GRADIENT = """
+ReluGradient (dY, Y) => (dX)
+{
+    zero = Constant <value_float = 0.0>()
+    zero_of_y = CastLike(zero, Y)
+    zero_of_dy = CastLike(zero, dY)
+    positive = Greater(Y, zero_of_y)
+    dX = Where(positive, dY, zero_of_dy)
+}
+"""

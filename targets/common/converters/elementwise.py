@@ -12,6 +12,7 @@ from tvm.ir import Expr
 
 from graphopt.targets.common.converters.base import (
     BROADCAST,
+    ELEMENTWISE,
     FLOATS,
     HALF_DTYPES,
     Context,
@@ -103,3 +104,20 @@ def gelu(c: Context, inputs: Inputs) -> Outputs:
         return x * half * (one + fast.tanh(inner))
 
     return elementwise(approximate if c.text("approximate", "none") == "tanh" else exact)(c, inputs)
+
+
+def relu_gradient(c: Context, inputs: Inputs) -> Outputs:
+    """ReluGradient: the gradient where the activation is positive, else 0; a NaN is not positive."""
+    dtype = dtype_of(inputs[0])
+    if dtype not in (*FLOATS, *HALF_DTYPES) or dtype_of(inputs[1]) != dtype:
+        return NotImplemented
+    wide = "float32" if dtype in HALF_DTYPES else dtype
+
+    def define(dy: te.Tensor, y: te.Tensor) -> te.Tensor:
+        def value(*index: Expr) -> Expr:
+            positive = y(*index).astype(wide) > const(0.0, wide)
+            return tirx.Select(positive, dy(*index), const(0.0, dtype))
+
+        return te.compute(dy.shape, value, name="relu_gradient")
+
+    return c.te("relu_gradient", define, *inputs, pattern=ELEMENTWISE)

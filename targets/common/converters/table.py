@@ -27,7 +27,7 @@ from graphopt.targets.common.converters.arithmetic import (
     power,
 )
 from graphopt.targets.common.converters.base import Converter
-from graphopt.targets.common.converters.elementwise import clamp, elementwise, gelu
+from graphopt.targets.common.converters.elementwise import clamp, elementwise, gelu, relu_gradient
 from graphopt.targets.common.converters.places import arg_extreme, hardmax
 from graphopt.targets.common.converters.random import RANDOM
 from graphopt.targets.common.converters.reductions import extreme, mean, reduction
@@ -83,6 +83,7 @@ SHARED: dict[str, Converter] = {
     "ReduceSum": total(),
     "ReduceSumSquare": total(),
     "Relu": clamp,
+    "graphopt.ReluGradient": relu_gradient,
     "Shape": shape,
     "Sinh": hyperbolic(-1),
     "Size": size,
