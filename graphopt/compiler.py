@@ -9,7 +9,7 @@ import functools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,12 @@ from graphopt.errors import CodegenError, GraphoptError, VerificationError
 from graphopt.lowering import assemble
 from graphopt.lowering.defects import Defects
 from graphopt.lowering.memory.fit import fit
+from graphopt.lowering.memory.replan import BudgetError
 from graphopt.modes import Precision, VerifyMode
 from graphopt.options import Options
 from graphopt.pipeline import verification
 from graphopt.pipeline.observe import Check, Dump, Verify
+from graphopt.pipeline.pass_base import ByteSize
 from graphopt.pipeline.pipeline import Observer, Pipeline, PipelineResult
 from graphopt.runtime.devices.forked import on_living_thread
 from graphopt.verify.precisions import tolerances
@@ -81,6 +83,31 @@ def compile_model(
         TypeError: `named` has an unknown option.
     """
     asked = replace(options or Options(), **named)
+    try:
+        return _compile(source, asked, progress)
+    except BudgetError as error:
+        least = error
+        for narrower in _narrower(asked):  # the workspace of a convolution may be what does not fit
+            try:
+                return _compile(source, narrower, progress)
+            except BudgetError as other:
+                least = min(least, other, key=lambda each: each.least)
+        raise least from None
+
+
+def _narrower(asked: Options) -> Iterator[Options]:
+    """The same options with less workspace for a convolution: an eighth of the budget, a sixty-fourth, none."""
+    assert asked.memory_budget is not None
+    pipeline = _spelled(asked)
+    for limit in (asked.memory_budget // 8, asked.memory_budget // 64, 0):
+        steps = [
+            replace(step, max_workspace=ByteSize(limit)) if hasattr(step, "max_workspace") else step
+            for step in pipeline.passes
+        ]
+        yield replace(asked, passes=Pipeline(tuple(steps)))
+
+
+def _compile(source: Any, asked: Options, progress: Progress | None) -> Compilation:
     if asked.inputs:
         shapes = {**verification.given_shapes(source, asked.inputs), **(asked.shapes or {})}
         asked = replace(asked, shapes=shapes)
@@ -201,6 +228,13 @@ def rewrite(
     return Rewritten(loaded.model, target, pipeline, result, costs, ports, tuple(notes), loaded.constants)
 
 
+def _spelled(options: Options) -> Pipeline:
+    from graphopt.passes import DEFAULT, DEFAULTS
+
+    spelled = DEFAULTS.get(options.target, DEFAULT) if options.passes is None else options.passes
+    return spelled if isinstance(spelled, Pipeline) else Pipeline.parse(spelled)
+
+
 def _costs_source(options: Options) -> str:
     return options.costs or os.environ.get(VARIABLE) or MEASURED
 
@@ -211,10 +245,7 @@ def _silent(_: str) -> None:
 
 def _pipeline(options: Options, costs: CostModel) -> Pipeline:
     """The pipeline of `options`, with the cost model given to the passes that choose by it."""
-    from graphopt.passes import DEFAULT, DEFAULTS
-
-    spelled = DEFAULTS.get(options.target, DEFAULT) if options.passes is None else options.passes
-    pipeline = spelled if isinstance(spelled, Pipeline) else Pipeline.parse(spelled)
+    pipeline = _spelled(options)
     if options.lossy_energy is not None:
         names = [step.name for step in pipeline.passes]
         if "cluster-sparse" not in names:

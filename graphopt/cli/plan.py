@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,7 +96,7 @@ def command(
     with progress("starting") as say:
         from graphopt.lowering.memory.fit import seconds_of
 
-        artifact = _artifact(model, step if train else None, shapes, costs, level, threads, say)
+        artifact = _artifact(model, step if train else None, memory_budget, shapes, costs, level, threads, say)
         seconds, source = seconds_of(artifact, threads, (memory_budget is not None or sweep) and costs != ROOFLINE, say)
         if sweep:
             return _swept(model, artifact, seconds, source, svg, say)
@@ -135,6 +136,7 @@ def command(
 def _artifact(
     model: str,
     step: dict[str, Any] | None,
+    budget: int | None,
     shapes: list[str] | None,
     costs: str | None,
     level: str | None,
@@ -154,15 +156,16 @@ def _artifact(
     from graphopt.compiler import compile_model
 
     wanted = options.parse_shapes(shapes)
+    compiled = functools.partial(compile_model, memory_budget=budget, costs=costs, level=level, threads=threads)
     if step is not None:
         from graphopt.training.build import step_of
 
         say("making the training step")
         source = step_of(model, shapes=wanted, **step).model
         say("compiling")
-        return compile_model(source, costs=costs, level=level, threads=threads).artifact
+        return compiled(source).artifact
     say("compiling")
-    return compile_model(model, shapes=wanted, costs=costs, level=level, threads=threads).artifact
+    return compiled(model, shapes=wanted).artifact
 
 
 def _is_artifact_path(path: Path) -> bool:
