@@ -11,7 +11,7 @@ from graphopt.targets.common.converters.recurrent_node import B, C, H, P, R, W, 
 from graphopt.targets.common.converters.refusals import NotSupported
 from graphopt.targets.common.kernels.blocks import SCHEDULED
 from graphopt.targets.cpu.converters.products import product
-from graphopt.targets.cpu.kernels import recurrence, rnn
+from graphopt.targets.cpu.kernels.recurrent import forward, rnn
 
 
 def recurrent(c: Context, inputs: Inputs) -> Outputs:
@@ -57,7 +57,7 @@ def recurrent(c: Context, inputs: Inputs) -> Outputs:
     shape = (directions, batch, hidden)
     initial = [_initial(c, state, shape, dtype, batch_first, extra.get("lengths")) for state in states]
     layer_results = c.builder.emit_te(
-        lambda p, ws, hs, more: recurrence.compute(layer, p, ws, hs, **more),
+        lambda p, ws, hs, more: forward.compute(layer, p, ws, hs, **more),
         projected,
         weights,
         initial,

@@ -7,8 +7,7 @@ from tvm import relax
 from graphopt.targets.common.converters.base import OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
 from graphopt.targets.common.kernels.blocks import SCHEDULED
 from graphopt.targets.cpu.converters.recurrent import input_products
-from graphopt.targets.cpu.kernels import recurrence, rnn
-from graphopt.targets.cpu.kernels.training import recurrence as backward
+from graphopt.targets.cpu.kernels.recurrent import backward, forward, rnn
 
 _ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh")}
 
@@ -66,7 +65,7 @@ def _forward(c: Context, inputs: Inputs, cell: str) -> Outputs:
         extra["reset_bias"] = c.te("pack", lambda v: rnn.pack_vectors(v, layer, 5, 1), b, pattern=OPAQUE)
     packed = c.te("pack", lambda v: rnn.pack_recurrent(v, layer, 0, layer.gates), r, pattern=OPAQUE)
     results = c.builder.emit_te(
-        lambda p, q, hs, more: recurrence.compute(layer, p, [q], hs, **more, keep=True),
+        lambda p, q, hs, more: forward.compute(layer, p, [q], hs, **more, keep=True),
         input_products(c, layer, x, w, b),
         packed,
         [c.reshape(state, (1, batch, hidden)) for state in states],

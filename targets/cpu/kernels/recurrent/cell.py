@@ -12,7 +12,7 @@ from tvm.ir import Expr
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.cpu.kernels.rnn import ACTIVATIONS, Layer
+from graphopt.targets.cpu.kernels.recurrent.rnn import ACTIVATIONS, Layer
 
 
 @dataclass(frozen=True, slots=True)

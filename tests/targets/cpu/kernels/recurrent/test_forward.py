@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from graphopt.runtime.devices import host
 from graphopt.targets.cpu import build
-from graphopt.targets.cpu.kernels import rnn, sums
+from graphopt.targets.cpu.kernels.recurrent import rnn, sums
 from graphopt.targets.cpu.machine import LEVELS, CpuMachine
 
 few = settings(deadline=None, max_examples=20, derandomize=True)

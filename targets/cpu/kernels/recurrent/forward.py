@@ -20,9 +20,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.cpu.kernels import sums, threads
-from graphopt.targets.cpu.kernels.cell import Cell
-from graphopt.targets.cpu.kernels.rnn import Layer
+from graphopt.targets.cpu.kernels.recurrent import sums, threads
+from graphopt.targets.cpu.kernels.recurrent.cell import Cell
+from graphopt.targets.cpu.kernels.recurrent.rnn import Layer
 
 
 def compute(

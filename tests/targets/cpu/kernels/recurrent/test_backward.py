@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphopt.runtime.devices import host
-from graphopt.targets.cpu.kernels import rnn
-from graphopt.targets.cpu.kernels.training import recurrence
+from graphopt.targets.cpu.kernels.recurrent import backward, rnn
 from graphopt.targets.cpu.machine import LEVELS, CpuMachine
 from graphopt.verify.oracle import run_onnxruntime
 from tests.helpers.lab import Lab
@@ -103,12 +102,12 @@ def test_both_cuts_of_the_work(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, cell: str, shared: bool, batch: int, rows: int
 ) -> None:
     """Whatever the plan would be, a thread takes units of each step or rows of all steps: the bits are the same."""
-    cut = recurrence.plan
+    cut = backward.plan
 
-    def forced(*args: Any) -> recurrence.Plan:
+    def forced(*args: Any) -> backward.Plan:
         return dataclasses.replace(cut(*args), shared=shared, rows=rows)
 
-    monkeypatch.setattr(recurrence, "plan", forced)
+    monkeypatch.setattr(backward, "plan", forced)
     feeds = operands(cell, 30, batch, 3, 77)
     lowered = lab.check(step(lab, cell, feeds), feeds, rtol=1e-3)
     first = lab.execute(lowered, feeds)
@@ -163,7 +162,7 @@ def test_nothing_to_compute_has_no_kernel(lab: Lab, cell: str, empty: str) -> No
 @pytest.mark.parametrize("batch", [1, 7, 64])
 @pytest.mark.parametrize("hidden", [1, 100, 512, 1024])
 def test_sums_fit_the_registers(level: str, batch: int, hidden: int) -> None:
-    found = recurrence.plan("LSTM", (5, batch, hidden), CpuMachine(LEVELS[level], 2), "float32")
+    found = backward.plan("LSTM", (5, batch, hidden), CpuMachine(LEVELS[level], 2), "float32")
     assert found.rows * found.vectors + found.vectors < LEVELS[level].registers
     assert found.blocks * found.units >= hidden > (found.blocks - 1) * found.units
     assert found.rows <= batch
@@ -171,7 +170,7 @@ def test_sums_fit_the_registers(level: str, batch: int, hidden: int) -> None:
 
 def test_threads_meet_only_where_the_weights_leave_the_cache() -> None:
     def shared(batch: int, hidden: int) -> bool:
-        return recurrence.plan("LSTM", (5, batch, hidden), CpuMachine(LEVELS["avx512"], 2), "float32").shared
+        return backward.plan("LSTM", (5, batch, hidden), CpuMachine(LEVELS["avx512"], 2), "float32").shared
 
     assert shared(1, 512)
     assert shared(64, 512)

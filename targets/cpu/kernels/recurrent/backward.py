@@ -18,9 +18,9 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.program.program import ITEM_BYTES
 from graphopt.targets.common.kernels.blocks import const
-from graphopt.targets.cpu.kernels import sums, threads
-from graphopt.targets.cpu.kernels.rnn import GATES, MIN_SHARED
-from graphopt.targets.cpu.kernels.training.cell_gradient import CellGradient
+from graphopt.targets.cpu.kernels.recurrent import sums, threads
+from graphopt.targets.cpu.kernels.recurrent.cell_gradient import CellGradient
+from graphopt.targets.cpu.kernels.recurrent.rnn import GATES, MIN_SHARED
 from graphopt.targets.cpu.machine import CpuMachine
 
 

@@ -3,7 +3,7 @@
 The products of the inputs with W do not depend on the recurrence: one GEMM computes them for all steps. Its
 columns are ordered [D, UB, G, U]: D directions, UB blocks of U hidden units, and the G gates of a block side by side.
 R is packed the same way, R[D, UB, H, G, U], so that a block of units reads one contiguous stream and then has every
-gate of its units in registers, where the cell is updated (`recurrence.py`).
+gate of its units in registers, where the cell is updated (`cell.py`).
 """
 
 from __future__ import annotations
