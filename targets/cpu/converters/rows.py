@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tvm import tirx
+from tvm import relax, tirx
 from tvm.ir import Expr
 
 from graphopt.targets.common.converters.base import (
@@ -29,11 +29,19 @@ def softmax(logarithm: bool) -> Converter:
         if dtype_of(x) not in ("float32", "float64") or not shape or 0 in shape or axis != len(shape) - 1:
             return NotImplemented
         flat = c.reshape(x, (math.prod(shape[:-1]), shape[-1]))
-        lanes = c.machine.lanes(dtype_of(flat))
-        y = c.te("softmax", lambda v: rowwise.softmax(v, lanes, logarithm=logarithm), flat, pattern=OPAQUE)
-        return c.reshape(y, shape)
+        return c.reshape(_of_rows(c, flat, logarithm), shape)
 
     return convert
+
+
+def log_softmax(c: Context, rows: relax.Expr) -> relax.Expr:
+    """LogSoftmax of rows [N, C]."""
+    return _of_rows(c, rows, True)
+
+
+def _of_rows(c: Context, rows: relax.Expr, logarithm: bool) -> relax.Expr:
+    lanes = c.machine.lanes(dtype_of(rows))
+    return c.te("softmax", lambda v: rowwise.softmax(v, lanes, logarithm=logarithm), rows, pattern=OPAQUE)
 
 
 def layer_norm(c: Context, inputs: Inputs) -> Outputs:

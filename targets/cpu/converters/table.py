@@ -9,6 +9,8 @@ from graphopt.targets.common.converters.linear import dynamic_quantize
 from graphopt.targets.common.converters.quantized import converters as quantized
 from graphopt.targets.common.converters.sum_reductions import total
 from graphopt.targets.common.converters.table import FURTHER, SHARED, Table, in_order
+from graphopt.targets.common.converters.training.losses import cross_entropy
+from graphopt.targets.common.converters.training.table import TRAINING
 from graphopt.targets.common.kernels import math as fast
 from graphopt.targets.cpu.converters import integers
 from graphopt.targets.cpu.converters.attention import attention
@@ -27,7 +29,7 @@ from graphopt.targets.cpu.converters.fft import conv2d_fft
 from graphopt.targets.cpu.converters.pool_rows import pool_of_rows
 from graphopt.targets.cpu.converters.products import fully_connected, matmul
 from graphopt.targets.cpu.converters.recurrent import recurrent
-from graphopt.targets.cpu.converters.rows import channel_norm, layer_norm, softmax
+from graphopt.targets.cpu.converters.rows import channel_norm, layer_norm, log_softmax, softmax
 from graphopt.targets.cpu.converters.sparse import block_sparse_conv, block_sparse_matmul, compressed_columns_matmul
 from graphopt.targets.cpu.converters.training.conv_gradient import (
     conv2d_weight_gradient_blocked,
@@ -42,8 +44,7 @@ from graphopt.targets.cpu.converters.training.conv_weights import (
     to_depthwise_weight,
     winograd_weight,
 )
-from graphopt.targets.cpu.converters.training.losses import cross_entropy, cross_entropy_gradient, likelihood
-from graphopt.targets.cpu.converters.training.masks import dropout_mask, gather_gradient, mask_by_bits, positive_bits
+from graphopt.targets.cpu.converters.training.gather import gather_gradient
 from graphopt.targets.cpu.converters.training.normalization import (
     batch_norm_gradient,
     batch_norm_gradient_blocked,
@@ -51,8 +52,11 @@ from graphopt.targets.cpu.converters.training.normalization import (
     batch_statistics_blocked,
     channel_sums_blocked,
 )
-from graphopt.targets.cpu.converters.training.phases import interleave_phases
-from graphopt.targets.cpu.converters.training.pools import average_pool_gradient, max_pool_argmax, max_pool_gradient
+from graphopt.targets.cpu.converters.training.pools import (
+    average_pool_gradient_blocked,
+    max_pool_argmax_blocked,
+    max_pool_gradient_blocked,
+)
 from graphopt.targets.cpu.converters.training.recurrent import (
     gru_gradient,
     gru_training,
@@ -68,8 +72,7 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.Attention": attention,
     "graphopt.AttentionMasked": attention,
     "graphopt.AveragePoolBlocked": pool_blocked("average"),
-    "graphopt.AveragePoolGradient": average_pool_gradient,
-    "graphopt.AveragePoolGradientBlocked": average_pool_gradient,
+    "graphopt.AveragePoolGradientBlocked": average_pool_gradient_blocked,
     "graphopt.BatchNormalizationGradient": batch_norm_gradient,
     "graphopt.BatchNormalizationGradientBlocked": batch_norm_gradient_blocked,
     "graphopt.BatchStatistics": batch_statistics,
@@ -85,11 +88,8 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.Conv2dWinograd": conv2d_winograd,
     "graphopt.Conv2dWinogradAxis": conv2d_winograd,
     "graphopt.ConvWeightGradient": conv_weight_gradient,
-    "graphopt.CrossEntropyGradient": cross_entropy_gradient,
-    "graphopt.CrossEntropyGradientWeighted": cross_entropy_gradient,
     "graphopt.DepthwiseConv2dBlocked": depthwise_blocked,
     "graphopt.DepthwiseWeightGradientBlocked": depthwise_weight_gradient_blocked,
-    "graphopt.DropoutMask": dropout_mask,
     "graphopt.FlipBlockedWeight": flip_blocked_weight,
     "graphopt.FromBlocked": from_blocked,
     "graphopt.FromBlockedWeight": from_blocked_weight,
@@ -98,20 +98,14 @@ CUSTOM: dict[str, Converter] = {
     "graphopt.GRUGradient": gru_gradient,
     "graphopt.GRUTraining": gru_training,
     "graphopt.GlobalAveragePoolBlocked": global_average_pool_blocked,
-    "graphopt.InterleavePhases": interleave_phases,
-    "graphopt.InterleavePhasesBlocked": interleave_phases,
     "graphopt.LRNBlocked": lrn_blocked,
     "graphopt.LayerNormalizationGradient": layer_norm_gradient,
     "graphopt.LogSoftmaxGradient": softmax_gradient(logarithm=True),
-    "graphopt.MaskByBits": mask_by_bits,
-    "graphopt.MaxPoolArgmax": max_pool_argmax,
-    "graphopt.MaxPoolArgmaxBlocked": max_pool_argmax,
-    "graphopt.MaxPoolGradient": max_pool_gradient,
-    "graphopt.MaxPoolGradientBlocked": max_pool_gradient,
+    "graphopt.MaxPoolArgmaxBlocked": max_pool_argmax_blocked,
+    "graphopt.MaxPoolGradientBlocked": max_pool_gradient_blocked,
     "graphopt.LSTMGradient": lstm_gradient,
     "graphopt.LSTMTraining": lstm_training,
     "graphopt.MaxPoolBlocked": pool_blocked("max"),
-    "graphopt.PositiveBits": positive_bits,
     "graphopt.SoftmaxGradient": softmax_gradient(logarithm=False),
     "graphopt.ToBlocked": to_blocked,
     "graphopt.ToBlockedWeight": to_blocked_weight,
@@ -138,7 +132,6 @@ FIRST: dict[str, Converter] = {
     "LogSoftmax": softmax(logarithm=True),
     "MatMul": matmul,
     "MaxPool": pool_of_rows,
-    "NegativeLogLikelihoodLoss": likelihood,
     "RNN": recurrent,
     "ReduceL1": total(summed_in),
     "ReduceL2": total(summed_in),
@@ -151,7 +144,7 @@ FIRST: dict[str, Converter] = {
     "ReduceSumSquare": total(summed_in),
     "Sigmoid": elementwise(fast.sigmoid),
     "Softmax": softmax(logarithm=False),
-    "SoftmaxCrossEntropyLoss": cross_entropy,
+    "SoftmaxCrossEntropyLoss": cross_entropy(log_softmax),
     "Tanh": elementwise(fast.tanh),
 }
 
@@ -172,6 +165,6 @@ _REPLACED = {"DynamicQuantizeLinear", *(name for name in FIRST if name.startswit
 """Shared converters that those of FIRST replace entirely."""
 
 TABLE: Table = {
-    **in_order(CUSTOM),
+    **in_order(CUSTOM, TRAINING),
     **in_order(FIRST, IN_SINGLE, {name: each for name, each in SHARED.items() if name not in _REPLACED}, FURTHER),
 }

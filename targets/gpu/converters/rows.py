@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from tvm import relax
 from tvm.ir import Expr
 
 from graphopt.cost.workload import KernelPlan
@@ -32,14 +33,21 @@ def softmax(logarithm: bool) -> Converter:
         axis = c.integer("axis", -1) % max(len(shape), 1)
         if dtype not in (*FLOATS, *HALF_DTYPES) or not shape or 0 in shape or axis != len(shape) - 1:
             return NotImplemented
-        work, config, attributes = _launch(c, math.prod(shape[:-1]), shape[-1], dtype)
-        flat = c.reshape(x, (work.rows, work.n))
-        y = c.definitions.emit(
-            c.builder, "softmax", lambda v: rows.softmax(v, work, config, logarithm), [flat], attributes
-        )
-        return c.reshape(y, shape)
+        return c.reshape(_of_rows(c, c.reshape(x, (math.prod(shape[:-1]), shape[-1])), logarithm), shape)
 
     return convert
+
+
+def log_softmax(c: Context, flat: relax.Expr) -> relax.Expr:
+    """LogSoftmax of rows [N, C]."""
+    return _of_rows(c, flat, True)
+
+
+def _of_rows(c: Context, flat: relax.Expr, logarithm: bool) -> relax.Expr:
+    work, config, attributes = _launch(c, *shape_of(flat), dtype_of(flat))
+    return c.definitions.emit(
+        c.builder, "softmax", lambda v: rows.softmax(v, work, config, logarithm), [flat], attributes
+    )
 
 
 def layer_norm(c: Context, inputs: Inputs) -> Outputs:

@@ -6,6 +6,7 @@ from graphopt.targets.common.converters import pooling
 from graphopt.targets.common.converters.base import Converter
 from graphopt.targets.common.converters.reductions import extreme
 from graphopt.targets.common.converters.table import FURTHER, SHARED, Table, in_order
+from graphopt.targets.common.converters.training.table import TRAINING
 from graphopt.targets.gpu.converters import quantized
 from graphopt.targets.gpu.converters.attention import attention
 from graphopt.targets.gpu.converters.blocked import BLOCKED
@@ -16,11 +17,14 @@ from graphopt.targets.gpu.converters.recurrent import recurrent
 from graphopt.targets.gpu.converters.reductions import mean
 from graphopt.targets.gpu.converters.rows import channel_norm, layer_norm, rms_norm, softmax
 from graphopt.targets.gpu.converters.sparse import block_sparse_conv, block_sparse_matmul
+from graphopt.targets.gpu.converters.training import table as training
+from graphopt.targets.gpu.converters.training.normalization import layer_norm_kept
 from graphopt.targets.gpu.converters.views import transpose
 
 OWN: dict[str, Converter] = {
     **BLOCKED,
     **quantized.OWN,
+    **training.OWN,
     "Conv": conv,
     "graphopt.Conv2dIm2col": conv_im2col,
     "MatMul": matmul,
@@ -55,4 +59,7 @@ OWN: dict[str, Converter] = {
 }
 """Converters of GPUs, which replace those that targets share."""
 
-TABLE: Table = {**in_order(SHARED, FURTHER), **in_order(OWN)}
+NEXT: dict[str, Converter] = {"LayerNormalization": layer_norm_kept}
+"""Tried where `OWN` returns NotImplemented."""
+
+TABLE: Table = {**in_order(SHARED, TRAINING, FURTHER), **in_order(OWN, NEXT)}

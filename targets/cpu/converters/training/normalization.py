@@ -8,7 +8,8 @@ from collections.abc import Callable
 from tvm import relax, te, tirx
 from tvm.ir import Expr
 
-from graphopt.targets.common.converters.base import BROADCAST, OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
+from graphopt.targets.common.converters.base import OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
+from graphopt.targets.common.converters.training.normalization import from_sums
 from graphopt.targets.common.kernels.blocks import const
 from graphopt.targets.cpu.kernels.training import channel_sums
 
@@ -136,17 +137,7 @@ def batch_norm_gradient(c: Context, inputs: Inputs) -> Outputs:
         return te.compute((2, channels), lambda k, i: sums[k, i].astype(dtype), name="rounded")
 
     sums = c.te("over_images", rounded, rows, pattern=OPAQUE)
-    factors = _factors(c, sums, scale, inv_std, n * plane)
-
-    def finish(g: te.Tensor, v: te.Tensor, m: te.Tensor, f: te.Tensor) -> te.Tensor:
-        def element(*at: Expr) -> Expr:
-            i = at[1]
-            return f[0, i] * g[at] + f[1, i] * (v[at] - m[i]) + f[2, i]
-
-        return te.compute(shape, element, name="finish")
-
-    dx = c.te("batch_norm_gradient", finish, dy, x, mean, factors, pattern=BROADCAST)
-    return [dx, _row(c, sums, 1), _row(c, sums, 0)]
+    return from_sums(c, [dy, x, scale, mean, inv_std], sums, n * plane, lambda at: at[1])
 
 
 def batch_norm_gradient_blocked(c: Context, inputs: Inputs) -> Outputs:
@@ -172,40 +163,9 @@ def batch_norm_gradient_blocked(c: Context, inputs: Inputs) -> Outputs:
         return te.compute((2, cb, b), lambda k, o, lane: sums[k, o, lane].astype(dtype), name="rounded")
 
     sums = c.reshape(c.te("over_shares", rounded, parts, pattern=OPAQUE), (2, cb * b))
-    factors = _factors(c, sums, scale, inv_std, n * h * w)
-
-    def finish(g: te.Tensor, v: te.Tensor, m: te.Tensor, f: te.Tensor) -> te.Tensor:
-        def element(*at: Expr) -> Expr:
-            i = at[1] * b + at[4]
-            return f[0, i] * g[at] + f[1, i] * (v[at] - m[i]) + f[2, i]
-
-        return te.compute(shape, element, name="finish")
-
-    dx = c.te("batch_norm_gradient", finish, dy, x, mean, factors, pattern=BROADCAST)
-    return [dx, *(_first(c, _row(c, sums, k), channels) for k in (1, 0))]
-
-
-def _factors(c: Context, sums: relax.Expr, scale: relax.Expr, inv_std: relax.Expr, count: int) -> relax.Expr:
-    """(a, b, d)[3, C]: a = scale inv_std, b = -a inv_std dScale / m, d = -a dB / m."""
-    channels, dtype = shape_of(scale)[0], dtype_of(scale)
-    share = const(-1.0 / count, dtype)
-
-    def define(s: te.Tensor, w: te.Tensor, inverse: te.Tensor) -> te.Tensor:
-        def element(k: Expr, i: Expr) -> Expr:
-            a = w[i] * inverse[i]
-            return tirx.Select(
-                k == 0, a, tirx.Select(k == 1, a * inverse[i] * (s[1, i] * share), a * (s[0, i] * share))
-            )
-
-        return te.compute((3, channels), element, name="factors")
-
-    return c.te("batch_norm_factors", define, sums, scale, inv_std, pattern=OPAQUE)
-
-
-def _row(c: Context, rows: relax.Expr, number: int) -> relax.Expr:
-    """Row `number` of a matrix."""
-    width = shape_of(rows)[1]
-    return c.te("row", lambda v: te.compute((width,), lambda i: v[number, i], name="row"), rows, pattern=OPAQUE)
+    operands = [dy, x, scale, mean, inv_std]
+    dx, *others = from_sums(c, operands, sums, n * h * w, lambda at: at[1] * b + at[4])
+    return [dx, *(_first(c, each, channels) for each in others)]
 
 
 def _filled(c: Context, vector: relax.Expr, size: int) -> relax.Expr:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt.targets.cpu.kernels.training import masks
+from graphopt.targets.common.kernels.training import masks
 from tests.helpers.lab import Lab
 
 

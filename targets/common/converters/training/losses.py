@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from tvm import relax
 
-from graphopt.targets.common.converters.base import OPAQUE, Context, Inputs, Outputs, dtype_of, shape_of
-from graphopt.targets.cpu.kernels import rowwise
-from graphopt.targets.cpu.kernels.training import losses
+from graphopt.targets.common.converters.base import (
+    OPAQUE,
+    Context,
+    Converter,
+    Inputs,
+    Outputs,
+    dtype_of,
+    shape_of,
+)
+from graphopt.targets.common.kernels.training import losses
 
 _NEVER = -(1 << 62)
 """No label: what `ignore_index` is where it is not given."""
 
 
-def cross_entropy(c: Context, inputs: Inputs) -> Outputs:
-    """SoftmaxCrossEntropyLoss: the logarithms of the probabilities, then the likelihood of the labels."""
-    logits = inputs[0]
-    shape = shape_of(logits)
-    if dtype_of(logits) not in ("float32", "float64") or 0 in shape or len(shape) < 2:
-        return NotImplemented
-    n, classes, count = losses.places(shape)
-    if count == 1:
-        lanes = c.machine.lanes(dtype_of(logits))
-        flat = c.reshape(logits, (n, classes))
-        log_prob = c.te("log_softmax", lambda v: rowwise.softmax(v, lanes, logarithm=True), flat, pattern=OPAQUE)
-        log_prob = c.reshape(log_prob, shape)
-    else:
-        log_prob = c.builder.emit(relax.op.nn.log_softmax(logits, 1))
-    loss = _likelihood(c, log_prob, inputs)
-    return [loss, log_prob] if len(c.node.outputs) > 1 else loss
+def cross_entropy(log_softmax: Callable[[Context, relax.Expr], relax.Expr]) -> Converter:
+    """SoftmaxCrossEntropyLoss: the logarithms of the probabilities, then the likelihood of the labels.
+
+    Args:
+        log_softmax: of rows [N, C].
+    """
+
+    def convert(c: Context, inputs: Inputs) -> Outputs:
+        logits = inputs[0]
+        shape = shape_of(logits)
+        if dtype_of(logits) not in ("float32", "float64") or 0 in shape or len(shape) < 2:
+            return NotImplemented
+        n, classes, count = losses.places(shape)
+        if count == 1:
+            log_prob = c.reshape(log_softmax(c, c.reshape(logits, (n, classes))), shape)
+        else:
+            log_prob = c.builder.emit(relax.op.nn.log_softmax(logits, 1))
+        loss = _likelihood(c, log_prob, inputs)
+        return [loss, log_prob] if len(c.node.outputs) > 1 else loss
+
+    return convert
 
 
 def likelihood(c: Context, inputs: Inputs) -> Outputs:

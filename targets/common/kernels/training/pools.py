@@ -10,14 +10,14 @@ An element of dx gathers what its windows give it, so no two tasks write the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from tvm import te, tirx
 from tvm.ir import Expr
 
-from graphopt.targets.common.kernels.blocks import RULE, const, dims, round_up
-from graphopt.targets.cpu.kernels.conv import depthwise
+from graphopt.targets.common.kernels.blocks import const, dims
 
 SECOND, NONE = 256, 512
 """Keys of a tap that holds the largest number, after all that hold NaN, and of one outside the image."""
@@ -39,30 +39,39 @@ Element = Callable[[Sequence[Expr], Sequence[Expr], Sequence[Expr], Sequence[Exp
 """(image and channel, place, taps, lane) -> what is reduced."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a target computes windows: columns rounded up to `columns`(columns), blocks with `attributes`."""
+
+    columns: Callable[[int], int] = lambda given: given
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+PLAIN = Tiles()
+"""As many columns as there are."""
+
+
 def _reduced(
-    outer: Sequence[int],
-    plane: Sequence[int],
-    lanes: Sequence[int],
+    shape: Sequence[int],
+    rank: int,
     taps: Sequence[int],
     element: Element,
     reduce: Callable[..., Expr],
     name: str,
+    tiles: Tiles,
 ) -> te.Tensor:
-    """[*outer, *plane, *lanes]; of blocked tensors by the schedule of windows, whose last tile may reach too far."""
-    rank = len(plane)
+    """[*outer, *plane, *lanes] of `shape`, where the last tile of a plane's columns may reach too far."""
     axes = [te.reduce_axis((0, extent), f"k{axis}") for axis, extent in enumerate(taps)]
-    computed = list(plane)
-    if lanes:
-        computed[-1] = round_up(plane[-1], depthwise.tile_columns(plane[-1]))
+    computed, last = list(shape), 1 + rank
+    computed[last] = tiles.columns(shape[last])
 
     def compute(*index: Expr) -> Expr:
         place = list(index[2 : 2 + rank])
-        if computed[-1] != plane[-1]:
-            place[-1] = tirx.min(place[-1], plane[-1] - 1)
+        if computed[last] != shape[last]:
+            place[-1] = tirx.min(place[-1], shape[last] - 1)
         return reduce(element(index[:2], place, axes, index[2 + rank :]), axis=axes)
 
-    attributes = {RULE: depthwise.NAME} if lanes else {}
-    return te.compute((*outer, *computed, *lanes), compute, name=name, attrs=attributes)  # fmt: skip
+    return te.compute(tuple(computed), compute, name=name, attrs=dict(tiles.attributes))
 
 
 def largest(x: te.Tensor, window: Window) -> te.Tensor:
@@ -74,13 +83,12 @@ def largest(x: te.Tensor, window: Window) -> te.Tensor:
         value = x[(*outer, *at, *lane)]
         return tirx.if_then_else(tirx.all(*inside), value, start) if inside else value
 
-    return _reduced(dims(x)[:2], window.out, (), window.kernel, element, te.max, "largest")
-
-
-def argmax(x: te.Tensor, y: te.Tensor, window: Window) -> te.Tensor:
-    """The bytes a of x and its maxima y."""
     rank = len(window.out)
-    lanes = dims(x)[2 + rank :]
+    return _reduced((*dims(x)[:2], *window.out), rank, window.kernel, element, te.max, "largest", PLAIN)
+
+
+def argmax(x: te.Tensor, y: te.Tensor, window: Window, tiles: Tiles) -> te.Tensor:
+    """The bytes a of x and its maxima y."""
     lowest = tirx.min_value(x.dtype)
 
     def element(outer: Sequence[Expr], place: Sequence[Expr], taps: Sequence[Expr], lane: Sequence[Expr]) -> Expr:
@@ -92,7 +100,7 @@ def argmax(x: te.Tensor, y: te.Tensor, window: Window) -> te.Tensor:
         key = tirx.Select(_is_nan(value, str(x.dtype)), tap, number)
         return tirx.if_then_else(tirx.all(*inside), key, const(NONE, "int32")) if inside else key
 
-    keys = _reduced(dims(x)[:2], window.out, lanes, window.kernel, element, te.min, "keys")
+    keys = _reduced(dims(y), len(window.out), window.kernel, element, te.min, "keys", tiles)
     return te.compute(
         y.shape, lambda *i: tirx.bitwise_and(keys[i], const(SECOND - 1, "int32")).astype("uint8"), name="argmax"
     )
@@ -146,10 +154,9 @@ def _readers(window: Window, place: Sequence[Expr], turns: Sequence[Expr]) -> tu
     return windows, taps, holds
 
 
-def _gathered(dy: te.Tensor, window: Window, share: Callable[..., Expr]) -> te.Tensor:
+def _gathered(dy: te.Tensor, window: Window, share: Callable[..., Expr], tiles: Tiles) -> te.Tensor:
     """dx, whose element adds `share`(indices of a window, its tap) of all its windows."""
     rank = len(window.out)
-    lanes = dims(dy)[2 + rank :]
     turns = [
         math.ceil(k / s) if d == 1 else k
         for k, s, d in zip(window.kernel, window.strides, window.dilations, strict=True)
@@ -160,18 +167,22 @@ def _gathered(dy: te.Tensor, window: Window, share: Callable[..., Expr]) -> te.T
         value = share((*outer, *windows, *lane), _flat(taps, window.kernel))
         return tirx.if_then_else(tirx.all(*holds), value, const(0, dy.dtype))
 
-    sums = _reduced(dims(dy)[:2], window.image, lanes, turns, element, te.sum, "gathered")
-    shape = (*dims(dy)[:2], *window.image, *lanes)
+    shape = (*dims(dy)[:2], *window.image, *dims(dy)[2 + rank :])
+    sums = _reduced(shape, rank, turns, element, te.sum, "gathered", tiles)
     return te.compute(shape, lambda *i: sums[i], name="dx")
 
 
-def max_gradient(dy: te.Tensor, a: te.Tensor, window: Window) -> te.Tensor:
+def max_gradient(dy: te.Tensor, a: te.Tensor, window: Window, tiles: Tiles) -> te.Tensor:
     """dx of the maxima whose taps are `a`."""
     zero = const(0, dy.dtype)
-    return _gathered(dy, window, lambda at, tap: tirx.Select(a[at].astype("int32") == tap, dy[at], zero))
+
+    def share(at: Sequence[Expr], tap: Expr) -> Expr:
+        return tirx.Select(a[at].astype("int32") == tap, dy[at], zero)
+
+    return _gathered(dy, window, share, tiles)
 
 
-def average_gradient(dy: te.Tensor, counts: te.Tensor, window: Window) -> te.Tensor:
+def average_gradient(dy: te.Tensor, counts: te.Tensor, window: Window, tiles: Tiles) -> te.Tensor:
     """dx of averages; a window at `place` has the product of counts[axis, place[axis]] elements."""
     rank = len(window.out)
 
@@ -181,4 +192,4 @@ def average_gradient(dy: te.Tensor, counts: te.Tensor, window: Window) -> te.Ten
             cells = cells * counts[axis, at[2 + axis]]
         return dy[at] / cells
 
-    return _gathered(dy, window, share)
+    return _gathered(dy, window, share, tiles)

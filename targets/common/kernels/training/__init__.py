@@ -1,0 +1,1 @@
+"""Definitions of the backward pass that all targets share."""

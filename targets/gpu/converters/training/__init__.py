@@ -1,0 +1,1 @@
+"""ONNX node of the backward pass -> kernels of GPUs."""
