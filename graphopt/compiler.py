@@ -97,11 +97,13 @@ def compile_model(
 
 def _narrower(asked: Options) -> Iterator[Options]:
     """The same options with less workspace for a convolution: an eighth of the budget, a sixty-fourth, none."""
+    from graphopt.passes import SelectConv
+
     assert asked.memory_budget is not None
     pipeline = _spelled(asked)
     for limit in (asked.memory_budget // 8, asked.memory_budget // 64, 0):
         steps = [
-            replace(step, max_workspace=ByteSize(limit)) if hasattr(step, "max_workspace") else step
+            replace(step, max_workspace=ByteSize(limit)) if isinstance(step, SelectConv) else step
             for step in pipeline.passes
         ]
         yield replace(asked, passes=Pipeline(tuple(steps)))

@@ -56,6 +56,18 @@ CASES = {
         "dilations = [1, 1]>(x, blocks, rows, starts, bias)",
         (1, 2, 6, 7, 16), {**BLOCKS.constants, "bias": numbers(3, 16)},
     ),
+    "weight_gradient": (
+        "y = graphopt.Conv2dWeightGradientBlocked"
+        "<kernel_shape=[3,3],strides=[1,1],pads=[1,1,1,1],dilations=[1,1],group=1>(x, w)",
+        (1, 1, 6, 7, 16), (1, 1, 6, 7, 16),
+    ),
+    "depthwise_weight_gradient": (
+        "y = graphopt.DepthwiseWeightGradientBlocked"
+        "<kernel_shape=[3,3],strides=[1,1],pads=[1,1,1,1],dilations=[1,1]>(x, w)",
+        (1, 1, 6, 7, 16), (1, 1, 6, 7, 16),
+    ),
+    "winograd_weight": ("y = graphopt.WinogradWeight<m=2>(x) z = Mul(w, w)", (1, 1, 3, 3, 16, 16), (2, 2)),
+    "channel_sums_blocked": ("y = graphopt.ChannelSumsBlocked<channels=20>(x) z = Mul(w, w)", (2, 2, 6, 7, 16), (2, 2)),
 }  # fmt: skip
 
 
