@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphopt.passes.branches.hoist_branches import HoistBranches as HoistBranches
+    from graphopt.passes.branches.select_branches import SelectBranches as SelectBranches
     from graphopt.passes.conv.lift_rows import LiftRows as LiftRows
     from graphopt.passes.conv.select_conv import SelectConv as SelectConv
     from graphopt.passes.conv.split_transposed import SplitTransposed as SplitTransposed
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 PASSES = {
     "hoist-branches": ("graphopt.passes.branches.hoist_branches", "HoistBranches"),
+    "select-branches": ("graphopt.passes.branches.select_branches", "SelectBranches"),
     "normalize": ("graphopt.passes.normalize.normalize", "Normalize"),
     "fuse": ("graphopt.passes.fuse.fuse", "Fuse"),
     "batch-products": ("graphopt.passes.products.batch_products", "BatchProducts"),
@@ -69,8 +71,8 @@ DEFAULT = (
 """The pipeline of `graphopt compile` when --passes is not given."""
 
 _GPU = (
-    "normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,join-products,cluster-sparse,"
-    "lift-rows,select-conv{max-workspace=1GiB},layout,choose-tiles"
+    "hoist-branches,select-branches,normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,"
+    "join-products,cluster-sparse,lift-rows,select-conv{max-workspace=1GiB},layout,choose-tiles"
 )
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
 """The pipelines of targets that do not use `DEFAULT`."""
@@ -101,6 +103,7 @@ __all__ = [
     "Prune",
     "QuantizedMoves",
     "QuantizedProducts",
+    "SelectBranches",
     "SelectConv",
     "SkipZeros",
     "SparseTraining",
