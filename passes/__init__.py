@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphopt.passes.branches.hoist_branches import HoistBranches as HoistBranches
+    from graphopt.passes.branches.select_branches import SelectBranches as SelectBranches
     from graphopt.passes.conv.lift_rows import LiftRows as LiftRows
     from graphopt.passes.conv.select_conv import SelectConv as SelectConv
     from graphopt.passes.conv.split_transposed import SplitTransposed as SplitTransposed
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 PASSES = {
     "hoist-branches": ("graphopt.passes.branches.hoist_branches", "HoistBranches"),
+    "select-branches": ("graphopt.passes.branches.select_branches", "SelectBranches"),
     "normalize": ("graphopt.passes.normalize.normalize", "Normalize"),
     "fuse": ("graphopt.passes.fuse.fuse", "Fuse"),
     "batch-products": ("graphopt.passes.products.batch_products", "BatchProducts"),
@@ -72,8 +74,13 @@ DEFAULT = (
 """The pipeline of `graphopt compile` when --passes is not given."""
 
 _GPU = (
+<<<<<<< HEAD
     "normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,join-products,cluster-sparse,"
     "lift-rows,select-conv{max-workspace=1GiB},layout,relu-gradients,choose-tiles"
+=======
+    "hoist-branches,select-branches,normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,"
+    "join-products,cluster-sparse,lift-rows,select-conv{max-workspace=1GiB},layout,choose-tiles"
+>>>>>>> 13e22302cacba3d44b5474b3b2489cfe899ce3d4
 )
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
 """The pipelines of targets that do not use `DEFAULT`."""
@@ -104,7 +111,11 @@ __all__ = [
     "Prune",
     "QuantizedMoves",
     "QuantizedProducts",
+<<<<<<< HEAD
     "ReluGradients",
+=======
+    "SelectBranches",
+>>>>>>> 13e22302cacba3d44b5474b3b2489cfe899ce3d4
     "SelectConv",
     "SkipZeros",
     "SparseTraining",

@@ -10,7 +10,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.compiler import compile_model
-from graphopt.targets.gpu.target import CudaTarget
 from graphopt.verify.oracle import run_onnxruntime
 from tests.helpers.lab import make_model
 
@@ -41,14 +40,3 @@ def agree(
         scale = np.abs(known[np.isfinite(known)]).max(initial=0) if known.dtype.kind == "f" else 0
         np.testing.assert_allclose(found[name], known, rtol=0, atol=rtol * float(scale), err_msg=name)
     return found
-
-
-def assemble(model: ir.Model, level: str) -> list[str]:
-    """Make machine code of all nodes, which are native; the symbols of the kernels."""
-    target, graph = CudaTarget(level, cache=True), model.graph
-    refused = {n.name: r for n in graph if (r := target.supports(n, model.opset_imports)) is not None}
-    assert not refused
-    lowered = target.lower(list(graph), list(graph.inputs), list(graph.outputs), model.opset_imports, "s_")
-    assert not lowered.notes
-    assert set(target.images(lowered.functions)) == {call.symbol for call in lowered.calls}
-    return list(lowered.functions)

@@ -136,7 +136,7 @@ def sign(c: Context, dtype: str) -> Callable[[Expr], Expr]:
     of_nan = zero if c.node.outputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else None
 
     def value(x: Expr) -> Expr:
-        neither = tirx.Select(tirx.isnan(x), x if of_nan is None else of_nan, zero)
+        neither = tirx.Select(fast.is_nan(x), x if of_nan is None else of_nan, zero)
         return tirx.Select(x > zero, const(1, dtype), tirx.Select(x < zero, const(-1, dtype), neither))
 
     return value
@@ -153,7 +153,7 @@ def extreme(largest: bool) -> Converter:
             if not floating:
                 return tirx.max(a, b) if largest else tirx.min(a, b)
             one, other = (x.astype("float32") if dtype == "bfloat16" else x for x in (a, b))
-            return tirx.Select(tirx.any(one > other if largest else one < other, tirx.isnan(one)), a, b)
+            return tirx.Select(tirx.any(one > other if largest else one < other, fast.is_nan(one)), a, b)
 
         first, *rest = spread(c, inputs)
         if not rest:

@@ -34,6 +34,28 @@ def _let(name: str, value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     return tirx.Let(variable, value, body(variable))
 
 
+_BITS = {
+    "float64": ("int64", 63, 0x7FF << 52),
+    "float32": ("int32", 31, 0xFF << 23),
+    "float16": ("int16", 15, 0x1F << 10),
+}
+"""Float type -> the integers of its size, the number of bits below its sign, and infinity."""
+
+
+def is_nan(x: Expr, dtype: str | None = None) -> Expr:
+    """Whether `x` is NaN, by its bits; TVM takes `isnan` of a vector apart, lane by lane.
+
+    Args:
+        dtype: of `x`, where the expression does not tell.
+    """
+    dtype = dtype or _dtype(x)
+    if dtype not in _BITS:
+        return tirx.isnan(x)
+    kind, places, infinity = _BITS[dtype]
+    magnitude = tirx.bitwise_and(tirx.reinterpret(kind, x), tirx.const((1 << places) - 1, kind))
+    return magnitude > tirx.const(infinity, kind)
+
+
 def exp(x: Expr) -> Expr:
     """e^x: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial for e^r and the exponent bits for 2^n.
 
@@ -60,7 +82,7 @@ def exp(x: Expr) -> Expr:
         result = (p * r * r + r + _f(1.0)) * low * high
         result = tirx.Select(x > _f(88.72283), tirx.const(float("inf"), "float32"), result)
         result = tirx.Select(x < _f(-103.98), _f(0.0), result)
-        return tirx.Select(tirx.isnan(x), x, result)
+        return tirx.Select(is_nan(x), x, result)
 
     return _let("x", x, ranged)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tvm import s_tir
+from tvm import s_tir, tirx
 from tvm.ir import Expr, Range
 from tvm.s_tir.schedule import LoopRV
 
@@ -36,7 +36,7 @@ def schedule(sch: s_tir.Schedule, machine: CpuMachine) -> None:
             continue
         if block.reduce:
             _reduction(sch, block, machine)
-        elif _depends_on_lane(sch, block) or not _contiguous(sch, block, machine):
+        elif _repeats_bfloat16(sch, block) or _depends_on_lane(sch, block) or not _contiguous(sch, block, machine):
             _rows(sch, block)
         else:
             _vectors(sch, block, machine)
@@ -170,3 +170,13 @@ def _depends_on_lane(sch: s_tir.Schedule, block: Block) -> bool:
         and any(inner.same_as(lane) for inner in parts(part.args[0]))
         for part in parts(value)
     )
+
+
+def _repeats_bfloat16(sch: s_tir.Schedule, block: Block) -> bool:
+    """Whether a vector would repeat one bfloat16, whose type TVM forgets when it makes its bits of it."""
+    if dtype_of(sch, block.rv) != "bfloat16":
+        return False
+    body = sch.get(block.rv)
+    last = body.iter_vars[-1].var
+    places = ([part for extent in read.region for part in parts(extent.min)] for read in body.reads)
+    return any(not any(isinstance(part, tirx.Var) and part.same_as(last) for part in place) for place in places)

@@ -44,7 +44,8 @@ def log_softmax(c: Context, flat: relax.Expr) -> relax.Expr:
 
 
 def _of_rows(c: Context, flat: relax.Expr, logarithm: bool) -> relax.Expr:
-    work, config, attributes = _launch(c, *shape_of(flat), dtype_of(flat))
+    count, n = shape_of(flat)
+    work, config, attributes = _launch(c, count, n, dtype_of(flat))
     return c.definitions.emit(
         c.builder, "softmax", lambda v: rows.softmax(v, work, config, logarithm), [flat], attributes
     )

@@ -6,6 +6,7 @@ from graphopt.targets.common.converters import pooling
 from graphopt.targets.common.converters.base import Converter
 from graphopt.targets.common.converters.reductions import extreme
 from graphopt.targets.common.converters.table import FURTHER, SHARED, Table, in_order
+from graphopt.targets.common.converters.training import half
 from graphopt.targets.common.converters.training.table import TRAINING
 from graphopt.targets.gpu.converters import quantized
 from graphopt.targets.gpu.converters.attention import attention
@@ -62,4 +63,9 @@ OWN: dict[str, Converter] = {
 NEXT: dict[str, Converter] = {"LayerNormalization": layer_norm_kept}
 """Tried where `OWN` returns NotImplemented."""
 
-TABLE: Table = {**in_order(SHARED, TRAINING, FURTHER), **in_order(OWN, NEXT)}
+HALVES: dict[str, Converter] = {
+    name: half.in_single(each) for name, each in {**TRAINING, **training.OWN, **NEXT}.items()
+}
+"""Tried last, on fp16 and bf16."""
+
+TABLE: Table = {**in_order(SHARED, TRAINING, FURTHER), **in_order({**TRAINING, **OWN}, NEXT, HALVES)}

@@ -18,6 +18,7 @@ from tvm import te, tirx
 from tvm.ir import Expr
 
 from graphopt.targets.common.kernels.blocks import const, dims
+from graphopt.targets.common.kernels.math import is_nan
 
 SECOND, NONE = 256, 512
 """Keys of a tap that holds the largest number, after all that hold NaN, and of one outside the image."""
@@ -97,20 +98,13 @@ def argmax(x: te.Tensor, y: te.Tensor, window: Window, tiles: Tiles) -> te.Tenso
         value, top = x[(*outer, *at, *lane)], y[(*outer, *place, *lane)]
         none, second = const(NONE, "int32"), tap + SECOND
         number = tirx.Select(value >= top, second, tirx.Select(top <= lowest, second, none))
-        key = tirx.Select(_is_nan(value, str(x.dtype)), tap, number)
+        key = tirx.Select(is_nan(value, str(x.dtype)), tap, number)
         return tirx.if_then_else(tirx.all(*inside), key, const(NONE, "int32")) if inside else key
 
     keys = _reduced(dims(y), len(window.out), window.kernel, element, te.min, "keys", tiles)
     return te.compute(
         y.shape, lambda *i: tirx.bitwise_and(keys[i], const(SECOND - 1, "int32")).astype("uint8"), name="argmax"
     )
-
-
-def _is_nan(value: Expr, dtype: str) -> Expr:
-    """Whether the bits of `value` are those of a NaN; TVM takes `isnan` of a vector apart, lane by lane."""
-    kind, infinity = ("int64", 0x7FF << 52) if dtype == "float64" else ("int32", 0xFF << 23)
-    magnitude = tirx.bitwise_and(tirx.reinterpret(kind, value), const((1 << (63 if kind == "int64" else 31)) - 1, kind))
-    return magnitude > const(infinity, kind)
 
 
 def _read(window: Window, place: Sequence[Expr], taps: Sequence[Expr]) -> tuple[list[Expr], list[Expr]]:

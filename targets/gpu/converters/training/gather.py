@@ -33,7 +33,7 @@ def gather_gradient(c: Context, inputs: Inputs) -> Outputs:
     earlier = c.te("gather_earlier", _earlier, places, pattern=OPAQUE)
     flat = c.reshape(dy, (outer, count, inner))
     operands = flat, places, later, earlier
-    return c.reshape(c.te("gather_gradient", lambda *v: _added(*v, shape[axis]), *operands, pattern=OPAQUE), shape)
+    return c.reshape(c.te("gather_gradient", lambda *v: _added(v, shape[axis]), *operands, pattern=OPAQUE), shape)
 
 
 def _rows(indices: te.Tensor, height: int) -> te.Tensor:
@@ -70,8 +70,9 @@ def _earlier(rows: te.Tensor) -> te.Tensor:
     return te.compute((count,), element, name="first")
 
 
-def _added(dy: te.Tensor, rows: te.Tensor, later: te.Tensor, first: te.Tensor, height: int) -> te.Tensor:
-    """ddata[O, height, n] of dy[O, K, n]."""
+def _added(operands: Sequence[te.Tensor], height: int) -> te.Tensor:
+    """ddata[O, height, n] of dy[O, K, n] and rows, later and first [K]."""
+    dy = operands[0]
     outer, count, n = dims(dy)
     zero = const(0, dy.dtype)
 
@@ -97,7 +98,7 @@ def _added(dy: te.Tensor, rows: te.Tensor, later: te.Tensor, first: te.Tensor, h
             return builder.get().body
 
     shape = outer, height, n
-    return te.extern([shape], [dy, rows, later, first], body, name="gather_gradient", dtype=[str(dy.dtype)])
+    return te.extern([shape], list(operands), body, name="gather_gradient", dtype=[str(dy.dtype)])
 
 
 def _digits(flat: Expr, height: int, n: int) -> list[Expr]:

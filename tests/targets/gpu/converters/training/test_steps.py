@@ -1,4 +1,4 @@
-"""Whole training steps on a GPU: every node native, losses and state as ONNX Runtime's, machine code for two GPUs."""
+"""Training steps of micro-batches on GPUs: all native, losses and state as ONNX Runtime's, machine code for two GPUs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def step_of(name: str) -> ir.Model:
     make, x, _ = NETWORKS[name]
     torch.manual_seed(0)
     model = load(exported(make(), torch.from_numpy(x)), training=True).model
-    Pipeline.parse("loss,differentiate,optimizer{momentum=0.9}").run(model)
+    Pipeline.parse("loss,differentiate,optimizer{momentum=0.9},microbatch{count=2}").run(model)
     return model
 
 
 @pytest.mark.usefixtures("opencl")
 @pytest.mark.parametrize("name", NAMES)
-def test_two_steps_are_those_of_onnxruntime(name: str) -> None:
+def test_two_updates_are_those_of_onnxruntime(name: str) -> None:
     _, x, classes = NETWORKS[name]
     model = step_of(name)
     reference = Trainer(model)
@@ -39,9 +39,10 @@ def test_two_steps_are_those_of_onnxruntime(name: str) -> None:
     rows = next(value for value in model.graph.inputs if value.name == "labels").shape
     assert rows is not None
     draw = np.random.default_rng(1)
-    for _ in range(2):
+    for number in range(4):  # two micro-batches for each update
         labels = draw.integers(0, classes, rows.numpy())
         feeds = {str(model.graph.inputs[0].name): x, "labels": labels, "lr": np.asarray(0.1, np.float32)}
+        feeds["apply"] = np.asarray(number % 2 == 1)
         expected, found = reference.step(**feeds), session.run(feeds)
         np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
         for value, array in session.state().items():
