@@ -74,13 +74,8 @@ DEFAULT = (
 """The pipeline of `graphopt compile` when --passes is not given."""
 
 _GPU = (
-<<<<<<< HEAD
-    "normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,join-products,cluster-sparse,"
-    "lift-rows,select-conv{max-workspace=1GiB},layout,relu-gradients,choose-tiles"
-=======
     "hoist-branches,select-branches,normalize,quantized-moves,quantized-products,fuse,batch-products,flush-denormals,"
-    "join-products,cluster-sparse,lift-rows,select-conv{max-workspace=1GiB},layout,choose-tiles"
->>>>>>> 13e22302cacba3d44b5474b3b2489cfe899ce3d4
+    "join-products,cluster-sparse,lift-rows,select-conv{max-workspace=1GiB},layout,relu-gradients,choose-tiles"
 )
 DEFAULTS = {"cuda": _GPU, "opencl": _GPU}
 """The pipelines of targets that do not use `DEFAULT`."""
@@ -111,11 +106,8 @@ __all__ = [
     "Prune",
     "QuantizedMoves",
     "QuantizedProducts",
-<<<<<<< HEAD
     "ReluGradients",
-=======
     "SelectBranches",
->>>>>>> 13e22302cacba3d44b5474b3b2489cfe899ce3d4
     "SelectConv",
     "SkipZeros",
     "SparseTraining",

@@ -1,4 +1,4 @@
-"""Training steps of micro-batches on GPUs: all native, losses and state as ONNX Runtime's, machine code for two GPUs."""
+"""Training steps of micro-batches on GPUs: all native, losses and state as ONNX Runtime's, code for two GPUs."""
 
 from __future__ import annotations
 
