@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -69,17 +69,18 @@ def plan(stage: Stage) -> MemoryPlan:
     return MemoryPlan(stage.index, tuple(names), rectangles, stage.arena_bytes, stage.arena_lower_bound)
 
 
-def names_of_values(stage: Stage) -> dict[str, str]:
+def names_of_values(stage: Stage, label: Callable[[Sequence[str]], str] | None = None) -> dict[str, str]:
     """For every value of the stage a name that a reader knows: no two share one.
 
     Values that the model names keep their names. Others are made while lowering (`s0_1_t7`): they get the names of the
-    nodes whose kernel writes them first, itself or into a part of them.
+    nodes whose kernel writes them first, itself or into a part of them, as `label` (None: `short`) puts them.
     """
+    label = label or short
     values = {value.name: value for value in stage.values}
     writers: dict[str, str] = {}
     for segment in stage.segments:
         for call in segment.calls if isinstance(segment, NativeSegment) else ():
-            nodes = short(call.origin)
+            nodes = label(call.origin)
             for name in call.outputs:
                 value = values[name]
                 writers.setdefault(name, nodes)
@@ -95,6 +96,11 @@ def names_of_values(stage: Stage) -> dict[str, str]:
         taken[label] = taken.get(label, 0) + 1
         shown[name] = label if taken[label] == 1 else f"{label} ({taken[label]})"
     return shown
+
+
+def last(nodes: Sequence[str]) -> str:
+    """The last of several names, which computes the result of a kernel, and how many come before it."""
+    return nodes[-1] + (f" and {len(nodes) - 1} before" if len(nodes) > 1 else "") if nodes else ""
 
 
 def short(nodes: Sequence[str]) -> str:

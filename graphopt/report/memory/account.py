@@ -15,7 +15,7 @@ from graphopt.lowering.memory.steps import state_bytes
 from graphopt.program.contents import Contents
 from graphopt.program.program import KernelCall, Role, Stage
 from graphopt.report.document import Block, Table
-from graphopt.report.memory_plan import names_of_values, short
+from graphopt.report.memory_plan import last, names_of_values, short
 from graphopt.report.units import nbytes
 from graphopt.solve.recompute.liveness import Lifetimes, Simulator
 
@@ -96,7 +96,7 @@ def account(stage: Stage, contents: Contents, kinds: Mapping[str, Kind] | None =
     values = {value.name: value for value in stage.values}
     staged = stage_problem(stage.segments, values, stage.inputs, stage.outputs)
     lifetimes = Simulator(staged.problem).run(range(len(staged.steps)))
-    shown = names_of_values(stage)
+    shown = names_of_values(stage, last)
     steps = len(lifetimes.live)
     live = {kind: np.zeros(steps, np.int64) for kind in Kind}
     sizes = np.array(staged.problem.sizes, np.int64)
@@ -216,7 +216,7 @@ def blocks(found: Account, stages: int = 1) -> list[Block]:
     rows.append(("arena", nbytes(found.arena), f"{found.ratio:.3f} times the lower bound {nbytes(found.lower_bound)}"))
     rows.append(("total", nbytes(found.total), "what is held always, and the arena"))
     listed = [
-        (nbytes(each.size), each.kind.value, each.name, "" if short(each.nodes) == each.name else short(each.nodes))
+        (nbytes(each.size), each.kind.value, each.name, "" if last(each.nodes) in each.name else last(each.nodes))
         for each in found.at_peak[:TOP]
     ]
     rest = found.at_peak[TOP:]
