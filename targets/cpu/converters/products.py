@@ -28,13 +28,24 @@ def product(
         batch, m, parts = math.prod(sa[:-2]), sa[-2], (len(out) - 2, 1, 1)
     tile = gemm.choose_tile(m, n, k, c.machine, dtype_of(a), c.tile)
     right = c.reshape(b, (right_batch, sb[-2], sb[-1]))
-    panels = c.te("pack", lambda v: gemm.pack(v, tile.width, transposed), right, pattern=OPAQUE)
+    panels = _panels(c, right, tile.width, transposed)
     left = c.reshape(a, (batch, m, k))
     skips = c.skips and m == batch == trailing == 1 and dtype_of(a) == "float32"
     rule = inputs_of_zero.NAME if skips else gemm.NAME
     return c.te(
         "gemm", lambda p, q: gemm.compute(p, q, out, parts, tile.rows, rule=rule), left, panels, pattern=EPILOGUE
     )
+
+
+def _panels(c: Context, right: relax.Expr, width: int, transposed: bool) -> relax.Expr:
+    """The right matrix as the kernel reads it; one that is transposed turns by squares of vectors where it can."""
+    (batch, *shape), dtype = shape_of(right), dtype_of(right)
+    lanes = c.machine.lanes(dtype)
+    if not transposed or batch != 1 or not transpose.fits_panels((shape[0], shape[1]), width, lanes, dtype):
+        return c.te("pack", lambda v: gemm.pack(v, width, transposed), right, pattern=OPAQUE)
+    n, k = shape
+    packed = transpose.panels((n, k), width, lanes, dtype)
+    return c.function("pack", packed, (1, math.ceil(n / width), k, width), c.reshape(right, (n, k)))
 
 
 def turned(c: Context, a: relax.Expr) -> relax.Expr:

@@ -82,7 +82,7 @@ def test_tables() -> None:
         "\n"
         "Live at the peak: step 1 of 5, Relu_0\n"
         "bytes  kind         value              computed by\n"
-        "256 B  workspace    scratch of Relu_0  Relu_0\n"
+        "256 B  workspace    scratch of Relu_0\n"
         " 64 B  activations  Relu_0\n"
         " 64 B  inputs       x"
     )
