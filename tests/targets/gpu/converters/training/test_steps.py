@@ -1,4 +1,4 @@
-"""Training steps of micro-batches on GPUs: all native, losses and state as ONNX Runtime's, code for two GPUs."""
+"""Training steps of micro-batches on GPUs: native, with the losses and the state of ONNX Runtime; and machine code."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NAMES = ("lenet", "residual", "transformer")
 
 
 @functools.cache
-def step_of(name: str) -> ir.Model:
+def step_of(name: str, mixed: str = "") -> ir.Model:
     make, x, _ = NETWORKS[name]
     torch.manual_seed(0)
     model = load(exported(make(), torch.from_numpy(x)), training=True).model
-    Pipeline.parse("loss,differentiate,optimizer{momentum=0.9},microbatch{count=2}").run(model)
+    Pipeline.parse(f"loss,{mixed}differentiate,masks,optimizer{{momentum=0.9}},microbatch{{count=2}}").run(model)
     return model
 
 
@@ -52,6 +52,16 @@ def test_two_updates_are_those_of_onnxruntime(name: str) -> None:
 @pytest.mark.parametrize("level", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("name", NAMES)
 def test_machine_code(name: str, level: str) -> None:
-    compiled = compile_model(step_of(name).clone(), target="cuda", level=level, fallback=False)
+    is_native(step_of(name), level)
+
+
+@pytest.mark.parametrize(("name", "to"), [("residual", "bf16"), ("lenet", "fp16")])
+def test_machine_code_of_halves(name: str, to: str) -> None:
+    is_native(step_of(name, f"mixed-precision{{to={to}}},"), "sm_90")
+
+
+def is_native(model: ir.Model, level: str) -> None:
+    """The assembler takes every kernel, and there are kernels for every node."""
+    compiled = compile_model(model.clone(), target="cuda", level=level, fallback=False)
     assert not [note for note in compiled.notes if note.startswith("kernel")]
     assert compiled.artifact.program.stages
