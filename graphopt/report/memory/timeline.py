@@ -65,12 +65,10 @@ def _panel(found: Account, title: str, top: int) -> Iterator[str]:
     yield f'<rect x="{_LEFT}" y="{top}" width="{_PLOT_WIDTH}" height="{_PLOT_HEIGHT}" fill="#f8f8f8" stroke="#888"/>'
     base = [0.0] * steps
     for kind, colour in COLOURS.items():
-        if kind in found.held:
-            series = [float(found.held[kind])] * steps
-        elif kind in found.live:
-            series = found.live[kind].astype(float).tolist()
-        else:
+        if kind not in found.held and kind not in found.live:
             continue
+        always = float(found.held.get(kind, 0))
+        series = [always + more for more in (found.live[kind].tolist() if kind in found.live else [0] * steps)]
         above = [low + more for low, more in zip(base, series, strict=True)]
         yield f'<path d="{_band(base, above, x, y)}" fill="{colour}"><title>{kind.value}</title></path>'
         base = above
@@ -94,12 +92,20 @@ def _panel(found: Account, title: str, top: int) -> Iterator[str]:
 
 def _band(low: Sequence[float], high: Sequence[float], x: _Scale, y: _Scale) -> str:
     """A stepped outline: along the upper edge forwards, along the lower edge back."""
-    points = []
-    for step, size in enumerate(high):
-        points += [(x(step), y(size)), (x(step + 1), y(size))]
-    for step in range(len(low) - 1, -1, -1):
-        points += [(x(step + 1), y(low[step])), (x(step), y(low[step]))]
-    return "M" + " L".join(f"{a:.1f} {b:.1f}" for a, b in points) + " Z"
+    corners = (*_corners(high, x, y), *reversed(_corners(low, x, y)))
+    return "M" + " L".join(f"{a} {b}" for a, b in corners) + " Z"
+
+
+def _corners(sizes: Sequence[float], x: _Scale, y: _Scale) -> list[tuple[str, str]]:
+    """Where a stepped line turns: neighbouring steps of one height, as drawn, are one line."""
+    heights = [f"{y(size):.1f}" for size in sizes]
+    corners = []
+    for step, height in enumerate(heights):
+        if not step or heights[step - 1] != height:
+            corners.append((f"{x(step):.1f}", height))
+        if step + 1 == len(heights) or heights[step + 1] != height:
+            corners.append((f"{x(step + 1):.1f}", height))
+    return corners
 
 
 def _recomputed(found: Account, x: _Scale, bottom: int) -> Iterator[str]:
