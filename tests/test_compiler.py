@@ -225,7 +225,9 @@ def test_code_for_a_gpu_needs_no_gpu(precision: str) -> None:
     made = compile_model("zoo:lenet-digits", target="cuda", level="sm_80", precision=precision, fallback=False)
     manifest = made.artifact.manifest
     assert manifest["target"] == {"name": "cuda", "gpu": "sm_80", "device": "a100"}
-    assert manifest["pipeline"].startswith("normalize,quantized-moves,quantized-products,fuse")
+    assert manifest["pipeline"].startswith(
+        "hoist-branches,select-branches,normalize,quantized-moves,quantized-products,fuse"
+    )
     calls = [call for segment in made.artifact.program.stages[0].segments for call in segment.calls]
     assert {call.symbol for call in calls} == set(manifest["kernels"])
     assert sum(plan["algorithm"] == "product" for plan in manifest["kernels"].values()) == 4

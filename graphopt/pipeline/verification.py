@@ -62,10 +62,11 @@ def verify_program(artifact: Artifact, verifier: Verify, model: ir.Model) -> dic
     feeds = {name: np.concatenate([value] * count) if count > 1 else value for name, value in judge.feeds.items()}
     session = artifact.session()
     actual = session.run(feeds)
-    replaced = session.state()
+    successors = dict(state.successors(model.graph))
+    replaced = session.state() if successors else {}
     for piece in range(count):
         part = actual if count == 1 else {name: np.split(value, count)[piece] for name, value in actual.items()}
-        part |= {new: replaced[name] for name, new in state.successors(model.graph)}
+        part |= {new: replaced[name] for name, new in successors.items()}
         verifier.require(part, "in the compiled program")
         if judge.lost:
             verifier.fail(_every_step(artifact, judge, model))

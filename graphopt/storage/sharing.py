@@ -89,7 +89,8 @@ class _Search:
             self._steps = int(cells.max())
 
     def _cell(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
-        shifted = (values / 2 - self._limits[0] / 2) * self._factor
+        with np.errstate(over="ignore"):  # what is far beyond the last limit lies in the last cell
+            shifted = (values / 2 - self._limits[0] / 2) * self._factor
         cells: NDArray[np.int64] = np.clip(shifted, 0, self._CELLS - 1, out=shifted).astype(np.int64)
         return cells
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from graphopt.errors import GraphoptError
 from graphopt.frontend.fold import lift_constants
+from graphopt.graph.constness import stored
 from graphopt.training.data.dataset import Dataset
 from graphopt.training.engine import Array
 from graphopt.verify.evaluate import ends_in_softmax
@@ -150,6 +151,6 @@ def with_open_weights(model: ir.Model, names: frozenset[str]) -> ir.Model:
 
 
 def _dtype(value: ir.Value) -> np.dtype[Any]:
-    tensor = value.const_value
+    tensor = stored(value)
     assert tensor is not None
     return np.dtype(tensor.dtype.numpy())

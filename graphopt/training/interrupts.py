@@ -34,6 +34,8 @@ def stopping() -> Iterator[Stop]:
     def note(number: int, _: object) -> None:
         stop.asked = _WORDS[signal.Signals(number)]
         restore()
+        for each in (each for each, handler in before.items() if handler is signal.SIG_IGN):  # of a background job
+            signal.signal(each, signal.default_int_handler if each is signal.SIGINT else signal.SIG_DFL)
 
     try:
         for number in _WORDS:

@@ -15,13 +15,16 @@ from graphopt.report.document import Table, plain
 
 def test_suites_name_models_of_the_zoo() -> None:
     from graphopt import models
+    from graphopt.models import zoo
 
     on_host, on_device = ({each: suite.suite(each, device) for each in suite.SUITES} for device in (False, True))
     sparse = on_host.pop("sparse")
     assert sparse == on_device.pop("sparse")
     assert all(models.describe(name.removeprefix("zoo:")).family == "sparse" for name in sparse)
     found = {name for suites in (on_host, on_device) for each in suites.values() for name in each}
-    assert {name.removeprefix("zoo:") for name in found} == set(models.names())
+    steps = {f"zoo:{task.name}" for task in zoo.TASKS}
+    assert set(on_host["train"]) == steps
+    assert {name.removeprefix("zoo:") for name in found - steps} == set(models.names())
     assert len(on_host["light"]) == 9
     assert on_host.pop("gemm") == ["zoo:layer/gemm-1024"]
     assert on_device.pop("gemm") == ["zoo:layer/gemm-4096", "zoo:layer/gemm-4096-fp16"]

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from graphopt.storage import sharing
@@ -99,6 +99,7 @@ def test_many_weights_are_summed_in_steps(monkeypatch: pytest.MonkeyPatch) -> No
     st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=40),
 )
 @settings(max_examples=150, deadline=None)
+@example([0.0, 9.357521676101752e-193], [1.026793168311874e112])  # far beyond the last limit
 def test_the_grid_finds_what_a_search_does(limits: list[float], values: list[float]) -> None:
     ordered, every = np.sort(limits), np.array(values + limits)
     found = sharing._Search(ordered)(every)

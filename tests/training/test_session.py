@@ -195,7 +195,11 @@ def test_without_a_folder_an_interrupt_saves_where_it_is_told(tmp_path: Path) ->
         _session().fit(SMALL, 2, watch=Interrupts())
 
 
-def test_a_second_interrupt_acts_at_once() -> None:
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def test_a_second_interrupt_acts_at_once(before: Any, request: pytest.FixtureRequest) -> None:
+    old = signal.signal(signal.SIGINT, before)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, old))
+
     class Impatient(Silence):
         def step(self, record: StepRecord, seconds: float) -> None:
             signal.raise_signal(signal.SIGINT)
