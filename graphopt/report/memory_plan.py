@@ -69,18 +69,18 @@ def plan(stage: Stage) -> MemoryPlan:
     return MemoryPlan(stage.index, tuple(names), rectangles, stage.arena_bytes, stage.arena_lower_bound)
 
 
-def names_of_values(stage: Stage, label: Callable[[Sequence[str]], str] | None = None) -> dict[str, str]:
+def names_of_values(stage: Stage, joined: Callable[[Sequence[str]], str] | None = None) -> dict[str, str]:
     """For every value of the stage a name that a reader knows: no two share one.
 
     Values that the model names keep their names. Others are made while lowering (`s0_1_t7`): they get the names of the
-    nodes whose kernel writes them first, itself or into a part of them, as `label` (None: `short`) puts them.
+    nodes whose kernel writes them first, itself or into a part of them, as `joined` (None: `short`) puts them.
     """
-    label = label or short
+    joined = joined or short
     values = {value.name: value for value in stage.values}
     writers: dict[str, str] = {}
     for segment in stage.segments:
         for call in segment.calls if isinstance(segment, NativeSegment) else ():
-            nodes = label(call.origin)
+            nodes = joined(call.origin)
             for name in call.outputs:
                 value = values[name]
                 writers.setdefault(name, nodes)
