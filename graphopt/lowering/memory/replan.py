@@ -131,7 +131,12 @@ def plan_stage(
         if planned.arena_bytes <= room:
             return StagePlan(planned, staged, solution, persistent, once)
         allowed -= planned.arena_bytes - room
-    raise _too_small(stage, staged, persistent, budget, effort, progress)
+    progress("looking for the least budget")
+    solution = solver.least(staged.problem, effort // 4)
+    planned = with_sequence(plain, staged, solution.sequence)
+    if planned.arena_bytes <= room:  # so that the least budget, once named, is one that works
+        return StagePlan(planned, staged, solution, persistent, once)
+    raise _too_small(stage, staged, solution, persistent, budget, persistent + planned.arena_bytes)
 
 
 def _ordered(staged: StageProblem) -> StageProblem:
@@ -151,12 +156,8 @@ def least_budget(stage: Stage, contents: Contents, effort: int = solver.EFFORT /
 
 
 def _too_small(
-    stage: Stage, staged: StageProblem, persistent: int, budget: int, effort: int, progress: Progress
+    stage: Stage, staged: StageProblem, solution: Solution, persistent: int, budget: int, least: int
 ) -> BudgetError:
-    progress("looking for the least budget")
-    values = {value.name: value for value in without_repetitions(stage).values}
-    solution = solver.least(staged.problem, effort // 4)
-    least = persistent + place(staged, solution.sequence, values).nbytes
     parts = [f"{persistent} bytes of weights and state"] if persistent else []
     where, live = dominating(staged, solution.sequence)
     parts += [f"{name} ({size} bytes)" for name, size in live[:3]]
