@@ -54,8 +54,10 @@ def build_stages(
         defects: nodes for which no code can be generated, with the reason.
 
     Raises:
-        UnsupportedError: a node has no native form, and the options forbid a fallback.
+        UnsupportedError: a node has no native form, and the options forbid a fallback; or a model with state is to run
+            on several ranks, or in micro-batches of the program's.
     """
+    _refuse_parts_of_state(model, options)
     chosen = guards.selects(model.graph) if target.skips else {}
     if chosen:
         guards.remove_dead(model.graph)
@@ -78,6 +80,21 @@ def build_stages(
     parts = partition(model, options.ranks, costs, guarded)
     stages = [build_stage(index, model, part, refusals, target, chosen) for index, part in enumerate(parts)]
     return stages, fallbacks
+
+
+def _refuse_parts_of_state(model: ir.Model, options: Options) -> None:
+    """A state value has one owner and one successor in a run; stages and micro-batches would give it several."""
+    first = next(state.states(model.graph), None)
+    if first is None:
+        return
+    for flag, count, instead in (
+        ("--ranks", options.ranks, "compile it for one rank"),
+        ("--micro-batches", options.micro_batches, "the pass microbatch adds gradients up instead"),
+    ):
+        if count > 1:
+            raise UnsupportedError(
+                f"{flag} {count} would divide a run that replaces the state {first.name}; {instead}."
+            )
 
 
 def make_artifact(

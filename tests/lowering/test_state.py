@@ -11,6 +11,7 @@ import pytest
 
 import graphopt
 from graphopt.artifact import Artifact
+from graphopt.errors import UnsupportedError
 from graphopt.graph import state
 from graphopt.program.check import problems
 from graphopt.program.program import NativeSegment, Place
@@ -114,35 +115,35 @@ def test_a_reader_that_needs_the_new_value_too_gets_the_old_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "becomes"),
+    ("body", "copies"),
     [
-        ("w1 = Transpose<perm = [1, 0]>(w)", "w1"),
-        ("w1 = Identity(v)", "w1"),
-        ("s = Softmax<axis = 0>(w)  w1 = Add(s, x)", "w1"),
-        ("r = ReduceSum<keepdims = 1>(w)  w1 = Sub(w, r)", "w1"),
-        ("w1 = Identity(w)", "w1"),
-        ("w1 = Identity(x)", "w1"),
+        ("w1 = Transpose<perm = [1, 0]>(w)", 1),
+        ("w1 = Identity(v)", 2),  # what it was at the beginning, for the other may change too
+        ("s = Softmax<axis = 0>(w)  w1 = Add(s, x)", 1),
+        ("r = ReduceSum<keepdims = 1>(w)  w1 = Sub(w, r)", 0),  # the sum is a kernel of its own, before
+        ("w1 = Identity(w)", 0),
+        ("w1 = Identity(x)", 1),
     ],
     ids=["transposed", "another-state", "softmax", "its-own-sum", "itself", "an-input"],
 )
-def test_what_no_kernel_writes_in_place_is_copied(body: str, becomes: str) -> None:
+def test_what_no_kernel_writes_in_place_is_copied(body: str, copies: int) -> None:
     text = f"""g (float[3, 3] x) => (float[3, 3] y, float[3, 3] w1)
         <float[3, 3] w = {{1, 2, 3, 4, 5, 6, 7, 8, 9}}, float[3, 3] v = {{9, 8, 7, 6, 5, 4, 3, 2, 1}}>
         {{ {body}  y = MatMul(x, w) }}"""
-    _agrees(_model(text, {"w": becomes, "v": ""}))
+    assert _copies(_agrees(_model(text, {"w": "w1", "v": ""}))) == copies
 
 
 def test_two_states_change_places() -> None:
     text = """g (float[4] x) => (float[4] y, float[4] a1, float[4] b1)
         <float[4] a = {1, 2, 3, 4}, float[4] b = {5, 6, 7, 8}>
         { y = Add(x, a)  a1 = Identity(b)  b1 = Identity(a) }"""
-    _agrees(_model(text, {"a": "a1", "b": "b1"}))
+    assert _copies(_agrees(_model(text, {"a": "a1", "b": "b1"}))) == 4
 
 
 def test_a_state_that_is_a_program_output_too() -> None:
     text = """g (float[4] x) => (float[4] y, float[4] a1) <float[4] a = {1, 2, 3, 4}>
         { a1 = Add(a, x)  y = Identity(a1) }"""
-    _agrees(_model(text, {"a": "a1"}, ("a1",)))
+    assert _copies(_agrees(_model(text, {"a": "a1"}, ("a1",)))) == 0
 
 
 def test_an_update_under_a_condition_replaces_the_state_in_place() -> None:
@@ -174,3 +175,11 @@ def test_states_of_every_type(dtype: str) -> None:
     output = session.run({"x": x})["y"]
     np.testing.assert_array_equal(session.state()["a"], output)
     assert (output != before).any()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [("ranks", "--ranks 2 would divide"), ("micro_batches", "the pass micro")]
+)
+def test_a_run_that_replaces_state_is_not_divided(option: str, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        graphopt.compile(_model(STEP, {"w": "w1", "m": "m1", "c": "c1"}), costs="roofline", **{option: 2})
