@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -149,27 +150,51 @@ def step_of(
     precision: str = "fp32",
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> StepModel:
-    """The step model of `source` with options as the command line spells them: `adamw{beta2=0.99}`.
+    """The step model of `source`, with options as the command line spells them; errors are those of `build_step`."""
+    options = spelled_options(
+        batch=batch, micro_batches=micro_batches, loss=loss, optimizer=optimizer, precision=precision, shapes=shapes
+    )
+    return build_step(source, options)
+
+
+def spelled_options(
+    *,
+    batch: int,
+    micro_batches: int,
+    loss: str,
+    optimizer: str,
+    precision: str,
+    optimizer_options: Mapping[str, str] = MappingProxyType({}),
+    **others: Any,
+) -> StepOptions:
+    """The options of a step whose kinds are spelled with options of their own: `adamw{beta2=0.99}`.
+
+    Args:
+        batch: samples of one update.
+        optimizer_options: further options of the pass `optimizer`.
+        others: fields of `StepOptions`.
 
     Raises:
-        GraphoptError: the model cannot be trained, or the batch has no such equal parts.
+        GraphoptError: a number is below 1, the batch has no such equal parts, or a kind is spelled wrongly.
     """
+    for name, number in (("batch", batch), ("micro_batches", micro_batches)):
+        if number < 1:
+            raise GraphoptError(f"{name} is {number}; give 1 or more")
     if batch % micro_batches:
         raise GraphoptError(f"a batch of {batch} has no {micro_batches} equal parts; give a multiple of them")
     (kind, loss_options), (formula, formula_options) = kind_of(loss, "loss"), kind_of(optimizer, "optimizer")
     numbers, number_options = kind_of(precision, "precision")
-    options = StepOptions(
+    return StepOptions(
         batch=batch // micro_batches,
         loss=kind,
         loss_options=loss_options,
         optimizer=formula,
-        optimizer_options=formula_options,
-        shapes=shapes,
+        optimizer_options={**formula_options, **optimizer_options},
         micro_batches=micro_batches,
         precision=numbers,
         precision_options=number_options,
+        **others,
     )
-    return build_step(source, options)
 
 
 def pipeline(options: StepOptions) -> str:

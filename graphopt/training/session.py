@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import onnx_ir as ir
 from graphopt.errors import FeedError, GraphoptError, Interrupted
 from graphopt.frontend.load import read as read_model
 from graphopt.graph.state import Role
-from graphopt.training.build import StepModel, StepOptions, build_step, kind_of
+from graphopt.training.build import StepModel, build_step, spelled_options
 from graphopt.training.compiled import compile_step
 from graphopt.training.data.batches import Augment, Batches, LoaderBatches, ShuffledBatches, feeds_of, parts_of
 from graphopt.training.data.dataset import Dataset
@@ -99,34 +100,27 @@ class TrainingSession:
         """
         if engine not in ENGINES:
             raise GraphoptError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
-        for name, number in (("batch", batch), ("micro_batches", micro_batches)):
-            if number < 1:
-                raise GraphoptError(f"{name} is {number}; give 1 or more")
-        if batch % micro_batches:
-            raise GraphoptError(f"a batch of {batch} has no {micro_batches} equal parts; give a multiple of them")
         self.seed, self._lr, self._micro_batches = seed, lr, micro_batches
         self._schedule = parse(schedule) if isinstance(schedule, str) else schedule
         self._engine, self._threads, self._costs, self._memory_budget = engine, threads, costs, memory_budget
         if memory_budget is not None and engine != "compiled":
             raise GraphoptError(f"a memory budget bounds compiled programs, not the engine {engine}; leave one out")
         extra = {name.replace("_", "-"): _text(value) for name, value in optimizer_options.items()}
-        (loss, loss_options), (optimizer, spelled) = kind_of(loss, "loss"), kind_of(optimizer, "optimizer")
-        numbers, precision_options = kind_of(precision, "precision")
         self._sparse = None if sparse is None else SparseTraining.parse(sparse)
-        options = StepOptions(
-            batch // micro_batches,
-            loss,
-            output,
-            loss_options,
-            optimizer,
-            {**spelled, **extra},
-            tuple(freeze),
-            shapes,
-            max(micro_batches, 2 if self._schedule.grows else 1),
-            numbers,
-            precision_options,
-            None if self._sparse is None else self._sparse.options,
+        options = spelled_options(
+            batch=batch,
+            micro_batches=micro_batches,
+            loss=loss,
+            optimizer=optimizer,
+            precision=precision,
+            optimizer_options=extra,
+            output=output,
+            freeze=tuple(freeze),
+            shapes=shapes,
+            sparse_options=None if self._sparse is None else self._sparse.options,
         )
+        if self._schedule.grows and micro_batches == 1:
+            options = replace(options, micro_batches=2)  # of which any number makes an update
         step_model = model if isinstance(model, StepModel) else build_step(model, options, example_inputs)
         self.step_model = step_model
         self.notes = list(step_model.notes)
