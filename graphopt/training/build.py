@@ -24,13 +24,13 @@ from graphopt.errors import GraphoptError, ModelError, PipelineError
 from graphopt.frontend.load import Loaded, as_given, load
 from graphopt.frontend.shapes import infer_shapes
 from graphopt.graph.constness import is_constant, is_input, stored
-from graphopt.graph.state import LOSS, Role, next_value, role, states
+from graphopt.graph.state import CORRECT, LOSS, Role, next_value, role, states
 from graphopt.passes.training.sparse.parameter import sparse_parameters
 from graphopt.pipeline.pipeline import Pipeline
 from graphopt.pipeline.spelling import split
 from graphopt.training.data.dataset import Signature
 from graphopt.training.data.ranges import integer_ranges, labels_input
-from graphopt.training.engine import RATE
+from graphopt.training.engine import COUNT, RATE
 from graphopt.training.open_batch import fixed_batch, open_batch
 from graphopt.training.reference import ports
 
@@ -100,6 +100,12 @@ class StepModel:
     original: Path | onnx.ModelProto | ir.Model | None = None
     output: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def correct(self) -> str | None:
+        """The output that counts right predictions; None if there is none."""
+        named = self.model.graph.metadata_props.get(CORRECT, COUNT)
+        return named if any(value.name == named for value in self.model.graph.outputs) else None
 
     @property
     def roles(self) -> dict[str, Role]:

@@ -14,8 +14,8 @@ Array = NDArray[Any]
 
 RATE = "lr"
 """The input of a step model that holds the learning rate, a float scalar."""
-CORRECT = "correct"
-"""The output of a step model that holds how many samples of the batch were classified right, if it has one."""
+COUNT = "correct"
+"""The output of a step model that counts how many samples of the batch were classified right, if nothing names it."""
 
 
 class Engine(Protocol):

@@ -15,7 +15,7 @@ from graphopt.graph.state import Role, states
 from graphopt.passes.training.sparse.parameter import restored
 from graphopt.program.weights import numpy_dtype
 from graphopt.training.build import APPLY, LEARNED, StepModel
-from graphopt.training.engine import CORRECT, RATE, Array, Engine
+from graphopt.training.engine import RATE, Array, Engine
 from graphopt.training.records import checkpoint as files
 from graphopt.training.records.checkpoint import Checkpoint, Position
 from graphopt.training.records.history import History
@@ -114,12 +114,12 @@ class Trainer:
             GraphoptError: the engine failed.
         """
         losses, right, counted = [], 0, 0
-        labels = self.step_model.signature.labels
+        labels, count = self.step_model.signature.labels, self.step_model.correct
         for number, batch in enumerate(group):
             outputs = self.engine.step(self.feeds(batch, rate, number))
             losses.append(float(outputs[self.step_model.loss]))
-            if CORRECT in outputs and labels is not None:
-                right += int(outputs[CORRECT])
+            if count is not None and labels is not None:
+                right += int(outputs[count])
                 counted += self._counted(batch[labels])
         return math.fsum(losses) / len(losses), right / counted if counted else math.nan
 

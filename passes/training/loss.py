@@ -16,11 +16,6 @@ from graphopt.graph.edit import Editor, dims, is_op
 from graphopt.passes.training.gradients.context import Context, shape_of
 from graphopt.pipeline.pass_base import Pass, PassResult, option
 
-LABELS = "graphopt.labels"
-"""Metadata key of a graph: the name of the input that the loss compares with."""
-CORRECT = "graphopt.correct"
-"""Metadata key of a graph: the name of the output that counts right predictions, an int64 scalar."""
-
 
 class Kind(StrEnum):
     """What is compared how."""
@@ -170,7 +165,7 @@ class Loss(Pass):
         best = ctx.result("ArgMax", [y], {"axis": axis, "keepdims": 0}, shape=shape, dtype=ir.DataType.INT64)
         right = ctx.cast(ctx.op("Equal", best, labels), ir.DataType.INT64)
         correct = ctx.sum(right, range(len(shape)))
-        _name(ctx, correct, "correct", CORRECT)
+        _name(ctx, correct, "correct", state.CORRECT)
 
     def _regression(self, ctx: Context, y: ir.Value) -> None:
         shape = _extents(y)
@@ -196,7 +191,7 @@ class Loss(Pass):
         name = ctx.editor.fresh(self.labels)
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
         ctx.editor.graph.inputs.append(value)
-        ctx.editor.graph.metadata_props[LABELS] = name
+        ctx.editor.graph.metadata_props[state.LABELS] = name
         return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
 import onnx_ir as ir
 import pytest
 
@@ -88,3 +89,15 @@ def test_nothing_to_train() -> None:
     state.mark(next(state.states(model.graph)), state.Role.COUNTER)
     with pytest.raises(ModelError, match="has no parameter to train"):
         from_step_model(model)
+
+
+def test_names_that_the_model_has_already_are_not_mistaken_for_those_of_the_loss() -> None:
+    """An input called labels and an output called correct of the user's own; the loss adds others."""
+    text = """<ir_version: 10, opset_import: ["": 20]>
+        g (float[4, 3] x, float[4, 5] labels) => (float[4, 5] y, float[4, 5] correct)
+        <float[3, 5] w = {1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}>
+        { p = MatMul(x, w)  y = Add(p, labels)  correct = Neg(y) }"""
+    made = build_step(onnx.parser.parse_model(text), StepOptions(batch=4))
+    assert made.signature.labels not in (None, "labels")
+    assert made.correct not in (None, "correct")
+    assert {port.name for port in made.signature.ports} == {"x", "labels", made.signature.labels}

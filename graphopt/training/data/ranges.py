@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graphopt.graph.constness import is_input
+from graphopt.graph.state import LABELS
 
 LOSSES = frozenset({"SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"})
 """Operators whose second input are labels; the classes are axis 1 of the first."""
@@ -56,7 +57,13 @@ def integer_ranges(model: ir.Model) -> dict[str, Range]:
 
 
 def labels_input(model: ir.Model) -> str | None:
-    """The input that holds the labels or targets: what the loss reads beside the scores, or one with such a name."""
+    """The input that holds the labels or targets: the one that the pass `loss` added.
+
+    Of a step model that was made elsewhere, what a loss reads beside the scores, or an input with such a name.
+    """
+    named = model.graph.metadata_props.get(LABELS)
+    if any(value.name == named for value in model.graph.inputs):
+        return named
     for node in model.graph:
         if node.op_type in LOSSES and (source := _source(node.inputs[1])) is not None:
             return str(source.name)

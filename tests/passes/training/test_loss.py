@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from graphopt.errors import DifferentiationError
 from graphopt.graph import state
 from graphopt.passes import Loss
-from graphopt.passes.training.loss import CORRECT, LABELS, Kind, Reduction
+from graphopt.passes.training.loss import Kind, Reduction
 from graphopt.verify.oracle import run_onnxruntime
 from tests.helpers.draws import normal
 from tests.helpers.text_models import parse
@@ -56,7 +56,7 @@ def test_cross_entropy(shape: tuple[int, ...], axis: int, body: str, reduction: 
     assert outputs["correct"] == (logits.argmax(1) == targets).sum().item()
     assert outputs["correct"].dtype == np.int64
     props = model.graph.metadata_props
-    assert (props[state.LOSS], props[LABELS], props[CORRECT]) == ("loss", "labels", "correct")
+    assert (props[state.LOSS], props[state.LABELS], props[state.CORRECT]) == ("loss", "labels", "correct")
     assert [value.name for value in model.graph.outputs] == ["y", "loss", "correct"]
     assert not Loss()(model).modified
 
