@@ -97,7 +97,8 @@ def test_names_that_the_model_has_already_are_not_mistaken_for_those_of_the_loss
         g (float[4, 3] x, float[4, 5] labels) => (float[4, 5] y, float[4, 5] correct)
         <float[3, 5] w = {1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}>
         { p = MatMul(x, w)  y = Add(p, labels)  correct = Neg(y) }"""
-    made = build_step(onnx.parser.parse_model(text), StepOptions(batch=4))
-    assert made.signature.labels not in (None, "labels")
+    options = StepOptions(batch=4, loss_options={"labels": "goal"})
+    made = build_step(onnx.parser.parse_model(text), options)
+    assert made.signature.labels == "goal"
     assert made.correct not in (None, "correct")
-    assert {port.name for port in made.signature.ports} == {"x", "labels", made.signature.labels}
+    assert {port.name for port in made.signature.ports} == {"x", "labels", "goal"}
